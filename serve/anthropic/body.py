@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from fastslow.engine.params import shown
 from fastslow.serve.api.fields import Count, Ignored, SharedFields, format_grammar
-from fastslow.serve.api.mode_fields import Effort
+from fastslow.serve.api.mode_fields import Effort, optional
 from fastslow.serve.api.turns import Parts, needed, texts_of
 
 Role = Literal["user", "assistant", "system"]
@@ -33,9 +33,7 @@ class Block(BaseModel):
     input: dict[str, Any] | None = None
     tool_use_id: str | None = None
     content: str | Parts | None = None
-    is_error: StrictBool | None = Field(
-        default=None, description="the prompt has the result's text alone"
-    )
+    is_error: StrictBool | None = optional("the prompt has the result's text alone")
 
 
 class HistoryMessage(BaseModel):

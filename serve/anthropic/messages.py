@@ -12,7 +12,7 @@ from pydantic_core import from_json
 
 from fastslow.output import Completion, Output
 from fastslow.serve.anthropic.body import MessagesRequest, PromptRequest, as_turns
-from fastslow.serve.api.errors import ApiError, refused
+from fastslow.serve.api.errors import ApiError, fitting
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.limits import Who
 from fastslow.serve.http.answer import STREAMED, PlacedPiece, event
@@ -156,12 +156,8 @@ def _stop(answer: Completion, parts: AnswerParts) -> dict[str, Any]:
 def _usage_of(output: Output) -> dict[str, Any]:
     """Tokens; of the prompt's, those that were found in the prefix cache by themselves."""
     cached, answer = output.metrics.cached_tokens, output.choices[0]
-    return _usage(
-        len(output.prompt_token_ids) - cached,
-        cached,
-        len(answer.token_ids),
-        answer.metrics.thinking_tokens,
-    )
+    read, thought = len(output.prompt_token_ids) - cached, answer.metrics.thinking_tokens
+    return _usage(read, cached, len(answer.token_ids), thought)
 
 
 def _usage(read: int, cached: int, made: int, thought: int) -> dict[str, Any]:
@@ -196,7 +192,5 @@ async def count_tokens(body: PromptRequest, request: Request, who: Who) -> dict[
     """The tokens that a conversation's prompt has, tools and all, whether they are in the prefix cache or not."""
     made = MessageAnswer(body, who, request.app.state)
     (counted,) = await checked(made)
-    try:
+    with fitting(PromptRequest.model_fields):
         return {"input_tokens": len(await made.engine.tokenize(counted))}
-    except ValueError as error:
-        raise refused(error, type(body).model_fields) from None

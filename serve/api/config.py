@@ -25,9 +25,7 @@ EFFORTS: dict[str, str | dict[str, Any]] = {
     "minimal": "fast",
     "low": {"base": "deep", "thinking_budget": 1024},
     "medium": {"base": "deep", "thinking_budget": 4096},
-    "high": "deep",
-    "xhigh": "deep",
-    "max": "deep",
+    **dict.fromkeys(("high", "xhigh", "max"), "deep"),
 }
 
 USUAL_TEMPERATURE, MOST_TEMPERATURE = 1.0, 2  # of OpenAI
@@ -36,76 +34,69 @@ SEVERAL, WHO, LOG = "More than one engine", "Who may use it", "Log and metrics"
 REMEMBER = {"by-key": "by_key", "all": True, "off": False}  # as the command line says it, and `LLM`
 
 
+def _setting(default: Any, description: str) -> Any:
+    return Field(default=default, description=description)
+
+
 class ServerSettings(Params):
     """Limits of requests, which hold before time or memory is spent, and what holds where requests say nothing."""
 
-    body_bytes: Count = Field(default=4 * 2**20, description="most bytes of a request's body")
-    json_depth: Count = Field(default=100, description="most levels of lists and objects in it")
-    json_parts: Count = Field(
-        default=30_000, description="most lists, objects, names, fractions and truth values in it"
+    body_bytes: Count = _setting(4 * 2**20, "most bytes of a request's body")
+    json_depth: Count = _setting(100, "most levels of lists and objects in it")
+    json_parts: Count = _setting(
+        30_000, "most lists, objects, names, fractions and truth values in it"
     )
-    json_values: Count = Field(default=2**17, description="most values in it, of any kind")
-    prompt_characters: Count = Field(default=2 * 2**20, description="most characters of a prompt")
-    messages: Count = Field(default=4096, description="most messages of a chat")
-    prompts: Count = Field(default=64, description="most prompts of one call to /v1/completions")
-    n: Annotated[int, Field(ge=1, le=128)] = Field(
-        default=16, description="most answers to a call, all its prompts together"
+    json_values: Count = _setting(2**17, "most values in it, of any kind")
+    prompt_characters: Count = _setting(2 * 2**20, "most characters of a prompt")
+    messages: Count = _setting(4096, "most messages of a chat")
+    prompts: Count = _setting(64, "most prompts of one call to /v1/completions")
+    n: Annotated[int, Field(ge=1, le=128)] = _setting(
+        16, "most answers to a call, all its prompts together"
     )
-    stops: Annotated[int, Field(ge=1, le=64)] = Field(default=32, description="most stop strings")
-    logprobs: Annotated[int, Field(ge=0, le=1000)] = Field(
-        default=20, description="most likeliest tokens with log-probabilities"
+    stops: Annotated[int, Field(ge=1, le=64)] = _setting(32, "most stop strings")
+    logprobs: Annotated[int, Field(ge=0, le=1000)] = _setting(
+        20, "most likeliest tokens with log-probabilities"
     )
-    biases: Count = Field(default=1000, description="most entries of logit_bias")
-    grammar_bytes: Count = Field(
-        default=128 * 1024, description="most bytes of a schema, an expression or a grammar"
+    biases: Count = _setting(1000, "most entries of logit_bias")
+    grammar_bytes: Count = _setting(
+        128 * 1024, "most bytes of a schema, an expression or a grammar"
     )
-    longest_timeout: Seconds = Field(
-        default=3600, description="most seconds that a client may give"
+    longest_timeout: Seconds = _setting(3600, "most seconds that a client may give")
+    timeout: Seconds = _setting(
+        600, "seconds after which an answer ends, where a client says nothing"
     )
-    timeout: Seconds = Field(
-        default=600, description="seconds after which an answer ends, where a client says nothing"
+    write_timeout: Seconds = _setting(
+        60, "a client that takes nothing for this many seconds is left"
     )
-    write_timeout: Seconds = Field(
-        default=60, description="a client that takes nothing for this many seconds is left"
-    )
-    heartbeat: Seconds = Field(
-        default=5, description="seconds after which a silent stream gets a comment"
-    )
-    default_mode: str = Field(default="deep", description="the mode where a client says nothing")
-    keep_thoughts: bool = Field(
-        default=False,
-        description="whether chats keep the thoughts of earlier turns, where a client says nothing",
+    heartbeat: Seconds = _setting(5, "seconds after which a silent stream gets a comment")
+    default_mode: str = _setting("deep", "the mode where a client says nothing")
+    keep_thoughts: bool = _setting(
+        False, "whether chats keep the thoughts of earlier turns, where a client says nothing"
     )
     efforts: dict[str, str | dict[str, Any]] = Field(
         default_factory=lambda: dict(EFFORTS),
         description="what each reasoning_effort means: a mode's name, or a mode's fields",
     )
-    temperature: Annotated[float, Field(ge=0, le=MOST_TEMPERATURE)] | None = Field(
-        default=None,
-        description="where neither a client nor the mode says; None = the model's own, or else 1",
+    temperature: Annotated[float, Field(ge=0, le=MOST_TEMPERATURE)] | None = _setting(
+        None, "where neither a client nor the mode says; None = the model's own, or else 1"
     )
-    max_tokens: Count | None = Field(
-        default=8192,
-        description="most tokens of a chat's answer, where neither a client nor the mode says, and never more "
+    max_tokens: Count | None = _setting(
+        8192,
+        "most tokens of a chat's answer, where neither a client nor the mode says, and never more "
         "than fit the context",
     )
-    completion_tokens: Count = Field(
-        default=16, description="the same for /v1/completions, where 16 is OpenAI's number"
+    completion_tokens: Count = _setting(
+        16, "the same for /v1/completions, where 16 is OpenAI's number"
     )
-    any_model: bool = Field(
-        default=False, description="take every model's name as the one that is served"
+    any_model: bool = _setting(False, "take every model's name as the one that is served")
+    aliases: tuple[str, ...] = _setting((), "further names of the model")
+    heads: tuple[str, ...] = _setting(
+        (),
+        "draft head, a path or hub name, that requests may name, the first by default; may be repeated",
     )
-    aliases: tuple[str, ...] = Field(default=(), description="further names of the model")
-    heads: tuple[str, ...] = Field(
-        default=(),
-        description="draft head, a path or hub name, that requests may name, the first by default; may be repeated",
-    )
-    draft_models: tuple[str, ...] = Field(
-        default=(), description="the same for draft models; may be repeated"
-    )
-    thoughts_as: tuple[Literal["reasoning_content", "reasoning"], ...] = Field(
-        default=("reasoning_content", "reasoning"),
-        description="fields of an answer that hold the thought",
+    draft_models: tuple[str, ...] = _setting((), "the same for draft models; may be repeated")
+    thoughts_as: tuple[Literal["reasoning_content", "reasoning"], ...] = _setting(
+        ("reasoning_content", "reasoning"), "fields of an answer that hold the thought"
     )
 
     def fit(self, card: ModelCard) -> None:
@@ -215,16 +206,11 @@ class ServerConfig(Params):
     name: str = _option(
         MODEL, "what clients call the model; default: MODEL's own name", "", "--served-model-name"
     )
-    options: ModelArguments = Field(
-        default=ModelArguments(), description="keyword arguments of `LLM`"
+    options: ModelArguments = _setting(ModelArguments(), "keyword arguments of `LLM`")
+    warm: tuple[WarmPrefix, ...] = _setting(
+        (), "prompts that are read before the first request: name, prompt and mode of each"
     )
-    warm: tuple[WarmPrefix, ...] = Field(
-        default=(),
-        description="prompts that are read before the first request: name, prompt and mode of each",
-    )
-    settings: ServerSettings = Field(
-        default=ServerSettings(), description="limits of requests, and defaults"
-    )
+    settings: ServerSettings = _setting(ServerSettings(), "limits of requests, and defaults")
     max_waiting: int = _option(LOAD, "most answers that wait; more get HTTP 429", 256, ge=0)
     drain_seconds: float = _option(
         LOAD, "what running answers have once SIGTERM or Ctrl-C comes", 30.0, ge=0, le=1e9

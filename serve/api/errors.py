@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from math import ceil
 from typing import Any
 
@@ -76,6 +77,15 @@ def refused(error: ValueError, fields: Collection[str] = ()) -> ApiError:
     first = re.match(r"([a-z_]+)([=.\[:]| has |)", str(error))
     named = first is not None and (first[1] in fields or first[2] != "")
     return ApiError(400, str(error), param=first[1] if named and first is not None else None)
+
+
+@contextmanager
+def fitting(fields: Collection[str]) -> Iterator[None]:
+    """Work on a request with these fields: where that raises ValueError, it does not fit."""
+    try:
+        yield
+    except ValueError as error:
+        raise refused(error, fields) from None
 
 
 def as_api_error(error: BaseException, request_id: str) -> ApiError:

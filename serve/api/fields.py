@@ -27,7 +27,7 @@ from fastslow.serve.api.engine import ModelCard
 from fastslow.serve.api.errors import ApiError
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.limits import Caller
-from fastslow.serve.api.mode_fields import ModeFields, Tokens
+from fastslow.serve.api.mode_fields import ModeFields, Tokens, optional
 
 FILES = "model", "head", "corpus"  # fields of a speculation that are the operator's
 KNOWN = "; ".join(f"{name} ({kind.help})" for name, kind in DRAFTERS.items())
@@ -89,12 +89,10 @@ class StructuredOutputs(BaseModel):
 class GrammarFields(BaseModel):
     """What an answer must match; at most one of them."""
 
-    guided_json: Schema | None = Field(default=None, description="a JSON schema")
-    guided_regex: str | None = Field(default=None, description="a regular expression")
-    guided_choice: Choices | None = Field(default=None, description="one of these texts")
-    guided_grammar: str | None = Field(
-        default=None, description="a grammar, in Lark's or GBNF's form"
-    )
+    guided_json: Schema | None = optional("a JSON schema")
+    guided_regex: str | None = optional("a regular expression")
+    guided_choice: Choices | None = optional("one of these texts")
+    guided_grammar: str | None = optional("a grammar, in Lark's or GBNF's form")
     structured_outputs: StructuredOutputs | None = None
 
     def grammar(self, most: int) -> dict[str, Any] | None:
@@ -160,19 +158,18 @@ Biases = dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Bias]
 class SharedFields(ModeFields, GrammarFields, ClientOptions, Fields):
     """Fields that all protocols take: the model, sampling by the names of OpenAI and vLLM, and our own."""
 
-    model: Annotated[str, Field(max_length=256)] | None = Field(
-        default=None, description="a name of /v1/models; NAME:MODE stands for a model in a mode"
+    model: Annotated[str, Field(max_length=256)] | None = optional(
+        "a name of /v1/models; NAME:MODE stands for a model in a mode"
     )
-    speculation: str | dict[str, Any] | None = Field(
-        default=None,
-        description=f"a drafter: {KNOWN}; off (plain decoding); several with + or |; or an "
-        f"object of {', '.join(OPEN)}. It changes the speed, and the answer only under a lossy `accept`",
+    speculation: str | dict[str, Any] | None = optional(
+        f"a drafter: {KNOWN}; off (plain decoding); several with + or |; or an "
+        f"object of {', '.join(OPEN)}. It changes the speed, and the answer only under a lossy `accept`"
     )
-    timeout: Annotated[Number, Field(gt=0)] | None = Field(
-        default=None, description="seconds after which the answer ends with what there is"
+    timeout: Annotated[Number, Field(gt=0)] | None = optional(
+        "seconds after which the answer ends with what there is"
     )
-    cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = Field(
-        default=None, description="prefixes and answers are shared with the same salt only"
+    cache_salt: Annotated[str, Field(min_length=1, max_length=256)] | None = optional(
+        "prefixes and answers are shared with the same salt only"
     )
     temperature: Annotated[Number, Field(ge=0, le=MOST_TEMPERATURE)] | None = None
     top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
@@ -205,14 +202,8 @@ class SharedFields(ModeFields, GrammarFields, ClientOptions, Fields):
         prompts: int = 1,
         **options: Any,
     ) -> GenerateRequest:
-        """What the engine is to do.
-
-        Args:
-            prompt: as `GenerateRequest` has it.
-            default_mode: the mode where the client names none; None = the settings'.
-            prompts: of this call, for each of which there is such a request.
-            options: further `GenerateOptions`.
-        """
+        """What the engine is to do. default_mode: where the client names none; None = the settings'. prompts: of this
+        call, for each of which there is such a request. options: further `GenerateOptions`."""
         default_mode = default_mode or settings.default_mode
         mode, variables = self.mode_and_variables(card, settings, default_mode)
         every = {**self.sampling(), "grammar": self.grammar(settings.grammar_bytes)}

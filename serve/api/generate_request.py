@@ -14,26 +14,17 @@ USUAL = GenerateOptions()
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """One prompt and how it is to be answered. Every protocol makes this; the engine checks it.
+    """One prompt and how it is to be answered. Every protocol makes this; the engine checks it. In a server, `options`
+    holds plain JSON values (and a `ResumeState`), which go to another process unchanged."""
 
-    In a server, `options` holds plain JSON values (and a `ResumeState`), which go to another process
-    unchanged.
-
-    Attributes:
-        id: names the request, as in DELETE /v1/requests/{id}.
-        prompt: text, token ids or messages, as `LLM.generate` takes them.
-        options: how it is answered.
-        streamed: whether pieces are wanted as they are made, or only the last one, with the output.
-        avoid: replicas of the engine that failed under this request.
-        whole: an engine that closes before the answer's end raises `NotReady`, so that another engine can
-            continue the answer; else the answer ends with what it has.
-    """
-
-    id: str
-    prompt: str | Sequence[int] | Sequence[Message]
+    id: str  # as in DELETE /v1/requests/{id}
+    prompt: str | Sequence[int] | Sequence[Message]  # as `LLM.generate` takes it
     options: GenerateOptions = USUAL
-    streamed: bool = True
-    avoid: Sequence[str] = ()
+    streamed: bool = (
+        True  # pieces are wanted as they are made, not only the last one, with the output
+    )
+    avoid: Sequence[str] = ()  # replicas of the engine that failed under this request
+    # an engine that closes before the answer's end raises `NotReady`, so that another one can continue the answer
     whole: bool = False
 
     @property

@@ -74,12 +74,9 @@ class StoredKey(BaseModel):
 
 
 class KeyFile(BaseModel):
-    """All keys.
-
-    A key is 256 bits of chance, so nobody finds it by trying, however fast its hash is: a slow hash, as
-    passwords need, would only cost time on every request. The salt makes hashes of two files differ, and
-    what a lookup takes says nothing about a key to somebody who does not know the salt.
-    """
+    """All keys. A key is 256 bits of chance, so nobody finds it by trying, however fast its hash is: a slow hash, as passwords
+    need, would only cost time on every request. The salt makes hashes of two files differ, and what a lookup takes says
+    nothing about a key to somebody who does not know the salt."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -113,8 +110,7 @@ def usual_file() -> Path:
 
 
 def add_key(path: Path, name: str, limits: KeyLimits | None = None) -> str:
-    """Make a key and keep its hash in the file, which is made where there is none. Returns the key, which is nowhere
-    else."""
+    """Make a key and keep its hash in the file, which is made where there is none. The key is nowhere else."""
     if not NAME.fullmatch(name):
         raise ValueError(
             f"name={shown(name)} must be 1 to 64 letters, digits, '.', '_' or '-', a letter or digit first"
@@ -207,14 +203,9 @@ def is_loopback(host: str) -> bool:
 
 
 class KeyRing:
-    """Keys of a file, and single ones that were given at the start.
-
-    The file is read again when it changes. While it is broken or gone, the keys that were read last still
-    count, and the log says so once.
-
-    path: the file; None = there is none. single: keys that stand alone, as of `--api-key`; one or several. clock:
-    seconds.
-    """
+    """Keys of a file, and single ones that were given at the start. The file is read again when it changes. While it
+    is broken or gone, the keys that were read last still count, and the log says so once. single: keys that stand
+    alone, as of `--api-key`."""
 
     def __init__(
         self,
@@ -232,10 +223,8 @@ class KeyRing:
             self._read(path)
 
     def find(self, key: str) -> StoredKey | None:
-        """The key that a client sent, if it is one.
-
-        What a dictionary's lookup takes depends on a keyed hash that nobody outside can work out.
-        """
+        """The key that a client sent, if it is one. What a dictionary's lookup takes depends on a keyed hash that
+        nobody outside can work out."""
         self._look()
         if not 0 < len(key) <= LONGEST_KEY:
             return None

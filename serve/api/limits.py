@@ -8,6 +8,7 @@ import ipaddress
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from fastapi import Depends, Request
 from fastslow.admission import KEPT, FairPlaces
 from fastslow.engine.params import shown
 from fastslow.serve.api.engine import ModelCard
-from fastslow.serve.api.errors import ApiError
+from fastslow.serve.api.errors import SOON, ApiError
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.keys import MOST, KeyLimits, StoredKey
 
@@ -28,7 +29,6 @@ NO_LIMITS = KeyLimits()
 MINUTE = 60.0
 ROUNDING = 1e-6  # of a request or token, that seconds as they are counted may leave missing
 EXCEEDED = "rate_limit_exceeded"
-SOON = 1.0  # seconds after which a place may be free
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +52,15 @@ class Caller:
         return self.memory_key or _network(self.address) or None
 
     def memory(self, cache_salt: str | None = None) -> str | None:
-        """The memory key of a request: the caller's, or one for each of its salts.
-
-        No two callers, and no two salts, come to the same one: it is a hash of the salt, keyed by the caller.
-        """
+        """The memory key of a request: the caller's, or a hash of the salt, keyed by the caller. No two callers, and
+        no two salts, come to the same one."""
         if cache_salt is None:
             return self.memory_key
         return _derived(self.memory_key or OPEN, "salt", cache_salt)
 
     def admit(self, request: GenerateRequest, card: ModelCard, prompts: int = 1) -> GenerateRequest:
         """The request as the limits let it through: where it gives no `max_tokens`, with the most that it may.
-
-        prompts: of its call, each with such a request.
-        """
+        prompts: of its call, each with such a request."""
         limits = self.limits
         if limits.modes is not None:
             self._check_mode(request.options.mode, limits.modes)
@@ -81,10 +77,9 @@ class Caller:
         if name not in allowed:
             raise _refusal("mode", f"mode={shown(name)} is not open to this key, but {known}")
         if isinstance(mode, Mapping) and (more := sorted({*mode} - FREE)):
-            said = (
-                f"{more[0]}={shown(mode[more[0]])} is not open to this key, but modes as they are: "
-            )
-            raise _refusal(more[0], said + known)
+            field = f"{more[0]}={shown(mode[more[0]])}"
+            said = f"{field} is not open to this key, but modes as they are: {known}"
+            raise _refusal(more[0], said)
 
     def _priority(self, priority: int, first: int, last: int) -> int:
         if priority == 0:  # as without the field
@@ -140,12 +135,10 @@ def _base(mode: Any) -> str:
 
 def _network(address: str) -> str:
     """An address, or the first half of one of IPv6: whoever has one has all that begin so."""
-    try:
+    with suppress(ValueError):
         ip = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is None:
-        return str(ipaddress.ip_network((int(ip), 64), strict=False))
+        if isinstance(ip, ipaddress.IPv6Address) and ip.ipv4_mapped is None:
+            return str(ipaddress.ip_network((int(ip), 64), strict=False))
     return address
 
 

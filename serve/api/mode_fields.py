@@ -20,7 +20,14 @@ BUDGETS = (
 )
 SWITCHES = "enable_thinking", "thinking"  # variables of templates that are a mode's business here
 OWN = "speculation", "sampling"  # fields of a mode that are fields of the request itself
-BUDGET = Field(default=None, description="most tokens of thought; all names mean the same")
+
+
+def optional(description: str) -> Any:
+    """A field that clients may leave out, or give as null."""
+    return Field(default=None, description=description)
+
+
+BUDGET = optional("most tokens of thought; all names mean the same")
 
 
 class ThinkingField(BaseModel):
@@ -41,9 +48,7 @@ class ReasoningField(BaseModel):
     effort: Effort | None = None
     max_tokens: Tokens | None = None
     enabled: StrictBool | None = None
-    exclude: StrictBool | None = Field(
-        default=None, description="leave the thought out of the answer"
-    )
+    exclude: StrictBool | None = optional("leave the thought out of the answer")
     summary: Literal["auto", "concise", "detailed"] | None = None
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
 
@@ -51,32 +56,27 @@ class ReasoningField(BaseModel):
 class ModeFields(BaseModel):
     """How the model thinks. What is not said is the server's default mode."""
 
-    mode: str | dict[str, Any] | None = Field(
-        default=None, description="a preset's name (fast, deep, auto, ...), or the fields of a mode"
+    mode: str | dict[str, Any] | None = optional(
+        "a preset's name (fast, deep, auto, ...), or the fields of a mode"
     )
-    groups: Tokens | None = Field(default=None, description="routed groups that run for a token")
-    experts: Tokens | None = Field(
-        default=None, description="the same for a model whose experts are in no groups"
+    groups: Tokens | None = optional("routed groups that run for a token")
+    experts: Tokens | None = optional("the same for a model whose experts are in no groups")
+    latency_ms: Annotated[Number, Field(ge=LATENCY_MS[0], le=LATENCY_MS[1])] | None = optional(
+        "target of the time to the first token, and of each later one"
     )
-    latency_ms: Annotated[Number, Field(ge=LATENCY_MS[0], le=LATENCY_MS[1])] | None = Field(
-        default=None, description="target of the time to the first token, and of each later one"
-    )
-    reasoning_effort: Effort | None = Field(
-        default=None, description="the server's settings say which mode each one is"
-    )
+    reasoning_effort: Effort | None = optional("the server's settings say which mode each one is")
     reasoning: ReasoningField | None = None
     thinking: ThinkingField | None = None
     thinking_budget: Tokens | None = BUDGET
     thinking_token_budget: Tokens | None = BUDGET
     thinking_budget_tokens: Tokens | None = BUDGET
     max_thinking_tokens: Tokens | None = BUDGET
-    keep_thoughts: StrictBool | None = Field(
-        default=None,
-        description="keep the thoughts of earlier turns in the prompt, so that what was read before is "
-        "found in the prefix cache; without it, as the server's settings say",
+    keep_thoughts: StrictBool | None = optional(
+        "keep the thoughts of earlier turns in the prompt, so that what was read before is "
+        "found in the prefix cache; without it, as the server's settings say"
     )
-    chat_template_kwargs: dict[str, Any] | None = Field(
-        default=None, description="variables of the chat template, enable_thinking among them"
+    chat_template_kwargs: dict[str, Any] | None = optional(
+        "variables of the chat template, enable_thinking among them"
     )
 
     def mode_and_variables(

@@ -39,6 +39,7 @@ class LocalEngine:
         units = RoutedUnits.of(llm.model.config)
         inputs = llm._inputs
         switch = inputs.switch
+        keeping = [kept for kept in KEEPING.items() if kept[0] in inputs.template_names]
         self._card = ModelCard(
             name=name,
             created=int(time.time()),
@@ -49,9 +50,7 @@ class LocalEngine:
             thinks=llm.thinks,
             has_head=llm.has_head,
             efforts=switch.levels if switch.kind == "effort" else (),
-            keeps_thoughts=next(
-                (k for k in KEEPING.items() if k[0] in inputs.template_names), None
-            ),
+            keeps_thoughts=next(iter(keeping), None),
             device=str(llm.model.device),
             tool_format=llm.tool_calls.form.name,
             tool_tokens=llm.tool_calls.tokens,

@@ -174,16 +174,14 @@ class ProcessReplicas:
 
     def _scale(self, present: list[_Replica]) -> None:
         reports = [one.report for one in present if one.runs and one.report is not None]
-        now = time.monotonic()
-        wanted, self._state = replicas_wanted(
-            reports, len(present), self._state, self._scaling, now
-        )
-        more = wanted > len(present) and now - self._failed_at > AGAIN
-        if more or wanted < len(present):
-            logger.info("{} replicas become {}", len(present), wanted)
+        there, now = len(present), time.monotonic()
+        wanted, self._state = replicas_wanted(reports, there, self._state, self._scaling, now)
+        more = wanted > there and now - self._failed_at > AGAIN
+        if more or wanted < there:
+            logger.info("{} replicas become {}", there, wanted)
         if more:
-            for _ in range(wanted - len(present)):
+            for _ in range(wanted - there):
                 self._add()
-        elif wanted < len(present):
+        elif wanted < there:
             newest = present[-1]
             newest.leaving = asyncio.create_task(newest.client.close(self._each.drain))

@@ -30,12 +30,8 @@ class ReplicaSettings:
 
     @classmethod
     def of(cls, config: ServerConfig, cores: int | None = None) -> ReplicaSettings:
-        """From what the operator gives.
-
-        cores: that the replicas share, where they have a machine to themselves.
-
-        ValueError: a value does not fit; one sentence.
-        """
+        """From what the operator gives. cores: that the replicas share, where they have a machine to themselves.
+        ValueError: a value does not fit; one sentence."""
         options = config.engine.options
         least, most = counts(config.replicas or "1")
         ranks = ranks_of(options)

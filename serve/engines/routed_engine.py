@@ -61,10 +61,8 @@ class Replicas(Protocol):
 
 
 class RoutedEngine(CalledEngine):
-    """`Engine` over several replicas; a `ReplicaChooser` says which of them answers a request.
-
-    Where a replica ends, answers that it was making raise `NotReady` with the replica's name.
-    """
+    """`Engine` over several replicas; a `ReplicaChooser` says which of them answers a request. Where a replica ends,
+    answers that it was making raise `NotReady` with the replica's name."""
 
     def __init__(self, replicas: Replicas) -> None:
         self._replicas = replicas
@@ -116,9 +114,8 @@ class RoutedEngine(CalledEngine):
         routed = routed_of(request, self.card)
         # a request that is asked again elsewhere keeps its id, and counts by itself
         id = f"{request.id}/{next(self._numbers)}"
-        routed = replace(
-            routed, id=id, avoid=(*routed.avoid, *self._failed, *self._replicas.silent)
-        )
+        avoid = (*routed.avoid, *self._failed, *self._replicas.silent)
+        routed = replace(routed, id=id, avoid=avoid)
         name = self._choose(routed)
         self._chooser.routed(routed, name)
         self._running[request.id] = name

@@ -32,11 +32,9 @@ class OtherAnswer(Exception):
 
 
 class SentPieces:
-    """Passes the pieces of several streams of one answer on as if they were one stream.
-
-    A stream that continues an answer begins with all that was sent of it, in pieces of any size. Each
-    character, token, source and log-probability is passed on once.
-    """
+    """Passes the pieces of several streams of one answer on as if they were one stream. A stream that continues an
+    answer begins with all that was sent of it, in pieces of any size. Each character, token, source and
+    log-probability is passed on once."""
 
     def __init__(self) -> None:
         self.choices: dict[int, SentChoice] = {}
@@ -77,9 +75,7 @@ class SentPieces:
     def take(self, piece: Piece, now: float) -> Piece | None:
         """What is new of a piece, which the caller sends; None: nothing is. A piece with the output is the caller's.
         OtherAnswer: it has other tokens."""
-        sent = self.choices.get(piece.index)
-        if sent is None:
-            sent = self.choices[piece.index] = SentChoice()
+        sent = self.choices.setdefault(piece.index, SentChoice())
         if sent.decided is None:
             sent.decided = piece.decided
         fresh = piece if self._first else _fresh(piece, sent)

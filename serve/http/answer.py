@@ -87,20 +87,16 @@ async def left(receive: Receive) -> None:
 
 
 class Pieces:
-    """The pieces of one answer or several, in bunches: all that came since the last one was taken.
-
-    A slow reader holds up nobody: pieces wait here, never more of them than the answer has tokens.
-    """
+    """The pieces of one answer or several, in bunches: all that came since the last one was taken. A slow reader holds
+    up nobody: pieces wait here, never more of them than the answer has tokens."""
 
     def __init__(self, engine: Engine, requests: Sequence[GenerateRequest]) -> None:
         self._came: list[PlacedPiece] = []
         self._news = asyncio.Event()
         self._error: BaseException | None = None
         self._left = len(requests)
-        self._pumps = [
-            asyncio.ensure_future(self._pump(engine, place, request))
-            for place, request in enumerate(requests)
-        ]
+        pumps = (self._pump(engine, *each) for each in enumerate(requests))
+        self._pumps = [asyncio.ensure_future(pump) for pump in pumps]
 
     async def take(self, seconds: float | None) -> list[PlacedPiece] | None:
         """The next bunch; empty if none came within `seconds`, None after the last one. ApiError: a request does not
@@ -180,11 +176,9 @@ class Events(ABC):
 
 
 class EventStream(Response):
-    """An answer of status 200 that grows while the engine works, in as few writes as keep up with it.
-
-    The status is sent with the first piece, or after some seconds without one: what is wrong with the
-    request is answered with its own status until then, and an event later.
-    """
+    """An answer of status 200 that grows while the engine works, in as few writes as keep up with it. The status is
+    sent with the first piece, or after some seconds without one: what is wrong with the request is answered with its
+    own status until then, and an event later. state: of the application. ids: by which `who` finds it while it runs."""
 
     def __init__(
         self,
@@ -194,7 +188,6 @@ class EventStream(Response):
         ids: list[str],
         who: Caller,
     ) -> None:
-        """`state`: of the application. `ids`: by which `who` finds it while it runs."""
         super().__init__(media_type="text/event-stream")
         self._state, self._requests, self._events = state, requests, events
         self._ids, self._who = ids, who

@@ -27,26 +27,11 @@ from fastslow.serve.openai import chat, completions, models, responses
 from fastslow.serve.openai.logprobs import TokenTable
 from fastslow.serve.page import route as page
 
-RATES = [f"x-ratelimit-{side}" for side in ("limit", "remaining", "reset")]
-# headers that a browser's page may read
-EXPOSED = [
-    "x-request-id",
-    "retry-after",
-    *(f"{r}-{w}" for r in RATES for w in ("requests", "tokens")),
-]
-
+SIDES = ("limit", "remaining", "reset")
+RATES = [f"x-ratelimit-{side}-{what}" for side in SIDES for what in ("requests", "tokens")]
+EXPOSED = ["x-request-id", "retry-after", *RATES]  # headers that a browser's page may read
 USUAL = ServerConfig()
-ROUTERS = (
-    health.router,
-    metrics.router,
-    chat.router,
-    completions.router,
-    messages.router,
-    responses.router,
-    models.router,
-    requests.router,
-    page.router,
-)
+ROUTES = (health, metrics, chat, completions, messages, responses, models, requests, page)
 
 
 def create_app(
@@ -57,14 +42,9 @@ def create_app(
     observers: Sequence[Observer] = (),
 ) -> FastAPI:
     """The server in front of an engine. Its routes find these in `request.app.state`: `engine`, `settings`,
-    `requests` (what runs, by id), `tokens` (the bytes of tokens), `metrics` and `error_shapes`.
-
-    Args:
-        config: of it, the limits of requests, whom browsers may help, what is logged and counted.
-        keys: whom it answers; None = everybody.
-        host: that it listens on; None = a Unix socket, or unknown.
-        observers: are shown every request's record at its end, as for spans.
-    """
+    `requests` (what runs, by id), `tokens` (the bytes of tokens), `metrics` and `error_shapes`. config: of it,
+    the limits of requests, whom browsers may help, what is logged and counted. keys: None = everybody is answered.
+    host: that it listens on; None = a Unix socket, or unknown. observers: see every request's record at its end."""
     app = FastAPI(title="fastslow", docs_url=None, redoc_url=None)
     limits = Limits(config.max_requests)
     app.state.metrics = ServerMetrics(engine, limits, config.metrics_by_key, config.served_name)
@@ -96,19 +76,15 @@ def create_app(
     hosts = allowed_hosts(config.allow_hosts, host, keys is not None)
     watchers = [app.state.metrics.take, RequestLog(config.log_texts), *observers]
     app.add_middleware(RequestWatch, observers=watchers, hosts=hosts, origins=origins)
-    for router in ROUTERS:
-        app.include_router(router)
+    for module in ROUTES:
+        app.include_router(module.router)
     return app
 
 
 def allowed_hosts(more: Sequence[str], host: str | None, keyed: bool) -> tuple[str, ...] | None:
-    """Names that a request may call the server by; None = any.
-
-    On an address that only this machine reaches, without keys, a page on the web could reach it by a name that
-    the page's owner chose: there only known names count.
-
-    more: names besides its own; "*" = any. keyed: whether requests need a key.
-    """
+    """Names that a request may call the server by; None = any. On an address that only this machine reaches, without
+    keys, a page on the web could reach it by a name that the page's owner chose: there only known names count. more:
+    names besides its own; "*" = any. keyed: whether requests need a key."""
     alone = not keyed and host is not None and is_loopback(host)
     if "*" in more or not (alone or more):
         return None

@@ -158,11 +158,9 @@ class IncomingBodies:
 
 
 class JsonCount:
-    """Counts what JSON holds while its bytes come: while it is parsed, the event loop stands still.
-
-    It looks at the marks outside of texts. As far as the bytes are JSON, these are the marks that a parser meets.
-    Raises ApiError for what nests too deep, or holds too much to be looked at.
-    """
+    """Counts what JSON holds while its bytes come: while it is parsed, the event loop stands still. It looks at the
+    marks outside of texts. As far as the bytes are JSON, these are the marks that a parser meets. Raises ApiError for
+    what nests too deep, or holds too much to be looked at."""
 
     def __init__(self, settings: ServerSettings) -> None:
         self._most = settings
@@ -216,9 +214,8 @@ def read_json(data: bytes) -> Any:
         try:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError:
-            raise _no_json(
-                "a text holds a lone surrogate (\\ud800 to \\udfff), which is no character"
-            ) from None
+            why = "a text holds a lone surrogate (\\ud800 to \\udfff), which is no character"
+            raise _no_json(why) from None
     return value
 
 

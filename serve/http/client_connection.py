@@ -20,12 +20,9 @@ CODING = b"transfer-encoding"
 
 
 class Connection(HttpToolsProtocol):
-    """One that sends its headers without end, or takes nothing of its answer, is closed.
-
-    A closed connection ends the request that was answered on it. A client that offers another
-    protocol, such as Java's with HTTP/2, is answered as if it had not. Of requests that are sent
-    before the answer to the first one, few are read ahead.
-    """
+    """One that sends its headers without end, or takes nothing of its answer, is closed. A closed connection ends the
+    request that was answered on it. A client that offers another protocol, such as Java's with HTTP/2, is answered as
+    if it had not. Of requests that are sent before the answer to the first one, few are read ahead."""
 
     write_seconds = WRITE_SECONDS
 
@@ -144,10 +141,8 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
 
     def _cut(self) -> None:
-        logger.warning(
-            "a client took nothing of its answer for {:g} s: its connection is closed",
-            self.write_seconds,
-        )
+        said = "a client took nothing of its answer for {:g} s: its connection is closed"
+        logger.warning(said, self.write_seconds)
         self.transport.abort()
 
     @staticmethod

@@ -56,18 +56,13 @@ def request_id(scope: Scope) -> str:
 
 class RequestWatch:
     """Gives each request an id and a record, which observers see at its end; checks what it comes with; answers
-    what nobody answered; adds headers for browsers.
+    what nobody answered; adds headers for browsers. The id is the client's `x-request-id`, where that is well-formed.
+    What fails without an answer becomes one of status 500 that says no more than the id.
 
-    The id is the client's `x-request-id`, where that is well-formed. What fails without an answer becomes one of
-    status 500 that says no more than the id. An observer that raises is logged; it changes no answer.
-
-    A page on the web can make its reader's browser ask a server on the reader's own machine. Names of the
-    server that it does not know (DNS rebinding) and, where no key is needed, other pages' requests are
-    therefore refused.
-
-    hosts: names that a request may call the server by, without port; None = any. origins: pages that may use it from
-    a browser, such as https://chat.example.com; None = any.
-    """
+    A page on the web can make its reader's browser ask a server on the reader's own machine. Names of the server that
+    it does not know (DNS rebinding) and, where no key is needed, other pages' requests are therefore refused. hosts:
+    names that a request may call the server by, without port; None = any. origins: pages that may use it from a
+    browser, such as https://chat.example.com; None = any."""
 
     def __init__(
         self,
@@ -133,14 +128,8 @@ class RequestWatch:
 
 class RequestAccess:
     """Finds the caller of a request, as `scope["state"]["caller"]`; holds a place for it while it works;
-    waits for its body no longer than is allowed. HEAD is answered as GET is, without the body.
-
-    Args:
-        keys: None = everybody is let in.
-        limits: of callers, and of all together.
-        body_seconds: from the request's start to the end of its body.
-        incoming_bytes: of all bodies together that are not whole yet.
-    """
+    waits for its body no longer than is allowed. HEAD is answered as GET is, without the body. keys: None = everybody
+    is let in. body_seconds: to the end of a body. incoming_bytes: of all bodies together that are not whole yet."""
 
     def __init__(
         self,

@@ -16,8 +16,6 @@ from fastslow.serve.http.body import json_router
 
 REMEMBERED = 1000  # of those that are over, for their traces
 router = json_router()
-
-
 Name = tuple[str, str]
 """The caller's, and one that it gave or got: callers take no names from each other."""
 

@@ -13,7 +13,7 @@ from fastapi import Request, Response
 
 from fastslow.output import Completion, Output
 from fastslow.serve.api.engine import Engine
-from fastslow.serve.api.errors import refused
+from fastslow.serve.api.errors import fitting
 from fastslow.serve.api.fields import SharedFields, served_mode
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.limits import Caller
@@ -98,18 +98,12 @@ async def answer(kind: type[ProtocolAnswer[B]], body: B, request: Request, who: 
 
 
 async def checked(made: ProtocolAnswer[B]) -> list[GenerateRequest]:
-    """The requests of an answer. Schemas of tools may take a second to look at: that is done in a thread, and
-    other requests run meanwhile.
-    """
-    body = made.body
-    try:
-        if getattr(body, "tools", None):
-            requests = await asyncio.to_thread(made.requests)
-        else:
-            requests = made.requests()
+    """The requests of an answer. Schemas of tools may take a second to look at: that is done in a thread, and other
+    requests run meanwhile."""
+    with fitting(type(made.body).model_fields):
+        has_tools = bool(getattr(made.body, "tools", None))
+        requests = await asyncio.to_thread(made.requests) if has_tools else made.requests()
         await made.prepare(requests)
-    except ValueError as error:
-        raise refused(error, type(body).model_fields) from None
     return requests
 
 

@@ -25,11 +25,9 @@ class StoppedError(RuntimeError):
 
 
 class Server(uvicorn.Server):
-    """Serves an application until a signal comes, and then drains.
-
-    SIGTERM or Ctrl-C: the engine takes no more requests, those that run have `drain` seconds, and meanwhile
-    connections are still accepted, and get HTTP 503. Ctrl-C again ends at once.
-    """
+    """Serves an application until a signal comes, and then drains. SIGTERM or Ctrl-C: the engine takes no more
+    requests, those that run have `drain` seconds, and meanwhile connections are still accepted, and get HTTP 503.
+    Ctrl-C again ends at once."""
 
     def __init__(self, app: FastAPI, engine: Engine, drain: float) -> None:
         super().__init__(
@@ -78,19 +76,10 @@ async def serve(
     ready: Callable[[ModelCard], None],
     started: StartedEngine | None = None,
 ) -> None:
-    """Serve until a signal comes and all is drained.
-
-    Args:
-        app: what is served, from the start: it says that it is not ready while the model loads.
-        engine: what answers; closed at the end.
-        listener: a listening socket.
-        drain: seconds that running requests have when a signal comes.
-        ready: called once the model is loaded.
-        started: what is to be started for it, if anything is.
-
-    ValueError: the model cannot be loaded: one sentence. RuntimeError: the engine ended, and is not started again.
-    StoppedError: Ctrl-C came twice.
-    """
+    """Serve until a signal comes and all is drained. app: says that it is not ready while the model loads. engine:
+    closed at the end. drain: seconds that running requests have when a signal comes. ready: called once the model is
+    loaded. started: what is to be started, if anything is. ValueError: the model cannot be loaded: one sentence.
+    RuntimeError: the engine ended, and is not started again. StoppedError: Ctrl-C came twice."""
     server = Server(app, engine, drain)
     serving = asyncio.create_task(server.serve([listener]))
     failure: BaseException | None = None

@@ -28,9 +28,7 @@ _lost = 0  # lines of this process; the thread that writes them alone counts
 
 
 class ServerLog:
-    """All that this process logs: loguru's lines and those of `logging`, as of uvicorn.
-
-    A thread of loguru's writes them, so a slow disk holds up no answer. Lines that cannot be written are lost:
+    """All that this process logs: loguru's lines and those of `logging`, as of uvicorn. A thread of loguru's writes them, so a slow disk holds up no answer. Lines that cannot be written are lost:
     standard error hears of the first one, and `lost_lines` counts all. A line is one line, whatever clients send:
     JSON and text escape what would end it.
 
@@ -85,10 +83,9 @@ class ServerLog:
         _lost += 1
         if not self._loses:
             self._loses = True
+            said = f"the log cannot be written: {error.strerror}; lines are lost\n"
             with suppress(OSError):  # it may lie on the same disk
-                os.write(
-                    2, f"the log cannot be written: {error.strerror}; lines are lost\n".encode()
-                )
+                os.write(2, said.encode())
 
     def close(self) -> None:
         """Write what waits."""

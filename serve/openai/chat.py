@@ -46,8 +46,6 @@ class ChatAnswer(ChunkedAnswer[ChatRequest]):
 
     async def prepare(self, requests: Sequence[GenerateRequest]) -> None:
         await super().prepare(requests)
-        # likeliest tokens beside each; None = none
-        self._top = requests[0].sampling.get("logprobs")
         shows, parser = self.body.shows_thought, self._tools.parser
         self._thoughts = self.settings.thoughts_as
         self._parts = [AnswerParts(parser(), shows) for _ in range(self._n)]
@@ -66,16 +64,13 @@ class ChatAnswer(ChunkedAnswer[ChatRequest]):
         }
 
     def begin(self) -> str:
-        role = {"role": "assistant", "content": ""}
-        return "".join([self._chunk(index, role) for index in range(self._n)])
+        role = {"delta": {"role": "assistant", "content": ""}}
+        return "".join([self.chunk(index, role) for index in range(self._n)])
 
     async def write(self, pieces: Sequence[PlacedPiece]) -> str:
-        if self._top is not None:
-            for _, piece in pieces:
-                await self.tokens.learn(tokens_in(piece.logprobs, piece.token_ids))
         if self._sources:
             await self.tokens.learn(token for _, piece in pieces for token in piece.token_ids)
-        return "".join([self.piece(0, piece) for _, piece in pieces])
+        return await super().write(pieces)
 
     def _choice(self, index: int, one: Completion) -> dict[str, Any]:
         parts = self._parts[index]
@@ -116,8 +111,8 @@ class ChatAnswer(ChunkedAnswer[ChatRequest]):
             ids, table = piece.token_ids, self.tokens
             texts = [table.text_of(token) if table.shows(token) else "" for token in ids]
             first |= {"token_ids": ids, "token_texts": texts, "sources": piece.sources}
-        text = self._chunk(index, first, logprobs)
-        return text + "".join([self._chunk(index, delta) for delta in others])
+        text = self.chunk(index, {"delta": first}, logprobs)
+        return text + "".join([self.chunk(index, {"delta": delta}) for delta in others])
 
     def _deltas(self, changes: Sequence[Change]) -> list[Delta]:
         deltas: list[Delta] = []
@@ -134,13 +129,9 @@ class ChatAnswer(ChunkedAnswer[ChatRequest]):
                 deltas.append(dict.fromkeys(self._thoughts, text))
         return deltas
 
-    def _chunk(self, index: int, delta: Delta, logprobs: Any = None) -> str:
-        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
-        return self.chunk(choice)
-
     def ended(self, index: int, one: Completion) -> str:
         last = self._deltas(self._parts[index].finish(one))
-        text = "".join([self._chunk(index, delta) for delta in last])
+        text = "".join([self.chunk(index, {"delta": delta}) for delta in last])
         return text + self.last_chunk(index, one, self._finish(index, one), delta={})
 
 

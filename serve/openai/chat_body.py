@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 from fastslow.engine.params import shown
 from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.fields import Count, Ignored, SharedFields, format_grammar
+from fastslow.serve.api.mode_fields import optional
 from fastslow.serve.api.turns import Parts, texts_of
 
 ROLES = {
@@ -24,11 +25,9 @@ class StreamOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    include_usage: StrictBool | None = Field(
-        default=None, description="a last chunk with the usage"
-    )
-    include_sources: StrictBool | None = Field(
-        default=None, description="each delta has its token_ids and, in `sources`, who drafted them"
+    include_usage: StrictBool | None = optional("a last chunk with the usage")
+    include_sources: StrictBool | None = optional(
+        "each delta has its token_ids and, in `sources`, who drafted them"
     )
     include_obfuscation: Ignored = None
 
@@ -54,9 +53,7 @@ class OpenAIFields(AccountFields, SharedFields):
     n: Annotated[StrictInt, Field(ge=1, le=128)] | None = 1
     stop: str | Annotated[list[str], Field(fail_fast=True)] | None = None
     max_tokens: Count | None = None
-    include_reasoning: StrictBool | None = Field(
-        default=None, description="false leaves the thought out of the answer"
-    )
+    include_reasoning: StrictBool | None = optional("false leaves the thought out of the answer")
     metadata: Ignored = None
 
     def sampling(self) -> dict[str, Any]:
@@ -91,15 +88,11 @@ class ChatMessage(BaseModel):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Parts | None = None
     name: str | None = None
-    reasoning_content: str | None = Field(
-        default=None, description="the thought of an earlier answer"
-    )
-    reasoning: str | None = Field(default=None, description="the same")
+    reasoning_content: str | None = optional("the thought of an earlier answer")
+    reasoning: str | None = optional("the same")
     tool_calls: Tools | None = None
     tool_call_id: str | None = None
-    prefix: StrictBool | None = Field(
-        default=None, description="the answer continues this message, the last one"
-    )
+    prefix: StrictBool | None = optional("the answer continues this message, the last one")
 
 
 class JsonSchemaFormat(BaseModel):
@@ -176,14 +169,12 @@ def as_turns(messages: list[ChatMessage]) -> list[dict[str, Any]]:
 def _turn(where: str, message: ChatMessage) -> dict[str, Any]:
     role, content, calls = ROLES[message.role], message.content, message.tool_calls
     if calls and role != "assistant":
-        raise ValueError(
-            f"{where}.tool_calls belongs to the assistant, not to role {message.role!r}"
-        )
+        said = f"{where}.tool_calls belongs to the assistant, not to role {message.role!r}"
+        raise ValueError(said)
+    texts = texts_of(f"{where}.content", "" if calls and not content else content)
     turn: dict[str, Any] = {
         "role": role,
-        "content": "\n".join(
-            texts_of(f"{where}.content", "" if calls and not content else content)
-        ),
+        "content": "\n".join(texts),
         "name": message.name,
         "prefix": message.prefix,
     }

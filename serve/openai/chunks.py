@@ -10,9 +10,10 @@ from fastslow.engine.sampling.stop import Reason
 from fastslow.output import Completion, Output, Piece
 from fastslow.serve.api.errors import ApiError, openai_shape
 from fastslow.serve.api.generate_request import GenerateRequest
-from fastslow.serve.http.answer import event
+from fastslow.serve.http.answer import PlacedPiece, event
 from fastslow.serve.http.route import ProtocolAnswer, metrics_of
 from fastslow.serve.openai.chat_body import OpenAIFields
+from fastslow.serve.openai.logprobs import tokens_in
 
 C = TypeVar("C", bound=OpenAIFields)
 
@@ -55,6 +56,8 @@ class ChunkedAnswer(ProtocolAnswer[C]):
     async def prepare(self, requests: Sequence[GenerateRequest]) -> None:
         body = self.body
         self._n = body.n or 1
+        # likeliest tokens beside each; None = none
+        self._top = requests[0].sampling.get("logprobs")
         self._fields: dict[str, Any] = {"id": self.id, "object": self.kind}
         self._fields |= {"created": self.created, "model": self.card.name}
         self._usage = {"usage": None} if body.streams("include_usage") else {}
@@ -69,15 +72,23 @@ class ChunkedAnswer(ProtocolAnswer[C]):
     def failed(self, error: ApiError) -> str:
         return event(openai_shape(error)) + DONE
 
-    def chunk(self, choice: dict[str, Any], **more: Any) -> str:
-        """One with a choice, and further fields."""
-        return event({**self._fields, "choices": [choice], **self._usage, **more})
+    async def write(self, pieces: Sequence[PlacedPiece]) -> str:
+        if self._top is not None:
+            for _, piece in pieces:
+                await self.tokens.learn(tokens_in(piece.logprobs, piece.token_ids))
+        return "".join([self.piece(place, piece) for place, piece in pieces])
+
+    def chunk(self, index: int, fields: dict[str, Any], logprobs: Any = None) -> str:
+        """One with what is new of a choice."""
+        choice = {"index": index, **fields, "logprobs": logprobs, "finish_reason": None}
+        return event({**self._fields, "choices": [choice], **self._usage})
 
     def last_chunk(self, index: int, one: Completion, finish: str, **empty: Any) -> str:
         """The one that says why a choice ended."""
         last = {"index": index, **empty, "logprobs": None}
         last |= {"finish_reason": finish, "stop_reason": one.stop_reason}
-        return self.chunk(last, metrics=metrics_of(one))
+        more = {"choices": [last], **self._usage, "metrics": metrics_of(one)}
+        return event({**self._fields, **more})
 
     def piece(self, place: int, piece: Piece) -> str:
         """The chunks of a piece of the answers to a prompt; at the end those of a choice of which nothing came."""

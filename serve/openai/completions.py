@@ -13,7 +13,8 @@ from fastslow.output import Completion, Output, Piece
 from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.limits import Who
-from fastslow.serve.http.answer import STREAMED, PlacedPiece
+from fastslow.serve.api.mode_fields import optional
+from fastslow.serve.http.answer import STREAMED
 from fastslow.serve.http.body import json_router
 from fastslow.serve.http.route import answer, metrics_of
 from fastslow.serve.openai.chat_body import OpenAIFields
@@ -37,12 +38,12 @@ class CompletionRequest(OpenAIFields):
 
     prompt: Prompts
     logprobs: Annotated[StrictInt, Field(ge=0)] | None = None
-    echo: StrictBool | None = Field(default=None, description="begin with the prompt")
-    best_of: Annotated[StrictInt, Field(ge=1)] | None = Field(
-        default=None, description="at most n: this server leaves none of the answers out"
+    echo: StrictBool | None = optional("begin with the prompt")
+    best_of: Annotated[StrictInt, Field(ge=1)] | None = optional(
+        "at most n: this server leaves none of the answers out"
     )
-    allow_special: StrictBool | None = Field(
-        default=None, description="special tokens that the prompt spells are marks, not text"
+    allow_special: StrictBool | None = optional(
+        "special tokens that the prompt spells are marks, not text"
     )
 
     def sampling(self) -> dict[str, Any]:
@@ -123,17 +124,11 @@ class CompletionAnswer(ChunkedAnswer[CompletionRequest]):
 
     def begin(self) -> str:
         return "".join(
-            self._chunk(place * self._n + i, {"text": echo})
+            self.chunk(place * self._n + i, {"text": echo})
             for place, echo in enumerate(self._echoes)
             for i in range(self._n)
             if echo
         )
-
-    async def write(self, pieces: Sequence[PlacedPiece]) -> str:
-        if self.body.logprobs is not None:
-            for _, piece in pieces:
-                await self.tokens.learn(tokens_in(piece.logprobs, piece.token_ids))
-        return "".join([self.piece(place, piece) for place, piece in pieces])
 
     def _choice(self, index: int, output: Output, one: Completion, echo: str) -> dict[str, Any]:
         logprobs = None
@@ -169,12 +164,8 @@ class CompletionAnswer(ChunkedAnswer[CompletionRequest]):
         if self._sources:
             fields |= {"token_ids": piece.token_ids, "sources": piece.sources}
         if places is None:
-            return self._chunk(index, fields)
-        return self._chunk(index, fields, self._logprobs(index, piece.token_ids, places))
-
-    def _chunk(self, index: int, fields: dict[str, Any], logprobs: Any = None) -> str:
-        choice = {"index": index, **fields, "logprobs": logprobs, "finish_reason": None}
-        return self.chunk(choice)
+            return self.chunk(index, fields)
+        return self.chunk(index, fields, self._logprobs(index, piece.token_ids, places))
 
     def ended(self, index: int, one: Completion) -> str:
         return self.last_chunk(index, one, FINISH[one.finish_reason], text="")

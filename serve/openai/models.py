@@ -11,7 +11,7 @@ from pydantic import Field, StrictBool
 from fastslow.engine.params import shown
 from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.engine import ModelCard
-from fastslow.serve.api.errors import ApiError, refused
+from fastslow.serve.api.errors import ApiError, fitting
 from fastslow.serve.api.fields import MODE, Fields, SharedFields, served_mode
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.limits import Caller, Who
@@ -82,10 +82,8 @@ class DetokenizeRequest(Fields):
 async def tokenize(body: TokenizeRequest, request: Request, who: Who) -> dict[str, Any]:
     """The token ids that a prompt has."""
     engine, settings = request.app.state.engine, request.app.state.settings
-    try:
+    with fitting(TokenizeRequest.model_fields):
         tokens = await engine.tokenize(_request_of(body, who, engine.card, settings))
-    except ValueError as error:
-        raise refused(error, type(body).model_fields) from None
     texts = None
     if body.return_token_strs:
         await request.app.state.tokens.learn(tokens)
@@ -99,10 +97,8 @@ async def detokenize(body: DetokenizeRequest, request: Request, who: Who) -> dic
     """The text of token ids, special tokens too."""
     engine = request.app.state.engine
     served_mode(body.model, engine.card, request.app.state.settings)
-    try:
+    with fitting(DetokenizeRequest.model_fields):
         return {"prompt": await engine.detokenize(body.tokens)}
-    except ValueError as error:
-        raise refused(error, type(body).model_fields) from None
 
 
 def _request_of(

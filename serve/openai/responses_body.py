@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 from fastslow.engine.params import shown
 from fastslow.serve.api.fields import Count, Ignored, SharedFields, format_grammar
+from fastslow.serve.api.mode_fields import optional
 from fastslow.serve.api.turns import Parts, needed, texts_of
 from fastslow.serve.openai.chat_body import ROLES, AccountFields, JsonSchemaFormat, Tools
 
@@ -61,21 +62,21 @@ class ResponsesRequest(AccountFields, SharedFields):
     parallel_tool_calls: StrictBool | None = None
     stream: StrictBool | None = False
     stream_options: Ignored = None
-    metadata: Annotated[MetadataField, Field(max_length=16)] | None = Field(
-        default=None, description="comes back in the answer"
+    metadata: Annotated[MetadataField, Field(max_length=16)] | None = optional(
+        "comes back in the answer"
     )
     truncation: Literal["disabled"] | None = None
     include: (
         Annotated[list[Annotated[str, Field(max_length=256)]], Field(fail_fast=True)] | None
-    ) = Field(default=None, description="accepted; has no effect here")
+    ) = optional("accepted; has no effect here")
     max_tool_calls: Ignored = None
-    top_logprobs: Annotated[StrictInt, Field(ge=0)] | None = Field(
-        default=None, description="only 0: log-probabilities are in /v1/chat/completions"
+    top_logprobs: Annotated[StrictInt, Field(ge=0)] | None = optional(
+        "only 0: log-probabilities are in /v1/chat/completions"
     )
-    background: StrictBool | None = Field(default=None, description="only false")
-    previous_response_id: str | None = Field(default=None, description="only null")
-    conversation: str | dict[str, Any] | None = Field(default=None, description="only null")
-    prompt: dict[str, Any] | None = Field(default=None, description="only null")
+    background: StrictBool | None = optional("only false")
+    previous_response_id: str | None = optional("only null")
+    conversation: str | dict[str, Any] | None = optional("only null")
+    prompt: dict[str, Any] | None = optional("only null")
 
     def check(self) -> None:
         """Refuse what needs a server that keeps something, or log-probabilities."""

@@ -216,6 +216,5 @@ def _lost(error: Exception, accepted: bool) -> Exception:
     # a replica may have taken a request and ended before it said so; any other error of Ray's says that it did not
     began = accepted or isinstance(error, RayActorError)
     logger.debug("a replica is gone: {}", first_line(error))
-    return NotReady(
-        "the replica ended in the middle of the request; try again soon", refused=not began
-    )
+    said = "the replica ended in the middle of the request; try again soon"
+    return NotReady(said, refused=not began)

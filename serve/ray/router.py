@@ -13,10 +13,8 @@ RUNNING: dict[str, dict[str, Mapping[str, Any]]] = {}
 
 class NamedReplicaRouter(RequestRouter):  # type: ignore[misc]
     """The first argument of each call is the id of a replica, or "" for any replica. Where the named one is gone,
-    another takes the call, and its answer says which one.
-
-    Ray gives each router all replicas and their reports whenever one changes; they are passed to `RUNNING`.
-    """
+    another takes the call, and its answer says which one. Ray gives each router all replicas and their reports
+    whenever one changes; they are passed to `RUNNING`."""
 
     async def choose_replicas(
         self,

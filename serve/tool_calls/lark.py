@@ -17,14 +17,8 @@ NEEDED = START, CHANNEL, BODY, END, CONSTRAIN
 
 
 class CallGrammar:
-    """Writes the grammar of one request.
-
-    Args:
-        form: how the model writes calls.
-        tokens: the marks that are special tokens.
-        schemas: of the functions that may be called.
-        parallel: several calls are allowed.
-    """
+    """Writes the grammar of one request. form: how the model writes calls. tokens: the marks that are special tokens.
+    schemas: of the functions that may be called. parallel: several calls are allowed."""
 
     def __init__(
         self, form: ToolFormat, tokens: Mapping[str, int], schemas: Schemas, parallel: bool
@@ -45,10 +39,8 @@ class CallGrammar:
         return self._whole(self._starts()[0])
 
     def auto(self, answer: Mapping[str, Any] | None = None) -> str:
-        """Text that becomes a call where its mark begins.
-
-        `answer`: a schema for an answer without calls. Raises ValueError where the two look alike.
-        """
+        """Text that becomes a call where its mark begins. `answer`: a schema for an answer without calls. Raises
+        ValueError where the two look alike."""
         if answer is not None and self._form.bare:
             raise ValueError(
                 "this model's calls are JSON without a mark, so its other answers cannot be held to a schema"
@@ -99,9 +91,8 @@ class CallGrammar:
         """A function with an element for each of its parameters."""
         properties, required = schema.get("properties"), schema.get("required")
         parts = [quoted(f"<function={name}>\n")]
-        for number, (key, inner) in enumerate(
-            properties.items() if isinstance(properties, Mapping) else ()
-        ):
+        known = properties if isinstance(properties, Mapping) else {}
+        for number, (key, inner) in enumerate(known.items()):
             rule = f"p{place}_{number}"
             self._rules.append(f"{rule}: {quoted(f'<parameter={key}>{chr(10)}')} {rule}v")
             self._value(f"{rule}v", inner, schema)

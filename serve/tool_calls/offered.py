@@ -86,9 +86,8 @@ def openai_choice(given: Any) -> ToolChoice:
         return ToolChoice("required", (_name(given),))
     if kind == "allowed_tools":
         inner = given.get("allowed_tools", given)
-        mode, tools = (
-            (inner.get("mode"), inner.get("tools")) if isinstance(inner, Mapping) else (None, None)
-        )
+        fields = inner if isinstance(inner, Mapping) else {}
+        mode, tools = fields.get("mode"), fields.get("tools")
         if mode not in ("auto", "required") or not isinstance(tools, list) or not tools:
             raise ValueError(
                 "tool_choice.allowed_tools must have a mode, 'auto' or 'required', and a list of tools"

@@ -19,9 +19,8 @@ FORMS = "owner/name, owner/name@revision or owner/name:VARIANT"
 
 @dataclass(frozen=True, slots=True)
 class HubName:
-    """A repository, with "" for its usual revision, and "" where no GGUF variant is asked for.
-
-    variant: a quantisation, such as Q4_K_M, or a file's whole name."""
+    """A repository, with "" for its usual revision, and "" where no GGUF variant is asked for. variant: a quantisation,
+    such as Q4_K_M, or a file's whole name."""
 
     repo: str
     revision: str = ""

@@ -30,11 +30,9 @@ CRASHES = tuple(
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """Asks a process whether it lives, over and over; the answer has the engine's figures.
-
-    A long step of the model is no hang: the event loop of the process answers meanwhile. Time in which this
-    process could not run itself, as while a machine sleeps, counts as one pause at most.
-    """
+    """Asks a process whether it lives, over and over; the answer has the engine's figures. A long step of the model is
+    no hang: the event loop of the process answers meanwhile. Time in which this process could not run itself, as while
+    a machine sleeps, counts as one pause at most."""
 
     # seconds between a question and the next one, and of a pause for its answer
     every: float = 1.0
@@ -55,9 +53,8 @@ class Heartbeat:
                     if answer.done():
                         break
                     if pauses == self.silent:
-                        connection.why_silent = (
-                            f"the engine has said nothing for {self.every * pauses:g} s or more"
-                        )
+                        seconds = f"{self.every * pauses:g} s or more"
+                        connection.why_silent = f"the engine has said nothing for {seconds}"
                         logger.warning("{}; it gets no requests meanwhile", connection.why_silent)
                 else:
                     return f"answered nothing for {self.every * self.missed:g} s"

@@ -165,9 +165,8 @@ class EngineClient(CalledEngine):
                     child.kill()
                 self._connection, self._why = None, "the engine ended and is started again"
                 ended = await child.wait()
-                child.connection.end(
-                    "the engine ended in the middle of the request; try again soon", child.crashed
-                )
+                said = "the engine ended in the middle of the request; try again soon"
+                child.connection.end(said, child.crashed)
                 how = f"the engine's process {wrong or ended}"
             now = time.monotonic()
             ends.append(now)

@@ -40,10 +40,8 @@ _NAMES = tuple(field.name for field in fields(Piece) if field.name not in ("inde
 
 
 class EngineCrashed(NotReady):
-    """The engine ended by its own fault, and answers that were new there may be the reason.
-
-    suspects: how many they are, where this is one of them; else 0.
-    """
+    """The engine ended by its own fault, and answers that were new there may be the reason. suspects: how many they
+    are, where this is one of them; else 0."""
 
     def __init__(self, message: str, suspects: int) -> None:
         super().__init__(message)
@@ -51,13 +49,9 @@ class EngineCrashed(NotReady):
 
 
 class AnswerStream:
-    """Between the engine's process, which gives pieces, and the one task that takes them.
-
-    A reader that is slower than the engine gets several pieces as one, so that what waits is never more than
-    the answer's text.
-
-    streamed: pieces come before the end.
-    """
+    """Between the engine's process, which gives pieces, and the one task that takes them. A reader that is slower than
+    the engine gets several pieces as one, so that what waits is never more than the answer's text. streamed: pieces
+    come before the end."""
 
     def __init__(self, streamed: bool = True) -> None:
         self._new_until = time.monotonic() + (NEW if not streamed else float("inf"))
@@ -174,8 +168,7 @@ class EngineConnection(asyncio.Protocol):
             self.send(LeaveAnswer(number))
 
     async def call(self, method: str, *arguments: Any) -> Any:
-        """Call a method of the engine and wait for its result. NotReady: the connection is gone, or is lost
-        meanwhile."""
+        """Call a method of the engine and wait for its result. NotReady: the connection is gone, or lost meanwhile."""
         number = next(self._numbers)
         self.send(Call(number, method, plain(arguments)))
         self._calls[number] = result = asyncio.get_running_loop().create_future()

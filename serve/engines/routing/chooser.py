@@ -17,19 +17,13 @@ LOOK = 0.5  # seconds between two looks at the reports for quick requests: they 
 
 
 class ReplicaChooser:
-    """Ranks replicas by the seconds that a request would lose there; see `ReplicaLoad.seconds`.
+    """Ranks replicas by the seconds that a request would lose there; see `ReplicaLoad.seconds`. The prompt's own part
+    is what the replica has not read before, so a request goes where its prefix is known, unless it would wait there
+    for longer than reading takes. No call waits, and none holds a request back.
 
-    The prompt's own part is what the replica has not read before, so a request goes where its prefix is
-    known, unless it would wait there for longer than reading takes.
-
-    While quick requests with a target come, a fixed share of the replicas is reserved for quick requests: to
-    a deep request the reserved ones come after all others. Which ones are reserved follows from their names,
-    so that all routers reserve the same ones. Deep requests that run there already run to their end.
-
-    No call waits, and none holds a request back. Of many replicas only a few are compared.
-
-    clock: seconds since 1970, as replicas write into their reports.
-    """
+    While quick requests with a target come, a fixed share of the replicas is reserved for quick requests: to a deep
+    request the reserved ones come after all others. Which ones are reserved follows from their names, so that all
+    routers reserve the same ones. clock: seconds since 1970, as replicas write into their reports."""
 
     def __init__(self, settings: RoutingSettings, clock: Callable[[], float]) -> None:
         self._settings = settings

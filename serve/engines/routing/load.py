@@ -20,11 +20,8 @@ class Sent:
 
 
 class ReplicaLoad:
-    """One replica.
-
-    Reports are about a second old, and several routers may send to one replica. So the truth is the report,
-    and what this router knows has changed since; and never less than what this router itself has there.
-    """
+    """One replica. Reports are about a second old, and several routers may send to it. So the truth is the report, and
+    what this router knows has changed since; and never less than what this router itself has there."""
 
     def __init__(self, settings: RoutingSettings) -> None:
         self._settings = settings
@@ -74,10 +71,8 @@ class ReplicaLoad:
             self._since.add(sent, -1)
 
     def seconds(self, request: RoutedRequest, cached: float, now: float) -> float:
-        """What a request would wait there for its first token, and lose by what runs beside it.
-
-        cached: tokens of its prompt that the replica has read before.
-        """
+        """What a request would wait there for its first token, and lose by what runs beside it. cached: tokens of its
+        prompt that the replica has read before."""
         settings, report = self._settings, self._report
         places = settings.places if report is None or not report.places else report.places
         steps, queued = settings.full_steps * self.answers / places, 0.0

@@ -51,11 +51,8 @@ class ReplicaReport(QueueReport):
 
 
 def replica_report(load: EngineLoad, deep: Collection[str], at: float) -> ReplicaReport:
-    """What a replica says of itself at `time.time()`.
-
-    deep: names of the modes that may take long. A preset with changes, "deep*", is as its base; a mode with
-    a name of a request's own counts as quick.
-    """
+    """What a replica says of itself at `time.time()`. deep: names of the modes that may take long. A preset with
+    changes, "deep*", is as its base; a mode with a name of a request's own counts as quick."""
     modes = load.modes
     slow = {name: name.removesuffix(CHANGED) in deep for name in modes}
     waits = {False: 0.0, True: 0.0}

@@ -21,15 +21,11 @@ class _Held:
 
 
 class RoutedPrefixes:
-    """Chained hashes of blocks of characters, each with the replicas that have read it.
-
-    A block's hash covers all text before it and whose KV it is: KV is shared within one mode and memory
-    key only. A replica that has a block has all those before it, since the deepest ones are dropped first.
-    So the deepest known block of a prompt tells at once who has read most.
-
-    Hashes are Python's own: keyed anew in each process, so that nobody can make prompts that collide, and
-    as fast as memory. They need not agree between routers.
-    """
+    """Chained hashes of blocks of characters, each with the replicas that have read it. A block's hash covers all text
+    before it and whose KV it is: KV is shared within one mode and memory key only. A replica that has a block has all
+    those before it, since the deepest ones are dropped first. So the deepest known block of a prompt tells at once who
+    has read most. Hashes are Python's own: keyed anew in each process, so that nobody can make prompts that collide,
+    and as fast as memory. They need not agree between routers."""
 
     def __init__(self, settings: RoutingSettings, random: Random) -> None:
         self._settings = settings
