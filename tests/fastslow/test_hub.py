@@ -47,7 +47,9 @@ def hub(tiny_chat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         yield hub
 
 
-def refused(name: str, words: str, kind: type[Exception] = ValueError) -> None:
+def refused(
+    name: str, words: str, kind: type[Exception] | tuple[type[Exception], ...] = ValueError
+) -> None:
     with pytest.raises(kind, match=words) as caught:
         resolve_model(name)
     assert "\n" not in str(caught.value)
@@ -74,7 +76,17 @@ def test_names(hub: FakeHub, tiny_chat: Path, logged: list[str]) -> None:
     assert str(HubName("a/b", "refs/pr/4", "Q8_0")) == "a/b@refs/pr/4:Q8_0"
     for path in ("../a", "a/b/c", "word", "/a/b", "./a", "a/model.gguf", "~/a"):
         refused(path, "no folder, no GGUF file, no hub name .* and no built-in")
-    for odd in ("a b/c", "a/..", "a--b/c", "a/b@", "a/b@../x", "a/b:../x", "a/b:", "é/b"):
+    for odd in (
+        "a b/c",
+        "a/..",
+        "a--b/c",
+        "a/b@",
+        "a/b.git",
+        "a/b@../x",
+        "a/b:../x",
+        "a/b:",
+        "é/b",
+    ):
         refused(odd, "is no name of a hub: that is owner/name")
     shutil.copytree(tiny_chat, MODEL)
     assert resolve_model(MODEL) == Path(MODEL) and "is a folder here" in logged[0]
@@ -94,6 +106,8 @@ def test_offline_after_once_online(
         assert resolve_model(MODEL) == path and not logged, "what another program fetched"
     hub.asked.clear()
     assert resolve_model(f"{MODEL}@{COMMIT}") == path and not hub.asked, "a commit never changes"
+    (path / "tokenizer.json").unlink()
+    assert (resolve_model(f"{MODEL}@{COMMIT}") / "tokenizer.json").exists()
     hub.answer = "down"
     assert resolve_model(MODEL) == path and "503" in logged[0]
     assert "what was fetched before runs" in logged[0]
@@ -123,6 +137,11 @@ def test_who_may_not(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     refused("tiny/other", "as no hub does: look at HF_ENDPOINT", RuntimeError)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     refused("tiny/other", "cannot be reached .*: look at the network, or set HF_END", RuntimeError)
+    for hub.answer in ("", "down"):  # a password is in no sentence
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url.replace("//", "//me:secret@"))
+        refused(
+            "tiny/no", rf"tiny/no\b(?!.*secret).*{hub.url}(?!.*secret)", (ValueError, RuntimeError)
+        )
 
 
 @pytest.mark.parametrize(
@@ -196,6 +215,7 @@ def test_what_of_a_repository_runs() -> None:
     one, index = "model.safetensors", "model.safetensors.index.json a.safetensors b.bin"
     assert chosen(f"config.json {one} consolidated.safetensors onnx/{one}") == one
     assert chosen(index, "a.safetensors") == "a.safetensors"
+    assert chosen(f"config.json draft.head {one}") == f"{one} draft.head", "else a part is a whole"
     with pytest.raises(ValueError, match="index.json has 100.0 GiB, and 64.0 MiB are the most"):
         chosen(index, size=100 << 30)
     for names, place, words in (
@@ -241,6 +261,13 @@ def test_a_gguf_variant(parts: int, hub: FakeHub, tiny_dense: Path, tmp_path: Pa
     config = {"architectures": ["OddForCausalLM"], "auto_map": {"AutoModel": "modeling.Odd"}}
     hub.repos[MODEL].files["config.json"] = json.dumps(config).encode()
     refused(MODEL, "it comes with code, which is never run, and .*architecture 'OddForCausalLM'")
+    for section, words in (({"quant_method": "bnb"}, "'bnb'"), ({"quant_method": "gptq"}, "bits")):
+        config = json.loads((tiny_dense / "config.json").read_text())
+        hub.repos[MODEL].files["config.json"] = json.dumps(
+            config | {"quantization_config": section}
+        ).encode()
+        hub.repos[MODEL].commit = section["quant_method"][0].encode().hex() * 20
+        refused(MODEL, f"does not run here: .*{words}")
     assert WEIGHTS not in hub.fetched, "nothing large was fetched for it"
 
 

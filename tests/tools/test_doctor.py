@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from http.client import BadStatusLine
 
 import pytest
 from cli_tools import run
+from huggingface_hub import constants
 
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.host.files import cache_folder
+from fastslow.tools.cli import doctor
 
 
 def said_by(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -55,3 +58,25 @@ def test_what_makes_it_slow_is_marked(
     code, said = said_by(capfd, "doctor")
     marked = [line for line in said.splitlines() if line.startswith("!!")]
     assert code == 1 and len(marked) == 1 and "FASTSLOW_KERNELS=off" in marked[0]
+
+
+@pytest.mark.parametrize(("place", "says"), [("hub.local", "not reached"), ("", "must be one of")])
+def test_a_hub_that_is_none(
+    place: str, says: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", place)
+    monkeypatch.setenv("FASTSLOW_HUB", "" if place else "odd")
+    _, said = said_by(capfd, "doctor")
+    assert says in said and "serve" in said.splitlines()[-2]
+
+
+def test_a_hub_that_speaks_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    def other(*_: object, **__: object) -> None:
+        raise BadStatusLine("SSH-2.0")
+
+    monkeypatch.setattr("urllib.request.urlopen", other)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://me:secret@hub")
+    (found,) = doctor._hub()
+    assert "http://hub not reached (SSH-2.0)" in found.said

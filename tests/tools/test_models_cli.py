@@ -42,6 +42,8 @@ def found(
     writer.close()
     shutil.copytree(tiny_chat, folders["odd/family"])
     (folders["odd/family"] / "config.json").write_text('{"architectures": ["OddForCausalLM"]}')
+    shutil.copytree(tmp_path / "models--odd--family", tmp_path / "models--odd--damaged")
+    (tmp_path / "models--odd--damaged" / "refs" / "main").write_bytes(b"\xff")
     capfd.readouterr()
     assert run("models", "--json") == 0
     rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]

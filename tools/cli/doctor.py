@@ -150,14 +150,19 @@ def _cache() -> Iterator[MachineCheck]:
 
 
 def _hub() -> Iterator[MachineCheck]:
-    from urllib.error import URLError
+    from http.client import HTTPException
+    from urllib.error import HTTPError
     from urllib.request import urlopen
 
     from huggingface_hub import constants, get_token
 
     from fastslow.models.hub.hubs import open_hub
 
-    hub = open_hub()
+    try:
+        hub = open_hub()
+    except ValueError as error:
+        yield MachineCheck("hub", False, str(error), {"error": str(error)})
+        return
     facts: dict[str, Any] = {"place": hub.place, "cache": str(hub.cache), "reached": False}
     facts |= {"offline": constants.HF_HUB_OFFLINE, "token": get_token() is not None}
     why = "not asked: HF_HUB_OFFLINE is set"
@@ -165,7 +170,9 @@ def _hub() -> Iterator[MachineCheck]:
         try:
             with urlopen(hub.place, timeout=REACH):
                 facts["reached"], why = True, "reached"
-        except (URLError, OSError) as error:
+        except HTTPError as error:
+            facts["reached"], why = True, f"answers HTTP {error.code}"
+        except (OSError, ValueError, HTTPException) as error:
             why = f"not reached ({getattr(error, 'reason', error)}): models that are here run"
     token = "a token" if facts["token"] else "no token (HF_TOKEN, for models that ask for one)"
     yield MachineCheck("hub", True, f"{hub.place} {why}; {token}; cache {hub.cache}", facts)

@@ -23,6 +23,7 @@ class ConfigGroup(Params):
     """How one group of matrices is quantised."""
 
     num_bits: Literal[4, 8]
+    symmetric: bool = True
     group_size: int | None = Field(None, ge=-1, le=1 << 20)
     block_structure: Block | None = None
 
@@ -49,6 +50,7 @@ class Compressed(Params):
 
     def tensors(self, outputs: int, inputs: int) -> dict[str, Expected]:
         scales, packed, zeros = [(outputs, 1), (outputs,), (1,), ()], [], []
+        symmetric = any(group.symmetric for group in self.weights)
         for weights in self.weights:
             each, group = 32 // weights.num_bits, weights.group_size or -1
             rows, columns = weights.block_structure or (1, group if group > 0 else inputs)
@@ -61,7 +63,7 @@ class Compressed(Params):
             "weight_packed": Expected(tuple(packed), ("I32",), optional=True),
             "weight": Expected(((outputs, inputs),), ("I8", FP8), optional=True),
             "weight_shape": Expected(((2,),), ("I64", "I32"), optional=True),
-            "weight_zero_point": Expected(tuple(zeros), ("I32", "I8"), optional=True),
+            "weight_zero_point": Expected(tuple(zeros), ("I32", "I8"), optional=symmetric),
             **INPUTS,
         }
 

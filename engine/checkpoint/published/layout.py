@@ -77,18 +77,24 @@ class Published:
         return q8_0_rows(found if isinstance(found, Tensor) else found.dequantised())
 
 
-def published_layouts(folder: Path, config: ModelConfig, facts: Facts) -> Iterator[Published]:
-    """The matrices that the files have as `quantization_config` says; none where config.json names no method that is
-    known. ValueError in one sentence for an option that is not."""
+def published_reader(folder: Path) -> Reader | None:
+    """What reads the folder's matrices; None where config.json names no method that is known. ValueError in one
+    sentence for an option that is not."""
     path = folder / "config.json"
     section = read_object(path).get("quantization_config")
     method = section.get("quant_method") if isinstance(section, dict) else None
     if not isinstance(section, dict) or not isinstance(method, str) or method not in METHODS:
-        return
+        return None
     try:
-        reader = METHODS[method](section)
+        return METHODS[method](section)
     except ValueError as error:
         raise ValueError(f"{path}: quantization_config of {method}: {error}") from None
+
+
+def published_layouts(folder: Path, config: ModelConfig, facts: Facts) -> Iterator[Published]:
+    """The matrices that the files have as `quantization_config` says."""
+    if (reader := published_reader(folder)) is None:
+        return
     shapes = tensor_shapes(config) | mtp_shapes(config)
     for name, shape in shapes.items():
         if len(shape) != 2 or any(size % 8 for size in shape) or not name.endswith(".weight"):

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from loguru import logger
 
+from fastslow.engine.checkpoint.published.layout import published_reader
+from fastslow.engine.checkpoint.quantised import Scheme
 from fastslow.engine.host.files import read_object
 from fastslow.engine.host.gguf_file import GgufFile
 from fastslow.engine.model.config import ModelConfig, RoutedUnits
@@ -69,6 +71,7 @@ def _of_gguf(repository: Repository) -> Iterator[str]:
 def _of_folder(name: HubName, folder: Path) -> Iterator[str]:
     try:
         config = ModelConfig.from_folder(folder)
+        Scheme.from_folder(folder), published_reader(folder)  # what no reader knows is not fetched
     except ValueError as error:
         code = "auto_map" in read_object(folder / CONFIG)
         more = "it comes with code, which is never run, and " if code else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 
 from huggingface_hub import errors
 
@@ -29,13 +30,18 @@ SENTENCES: dict[type[BaseException], str] = {  # the first that fits
 }
 
 
+def public(text: str) -> str:
+    """A text whose addresses have no user and no password."""
+    return re.sub(r"(?<=://)[^/\s]*@", "", text)
+
+
 def explained(error: Exception, name: HubName, place: str) -> Exception:
     """ValueError where the name is to be changed or access asked for, else RuntimeError; `place` is the hub's
     address. An error that is neither a hub's nor the system's stays as it is."""
     cause: BaseException = error
     if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
         cause = error.__cause__  # the library wraps what happened
-    said = " ".join(str(cause).split())[:120] or type(cause).__name__
+    said = public(" ".join(str(cause).split()))[:120] or type(cause).__name__
     if isinstance(cause, OSError) and cause.errno in FULL:
         said = "the disk is full: free some of it, or set HF_HOME to a folder on a larger one"
     for kind, sentence in SENTENCES.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from huggingface_hub import HfApi, constants, hf_hub_download
 from huggingface_hub.errors import FileMetadataError
 from huggingface_hub.utils.tqdm import tqdm
 
+from fastslow.models.hub.errors import public
 from fastslow.models.hub.name import COMMIT, HubName
 from fastslow.models.hub.repository import SAFE, RepoFile, Repository
 
@@ -33,9 +35,10 @@ class HuggingFace:
     """Looks up repositories, and fetches their files one at a time, so that Ctrl-C ends it at once."""
 
     usual = "main"  # revision
+    kept = "models--*"  # folders of repositories
 
     def __init__(self) -> None:
-        self.place = constants.ENDPOINT
+        self.place = public(constants.ENDPOINT)
         self.cache = Path(constants.HF_HUB_CACHE).expanduser()
 
     def folder(self, repository: Repository) -> Path:
@@ -49,6 +52,14 @@ class HuggingFace:
         found = [path for path in folder.rglob("*") if path.is_file()] if here.commit else []
         sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in found}
         return replace(here, files={path: RepoFile(path, size) for path, size in sizes.items()})
+
+    def names(self) -> Iterator[HubName]:
+        """The repositories of which something is here."""
+        for folder in sorted(self.cache.glob(self.kept)):
+            with suppress(ValueError):  # no name of a hub
+                plain = folder.name.removeprefix("models--").replace("--", "/", 1)
+                if (name := HubName.parse(plain)) is not None:
+                    yield name
 
     def look_up(self, name: HubName) -> Repository:
         """The hub's list of a repository's files, with sizes and hashes. Raises what the library does."""
@@ -91,7 +102,7 @@ class HuggingFace:
     def _commit(self, name: HubName) -> str:
         """What a revision meant when it was last looked up; "" = never."""
         known = self._storage(name) / "refs" / (name.revision or self.usual)
-        said = known.read_text().strip() if known.is_file() else name.revision
+        said = known.read_text("utf-8", "replace").strip() if known.is_file() else name.revision
         return said if COMMIT.fullmatch(said) else ""
 
 
@@ -99,6 +110,7 @@ class ModelScope(HuggingFace):
     """It has no commits: a revision's name stands for one. Its library checks hashes, and resumes."""
 
     usual = "master"
+    kept = "models/*"
 
     def __init__(self) -> None:
         try:
@@ -106,7 +118,7 @@ class ModelScope(HuggingFace):
         except ImportError:
             raise ValueError(f"{HUB}=modelscope needs pip install modelscope-hub") from None
         self._api, config = HubApi(), get_default_config()
-        self.place, self.cache = str(config.endpoint), Path(config.cache_dir)
+        self.place, self.cache = public(str(config.endpoint)), Path(config.cache_dir)
 
     def look_up(self, name: HubName) -> Repository:
         revision = self._commit(name)

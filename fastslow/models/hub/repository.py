@@ -87,7 +87,8 @@ class Repository:
                         f"{self.name}: {index} names {shown(n)}, no safetensors file of it"
                     )
         if names := names | (HEADS & self.files.keys()):
-            return [self.files[name] for name in sorted(names)]
+            order = sorted(names, key=lambda n: (n in HEADS, n))  # a head alone is no model
+            return [self.files[name] for name in order]
         pickle = next((name for name in self.files if name.endswith(PICKLES)), None)
         code = f"{pickle}, which may hold code and is never loaded"
         has = code if pickle else f"{len(self.files)} files"

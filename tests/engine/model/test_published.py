@@ -157,6 +157,7 @@ Q = "model.layers.0.self_attn.q_proj."
         ("w4a16", lambda t, s: s.update(format="marlin-24"), "'marlin-24' is not one of pack-"),
         ("w4a16", lambda t, s: s.update(config_groups=[]), "weights=.* must have at least 1"),
         ("w4a16", lambda t, s: t.pop(f"{Q}weight_packed"), "neither weight_packed nor weight"),
+        ("w4a16, zeros", lambda t, s: t.pop(f"{Q}weight_zero_point"), "but lacks .*zero_point"),
         ("w8a8", lambda t, s: t.pop(f"{Q}weight_scale"), "q_proj.weight is of dtype I8, which is"),
         ("fp8 blocks", lambda t, s: t.pop(f"{Q}weight_scale_inv"), "q_proj.weight is of dtype F8"),
         ("fp8 blocks", lambda t, s: s.update(weight_block_size=[0, 9]), "size.*must be greater"),

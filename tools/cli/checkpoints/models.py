@@ -71,21 +71,12 @@ def _builtin() -> Iterator[KnownModel]:
 
 def _fetched() -> Iterator[KnownModel]:
     """Of each repository in the hub's cache what its usual revision holds."""
-    from huggingface_hub import scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
-
     from fastslow.models.hub.hubs import open_hub
-    from fastslow.models.hub.name import HubName
 
     hub = open_hub()
-    try:
-        repos = scan_cache_dir(hub.cache).repos
-    except CacheNotFound:
-        return
-    for repo in sorted(repos, key=lambda repo: repo.repo_id):
-        name = HubName.parse(repo.repo_id) if repo.repo_type == "model" else None
-        found = None if name is None else hub.cached(name)
-        if found is not None and found.files:
+    for name in hub.names():
+        found = hub.cached(name)
+        if found.files:
             yield from _of(found, hub.folder(found))
 
 
