@@ -73,6 +73,7 @@ def test_inspect_shows_tokenizer_and_own_presets(tmp_path: Path) -> None:
     assert "on, where" not in shown
     modes = record("inspect", tmp_path)["modes"]
     assert modes["deep"]["words"]["thinking"] == "as the model likes, which has no switch"
+    assert "thinking on" not in modes["deep"]["description"]
 
 
 def test_mode_auto_goes_by_a_file(endless: Path, tmp_path: Path) -> None:

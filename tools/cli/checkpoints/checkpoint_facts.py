@@ -82,12 +82,19 @@ class CheckpointFacts:
             said["thinking"] = f"{THINKING['auto']}, which has no switch"
         return said
 
+    def description(self, mode: Mode) -> str:
+        """A preset's description, which promises no thinking of a model that has no switch for it."""
+        if self.switch != NO_SWITCH:
+            return mode.description
+        return mode.description.replace("thinking on", "thinking as the model likes")
+
     def record(self) -> dict[str, Any]:
         """For programs: sizes in bytes, counts in parameters."""
         c = self.config
         modes = {
             name: {
                 **mode.model_dump(exclude={"name"}),
+                "description": self.description(mode),
                 "active_parameters": active_parameters(c, mode.routed),
                 "words": self.words(mode),
             }
