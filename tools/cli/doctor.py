@@ -23,7 +23,6 @@ FLAGS = {
     "avx512f": "AVX-512",
     "avx512_vnni": "VNNI",
     "avx512_bf16": "bfloat16",
-    "amx_int8": "AMX",
 }
 EXTRAS = {
     "grammar": ("llguidance", "structured output and tools"),
