@@ -7,7 +7,6 @@ import platform
 import shutil
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import typer
@@ -17,13 +16,6 @@ from fastslow.tools.cli.options import AsJson, expand_options
 BLOCK = 256 << 20  # bytes that the bandwidth is read from: more than caches hold
 TURNS = 3
 REACH = 3.0  # seconds that the hub has to answer
-# flags of /proc/cpuinfo that the kernels make use of
-FLAGS = {
-    "avx2": "AVX2",
-    "avx512f": "AVX-512",
-    "avx512_vnni": "VNNI",
-    "avx512_bf16": "bfloat16",
-}
 EXTRAS = {
     "grammar": ("llguidance", "structured output and tools"),
     "serve": ("uvicorn", "`fastslow serve`"),
@@ -92,34 +84,33 @@ def _kernels() -> Iterator[MachineCheck]:
     import numpy as np
 
     from fastslow.engine.backends.cpu import library
+    from fastslow.engine.backends.cpu.compiled.levels import LEVELS, lacking
     from fastslow.engine.host.machine import cores
 
-    facts: dict[str, Any] = {"level": library.level(), "has": _chip_flags()}
-    if facts["level"] == "off":
-        said = f"switched off by {library.VARIABLE}=off: plain torch runs, several times slower"
-        yield MachineCheck("kernels", False, said, facts)
+    try:
+        level = library.level()
+    except ValueError as error:
+        yield MachineCheck("kernels", False, str(error), {"error": str(error)})
+        return
+    chip = [name for name in LEVELS if not lacking(name)][-1]
+    facts: dict[str, Any] = {"level": level, "wheel": bool(library.prebuilt(level)), "chip": chip}
+    if level == "off":
+        yield MachineCheck("kernels", False, f"{library.SLOWER}: {library.VARIABLE}=off", facts)
         return
     try:
         library.kernels()
     except RuntimeError as error:
-        said = f"plain torch runs, several times slower: {error}"
+        said = f"{library.SLOWER}: {error}"
         yield MachineCheck("kernels", False, said, facts | {"error": str(error)})
         return
-    chip = ", ".join(facts["has"]) or "no vector instructions that they use"
-    yield MachineCheck("kernels", True, f"{facts['level']}; the chip has {chip}", facts)
+    source = "from the wheel" if facts["wheel"] else "compiled here"
+    named = os.environ.get(library.VARIABLE)
+    why = f"{library.VARIABLE}={named}" if named else "the best that is here"
+    yield MachineCheck("kernels", True, f"{level}, {source} ({why}); this chip has {chip}", facts)
     block = np.ones(BLOCK, np.uint8)
     read = max(library.read_bandwidth(block, cores()) for _ in range(TURNS))
     said = f"{read:.0f} GB/s with {cores()} threads: a token reads all weights that run once"
     yield MachineCheck("bandwidth", True, said, {"gb_per_second": read, "threads": cores()})
-
-
-def _chip_flags() -> list[str]:
-    try:
-        info = Path("/proc/cpuinfo").read_text("utf-8")
-    except OSError:  # not Linux
-        return []
-    known = next((line.split() for line in info.splitlines() if line.startswith("flags")), [])
-    return [name for flag, name in FLAGS.items() if flag in known]
 
 
 def _devices() -> Iterator[MachineCheck]:

@@ -31,17 +31,21 @@ import torch
 from loguru import logger
 from numpy.typing import NDArray
 
-from fastslow.engine.backends.cpu.kernel_cache import (
+from fastslow.engine.backends.cpu.compiled.compiler import find_compiler
+from fastslow.engine.backends.cpu.compiled.kernel_cache import (
     SOURCES,
     VARIABLE,
     build,
-    find_compiler,
     level,
     load,
+    prebuilt,
 )
 from fastslow.engine.host.files import shown
 
-__all__ = ["VARIABLE", "build", "find_compiler", "level"]  # beside what is defined here
+__all__ = ["VARIABLE", "build", "find_compiler", "level", "prebuilt"]  # beside what is here
+SLOWER = (
+    "plain torch runs instead of the CPU kernels, about NN times slower"  # int4: docs/guide/cpu.md
+)
 TILE = 32
 NO_MEMORY, UNREADABLE, REFUSED = 1, 2, 3  # what the kernels' functions return; see check.h
 INT64, INT32, INT8, UINT64, UINT8, BOOL, FLOAT32, FLOAT64 = map(
@@ -360,12 +364,11 @@ def read_bandwidth(block: NDArray[Any], threads: int) -> float:
 def available() -> bool:
     """Whether the kernels run on this machine; if not, one line in the log says what that costs and why."""
     if level() == "off":
-        logger.info("the CPU kernels are switched off, plain torch runs, several times slower")
+        logger.info("{}: {}=off", SLOWER, VARIABLE)
         return False
     try:
         kernels()
     except RuntimeError as error:
-        said = "plain torch runs instead of the CPU kernels, several times slower: {}"
-        logger.warning(said, error)
+        logger.warning("{}: {}", SLOWER, error)
         return False
     return True

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from kernel_tools import compiled
 
-from fastslow.engine.backends.cpu import kernel_cache
+from fastslow.engine.backends.cpu.compiled import kernel_cache
 from fastslow.engine.backends.cpu.library import build
 
 pytestmark = [compiled, pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no owners here")]
 STRANGER = 12345
-ANSWER = 'extern "C" int answer() { return 42; }\n'
+ANSWER = '__attribute__((visibility("default"))) extern "C" int fs_answer() { return 42; }\n'
 as_root = pytest.mark.skipif(
     not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give a file away"
 )
@@ -35,7 +35,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def answer() -> int:
-    found: int = kernel_cache.load("plain").answer()
+    found: int = kernel_cache.load("plain").fs_answer()
     return found
 
 

@@ -12,6 +12,7 @@
 
 using namespace fastslow;
 
+#pragma GCC visibility push(default)
 extern "C" {
 
 // `layers` and `shape` are copied; what they point to must outlive the model.

@@ -17,6 +17,7 @@ int threads_of(int wanted) { return std::clamp(wanted, 1, MOST_THREADS); }
 
 }  // namespace
 
+#pragma GCC visibility push(default)
 extern "C" {
 
 // `shape` and `layer` are copied; what they and `ids` point to must outlive the head, which is written to

@@ -31,6 +31,7 @@ int tiles_of(int outputs) { return (outputs + TILE - 1) / TILE; }
 
 }  // namespace
 
+#pragma GCC visibility push(default)
 extern "C" {
 
 size_t fs_tile_bytes(int id, int inputs) { return format_of(id).tile_bytes(inputs); }

@@ -47,6 +47,7 @@ void move_layers(void* const* keys, void* const* values, int layers, const int64
 
 }  // namespace
 
+#pragma GCC visibility push(default)
 extern "C" {
 
 // All rows of a layer are read before any is written. `kv_float`: float32, else bfloat16. `slots`: of a

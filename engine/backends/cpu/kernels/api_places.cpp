@@ -8,6 +8,7 @@ using namespace fastslow;
 
 constexpr int LINE = 64 / sizeof(int32_t);
 
+#pragma GCC visibility push(default)
 extern "C" {
 
 // See longest_match; `text` has `size` tokens, `longest` of them at most are looked at. `found`: the

@@ -20,6 +20,7 @@ template <class T> static T mix(T sum, T word, uint64_t prime) {
     return (sum << 29 | sum >> 35) * prime;
 }
 
+#pragma GCC visibility push(default)
 extern "C" {
 
 // `sum`: two words, 0 at first; then those of the bytes before.

@@ -6,31 +6,36 @@ import ctypes
 import hashlib
 import os
 import platform
-import shutil
 import stat
 import subprocess
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 from loguru import logger
 
+from fastslow.engine.backends.cpu.compiled.compiler import (
+    FLAGS,
+    compile_library,
+    find_compiler,
+)
+from fastslow.engine.backends.cpu.compiled.levels import (
+    ADDED,
+    LEVELS,
+    amx_permitted,
+    chip_flags,
+    lacking,
+    level_flags,
+)
 from fastslow.engine.host.files import cache_folder
 from fastslow.engine.host.unfinished import unfinished
 
-SOURCES = Path(__file__).with_name("kernels")
+SOURCES = Path(__file__).parents[1] / "kernels"
+PREBUILT = Path(__file__).with_name("prebuilt")  # a library for each level, which a wheel brings
 VARIABLE = "FASTSLOW_KERNELS"
-# What the kernels are compiled for. A chip may have AVX-512 without bfloat16 or int8 dots; the
-# compiler says which under -march=native, and the sources look at its macros.
-LEVELS = {"native": ["-march=native"], "avx2": ["-march=x86-64-v3"], "plain": []}
-# Contraction is off since a product that is fused in one template and not in another would make
-# a row's bits depend on how many rows share its kernel.
-FLAGS = ["-O3", "-std=c++20", "-fPIC", "-pthread", "-ffp-contract=off", "-fno-math-errno"]
 SANITIZE = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 OWN = "point FASTSLOW_CACHE at a folder of your own"
-HELP = "install a C++ compiler (g++ or clang++), or point CXX at one"
 SEAL = hashlib.sha256().digest_size  # bytes of a digest that follow the library in its file
 OWN_FILES = Path("/proc/self/fd")
 SAFE = {
@@ -40,19 +45,53 @@ SAFE = {
 
 
 def level() -> str:
-    """What FASTSLOW_KERNELS asks for: native, avx2, plain, one of them with +sanitize, or off; else ValueError."""
-    wanted = os.environ.get(VARIABLE, "native")
-    if wanted != "off" and wanted.removesuffix("+sanitize") not in LEVELS:
-        known = ", ".join([*LEVELS, "off"])
+    """What runs: the level that FASTSLOW_KERNELS names (native, too, or one with +sanitize, or off), else the best of
+    the wheel's that this chip has, else native. ValueError: no level, or above the chip."""
+    wanted = os.environ.get(VARIABLE) or "auto"
+    base = wanted.removesuffix("+sanitize")
+    if wanted == "auto":
+        usable = [name for name in LEVELS if prebuilt(name) and not lacking(name)]
+        if usable[-1:] == ["amx"] and not _tiles():
+            usable.pop()
+        return usable[-1] if usable else "native"
+    if wanted != "off" and base not in ("native", *LEVELS):
+        known = ", ".join(["auto", "native", *LEVELS, "off"])
         raise ValueError(f"{VARIABLE}={wanted!r} is not one of {known}")
+    if base in LEVELS and chip_flags() and (without := lacking(base)):
+        raise ValueError(
+            f"{VARIABLE}={wanted} is above this chip, which has no {', '.join(without)}"
+        )
+    if base == "amx" and not _tiles():
+        raise ValueError(
+            f"{VARIABLE}={wanted} is refused by Linux to this process: vnni is below it"
+        )
     return wanted
 
 
-def load(level: str) -> ctypes.CDLL:
-    """The library for a level, compiled on first use (seconds), or RuntimeError: what to do.
+def prebuilt(level: str) -> Path | None:
+    """The library that a wheel brought for a level."""
+    path = PREBUILT / f"{level}.so"
+    return path if path.is_file() else None
 
-    It is loaded by the descriptor that was looked at, so nothing can take its place in between.
+
+@cache
+def _tiles() -> bool:
+    """Whether this process may use the chip's matrix tiles; one line in the log if not."""
+    if not amx_permitted():
+        logger.warning("Linux refuses matrix tiles (AMX) to this process: kernels without them run")
+    return amx_permitted()
+
+
+def load(level: str) -> ctypes.CDLL:
+    """The library for a level: the wheel's, else compiled on first use (seconds), or RuntimeError: what to do.
+
+    A compiled one is loaded by the descriptor that was looked at, so nothing can take its place in between.
     """
+    if path := prebuilt(level):
+        try:
+            return ctypes.CDLL(str(path))
+        except OSError as error:
+            logger.warning("the wheel's kernels do not load here, they are compiled: {}", error)
     for last in (False, True):
         path = build(level)
         try:
@@ -73,7 +112,7 @@ def build(level: str) -> Path:
     Where no compiler is found, any that was compiled from these sources for this chip will do.
     """
     base = level.removesuffix("+sanitize")
-    flags = [*FLAGS, *LEVELS[base], *(SANITIZE if base != level else [])]
+    flags = [*FLAGS, *_chosen(base), *(SANITIZE if base != level else [])]
     folder = _own_folder()
     name = f"{level}-{_key(flags)}"
     try:
@@ -96,13 +135,13 @@ def build(level: str) -> Path:
     return target
 
 
-def find_compiler() -> str:
-    """CXX, else c++, g++ or clang++. RuntimeError if none is there."""
-    named = os.environ.get("CXX")
-    for name in [named] if named else ["c++", "g++", "clang++"]:
-        if found := shutil.which(name):
-            return found
-    raise RuntimeError(f"no C++ compiler was found: {HELP}")
+def _chosen(level: str) -> list[str]:
+    """The compiler's flags for a level. A chip may have AVX-512 without bfloat16 or int8 dots; the compiler says which
+    under -march=native, and the sources look at its macros."""
+    if level != "native":
+        return level_flags(level)
+    without = "amx_tile" in chip_flags() and not _tiles()
+    return ["-march=native", *(f"-mno-{n}" for n in ADDED["amx"].split() if without)]
 
 
 def _own_folder() -> Path:
@@ -215,19 +254,11 @@ def _chip() -> str:
 
 
 def _compile(compiler: str, flags: list[str], target: Path) -> None:
-    """All sources side by side, then a link; the library appears only when it is whole, whoever compiles beside."""
+    """The library appears only when it is whole, whoever compiles beside."""
     with unfinished(target) as work:
         work.mkdir(mode=0o700)
-
-        def one(source: Path) -> Path:
-            made = work / f"{source.stem}.o"
-            _run([compiler, *flags, "-c", str(source), "-o", str(made)])
-            return made
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(one, sorted(SOURCES.glob("*.cpp"))))
         whole = work / target.name
-        _run([compiler, *flags, "-shared", *map(str, objects), "-o", str(whole)])
+        compile_library([compiler, *flags], SOURCES, work, whole)
         digest = hashlib.sha256(whole.read_bytes()).digest()
         with whole.open("ab") as file:  # what follows its sections is nothing to a linker
             file.write(digest)
@@ -235,11 +266,3 @@ def _compile(compiler: str, flags: list[str], target: Path) -> None:
         with suppress(FileNotFoundError, NotADirectoryError):
             target.rmdir()  # a file, a link or a FIFO is replaced, a folder would not be
         whole.replace(target)
-
-
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        lines = [x for x in done.stderr.splitlines() if "error" in x] or done.stderr.splitlines()
-        reason = lines[0] if lines else f"exit code {done.returncode}"
-        raise RuntimeError(f"{command[0]} could not compile the CPU kernels ({reason}): {HELP}")

@@ -1,0 +1,1 @@
+"""The CPU's own path: a whole step in one call of compiled kernels, rows never depending on rows."""
