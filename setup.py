@@ -46,9 +46,9 @@ class BuildKernels(build_py):
             raise SystemExit(f"{VARIABLE} is for wheels: an editable install compiles at first use")
         for level in wanted():
             into.mkdir(exist_ok=True)
-            self.compile(level, into / f"{level}.so")
+            self.make_library(level, into / f"{level}.so")
 
-    def compile(self, level: str, library: Path) -> None:
+    def make_library(self, level: str, library: Path) -> None:
         work = Path(self.get_finalized_command("build").build_temp, level)
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import re
 import shlex
 import shutil
@@ -68,17 +67,13 @@ def test_what_is_copied_is_there_and_is_not_ignored() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     folders = project["tool"]["setuptools"]["package-dir"].values()
     files = (project["project"]["readme"], *project["project"]["license-files"])
-    assert {"fastslow", "pyproject.toml", *folders, *files} <= copied
+    assert {"fastslow", "pyproject.toml", "setup.py", *folders, *files} <= copied
 
 
 def test_the_images_commands_parse() -> None:
     for line in of("RUN"):
         subprocess.run(["bash", "-n", "-c", line], check=True)
-        for code in re.findall(r'python -c "([^"]*)"', line):
-            for node in ast.parse(code).body:
-                if isinstance(node, ast.ImportFrom):
-                    module = __import__(str(node.module), fromlist=["x"])
-                    assert all(hasattr(module, alias.name) for alias in node.names)
+    assert any(line.startswith("FASTSLOW_BUILD_LEVELS=all pip install ") for line in of("RUN"))
     (health,) = of("HEALTHCHECK")
     python, option, code = json.loads(health.partition("CMD ")[2])
     assert (python, option) == ("python", "-c")
@@ -91,21 +86,6 @@ def test_the_image_runs_as_nobody_special_and_without_a_compiler() -> None:
     last = (DEPLOY / "Dockerfile").read_text("utf-8").rpartition("\nFROM ")[2]
     assert "\nUSER fastslow\n" in last and "apt-get" not in last
     assert last.index("\nUSER fastslow\n") < last.index("\nENTRYPOINT")
-
-
-def test_the_start_takes_the_kernels_along(tmp_path: Path) -> None:
-    home, cache = tmp_path / "home/kernels", tmp_path / "cache/kernels"
-    for folder, name, text in ((home, "a", "new"), (home, "b", "b"), (cache, "a", "before")):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{name}.so").write_text(text)
-    write_program(tmp_path / "fastslow", 'printf "%s|" "$@"')
-    environment = {"FASTSLOW_HOME": str(home.parent), "FASTSLOW_CACHE": str(cache.parent)}
-    environment["PATH"] = f"{tmp_path}:{os.environ['PATH']}"
-    command = [str(DEPLOY / "start.sh"), "a model", "--port", "1"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout == "serve|a model|--port|1|"
-    assert [(cache / f"{name}.so").read_text() for name in "ab"] == ["before", "b"]
-    assert cache.stat().st_mode & 0o777 == 0o700
 
 
 def test_compose() -> None:
