@@ -10,7 +10,7 @@ import runpy
 import shutil
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Distribution, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
@@ -35,6 +35,11 @@ def wanted() -> list[str]:
     return names
 
 
+class Project(Distribution):
+    def has_ext_modules(self) -> bool:
+        return bool(wanted())
+
+
 class BuildKernels(build_py):
     """The Python files and, beside them, a library for each level."""
 
@@ -45,7 +50,7 @@ class BuildKernels(build_py):
         if wanted() and self.editable_mode:
             raise SystemExit(f"{VARIABLE} is for wheels: an editable install compiles at first use")
         for level in wanted():
-            into.mkdir(exist_ok=True)
+            into.mkdir(parents=True, exist_ok=True)
             self.make_library(level, into / f"{level}.so")
 
     def make_library(self, level: str, library: Path) -> None:
@@ -65,12 +70,8 @@ class BuildKernels(build_py):
 class Wheel(bdist_wheel):
     """One wheel for every Python 3 and, with kernels inside, for every Linux that has the glibc which they need."""
 
-    def finalize_options(self) -> None:
-        super().finalize_options()
-        self.root_is_pure = not wanted()
-
     def get_tag(self) -> tuple[str, str, str]:
-        if self.root_is_pure:
+        if not wanted():
             return super().get_tag()
         needed = GLIBC
         for library in Path(self.bdist_dir).rglob("prebuilt/*.so"):
@@ -83,4 +84,4 @@ class Wheel(bdist_wheel):
         return "py3", "none", f"manylinux_{needed[0]}_{needed[1]}_x86_64"
 
 
-setup(cmdclass={"build_py": BuildKernels, "bdist_wheel": Wheel})
+setup(distclass=Project, cmdclass={"build_py": BuildKernels, "bdist_wheel": Wheel})

@@ -16,7 +16,7 @@ from fastslow.engine.backends.cpu.library import build
 
 pytestmark = [compiled, pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no owners here")]
 STRANGER = 12345
-ANSWER = '__attribute__((visibility("default"))) extern "C" int fs_answer() { return 42; }\n'
+ANSWER = 'extern "C" __attribute__((visibility("default"))) int fs_answer() { return 42; }\n'
 as_root = pytest.mark.skipif(
     not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give a file away"
 )
