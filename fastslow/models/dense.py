@@ -42,12 +42,15 @@ def dense_config(folder: Path) -> ModelConfig:
 
 
 class Dense:
-    """The weights of a dense Llama-like model in a Hugging Face folder, by layer and linear."""
+    """The weights of a dense Llama-like model in a Hugging Face folder, by layer and linear. weights: the GGUF
+    file that they are read from; None = the folder has them."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+    def __init__(
+        self, folder: Path, dtype: torch.dtype = torch.bfloat16, weights: Path | None = None
+    ) -> None:
         self.folder = folder
         self.config = dense_config(folder)
-        with floats(folder, self.config) as read:
+        with floats(weights or folder, self.config) as read:
             self.tensors = {name: read(name).to(dtype) for name in tensor_shapes(self.config)}
         self.dtype = dtype
 

@@ -9,10 +9,14 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from loguru import logger
 
+from fastslow.engine.backends.cpu import library
+from fastslow.engine.backends.device import choose_device
 from fastslow.engine.checkpoint.checkpoint import BLOCKS
 from fastslow.engine.host.files import cache_folder, is_file, read_object, shown
 from fastslow.engine.host.gguf_file import gguf_parts, is_gguf, read_gguf
@@ -131,22 +135,29 @@ def _greedy(folder: Path) -> Path:
 
 def _made(name: str) -> Path:
     cache = cache_folder()
-    dense = cache / f"smollm2-{_version(GGUF_SHA256.encode())}"
-    if not _complete(dense):
-        from fastslow.models.gguf import gguf_to_dense
-
-        logger.info("making the built-in model smollm2 in {}", dense)
-        gguf_to_dense(builtin_gguf(), dense)
     if name == "smollm2":
+        dense = cache / f"smollm2-{_version(GGUF_SHA256.encode())}"
+        if not _complete(dense):
+            from fastslow.models.gguf import gguf_to_dense
+
+            logger.info("making the built-in model smollm2 in {}", dense)
+            gguf_to_dense(builtin_gguf(), dense)
         return dense
     recipe = RECIPE.read_bytes() if RECIPE.is_file() else b""
     moge = cache / f"smollm2-moge-{_version(GGUF_SHA256.encode(), recipe)}"
     if not _complete(moge):
+        from fastslow.models.gguf import write_files
         from fastslow.models.moge import write_moge
         from fastslow.models.recipe import Recipe
 
+        gguf = builtin_gguf()
         logger.info("making the built-in model smollm2-moge in {}", moge)
-        write_moge(dense, Recipe.load(RECIPE), moge, fast=FAST_GROUPS)
+        with TemporaryDirectory() as small, ThreadPoolExecutor(1) as beside:
+            if choose_device("auto").kind == "cpu":
+                beside.submit(library.available)  # compiles them, which takes about as long
+            write_files(gguf, Path(small))
+            recipe = Recipe.load(RECIPE)
+            write_moge(Path(small), recipe, moge, fast=FAST_GROUPS, weights=gguf)
     return moge
 
 
