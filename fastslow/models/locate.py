@@ -57,8 +57,7 @@ def resolve_model(model: str | Path, progress: bool = True, weights: bool = True
     except OSError as error:  # such as a name that is too long
         raise ValueError(f"model={shown(str(model))} cannot be read: {error.strerror}") from None
     if folder:
-        if not path.is_absolute() and str(model).count("/") == 1 and not str(model).startswith("."):
-            logger.info("{} is a folder here: no hub is asked for that model", model)
+        _say_if_named(model)
         return path
     if file and path.suffix == ".gguf":
         return gguf_parts(path)[0]
@@ -82,11 +81,22 @@ def resolve_head(head: str | Path, progress: bool = True) -> Path:
     """A draft head's file, or the folder of a published one, given by path or by a hub's name. What is none of
     these stays as it is: who reads it says why. Raises what `resolve_model` does."""
     path = Path(head)
-    if os.path.lexists(path) or (named := HubName.parse(str(head))) is None:
+    if os.path.lexists(path):
+        _say_if_named(head)
+        return path
+    if (named := HubName.parse(str(head))) is None:
         return path
     from fastslow.models.hub.fetch import fetch
 
     return fetch(named, head=True, progress=progress)
+
+
+def _say_if_named(given: str | Path) -> None:
+    """One line in the log where what is here has a name as hubs give them."""
+    text = str(given)
+    if not os.path.isabs(text) and text.count("/") == 1 and not text.startswith("."):
+        kind = "folder" if Path(given).is_dir() else "file"
+        logger.info("{} is a {} here: no hub is asked for it", text, kind)
 
 
 def find_tokenizer(folder: Path) -> Tokenizer | None:
