@@ -101,11 +101,7 @@ def layer_tensors(
     places = torch.cat((torch.arange(shared), (starts + layout.experts[layer]).flatten()))
     owners = ["shared_expert", *(f"experts.{n}" for n in range(groups * experts))]
     sizes = [shared, *[width] * (groups * experts)]
-    for name in (
-        "gate",
-        "up",
-        "down",
-    ):  # all at once: a call for each expert would take longer than its work
+    for name in ("gate", "up", "down"):  # all experts at once: a call takes longer than its work
         dim = int(name == "down")
         every = weights[name].index_select(dim, places).split(sizes, dim)
         for owner, part in zip(owners, every, strict=True):
