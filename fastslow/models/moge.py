@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from fastslow.engine.families.pangu import MOGE
 from fastslow.engine.host.files import read_object
 from fastslow.engine.host.progress import bar
 from fastslow.engine.model.config import ModelConfig
-from fastslow.models.dense import LINEARS, OFFICIAL, Dense
+from fastslow.models.dense import LINEARS, OFFICIAL, WORKERS, Dense
 from fastslow.models.folder import fresh_folder, require_vacant, write_json
 from fastslow.models.recipe import NORMS, TEMPERATURE, Recipe
 
@@ -140,9 +141,15 @@ def write_moge(
         "deep": {"groups": None, "description": f"All {groups} groups: the whole model."},
     }
     with fresh_folder(out) as folder:
-        for layer in bar(range(dense.config.layers), "writing experts"):
-            for name, tensor in layer_tensors(dense, recipe, layer, dtype):
-                tensors[name] = tensor.to(dtype).contiguous()
+
+        def made(layer: int) -> list[tuple[str, Tensor]]:
+            parts = layer_tensors(dense, recipe, layer, dtype)
+            return [(name, tensor.to(dtype).contiguous()) for name, tensor in parts]
+
+        with ThreadPoolExecutor(WORKERS) as pool:
+            each = [pool.submit(made, layer) for layer in range(dense.config.layers)]
+            for one in bar(each, "writing experts"):
+                tensors.update(one.result())
         tensors = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
         write_json(folder / "config.json", moge_config(dense.config, raw, recipe))
