@@ -163,8 +163,8 @@ def _made(name: str) -> Path:
             if choose_device("auto").kind == "cpu":
                 beside.submit(library.available)  # compiles the kernels, which takes about as long
             write_files(gguf, Path(small))
-            recipe = Recipe.load(RECIPE)
-            write_moge(Path(small), recipe, moge, fast=FAST_GROUPS, weights=gguf)
+            found = Recipe.load(RECIPE)
+            write_moge(Path(small), found, moge, fast=FAST_GROUPS, weights=gguf)
     return moge
 
 

@@ -326,7 +326,7 @@ async def test_a_new_request_waits_for_replicas_that_start_again(ran: bool) -> N
         return
     timed = ASK.with_options(timeout=5.0)
     await taken(engine, timed)
-    assert len(inner.asked) == 5 and inner.asked[-1].options.timeout < 5
+    assert len(inner.asked) == 5 and (inner.asked[-1].options.timeout or 9) < 5
     assert engine.retried == engine.given_up == 0
     inner.breaks = [NOBODY] * 9999
     with pytest.raises(NotReady, match="nobody is there"):
