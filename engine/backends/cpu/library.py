@@ -43,7 +43,7 @@ from fastslow.engine.backends.cpu.compiled.kernel_cache import (
 from fastslow.engine.host.files import shown
 
 __all__ = ["VARIABLE", "build", "find_compiler", "level", "prebuilt"]  # beside what is here
-# Measured with SmolLM2-135M in bfloat16, one answer, two cores of an Intel Xeon: 5.4 to 6.3 times.
+# Measured with 135 M parameters in bfloat16, one answer, two cores of an Intel Xeon: 5.4 to 6.3 times.
 SLOWER = "plain torch runs instead of the CPU kernels, about 6 times slower"
 TILE = 32
 NO_MEMORY, UNREADABLE, REFUSED = 1, 2, 3  # what the kernels' functions return; see check.h
