@@ -6,10 +6,6 @@
 #if !defined(_WIN32)
 #include <pthread.h>
 #endif
-#if defined(__AMX_TILE__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
 
 #include "amx.h"
 #include "simd.h"
@@ -22,15 +18,6 @@ constexpr auto PATIENCE = std::chrono::microseconds(2000);  // an idle thread sl
 constexpr int SPINS = 4000;          // before a waiting thread offers its core to others
 constexpr size_t FIRST_FETCH = 16384;  // bytes fetched before the first look whether a phase is over
 constexpr size_t MOST_FETCH = 131072;  // an early thread fetches this much, well below its L2
-
-#if defined(FASTSLOW_AMX)
-// The system's permission for tiles, once for the process; Linux 5.16. (Asked for by kernel_cache.py later.)
-constexpr int ASK = 0x1023, TILE_DATA = 18;
-const bool permitted = [] {
-    if (syscall(SYS_arch_prctl, ASK, TILE_DATA)) std::abort();
-    return true;
-}();
-#endif
 
 Crew* crew = nullptr;
 std::mutex making;
