@@ -46,9 +46,9 @@ struct Format {
     void (*pack_blocks)(uint8_t* tile, const uint8_t* const* rows, int inputs);
     int block_inputs, block_bytes;
 
-    // Rows go in whole tiles of 16: they lie at one distance from each other, and as many as fill the tiles
-    // can be read, and their sums written, though nobody looks at them. One row needs no others.
-    bool whole_tiles = false;
+    // From so many rows on, not 0, they go in whole tiles of 16: they lie at one distance from each other, and as
+    // many as fill the tiles can be read, and their sums written, though nobody looks at them.
+    int tile_rows = 0;
 };
 
 // Mirror of formats.py.

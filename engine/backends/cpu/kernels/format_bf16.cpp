@@ -52,7 +52,7 @@ size_t tile_bytes(int inputs) { return 2 * (size_t)TILE * padded(inputs, STEP); 
 #if defined(FASTSLOW_AMX)
 // Tiles for every number of rows, one too: they sum in another order than dots of pairs.
 struct Kernel {
-    static constexpr bool ROWS_IN_TILES = true;
+    static constexpr int TILE_ROWS = 2;
     static constexpr int TURN_INPUTS = 32;  // of a tile's row
     static constexpr size_t TURN = 2 * (size_t)TILE * TURN_INPUTS;
 
@@ -123,7 +123,7 @@ struct Kernel {
 
 #else
 struct Kernel : FloatPasses<Pairs> {
-    static constexpr bool ROWS_IN_TILES = false;
+    static constexpr int TILE_ROWS = 0;
 
     template <int T>
     static void product(const uint8_t* __restrict tile, const uint8_t* soon, int inputs,
@@ -184,8 +184,8 @@ void unpack(const uint8_t* tile, int inputs, int output, float* out) {
 }  // namespace
 
 extern const Format bf16_format = {
-    STEP, MOST, Products<Kernel, std::make_index_sequence<MOST>>::table, tile_bytes, row_bytes, pack, prepare, unpack,
-    nullptr, 0, 0, Kernel::ROWS_IN_TILES,
+    STEP, MOST, Products<Kernel, MOST>::table, tile_bytes, row_bytes, pack, prepare, unpack,
+    nullptr, 0, 0, Kernel::TILE_ROWS,
 };
 
 }  // namespace fastslow

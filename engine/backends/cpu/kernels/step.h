@@ -154,7 +154,7 @@ int tiles_per_chunk(int tiles, int threads);
 // Rows are multiplied in blocks: of even sizes, or of whole tiles.
 static inline int blocks_of(const Format& format, int count) { return (count + format.rows - 1) / format.rows; }
 static inline int block_start(const Format& format, int count, int b) {
-    if (format.whole_tiles) return std::min(b * format.rows, count);
+    if (format.tile_rows) return std::min(b * format.rows, count);
     return (int)((int64_t)count * b / blocks_of(format, count));
 }
 
@@ -174,7 +174,7 @@ void multiply_run(const Matrix& m, const Run& run, const uint8_t* base, size_t s
     const Format& format = format_of(m.format);
     alignas(64) float out[MOST_ROWS * TILE];
     const uint8_t* rows[MOST_ROWS];
-    const bool gathers = index && format.whole_tiles && count > 1;
+    const bool gathers = index && format.tile_rows && count >= format.tile_rows;
     auto some = [&](int first, int last) {
         for (int i = first; i < last; i++) rows[i - first] = base + (index ? index[i] : i) * stride;
         for (int i = 0; i < last - first && gathers; i++) {
