@@ -30,7 +30,10 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "one kv head": ("mistral", {"num_key_value_heads": 1, "sliding_window": 21}),
     "odd head": ("qwen3", {"head_dim": 36, "num_attention_heads": 6}),
     "wide head": ("qwen3", {"head_dim": 80, "num_attention_heads": 6}),
-    "one wide kv head": ("llama", {"head_dim": 64, "num_attention_heads": 5, "num_key_value_heads": 1}),
+    "one wide kv head": (
+        "llama",
+        {"head_dim": 64, "num_attention_heads": 5, "num_key_value_heads": 1},
+    ),
     "not normed": ("qwen3_moe", {"norm_topk_prob": False, "decoder_sparse_step": 2}),
     "long windows": ("gpt_oss", {"sliding_window": 150, "num_local_experts": 40}),
 }
