@@ -29,6 +29,11 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "wide window": ("mistral", {"sliding_window": 133}),
     "one kv head": ("mistral", {"num_key_value_heads": 1, "sliding_window": 21}),
     "odd head": ("qwen3", {"head_dim": 36, "num_attention_heads": 6}),
+    "wide head": ("qwen3", {"head_dim": 80, "num_attention_heads": 6}),
+    "one wide kv head": (
+        "llama",
+        {"head_dim": 64, "num_attention_heads": 5, "num_key_value_heads": 1},
+    ),
     "not normed": ("qwen3_moe", {"norm_topk_prob": False, "decoder_sparse_step": 2}),
     "long windows": ("gpt_oss", {"sliding_window": 150, "num_local_experts": 40}),
 }
@@ -47,7 +52,7 @@ CONTEXTS = (1, 8, 126, 250)
 # Plain torch is slow, so only the plainest models run on it in every dtype.
 CASES = pairwise(list(KINDS), KERNELS if wanted() else TORCH, CONTEXTS, COUNTS)
 CASES += pairwise(list(KINDS)[:2], TORCH, CONTEXTS, COUNTS)
-CASES += [(kind, TORCH[i % 3], CONTEXTS[i % 4], COUNTS[i // 4]) for i, kind in enumerate(KINDS)]
+CASES += [(kind, TORCH[i % 3], CONTEXTS[i % 4], COUNTS[i // 4 % 4]) for i, kind in enumerate(KINDS)]
 PARENTS = [-1, 0, 0, 1, 2, 2, 5, 0, 3, 6]
 DEPTHS = [0, 1, 1, 2, 2, 2, 3, 1, 3, 4]
 LENGTHS = (1, 131, 60, 40, 20)  # of the requests beside a tree
@@ -203,6 +208,30 @@ def test_a_neighbours_nan_stays_its_own(tmp_path: Path, form: str) -> None:
     assert torch.equal(out[1:-1], texts.logits(dense, tokens)[:9])
     one = dense.forward(Rows.of([texts.chunk(tokens, 9, 10, well)]), kv).logits
     assert torch.equal(one, texts.logits(dense, tokens)[9:])
+
+
+@compiled
+@pytest.mark.parametrize("form", KERNELS)
+def test_what_comes_later_may_be_no_number(tmp_path: Path, form: str) -> None:
+    """Keys and values of one token overflow; rows before it share its tiles of keys and do not see it."""
+    loud, channel = 7, 3
+    write_dense(tmp_path, head_dim=32)
+    table = load_file(tmp_path / "model.safetensors")
+    table["model.embed_tokens.weight"][:, channel] = 0
+    table["model.embed_tokens.weight"][loud, channel] = 1
+    table["model.layers.0.input_layernorm.weight"][channel] = 3e38
+    save_file(table, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    options: dict[str, Any] = {"dtype": form}
+    if form.startswith("int"):
+        options = {"kv_dtype": "int8"} if form == "int8 KV" else {"quantization": form}
+    model = load_model(tmp_path, **options)
+    tokens = [token for token in texts.tokens_of(80) if token != loud][:60]
+    want = texts.logits(model, tokens)
+    assert want.isfinite().all()
+    for first in (20, 41):
+        out = texts.logits(model, [*tokens[:first], *[loud] * (60 - first)])
+        assert torch.equal(out[:first], want[:first])
+        assert not out[first:].isfinite().all()
 
 
 def test_each_request_keeps_its_own_max_len(tmp_path: Path) -> None:

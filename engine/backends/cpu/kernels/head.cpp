@@ -13,6 +13,14 @@ namespace fastslow {
 
 namespace {
 
+// Most rows that are screened. With tiles a whole head takes no longer for more rows, and each row has tokens of its
+// own to look at.
+#if defined(FASTSLOW_AMX)
+constexpr int SCREENED = 3;
+#else
+constexpr int SCREENED = NARROW;
+#endif
+
 constexpr float NOTHING = -std::numeric_limits<float>::infinity();
 constexpr int SCALED = 32;  // inputs that share a scale in int8 rows
 constexpr float ROUNDING = 0x1p-21f;  // of a product and its sum in float32, with room, per input
@@ -104,7 +112,7 @@ void HeadPlan::prepare(const Step& step) {
     batch = std::max(1, std::min(8, tiles / (a.threads * 4)));
     chunks = (tiles + batch - 1) / batch;
     const bool all = std::all_of(only_best.begin(), only_best.end(), [](uint8_t x) { return x; });
-    screened = all && s.screen.tiles && a.outputs <= NARROW;
+    screened = all && s.screen.tiles && a.outputs <= SCREENED;
     best.assign((size_t)chunks * a.outputs, TopToken{NOTHING, 0});
     if (!screened) return;
     screen.resize((size_t)a.outputs * tiles * TILE);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "blocks.h"
 #include "simd.h"
@@ -17,6 +18,12 @@ vh as_kept(vf x, uint16_t) { return narrow(x); }
 float as_kept(float x, float) { return x; }
 uint16_t as_kept(float x, uint16_t) { return narrow(x); }
 
+// One half of each of a vector of words; the other is a neighbour's, and of this thread's rows.
+void put_halves(uint32_t* words, const uint16_t* some, bool upper) {
+    const vu old = load<vu>(words), fresh = __builtin_convertvector(load<vh>(some), vu);
+    store(words, upper ? (old & 0xffffu) | fresh << 16 : (old & 0xffff0000u) | fresh);
+}
+
 // Write one head of a key or value to its lane of a tile.
 template <class T>
 void keep(const float* v, T* layer, bool value, int64_t slot, int kv_head, const Shape& s) {
@@ -28,6 +35,12 @@ void keep(const float* v, T* layer, bool value, int64_t slot, int kv_head, const
         if (count == W) store(some, as_kept(load<vf>(v + d), T()));
         else
             for (int i = 0; i < count; i++) some[i] = as_kept(v[d + i], T());
+        if (sizeof(T) == 2 && count == W) {
+            if (value) put_halves((uint32_t*)tile + lane / 2 * dim + d, (const uint16_t*)some, lane % 2);
+            else
+                for (int i = 0; i < W; i += 2) std::memcpy(tile + Tile<T>::key(lane, d + i), some + i, 4);
+            continue;
+        }
         for (int i = 0; i < count; i++)
             tile[value ? Tile<T>::value(lane, d + i, dim) : Tile<T>::key(lane, d + i)] = some[i];
     }

@@ -221,7 +221,7 @@ void Step::project(int thread, int n, int& phase, int first_part, int last_part)
         for (int b = 0; b < blocks; b++) {
             const int first = block_start(format, args.rows, b);
             const int count = block_start(format, args.rows, b + 1) - first;
-            if (narrow())
+            if (narrow() || args.requests > 1)
                 for (int i = 0; i < count; i++) ask_place(*this, n, head, first + i);
             for (int t = 0; t < tiles; t++) {
                 int tile = (head - ends[part]) * tiles + t;
