@@ -20,10 +20,10 @@ from fastslow.engine.model.base import Model
 from fastslow.engine.params import Speculation
 from fastslow.engine.types import Tree
 from fastslow.policies.speculation import cost_curve
-from fastslow.policies.speculation.ab_gate import ABGate
 from fastslow.policies.speculation.acceptance import AcceptanceModel, RequestBias
 from fastslow.policies.speculation.controller import SpeculationController
 from fastslow.policies.speculation.cost_curve import step_seconds
+from fastslow.policies.speculation.loss_budget import LossBudget
 from fastslow.policies.speculation.planner import AdaptiveLength, admit, best_length
 from fastslow.policies.speculation.step_cost import StepCostCurve, StepCosts
 from fastslow.policies.speculation.tuning import TUNING, SpeculationTuning
@@ -44,7 +44,7 @@ def policy(curve: StepCostCurve, most: int = 8) -> tuple[AdaptiveLength, StepCos
     tuning = SpeculationTuning(most_nodes=most)
     costs = StepCosts(lambda groups: curve, tuning)
     known = AcceptanceModel(tuning)
-    return AdaptiveLength("drafter", known, costs, ABGate(tuning), tuning), costs
+    return AdaptiveLength("drafter", known, costs, LossBudget(tuning), tuning), costs
 
 
 def rate(
