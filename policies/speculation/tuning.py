@@ -45,13 +45,14 @@ class SpeculationTuning:
     table_rows: int = 1024  # beyond, a step takes as much more as its rows
     step_rate: float = 0.2  # weight of the newest step: the machine's speed changes within seconds
     step_limit: float = 2.0  # a step counts as at most this many times as fast or slow as lately
-    step_fresh: int = 128  # steps for which a measurement holds; then those next to it replace it
+    # steps of a row count that say what it takes beside others: in use caches are colder than measured
+    shape_memory: float = 32.0
     table_every: int = 8  # steps between new tables, which take some 50 us
     held_up: float = 4.0  # a time counts as at most this many times the usual: the rest was a delay
     draft_memory: float = 10.0  # proposals: times depend on the text's length
 
     # Loss budget, in plain steps
-    first_loss: float = 1.25  # of a new request: a draft or two that fail
+    first_loss: float = 1.0  # of a new request: a draft or two that fail
     most_loss: float = (
         4.0  # that a request may lose after it gained much: a text that turns is noticed
     )
@@ -61,7 +62,7 @@ class SpeculationTuning:
         6.0  # for each place of a batch, for new requests; half of it to begin with
     )
     pool_share: float = 0.005  # of all time, for new requests
-    step_slack: float = 1.25  # a step counts as at most this many times as fast or slow as usual
+    step_slack: float = 2.0  # a step counts as at most this many times as fast or slow as usual
 
     # Selection among several drafters
     prior_gain: float = 1.0  # tokens that a drafter is assumed to gain: so every one is tried

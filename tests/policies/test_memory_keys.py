@@ -18,6 +18,7 @@ from fastslow.policies.speculation.step_cost import StepCostCurve
 
 CHAIN = Tree.chain([1, 2, 3])
 DEAR = StepCostCurve([1, 2, 8, 64], [1.0, 1.3, 3.1, 20.0])
+USUAL = DEAR.seconds(4)
 
 
 def view(key: str | None, number: int = 0) -> Any:
@@ -31,7 +32,7 @@ def plans(controller: SpeculationController, key: str | None) -> list[Any]:
     for _ in range(30):
         found += [policy.plan(view(key), 1), policy.survival(CHAIN)]
         policy.record(CHAIN, [0, 1])
-        controller.note([view(key)], StepTiming(4, 1.0, 0.0, 3, True))
+        controller.note([view(key)], StepTiming(4, USUAL, 0.0, 3, True))
     return found
 
 
@@ -42,7 +43,7 @@ def test_a_bad_key_changes_no_plan_of_another() -> None:
     for _ in range(300):
         bad.plan(view("a"), 1)
         bad.record(CHAIN, [])
-        controller.note([view("a")], StepTiming(4, 1.0, 0.0, 1, True))
+        controller.note([view("a")], StepTiming(4, USUAL, 0.0, 1, True))
     assert plans(controller, "b") == alone
     assert plans(controller, "a") != alone, "it learns of its own"
 
