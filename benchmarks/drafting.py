@@ -6,6 +6,7 @@
         --lengths 1,2,4,8,adaptive --batch 1,2,4,8,16,32 --temperatures 0 --mixed
     python benchmarks/drafting.py --model smollm2 --prompts qa.jsonl --drafters self:4 --batch 1 \
         --keep 0-29 0-14 0-4,5-25/2,25-29
+    python benchmarks/drafting.py --model smollm2 --prompts kinds/*.jsonl --drafters auto --each --quantization int4
 
 All settings and plain decoding answer the same prompts in turns. `head:4` has a fixed length of four, `head/3` trees
 with three children a node; `--lengths` gives every drafter each of the lengths. Drafter `self` runs the model with
@@ -14,6 +15,10 @@ one prompt of each follows the other.
 
 A cell is times plain (tokens a step, share of drafted tokens that is kept, share of the time that drafting takes);
 with `self` the last tells what a forward of some layers costs.
+
+`--each` answers every prompt by itself, plain and drafted in turns, `--repeat` times: does anybody lose? A prompt's
+figure is its best rate over plain's best, of answers longer than 64 tokens, and tokens are compared. A cell is the mean
+of a set and its worst prompt (tokens a step, what a step takes in plain ones).
 
 `batch` requests run at once, of at least twice as many prompts: where one ends the next begins. Prompts are read
 before timing begins (prefix cache), by the same setting: a drafter that looks at text sees it, as it does in a
@@ -35,7 +40,7 @@ from typing import Any
 from figures import numbers, options, prompts_of, show, write
 from rich.progress import track
 
-from fastslow import LLM, SamplingParams, Speculation
+from fastslow import LLM, Output, SamplingParams, Speculation
 from fastslow.engine.host.machine import Watch
 from fastslow.output import Metrics
 from fastslow.tools.prompts import Conversation, read_prompts
@@ -43,6 +48,7 @@ from fastslow.tools.tune.candidates import PLAIN, grid, is_plain, label, read_le
 from fastslow.tools.tune.runner import shuffled
 
 WARM = 8  # tokens
+LONG = 64  # tokens: a shorter answer says little of its own speed
 KV = "2GiB"  # a share of memory would hold no more texts than run at once: prompts were read again
 
 
@@ -110,6 +116,90 @@ def measure(
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """One prompt by itself. ratio: best rate over plain's best. step: its best seconds a step over plain's. same:
+    whether the tokens were plain's each time."""
+
+    ratio: float
+    step: float
+    tokens: int
+    tokens_per_step: float
+    drafted: int
+    same: bool
+
+
+def alone(
+    llm: LLM, prompt: Conversation, sampling: SamplingParams, settings: Sequence[Speculation], repeat: int
+) -> dict[Speculation, Alone]:  # fmt: skip
+    """Every setting's figures of one prompt; the settings take turns."""
+    outputs: dict[Speculation, list[Output]] = {setting: [] for setting in settings}
+    for turn in range(repeat):
+        for setting in shuffled(settings, turn):
+            llm.forget_prompts()  # a head reads the prompt, as in its first answer
+            outputs[setting].append(
+                llm.generate(prompt, sampling, speculation=setting, progress=False)
+            )
+    plain = outputs[PLAIN][0].token_ids
+    best = {
+        setting: max((output.metrics for output in some), key=lambda m: m.tokens_per_second)
+        for setting, some in outputs.items()
+    }
+    usual = best[PLAIN].tpot
+    return {
+        setting: Alone(
+            usual / m.tpot if m.tpot > 0 else nan,
+            m.tpot * m.tokens_per_step / usual if m.tpot > 0 else nan,
+            *(m.tokens, m.tokens_per_step, m.drafted),
+            all(output.token_ids == plain for output in outputs[setting]),
+        )
+        for setting, m in best.items()
+    }
+
+
+def each(args: argparse.Namespace, settings: Sequence[Speculation]) -> None:
+    """All prompts, one by one; prints the table of sets and the prompts that lose."""
+    kind = {"dtype": args.dtype, "quantization": args.quantization, "remember": False}
+    sampling = SamplingParams(max_tokens=args.tokens, temperature=0)
+    named = [(file.stem, p) for file in args.prompts for p in read_prompts(file, args.limit)]
+    found: dict[tuple[str, Speculation], list[Alone]] = {}
+    cells, notes = [], []
+    with LLM(args.model, **kind) as llm:
+        for setting in settings:
+            few = SamplingParams(max_tokens=WARM, temperature=0)
+            llm.generate(named[0][1], few, speculation=setting, progress=False)
+        for number, (name, prompt) in enumerate(track(named, "prompts")):
+            for setting, got in alone(llm, prompt, sampling, settings, args.repeat).items():
+                cells.append(
+                    {"set": name, "prompt": number, "label": label(setting), **asdict(got)}
+                )
+                if not got.same:
+                    notes.append(f"OTHER TOKENS: prompt {number} of {name}, {label(setting)}")
+                if not is_plain(setting) and got.tokens > LONG:
+                    found.setdefault((name, setting), []).append(got)
+    drafted = [setting for setting in settings if not is_plain(setting)]
+    rows = []
+    for name in dict.fromkeys(name for name, _ in named):
+        some = {setting: found[name, setting] for setting in drafted if (name, setting) in found}
+        rows.append([name, *(_alone_cell(some.get(setting, [])) for setting in drafted)])
+    every = [
+        [got for (_, s), some in found.items() if s == setting for got in some]
+        for setting in drafted
+    ]
+    rows.append(["all", *map(_alone_cell, every)])
+    show(["set", *map(label, drafted)], rows, *notes)
+    write(args.out, model=args.model, quantization=args.quantization, cells=cells)
+
+
+def _alone_cell(some: Sequence[Alone]) -> str:
+    if not some:
+        return "-"
+    mean, steps, cost = (
+        fmean(values) for values in zip(*((a.ratio, a.tokens_per_step, a.step) for a in some))
+    )
+    return f"{mean:.2f}, worst {min(a.ratio for a in some):.2f} ({steps:.2f}, {cost:.2f})"
+
+
 def times_plain(found: Runs, setting: Speculation) -> float:
     """A setting's rate over plain decoding's in the same turn; the median over turns."""
     return median(a.rate / b.rate for a, b in zip(found[setting], found[PLAIN], strict=True))
@@ -163,10 +253,14 @@ def main() -> None:
     parser.add_argument("--batch", default="1,8")
     parser.add_argument("--temperatures", default="0,0.7")
     parser.add_argument("--mixed", action="store_true", help="all sets as one")
+    parser.add_argument("--each", action="store_true", help="every prompt by itself, greedy")
     args = parser.parse_args()
     drafters = [s for wish in args.drafters.split(",") for s in settings_of(wish, args)]
     settings = grid(drafters, read_lengths(args.lengths)) if args.lengths else drafters
     settings = [PLAIN, *settings]
+    if args.each:
+        each(args, settings)
+        return
     sets = {path.stem: read_prompts(path, args.limit) for path in args.prompts}
     if args.mixed:
         sets = {"mixed": prompts_of(args.prompts, args.limit * len(args.prompts))}

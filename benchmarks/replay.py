@@ -5,8 +5,8 @@
 
 The target answers once, greedily, and says what it saw; drafters and the adaptive length then work on that text,
 alone in their batch, and a step takes what `--steps` says. Ratios are to plain decoding (in brackets: tokens a step,
-nodes that ran, how often the head was asked). For changes to drafting that are smaller than a machine's moods; what
-they come to in the end is `drafting.py`'s.
+nodes that ran, how often the head was asked); worst: of an answer longer than 64 tokens. For changes to drafting that
+are smaller than a machine's moods; what they come to in the end is `drafting.py`'s.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
@@ -25,12 +26,13 @@ from rich.progress import track
 from fastslow import LLM, SamplingParams
 from fastslow.draft.head.draft import HeadDraft
 from fastslow.draft.head.runner import HeadRunner, load_head
+from fastslow.draft.router import DrafterRouter
 from fastslow.draft.several import AdaptiveDrafter
 from fastslow.draft.suffix.draft import SuffixDraft
 from fastslow.drafters import own_head
 from fastslow.engine.params import Speculation
 from fastslow.engine.sampling.probs import only_best, probs_at
-from fastslow.engine.types import AcceptResult
+from fastslow.engine.types import AcceptResult, StepTiming
 from fastslow.models.locate import resolve_model
 from fastslow.policies.speculation.controller import SpeculationController
 from fastslow.policies.speculation.step_cost import StepCostCurve
@@ -43,17 +45,19 @@ STEPS = "8.7,9.0,9.3,10.3,11.3,12.7,15,17.2,18.8,20.3,22.1,23.9,26.4,28.9,31.5,3
 SETTINGS = Speculation()
 TUNING = SpeculationTuning(most_nodes=16)
 WIDTH = 3
+LONG = 64  # tokens: a shorter answer says little of its own speed
 Seen = Sequence[HiddenStates]
 
 
 @dataclass(slots=True)
 class Costs:
-    """Milliseconds: of steps by their rows, of asking, and of what the head takes besides."""
+    """Milliseconds: of steps by their rows, of asking, of what the head takes besides, and of features."""
 
     steps: list[float]
     suffix: float
     head: float
     besides: float
+    watching: float
     now: float = 0.0  # seconds
 
     def controller(self) -> SpeculationController:
@@ -88,11 +92,12 @@ class Total:
     nodes: int = 0
     asked: int = 0
     seconds: float = 0.0
+    worst: float = inf  # ratio of an answer
 
     def cell(self, plain: float) -> str:
         n = max(self.steps, 1)
         shares = f"{self.tokens / n:.2f}, {self.nodes / n:.1f}, {self.asked / n:.0%}"
-        return f"{self.ratio(plain):.3f} ({shares})"
+        return f"{self.ratio(plain):.3f}, worst {self.worst:.3f} ({shares})"
 
     def ratio(self, plain: float) -> float:
         return self.tokens * plain / 1e3 / self.seconds
@@ -106,16 +111,21 @@ def replay(texts: Seen, name: str, runner: HeadRunner, costs: Costs) -> Total:
     head = CostedDrafter(trees, costs, costs.head)
     both: Any = [suffix, head]
     several = AdaptiveDrafter(both, controller.selection(2, SETTINGS), lambda: costs.now)
-    drafter: Any = {"suffix": suffix, "head": head, "auto": several}[name]
+    chosen: Any = {"suffix": suffix, "head": head, "auto": several}[name]
+    drafter = DrafterRouter({SETTINGS: chosen})
     for number, text in enumerate(texts):
+        tokens, seconds = total.tokens, total.seconds
         answer(number, text, drafter, head, controller, costs, total)
+        if (made := total.tokens - tokens) > LONG:
+            alone = made * costs.steps[0] / 1e3 / (total.seconds - seconds)
+            total.worst = min(total.worst, alone)
         drafter.release([number])
     total.asked = head.asked
     return total
 
 
 def answer(
-    number: int, text: HiddenStates, drafter: Any, head: CostedDrafter,
+    number: int, text: HiddenStates, drafter: DrafterRouter, head: CostedDrafter,
     controller: SpeculationController, costs: Costs, total: Total,
 ) -> None:  # fmt: skip
     """One answer; its first step has no draft, since nothing was seen of it, and is not counted."""
@@ -123,8 +133,8 @@ def answer(
     view: Any = SimpleNamespace(
         id=number, tokens=whole[: text.start], prompt_length=text.start, params=SamplingParams(),
         end_ids=frozenset(), max_len=len(whole), groups=None, seed=0, thinking=None,
-        reproducible=False, speculation=SimpleNamespace(nodes=None), computed=text.start - 1,
-        memory_key=None, shared=True,
+        reproducible=False, speculation=SETTINGS, computed=text.start - 1, memory_key=None,
+        shared=True, grammar=None, prediction=(),
     )  # fmt: skip
     length = controller.policy(SETTINGS, "drafter")
     (rows,) = drafter.wants([view], [range(text.start - 1)])
@@ -147,9 +157,12 @@ def answer(
             length.record(tree, path)
             total.tokens, total.steps = total.tokens + made, total.steps + 1
             total.nodes += len(tree.tokens)
-            besides = costs.besides / 1e3 if head.asked > asked else 0.0
-            step = controller.seconds(None, 1 + len(tree.tokens))
-            total.seconds += step + taken + besides
+            step = costs.steps[min(len(tree.tokens), len(costs.steps) - 1)]
+            step += costs.besides if head.asked > asked else 0.0
+            step = (step + (costs.watching if drafter.features else 0.0)) / 1e3
+            total.seconds += step + taken
+            timing = StepTiming(1 + len(tree.tokens), step, taken, made, pure=True)
+            controller.note([view], timing)
         shown = features[place : place + made] if drafter.features else None
         drafter.commit([view], AcceptResult([path], [rest[:made]]), shown)
 
@@ -175,7 +188,9 @@ def main() -> None:
     parser = options(__doc__, "head", "model", "prompts", limit=16, tokens=128, **kind)
     parser.add_argument("--drafters", default="suffix,head,auto")
     parser.add_argument("--steps", default=STEPS, help="ms of a step of 1, 2, 3, ... rows")
-    parser.add_argument("--asking", default="0.13,0.67,0.2", help="ms: suffix, head, besides it")
+    parser.add_argument(
+        "--asking", default="0.13,0.67,0.2,0.1", help="ms: suffix, head, besides it, features"
+    )
     args = parser.parse_args()
     steps, asking = ([float(ms) for ms in t.split(",")] for t in (args.steps, args.asking))
     folder = resolve_model(args.model)

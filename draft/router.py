@@ -13,11 +13,16 @@ from fastslow.draft.several import AdaptiveDrafter, columns, counted, on_each, u
 from fastslow.engine.params import Speculation
 from fastslow.engine.types import AcceptResult, Drafter, RequestView, Tree
 
+WATCHED = 2  # steps without a draft for which a drafter still sees features; then it rests
+
 
 class DrafterRouter:
     """Hands each request to the drafter that its `speculation` names. Tokens forced by a thinking budget, and those
     that the caller predicted, are drafted without asking the drafter, and so are those of a grammar where they fill
     the draft. Other drafts under a grammar are cut where it forbids a token.
+
+    A drafter that was asked for no draft in the latest steps rests: no features are computed for it, until it is asked
+    again. A head then goes on behind a gap, with its next row.
 
     drafters: speculation settings -> drafter. The mapping may change while the engine runs; a request whose settings
     are not in it is not drafted for. drafted: called after each proposal with the settings, seconds, number of
@@ -32,12 +37,18 @@ class DrafterRouter:
         self._drafters = drafters
         self._drafted = drafted
         self._predictions = PredictionDraft()
+        self._unasked: dict[int, int] = {}  # by the drafter's identity: steps since it was asked
         self.features: tuple[int, ...] = ()
 
     def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
         trees = [Tree()] * len(batch)
         parts = self._parts(batch)
+        watching, unasked = list[Drafter](), dict[int, int]()
         for drafter, members in parts:
+            asked = any(nodes[b] for b in members)
+            unasked[id(drafter)] = 0 if asked else self._unasked.get(id(drafter), 0) + 1
+            if unasked[id(drafter)] <= WATCHED:
+                watching.append(drafter)
             started = time.perf_counter()
             known = [self._known(batch[b], nodes[b]) for b in members]
             left = [0 if tree.tokens else nodes[b] for tree, b in zip(known, members)]
@@ -48,19 +59,24 @@ class DrafterRouter:
             # an adaptive drafter measures each of its drafters itself
             if self._drafted is not None and not isinstance(drafter, AdaptiveDrafter):
                 most = max(len(tree.tokens) for tree in own)
+                count = sum(n > 0 for n in left)
                 settings = batch[members[0]].speculation
-                asked = sum(n > 0 for n in left)
-                self._drafted(settings, time.perf_counter() - started, asked, most)
+                self._drafted(settings, time.perf_counter() - started, count, most)
         # Only this step's drafters: another thread may add one before `commit`.
-        self.features = union(drafter for drafter, _ in parts)
+        self.features, self._unasked = union(watching), unasked
         return trees
 
     def commit(
         self, batch: Sequence[RequestView], result: AcceptResult, features: torch.Tensor | None
     ) -> None:
+        parts = self._parts(batch)
+        if len(parts) == 1 and len(parts[0][1]) == len(batch):  # the usual case: nothing is copied
+            drafter = parts[0][0]
+            drafter.commit(batch, result, columns(features, self.features, drafter.features))
+            return
         counts = [len(path) + 1 for path in result.accepted_nodes]
         rows = None if features is None else torch.split(features, counts)
-        for drafter, members in self._parts(batch):
+        for drafter, members in parts:
             part = AcceptResult(
                 [result.accepted_nodes[b] for b in members], [result.tokens[b] for b in members]
             )
@@ -110,11 +126,11 @@ class DrafterRouter:
         return self._predictions.propose([request], [nodes])[0]
 
     def _parts(self, batch: Sequence[RequestView]) -> list[tuple[Drafter, list[int]]]:
-        parts: dict[Speculation, tuple[Drafter, list[int]]] = {}
+        parts: dict[int, tuple[Drafter, list[int]]] = {}
         for b, request in enumerate(batch):
             drafter = self._drafters.get(request.speculation)
             if drafter is not None:  # another thread may take one out
-                parts.setdefault(request.speculation, (drafter, []))[1].append(b)
+                parts.setdefault(id(drafter), (drafter, []))[1].append(b)
         return list(parts.values())
 
 

@@ -167,6 +167,10 @@ class AdaptiveDrafter(SeveralDrafters):
             trees = counted(self.drafters[drafter].propose(batch, most), len(batch))
             return trees, self._now() - started
 
+        if not any(nodes):  # nobody is asked; that they rest is the caller's to say
+            for drafter in self.drafters:
+                drafter.propose(batch, nodes)
+            return [Tree()] * len(batch)
         proposals = self.selection.collect(batch, nodes, ask)
         self.features = union(d for i, d in enumerate(self.drafters) if self.selection.awake(i))
         return [

@@ -244,6 +244,11 @@ class LLM:
         for groups in {mode.routed for mode in self.modes.values() if not mode.auto}:
             self._worker.ask(partial(self._step_seconds, groups, 1)).result()
 
+    def step_seconds(self, rows: int, mode: str) -> float:
+        """What a step of this many rows takes in a mode, as far as is known."""
+        ask = self._worker.ask(partial(self._step_seconds, self.modes[mode].routed, rows))
+        return float(ask.result())
+
     @property
     def tool_calls(self) -> ToolCalls:
         """How the model writes calls of tools."""

@@ -81,7 +81,7 @@ class HeadDraft:
         min_scores = [bar if r.speculation.nodes is None else 0.0 for _, r, _ in known]
         depth = self._depth if self._width > 1 else max(grown)
         limits = TreeLimits(grown, self._width, depth, min_scores)
-        made = self._runner.grow(_waiting([state for _, _, state in known]), limits)
+        made = self._runner.grow(self._waiting([state for _, _, state in known]), limits)
         chains: list[tuple[int, HeadChain]] = []
         for (b, request, state), size, tree in zip(known, grown, made):
             state.flushed()
@@ -106,7 +106,6 @@ class HeadDraft:
                 continue
             first = len(request.tokens) - len(tokens) - 1  # the row that was last before this step
             state = self._state_at(request, first)
-            self._runner.add_tokens(state.text, tokens)
             if len(state.after) >= MAX_WAITING:
                 self._flush(state)
             state.features.append(own)
@@ -204,7 +203,7 @@ class HeadDraft:
 
     def _flush(self, state: HeadState) -> None:
         if state.after:
-            self._runner.read(_waiting([state]))
+            self._runner.read(self._waiting([state]))
             state.flushed()
 
     def _extend(self, chains: Sequence[HeadChain]) -> None:
@@ -222,14 +221,15 @@ class HeadDraft:
                 texts = [chain.state.text for chain in active]
                 self._runner.advance(texts, [chain.drafted[-1] for chain in active])
 
-
-def _waiting(states: Sequence[HeadState]) -> NewRows:
-    """The rows that the runner does not have yet."""
-    parts = [part for state in states for part in state.features]
-    features = torch.cat(parts) if len(parts) > 1 else parts[0] if parts else NO_ROWS
-    return NewRows(
-        [state.text for state in states],
-        [len(state.after) for state in states],
-        [token for state in states for token in state.after],
-        features.to("cpu", torch.float32),
-    )
+    def _waiting(self, states: Sequence[HeadState]) -> NewRows:
+        """The rows that the runner does not have yet; their tokens can be drafted from now on."""
+        for state in states:
+            self._runner.add_tokens(state.text, state.after)
+        parts = [part for state in states for part in state.features]
+        features = torch.cat(parts) if len(parts) > 1 else parts[0] if parts else NO_ROWS
+        return NewRows(
+            [state.text for state in states],
+            [len(state.after) for state in states],
+            [token for state in states for token in state.after],
+            features.to("cpu", torch.float32),
+        )

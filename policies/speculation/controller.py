@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 from fastslow.engine.params import Speculation
 from fastslow.engine.types import PREDICTION, MarginalValue, Policy, RequestView, StepTiming
-from fastslow.policies.speculation.ab_gate import ABGate
 from fastslow.policies.speculation.acceptance import AcceptanceModel
 from fastslow.policies.speculation.backoff import ByKey
+from fastslow.policies.speculation.loss_budget import LossBudget
 from fastslow.policies.speculation.planner import AdaptiveLength, FixedLength, admit
 from fastslow.policies.speculation.selection import AdaptiveSelection
 from fastslow.policies.speculation.step_cost import StepCostCurve, StepCosts
@@ -19,7 +19,7 @@ class SpeculationController:
     """One per engine: all that is learnt about steps and drafts, and the policies that use it.
 
     In a step, every request's policy plans a budget of nodes, from the `AcceptanceModel` of its drafter,
-    the `StepCosts` and, where rows are expensive, the `ABGate`; an `AdaptiveSelection` asks those of several
+    the `StepCosts` and what its account in the `LossBudget` allows; an `AdaptiveSelection` asks those of several
     drafters that pay; `admit` cuts the drafts to what pays over the whole batch; `note` and the
     policies' `record` learn from the result. `measure`: see `StepCosts`.
     """
@@ -29,7 +29,7 @@ class SpeculationController:
     ) -> None:
         self._tuning = tuning
         self._costs = StepCosts(measure, tuning)
-        self._gate = ABGate(tuning)
+        self._budget = LossBudget(tuning)
         self._acceptance: dict[object, ByKey[AcceptanceModel]] = {}
         self.drafted = self._costs.drafted
         self.draft_seconds = self._costs.node_seconds
@@ -51,7 +51,7 @@ class SpeculationController:
         drafter = (drafter, PREDICTION) if predicted else drafter
         each = self._acceptance.setdefault(drafter, ByKey(lambda: AcceptanceModel(self._tuning)))
         known = each.of(memory_key)
-        return AdaptiveLength(drafter, known, self._costs, self._gate, self._tuning)
+        return AdaptiveLength(drafter, known, self._costs, self._budget, self._tuning)
 
     def forget(self, drafter: object) -> None:
         """A drafter is gone. Any thread may say so."""
@@ -85,9 +85,12 @@ class SpeculationController:
 
     def note(self, batch: Sequence[RequestView], step: StepTiming) -> None:
         """What a step took, and what it made."""
-        self._costs.note(_most_groups(batch), step.rows, step.seconds)
-        seconds, keys = step.seconds + step.drafting, {request.memory_key for request in batch}
-        self._gate.note(len(batch), step.tokens, seconds, step.pure, keys)
+        running, curve = len(batch), self._costs.curve(_most_groups(batch))
+        plain, usual = curve.seconds(running), curve.seconds(step.rows)
+        self._budget.note(running, step, plain, usual)
+        # a plain step is slower after a drafter was asked for nothing: its weights left the caches
+        if step.rows > running or step.drafting < self._tuning.free_node * plain:
+            self._costs.note(_most_groups(batch), step.rows, step.seconds)
 
 
 def _most_groups(batch: Sequence[RequestView]) -> int | None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from fastslow.engine.types import RequestView, Tree
-from fastslow.policies.speculation.ab_gate import ABGate
 from fastslow.policies.speculation.acceptance import AcceptanceModel, DraftYield, RequestBias
 from fastslow.policies.speculation.backoff import Backoff
+from fastslow.policies.speculation.loss_budget import LossAccount, LossBudget
 from fastslow.policies.speculation.step_cost import StepCostCurve, StepCosts
 from fastslow.policies.speculation.tuning import TUNING, SpeculationTuning
 
@@ -98,13 +98,14 @@ class AdaptiveLength:
         drafter: object,
         acceptance: AcceptanceModel,
         costs: StepCosts,
-        gate: ABGate,
+        budget: LossBudget,
         tuning: SpeculationTuning = TUNING,
     ) -> None:
         self._drafter = drafter
         self._acceptance = acceptance
         self._costs = costs
-        self._gate = gate
+        self._budget = budget
+        self._account: LossAccount | None = None
         self._tuning = tuning
         self._bias = RequestBias(acceptance)
         known = acceptance.brought
@@ -116,11 +117,12 @@ class AdaptiveLength:
 
     def plan(self, request: RequestView, running: int) -> int:
         running = max(running, 1)
-        tuning, curve = self._tuning, self._costs.curve(request.groups)
         self._asked = self._probing = False
-        price = curve.row_price(running, tuning.priced_nodes)
-        if not self._gate.allows(running, price, request.memory_key):
+        if self._account is None:
+            self._account = self._budget.open(running, request.memory_key)
+        if self._account.resting:
             return 0
+        tuning, curve = self._tuning, self._costs.curve(request.groups)
         self._probing = self._probe.due
         step = curve.seconds(running)
         # one more token saves a request's share of a step
@@ -129,7 +131,10 @@ class AdaptiveLength:
         if not self._asked:
             self._asking.skip()
             return 0
-        self._asking.again(1)
+        if self._asking.wait == 0:
+            self._asking.skip()  # asked twice: a drafter that rested has nothing to say at first
+        else:
+            self._asking.again(1)
         node = self._costs.node_seconds(self._drafter)
         if node is None or node < tuning.free_node * step:
             return min(tuning.most_nodes, tuning.least_budget + 2 * self._ran)
@@ -146,7 +151,12 @@ class AdaptiveLength:
         return chances
 
     def record(self, tree: Tree, accepted: Sequence[int]) -> None:
-        ran = len(tree.tokens)
+        ran, account = len(tree.tokens), self._account
+        if account is not None:
+            account.asked, account.nodes, account.accepted = self._asked, ran, len(accepted)
+            self._budget.take(account)
+            if account.resting:
+                return
         if self._asked:
             self._brought.add(len(accepted), ran)
             self._acceptance.brought.add(len(accepted), ran)

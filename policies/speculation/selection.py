@@ -138,7 +138,7 @@ class AdaptiveSelection:
             if request is None:
                 continue
             for made in request.proposals:
-                held = len(made.tree.match(tokens))  # with nodes that were cut before the step
+                held = len(made.tree.match(tokens[:-1]))  # the last one is the target's
                 every = self._drafters[made.drafter].gains.of(view.memory_key)
                 for gain in (request.gains[made.drafter], every):
                     gain.learn(held, made, self._tuning.most_calibration)

@@ -24,8 +24,11 @@ class StepCostCurve:
         # fewer rows never take longer than more rows: such a measurement was disturbed
         curve = np.array(seconds, dtype=np.float64)
         self._curve = np.minimum.accumulate(curve[::-1])[::-1]
-        self._ratios = np.ones(len(rows))  # what steps took lately, over the curve
-        self._seen = np.full(len(rows), -tuning.step_fresh - 1)  # when such a step last ran
+        self._speed = RunningMean(
+            1.0, 1 / tuning.step_rate
+        )  # what steps take lately, over the curve
+        self._shape = np.ones(len(rows))  # the same of each row count, over the speed
+        self._seen = np.zeros(len(rows))  # steps of each
         self._steps = 0
         self._table: list[float] = []
         self._renew()
@@ -50,29 +53,29 @@ class StepCostCurve:
         place = int(np.argmin(np.abs(self._rows - rows)))
         # relative to the curve at these very rows, which lie between those that were measured
         ratio = seconds / float(np.interp(rows, self._rows, self._curve))
-        before = float(self._ratios[place])
-        if self._steps - self._seen[place] > tuning.step_fresh:
-            before = float(self._now()[place])
+        shape = float(self._shapes()[place])
+        before = self._speed.value * shape
         ratio = min(max(ratio, before / tuning.step_limit), before * tuning.step_limit)
-        self._ratios[place] = before + tuning.step_rate * (ratio - before)
-        self._seen[place] = self._steps
+        self._seen[place] = seen = min(self._seen[place] + 1, tuning.shape_memory)
+        if seen > 1:  # the first time says what such a step takes, not how fast the machine is
+            self._speed.add(ratio / shape)
+        self._shape[place] = shape + (ratio / self._speed.value - shape) / seen
         self._steps += 1
-        if self._steps % tuning.table_every == 0:
+        if self._steps % tuning.table_every == 0 or seen == 1:
             self._renew()
 
-    def _now(self) -> NDArray[np.float64]:
-        """The ratio at every measured row count; that of the nearest where it is not recent."""
-        fresh = np.flatnonzero(self._steps - self._seen <= self._tuning.step_fresh)
-        if not len(fresh):
-            return self._ratios
+    def _shapes(self) -> NDArray[np.float64]:
+        """The shape at every measured row count; that of the nearest where no such step ran."""
+        known = np.flatnonzero(self._seen)
+        if not len(known):
+            return self._shape
         places = np.arange(len(self._rows))
-        nearest = fresh[np.abs(places[:, None] - fresh).argmin(1)]
-        ratios: NDArray[np.float64] = self._ratios[nearest]
-        return ratios
+        shapes: NDArray[np.float64] = self._shape[known[np.abs(places[:, None] - known).argmin(1)]]
+        return shapes
 
     def _renew(self) -> None:
         at = np.arange(self._tuning.table_rows + 1)
-        curve = np.maximum.accumulate(self._curve * self._now())
+        curve = np.maximum.accumulate(self._curve * self._speed.value * self._shapes())
         known = np.interp(at, self._rows, curve)
         last, most = int(self._rows[-1]), curve[-1]
         self._table = np.where(at > last, most * at / last, known).tolist()

@@ -14,11 +14,8 @@ class SpeculationTuning:
     number of values after which older ones fade from a running mean.
     """
 
-    # When rows are expensive, as in large batches: one price, two limits.
-    # Above this price the A/B gate decides: predictions err by as much as there is to gain.
-    gate_row_price: float = 0.15
-    # Above this price the gate begins without drafts, and only the cheapest of several drafters is
-    # asked: what others add makes a few requests faster and every step slower.
+    # Above this price of a row only the cheapest of several drafters is asked: what others add makes
+    # a few requests faster and every step slower.
     max_row_price: float = 0.4
     priced_nodes: int = 3  # of every request, over which a row is priced: the first are cheaper
 
@@ -48,23 +45,24 @@ class SpeculationTuning:
     table_rows: int = 1024  # beyond, a step takes as much more as its rows
     step_rate: float = 0.2  # weight of the newest step: the machine's speed changes within seconds
     step_limit: float = 2.0  # a step counts as at most this many times as fast or slow as lately
-    step_fresh: int = 128  # steps for which a measurement holds; then those next to it replace it
+    # steps of a row count that say what it takes beside others: in use caches are colder than measured
+    shape_memory: float = 32.0
     table_every: int = 8  # steps between new tables, which take some 50 us
     held_up: float = 4.0  # a time counts as at most this many times the usual: the rest was a delay
     draft_memory: float = 10.0  # proposals: times depend on the text's length
 
-    # A/B gate
-    phase: int = 8  # steps with or without drafts before a change: fewer are hardly comparable
-    gate_rate: float = 0.3  # weight of the newest trial where drafts are usual
-    gate_rate_off: float = 0.6  # where they are not: trials are rare there, and the texts new
-    gate_loss: float = -0.01  # log gain below which drafts stop: smaller losses cannot be measured
-    gate_trials: int = 2  # before it may stop: one says nothing
-    gate_wait: tuple[int, int] = (2, 48)  # phases between trials where drafts are usual
-    gate_wait_unlikely: int = 4  # phases before the first trial above max_row_price
-    gate_wait_off: float = 12.0  # longest where drafts are not usual: new texts are not tried then
-    gate_growth: float = 1.5  # of the wait from trial to trial where both ways are equally fast
-    gate_plain: float = 8.0  # more growth by log gain: a plain result need not be tried again soon
-    usual_memory: float = 3.0  # steps that say what is usual, to see which one was held up
+    # Loss budget, in plain steps
+    first_loss: float = 1.0  # of a new request: a draft or two that fail
+    most_loss: float = (
+        4.0  # that a request may lose after it gained much: a text that turns is noticed
+    )
+    loss_share: float = 0.01  # of a request's time that drafts may lose in the long run
+    trial_loss: float = 0.5  # earned before a request that rests is drafted for again
+    most_pooled: float = (
+        6.0  # for each place of a batch, for new requests; half of it to begin with
+    )
+    pool_share: float = 0.005  # of all time, for new requests
+    step_slack: float = 2.0  # a step counts as at most this many times as fast or slow as usual
 
     # Selection among several drafters
     prior_gain: float = 1.0  # tokens that a drafter is assumed to gain: so every one is tried

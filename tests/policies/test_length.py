@@ -20,10 +20,10 @@ from fastslow.engine.model.base import Model
 from fastslow.engine.params import Speculation
 from fastslow.engine.types import Tree
 from fastslow.policies.speculation import cost_curve
-from fastslow.policies.speculation.ab_gate import ABGate
 from fastslow.policies.speculation.acceptance import AcceptanceModel, RequestBias
 from fastslow.policies.speculation.controller import SpeculationController
 from fastslow.policies.speculation.cost_curve import step_seconds
+from fastslow.policies.speculation.loss_budget import LossBudget
 from fastslow.policies.speculation.planner import AdaptiveLength, admit, best_length
 from fastslow.policies.speculation.step_cost import StepCostCurve, StepCosts
 from fastslow.policies.speculation.tuning import TUNING, SpeculationTuning
@@ -44,7 +44,7 @@ def policy(curve: StepCostCurve, most: int = 8) -> tuple[AdaptiveLength, StepCos
     tuning = SpeculationTuning(most_nodes=most)
     costs = StepCosts(lambda groups: curve, tuning)
     known = AcceptanceModel(tuning)
-    return AdaptiveLength("drafter", known, costs, ABGate(tuning), tuning), costs
+    return AdaptiveLength("drafter", known, costs, LossBudget(tuning), tuning), costs
 
 
 def rate(
@@ -159,8 +159,9 @@ def test_a_curve_is_corrected_by_the_steps_that_run() -> None:
         "the nearest speaks for it"
     )
     for _ in range(1000):
-        curve.note(1, 4.0)  # the machine is half as fast now, and 4 rows were long not seen
-    assert curve.seconds(4) / curve.seconds(1) == pytest.approx(1.2, rel=0.01)
+        curve.note(1, 4.0)  # the machine is half as fast now: so it is with 4 rows
+    assert curve.seconds(1) == pytest.approx(4.0, rel=0.01)
+    assert curve.seconds(4) / curve.seconds(1) == pytest.approx(3.5, rel=0.1)
 
 
 def test_a_step_that_was_held_up_hardly_counts() -> None:

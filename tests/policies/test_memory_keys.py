@@ -10,14 +10,15 @@ from typing import Any
 
 from fastslow.engine.params import Speculation
 from fastslow.engine.types import AcceptResult, MarginalValue, StepTiming, Tree
-from fastslow.policies.speculation.ab_gate import ABGate
 from fastslow.policies.speculation.backoff import MOST_KEYS, ByKey
 from fastslow.policies.speculation.controller import SpeculationController
+from fastslow.policies.speculation.loss_budget import LossBudget
 from fastslow.policies.speculation.selection import AdaptiveSelection
 from fastslow.policies.speculation.step_cost import StepCostCurve
 
 CHAIN = Tree.chain([1, 2, 3])
 DEAR = StepCostCurve([1, 2, 8, 64], [1.0, 1.3, 3.1, 20.0])
+USUAL = DEAR.seconds(4)
 
 
 def view(key: str | None, number: int = 0) -> Any:
@@ -31,7 +32,7 @@ def plans(controller: SpeculationController, key: str | None) -> list[Any]:
     for _ in range(30):
         found += [policy.plan(view(key), 1), policy.survival(CHAIN)]
         policy.record(CHAIN, [0, 1])
-        controller.note([view(key)], StepTiming(4, 1.0, 0.0, 3, True))
+        controller.note([view(key)], StepTiming(4, USUAL, 0.0, 3, True))
     return found
 
 
@@ -42,7 +43,7 @@ def test_a_bad_key_changes_no_plan_of_another() -> None:
     for _ in range(300):
         bad.plan(view("a"), 1)
         bad.record(CHAIN, [])
-        controller.note([view("a")], StepTiming(4, 1.0, 0.0, 1, True))
+        controller.note([view("a")], StepTiming(4, USUAL, 0.0, 1, True))
     assert plans(controller, "b") == alone
     assert plans(controller, "a") != alone, "it learns of its own"
 
@@ -72,24 +73,13 @@ def test_a_selection_learns_by_key() -> None:
     assert gains(selection, "a", 2)[:4] != alone[:4]
 
 
-def test_a_gate_compares_by_key() -> None:
-    def ways(gate: ABGate, key: str, factor: float, steps: int) -> list[bool]:
-        found = []
-        for _ in range(steps):
-            found.append(gate.allows(8, 0.3, key))
-            gate.note(8, 8, factor if found[-1] else 1.0, True, {key})
-        return found
-
-    alone = ways(ABGate(), "b", 0.5, 200)
-    gate = ABGate()
-    ways(gate, "a", 3.0, 400)
-    assert not gate.allows(8, 0.3, "a"), "drafts do not pay for it"
-    _, *later = ways(gate, "b", 0.5, 201)  # the first step counts as one of both keys
-    assert later == alone
-    for _ in range(400):  # together they are a third case
-        allowed = gate.allows(8, 0.3, "a") and gate.allows(8, 0.3, "b")
-        gate.note(8, 8, 3.0 if allowed else 1.0, True, {"a", "b"})
-    assert ways(gate, "b", 0.5, 20)[1:] == [True] * 19
+def test_a_key_that_lost_much_costs_another_nothing() -> None:
+    budget = LossBudget()
+    before = budget.open(1, "b").left
+    for _ in range(100):
+        budget.open(1, "a")
+    assert budget.open(1, "a").resting
+    assert budget.open(1, "b").left == before > 0
 
 
 def test_few_keys_are_kept() -> None:

@@ -100,3 +100,13 @@ def test_what_a_reader_should_know_is_said(found: TuneResult) -> None:
     assert "stopped early" in words
     assert "Other programs took much of the machine in 4 of 4 runs" in words
     assert "none of 0 drafting settings is surely faster than plain decoding" in found.headline()
+
+
+def test_it_says_what_rows_cost_and_what_a_slow_drafter_would_need(found: TuneResult) -> None:
+    found.step_costs = {1: 1.2, 4: 1.6}
+    words = words_of(found.page())
+    assert "1 drafted: 1.20 x (20% accepted), 4 drafted: 1.60 x (15% accepted)" in words
+    assert found._note(LONG) == "dropped out, cannot pay", "all accepted would not be enough"
+    found.samples[LONG] = [drafted(0, 40, 9.5)]
+    assert "pays from 85% accepted" in words_of(found.page())
+    assert "pays" not in found._note(NGRAM), "it does"

@@ -27,6 +27,7 @@ from fastslow.tools.tune.runner import TuneRunner
 from fastslow.tools.tune.sample import Sample
 
 NOISY = 1 / 3  # share of disturbed runs from which on the report warns
+DRAFTS = (1, 2, 4, 8, 16)  # tokens, whose rows are priced
 COLUMNS = ("setting", "x plain", "tokens/s", "tokens/step", "step time", "accepted", "runs", "")
 
 
@@ -45,6 +46,9 @@ class TuneResult:
     carried: bool = True  # whether the samples carry a verdict
     stopped: bool = False  # by Ctrl-C
     seconds: float = 0.0
+    step_costs: dict[int, float] = field(
+        default_factory=dict
+    )  # drafted tokens of each request -> plain steps
     circumstances: dict[str, Any] = field(default_factory=circumstances)
 
     @property
@@ -80,6 +84,7 @@ class TuneResult:
             "sampling": self.sampling.model_dump(mode="json", exclude_defaults=True),
             "stopped_early": self.stopped,
             "seconds": round(self.seconds, 1),
+            "step_costs": self.step_costs,
             "settings": {
                 label(s): {"ratio": self.ratio(s), "samples": len(self.samples[s])}
                 for s in self.measured
@@ -108,6 +113,15 @@ class TuneResult:
             f"On {self.prompts} prompts, {action} is {self.ratio(self.best):.2f} times as fast as "
             f"plain decoding: {self.rate(self.best):.1f} instead of {self.plain_rate:.1f} tokens/s."
         )
+
+    def rows(self) -> str:
+        """What steps with drafts take beside plain ones: so many tokens a step a draft has to make, that costs nothing
+        else."""
+        parts = [
+            f"{n} drafted: {cost:.2f} x ({(cost - 1) / n:.0%} accepted)"
+            for n, cost in self.step_costs.items()
+        ]
+        return "a step breaks even with " + ", ".join(parts)
 
     def table(self) -> Table:
         """All settings, the best one first."""
@@ -139,6 +153,8 @@ class TuneResult:
             "other work": f"took over {CONTENDED:.0%} of the machine in {noisy} of {len(shares)} runs",
             "command": " ".join(self.circumstances["command"]),
         }
+        if self.step_costs:
+            conditions["rows"] = self.rows()
         for name in ("machine", "versions"):
             facts = self.circumstances[name].items()
             conditions[name] = ", ".join(f"{key} {value}" for key, value in facts)
@@ -180,9 +196,17 @@ class TuneResult:
         ]
 
     def _note(self, setting: Speculation) -> str:
+        words = []
         if setting not in self.finalists and not is_plain(setting) and setting != self.best:
-            return "dropped out"
-        return "not surely faster" if self.ratio(setting) > self.ratio(self.best) else ""
+            words.append("dropped out")
+        elif self.ratio(setting) > self.ratio(self.best):
+            words.append("not surely faster")
+        share, made = stats.accepted_share(self.samples[setting]), self.samples[setting]
+        gained = stats.tokens_per_step(made) - 1
+        if share and gained > 0 and self.ratio(setting) < 1:
+            needed = share * (stats.step_cost(made, self.samples[PLAIN]) - 1) / gained
+            words.append(f"pays from {needed:.0%} accepted" if needed <= 1 else "cannot pay")
+        return ", ".join(words)
 
 
 def tune_speculation(
@@ -221,6 +245,8 @@ def tune_speculation(
         found.stopped = True
     if not any(sample.tokens for sample in search.samples[PLAIN]):
         raise ValueError("every answer ended at its first token: there is nothing to measure")
+    plain = llm.step_seconds(batch, mode)
+    found.step_costs = {n: llm.step_seconds(batch * (1 + n), mode) / plain for n in DRAFTS}
     found.best, found.finalists, found.carried = search.best, search.alive, search.carried
     found.seconds = time.monotonic() - started
     return found

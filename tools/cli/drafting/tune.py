@@ -115,6 +115,8 @@ def tune(options: TuneOptions) -> None:
         written = ""
     show(found.table())
     console().print(found.headline() + said)
+    if not (options.modes or options.groups):
+        console().print(found.rows(), style="dim")
     console().print(written, style="dim")
     if found.stopped:
         raise KeyboardInterrupt

@@ -1,0 +1,107 @@
+"""How much drafting may lose: every request has an account, counted in plain steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fastslow.engine.types import StepTiming
+from fastslow.policies.speculation.backoff import ByKey, RunningMean
+from fastslow.policies.speculation.tuning import TUNING, SpeculationTuning
+
+
+@dataclass(slots=True)
+class LossPool:
+    """What new requests of one memory key may lose, in batches of about one size. left, most: plain steps."""
+
+    left: float
+    most: float
+
+
+@dataclass(slots=True)
+class LossAccount:
+    """One request's. A request whose drafts lost what it had rests: it is not drafted for until it earned some.
+
+    Attributes:
+        left: plain steps that its drafts may still lose.
+        asked, nodes, accepted: of this step: whether its drafter was asked, nodes that ran, nodes accepted.
+    """
+
+    pool: LossPool
+    tuning: SpeculationTuning
+    left: float
+    resting: bool = field(init=False)
+    asked: bool = False
+    nodes: int = 0
+    accepted: int = 0
+
+    def __post_init__(self) -> None:
+        self.resting = self.left <= 0
+
+    def settle(self, cost: float) -> None:
+        """A step is over that took the request this many plain steps more than a plain one."""
+        tuning = self.tuning
+        self.left += tuning.loss_share + self.accepted - cost
+        self.pool.left += tuning.pool_share + max(self.left - tuning.most_loss, 0.0)
+        self.left = min(self.left, tuning.most_loss)
+        self.pool.left = min(self.pool.left, self.pool.most)
+        if self.left <= 0:
+            self.resting = True
+        elif self.left >= tuning.trial_loss:
+            self.resting = False
+
+
+class LossBudget:
+    """Holds all accounts to what steps took, with all overhead.
+
+    A step with drafts takes longer than a plain one. The requests pay for that by the nodes that they ran (all that do
+    not rest, where none ran), and for the time of drafting where they were asked; they earn the tokens that were
+    accepted. A small share of every plain step
+    is earned besides. A new request gets its first balance from the pool of its memory key, which fills with time and
+    with what drafts gain: so where drafts do not pay, few requests try them, and none tries them for long.
+
+    Whether a step drafts depends on earlier steps alone, never on tokens that are drawn in it.
+    """
+
+    def __init__(self, tuning: SpeculationTuning = TUNING) -> None:
+        self._tuning = tuning
+        self._pools = ByKey[dict[int, LossPool]](dict)
+        self._drafting = RunningMean(0.0, tuning.draft_memory)
+        self._step: list[LossAccount] = []
+
+    def open(self, running: int, key: str | None = None) -> LossAccount:
+        """The account of a new request, which runs in a batch of this many."""
+        pools = self._pools.of(key)
+        if (pool := pools.get(running.bit_length())) is None:
+            most = running * self._tuning.most_pooled
+            pool = pools[running.bit_length()] = LossPool(most / 2, most)
+        begun = min(self._tuning.first_loss, pool.left)
+        pool.left -= begun
+        return LossAccount(pool, self._tuning, begun)
+
+    def take(self, account: LossAccount) -> None:
+        """The account's request was part of this step."""
+        self._step.append(account)
+
+    def note(self, running: int, step: StepTiming, plain: float, usual: float) -> None:
+        """A step of this many requests is over. plain: seconds of a step of them without drafts. usual: of a step of
+        this many rows: a time far from it was a delay. Steps that read prompts are not counted."""
+        accounts, self._step = self._step, []
+        if not step.pure:
+            return
+        nodes, asked = step.rows - running, sum(account.asked for account in accounts)
+        slack = self._tuning.step_slack
+        longer = min(max(step.seconds, usual / slack), usual * slack) / plain - 1
+        drafting = step.drafting
+        if asked and self._drafting.count:
+            drafting = min(drafting, self._tuning.held_up * self._drafting.value)
+        if asked:
+            self._drafting.add_time(step.drafting, self._tuning.held_up)
+        awake = sum(not account.resting for account in accounts)
+        for account in accounts:
+            if nodes:
+                cost = running * longer * account.nodes / nodes
+            else:  # what a drafter costs besides, as by the features that it reads
+                cost = 0.0 if account.resting else running * longer / awake
+            if account.asked:
+                cost += running * drafting / plain / asked
+            account.settle(cost)

@@ -1,0 +1,105 @@
+"""What drafting may lose: a request whose drafts do not pay soon rests, one whose drafts pay goes on."""
+
+from __future__ import annotations
+
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fastslow.engine.params import Speculation
+from fastslow.engine.types import StepTiming, Tree
+from fastslow.policies.speculation.controller import SpeculationController
+from fastslow.policies.speculation.loss_budget import LossBudget
+from fastslow.policies.speculation.step_cost import StepCostCurve
+from fastslow.policies.speculation.tuning import TUNING
+
+REQUEST: Any = SimpleNamespace(groups=None, memory_key=None)
+NODE = Tree.chain([1])
+
+
+def answered(
+    controller: SpeculationController, chance: float, price: float, running: int = 1, tokens: int = 96,
+    asking: float = 0.0, draws: random.Random | None = None,
+) -> tuple[float, int]:  # fmt: skip
+    """Plain steps that answers of this many tokens take over plain decoding's, and how many nodes ran. chance: of a
+    node to be accepted. price: of a row, in
+    tokens of one request. asking: of the batch being asked, in plain steps."""
+    draws = draws or random.Random(3)
+    policies = [controller.policy(Speculation(), "drafter") for _ in range(running)]
+    left, seconds, steps, ran = [tokens] * running, 0.0, 0.0, 0
+    while min(left) > 0:
+        trees = [NODE if policy.plan(REQUEST, running) else Tree() for policy in policies]
+        nodes = sum(len(tree.tokens) for tree in trees)
+        accepted = [[0] if tree.tokens and draws.random() < chance else [] for tree in trees]
+        for policy, tree, path in zip(policies, trees, accepted):
+            policy.record(tree, path)
+        drafting = asking if nodes else 0.0
+        step = StepTiming(running + nodes, 1.0 + price * nodes / running, drafting, 0, pure=True)
+        controller.note([REQUEST] * running, step)
+        seconds, steps, ran = seconds + step.seconds + drafting, steps + 1, ran + nodes
+        left = [n - 1 - len(path) for n, path in zip(left, accepted)]
+    made = tokens - sum(left) / running
+    return seconds / made, ran
+
+
+def controller_at(price: float, running: int = 1) -> SpeculationController:
+    curve = StepCostCurve([1, running, 300], [0.99, 1.0, 1.0 + price * (300 - running) / running])
+    return SpeculationController(lambda groups: curve)
+
+
+@pytest.mark.parametrize("price", [0.01, 0.3, 0.9])
+@pytest.mark.parametrize("running", [1, 4, 8])
+def test_drafts_that_are_never_accepted_cost_little_in_every_answer(
+    price: float, running: int
+) -> None:
+    controller = controller_at(price, running)
+    found = [answered(controller, 0.0, price, running, asking=0.3)[0] for _ in range(10)]
+    assert max(found) < 1.03 and found[-1] < 1.025
+    assert max(found) > 1.0, "they are tried"
+
+
+@pytest.mark.parametrize("running", [1, 8])
+def test_drafts_that_pay_are_not_held_back(running: int) -> None:
+    controller, price = controller_at(0.1, running), 0.1
+    draws = random.Random(1)
+    found = [answered(controller, 0.8, price, running, draws=draws) for _ in range(10)]
+    ideal = (1 + price) / 1.8
+    assert sum(times for times, _ in found) / len(found) < 1.05 * ideal
+
+
+def test_a_request_that_rests_tries_again_with_what_it_earned() -> None:
+    controller = controller_at(0.5)
+    _, few = answered(controller, 0.0, 0.5, tokens=64)
+    times, more = answered(controller, 0.0, 0.5, tokens=2000)
+    assert few + 10 < more < 2000 * TUNING.loss_share / 0.5 + few + 3
+    assert times < 1 + 2 * TUNING.loss_share
+
+
+def test_what_others_gained_pays_for_the_first_drafts_of_a_new_request() -> None:
+    budget = LossBudget()
+    assert [budget.open(1) for _ in range(20)][-1].resting and not budget.open(8).resting
+    account = budget.open(8)
+    for _ in range(20):
+        account.asked, account.nodes, account.accepted = True, 1, 1
+        budget.take(account)
+        budget.note(8, StepTiming(9, 1.1, 0.0, 9, pure=True), 1.0, 1.1)
+    assert account.left == TUNING.most_loss
+    assert budget.open(8).left == TUNING.first_loss
+
+
+def test_a_delay_and_a_step_that_reads_a_prompt_say_nothing() -> None:
+    budget = LossBudget()
+    account = budget.open(1)
+    account.asked, account.nodes, account.accepted = True, 1, 1
+    for pure, seconds in ((False, 50.0), (True, 50.0)):
+        budget.take(account)
+        budget.note(1, StepTiming(2, seconds, 0.0, 2, pure), 1.0, 1.1)
+        assert account.left > 0
+    late = budget.open(1)
+    for drafting in (0.1, 0.1, 50.0):
+        late.asked, late.nodes, late.accepted = True, 0, 0
+        budget.take(late)
+        budget.note(1, StepTiming(1, 1.0, drafting, 1, pure=True), 1.0, 1.0)
+    assert late.left > 0
