@@ -3,7 +3,11 @@
 // Tile: [quad of inputs][32 outputs][4] bytes, each weight + 128, then 32 float scales. A dot
 // instruction takes unsigned times signed bytes and repeats only the signed: hence the + 128,
 // which the block's extra word, -128 times the sum of its inputs, takes back.
-#include "byte_tiles.h"
+//
+// With matrix tiles a row's inputs have 16 bits and one scale: a scale for each block would cost more than the
+// products. They are kept in two planes of bytes, x = 256 * high + low, and sums are whole numbers to their end.
+#include "amx.h"
+#include "blocks.h"
 #include "passes.h"
 
 namespace fastslow {
@@ -11,6 +15,137 @@ namespace {
 
 constexpr int STEP = HALF;
 constexpr int QUAD_BYTES = 4 * TILE;
+
+#if defined(FASTSLOW_AMX)
+constexpr int MOST = MOST_ROWS, TILE_ROWS = 2;
+constexpr float STEPS = 127 * 256;  // of a row's largest input
+constexpr int STRETCH = 1 << 17;    // inputs whose sums fit 32 bits
+
+// A row: both planes, its scale, and for each stretch 128 times the sums of both.
+struct Row {
+    static int plane(int inputs) { return padded(inputs, AMX_BYTES); }
+    static int stretches(int inputs) { return (inputs + STRETCH - 1) / STRETCH; }
+    static size_t bytes(int inputs) { return to64(2 * (size_t)plane(inputs) + 4 + 8 * stretches(inputs)); }
+
+    static vf some(const float* x, int k, int inputs) {
+        if (k + W <= inputs) return load<vf>(x + k);
+        vf rest{};
+        std::memcpy(&rest, x + k, k < inputs ? sizeof(float) * (inputs - k) : 0);
+        return rest;
+    }
+
+    // A row with an input that is not finite has zeros and a scale that is not finite either.
+    static void prepare(uint8_t* row, const float* x, int inputs) {
+        const int width = plane(inputs);
+        vi most = {};
+        for (int k = 0; k < inputs; k += W) {
+            const vi bits = (vi)abs(some(x, k, inputs));  // ordered as the numbers, NaN above all
+            most = bits > most ? bits : most;
+        }
+        const int32_t top = largest(most);
+        const float magnitude = load<float>(&top), inverse = magnitude > 1e-36f ? STEPS / magnitude : 0.0f;
+        uint8_t* end = row + 2 * width;
+        store(end, magnitude <= 1e-36f ? 0.0f : magnitude / STEPS);
+        const vf big = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
+        for (int first = 0; first < width; first += STRETCH, end += 8) {
+            vi highs = {}, lows = {};
+            for (int k = first; k < std::min(first + STRETCH, width); k += W) {
+                vi number = (vi)fma(some(x, k, inputs), splat(inverse), big) - (vi)big;
+                if (inverse == 0.0f) number = vi{};
+                const vi high = (number + 128) >> 8, low = number - (high << 8);
+                _mm_store_si128((__m128i*)(row + k), _mm512_cvtepi32_epi8((__m512i)high));
+                _mm_store_si128((__m128i*)(row + width + k), _mm512_cvtepi32_epi8((__m512i)low));
+                highs += high;
+                lows += low;
+            }
+            store(end + 4, 128 * sum(highs));
+            store(end + 8, 128 * sum(lows));
+        }
+    }
+};
+
+struct Kernel {
+    static constexpr size_t TURN = (size_t)TILE * AMX_BYTES;  // bytes of weights
+
+    // 64 inputs of sixteen rows: sums of high bytes in C 0 and 1, of low ones in C 2 and 3.
+    INLINE static void turn(const uint8_t* w, const uint8_t* high, const uint8_t* low, size_t stride) {
+        tile_load<4>(w, QUAD_BYTES);
+        tile_load<6>(high, stride);
+        tile_signed_unsigned<0, 6, 4>();
+        tile_load<7>(low, stride);
+        tile_signed_unsigned<2, 7, 4>();
+        tile_load<5>(w + AMX_BYTES, QUAD_BYTES);
+        tile_signed_unsigned<1, 6, 5>();
+        tile_signed_unsigned<3, 7, 5>();
+    }
+
+    // A stretch of n inputs: the sums of T rows, whose ends follow their planes, are added.
+    template <int T, int LINES>
+    static void add(const uint8_t* w, const uint8_t* soon, int n, const uint8_t* x, int width, size_t stride,
+                    const uint8_t* end, int less, float* out) {
+        constexpr int SUMS = AMX_BYTES / 4;
+        alignas(64) int32_t dot[4][AMX_ROWS * SUMS];
+        tile_zero<0>();
+        tile_zero<1>();
+        tile_zero<2>();
+        tile_zero<3>();
+        int k = 0;
+        for (; k + AMX_BYTES <= n; k += AMX_BYTES, w += TURN) {
+            for (int i = 0; i < LINES; i++, soon += LINE)
+                if constexpr (LINES < (int)TURN / LINE) prefetch_to_l2(soon);
+                else prefetch(soon);
+            turn(w, x + k, x + width + k, stride);
+        }
+        if (k < n) {  // the rows' planes end in zeros
+            alignas(64) uint8_t rest[TURN] = {};
+            std::memcpy(rest, w, (size_t)TILE * (n - k));
+            turn(rest, x + k, x + width + k, stride);
+        }
+        tile_store<0>(dot[0], AMX_BYTES);
+        tile_store<1>(dot[1], AMX_BYTES);
+        tile_store<2>(dot[2], AMX_BYTES);
+        tile_store<3>(dot[3], AMX_BYTES);
+        for (int t = 0; t < T; t++, end += stride)
+            UNROLL for (int v = 0; v < VECTORS; v++) {
+                const vi high = load<vi>(dot[v] + SUMS * t) - splat(load<int32_t>(end + less));
+                const vi low = load<vi>(dot[2 + v] + SUMS * t) - splat(load<int32_t>(end + less + 4));
+                const vf sum = fma(to_float(high), splat(256.0f), to_float(low));
+                float* to = out + t * TILE + v * W;
+                store(to, fma(sum, splat(load<float>(end)), load<vf>(to)));
+            }
+    }
+
+    template <int T, int LINES>
+    static void pass(const uint8_t* tile, const uint8_t* soon, int inputs, const uint8_t* x, size_t stride,
+                     float* out) {
+        const int width = Row::plane(inputs), n = padded(inputs, STEP);
+        std::memset(out, 0, sizeof(float) * T * TILE);
+        for (int k = 0, less = 4; k < n; k += STRETCH, less += 8)
+            add<T, LINES>(tile + (size_t)TILE * k, soon + (size_t)TILE * k, std::min(n - k, STRETCH), x + k, width,
+                          stride, x + 2 * width, less, out);
+        const uint8_t* scales = tile + (size_t)TILE * n;
+        UNROLL for (int v = 0; v < VECTORS; v++) {
+            const vf some = load<vf>(scales + sizeof(vf) * v);
+            for (float* to = out + v * W; to < out + T * TILE; to += TILE) store(to, load<vf>(to) * some);
+        }
+    }
+
+    template <int T>
+    static void product(const uint8_t* tile, const uint8_t* soon, int inputs, const uint8_t* const* rows, float* out) {
+        constexpr int TILES = (T + AMX_ROWS - 1) / AMX_ROWS, LINES = TURN / LINE / TILES;
+        const size_t stride = T > 1 ? rows[T > 1] - rows[0] : 0;  // one row stands in for all of its tile
+        const size_t bytes = (size_t)TILE * padded(inputs, STEP);
+        UNROLL for (int i = 0; i < TILES; i++) {
+            constexpr int LAST = T - (TILES - 1) * AMX_ROWS;
+            const uint8_t *x = rows[0] + i * AMX_ROWS * stride, *ask = TILES == 1 ? soon : soon + i * (bytes / TILES);
+            if (i + 1 < TILES) pass<AMX_ROWS, LINES>(tile, ask, inputs, x, stride, out + i * AMX_ROWS * TILE);
+            else pass<LAST, LINES>(tile, ask, inputs, x, stride, out + i * AMX_ROWS * TILE);
+        }
+    }
+};
+
+#else
+constexpr int TILE_ROWS = 0;
 
 // Rows whose integer and float sums nearly fit the registers: the compiler spills a few of eight rows'
 // sums, which still takes less than a second pass over the weights.
@@ -89,28 +224,11 @@ struct Kernel {
         const size_t bytes = (size_t)TILE * padded(inputs, STEP);
         prefetch_lines<4 * TILE>(soon + bytes);
         in_passes<Kernel, T>(tile, soon, bytes, rows, out);
-        finish(tile, inputs, T, out);
-    }
-
-    // For tiles, see byte_tiles.h.
-    static constexpr bool SCALED = false, MINIMA = false, SIGNED = true;
-    static constexpr int PARTS = 1, ROW_BYTES = Bytes::BYTES;
-
-    static int blocks(int inputs) { return (inputs + BLOCK - 1) / BLOCK; }
-
-    static void to_bytes(const uint8_t* tile, const uint8_t* soon, int inputs, int first, int some, uint8_t* to) {
-        const size_t from = (size_t)first * BLOCK * TILE, most = (size_t)some * BLOCK * TILE;
-        const size_t bytes = std::min(most, (size_t)padded(inputs, STEP) * TILE - from);
-        for (size_t at = 0; at < bytes; at += LINE) {
-            prefetch_to_l2(soon + from + at);
-            for (size_t i = at; i < at + LINE; i += sizeof(vu)) store(to + i, load<vu>(tile + from + i) ^ 0x80808080u);
-        }
-        std::memset(to + bytes, 0, most - bytes);
+        scale(tile + bytes, T, out);
     }
 
     // The sums of `count` rows, times the outputs' scales.
-    static void finish(const uint8_t* tile, int inputs, int count, float* out) {
-        const uint8_t* scales = tile + (size_t)TILE * padded(inputs, STEP);
+    static void scale(const uint8_t* scales, int count, float* out) {
         UNROLL for (int v = 0; v < VECTORS; v++) {
             const vf some = load<vf>(scales + sizeof(vf) * v);
             for (float* to = out + v * W; to < out + count * TILE; to += TILE) store(to, load<vf>(to) * some);
@@ -139,18 +257,22 @@ struct Kernel {
 
     template <int T>
     static void product(const uint8_t* tile, const uint8_t* soon, int inputs, const uint8_t* const* rows, float* out) {
-        if constexpr (T >= FILLED) {
-            in_tiles<Kernel, T>(tile, soon, inputs, rows, out);
-        } else if constexpr (T > MOST) {
-            product<T / 2>(tile, soon, inputs, rows, out);
-            product<T - T / 2>(tile, soon, inputs, rows + T / 2, out + T / 2 * TILE);
-        } else if constexpr (T > INTEGERS_AT_ONCE) {
-            many<T>(tile, soon, inputs, rows, out);
-        } else {
-            few<T>(tile, soon, inputs, rows, out);
-        }
+        if constexpr (T > INTEGERS_AT_ONCE) many<T>(tile, soon, inputs, rows, out);
+        else few<T>(tile, soon, inputs, rows, out);
     }
 };
+
+
+struct Row {
+    static size_t bytes(int inputs) { return Bytes::row_bytes(inputs); }
+
+    static void prepare(uint8_t* row, const float* x, int inputs) {
+        write_blocks<Bytes>(row, x, inputs, [](uint8_t* extra, float, int total) {
+            store(extra, (int32_t)(-128 * total));
+        });
+    }
+};
+#endif
 
 size_t tile_bytes(int inputs) { return (size_t)TILE * padded(inputs, STEP) + 4 * TILE; }
 
@@ -173,12 +295,6 @@ void pack(uint8_t* tile, const float* const* weights, int inputs) {
     }
 }
 
-void prepare(uint8_t* row, const float* x, int inputs) {
-    write_blocks<Bytes>(row, x, inputs, [](uint8_t* extra, float, int total) {
-        store(extra, (int32_t)(-128 * total));
-    });
-}
-
 void unpack(const uint8_t* tile, int inputs, int output, float* out) {
     const float scale = load<float>(tile + (size_t)TILE * padded(inputs, STEP) + 4 * output);
     for (int k = 0; k < inputs; k++)
@@ -198,8 +314,8 @@ void pack_int8(uint8_t* tile, const int8_t* const* rows, const float* const* sca
 }
 
 extern const Format int8_format = {
-    STEP, most_rows(MOST), Products<Kernel, most_rows(MOST)>::table, tile_bytes, Bytes::row_bytes, pack, prepare, unpack,
-    nullptr, 0, 0, FILLED,
+    STEP, MOST, Products<Kernel, MOST>::table, tile_bytes, Row::bytes, pack, Row::prepare, unpack,
+    nullptr, 0, 0, TILE_ROWS,
 };
 
 }  // namespace fastslow
