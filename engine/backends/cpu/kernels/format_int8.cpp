@@ -139,16 +139,10 @@ struct Kernel {
 
     template <int T>
     static void product(const uint8_t* tile, const uint8_t* soon, int inputs, const uint8_t* const* rows, float* out) {
-        if constexpr (T >= FILLED) {
-            in_tiles<Kernel, T>(tile, soon, inputs, rows, out);
-        } else if constexpr (T > MOST) {
-            product<T / 2>(tile, soon, inputs, rows, out);
-            product<T - T / 2>(tile, soon, inputs, rows + T / 2, out + T / 2 * TILE);
-        } else if constexpr (T > INTEGERS_AT_ONCE) {
-            many<T>(tile, soon, inputs, rows, out);
-        } else {
-            few<T>(tile, soon, inputs, rows, out);
-        }
+        if constexpr (T >= MANY) in_tiles<Kernel, T>(tile, soon, inputs, rows, out);
+        else if constexpr (T > MOST) in_two<Kernel, T>(tile, soon, inputs, rows, out);
+        else if constexpr (T > INTEGERS_AT_ONCE) many<T>(tile, soon, inputs, rows, out);
+        else few<T>(tile, soon, inputs, rows, out);
     }
 };
 
@@ -199,7 +193,7 @@ void pack_int8(uint8_t* tile, const int8_t* const* rows, const float* const* sca
 
 extern const Format int8_format = {
     STEP, most_rows(MOST), Products<Kernel, most_rows(MOST)>::table, tile_bytes, Bytes::row_bytes, pack, prepare, unpack,
-    nullptr, 0, 0, FILLED,
+    nullptr, 0, 0, TILE_ROWS,
 };
 
 }  // namespace fastslow
