@@ -5,7 +5,7 @@
 // which the block's extra word, -128 times the sum of its inputs, takes back.
 //
 // With matrix tiles a row's inputs have 16 bits and one scale: a scale for each block would cost more than the
-// products. They are kept in two planes of bytes, x = 256 * high + low, and sums are whole numbers to their end.
+// products. They are two bytes with signs, x = 256 * high + low, and sums are whole numbers to their end.
 #include "amx.h"
 #include "blocks.h"
 #include "passes.h"
@@ -18,25 +18,28 @@ constexpr int QUAD_BYTES = 4 * TILE;
 
 #if defined(FASTSLOW_AMX)
 constexpr int MOST = MOST_ROWS, TILE_ROWS = 2;
-constexpr float STEPS = 127 * 256;  // of a row's largest input
-constexpr int STRETCH = 1 << 17;    // inputs whose sums fit 32 bits
+constexpr int STRETCH = 1 << 17;  // inputs whose sums fit 32 bits
 
-// A row: both planes, its scale, and for each stretch 128 times the sums of both.
+// A row: for each 64 inputs their high bytes and then their low ones; its scale, and for each stretch 128 times the
+// sums of both; room for the tile that one row's bytes begin.
 struct Row {
-    static int plane(int inputs) { return padded(inputs, AMX_BYTES); }
+    static constexpr int TURN = 2 * AMX_BYTES;
+
+    static int turns(int inputs) { return (inputs + AMX_BYTES - 1) / AMX_BYTES; }
     static int stretches(int inputs) { return (inputs + STRETCH - 1) / STRETCH; }
-    static size_t bytes(int inputs) { return to64(2 * (size_t)plane(inputs) + 4 + 8 * stretches(inputs)); }
+    static size_t bytes(int inputs) {
+        return (size_t)turns(inputs) * TURN + std::max<size_t>(to64(4 + 8 * stretches(inputs)), 14 * AMX_BYTES);
+    }
 
     static vf some(const float* x, int k, int inputs) {
         if (k + W <= inputs) return load<vf>(x + k);
         vf rest{};
-        std::memcpy(&rest, x + k, k < inputs ? sizeof(float) * (inputs - k) : 0);
+        if (k < inputs) std::memcpy(&rest, x + k, sizeof(float) * (inputs - k));
         return rest;
     }
 
     // A row with an input that is not finite has zeros and a scale that is not finite either.
     static void prepare(uint8_t* row, const float* x, int inputs) {
-        const int width = plane(inputs);
         vi most = {};
         for (int k = 0; k < inputs; k += W) {
             const vi bits = (vi)abs(some(x, k, inputs));  // ordered as the numbers, NaN above all
@@ -44,71 +47,79 @@ struct Row {
         }
         const int32_t top = largest(most);
         const float magnitude = load<float>(&top), inverse = magnitude > 1e-36f ? STEPS / magnitude : 0.0f;
-        uint8_t* end = row + 2 * width;
+        uint8_t* end = row + (size_t)turns(inputs) * TURN;
         store(end, magnitude <= 1e-36f ? 0.0f : magnitude / STEPS);
         const vf big = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
-        for (int first = 0; first < width; first += STRETCH, end += 8) {
+        for (int first = 0; first < inputs; first += STRETCH, end += 8) {
             vi highs = {}, lows = {};
-            for (int k = first; k < std::min(first + STRETCH, width); k += W) {
+            for (int k = first; k < std::min(first + STRETCH, padded(inputs, AMX_BYTES)); k += W, row += W) {
+                if (k > first && k % AMX_BYTES == 0) row += AMX_BYTES;
                 vi number = (vi)fma(some(x, k, inputs), splat(inverse), big) - (vi)big;
                 if (inverse == 0.0f) number = vi{};
                 const vi high = (number + 128) >> 8, low = number - (high << 8);
-                _mm_store_si128((__m128i*)(row + k), _mm512_cvtepi32_epi8((__m512i)high));
-                _mm_store_si128((__m128i*)(row + width + k), _mm512_cvtepi32_epi8((__m512i)low));
+                store(row, _mm512_cvtepi32_epi8((__m512i)high));
+                store(row + AMX_BYTES, _mm512_cvtepi32_epi8((__m512i)low));
                 highs += high;
                 lows += low;
             }
+            row += AMX_BYTES;
             store(end + 4, 128 * sum(highs));
             store(end + 8, 128 * sum(lows));
         }
     }
 };
 
+// Sums of high bytes, for all outputs, and of low ones; of one row both lie in one tile.
 struct Kernel {
-    static constexpr size_t TURN = (size_t)TILE * AMX_BYTES;  // bytes of weights
+    static constexpr int TURN = TILE * AMX_BYTES;  // bytes of weights
+    static constexpr int SUMS = AMX_BYTES / 4;
 
-    // 64 inputs of sixteen rows: sums of high bytes in C 0 and 1, of low ones in C 2 and 3.
-    INLINE static void turn(const uint8_t* w, const uint8_t* high, const uint8_t* low, size_t stride) {
+    // 64 inputs of sixteen rows, or of one.
+    template <bool ONE> INLINE static void turn(const uint8_t* w, const uint8_t* x, size_t stride) {
         tile_load<4>(w, QUAD_BYTES);
-        tile_load<6>(high, stride);
-        tile_signed_unsigned<0, 6, 4>();
-        tile_load<7>(low, stride);
-        tile_signed_unsigned<2, 7, 4>();
         tile_load<5>(w + AMX_BYTES, QUAD_BYTES);
+        tile_load<6>(x, ONE ? AMX_BYTES : stride);
+        tile_signed_unsigned<0, 6, 4>();
         tile_signed_unsigned<1, 6, 5>();
+        if constexpr (ONE) return;
+        tile_load<7>(x + AMX_BYTES, stride);
+        tile_signed_unsigned<2, 7, 4>();
         tile_signed_unsigned<3, 7, 5>();
     }
 
-    // A stretch of n inputs: the sums of T rows, whose ends follow their planes, are added.
+    // A stretch of n inputs: its sums of T rows are added. end: of the first row, `less` what it has to take back.
     template <int T, int LINES>
-    static void add(const uint8_t* w, const uint8_t* soon, int n, const uint8_t* x, int width, size_t stride,
-                    const uint8_t* end, int less, float* out) {
-        constexpr int SUMS = AMX_BYTES / 4;
+    static void add(const uint8_t* w, const uint8_t* soon, int n, const uint8_t* x, size_t stride, const uint8_t* end,
+                    int less, float* out) {
+        constexpr bool ONE = T == 1;
         alignas(64) int32_t dot[4][AMX_ROWS * SUMS];
         tile_zero<0>();
         tile_zero<1>();
         tile_zero<2>();
         tile_zero<3>();
         int k = 0;
-        for (; k + AMX_BYTES <= n; k += AMX_BYTES, w += TURN) {
+        for (; k + AMX_BYTES <= n; k += AMX_BYTES, w += TURN, x += Row::TURN) {
             for (int i = 0; i < LINES; i++, soon += LINE)
-                if constexpr (LINES < (int)TURN / LINE) prefetch_to_l2(soon);
+                if constexpr (LINES < TURN / LINE) prefetch_to_l2(soon);
                 else prefetch(soon);
-            turn(w, x + k, x + width + k, stride);
+            turn<ONE>(w, x, stride);
         }
-        if (k < n) {  // the rows' planes end in zeros
+        if (k < n) {  // what the rows have then are zeros
             alignas(64) uint8_t rest[TURN] = {};
             std::memcpy(rest, w, (size_t)TILE * (n - k));
-            turn(rest, x + k, x + width + k, stride);
+            turn<ONE>(rest, x, stride);
         }
         tile_store<0>(dot[0], AMX_BYTES);
         tile_store<1>(dot[1], AMX_BYTES);
-        tile_store<2>(dot[2], AMX_BYTES);
-        tile_store<3>(dot[3], AMX_BYTES);
+        if constexpr (!ONE) {
+            tile_store<2>(dot[2], AMX_BYTES);
+            tile_store<3>(dot[3], AMX_BYTES);
+        }
         for (int t = 0; t < T; t++, end += stride)
             UNROLL for (int v = 0; v < VECTORS; v++) {
+                const int32_t* lows = ONE ? dot[v] + SUMS : dot[2 + v] + SUMS * t;
                 const vi high = load<vi>(dot[v] + SUMS * t) - splat(load<int32_t>(end + less));
-                const vi low = load<vi>(dot[2 + v] + SUMS * t) - splat(load<int32_t>(end + less + 4));
+                const vi low = load<vi>(lows) - splat(load<int32_t>(end + less + 4));
                 const vf sum = fma(to_float(high), splat(256.0f), to_float(low));
                 float* to = out + t * TILE + v * W;
                 store(to, fma(sum, splat(load<float>(end)), load<vf>(to)));
@@ -118,12 +129,12 @@ struct Kernel {
     template <int T, int LINES>
     static void pass(const uint8_t* tile, const uint8_t* soon, int inputs, const uint8_t* x, size_t stride,
                      float* out) {
-        const int width = Row::plane(inputs), n = padded(inputs, STEP);
+        const int n = padded(inputs, STEP);
+        const uint8_t *end = x + (size_t)Row::turns(inputs) * Row::TURN, *scales = tile + (size_t)TILE * n;
         std::memset(out, 0, sizeof(float) * T * TILE);
         for (int k = 0, less = 4; k < n; k += STRETCH, less += 8)
-            add<T, LINES>(tile + (size_t)TILE * k, soon + (size_t)TILE * k, std::min(n - k, STRETCH), x + k, width,
-                          stride, x + 2 * width, less, out);
-        const uint8_t* scales = tile + (size_t)TILE * n;
+            add<T, LINES>(tile + (size_t)TILE * k, soon + (size_t)TILE * k, std::min(n - k, STRETCH), x + 2 * (size_t)k,
+                          stride, end, less, out);
         UNROLL for (int v = 0; v < VECTORS; v++) {
             const vf some = load<vf>(scales + sizeof(vf) * v);
             for (float* to = out + v * W; to < out + T * TILE; to += TILE) store(to, load<vf>(to) * some);
@@ -132,15 +143,14 @@ struct Kernel {
 
     template <int T>
     static void product(const uint8_t* tile, const uint8_t* soon, int inputs, const uint8_t* const* rows, float* out) {
-        constexpr int TILES = (T + AMX_ROWS - 1) / AMX_ROWS, LINES = TURN / LINE / TILES;
-        const size_t stride = T > 1 ? rows[T > 1] - rows[0] : 0;  // one row stands in for all of its tile
-        const size_t bytes = (size_t)TILE * padded(inputs, STEP);
-        UNROLL for (int i = 0; i < TILES; i++) {
-            constexpr int LAST = T - (TILES - 1) * AMX_ROWS;
-            const uint8_t *x = rows[0] + i * AMX_ROWS * stride, *ask = TILES == 1 ? soon : soon + i * (bytes / TILES);
-            if (i + 1 < TILES) pass<AMX_ROWS, LINES>(tile, ask, inputs, x, stride, out + i * AMX_ROWS * TILE);
-            else pass<LAST, LINES>(tile, ask, inputs, x, stride, out + i * AMX_ROWS * TILE);
-        }
+        constexpr int TILES = (T + AMX_ROWS - 1) / AMX_ROWS, LAST = T - (TILES - 1) * AMX_ROWS;
+        constexpr int LINES = TURN / LINE / TILES;
+        const size_t stride = T > 1 ? rows[T > 1] - rows[0] : 0, bytes = (size_t)TILE * padded(inputs, STEP);
+        for (int i = 0; i + 1 < TILES; i++)
+            pass<AMX_ROWS, LINES>(tile, soon + i * (bytes / TILES), inputs, rows[i * AMX_ROWS], stride,
+                                  out + i * AMX_ROWS * TILE);
+        pass<LAST, LINES>(tile, soon + (TILES - 1) * (bytes / TILES), inputs, rows[T - LAST], stride,
+                          out + (T - LAST) * TILE);
     }
 };
 
