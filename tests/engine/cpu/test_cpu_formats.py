@@ -149,6 +149,20 @@ def test_a_row_is_the_same_among_any(kind: Format | str, data: st.DataObject) ->
         assert (among.view(np.int32) == kept.view(np.int32)).all(), count
 
 
+@pytest.mark.parametrize("kind", [*FORMATS, *gguf_rows.TYPES])
+def test_a_row_is_the_same_among_many(kind: Format | str) -> None:
+    """Around the counts of rows from which they go through matrix tiles, where chips have them; inputs that end within
+    a block, and more of them than are unpacked at once."""
+    sizes = (16, 80, 2110) if isinstance(kind, Format) else (1, 9)
+    for inputs in sizes if isinstance(kind, Format) else [gguf_rows.block_inputs(kind) * n for n in sizes]:
+        form, tiles = example(kind, 40, inputs)
+        x = some(1, inputs, 80)[1]
+        alone = np.concatenate([product(form, tiles, 40, row[None]) for row in x])
+        for count in (27, 28, 29, 30, 44, 45, 46, 63, 64, 65, 76, 77, 80):
+            among = product(form, tiles, 40, x[:count])
+            assert (among.view(np.int32) == alone[:count].view(np.int32)).all(), (inputs, count)
+
+
 # Infinities, the usual NaN, and NaNs whose bits a careless rounding carries into a number.
 SICK = (0x7F800000, 0xFF800000, 0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF)
 
