@@ -113,13 +113,13 @@ void Model::make_room(int rows, int threads, size_t partial_floats) {
         own.row = floats(hidden_pad);
         own.head = floats(MOST_ROWS * width);
         own.acc = floats((size_t)rows * TILE * TILES_AT_ONCE);
-        own.scores = floats(MOST_QUERIES * KEY_BLOCK);
+        own.scores = floats(QUERY_ROOM * SCORE_STRIDE);
         own.value_scales = floats(MOST_QUERIES * KEY_BLOCK);
         own.masses = bytes((size_t)MOST_QUERIES * KEY_BLOCK * sizeof(float));
-        own.queries = floats(MOST_QUERIES * (width + 16));
+        own.queries = floats(QUERY_ROOM * (width + 16));
         own.keys = floats(16 * width);
         own.values = floats(KEY_BLOCK * width);
-        own.outs = floats(2 * MOST_QUERIES * width);
+        own.outs = floats(2 * QUERY_ROOM * width);
     }
     scratch = std::move(own_memory);
     space.rows = rows;
