@@ -18,7 +18,7 @@ constexpr int QUAD_BYTES = 4 * TILE;
 
 #if defined(FASTSLOW_AMX)
 constexpr int MOST = MOST_ROWS, TILE_ROWS = 2;
-constexpr int STRETCH = 1 << 17;  // inputs whose sums fit 32 bits
+constexpr int STRETCH = 4096;  // inputs that are summed as whole numbers
 
 // A row: for each 64 inputs their high bytes and then their low ones; its scale, and for each stretch 128 times the
 // sums of both; room for the tile that one row's bytes begin.
@@ -69,19 +69,31 @@ struct Row {
     }
 };
 
-// Sums of high bytes, for all outputs, and of low ones; of one row both lie in one tile.
+// Sums of high bytes and of low ones. Of few rows both lie in one tile, high and low in turn: half the products.
 struct Kernel {
     static constexpr int TURN = TILE * AMX_BYTES;  // bytes of weights
     static constexpr int SUMS = AMX_BYTES / 4;
+    static constexpr int FEW = AMX_ROWS / 2;
 
-    // 64 inputs of sixteen rows, or of one.
-    template <bool ONE> INLINE static void turn(const uint8_t* w, const uint8_t* x, size_t stride) {
+    // 64 inputs of the rows, whose bytes are `stride` apart: in C 0 and 1, low ones of many rows in C 2 and 3. It asks
+    // for LINES, to L2 where others pass over this tile before they are read.
+    template <bool BOTH, int LINES>
+    INLINE static void turn(const uint8_t* w, const uint8_t* x, size_t stride, const uint8_t* soon) {
+        auto ask = [&](int part) __attribute__((always_inline)) {
+            UNROLL for (int i = LINES * part / 4; i < LINES * (part + 1) / 4; i++)
+                if constexpr (LINES < TURN / LINE) prefetch_to_l2(soon + LINE * i);
+                else prefetch(soon + LINE * i);
+        };
         tile_load<4>(w, QUAD_BYTES);
+        ask(0);
         tile_load<5>(w + AMX_BYTES, QUAD_BYTES);
-        tile_load<6>(x, ONE ? AMX_BYTES : stride);
+        ask(1);
+        tile_load<6>(x, stride);
         tile_signed_unsigned<0, 6, 4>();
+        ask(2);
         tile_signed_unsigned<1, 6, 5>();
-        if constexpr (ONE) return;
+        ask(3);
+        if constexpr (BOTH) return;
         tile_load<7>(x + AMX_BYTES, stride);
         tile_signed_unsigned<2, 7, 4>();
         tile_signed_unsigned<3, 7, 5>();
@@ -91,36 +103,43 @@ struct Kernel {
     template <int T, int LINES>
     static void add(const uint8_t* w, const uint8_t* soon, int n, const uint8_t* x, size_t stride, const uint8_t* end,
                     int less, float* out) {
-        constexpr bool ONE = T == 1;
+        constexpr bool BOTH = T <= FEW;
+        constexpr int STEP_BYTES = BOTH && T > 1 ? AMX_ROWS * AMX_BYTES : Row::TURN;  // from turn to turn
+        alignas(64) uint8_t packed[BOTH && T > 1 ? STRETCH / AMX_BYTES * AMX_ROWS * AMX_BYTES : 1];
+        if constexpr (BOTH && T > 1) {  // one row is packed as it is
+            for (int k = 0; k < n; k += AMX_BYTES)
+                UNROLL for (int t = 0; t < T; t++)
+                    for (int part : {0, AMX_BYTES})
+                        store(packed + k * AMX_ROWS + t * Row::TURN + part, load<vu>(x + t * stride + 2 * k + part));
+            x = packed;
+        }
+        const size_t apart = BOTH ? AMX_BYTES : stride;
         alignas(64) int32_t dot[4][AMX_ROWS * SUMS];
         tile_zero<0>();
         tile_zero<1>();
         tile_zero<2>();
         tile_zero<3>();
         int k = 0;
-        for (; k + AMX_BYTES <= n; k += AMX_BYTES, w += TURN, x += Row::TURN) {
-            for (int i = 0; i < LINES; i++, soon += LINE)
-                if constexpr (LINES < TURN / LINE) prefetch_to_l2(soon);
-                else prefetch(soon);
-            turn<ONE>(w, x, stride);
-        }
+        for (; k + AMX_BYTES <= n; k += AMX_BYTES, w += TURN, x += STEP_BYTES, soon += LINES * LINE)
+            turn<BOTH, LINES>(w, x, apart, soon);
         if (k < n) {  // what the rows have then are zeros
             alignas(64) uint8_t rest[TURN] = {};
             std::memcpy(rest, w, (size_t)TILE * (n - k));
-            turn<ONE>(rest, x, stride);
+            turn<BOTH, LINES>(rest, x, apart, soon);
         }
         tile_store<0>(dot[0], AMX_BYTES);
         tile_store<1>(dot[1], AMX_BYTES);
-        if constexpr (!ONE) {
+        if constexpr (!BOTH) {
             tile_store<2>(dot[2], AMX_BYTES);
             tile_store<3>(dot[3], AMX_BYTES);
         }
         for (int t = 0; t < T; t++, end += stride)
             UNROLL for (int v = 0; v < VECTORS; v++) {
-                const int32_t* lows = ONE ? dot[v] + SUMS : dot[2 + v] + SUMS * t;
-                const vi high = load<vi>(dot[v] + SUMS * t) - splat(load<int32_t>(end + less));
-                const vi low = load<vi>(lows) - splat(load<int32_t>(end + less + 4));
-                const vf sum = fma(to_float(high), splat(256.0f), to_float(low));
+                const int32_t* high = dot[v] + SUMS * (BOTH ? 2 * t : t);
+                const int32_t* low = BOTH ? high + SUMS : dot[2 + v] + SUMS * t;
+                const vi a = load<vi>(high) - splat(load<int32_t>(end + less));
+                const vi b = load<vi>(low) - splat(load<int32_t>(end + less + 4));
+                const vf sum = fma(to_float(a), splat(256.0f), to_float(b));
                 float* to = out + t * TILE + v * W;
                 store(to, fma(sum, splat(load<float>(end)), load<vf>(to)));
             }
