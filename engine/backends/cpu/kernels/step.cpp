@@ -242,25 +242,20 @@ void Step::project(int thread, int n, int& phase, int first_part, int last_part)
 void Step::add_to_x(int thread, int& phase, const Matrix& m, const uint8_t* rows, size_t stride,
                     int layer, const float* post_norm, Stream next) {
     const size_t bytes = tile_bytes(m);
-    const int tiles = tiles_of(m);
-    // many rows are read once for a few tiles, not for each
-    const int batch = narrow() ? 1 : std::clamp(tiles / (threads * 3), 1, 8);
     float* into = sums(post_norm);
-    phases.run(phase++, thread, (tiles + batch - 1) / batch, [&](int c) {
-        const int from = c * batch, count = std::min(batch, tiles - from);
+    phases.run(phase++, thread, tiles_of(m), [&](int tile) {
         if (narrow())  // others have read it since, so it is not this core's to write
-            for (int i = 0; i < args.rows; i++) ask_columns(into, i, from);
-        const uint8_t* at = m.tiles + from * bytes;
-        multiply_run(m, Run{at, count, bytes, at + AHEAD}, rows, stride, nullptr, nullptr, args.rows,
-                     [&](int t, int first, int got, float* out) {
-                         add_bias(m.bias, from + t, got, out);
-                         for (int i = 0; i < got; i++) {
-                             float* x = columns(into, first + i, from + t);
-                             for (int j = 0; j < TILE; j += W)
-                                 store(x + j, load<vf>(x + j) + load<vf>(out + i * TILE + j));
-                         }
-                     });
-        for (int t = 0; t < count && layer >= 0 && !post_norm; t++) note_features(layer, from + t);
+            for (int i = 0; i < args.rows; i++) ask_columns(into, i, tile);
+        multiply(m, m.tiles + tile * bytes, rows, stride, args.rows,
+                 [&](int first, int got, float* out) {
+                     add_bias(m.bias, tile, got, out);
+                     for (int i = 0; i < got; i++) {
+                         float* x = columns(into, first + i, tile);
+                         for (int j = 0; j < TILE; j += W)
+                             store(x + j, load<vf>(x + j) + load<vf>(out + i * TILE + j));
+                     }
+                 });
+        if (layer >= 0 && !post_norm) note_features(layer, tile);
     }, next);
     add_normed(thread, phase, layer, post_norm, next);
 }
@@ -318,15 +313,14 @@ void Step::dense(int thread, int n, int& phase) {
               [&](int i) { return normed(thread, i, l.mlp_norm); });
     const size_t bytes = tile_bytes(l.gate_up);
     phases.run(phase++, thread, chunks, [&](int c) {
-        const int from = c * batch;
-        const uint8_t* at = l.gate_up.tiles + from * bytes;
-        multiply_run(l.gate_up, Run{at, std::min(batch, tiles - from), bytes, at + AHEAD}, rows, model.ready_bytes,
-                     nullptr, nullptr, args.rows, [&](int t, int first, int got, float* out) {
-                         add_bias(l.gate_up.bias, from + t, got, out);
+        for (int tile = c * batch; tile < tiles && tile < (c + 1) * batch; tile++)
+            multiply(l.gate_up, l.gate_up.tiles + tile * bytes, rows, model.ready_bytes, args.rows,
+                     [&](int first, int got, float* out) {
+                         add_bias(l.gate_up.bias, tile, got, out);
                          for (int i = 0; i < got; i++)
                              activate(s, out + i * TILE, model.space.h +
                                                       (size_t)(first + i) * model.neurons_pad +
-                                                      (from + t) * (TILE / 2));
+                                                      tile * (TILE / 2));
                      });
     }, stream_of(l.down).slice(thread, threads));
     mark(thread, GATE_UP);
