@@ -169,7 +169,9 @@ def test_a_row_is_the_same_among_many(kind: Format | str) -> None:
     """Around the counts of rows from which they go through matrix tiles, where chips have them; inputs that end within
     a block, and more of them than are unpacked at once."""
     sizes = (16, 80, 2110) if isinstance(kind, Format) else (1, 9)
-    for inputs in sizes if isinstance(kind, Format) else [gguf_rows.block_inputs(kind) * n for n in sizes]:
+    for inputs in (
+        sizes if isinstance(kind, Format) else [gguf_rows.block_inputs(kind) * n for n in sizes]
+    ):
         form, tiles = example(kind, 40, inputs)
         x = some(1, inputs, 80)[1]
         alone = np.concatenate([product(form, tiles, 40, row[None]) for row in x])

@@ -281,7 +281,8 @@ template <class Form> struct FileKernel {
     static void product(const uint8_t* tile, const uint8_t* soon, int inputs, const uint8_t* const* rows, float* out) {
         if constexpr (T >= MANY) in_tiles<FileKernel, T>(tile, soon, inputs, rows, out);
         else if constexpr (T > ROWS) in_two<FileKernel, T>(tile, soon, inputs, rows, out);
-        else if constexpr (T > INTEGERS_AT_ONCE) in_passes<FileKernel, T>(tile, soon, (size_t)padded(inputs, STEP) / STEP * GROUP, rows, out);
+        else if constexpr (T > INTEGERS_AT_ONCE)
+            in_passes<FileKernel, T>(tile, soon, (size_t)padded(inputs, STEP) / STEP * GROUP, rows, out);
         else at_once<T>(tile, soon, inputs, rows, out);
     }
 

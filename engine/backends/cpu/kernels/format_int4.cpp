@@ -270,8 +270,8 @@ void pack_blocks(uint8_t* tile, const uint8_t* const* rows, int inputs) {
 }  // namespace
 
 extern const Format int4_format = {
-    STEP, most_rows(ROWS), Products<Kernel, most_rows(ROWS)>::table, tile_bytes, Nibbles::row_bytes, pack, prepare, unpack,
-    pack_blocks, BLOCK, FROM, TILE_ROWS,
+    STEP, most_rows(ROWS), Products<Kernel, most_rows(ROWS)>::table, tile_bytes, Nibbles::row_bytes, pack, prepare,
+    unpack, pack_blocks, BLOCK, FROM, TILE_ROWS,
 };
 
 }  // namespace fastslow
