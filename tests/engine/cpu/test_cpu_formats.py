@@ -135,7 +135,9 @@ def test_sums_of_very_many_inputs_do_not_wrap() -> None:
     inputs = (1 << 17) + 80
     weights, x = np.full((32, inputs), 127, np.float32), np.full((2, inputs), 127, np.float32)
     x[1, ::2] = -126
-    np.testing.assert_allclose(multiply(Format.INT8, weights, x), x.astype(float) @ weights.T.astype(float), 1e-4)
+    np.testing.assert_allclose(
+        multiply(Format.INT8, weights, x), x.astype(float) @ weights.T.astype(float), 1e-4
+    )
 
 
 def example(kind: Format | str, outputs: int, inputs: int, seed: int = 0) -> tuple[Format, Array]:
