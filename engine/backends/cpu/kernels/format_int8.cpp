@@ -192,8 +192,8 @@ void pack_int8(uint8_t* tile, const int8_t* const* rows, const float* const* sca
 }
 
 extern const Format int8_format = {
-    STEP, most_rows(MOST), Products<Kernel, most_rows(MOST)>::table, tile_bytes, Bytes::row_bytes, pack, prepare, unpack,
-    nullptr, 0, 0, TILE_ROWS,
+    STEP, most_rows(MOST), Products<Kernel, most_rows(MOST)>::table, tile_bytes, Bytes::row_bytes, pack, prepare,
+    unpack, nullptr, 0, 0, TILE_ROWS,
 };
 
 }  // namespace fastslow
