@@ -33,9 +33,9 @@ class Format(IntEnum):
 
     FLOAT32 = 0
     BFLOAT16 = 1
-    INT8 = 2  # a scale per output; activations in int8, a scale per 32
-    INT4 = 3  # groups of 32 inputs with a scale and a minimum, as in Q4_1; activations as INT8
-    # The numbers of a GGUF file as they are; activations as INT8.
+    INT8 = 2  # a scale per output; activations in int8, a scale per 32, or with AMX in 16 bits, a scale per row
+    INT4 = 3  # groups of 32 inputs with a scale and a minimum, as in Q4_1; activations in int8
+    # The numbers of a GGUF file as they are; activations in int8.
     Q4_0 = 4
     Q4_1 = 5
     Q5_0 = 6
@@ -45,7 +45,7 @@ class Format(IntEnum):
     Q6_K = 10
     MXFP4 = 11
     FLOAT16 = 12  # of weights; activations in float32
-    # Groups of 32 or 128 inputs with a float32 scale and a zero point; activations as INT8.
+    # Groups of 32 or 128 inputs with a float32 scale and a zero point; activations in int8.
     U4_32 = 13
     U4_128 = 14
     U8_32 = 15

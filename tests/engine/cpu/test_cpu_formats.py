@@ -73,6 +73,13 @@ def weight_steps(form: Format, weights: Array) -> Array:
     return spread((blocks.max(2) - blocks.min(2)) / 15, weights.shape[1])
 
 
+def input_steps(form: Format, x: Array) -> Array:
+    """The same of inputs: in matrix tiles int8 has one step for a row, of 16 bits."""
+    if form == Format.INT8 and library.kernels().fs_dot_instructions() & TILES:
+        return np.broadcast_to(np.abs(x).max(1, keepdims=True) / (127 * 256), x.shape)
+    return spread(np.abs(in_blocks(x)).max(2) / 127, x.shape[1])
+
+
 @pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
 @pytest.mark.parametrize("form", FLOATS)
 def test_floats_are_summed_right(form: Format, outputs: int, inputs: int) -> None:
@@ -93,7 +100,7 @@ def test_integers_are_within_half_a_step(form: Format, outputs: int, inputs: int
     """Every factor is off by half a step at most, and d and m by half precision's rounding."""
     weights, x = some(outputs, inputs, 13)
     out = multiply(form, weights, x)
-    of_x = spread(np.abs(in_blocks(x)).max(2) / 127, inputs) / 2
+    of_x = input_steps(form, x) / 2
     of_w = weight_steps(form, weights) / 2
     if form == Format.INT4:
         minimum = spread(in_blocks(weights).min(2), inputs)
@@ -123,6 +130,16 @@ def test_whole_numbers_are_exact(form: Format, inputs: int, sign: int) -> None:
     assert (multiply(form, weights, x) == x @ weights.T).all()
 
 
+def test_sums_of_very_many_inputs_do_not_wrap() -> None:
+    """More than whole numbers of 32 bits hold the sums of."""
+    inputs = (1 << 17) + 80
+    weights, x = np.full((32, inputs), 127, np.float32), np.full((2, inputs), 127, np.float32)
+    x[1, ::2] = -126
+    np.testing.assert_allclose(
+        multiply(Format.INT8, weights, x), x.astype(float) @ weights.T.astype(float), 1e-4
+    )
+
+
 def example(kind: Format | str, outputs: int, inputs: int, seed: int = 0) -> tuple[Format, Array]:
     """A format, or a type of GGUF's, with packed weights."""
     if isinstance(kind, Format):
@@ -147,6 +164,22 @@ def test_a_row_is_the_same_among_any(kind: Format | str, data: st.DataObject) ->
         among = product(form, tiles, outputs, x[first : first + count])
         kept = alone[first : first + count]
         assert (among.view(np.int32) == kept.view(np.int32)).all(), count
+
+
+@pytest.mark.parametrize("kind", [*FORMATS, *gguf_rows.TYPES])
+def test_a_row_is_the_same_among_many(kind: Format | str) -> None:
+    """Around the counts of rows from which they go through matrix tiles, where chips have them; inputs that end within
+    a block, and more of them than are unpacked at once."""
+    sizes = (16, 80, 2110) if isinstance(kind, Format) else (1, 9)
+    for inputs in (
+        sizes if isinstance(kind, Format) else [gguf_rows.block_inputs(kind) * n for n in sizes]
+    ):
+        form, tiles = example(kind, 40, inputs)
+        x = some(1, inputs, 80)[1]
+        alone = np.concatenate([product(form, tiles, 40, row[None]) for row in x])
+        for count in (27, 28, 29, 30, 44, 45, 46, 63, 64, 65, 76, 77, 80):
+            among = product(form, tiles, 40, x[:count])
+            assert (among.view(np.int32) == alone[:count].view(np.int32)).all(), (inputs, count)
 
 
 # Infinities, the usual NaN, and NaNs whose bits a careless rounding carries into a number.

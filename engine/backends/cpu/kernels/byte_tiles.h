@@ -13,7 +13,9 @@
 namespace fastslow {
 
 #if defined(FASTSLOW_AMX)
-constexpr int FILLED = 11;  // so many rows pay for a tile
+constexpr int FILLED = 13;  // so many rows pay for a tile
+constexpr int MANY = AMX_ROWS + FILLED;  // and so many for unpacking
+constexpr int TILE_ROWS = MANY;
 constexpr int most_rows(int) { return MOST_ROWS; }
 
 // From says how: PARTS of a block with a scale each, SCALED and MINIMA: whether there are scales and minima,
@@ -108,7 +110,7 @@ template <class From> struct ByteTiles {
     }
 };
 
-// T rows, FILLED or more: as many as fill tiles in these, the others as so few are multiplied elsewhere.
+// T rows, MANY or more: as many as fill tiles in these, the others as few.
 template <class Kernel, int T>
 static void in_tiles(const uint8_t* tile, const uint8_t* soon, int inputs, const uint8_t* const* rows, float* out) {
     constexpr int TILES = (T + AMX_ROWS - FILLED) / AMX_ROWS, DONE = TILES * AMX_ROWS;
@@ -116,11 +118,20 @@ static void in_tiles(const uint8_t* tile, const uint8_t* soon, int inputs, const
     if constexpr (DONE < T) Kernel::template product<T - DONE>(tile, soon, inputs, rows + DONE, out + DONE * TILE);
 }
 #else
-constexpr int FILLED = MOST_ROWS + 1;  // there are none
+constexpr int MANY = MOST_ROWS + 1;  // there are none
+constexpr int TILE_ROWS = 0;
 constexpr int most_rows(int few) { return few; }
 
 template <class Kernel, int T>
 static void in_tiles(const uint8_t*, const uint8_t*, int, const uint8_t* const*, float*) {}
 #endif
+
+// T rows as two products.
+template <class Kernel, int T>
+static void in_two(const uint8_t* tile, const uint8_t* soon, int inputs, const uint8_t* const* rows, float* out) {
+    constexpr int HALF_ROWS = T / 2;
+    Kernel::template product<HALF_ROWS>(tile, soon, inputs, rows, out);
+    Kernel::template product<T - HALF_ROWS>(tile, soon, inputs, rows + HALF_ROWS, out + HALF_ROWS * TILE);
+}
 
 }  // namespace fastslow

@@ -279,8 +279,10 @@ template <class Form> struct FileKernel {
 
     template <int T>
     static void product(const uint8_t* tile, const uint8_t* soon, int inputs, const uint8_t* const* rows, float* out) {
-        if constexpr (T >= FILLED) in_tiles<FileKernel, T>(tile, soon, inputs, rows, out);
-        else if constexpr (T > INTEGERS_AT_ONCE) in_passes<FileKernel, T>(tile, soon, (size_t)padded(inputs, STEP) / STEP * GROUP, rows, out);
+        if constexpr (T >= MANY) in_tiles<FileKernel, T>(tile, soon, inputs, rows, out);
+        else if constexpr (T > ROWS) in_two<FileKernel, T>(tile, soon, inputs, rows, out);
+        else if constexpr (T > INTEGERS_AT_ONCE)
+            in_passes<FileKernel, T>(tile, soon, (size_t)padded(inputs, STEP) / STEP * GROUP, rows, out);
         else at_once<T>(tile, soon, inputs, rows, out);
     }
 
@@ -320,7 +322,7 @@ template <class Form> struct FileKernel {
     static constexpr Format format() {
         constexpr int MOST = most_rows(ROWS);
         return {FileRow::STEP, MOST, Products<FileKernel, MOST>::table, tile_bytes, FileRow::row_bytes, nullptr,
-                FileRow::prepare, unpack, pack, Form::FILE_BLOCKS * BLOCK, Form::FILE_BYTES, FILLED};
+                FileRow::prepare, unpack, pack, Form::FILE_BLOCKS * BLOCK, Form::FILE_BYTES, TILE_ROWS};
     }
 };
 

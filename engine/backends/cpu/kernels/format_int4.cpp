@@ -187,7 +187,8 @@ struct Kernel {
 
     template <int T>
     static void product(const uint8_t* tile, const uint8_t* soon, int inputs, const uint8_t* const* rows, float* out) {
-        if constexpr (T >= FILLED) in_tiles<Kernel, T>(tile, soon, inputs, rows, out);
+        if constexpr (T >= MANY) in_tiles<Kernel, T>(tile, soon, inputs, rows, out);
+        else if constexpr (T > ROWS) in_two<Kernel, T>(tile, soon, inputs, rows, out);
         else if constexpr (T > INTEGERS_AT_ONCE) in_passes<Kernel, T>(tile, soon, tile_bytes(inputs), rows, out);
         else at_once<T>(tile, soon, inputs, rows, out);
     }
@@ -269,8 +270,8 @@ void pack_blocks(uint8_t* tile, const uint8_t* const* rows, int inputs) {
 }  // namespace
 
 extern const Format int4_format = {
-    STEP, most_rows(ROWS), Products<Kernel, most_rows(ROWS)>::table, tile_bytes, Nibbles::row_bytes, pack, prepare, unpack,
-    pack_blocks, BLOCK, FROM, FILLED,
+    STEP, most_rows(ROWS), Products<Kernel, most_rows(ROWS)>::table, tile_bytes, Nibbles::row_bytes, pack, prepare,
+    unpack, pack_blocks, BLOCK, FROM, TILE_ROWS,
 };
 
 }  // namespace fastslow

@@ -3,7 +3,11 @@
 // Tile: [quad of inputs][32 outputs][4] bytes, each weight + 128, then 32 float scales. A dot
 // instruction takes unsigned times signed bytes and repeats only the signed: hence the + 128,
 // which the block's extra word, -128 times the sum of its inputs, takes back.
-#include "byte_tiles.h"
+//
+// With matrix tiles a row's inputs have 16 bits and one scale: a scale for each block would cost more than the
+// products. They are two bytes with signs, x = 256 * high + low, and sums are whole numbers to their end.
+#include "amx.h"
+#include "blocks.h"
 #include "passes.h"
 
 namespace fastslow {
@@ -11,6 +15,166 @@ namespace {
 
 constexpr int STEP = HALF;
 constexpr int QUAD_BYTES = 4 * TILE;
+
+#if defined(FASTSLOW_AMX)
+constexpr int MOST = MOST_ROWS, TILE_ROWS = 2;
+constexpr int STRETCH = 4096;  // inputs that are summed as whole numbers
+
+// A row: for each 64 inputs their high bytes and then their low ones; its scale, and for each stretch 128 times the
+// sums of both; room for the tile that one row's bytes begin.
+struct Row {
+    static constexpr int TURN = 2 * AMX_BYTES;
+
+    static int turns(int inputs) { return (inputs + AMX_BYTES - 1) / AMX_BYTES; }
+    static int stretches(int inputs) { return (inputs + STRETCH - 1) / STRETCH; }
+    static size_t bytes(int inputs) {
+        return (size_t)turns(inputs) * TURN + std::max<size_t>(to64(4 + 8 * stretches(inputs)), 14 * AMX_BYTES);
+    }
+
+    static vf some(const float* x, int k, int inputs) {
+        if (k + W <= inputs) return load<vf>(x + k);
+        vf rest{};
+        if (k < inputs) std::memcpy(&rest, x + k, sizeof(float) * (inputs - k));
+        return rest;
+    }
+
+    // A row with an input that is not finite has zeros and a scale that is not finite either.
+    static void prepare(uint8_t* row, const float* x, int inputs) {
+        vi most = {};
+        for (int k = 0; k < inputs; k += W) {
+            const vi bits = (vi)abs(some(x, k, inputs));  // ordered as the numbers, NaN above all
+            most = bits > most ? bits : most;
+        }
+        const int32_t top = largest(most);
+        const float magnitude = load<float>(&top), inverse = magnitude > 1e-36f ? STEPS / magnitude : 0.0f;
+        uint8_t* end = row + (size_t)turns(inputs) * TURN;
+        store(end, magnitude <= 1e-36f ? 0.0f : magnitude / STEPS);
+        const vf big = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
+        for (int first = 0; first < inputs; first += STRETCH, end += 8) {
+            vi highs = {}, lows = {};
+            for (int k = first; k < std::min(first + STRETCH, padded(inputs, AMX_BYTES)); k += W, row += W) {
+                if (k > first && k % AMX_BYTES == 0) row += AMX_BYTES;
+                vi number = (vi)fma(some(x, k, inputs), splat(inverse), big) - (vi)big;
+                if (inverse == 0.0f) number = vi{};
+                const vi high = (number + 128) >> 8, low = number - (high << 8);
+                store(row, _mm512_cvtepi32_epi8((__m512i)high));
+                store(row + AMX_BYTES, _mm512_cvtepi32_epi8((__m512i)low));
+                highs += high;
+                lows += low;
+            }
+            row += AMX_BYTES;
+            store(end + 4, 128 * sum(highs));
+            store(end + 8, 128 * sum(lows));
+        }
+    }
+};
+
+// Sums of high bytes and of low ones. Of few rows both lie in one tile, high and low in turn: half the products.
+struct Kernel {
+    static constexpr int TURN = TILE * AMX_BYTES;  // bytes of weights
+    static constexpr int SUMS = AMX_BYTES / 4;
+    static constexpr int FEW = AMX_ROWS / 2;
+
+    // 64 inputs of the rows, whose bytes are `stride` apart: in C 0 and 1, low ones of many rows in C 2 and 3. It asks
+    // for LINES, to L2 where others pass over this tile before they are read.
+    template <bool BOTH, int LINES>
+    INLINE static void turn(const uint8_t* w, const uint8_t* x, size_t stride, const uint8_t* soon) {
+        auto ask = [&](int part) __attribute__((always_inline)) {
+            UNROLL for (int i = LINES * part / 4; i < LINES * (part + 1) / 4; i++)
+                if constexpr (LINES < TURN / LINE) prefetch_to_l2(soon + LINE * i);
+                else prefetch(soon + LINE * i);
+        };
+        tile_load<4>(w, QUAD_BYTES);
+        ask(0);
+        tile_load<5>(w + AMX_BYTES, QUAD_BYTES);
+        ask(1);
+        tile_load<6>(x, stride);
+        tile_signed_unsigned<0, 6, 4>();
+        ask(2);
+        tile_signed_unsigned<1, 6, 5>();
+        ask(3);
+        if constexpr (BOTH) return;
+        tile_load<7>(x + AMX_BYTES, stride);
+        tile_signed_unsigned<2, 7, 4>();
+        tile_signed_unsigned<3, 7, 5>();
+    }
+
+    // A stretch of n inputs: its sums of T rows are added. end: of the first row, `less` what it has to take back.
+    template <int T, int LINES>
+    static void add(const uint8_t* w, const uint8_t* soon, int n, const uint8_t* x, size_t stride, const uint8_t* end,
+                    int less, float* out) {
+        constexpr bool BOTH = T <= FEW;
+        constexpr int STEP_BYTES = BOTH && T > 1 ? AMX_ROWS * AMX_BYTES : Row::TURN;  // from turn to turn
+        alignas(64) uint8_t packed[BOTH && T > 1 ? STRETCH / AMX_BYTES * AMX_ROWS * AMX_BYTES : 1];
+        if constexpr (BOTH && T > 1) {  // one row is packed as it is
+            for (int k = 0; k < n; k += AMX_BYTES)
+                UNROLL for (int t = 0; t < T; t++)
+                    for (int part : {0, AMX_BYTES})
+                        store(packed + k * AMX_ROWS + t * Row::TURN + part, load<vu>(x + t * stride + 2 * k + part));
+            x = packed;
+        }
+        const size_t apart = BOTH ? AMX_BYTES : stride;
+        alignas(64) int32_t dot[4][AMX_ROWS * SUMS];
+        tile_zero<0>();
+        tile_zero<1>();
+        tile_zero<2>();
+        tile_zero<3>();
+        int k = 0;
+        for (; k + AMX_BYTES <= n; k += AMX_BYTES, w += TURN, x += STEP_BYTES, soon += LINES * LINE)
+            turn<BOTH, LINES>(w, x, apart, soon);
+        if (k < n) {  // what the rows have then are zeros
+            alignas(64) uint8_t rest[TURN] = {};
+            std::memcpy(rest, w, (size_t)TILE * (n - k));
+            turn<BOTH, LINES>(rest, x, apart, soon);
+        }
+        tile_store<0>(dot[0], AMX_BYTES);
+        tile_store<1>(dot[1], AMX_BYTES);
+        if constexpr (!BOTH) {
+            tile_store<2>(dot[2], AMX_BYTES);
+            tile_store<3>(dot[3], AMX_BYTES);
+        }
+        for (int t = 0; t < T; t++, end += stride)
+            UNROLL for (int v = 0; v < VECTORS; v++) {
+                const int32_t* high = dot[v] + SUMS * (BOTH ? 2 * t : t);
+                const int32_t* low = BOTH ? high + SUMS : dot[2 + v] + SUMS * t;
+                const vi a = load<vi>(high) - splat(load<int32_t>(end + less));
+                const vi b = load<vi>(low) - splat(load<int32_t>(end + less + 4));
+                const vf sum = fma(to_float(a), splat(256.0f), to_float(b));
+                float* to = out + t * TILE + v * W;
+                store(to, fma(sum, splat(load<float>(end)), load<vf>(to)));
+            }
+    }
+
+    template <int T, int LINES>
+    static void pass(const uint8_t* tile, const uint8_t* soon, int inputs, const uint8_t* x, size_t stride,
+                     float* out) {
+        const int n = padded(inputs, STEP);
+        const uint8_t *end = x + (size_t)Row::turns(inputs) * Row::TURN, *scales = tile + (size_t)TILE * n;
+        std::memset(out, 0, sizeof(float) * T * TILE);
+        for (int k = 0, less = 4; k < n; k += STRETCH, less += 8)
+            add<T, LINES>(tile + (size_t)TILE * k, soon + (size_t)TILE * k, std::min(n - k, STRETCH), x + 2 * (size_t)k,
+                          stride, end, less, out);
+        UNROLL for (int v = 0; v < VECTORS; v++) {
+            const vf some = load<vf>(scales + sizeof(vf) * v);
+            for (float* to = out + v * W; to < out + T * TILE; to += TILE) store(to, load<vf>(to) * some);
+        }
+    }
+
+    template <int T>
+    static void product(const uint8_t* tile, const uint8_t* soon, int inputs, const uint8_t* const* rows, float* out) {
+        constexpr int TILES = (T + AMX_ROWS - 1) / AMX_ROWS, LAST = T - (TILES - 1) * AMX_ROWS;
+        constexpr int LINES = TURN / LINE / TILES;
+        const size_t stride = T > 1 ? rows[T > 1] - rows[0] : 0, bytes = (size_t)TILE * padded(inputs, STEP);
+        for (int i = 0; i + 1 < TILES; i++)
+            pass<AMX_ROWS, LINES>(tile, soon + i * (bytes / TILES), inputs, rows[i * AMX_ROWS], stride,
+                                  out + i * AMX_ROWS * TILE);
+        pass<LAST, LINES>(tile, soon + (TILES - 1) * (bytes / TILES), inputs, rows[T - LAST], stride,
+                          out + (T - LAST) * TILE);
+    }
+};
+
+#else
+constexpr int TILE_ROWS = 0;
 
 // Rows whose integer and float sums nearly fit the registers: the compiler spills a few of eight rows'
 // sums, which still takes less than a second pass over the weights.
@@ -89,28 +253,11 @@ struct Kernel {
         const size_t bytes = (size_t)TILE * padded(inputs, STEP);
         prefetch_lines<4 * TILE>(soon + bytes);
         in_passes<Kernel, T>(tile, soon, bytes, rows, out);
-        finish(tile, inputs, T, out);
-    }
-
-    // For tiles, see byte_tiles.h.
-    static constexpr bool SCALED = false, MINIMA = false, SIGNED = true;
-    static constexpr int PARTS = 1, ROW_BYTES = Bytes::BYTES;
-
-    static int blocks(int inputs) { return (inputs + BLOCK - 1) / BLOCK; }
-
-    static void to_bytes(const uint8_t* tile, const uint8_t* soon, int inputs, int first, int some, uint8_t* to) {
-        const size_t from = (size_t)first * BLOCK * TILE, most = (size_t)some * BLOCK * TILE;
-        const size_t bytes = std::min(most, (size_t)padded(inputs, STEP) * TILE - from);
-        for (size_t at = 0; at < bytes; at += LINE) {
-            prefetch_to_l2(soon + from + at);
-            for (size_t i = at; i < at + LINE; i += sizeof(vu)) store(to + i, load<vu>(tile + from + i) ^ 0x80808080u);
-        }
-        std::memset(to + bytes, 0, most - bytes);
+        scale(tile + bytes, T, out);
     }
 
     // The sums of `count` rows, times the outputs' scales.
-    static void finish(const uint8_t* tile, int inputs, int count, float* out) {
-        const uint8_t* scales = tile + (size_t)TILE * padded(inputs, STEP);
+    static void scale(const uint8_t* scales, int count, float* out) {
         UNROLL for (int v = 0; v < VECTORS; v++) {
             const vf some = load<vf>(scales + sizeof(vf) * v);
             for (float* to = out + v * W; to < out + count * TILE; to += TILE) store(to, load<vf>(to) * some);
@@ -139,18 +286,22 @@ struct Kernel {
 
     template <int T>
     static void product(const uint8_t* tile, const uint8_t* soon, int inputs, const uint8_t* const* rows, float* out) {
-        if constexpr (T >= FILLED) {
-            in_tiles<Kernel, T>(tile, soon, inputs, rows, out);
-        } else if constexpr (T > MOST) {
-            product<T / 2>(tile, soon, inputs, rows, out);
-            product<T - T / 2>(tile, soon, inputs, rows + T / 2, out + T / 2 * TILE);
-        } else if constexpr (T > INTEGERS_AT_ONCE) {
-            many<T>(tile, soon, inputs, rows, out);
-        } else {
-            few<T>(tile, soon, inputs, rows, out);
-        }
+        if constexpr (T > INTEGERS_AT_ONCE) many<T>(tile, soon, inputs, rows, out);
+        else few<T>(tile, soon, inputs, rows, out);
     }
 };
+
+
+struct Row {
+    static size_t bytes(int inputs) { return Bytes::row_bytes(inputs); }
+
+    static void prepare(uint8_t* row, const float* x, int inputs) {
+        write_blocks<Bytes>(row, x, inputs, [](uint8_t* extra, float, int total) {
+            store(extra, (int32_t)(-128 * total));
+        });
+    }
+};
+#endif
 
 size_t tile_bytes(int inputs) { return (size_t)TILE * padded(inputs, STEP) + 4 * TILE; }
 
@@ -173,12 +324,6 @@ void pack(uint8_t* tile, const float* const* weights, int inputs) {
     }
 }
 
-void prepare(uint8_t* row, const float* x, int inputs) {
-    write_blocks<Bytes>(row, x, inputs, [](uint8_t* extra, float, int total) {
-        store(extra, (int32_t)(-128 * total));
-    });
-}
-
 void unpack(const uint8_t* tile, int inputs, int output, float* out) {
     const float scale = load<float>(tile + (size_t)TILE * padded(inputs, STEP) + 4 * output);
     for (int k = 0; k < inputs; k++)
@@ -198,8 +343,8 @@ void pack_int8(uint8_t* tile, const int8_t* const* rows, const float* const* sca
 }
 
 extern const Format int8_format = {
-    STEP, most_rows(MOST), Products<Kernel, most_rows(MOST)>::table, tile_bytes, Bytes::row_bytes, pack, prepare, unpack,
-    nullptr, 0, 0, FILLED,
+    STEP, MOST, Products<Kernel, MOST>::table, tile_bytes, Row::bytes, pack, Row::prepare, unpack,
+    nullptr, 0, 0, TILE_ROWS,
 };
 
 }  // namespace fastslow

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 
+#include "product.h"
 #include "score.h"
 #include "simd.h"
 #include "step.h"
@@ -22,7 +23,6 @@ constexpr int SCREENED = NARROW;
 #endif
 
 constexpr float NOTHING = -std::numeric_limits<float>::infinity();
-constexpr int SCALED = 32;  // inputs that share a scale in int8 rows
 constexpr float ROUNDING = 0x1p-21f;  // of a product and its sum in float32, with room, per input
 
 constexpr float SMALLEST = 0x1p-126f;  // of normal numbers: dot instructions take what is below for 0
@@ -58,11 +58,12 @@ bool strange(vf difference) { return any(difference != vf{}); }
 
 Slack slack(const float* x, int inputs) {
     double whole = 0.0, screened = 0.0, lost = 0.0;
-    for (int first = 0; first < inputs; first += SCALED) {
-        const int last = std::min(first + SCALED, inputs);
+    const int shared = std::min(SHARING, inputs);
+    for (int first = 0; first < inputs; first += shared) {
+        const int last = std::min(first + shared, inputs);
         float top = 0.0f;
         for (int k = first; k < last; k++) top = std::max(top, std::fabs(x[k]));
-        const float size = top / 127.0f, inverse = top > 1e-36f ? 127.0f / top : 0.0f;
+        const float size = top / STEPS, inverse = top > 1e-36f ? STEPS / top : 0.0f;
         for (int k = first; k < last; k++) {
             const float exact = widen(narrow(x[k])), near = std::nearbyint(x[k] * inverse) * size;
             whole += (double)exact * exact;
@@ -71,7 +72,7 @@ Slack slack(const float* x, int inputs) {
         }
     }
     const double size = std::sqrt(std::max(whole, screened)), width = std::sqrt((double)inputs);
-    const double sums = (double)ROUNDING * (inputs + SCALED) * size, tiny = 4.0 * SMALLEST;
+    const double sums = (double)ROUNDING * (inputs + 32) * size, tiny = 4.0 * SMALLEST;
     return {(float)std::sqrt(screened), (float)(std::sqrt(lost) + sums + tiny * width), (float)size,
             (float)(tiny * (inputs + width * size))};
 }

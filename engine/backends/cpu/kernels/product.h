@@ -28,6 +28,15 @@ constexpr int to_share(int bytes, int T) { return (bytes / LINE + T - 1) / T * L
 // vectors are short, only one row has registers for all of them.
 constexpr int once(int T) { return T == 1 || VECTORS < 4 ? VECTORS : 4; }
 
+// How fine rows in int8 are: so many steps to the largest of inputs that share a scale.
+#if defined(FASTSLOW_AMX)
+constexpr int SHARING = 1 << 30;  // all of a row
+constexpr float STEPS = 127 * 256;
+#else
+constexpr int SHARING = 32;
+constexpr float STEPS = 127;
+#endif
+
 #define INLINE __attribute__((always_inline)) inline
 
 static_assert(ROWS <= MOST_ROWS, "no format multiplies more rows");
