@@ -67,7 +67,7 @@ _MODULES = {
     "output": "Completion Decided FastslowWarning GenerationError Metrics Output Piece",
     "engine.core.stats": "EngineStats",
     "engine.parallel.sharding": "Parallel",
-    "engine.params": "Escalation Mode SamplingParams Speculation",
+    "engine.params": "Escalation Loop Mode Phase SamplingParams Speculation",
     "engine.text.messages": "Message",
     "policies.mode_router": "ModeChoice ModeRouter PromptFacts",
 }

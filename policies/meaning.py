@@ -44,8 +44,15 @@ def _budget(mode: Mode) -> str:
         parts.append(f"at most {most} tokens of thought")
         if mode.thinking_soft:
             parts.append(f"over the last {mode.thinking_soft} the model closes more readily")
-    if mode.early_exit:
-        parts.append("ended early where a thought loops or has settled")
+    if mode.turn_budget is not None:
+        parts.append(f"at most {mode.turn_budget} in a turn of the user")
+    if mode.answer_room:
+        kept = "a part" if mode.answer_room == "auto" else f"{mode.answer_room} tokens"
+        parts.append(f"{kept} of max_tokens kept for the answer")
+    if mode.warn_at is not None:
+        parts.append(f"a warning once {mode.warn_at:.0%} of the budget is used")
+    if mode.loop is not None:
+        parts.append("ended where a thought goes round in circles")
     if parts and mode.closing:
         parts.append(f"then {mode.closing.strip()!r}")
     return "; ".join(parts) or "-"

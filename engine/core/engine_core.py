@@ -347,10 +347,14 @@ def _truncate(ready: Sequence[Request], result: AcceptResult) -> None:
     for b, request in enumerate(ready):
         if request.error is not None:
             request.stopper.finish("error")
-        run, whole_at = result.tokens[b], None
-        if request.grammar is not None and request.error is None:
+        run, whole_at, circles_at = result.tokens[b], None, None
+        if request.error is None and request.grammar is not None:
             whole_at = request.grammar.whole_at(request.tokens, run)
-        kept = 0 if request.error is not None else request.stopper.scan(run, whole_at)
+        if request.error is None and request.thinking is not None:
+            circles_at = request.thinking.circles_at(request.tokens, run)
+        kept = 0 if request.error is not None else request.stopper.scan(run[:circles_at], whole_at)
+        if kept == circles_at:
+            request.stopper.finish("loop")
         result.cut(b, kept)
 
 

@@ -69,6 +69,9 @@ class Request:
     reproducible: bool = False
     scored: bool = False  # its rule wants `OneHot.probs`
     thinking: Thinking | None = None  # of a model that has thinking tags
+    thought_params: SamplingParams | None = (
+        None  # of tokens in a thought, where they have their own
+    )
     grammar: Grammar | None = None  # what its answer has to look like
     computed: int = 0
     spec_stats: SpecDecodeStats = field(default_factory=SpecDecodeStats)

@@ -25,6 +25,7 @@ from fastslow.engine.sampling.accept.lossy import LossyStepwise
 from fastslow.engine.sampling.confidence import Confidence
 from fastslow.engine.sampling.rng import sibling_seed, successor_seed
 from fastslow.engine.sampling.stop import Stopper
+from fastslow.engine.sampling.thinking import Thinking
 from fastslow.engine.text.messages import check_messages
 from fastslow.engine.text.vocabulary import Detokenizer, Tokenizer
 from fastslow.output import Decided
@@ -121,6 +122,7 @@ class _Plan:
 
     prompt: EncodedPrompt
     params: SamplingParams
+    thought: SamplingParams | None  # in a thought, where that has its own
     mode: Mode
     speculation: Speculation
     prediction: tuple[int, ...]
@@ -150,13 +152,13 @@ class RequestBuilder:
         self._config = core.model.config
         self.units = RoutedUnits.of(self._config)
         self._tokenizer = inputs.tokenizer
-        self._thinking = ThinkingRules(inputs, self._config.vocab_size)
         own_ids = inputs.tokenizer.eos_ids if inputs.tokenizer else frozenset[int]()
         ends = own_ids | frozenset(self._config.eos_ids)
         self._eos_ids = frozenset(token for token in ends if token < self._config.vocab_size)
         if ends > self._eos_ids:
             outside = sorted(ends - self._eos_ids)
             logger.warning("end tokens {} are outside the vocabulary: no answer has them", outside)
+        self._thinking = ThinkingRules(inputs, self._config.vocab_size, self._eos_ids)
         self._grammars = Grammars(inputs, self._config.vocab_size, self._eos_ids)
         self._ids = itertools.count()
         self._home = HomeProcess()
@@ -191,7 +193,7 @@ class RequestBuilder:
             if mode.escalate.how == "restart":
                 plans.append(self._plan(prompt, options, escalated))
         params = plans[0].params
-        if params.n > 1 and params.temperature == 0:
+        if params.n > 1 and params.temperature == 0 and plans[0].thought is None:
             self.inputs.said.warn(
                 "n above 1 at temperature 0 gives equal answers: set a temperature"
             )
@@ -212,9 +214,12 @@ class RequestBuilder:
     def _plan(self, prompt: Prompt, options: GenerateOptions, mode: Mode) -> _Plan:
         params = self._sampling(options, mode)
         encoded = self.inputs.encode(prompt, mode, options)
+        thought = params if mode.thought is None else mode.thought.over(params)
+        params = params if mode.answer is None else mode.answer.over(params)
         return _Plan(
             prompt=encoded,
             params=params,
+            thought=None if thought == params else thought,
             mode=mode,
             speculation=self._speculation(options.speculation, mode),
             prediction=self.inputs.prediction(options.prediction),
@@ -266,7 +271,7 @@ class RequestBuilder:
             if later:
                 successor = later[0]
             else:
-                thinking = self._thinking.make(first.prompt, first.room, escalated)
+                thinking = self._steered(first, escalated)
             escalation = EscalationTarget(
                 escalated.name, escalated.routed, keep, thinking, successor
             )
@@ -324,7 +329,8 @@ class RequestBuilder:
             rule=self._rule(settings, reproducible),
             reproducible=reproducible,
             scored=settings.accept == STEPWISE,
-            thinking=self._thinking.make(prompt, plan.room, mode),
+            thinking=self._steered(plan, mode),
+            thought_params=plan.thought,
             grammar=grammar,
             trace=trace,
             prediction=plan.prediction if drafts else (),
@@ -339,6 +345,9 @@ class RequestBuilder:
         )
         self._drafters.use(drafter, request)
         return request
+
+    def _steered(self, plan: _Plan, mode: Mode) -> Thinking | None:
+        return self._thinking.make(plan.prompt, plan.room, mode, plan.params)
 
     def _rule(self, settings: Speculation, reproducible: bool) -> Rule:
         if settings.accept == STEPWISE:

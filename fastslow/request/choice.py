@@ -186,7 +186,8 @@ class ChoiceState:
         tpot = (stats.last_token - stats.first_token) / max(1, request.later_tokens)
         target = first.latency_target
         notes = (note for one in self.requests for note in one.notes)
-        thought, ended = self._thought(thinking)
+        thought, ended, put_in = self._thought(thinking)
+        left = self.prompt.turn_left
         predicted = stats.by_drafter.get(PREDICTION, DraftCounts())
         return Metrics(
             mode=self._mode(),
@@ -211,6 +212,8 @@ class ChoiceState:
             cached_tokens=stats.cached,
             thinking_tokens=thought,
             thinking_ended=ended,
+            put_in_tokens=put_in,
+            turn_budget_left=None if left is None else max(0, left - thought),
             prompt_tokens=request.prompt_length,
             run_seconds=max(0.0, stats.last_token - stats.began),
             queue_seconds=max(0.0, stats.began - self._called),
@@ -220,17 +223,19 @@ class ChoiceState:
             **self._units.running(request.groups),
         )
 
-    def _thought(self, thinking: Thinking | None) -> tuple[int, Ended | Literal["length"] | None]:
-        """Tokens of thought, and what ended it."""
+    def _thought(
+        self, thinking: Thinking | None
+    ) -> tuple[int, Ended | Literal["length"] | None, int]:
+        """Tokens of thought, what ended it, and how many were put in."""
         if thinking is None:
-            return 0, None
+            return 0, None, 0
         tokens: Sequence[int] = self.request.tokens
         if self.request.grammar is not None:  # an answer may spell a tag
             tokens = self.request.grammar.thought(tokens)
-        count, ended, still_open = thinking.outcome(tokens)
+        count, ended, still_open, put_in = thinking.outcome(tokens)
         if not still_open:
-            return count, ended
-        return count, "length" if self.request.stopper.reason == "length" else None
+            return count, ended, put_in
+        return count, "length" if self.request.stopper.reason == "length" else None, put_in
 
 
 def advice(metrics: Metrics) -> str | None:

@@ -56,6 +56,7 @@ class EncodedPrompt(NamedTuple):
     opened: bool = False  # the answer begins inside a thought
     continues: bool = True  # the answer continues a text, the assistant's own where it is a chat
     tools: bool = False  # the chat offers tools, and the answer's text shows the marks of calls
+    turn_left: int | None = None  # tokens of thought, of the turn's budget; None = it has none
 
 
 class InputProcessor:
@@ -155,7 +156,10 @@ class InputProcessor:
         if not encoded.tokens:
             raise ValueError(f"prompt={shown(prompt)} is empty: give at least one token")
         self._measure_tokens(len(encoded.tokens))
-        return encoded
+        if mode.turn_budget is None:
+            return encoded
+        spent = self._thought_in_turn(prompt) if encoded.chat else 0
+        return encoded._replace(turn_left=max(0, mode.turn_budget - spent))
 
     def prediction(self, given: str | Sequence[SupportsIndex] | None) -> tuple[int, ...]:
         """The token ids of what an answer is predicted to be; none where nothing is."""
@@ -297,6 +301,16 @@ class InputProcessor:
             unknown = "how the chat template writes calls of tools is not known"
             self.said.note(f"{unknown}; calls are read as {self._template.calls.begin}")
         return EncodedPrompt(ids, "".join(parts), True, opened, prefix, tools)
+
+    def _thought_in_turn(self, messages: Any) -> int:
+        """Tokens of the thoughts since the user's latest message."""
+        spent = 0
+        for message in reversed(messages):
+            if message["role"] == "user":
+                break
+            thought = message.get("reasoning_content") or message.get("reasoning") or ""
+            spent += len(self._need_tokenizer().encode(thought, add_special=False))
+        return spent
 
     def _say_no_switch(self, mode: str, template: ChatTemplate, opens: bool) -> None:
         """Nothing in the template turns thinking off; `opens`: it opens a thought itself."""

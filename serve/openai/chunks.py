@@ -21,6 +21,7 @@ DONE = "data: [DONE]\n\n"
 FINISH: dict[Reason, str] = {
     "stop": "stop",
     "length": "length",
+    "loop": "length",  # there would have been more of the same
     "timeout": "length",  # there would have been more, too
     "cancelled": "length",
     "error": "length",

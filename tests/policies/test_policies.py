@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fastslow.engine.model.config import RoutedUnits
-from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
+from fastslow.engine.params import Escalation, Loop, Mode, SamplingParams, Speculation
 from fastslow.policies.meaning import meaning
 from fastslow.policies.modes import builtin_modes, find_mode, load_modes
 
@@ -149,7 +149,7 @@ def test_a_mode_in_words() -> None:
         thinking="on",
         thinking_budget=64,
         thinking_soft=16,
-        early_exit=True,
+        loop=Loop(),
         closing="\nSo:\n",
         sampling=SamplingParams(temperature=0.6, top_k=50),
         speculation=Speculation(drafter="self", nodes=3),
@@ -161,7 +161,7 @@ def test_a_mode_in_words() -> None:
         "groups": "shared experts only, 0 of 8",
         "thinking": "on, where the model can",
         "budget": "at most 64 tokens of thought; over the last 16 the model closes more readily; "
-        "ended early where a thought loops or has settled; then 'So:'",
+        "ended where a thought goes round in circles; then 'So:'",
         "sampling": "temperature 0.6, top_k 50",
         "drafter": "self, 3 tokens a step",
         "latency": "200 ms, cutting draft and groups (lossy) if need be",

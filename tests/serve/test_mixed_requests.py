@@ -36,7 +36,7 @@ PRESETS = {
         "short": {"thinking": "on", "thinking_budget": 5, "closing": "\nNow.\n"},
         "soft": {"thinking": "on", "thinking_budget": 12, "thinking_soft": 4},
         **{how: {"thinking": "off", "escalate": {**DOUBT, "how": how}} for how in ESCALATED},
-        "early": {"thinking": "on", "thinking_budget": 9, "early_exit": True},
+        "early": {"thinking": "on", "thinking_budget": 9, "loop": True},
         "few": {"thinking": "off", "groups": 2},
     }
 }

@@ -9,6 +9,8 @@ from engine_tools import Ask, Bench, Setting, answer
 from exact_tools import EVERY, PROMPTS, check, params
 from thoughts import Bound
 
+from fastslow.engine.params import Loop
+
 OPEN, CLOSE = 3, 4
 PHRASE = "\nNow the answer.\n"
 BUDGETS = (0, 1, 7, 64)
@@ -67,12 +69,12 @@ def test_a_budget_holds_to_the_token_under_every_drafter(moge: Bench, drafter: s
 
 
 @pytest.mark.parametrize("drafter", ["common", "tree"])
-def test_soft_budgets_and_early_exit_draft_alike(moge: Bench, drafter: str) -> None:
+def test_soft_budgets_and_circles_draft_alike(moge: Bench, drafter: str) -> None:
     bounds = [
         Bound(30, soft=20, opened=True),
         Bound(8, soft=8, closing=PHRASE, opened=True),
-        Bound(60, early_exit=True, closing=PHRASE, opened=True),
-        Bound(early_exit=True, opened=True),
+        Bound(60, loop=Loop(), closing=PHRASE, opened=True),
+        Bound(loop=Loop(), opened=True),
         Bound(70, soft=5, opened=True),
     ]
     asks = [
@@ -103,7 +105,7 @@ def test_budgets_hold_through_preemption_chunks_and_prefix_hits(
 @pytest.mark.parametrize("drafter", ["forked", "self1"])
 def test_stop_strings_and_budgets_together(moge: Bench, drafter: str) -> None:
     """A stop string holds for the whole text: the thought, the closing phrase, the answer."""
-    free = Ask((*PROMPTS[1], OPEN), params(max_tokens=40), bound=Bound(7, 0, False, PHRASE, True))
+    free = Ask((*PROMPTS[1], OPEN), params(max_tokens=40), bound=Bound(7, 0, None, PHRASE, True))
     text = moge.alone(free).stopper.text
     thought, _, said = text.partition(PHRASE)
     assert len(thought) > 4 and len(said) > 6
