@@ -79,4 +79,4 @@ class ThinkingLimits:
 
 def answer_room(wish: int | str | None, room: int) -> int | None:
     """How many of an answer's `room` tokens stay for what follows the thought. None: no number is kept."""
-    return min(MOST_ROOM, room // SHARE) if wish == "auto" else wish  # type: ignore[return-value]
+    return max(1, min(MOST_ROOM, room // SHARE)) if wish == "auto" else wish  # type: ignore[return-value]

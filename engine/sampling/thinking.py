@@ -29,7 +29,9 @@ class Thought(NamedTuple):
 class ThinkingPolicy(Protocol):
     """Decides what a thought does next. A pure function of the thought."""
 
-    repeats: bool  # whether it looks at them
+    @property
+    def repeats(self) -> bool:
+        """Whether it looks at them."""
 
     def judge(self, thought: Thought) -> Ending | None:
         """Why the thought is to be closed now; None = it is not."""
@@ -200,10 +202,9 @@ class Thinking:
     def _after(self, tokens: Sequence[int], drafted: tuple[int, ...]) -> _State:
         if self._read < len(tokens):
             for token in tokens[self._read :]:
-                state = self._step(self._state, token)
+                self._state = read = self._step(self._state, token)
                 if self._finder is not None:
-                    state = state._replace(repeats=self._finder.commit(state.repeats))
-                self._state = state
+                    self._state = read._replace(repeats=self._finder.commit(read.repeats))
             self._read = len(tokens)
             self._drafts = {(): self._state}
         state = self._drafts.get(drafted)

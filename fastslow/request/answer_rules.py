@@ -58,7 +58,7 @@ class ThinkingRules:
             return None
         if most is None and self._inputs.silences(mode) and prompt.chat:
             most, phrase = 0, ""
-        closing, warning, warn_at = thoughts.closing(phrase), (), None
+        closing, warning, warn_at = thoughts.closing(phrase), tuple[int, ...](), None
         left = min((n for n in (most, turn) if n is not None), default=None)
         if mode.warn_at is not None and left:
             warning, warn_at = thoughts.written(mode.warning), math.ceil(mode.warn_at * left)

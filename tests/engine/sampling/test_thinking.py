@@ -246,8 +246,8 @@ def test_a_thought_is_closed_while_there_is_room_for_an_answer(bpe: Tokenizer) -
 def test_an_end_token_closes_a_thought(bpe: Tokenizer) -> None:
     thinking = Bound(ends=frozenset({2}), opened=True, tags=REASON).of(bpe, 3)
     close = bpe.encode("</reason>", add_special=False)
-    assert thinking.end_token([*PROMPT, A], []) == ({2}, close[0])
-    assert thinking.end_token([*PROMPT, A], [close[0]]) == ({2}, close[1])
+    assert thinking.end_token([*PROMPT, A], []) == (frozenset({2}), close[0])
+    assert thinking.end_token([*PROMPT, A], [close[0]]) == (frozenset({2}), close[1])
     assert thinking.end_token([*PROMPT, A, *close], []) is None
     assert Bound(opened=True).of(bpe, 3).end_token([*PROMPT, A], []) is None
 
