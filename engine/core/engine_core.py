@@ -100,6 +100,8 @@ class EngineCore:
         if not work:
             return
         ready = [item.request for item in work if item.ready]
+        for request in ready:
+            request.enter_phase()
         nodes = [self._nodes(request, len(ready)) for request in ready]
         started = time.perf_counter()
         trees = self.drafter.propose(ready, nodes)

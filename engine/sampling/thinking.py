@@ -56,9 +56,9 @@ class Steering(NamedTuple):
     closing: tuple[int, ...] = ()  # tokens of the closing phrase and tag; () = the tag alone
     warning: tuple[int, ...] = ()  # tokens of the warning
     ends: frozenset[int] = frozenset()  # end tokens that close a thought instead
-    room: int | None = (
-        None  # tokens of the answer, of which a closing phrase leaves one; None = it need not
-    )
+    # tokens of the answer, of which a closing phrase leaves one; None = it need not
+    room: int | None = None
+    cut: int | None = None  # tokens of thought after which the caller had it closed
 
 
 FREE = Steering()
@@ -125,9 +125,9 @@ class Thinking:
         self._tags = tags
         self._steering = steering
         self._policy = steering.policy
-        self._cut: int | None = None  # tokens of thought after which the caller had it closed
         self._finder = RepeatFinder() if self._policy and self._policy.repeats else None
         self._close = () if tags is None else tags.close_ids
+        self._opened = opened
         self._prompt_length = prompt_length
         self._read = prompt_length
         self._state = self._judged(_State(opened), False)
@@ -136,7 +136,7 @@ class Thinking:
     @property
     def bounded(self) -> bool:
         """Whether tokens may be forced."""
-        return self._policy is not None or self._cut is not None
+        return self._policy is not None or self._steering.cut is not None
 
     def at(self, tokens: Sequence[int], drafted: Sequence[int]) -> OneHot | LogitBoost | None:
         if not self.bounded:
@@ -185,13 +185,16 @@ class Thinking:
         if not state.thinking:
             return False
         if not state.todo or state.ending is None:  # else it is being closed
-            self._cut = state.spent
+            self._steering = self._steering._replace(cut=state.spent)
             self._state = self._judged(state._replace(todo=()), False)
             self._drafts = {(): self._state}
         return True
 
     def outcome(self, tokens: Sequence[int]) -> Outcome:
-        """Of a whole text."""
+        """Of a text that ends, perhaps before what was read of it."""
+        if len(tokens) < self._read:
+            again = type(self)(self._tags, self._opened, self._prompt_length, self._steering)
+            return again.outcome(tokens)
         state = self._after(tokens, ())
         return Outcome(state.spent, state.ended, state.thinking, state.put_in)
 
@@ -273,8 +276,8 @@ class Thinking:
             closing = self._close
         paused = paused and bool(warning) and not state.warned and not state.tail
         thought = Thought(state.spent, state.made, len(closing), state.repeats, paused)
-        cut = self._cut is not None and state.spent >= self._cut
-        ending: Ending | None = "caller" if cut else None
+        cut = self._steering.cut
+        ending: Ending | None = "caller" if cut is not None and state.spent >= cut else None
         if ending is None and self._policy is not None:
             ending = self._policy.judge(thought)
             if ending is None and paused and self._policy.warns(thought, len(warning)):

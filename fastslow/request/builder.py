@@ -14,7 +14,7 @@ from loguru import logger
 
 from fastslow.drafters import DrafterFactory
 from fastslow.engine.core.engine_core import EngineCore
-from fastslow.engine.core.request import EscalationTarget, Request
+from fastslow.engine.core.request import Drafting, EscalationTarget, Request
 from fastslow.engine.core.step_trace import StepTrace
 from fastslow.engine.host.machine import HomeProcess
 from fastslow.engine.model.config import RoutedUnits
@@ -125,6 +125,7 @@ class _Plan:
     thought: SamplingParams | None  # in a thought, where that has its own
     mode: Mode
     speculation: Speculation
+    by_phase: tuple[Speculation, Speculation] | None  # of the answer and of thoughts, if asked for
     prediction: tuple[int, ...]
     room: int  # most tokens of the answer
 
@@ -216,12 +217,16 @@ class RequestBuilder:
         encoded = self.inputs.encode(prompt, mode, options)
         thought = params if mode.thought is None else mode.thought.over(params)
         params = params if mode.answer is None else mode.answer.over(params)
+        usual = self._speculation(options.speculation, mode)
+        own = [phase and phase.speculation for phase in (mode.answer, mode.thought)]
+        answer, within = [usual if one is None else self._speculation(one, mode) for one in own]
         return _Plan(
             prompt=encoded,
             params=params,
             thought=None if thought == params else thought,
             mode=mode,
-            speculation=self._speculation(options.speculation, mode),
+            speculation=usual,
+            by_phase=(answer, within) if any(own) else None,
             prediction=self.inputs.prediction(options.prediction),
             room=min(params.max_tokens, self.inputs.context - len(encoded.tokens)),
         )
@@ -300,8 +305,11 @@ class RequestBuilder:
         grammar = None
         if params.grammar_spec is not None:
             grammar = self._grammars.grammar(params.grammar_spec, prompt, mode, end_ids)
-        drafter = self._drafters.make(settings)
-        drafts = drafter.drafter != "off"
+        usual, *parts = [
+            self._drafting(one, plan, options, part)
+            for one, part in zip((settings, *(plan.by_phase or ())), ("", "answer", "thought"))
+        ]
+        drafts = any(part.speculation.drafter != "off" for part in parts or [usual])
         reproducible = settings.accept == "reproducible"
         reproducible |= settings.accept == "auto" and params.seed is not None
         confidence = None
@@ -312,13 +320,12 @@ class RequestBuilder:
             tokens=list(prompt.tokens),
             prompt_length=len(prompt.tokens),
             params=params,
-            speculation=drafter,
-            own_drafter=self._drafters.alone(drafter),
+            speculation=usual.speculation,
+            own_drafter=usual.own_drafter,
+            by_phase=(parts[0], parts[1]) if parts else None,
             mode=mode.name,
             called=called,
-            policy=self._controller.policy(
-                settings if drafts else drafter, drafter, bool(plan.prediction), options.memory_key
-            ),
+            policy=usual.policy,
             stopper=Stopper(params, end_ids, plan.room, self._detokenizer(prompt)),
             groups=mode.routed,
             seed=seed,
@@ -343,8 +350,20 @@ class RequestBuilder:
             confidence=confidence,
             escape=escalation,
         )
-        self._drafters.use(drafter, request)
+        for part in (usual, *parts):
+            self._drafters.use(part.speculation, request)
+        request.enter_phase()
         return request
+
+    def _drafting(
+        self, settings: Speculation, plan: _Plan, options: GenerateOptions, part: str
+    ) -> Drafting:
+        drafter, predicted = self._drafters.make(settings), bool(plan.prediction)
+        off = drafter.drafter == "off"
+        policy = self._controller.policy(
+            drafter if off else settings, drafter, predicted, options.memory_key, part
+        )
+        return Drafting(drafter, policy, self._drafters.alone(drafter))
 
     def _steered(self, plan: _Plan, mode: Mode) -> Thinking | None:
         return self._thinking.make(plan.prompt, plan.room, mode, plan.params)

@@ -76,6 +76,7 @@ class ChoiceState:
 
     def abandon(self) -> None:
         self.request.end("cancelled", None)
+        self._note_turn()
         self.over = True
 
     def end_pieces(self) -> None:
@@ -138,6 +139,7 @@ class ChoiceState:
                 return
             request = self.request
         if request.done:
+            self._note_turn()
             if self.streaming:
                 self.end_pieces()
             self.over = True
@@ -150,6 +152,13 @@ class ChoiceState:
             if piece.token_ids:
                 self.pieces.append(piece)
                 self.news()
+
+    def _note_turn(self) -> None:
+        """The thoughts of an answer that is over count for the turn that its call names."""
+        turn, left = self.prompt.turn, self.prompt.turn_left
+        budget = self._candidates[0].mode.turn_budget
+        if turn is not None and left is not None and budget is not None:
+            turn.note(budget - left, self._thought(self.request.thinking)[0])
 
     def _piece(self, text: str, reasoning: str) -> Piece:
         """The next piece, with the tokens that no other one held."""

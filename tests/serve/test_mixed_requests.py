@@ -192,7 +192,7 @@ def broken(one: Completion, wish: Wish) -> str:
     stops = {*sampling.get("stop", ()), *sampling.get("stop_token_ids", ())}
     if one.stop_reason not in stops:  # the caller's own may come in a thought
         closed = one.token_ids.index(CLOSE) + 1 if CLOSE in one.token_ids else 0
-        if made.thinking_ended == "length" or (made.thinking_tokens and not closed):
+        if made.thinking_tokens and not closed:
             return "the thought is open"
         if closed == len(one.token_ids):
             return "empty"

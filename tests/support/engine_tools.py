@@ -44,6 +44,7 @@ class Ask:
     bound: Bound | None = None
     rule: str = "token"
     grammar: GrammarSpec | None = None
+    thought: SamplingParams | None = None  # inside a thought
     thinks: bool | None = None  # under a grammar: the prompt opened a thought; None = there is none
 
     @property
@@ -109,6 +110,7 @@ class Bench:
             tokens=list(ask.tokens),
             prompt_length=len(ask.tokens),
             params=ask.params,
+            thought_params=ask.thought,
             speculation=Speculation(drafter=ask.drafter),
             policy=FixedLength(0 if ask.drafter == "off" else ask.nodes),
             stopper=Stopper(ask.params, end_ids, room, Detokenizer(words) if words else None),
