@@ -63,7 +63,6 @@ def presets(groups: int) -> dict[str, Any]:
     deep = {
         "groups": None,
         "thinking": "on",
-        "answer_room": 24,
         "sampling": {"max_tokens": 384},
         "description": f"Worked out step by step, with all {groups} groups.",
     }

@@ -218,7 +218,7 @@ class RequestBuilder:
         thought = params if mode.thought is None else mode.thought.over(params)
         params = params if mode.answer is None else mode.answer.over(params)
         usual = self._speculation(options.speculation, mode)
-        own = [phase and phase.speculation for phase in (mode.answer, mode.thought)]
+        own = [None if one is None else one.speculation for one in (mode.answer, mode.thought)]
         answer, within = [usual if one is None else self._speculation(one, mode) for one in own]
         return _Plan(
             prompt=encoded,

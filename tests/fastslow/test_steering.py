@@ -45,7 +45,7 @@ def test_deep_leaves_room_for_an_answer(llm: LLM, speculation: str) -> None:
     closing = phrase.token_ids.index(CLOSE) + 1
     assert closing == 51 and phrase.reasoning.endswith("\nSo:\n") and phrase.text
     assert phrase.metrics.put_in_tokens == 51 - phrase.metrics.thinking_tokens
-    assert phrase.sources[:closing].count("forced") == phrase.metrics.put_in_tokens
+    assert phrase.choices[0].sources[:closing].count("forced") == phrase.metrics.put_in_tokens
     for most in (1, 2, 3):
         few = ask(SamplingParams(max_tokens=most, ignore_eos=True), closing="\nSo:\n")
         assert few.token_ids[0] == CLOSE and len(few.token_ids) == most, (
@@ -92,7 +92,7 @@ def test_a_warning_and_an_announced_budget(tmp_path: Path) -> None:
         out = llm.generate(CHAT, DOTS, mode=mode)
         assert out.prompt == "You have 30 tokens. The quick<think>"
         assert out.reasoning == "." * 15 + " Hm." + "." * 15 and ended(out) == (30, "budget")
-        assert out.metrics.put_in_tokens == out.sources.count("forced") == 5
+        assert out.metrics.put_in_tokens == out.choices[0].sources.count("forced") == 5
         told = llm.chat(CHAT, DOTS, mode=mode, chat_template_kwargs={"thinking_budget": 7})
         assert told.prompt is not None and "You have 7 tokens" in told.prompt
         free = llm.chat(CHAT, DOTS, mode=Mode())
@@ -141,7 +141,7 @@ def test_a_turn_may_be_named(llm: LLM) -> None:
     rest = llm.generate(CHAT, SIXTY, mode=mode, turn="left")
     assert rest.metrics.thinking_tokens == 30 - stream.output.metrics.thinking_tokens < 30
     with pytest.raises(ValueError, match="^turn=3 must be text of 1 to 256 characters"):
-        llm.generate(CHAT, SIXTY, mode=mode, turn=3)  # type: ignore[arg-type]
+        llm.generate(CHAT, SIXTY, mode=mode, turn=3)  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("speculation", ["off", "ngram", "suffix|self"])
@@ -177,12 +177,15 @@ def test_thought_and_answer_are_drafted_each_in_its_own_way(llm: LLM) -> None:
             (("thought", within), ("answer", after))}  # fmt: skip
         out = llm.generate(CHAT, params, mode={**mode, **each})
         assert out.token_ids == plain.token_ids
-        names = [{*out.sources[:30]} - {"target"}, {*out.sources[31:]} - {"target"}]
+        names = [
+            {*out.choices[0].sources[:30]} - {"target"},
+            {*out.choices[0].sources[31:]} - {"target"},
+        ]
         assert names == [{within} - {"off"}, {after} - {"off"}]
     one = llm.generate(
         CHAT, params, mode={**mode, "thought": {"speculation": "off"}}, speculation="ngram"
     )
-    assert "ngram" not in one.sources[:30] and "ngram" in one.sources
+    assert "ngram" not in one.choices[0].sources[:30] and "ngram" in one.choices[0].sources
 
 
 @pytest.mark.parametrize(
