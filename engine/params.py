@@ -243,7 +243,7 @@ class Loop(Params):
         default=40, description="tokens that these make at least"
     )
     stale: Positive | None = Field(
-        default=400,
+        default=200,
         description="so many tokens in a row without 8 tokens that are new are a circle too; None = never",
     )
     answer: StrictBool = Field(
