@@ -184,6 +184,7 @@ class Decided(NamedTuple):
     mode: str  # the preset that was chosen; "" where the call named its mode
     why: str  # in one line for people
     units: int | None  # routed groups, or experts, that run; None = all
+    turn_left: int | None = None  # tokens of thought that were left of a turn that the call names
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +202,8 @@ class Piece:
     logprobs: list[dict[int, float]] | None = None  # of `token_ids`, where they were asked for
     index: int = 0  # which of n answers
     sources: list[str] = field(default_factory=list)  # of `token_ids`, as `Completion.sources`
-    # in the first piece of an answer whose mode was chosen, or whose experts may be cut to keep a target
+    # in the first piece of an answer whose mode was chosen, whose experts may be cut to keep a target, or whose turn
+    # is named
     decided: Decided | None = None
 
 

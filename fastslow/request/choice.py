@@ -175,10 +175,11 @@ class ChoiceState:
         """For another engine that continues the answer."""
         request = self.request
         by_load = request.latency_target is not None and request.may_cut_groups
-        if self._decided is None and not by_load:
+        left = None if self.prompt.turn is None else self.prompt.turn_left
+        if self._decided is None and not by_load and left is None:
             return None
         mode, why = self._decided or ("", "")
-        return Decided(mode, why, request.groups)
+        return Decided(mode, why, request.groups, left)
 
     def _mode(self) -> str:
         """The mode that answered; both, where a text went on in another one."""

@@ -158,6 +158,8 @@ class InputProcessor:
             turn = self._turns.of(options.memory_key, options.turn) if options.turn else None
             spent = turn.spent if turn else self._thought_in_turn(prompt)
             left = max(0, mode.turn_budget - spent)
+            if turn and options.answered and options.answered.turn_left is not None:
+                left = options.answered.turn_left  # it began in another engine, perhaps
         most = min((n for n in (mode.thinking_budget, left) if n is not None), default=None)
         encoded = self._encoded(prompt, mode, options, most)._replace(turn_left=left, turn=turn)
         if options.chat_template_kwargs and not encoded.chat:

@@ -9,7 +9,7 @@ import pytest
 from checkpoints import write_chat
 from gate import open_llm
 
-from fastslow import LLM, Loop, Mode, Output, Phase, SamplingParams
+from fastslow import LLM, Loop, Mode, Output, Phase, ResumeState, SamplingParams
 from fastslow.engine.text.switches import find_switch
 
 CLOSE, DOT = 4, 18
@@ -133,6 +133,11 @@ def test_a_turn_may_be_named(llm: LLM) -> None:
     assert ended(llm.generate(CHAT, SIXTY, mode=mode, turn="order-18")) == (30, "turn")
     other = llm.generate(CHAT, SIXTY, mode=mode, turn="order-17", memory_key="someone else")
     assert ended(other) == (30, "turn")
+    *begun, last = llm.stream(CHAT, SIXTY, mode=mode, turn="order-19", speculation="off")
+    assert begun[0].decided is not None and begun[0].decided.turn_left == 30
+    state = ResumeState([begun[0].token_ids], [begun[0].decided])
+    again = llm.generate(CHAT, SIXTY, mode=mode, turn="order-19", answered=state)
+    assert last.output is not None and again.token_ids == last.output.token_ids
     stream = llm.stream(CHAT, SIXTY, mode=mode, turn="left", speculation="off")
     for _, piece in zip(range(5), stream):
         assert piece.token_ids

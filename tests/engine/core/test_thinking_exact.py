@@ -130,6 +130,19 @@ def test_what_steers_a_thought_holds_under_every_drafter(moge: Bench, drafter: s
     assert max(one.put_in for one in endings) > len(closing(moge)), "a warning came, too"
 
 
+@pytest.mark.parametrize("drafter", EVERY)
+def test_a_thought_and_its_answer_may_have_other_drafters(moge: Bench, drafter: str) -> None:
+    """Each drafter takes over from another one inside an answer, beside requests that keep theirs."""
+    other = EVERY[EVERY.index(drafter) - 1]
+    asks = [
+        Ask((*PROMPTS[n], OPEN), params(max_tokens=36), drafter, groups=(None, 1)[n % 2],
+            bound=Bound(most, opened=True), within=within)
+        for n, (most, within) in enumerate(((9, other), (16, other), (11, ""), (14, "off")))
+    ]  # fmt: skip
+    for setting in (Setting(), Setting(pages=30, prompt_rows=5)):
+        assert check(moge, asks, setting)["accepted"] > 0
+
+
 @pytest.mark.parametrize(
     ("setting", "warm"), [(Setting(pages=32, prompt_rows=5), False), (Setting(max_running=3), True)]
 )
