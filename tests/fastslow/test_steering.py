@@ -44,13 +44,11 @@ def test_deep_leaves_room_for_an_answer(llm: LLM, speculation: str) -> None:
     phrase = ask(SIXTY, closing="\nSo:\n", answer_room=9)
     closing = phrase.token_ids.index(CLOSE) + 1
     assert closing == 51 and phrase.reasoning.endswith("\nSo:\n") and phrase.text
-    assert phrase.metrics.put_in_tokens == 51 - phrase.metrics.thinking_tokens
-    assert phrase.choices[0].sources[:closing].count("forced") == phrase.metrics.put_in_tokens
+    assert phrase.metrics.put_in_tokens == phrase.choices[0].sources.count("forced") > 5
     for most in (1, 2, 3):
         few = ask(SamplingParams(max_tokens=most, ignore_eos=True), closing="\nSo:\n")
-        assert few.token_ids[0] == CLOSE and len(few.token_ids) == most, (
-            "the tag without the phrase"
-        )
+        assert few.token_ids.index(CLOSE) == max(0, most - 2), "the tag without the phrase"
+        assert len(few.token_ids) == most
     plain = ask(SIXTY, answer_room=None, thinking="auto")
     assert usual.token_ids[:44] == plain.token_ids[:44]
 
