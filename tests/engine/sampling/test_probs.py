@@ -91,6 +91,7 @@ class Case(NamedTuple):
 # of tokens 4 to 8; what follows a drawn token is often certain
 SPELT = GrammarSpec(regex="(e|fgh|g(e|i)|hff|i){8,9}")
 HOT, COLD = params(temperature=1.5), params(temperature=0.0)
+MILD = params(temperature=0.7, top_p=0.9)
 ENDS = params(temperature=2.0, ignore_eos=False)
 FIRM = Bound(2, opened=True, tags=TAGS, ends=frozenset({EOS}))
 CASES = {
@@ -113,7 +114,7 @@ CASES = {
     "its own thought, sampled tree": Case(
         "sampled tree", None, params(temperature=1.5, logit_bias={OPEN: 4.0}), OWN, "block"
     ),
-    "other sampling in the thought": Case("model", None, HOT, HARD, "block", None, COLD),
+    "other sampling in the thought": Case("model", None, HOT, SOFT, "block", None, MILD),
     "a greedy answer": Case("common", None, COLD, LATE, thought=params(temperature=1.5, top_k=4)),
     "penalties in the thought": Case("sampled tree", 2, HOT, SOFT, thought=params(**PENALTIES)),
     "an end that closes": Case("self", None, ENDS, FIRM, "block", thought=ENDS),
