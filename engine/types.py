@@ -233,11 +233,11 @@ class ThinkingRule(Protocol):
     def inside(self, tokens: Sequence[int], drafted: Sequence[int] = ()) -> bool:
         """Whether `tokens` and then `drafted` end inside a thought."""
 
-    def end_token(
+    def no_end(
         self, tokens: Sequence[int], drafted: Sequence[int]
-    ) -> tuple[frozenset[int], int] | None:
-        """End tokens that must not come after `tokens` and then `drafted`, and the one that comes where one of
-        them would: it closes the thought. None: any may come."""
+    ) -> tuple[frozenset[int], int | None]:
+        """End tokens that must not come after `tokens` and then `drafted`; and in a thought the one that comes where
+        one of them would, and closes it."""
 
 
 class RequestView(Protocol):

@@ -12,7 +12,7 @@ sampling parameters of its own.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -36,23 +36,21 @@ def probs_at(logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int
     if isinstance(forced, OneHot):
         return _certain(forced.token, request, len(logits_V))
     params = _params_at(request, drafted, mask)
-    shaped_V = _shaped(logits_V, request, params, drafted, forced, mask)
+    ends, barred = _ends_at(request, drafted, mask)
+    shaped_V = _shaped(logits_V, request, params, drafted, forced, mask, barred)
     token = _argmax(shaped_V)
     best = shaped_V[token]
     if not math.isfinite(best):
         by = "min_tokens forbids" if mask is None else "min_tokens and the grammar forbid"
         raise FloatingPointError(f"no token is left: {by} every one of them")
-    ends = _ends_at(request, drafted, mask)
     if params.temperature == 0:
-        return _certain(ends[1] if ends and token in ends[0] else token, request, len(logits_V))
+        return _certain(ends.get(token, token), request, len(logits_V))
     p_V = torch.softmax((shaped_V - best) / max(params.temperature, COLDEST), dim=-1)
     kept_V = _min_p(_top_p(_top_k(p_V, params), params), params)
     result: Floats = (kept_V / kept_V.sum()).cpu().numpy()
-    if ends is not None:
-        at = list(ends[0])
-        share = result[at].sum()
-        result[at] = 0.0
-        result[ends[1]] += share
+    for end, token in ends.items():
+        result[token] += result[end]
+        result[end] = 0.0
     return result
 
 
@@ -88,11 +86,13 @@ def _params_at(
 
 def _ends_at(
     request: RequestView, drafted: Sequence[int], mask: TokenMask | None
-) -> tuple[frozenset[int], int] | None:
-    """End tokens that would end the answer inside a thought, and the token that stands for them there."""
-    if request.thinking is None or mask is not None:  # a grammar forbids them
-        return None
-    return request.thinking.end_token(request.tokens, drafted)
+) -> tuple[Mapping[int, int], frozenset[int]]:
+    """End tokens that would end the answer before it has begun: those that another token stands for, with it, and
+    those that may not come."""
+    if request.thinking is None or mask is not None:  # a grammar decides
+        return {}, frozenset()
+    ends, token = request.thinking.no_end(request.tokens, drafted)
+    return ({}, ends) if token is None else (dict.fromkeys(ends, token), frozenset())
 
 
 def forced_at(
@@ -115,8 +115,10 @@ def one_hot(best: int, request: RequestView, drafted: Sequence[int]) -> OneHot:
     assert mask is None, "rows under a grammar have all of their logits"
     if forced is not None:
         return forced
-    ends = _ends_at(request, drafted, None)
-    return OneHot(ends[1] if ends and best in ends[0] else best)
+    ends, barred = _ends_at(request, drafted, None)
+    if best in barred:  # after a draft alone: where the text ends so, `only_best` does not hold
+        raise LookupError("the second best token is wanted, and only the best is known")
+    return OneHot(ends.get(best, best))
 
 
 def scored_probs_at(logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int]) -> Probs:
@@ -126,8 +128,8 @@ def scored_probs_at(logits_V: torch.Tensor, request: RequestView, drafted: Seque
     forced, mask = forced_at(request, drafted)
     if not isinstance(decided, OneHot) or isinstance(forced, OneHot):
         return decided
-    params = _params_at(request, drafted, mask)
-    shaped_V = _shaped(logits_V, request, params, drafted, forced, mask)
+    params, (_, barred) = _params_at(request, drafted, mask), _ends_at(request, drafted, mask)
+    shaped_V = _shaped(logits_V, request, params, drafted, forced, mask, barred)
     return OneHot(decided.token, torch.softmax(shaped_V, dim=-1).numpy(force=True))
 
 
@@ -142,6 +144,7 @@ def only_best(request: RequestView) -> bool:
         and all(part.temperature == 0 and not _penalises(part) for part in _phases(request))
         and len(request.tokens) - request.prompt_length >= params.min_tokens
         and (request.thinking is None or not request.thinking.lifts(request.tokens))
+        and not _ends_at(request, (), None)[1]
     )
 
 
@@ -186,20 +189,25 @@ def _shaped(
     drafted: Sequence[int],
     lift: LogitBoost | None,
     mask: TokenMask | None,
+    barred: frozenset[int],
 ) -> torch.Tensor:
-    shaped_V = _biased(logits_V, request, len(drafted), lift)
+    shaped_V = _biased(logits_V, request, len(drafted), lift, barred)
     if _penalises(params):
         shaped_V = _penalised(shaped_V, request, params, drafted)
     return shaped_V if mask is None else mask.applied(shaped_V)
 
 
 def _biased(
-    logits_V: torch.Tensor, request: RequestView, ahead: int, lift: LogitBoost | None
+    logits_V: torch.Tensor,
+    request: RequestView,
+    ahead: int,
+    lift: LogitBoost | None,
+    barred: frozenset[int],
 ) -> torch.Tensor:
     params = request.params
-    answered = len(request.tokens) + ahead - request.prompt_length
-    early = answered < params.min_tokens and request.end_ids
-    if not params.logit_bias and not early and lift is None:
+    if len(request.tokens) + ahead - request.prompt_length < params.min_tokens:
+        barred |= request.end_ids
+    if not params.logit_bias and not barred and lift is None:
         return logits_V
     logits_V = logits_V.clone()
     if lift is not None:
@@ -207,8 +215,8 @@ def _biased(
     if params.logit_bias:
         ids = torch.tensor(list(params.logit_bias), device=logits_V.device)
         logits_V[ids] += torch.tensor(list(params.logit_bias.values()), device=logits_V.device)
-    if early:
-        logits_V[torch.tensor(sorted(request.end_ids), device=logits_V.device)] = -torch.inf
+    if barred:
+        logits_V[torch.tensor(sorted(barred), device=logits_V.device)] = -torch.inf
     return logits_V
 
 

@@ -55,13 +55,15 @@ class Steering(NamedTuple):
     policy: ThinkingPolicy | None = None  # None = thoughts are only counted
     closing: tuple[int, ...] = ()  # tokens of the closing phrase and tag; () = the tag alone
     warning: tuple[int, ...] = ()  # tokens of the warning
-    ends: frozenset[int] = frozenset()  # end tokens that close a thought instead
+    # end tokens that close a thought instead, and do not come before something was answered
+    ends: frozenset[int] = frozenset()
     # tokens of the answer, of which a closing phrase leaves one; None = it need not
     room: int | None = None
     cut: int | None = None  # tokens of thought after which the caller had it closed
 
 
 FREE = Steering()
+NONE: frozenset[int] = frozenset()
 
 
 class Outcome(NamedTuple):
@@ -94,6 +96,7 @@ class _State(NamedTuple):
     said: bool = False  # whether a closing phrase was begun
     warned: bool = False
     digit: bool = False  # the text ends in one
+    blank: bool = False  # a thought was closed, and nothing but blanks came since
     ended: Ended | None = None  # what closed the latest thought
     repeats: Repeats = Repeats()  # of the thought or the answer that the text ends in
 
@@ -147,13 +150,15 @@ class Thinking:
         by = self._policy.lift(state.spent) if self._policy and state.thinking else 0.0
         return LogitBoost(self._rest_of_tag(state)[0], by) if by else None
 
-    def end_token(
+    def no_end(
         self, tokens: Sequence[int], drafted: Sequence[int]
-    ) -> tuple[frozenset[int], int] | None:
+    ) -> tuple[frozenset[int], int | None]:
         if not self._steering.ends:
-            return None
+            return NONE, None
         state = self._after(tokens, tuple(drafted))
-        return (self._steering.ends, self._rest_of_tag(state)[0]) if state.thinking else None
+        if state.thinking:
+            return self._steering.ends, self._rest_of_tag(state)[0]
+        return self._steering.ends if state.blank else NONE, None
 
     def ahead(self, tokens: Sequence[int]) -> Sequence[int]:
         return self._after(tokens, ()).todo if self.bounded else ()
@@ -229,7 +234,7 @@ class Thinking:
             todo=todo,
             said=state.said or closes,
         )
-        digit = state.digit
+        digit, blank = state.digit, state.blank
         data = b"" if self._tags is None else self._tags.spell(token)
         part = state.repeats.part
         if self._tags is not None:
@@ -237,6 +242,8 @@ class Thinking:
             if state.tail or tag[:1] in data:
                 state = state._replace(tail=(*state.tail, _Piece(data, token, counted)))
                 state = self._past_tags(state, self._tags, state.ending if closes else "model")
+        if blank and data.strip():
+            state = state._replace(blank=False)
         if self._finder is not None and not forced and state.repeats.part == part:
             repeats = self._finder.after(state.repeats, token, state.made)
             state = state._replace(repeats=repeats)
@@ -261,6 +268,7 @@ class Thinking:
                 thinking=not state.thinking,
                 spent=state.spent - inside,
                 tail=(_Piece(text, -1, False),),
+                blank=state.thinking and not text.strip(),
                 ended=ended if state.thinking else state.ended,
                 repeats=state.repeats.next_part(),
             )

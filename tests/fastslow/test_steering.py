@@ -57,8 +57,10 @@ def test_an_end_token_closes_the_thought_where_an_answer_must_come(llm: LLM) -> 
     assert llm.tokenizer is not None
     end = next(iter(llm.tokenizer.eos_ids))
     params = SamplingParams(max_tokens=40, logit_bias={end: 100.0}, frequency_penalty=2.0)
-    out = llm.generate(CHAT, params, mode="deep")
-    assert out.token_ids == [CLOSE, end] and ended(out) == (0, "model")
+    for speculation in ("off", "ngram", "self"):
+        out = llm.generate(CHAT, params, mode="deep", speculation=speculation)
+        assert out.token_ids[0] == CLOSE and ended(out) == (0, "model")
+        assert out.token_ids[-1] == end and out.text.strip(), "something is answered"
     assert llm.generate(CHAT, params, mode=Mode()).token_ids == [end]
     own = params.model_copy(update={"stop_token_ids": (end,)})
     assert llm.generate(CHAT, own, mode="deep").token_ids == [end], "the caller's own stop"

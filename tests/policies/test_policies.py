@@ -168,6 +168,21 @@ def test_a_mode_in_words() -> None:
         "escalation": "to deep where the confidence over 16 tokens is below 0.4 (keep, lossy)",
     }
     assert meaning(Mode(), DENSE)["groups"] == "dense"
+    steered = Mode(
+        thinking_budget=500,
+        turn_budget=800,
+        warn_at=0.8,
+        answer_room=100,
+        thought={"temperature": 1.0, "speculation": "off"},  # type: ignore[arg-type]
+        answer={"top_p": 0.5},  # type: ignore[arg-type]
+    )
+    words = meaning(steered, DENSE)
+    assert words["budget"] == (
+        "at most 500 tokens of thought; at most 800 in a turn of the user; 100 tokens of max_tokens kept for the "
+        "answer; a warning once 80% of the budget is used"
+    )
+    assert words["sampling"].endswith("; in the thought temperature 1.0; in the answer top_p 0.5")
+    assert words["drafter"] == "the engine's own; in the thought off"
     lossy = Speculation(drafter="self", accept="lossy-stepwise")
     doubt = Escalation(below=0.4, window=1, within=9, how="restart")
     other = meaning(Mode(speculation=lossy, escalate=doubt), GROUPS)

@@ -229,6 +229,9 @@ def next_probs_of(bench: Bench, logits: Logits, ask: Ask) -> NextProbs:
         values[CLOSE] += lift
         own = ask.thought if inside and ask.thought else ask.params
         p = plain_probs(values, [*PROMPT, *begun], len(PROMPT), own, ends)
+        if ask.bound and ask.bound.ends and begun[-1:] == (CLOSE,):
+            p[EOS] = 0.0  # nothing was answered yet
+            p /= p.sum()
         if inside and ask.bound and ask.bound.ends:
             p[CLOSE], p[EOS] = p[CLOSE] + p[EOS], 0.0
         if mask.allowed is not None:

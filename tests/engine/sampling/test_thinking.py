@@ -243,13 +243,17 @@ def test_a_thought_is_closed_while_there_is_room_for_an_answer(bpe: Tokenizer) -
     assert rule == OneHot(begun[2]), "the tag that was begun is finished while the phrase would fit"
 
 
-def test_an_end_token_closes_a_thought(bpe: Tokenizer) -> None:
-    thinking = Bound(ends=frozenset({2}), opened=True, tags=REASON).of(bpe, 3)
-    close = bpe.encode("</reason>", add_special=False)
-    assert thinking.end_token([*PROMPT, A], []) == (frozenset({2}), close[0])
-    assert thinking.end_token([*PROMPT, A], [close[0]]) == (frozenset({2}), close[1])
-    assert thinking.end_token([*PROMPT, A, *close], []) is None
-    assert Bound(opened=True).of(bpe, 3).end_token([*PROMPT, A], []) is None
+def test_an_end_token_closes_a_thought_and_comes_after_an_answer(bpe: Tokenizer) -> None:
+    ends = frozenset({2})
+    thinking = Bound(ends=ends, opened=True, tags=REASON).of(bpe, 3)
+    close, line = (bpe.encode(text, add_special=False) for text in ("</reason>", "\n"))
+    assert thinking.no_end([*PROMPT, A], []) == (ends, close[0])
+    assert thinking.no_end([*PROMPT, A], [close[0]]) == (ends, close[1])
+    assert thinking.no_end([*PROMPT, A, *close], []) == (ends, None), "nothing was answered"
+    assert thinking.no_end([*PROMPT, A, *close], [*line]) == (ends, None)
+    assert thinking.no_end([*PROMPT, A, *close], [*line, A]) == (frozenset(), None)
+    assert Bound(ends=ends).of(bpe, 3).no_end([*PROMPT], []) == (frozenset(), None)
+    assert Bound(opened=True).of(bpe, 3).no_end([*PROMPT, A], []) == (frozenset(), None)
 
 
 def test_a_sentencepiece_ending_has_no_space_of_the_tokenizers_own(spm: Tokenizer) -> None:
