@@ -9,7 +9,7 @@ import pytest
 from checkpoints import write_chat
 from gate import open_llm
 
-from fastslow import LLM, Loop, Mode, Output, Phase, ResumeState, SamplingParams
+from fastslow import LLM, Loop, Mode, Output, Phase, ResumeState, SamplingParams, Speculation
 from fastslow.engine.text.switches import find_switch
 
 CLOSE, DOT = 4, 18
@@ -187,9 +187,8 @@ def test_thought_and_answer_are_drafted_each_in_its_own_way(llm: LLM) -> None:
             {*out.choices[0].sources[31:]} - {"target"},
         ]
         assert names == [{within} - {"off"}, {after} - {"off"}]
-    one = llm.generate(
-        CHAT, params, mode={**mode, "thought": {"speculation": "off"}}, speculation="ngram"
-    )
+    call, quiet = Speculation(drafter="ngram", nodes=4), {**mode, "thought": {"speculation": "off"}}
+    one = llm.generate(CHAT, params, mode=quiet, speculation=call)
     assert "ngram" not in one.choices[0].sources[:30] and "ngram" in one.choices[0].sources
 
 
