@@ -156,7 +156,12 @@ def break_(request: Request, place: str) -> None:
         request.rule = fail
     elif place == "sample":
         thinking: Any = SimpleNamespace(
-            bounded=True, at=fail, ahead=lambda _: (), lifts=lambda _: False
+            bounded=True,
+            at=fail,
+            ahead=lambda _: (),
+            lifts=lambda _: False,
+            no_end=lambda *_: (frozenset(), None),
+            circles_at=lambda *_: None,
         )
         request.thinking = thinking
     else:
