@@ -192,7 +192,7 @@ def test_what_a_budget_cannot_do_is_said_once(
     tmp_path: Path, llms: dict[str, LLM], logged: list[str]
 ) -> None:
     for _ in range(2):
-        llms["opening"].chat("hello", TWENTY, mode={"base": "deep", "thinking_budget": 20})
+        llms["opening"].chat("hello", TWENTY, mode={"thinking": "on", "thinking_budget": 20})
     assert sum("leaves no room" in line for line in logged) == 1
     folder = write_chat(tmp_path, PLAIN)
     path = folder / "tokenizer.json"

@@ -17,7 +17,7 @@ from fastslow.serve.http.app import create_app
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}<think>"
 USER = [{"role": "user", "content": "The quick"}]
 WISH: dict[str, Any] = {"model": "tiny", "turn_budget": 20, "loop": True, "warn_at": 0.5}
-WISH |= {"thought": {"temperature": 0.9, "speculation": "off"}, "answer": {"temperature": 0}}
+WISH |= {"thought": {"temperature": 0, "speculation": "off"}, "answer": {"temperature": 0.9}}
 WISH |= {"answer_room": 9, "speculation": "ngram"}
 ROUTES: dict[str, tuple[dict[str, Any], str]] = {
     "chat/completions": ({"messages": USER, "max_tokens": 60}, "completion_tokens_details"),
