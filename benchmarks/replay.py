@@ -132,7 +132,7 @@ def answer(
     whole, features = text.tokens.tolist(), text.features.float()
     view: Any = SimpleNamespace(
         id=number, tokens=whole[: text.start], prompt_length=text.start, params=SamplingParams(),
-        end_ids=frozenset(), max_len=len(whole), groups=None, seed=0, thinking=None,
+        end_ids=frozenset(), max_len=len(whole), groups=None, seed=0, thinking=None, thought_params=None,
         reproducible=False, speculation=SETTINGS, computed=text.start - 1, memory_key=None,
         shared=True, grammar=None, prediction=(),
     )  # fmt: skip

@@ -1,13 +1,12 @@
-"""What a user may ask for: grammar, sampling, speculation, mode. Every field is described and bounded."""
+"""What a user may ask for: sampling, speculation, mode. Every field is described and bounded."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, StrictBool, StrictFloat, StrictInt, field_validator
+from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, StrictInt, field_validator
 
 # Readers take these from here, too.
 from fastslow.engine.checked import Params as Params  # noqa: PLC0414
@@ -15,6 +14,7 @@ from fastslow.engine.checked import kept_as
 from fastslow.engine.checked import nearest as nearest  # noqa: PLC0414
 from fastslow.engine.checked import sentence as sentence  # noqa: PLC0414
 from fastslow.engine.checked import shown as shown  # noqa: PLC0414
+from fastslow.engine.grammar_spec import GrammarSpec as GrammarSpec  # noqa: PLC0414
 
 Number = StrictFloat  # takes an int too, but neither a bool nor text
 MOST = 2**31 - 1  # of any count: more means no more than "all", and sums of such numbers stay exact
@@ -29,61 +29,16 @@ Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
 Text = Annotated[str, Field(max_length=LONGEST_TEXT)]
 Stops = tuple[Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)], ...]
 
+WARNING = "\n\nThe time to think is nearly over. I should come to the answer now.\n\n"
 CHANGED = "*"  # ends the name of a preset that a call changed
 LATENCY_MS = 0.001, 86_400_000  # up to a day
 MOST_PRIORITY = 1000  # that a call may give, and its negative
-LONGEST_GRAMMAR, MOST_CHOICES = 262_144, 1000  # characters, texts
-Schema = str | bool | Mapping[str, Any]
-GrammarText = Annotated[str, Field(min_length=1, max_length=LONGEST_GRAMMAR)]
-Choices = Annotated[tuple[GrammarText, ...], Field(min_length=1, max_length=MOST_CHOICES)]
-
-
-class GrammarSpec(Params):
-    """What an answer has to look like: exactly one of the fields. A schema is kept as its JSON text."""
-
-    json_schema: Annotated[Schema | None, kept_as(GrammarText | None)] = Field(
-        default=None, description="a JSON schema, or its text: the answer is JSON of that form"
-    )
-    json_object: Literal[True] | None = Field(default=None, description="any JSON object")
-    regex: GrammarText | None = Field(
-        default=None, description="the whole answer matches this expression"
-    )
-    choice: Annotated[Sequence[str] | None, kept_as(Choices | None)] = Field(
-        default=None, description="the answer is one of these texts"
-    )
-    lark: GrammarText | None = Field(
-        default=None, description="a grammar in llguidance's form of Lark"
-    )
-    gbnf: GrammarText | None = Field(
-        default=None, description="a grammar in the GBNF of llama.cpp, or in Lark"
-    )
-
-    @field_validator("json_schema", mode="before")
-    @classmethod
-    def _as_text(cls, value: object) -> object:
-        if value is None or isinstance(value, str):
-            return value
-        try:
-            return json.dumps(value, ensure_ascii=False, allow_nan=False)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise ValueError(f"it is no JSON ({shown(str(error))})") from None
-
-    @property
-    def kind(self) -> str:
-        """The field that is given."""
-        return self._given()[0]
-
-    def model_post_init(self, _context: object) -> None:
-        given = self._given()
-        if len(given) != 1:
-            raise ValueError(
-                f"a grammar has exactly one of {', '.join(type(self).model_fields)}; given are {given or None}"
-            )
-        if sum(map(len, self.choice or ())) > LONGEST_GRAMMAR:
-            raise ValueError(f"choice holds more than {LONGEST_GRAMMAR} characters")
-
-    def _given(self) -> list[str]:
-        return [name for name, value in self if value is not None]
+Temperature = Annotated[Number, Field(ge=0, le=100)]
+TopK = Annotated[StrictInt, Field(ge=-1, le=MOST)]
+TopP = Annotated[Number, Field(gt=0, le=1)]
+MinP = Annotated[Number, Field(ge=0, le=1)]
+Repetition = Annotated[Number, Field(ge=0.01, le=100)]
+Penalty = Annotated[Number, Field(ge=-2, le=2)]
 
 
 class SamplingParams(Params):
@@ -93,26 +48,24 @@ class SamplingParams(Params):
     min_tokens: Count = Field(
         default=0, description="end tokens and stop strings are ignored before this many tokens"
     )
-    temperature: Annotated[Number, Field(ge=0, le=100)] = Field(
+    temperature: Temperature = Field(
         default=0.0, description="0 = greedy; else logits are divided by it"
     )
-    top_k: Annotated[StrictInt, Field(ge=-1, le=MOST)] = Field(
-        default=-1, description="keep the k likeliest tokens; -1 or 0 = all"
-    )
-    top_p: Annotated[Number, Field(gt=0, le=1)] = Field(
+    top_k: TopK = Field(default=-1, description="keep the k likeliest tokens; -1 or 0 = all")
+    top_p: TopP = Field(
         default=1.0, description="keep the smallest set of tokens with this much probability"
     )
-    min_p: Annotated[Number, Field(ge=0, le=1)] = Field(
+    min_p: MinP = Field(
         default=0.0, description="drop tokens below this share of the likeliest one's probability"
     )
-    repetition_penalty: Annotated[Number, Field(ge=0.01, le=100)] = Field(
+    repetition_penalty: Repetition = Field(
         default=1.0,
         description="divides (or multiplies, if negative) logits of tokens seen in the text",
     )
-    presence_penalty: Annotated[Number, Field(ge=-2, le=2)] = Field(
+    presence_penalty: Penalty = Field(
         default=0.0, description="subtracted once from tokens seen in the answer"
     )
-    frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] = Field(
+    frequency_penalty: Penalty = Field(
         default=0.0, description="subtracted for each time a token was seen in the answer"
     )
     logit_bias: dict[int, Annotated[Number, Field(ge=-100, le=100)]] | None = Field(
@@ -255,6 +208,49 @@ class Escalation(Params):
             )
 
 
+class Phase(Params):
+    """What is other in the thought, or in the answer, than in the whole text. A field that is not given is the
+    call's own; one that is given holds in this part whatever the call says of the whole."""
+
+    temperature: Temperature | None = Field(default=None, description="0 = greedy")
+    top_k: TopK | None = Field(default=None, description="keep the k likeliest tokens")
+    top_p: TopP | None = Field(default=None, description="keep this much probability")
+    min_p: MinP | None = Field(default=None, description="drop tokens below this share")
+    repetition_penalty: Repetition | None = Field(
+        default=None, description="of tokens seen in the text"
+    )
+    presence_penalty: Penalty | None = Field(default=None, description="of tokens generated before")
+    frequency_penalty: Penalty | None = Field(
+        default=None, description="for each time that one was"
+    )
+    speculation: Annotated[
+        Speculation | None, BeforeValidator(lambda x: {"drafter": x} if isinstance(x, str) else x)
+    ] = Field(default=None, description="how this part is drafted; a text is a drafter's name")
+
+    def over(self, params: SamplingParams) -> SamplingParams:
+        """The sampling of a call, with the fields given here."""
+        given = self.model_dump(exclude={"speculation"}, exclude_none=True)
+        return params.model_copy(update=given) if given else params
+
+
+class Loop(Params):
+    """When a text goes round in circles: it repeats itself word for word, again and again."""
+
+    times: Annotated[StrictInt, Field(ge=2, le=1000)] = Field(
+        default=4, description="a circle is the same run of tokens so often in a row"
+    )
+    least: Annotated[StrictInt, Field(ge=16, le=MOST)] = Field(
+        default=40, description="tokens that these make at least"
+    )
+    stale: Positive | None = Field(
+        default=200,
+        description="so many tokens in a row without 8 tokens that are new are a circle too; None = never",
+    )
+    answer: StrictBool = Field(
+        default=False, description="an answer that goes round in circles ends, too"
+    )
+
+
 class Mode(Params):
     """How a request thinks: how many experts run, whether it reasons, its defaults.
 
@@ -292,8 +288,35 @@ class Mode(Params):
         default=None,
         description="what a thought that is closed for the model says last, before the closing tag",
     )
-    early_exit: StrictBool = Field(
-        default=False, description="close thoughts that go round in circles or have settled"
+    loop: Annotated[
+        Loop | None,
+        BeforeValidator(lambda x: x if x is not True and x is not False else {} if x else None),
+    ] = Field(
+        default=None,
+        description="close thoughts that go round in circles; true = as is usual, None or false = never",
+    )
+    answer_room: Count | Literal["auto"] | None = Field(
+        default=None,
+        description="so many of max_tokens stay for the answer: the thought is closed in time, and its end "
+        "never ends the answer; auto = a quarter, at most 256; None = any thought may use up all",
+    )
+    warn_at: Annotated[Number, Field(gt=0, lt=1)] | None = Field(
+        default=None,
+        description="once this share of the thinking budget is used, `warning` is put in where the next "
+        "sentence ends; None = never",
+    )
+    warning: Annotated[str, Field(min_length=1, max_length=LONGEST_TEXT)] = Field(
+        default=WARNING, description="what is put in then"
+    )
+    turn_budget: Count | None = Field(
+        default=None,
+        description="most tokens of thought for one turn of the user, over all calls of tools in it",
+    )
+    thought: Phase | None = Field(
+        default=None, description="sampling and drafts inside thoughts, where they are other"
+    )
+    answer: Phase | None = Field(
+        default=None, description="sampling and drafts outside of thoughts, where they are other"
     )
     sampling: SamplingParams | None = Field(default=None, description="used when a call gives none")
     speculation: Speculation | None = Field(

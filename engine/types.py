@@ -217,7 +217,7 @@ class AcceptResult:
 
 
 class ThinkingRule(Protocol):
-    """How a thinking budget changes the target's probabilities: a function of the text alone, so it
+    """How the steering of a thought changes the target's probabilities: a function of the text alone, so it
     holds for drafted tokens as for committed ones."""
 
     def at(self, tokens: Sequence[int], drafted: Sequence[int]) -> OneHot | LogitBoost | None:
@@ -230,8 +230,14 @@ class ThinkingRule(Protocol):
     def lifts(self, tokens: Sequence[int]) -> bool:
         """Whether a logit may be raised within one step after `tokens`."""
 
-    def inside(self, tokens: Sequence[int]) -> bool:
-        """Whether `tokens` end inside a thought."""
+    def inside(self, tokens: Sequence[int], drafted: Sequence[int] = ()) -> bool:
+        """Whether `tokens` and then `drafted` end inside a thought."""
+
+    def no_end(
+        self, tokens: Sequence[int], drafted: Sequence[int]
+    ) -> tuple[frozenset[int], int | None]:
+        """End tokens that must not come after `tokens` and then `drafted`; and in a thought the one that comes where
+        one of them would, and closes it."""
 
 
 class RequestView(Protocol):
@@ -260,6 +266,10 @@ class RequestView(Protocol):
         """Its tokens must depend on probabilities, seed and places alone. A drafter that would sample
         may draw its nodes with the numbers of acceptance instead, and say they are chosen."""
 
+    @property
+    def thought_params(
+        self,
+    ) -> SamplingParams | None: ...  # of tokens in a thought; None = `params`
     @property
     def thinking(self) -> ThinkingRule | None: ...  # how its thoughts are bounded
     @property

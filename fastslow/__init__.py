@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from fastslow.engine.model.family import Family
     from fastslow.engine.parallel.sharding import Parallel as Parallel
     from fastslow.engine.params import Escalation as Escalation
+    from fastslow.engine.params import Loop as Loop
     from fastslow.engine.params import Mode as Mode
+    from fastslow.engine.params import Phase as Phase
     from fastslow.engine.params import SamplingParams as SamplingParams
     from fastslow.engine.params import Speculation as Speculation
     from fastslow.engine.text.messages import Message as Message
@@ -67,7 +69,7 @@ _MODULES = {
     "output": "Completion Decided FastslowWarning GenerationError Metrics Output Piece",
     "engine.core.stats": "EngineStats",
     "engine.parallel.sharding": "Parallel",
-    "engine.params": "Escalation Mode SamplingParams Speculation",
+    "engine.params": "Escalation Loop Mode Phase SamplingParams Speculation",
     "engine.text.messages": "Message",
     "policies.mode_router": "ModeChoice ModeRouter PromptFacts",
 }

@@ -61,6 +61,7 @@ class ListOptions(TypedDict, total=False):
     timeout: float | None | Sequence[float | None]
     memory_key: str | None | Sequence[str | None]
     share: str | None | Sequence[str | None]
+    turn: str | None | Sequence[str | None]
     allow_special: bool | Sequence[bool]
     chat_template_kwargs: Mapping[str, object] | None | Sequence[Mapping[str, object] | None]
     keep_thoughts: bool | Sequence[bool]

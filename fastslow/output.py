@@ -38,9 +38,13 @@ class Metrics:
     target_ms: float | None = None  # of the time to the first token, and of the mean of all others
     target_kept: bool | None = None  # None without a target
     thinking_tokens: int = 0  # between the thinking tags, without them and without a closing phrase
-    # what ended the thinking: the model, its budget, early exit (loop, settled), its caller, or length (max_tokens
-    # was met inside a thought). None: there was no thought, or the answer ended otherwise inside one
+    # what ended the thinking: the model, its budget, the turn's, the room that the answer needs, a loop, its caller, or
+    # length (max_tokens was met inside a thought). None: there was no thought, or the answer ended otherwise inside one
     thinking_ended: Ended | Literal["length"] | None = None
+    put_in_tokens: int = 0  # that the engine wrote: a warning, a closing phrase, the tag behind it
+    turn_budget_left: int | None = (
+        None  # tokens of thought, of the turn's budget; None = it has none
+    )
     prompt_tokens: int = 0
     run_seconds: float = 0.0  # from the start of the first step to the last token
     groups: int | None = None  # routed groups that ran for a token, at the end; None = it has none
@@ -180,6 +184,7 @@ class Decided(NamedTuple):
     mode: str  # the preset that was chosen; "" where the call named its mode
     why: str  # in one line for people
     units: int | None  # routed groups, or experts, that run; None = all
+    turn_left: int | None = None  # tokens of thought that were left of a turn that the call names
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +202,8 @@ class Piece:
     logprobs: list[dict[int, float]] | None = None  # of `token_ids`, where they were asked for
     index: int = 0  # which of n answers
     sources: list[str] = field(default_factory=list)  # of `token_ids`, as `Completion.sources`
-    # in the first piece of an answer whose mode was chosen, or whose experts may be cut to keep a target
+    # in the first piece of an answer whose mode was chosen, whose experts may be cut to keep a target, or whose turn
+    # is named
     decided: Decided | None = None
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 from fastslow.engine.model.config import RoutedUnits
-from fastslow.engine.params import Mode, SamplingParams, Speculation
+from fastslow.engine.params import Mode, Phase, SamplingParams, Speculation
 
 THINKING = {"off": "off", "on": "on, where the model can", "auto": "as the model likes"}
 CHOSEN = "as the preset that is taken"
@@ -17,8 +19,8 @@ def meaning(mode: Mode, units: RoutedUnits) -> dict[str, str]:
         units.name: _running(mode.routed, units.most) if units.name in own else CHOSEN,
         "thinking": _thinking(mode) if "thinking" in own else CHOSEN,
         "budget": _budget(mode),
-        "sampling": _sampling(mode.sampling),
-        "drafter": _drafter(mode.speculation),
+        "sampling": "; ".join([_sampling(mode.sampling), *_parts(mode, _phase)]),
+        "drafter": "; ".join([_drafter(mode.speculation), *_parts(mode, _phase_drafts)]),
         "latency": _latency(mode),
         "escalation": _escalation(mode),
     }
@@ -44,8 +46,15 @@ def _budget(mode: Mode) -> str:
         parts.append(f"at most {most} tokens of thought")
         if mode.thinking_soft:
             parts.append(f"over the last {mode.thinking_soft} the model closes more readily")
-    if mode.early_exit:
-        parts.append("ended early where a thought loops or has settled")
+    if mode.turn_budget is not None:
+        parts.append(f"at most {mode.turn_budget} in a turn of the user")
+    if mode.answer_room:
+        kept = "a part" if mode.answer_room == "auto" else f"{mode.answer_room} tokens"
+        parts.append(f"{kept} of max_tokens kept for the answer")
+    if mode.warn_at is not None:
+        parts.append(f"a warning once {mode.warn_at:.0%} of the budget is used")
+    if mode.loop is not None:
+        parts.append("ended where a thought goes round in circles")
     if parts and mode.closing:
         parts.append(f"then {mode.closing.strip()!r}")
     return "; ".join(parts) or "-"
@@ -58,6 +67,22 @@ def _sampling(params: SamplingParams | None) -> str:
     heat = fields.pop("temperature", params.temperature)
     shown = [f"temperature {heat:g}" if heat else "greedy"]
     return ", ".join([*shown, *(f"{name} {value}" for name, value in fields.items())])
+
+
+def _parts(mode: Mode, said: Callable[[Phase], str]) -> Iterator[str]:
+    """What is other in the thought and in the answer."""
+    for name, phase in (("thought", mode.thought), ("answer", mode.answer)):
+        if phase is not None and (words := said(phase)):
+            yield f"in the {name} {words}"
+
+
+def _phase(phase: Phase) -> str:
+    given = phase.model_dump(exclude={"speculation"}, exclude_none=True)
+    return ", ".join(f"{name} {value}" for name, value in sorted(given.items()))
+
+
+def _phase_drafts(phase: Phase) -> str:
+    return "" if phase.speculation is None else _drafter(phase.speculation)
 
 
 def _drafter(speculation: Speculation | None) -> str:

@@ -11,7 +11,14 @@ from fastslow.engine.host.files import is_file, read_object, shown
 from fastslow.engine.model.config import FIELDS, RoutedUnits
 from fastslow.engine.params import CHANGED, Mode, Params, nearest
 
-NESTED = "sampling", "speculation", "escalate"  # fields that hold fields
+NESTED = (
+    "sampling",
+    "speculation",
+    "escalate",
+    "thought",
+    "answer",
+    "loop",
+)  # fields that hold fields
 NAMING = "name", "base", "description", "auto"  # fields that are a mode's own
 MOST_MODES = 1000  # that a file or a call gives
 MOST_BASES = 32  # one above the other
@@ -37,6 +44,7 @@ def builtin_modes(units: RoutedUnits) -> dict[str, Mode]:
         "deep": Mode(
             name="deep",
             thinking="on",
+            answer_room="auto",
             description=f"{whole + ', ' if units.most else ''}thinking on",
         ),
         "auto": Mode(

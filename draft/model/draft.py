@@ -14,6 +14,7 @@ from fastslow.draft.model.vocab import VocabMap
 from fastslow.draft.several import on_each
 from fastslow.engine.model.base import Model
 from fastslow.engine.sampling.grammar import GrammarError
+from fastslow.engine.sampling.probs import greedy
 from fastslow.engine.types import ModelOutput, RequestView, Rows, TargetProbs, Tree
 
 READ_ROWS = 512  # of text in one forward: a long prompt is read piece by piece
@@ -125,7 +126,7 @@ class ModelDraft(LockstepDraft):
         text = DraftText(request, tokens, len(tokens) - 1, groups, request.max_len, rope)
         if not self._kv.prepare(text, nodes):
             return None
-        if self._width > 1 and request.params.temperature == 0:
+        if self._width > 1 and greedy(request):
             return TreeRun(text, nodes, self._width, self._target_probs, self._vocab_map)
         text.only_best = self._only_best is not None and self._only_best(request)
         return ChainRun(text, nodes, self._target_probs, self._vocab_map)

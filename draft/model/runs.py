@@ -114,6 +114,8 @@ class WarmView:
     def __init__(self, request: RequestView) -> None:
         self._request = request
         self.params = request.params.model_copy(update=WARM)
+        own = request.thought_params
+        self.thought_params = own and own.model_copy(update=WARM)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._request, name)

@@ -9,6 +9,7 @@ from fastslow.draft.base import BaseDrafter
 from fastslow.draft.suffix.corpus import Corpus
 from fastslow.draft.suffix.sources import MAX_MATCH, AnswerMemory, OwnText, Source
 from fastslow.draft.suffix.tree import MatchConfidence, MatchRuns, grow
+from fastslow.engine.sampling.probs import greedy
 from fastslow.engine.types import RequestView, Tree
 
 MIN_SCORE = 0.2  # lower drafts more and errs more: for models whose rows cost next to nothing
@@ -99,6 +100,5 @@ def _can_be_shared(request: RequestView) -> bool:
     """Whether it came to its own end without a given seed: drafts would know the numbers that verify them."""
     answered = len(request.tokens) > request.prompt_length
     ended = answered and request.tokens[-1] in request.end_ids
-    params = request.params
-    seeded = params.temperature > 0 and params.seed is not None
+    seeded = request.params.seed is not None and not greedy(request)
     return request.shared and (ended or len(request.tokens) > request.max_len) and not seeded

@@ -100,6 +100,8 @@ class EngineCore:
         if not work:
             return
         ready = [item.request for item in work if item.ready]
+        for request in ready:
+            request.enter_phase()
         nodes = [self._nodes(request, len(ready)) for request in ready]
         started = time.perf_counter()
         trees = self.drafter.propose(ready, nodes)
@@ -347,10 +349,14 @@ def _truncate(ready: Sequence[Request], result: AcceptResult) -> None:
     for b, request in enumerate(ready):
         if request.error is not None:
             request.stopper.finish("error")
-        run, whole_at = result.tokens[b], None
-        if request.grammar is not None and request.error is None:
+        run, whole_at, circles_at = result.tokens[b], None, None
+        if request.error is None and request.grammar is not None:
             whole_at = request.grammar.whole_at(request.tokens, run)
-        kept = 0 if request.error is not None else request.stopper.scan(run, whole_at)
+        if request.error is None and request.thinking is not None:
+            circles_at = request.thinking.circles_at(request.tokens, run)
+        kept = 0 if request.error is not None else request.stopper.scan(run[:circles_at], whole_at)
+        if kept == circles_at:
+            request.stopper.finish("loop")
         result.cut(b, kept)
 
 

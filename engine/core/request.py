@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from loguru import logger
 
@@ -39,6 +40,14 @@ class EscalationTarget:
         return f"{self.mode} from token {confidence.tokens}: {confidence} ({how})"
 
 
+class Drafting(NamedTuple):
+    """How a part of an answer is drafted."""
+
+    speculation: Speculation
+    policy: Policy
+    own_drafter: str = ""  # the name of what the speculation means, where that is one drafter
+
+
 @dataclass(frozen=True, slots=True)
 class KVHistory:
     """The first `length` rows of a text ran these groups, whatever the request runs now."""
@@ -69,6 +78,9 @@ class Request:
     reproducible: bool = False
     scored: bool = False  # its rule wants `OneHot.probs`
     thinking: Thinking | None = None  # of a model that has thinking tags
+    # of tokens in a thought, where they have their own
+    thought_params: SamplingParams | None = None
+    by_phase: tuple[Drafting, Drafting] | None = None  # of the answer, and of thoughts
     grammar: Grammar | None = None  # what its answer has to look like
     computed: int = 0
     spec_stats: SpecDecodeStats = field(default_factory=SpecDecodeStats)
@@ -95,6 +107,14 @@ class Request:
     confidence: Confidence | None = None  # of a request that may change to another mode
     escape: EscalationTarget | None = None  # that mode
     kv_from_previous_mode: KVHistory | None = None  # of a text that changed its groups and kept KV
+
+    def enter_phase(self) -> None:
+        """Draft as the part of the answer is drafted that its text ends in."""
+        if self.by_phase is None:
+            return
+        begun = self.grammar is not None and self.grammar.begun(self.tokens)
+        inside = self.thinking is not None and not begun and self.thinking.inside(self.tokens)
+        self.speculation, self.policy, self.own_drafter = self.by_phase[inside]
 
     @property
     def drafter(self) -> str:

@@ -5,13 +5,14 @@ closing tag's logit and the min_tokens mask; penalties; the grammar's mask; temp
 min_p. In the thought the budget decides, in the answer the grammar: it knows where the answer begins.
 Where it must end, it does so before min_tokens, too. A row depends on its own request only, and on the
 tokens *before* its position: committed ones, and drafted ones from the root to it. So all of it holds for
-drafted tokens as it does without a draft.
+drafted tokens as it does without a draft. That text also says whether a row is in a thought, which may have
+sampling parameters of its own.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -25,31 +26,73 @@ COLDEST = 1e-30  # float32 divides by it; below, a temperature would round to 0 
 
 def probs_at(logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int]) -> Probs:
     """The probabilities of the token after `request.tokens` and `drafted`, by logits f32 [V]: f32 [V] that
-    sum to 1; at temperature 0 the first of the likeliest tokens, or the forced one.
+    sum to 1; where all is at temperature 0 the first of the likeliest tokens, or the forced one.
 
     Raises FloatingPointError where the logits are not finite.
     """
-    params = request.params
     if not _finite(logits_V):
         raise FloatingPointError("the model's logits are not finite numbers")
     forced, mask = forced_at(request, drafted)
     if isinstance(forced, OneHot):
-        if params.temperature == 0:
-            return forced
-        one_hot_V: Floats = np.eye(1, len(logits_V), forced.token, np.float32)[0]
-        return one_hot_V  # a drafter that samples needs all of it
-    shaped_V = _shaped(logits_V, request, drafted, forced, mask)
+        return _certain(forced.token, request, len(logits_V))
+    params = _params_at(request, drafted, mask)
+    ends, barred = _ends_at(request, drafted, mask)
+    shaped_V = _shaped(logits_V, request, params, drafted, forced, mask, barred)
     token = _argmax(shaped_V)
     best = shaped_V[token]
     if not math.isfinite(best):
         by = "min_tokens forbids" if mask is None else "min_tokens and the grammar forbid"
         raise FloatingPointError(f"no token is left: {by} every one of them")
     if params.temperature == 0:
-        return OneHot(token)
+        return _certain(ends.get(token, token), request, len(logits_V))
     p_V = torch.softmax((shaped_V - best) / max(params.temperature, COLDEST), dim=-1)
     kept_V = _min_p(_top_p(_top_k(p_V, params), params), params)
     result: Floats = (kept_V / kept_V.sum()).cpu().numpy()
+    for end, token in ends.items():
+        result[token] += result[end]
+        result[end] = 0.0
     return result
+
+
+def _certain(token: int, request: RequestView, size: int) -> Probs:
+    """Probability 1 for a token."""
+    if greedy(request):
+        return OneHot(token)
+    one_hot_V: Floats = np.eye(1, size, token, np.float32)[0]
+    return one_hot_V  # a drafter that samples needs all of it
+
+
+def greedy(request: RequestView) -> bool:
+    """Whether nothing of an answer is drawn."""
+    return all(params.temperature == 0 for params in _phases(request))
+
+
+def _phases(request: RequestView) -> list[SamplingParams]:
+    """The parameters of the parts of its answer."""
+    own = None if request.thinking is None else request.thought_params
+    return [request.params] if own is None else [request.params, own]
+
+
+def _params_at(
+    request: RequestView, drafted: Sequence[int], mask: TokenMask | None
+) -> SamplingParams:
+    """Those of the token after `request.tokens` and `drafted`."""
+    thinking = request.thinking
+    if thinking is None or request.thought_params is None or (mask is not None and not mask.before):
+        return request.params
+    inside = thinking.inside(request.tokens, drafted)
+    return request.thought_params if inside else request.params
+
+
+def _ends_at(
+    request: RequestView, drafted: Sequence[int], mask: TokenMask | None
+) -> tuple[Mapping[int, int], frozenset[int]]:
+    """End tokens that would end the answer before it has begun: those that another token stands for, with it, and
+    those that may not come."""
+    if request.thinking is None or mask is not None:  # a grammar decides
+        return {}, frozenset()
+    ends, token = request.thinking.no_end(request.tokens, drafted)
+    return ({}, ends) if token is None else (dict.fromkeys(ends, token), frozenset())
 
 
 def forced_at(
@@ -70,7 +113,12 @@ def one_hot(best: int, request: RequestView, drafted: Sequence[int]) -> OneHot:
     forced, mask = forced_at(request, drafted)
     assert not isinstance(forced, LogitBoost), "rows near a raised logit have all of their logits"
     assert mask is None, "rows under a grammar have all of their logits"
-    return OneHot(best) if forced is None else forced
+    if forced is not None:
+        return forced
+    ends, barred = _ends_at(request, drafted, None)
+    if best in barred:  # after a draft alone: where the text ends so, `only_best` does not hold
+        raise LookupError("the second best token is wanted, and only the best is known")
+    return OneHot(ends.get(best, best))
 
 
 def scored_probs_at(logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int]) -> Probs:
@@ -80,7 +128,8 @@ def scored_probs_at(logits_V: torch.Tensor, request: RequestView, drafted: Seque
     forced, mask = forced_at(request, drafted)
     if not isinstance(decided, OneHot) or isinstance(forced, OneHot):
         return decided
-    shaped_V = _shaped(logits_V, request, drafted, forced, mask)
+    params, (_, barred) = _params_at(request, drafted, mask), _ends_at(request, drafted, mask)
+    shaped_V = _shaped(logits_V, request, params, drafted, forced, mask, barred)
     return OneHot(decided.token, torch.softmax(shaped_V, dim=-1).numpy(force=True))
 
 
@@ -88,17 +137,20 @@ def only_best(request: RequestView) -> bool:
     """Whether the likeliest token is all that this step needs of the logits."""
     params = request.params
     return (
-        params.temperature == 0
-        and request.grammar is None
+        request.grammar is None
         and params.logprobs is None
         and params.prompt_logprobs is None
         and not params.logit_bias
-        and params.repetition_penalty == 1.0
-        and not params.presence_penalty
-        and not params.frequency_penalty
+        and all(part.temperature == 0 and not _penalises(part) for part in _phases(request))
         and len(request.tokens) - request.prompt_length >= params.min_tokens
         and (request.thinking is None or not request.thinking.lifts(request.tokens))
+        and not _ends_at(request, (), None)[1]
     )
+
+
+def _penalises(params: SamplingParams) -> bool:
+    others = params.presence_penalty or params.frequency_penalty
+    return params.repetition_penalty != 1.0 or bool(others)
 
 
 # On the CPU with numpy: torch would wake its threads for one row, which takes longer than the sum.
@@ -133,21 +185,29 @@ def log_probability(logits_V: torch.Tensor, token: int) -> float:
 def _shaped(
     logits_V: torch.Tensor,
     request: RequestView,
+    params: SamplingParams,
     drafted: Sequence[int],
     lift: LogitBoost | None,
     mask: TokenMask | None,
+    barred: frozenset[int],
 ) -> torch.Tensor:
-    shaped_V = _penalised(_biased(logits_V, request, len(drafted), lift), request, drafted)
+    shaped_V = _biased(logits_V, request, len(drafted), lift, barred)
+    if _penalises(params):
+        shaped_V = _penalised(shaped_V, request, params, drafted)
     return shaped_V if mask is None else mask.applied(shaped_V)
 
 
 def _biased(
-    logits_V: torch.Tensor, request: RequestView, ahead: int, lift: LogitBoost | None
+    logits_V: torch.Tensor,
+    request: RequestView,
+    ahead: int,
+    lift: LogitBoost | None,
+    barred: frozenset[int],
 ) -> torch.Tensor:
     params = request.params
-    answered = len(request.tokens) + ahead - request.prompt_length
-    early = answered < params.min_tokens and request.end_ids
-    if not params.logit_bias and not early and lift is None:
+    if len(request.tokens) + ahead - request.prompt_length < params.min_tokens:
+        barred |= request.end_ids
+    if not params.logit_bias and not barred and lift is None:
         return logits_V
     logits_V = logits_V.clone()
     if lift is not None:
@@ -155,20 +215,17 @@ def _biased(
     if params.logit_bias:
         ids = torch.tensor(list(params.logit_bias), device=logits_V.device)
         logits_V[ids] += torch.tensor(list(params.logit_bias.values()), device=logits_V.device)
-    if early:
-        logits_V[torch.tensor(sorted(request.end_ids), device=logits_V.device)] = -torch.inf
+    if barred:
+        logits_V[torch.tensor(sorted(barred), device=logits_V.device)] = -torch.inf
     return logits_V
 
 
 def _penalised(
-    logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int]
+    logits_V: torch.Tensor, request: RequestView, params: SamplingParams, drafted: Sequence[int]
 ) -> torch.Tensor:
     """Repetition over the whole text (Keskar et al. 2019), presence and frequency over the answer."""
-    params = request.params
     repetition = params.repetition_penalty != 1.0
     presence, frequency = params.presence_penalty, params.frequency_penalty
-    if not repetition and not presence and not frequency:
-        return logits_V
     logits_V = logits_V.clone()
     text = torch.tensor([*request.tokens, *drafted], device=logits_V.device)
     if repetition:

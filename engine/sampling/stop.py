@@ -9,7 +9,7 @@ from typing import Literal
 from fastslow.engine.params import SamplingParams
 from fastslow.engine.text.vocabulary import Detokenizer
 
-Reason = Literal["stop", "length", "cancelled", "timeout", "error", "escalated"]
+Reason = Literal["stop", "length", "loop", "cancelled", "timeout", "error", "escalated"]
 
 
 class StopStrings:

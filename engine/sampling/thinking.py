@@ -1,35 +1,46 @@
-"""How many tokens a request's thought has, and what a policy that bounds it allows as the next one."""
+"""What a thought may do next: go on, hear a warning, or be closed. A function of the text, at every node of a draft."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol, Self
 
+from fastslow.engine.sampling.repeats import RepeatFinder, Repeats
 from fastslow.engine.text.thought import TagTokens
 from fastslow.engine.types import LogitBoost, OneHot
 
 FURTHEST = 64  # tokens that one step may add: most nodes of a draft
-Ending = Literal["budget", "loop", "settled", "caller"]
+Ending = Literal["budget", "turn", "room", "loop", "caller"]
 """Why a thought was closed for the model."""
 Ended = Literal["model", Ending]
+MARKS = (b".", b"!", b"?", *(mark.encode() for mark in "。！？"))  # that end a sentence
 
 
 class Thought(NamedTuple):
     """The thought that a text ends in, as far as a policy may know it."""
 
     spent: int  # tokens that began between the tags, over all thoughts of the answer
-    recent: Sequence[int] = ()  # the latest of this thought, at most as many as the policy reads
-    line: str = ""  # the line that its last token ended, "" inside a line
-    said: int = 0  # how often this thought has said that line by now
+    made: int = 0  # tokens of the answer so far, tags and all that was put in included
+    closing: int = 1  # tokens that closing it takes, at most
+    repeats: Repeats = Repeats()  # of this thought
+    paused: bool = False  # its last token ended a sentence, and no warning came yet
 
 
 class ThinkingPolicy(Protocol):
-    """Decides when a thought has to end. A pure function of the thought."""
+    """Decides what a thought does next. A pure function of the thought."""
 
-    reads: int  # latest tokens that it wants to see; 0 = neither tokens nor lines
+    @property
+    def repeats(self) -> bool:
+        """Whether it looks at them."""
 
     def judge(self, thought: Thought) -> Ending | None:
         """Why the thought is to be closed now; None = it is not."""
+
+    def warns(self, thought: Thought, size: int) -> bool:
+        """Whether a warning of `size` tokens is put in now."""
+
+    def circles(self, repeats: Repeats) -> bool:
+        """Whether an answer goes round in circles."""
 
     def lift(self, spent: int) -> float:
         """What is added to the closing tag's logit after `spent` tokens; 0 = nothing."""
@@ -38,25 +49,30 @@ class ThinkingPolicy(Protocol):
         """Whether `lift` is other than 0 anywhere in the range."""
 
 
-class CutThought:
-    """The policy that held before, and beside it: a thought ends after `most` tokens, counted over all
-    thoughts of the answer, because its caller said so."""
+class Steering(NamedTuple):
+    """What may be done to the thoughts of an answer. Nothing is, by default."""
 
-    def __init__(self, policy: ThinkingPolicy | None, most: int) -> None:
-        self._policy = policy
-        self._most = most
-        self.reads = 0 if policy is None else policy.reads
+    policy: ThinkingPolicy | None = None  # None = thoughts are only counted
+    closing: tuple[int, ...] = ()  # tokens of the closing phrase and tag; () = the tag alone
+    warning: tuple[int, ...] = ()  # tokens of the warning
+    # end tokens that close a thought instead, and do not come before something was answered
+    ends: frozenset[int] = frozenset()
+    # tokens of the answer, of which a closing phrase leaves one; None = it need not
+    room: int | None = None
+    cut: int | None = None  # tokens of thought after which the caller had it closed
 
-    def judge(self, thought: Thought) -> Ending | None:
-        if thought.spent >= self._most:
-            return "caller"
-        return None if self._policy is None else self._policy.judge(thought)
 
-    def lift(self, spent: int) -> float:
-        return 0.0 if self._policy is None else self._policy.lift(spent)
+FREE = Steering()
+NONE: frozenset[int] = frozenset()
 
-    def lifts(self, spent: range) -> bool:
-        return self._policy is not None and self._policy.lifts(spent)
+
+class Outcome(NamedTuple):
+    """What a whole text came to."""
+
+    spent: int  # tokens of thought
+    ended: Ended | None  # what ended the latest thought
+    open: bool  # whether one is still open
+    put_in: int  # tokens that the model did not choose: warnings, closing phrases and tags
 
 
 class _Piece(NamedTuple):
@@ -71,47 +87,50 @@ class _State(NamedTuple):
     """What has to be known of a text to take its next token."""
 
     thinking: bool
+    made: int = 0  # tokens of the answer
     spent: int = 0  # tokens that began inside a thought and were not forced
+    put_in: int = 0  # tokens that were forced
     tail: tuple[_Piece, ...] = ()
     todo: tuple[int, ...] = ()  # next tokens, which are forced
-    ending: Ending | None = None  # why they are
+    ending: Ending | None = None  # why they are; None: they are a warning
     said: bool = False  # whether a closing phrase was begun
+    warned: bool = False
+    digit: bool = False  # the text ends in one
+    blank: bool = False  # a thought was closed, and nothing but blanks came since
     ended: Ended | None = None  # what closed the latest thought
-    recent: tuple[int, ...] = ()  # of the thought, what the policy reads
-    line: bytes = b""  # that is being written
-    lines: tuple[str, ...] = ()  # written before it in this thought
+    repeats: Repeats = Repeats()  # of the thought or the answer that the text ends in
 
 
 class Thinking:
-    """One request's thinking: counts its tokens, and ends it where the policy says so.
+    """One request's thinking: counts its tokens, warns, and ends it where the policy says so.
 
     All is a function of the text. A thought ends with the tokens of the closing phrase and tag, which
-    are forced; these do not count, and neither do tags. Drafts need no rule: a forced
+    are forced, as those of a warning are; these do not count, and neither do tags. Drafts need no rule: a forced
     token has probability 1, wherever in a tree it stands.
 
-    The phrase comes once in an answer: a later thought is ended by the tag alone. Where the model
+    The phrase and the warning come once in an answer: a later thought is ended by the tag alone. Where the model
     has begun a tag of several tokens, only the rest of the tag is forced.
 
     Args:
-        tags: the model's.
+        tags: the model's; None = it does not think.
         opened: the answer begins inside a thought.
         prompt_length: tokens before the answer.
-        policy: None = thoughts are only counted.
-        closing: tokens of the closing phrase and tag.
+        steering: what may be done to its thoughts.
     """
 
     def __init__(
         self,
-        tags: TagTokens,
+        tags: TagTokens | None,
         opened: bool,
         prompt_length: int,
-        policy: ThinkingPolicy | None = None,
-        closing: tuple[int, ...] = (),
+        steering: Steering = FREE,
     ) -> None:
         self._tags = tags
-        self._policy = policy
-        self._reads = 0 if policy is None else policy.reads
-        self._closing = closing or tags.close_ids
+        self._steering = steering
+        self._policy = steering.policy
+        self._finder = RepeatFinder() if self._policy and self._policy.repeats else None
+        self._close = () if tags is None else tags.close_ids
+        self._opened = opened
         self._prompt_length = prompt_length
         self._read = prompt_length
         self._state = self._judged(_State(opened), False)
@@ -119,20 +138,30 @@ class Thinking:
 
     @property
     def bounded(self) -> bool:
-        """Whether there is a policy that may force tokens."""
-        return self._policy is not None
+        """Whether tokens may be forced."""
+        return self._policy is not None or self._steering.cut is not None
 
     def at(self, tokens: Sequence[int], drafted: Sequence[int]) -> OneHot | LogitBoost | None:
-        if self._policy is None:
+        if not self.bounded:
             return None
         state = self._after(tokens, tuple(drafted))
         if state.todo:
             return OneHot(state.todo[0])
-        by = self._policy.lift(state.spent) if state.thinking else 0.0
+        by = self._policy.lift(state.spent) if self._policy and state.thinking else 0.0
         return LogitBoost(self._rest_of_tag(state)[0], by) if by else None
 
+    def no_end(
+        self, tokens: Sequence[int], drafted: Sequence[int]
+    ) -> tuple[frozenset[int], int | None]:
+        if not self._steering.ends:
+            return NONE, None
+        state = self._after(tokens, tuple(drafted))
+        if state.thinking:
+            return self._steering.ends, self._rest_of_tag(state)[0]
+        return self._steering.ends if state.blank else NONE, None
+
     def ahead(self, tokens: Sequence[int]) -> Sequence[int]:
-        return () if self._policy is None else self._after(tokens, ()).todo
+        return self._after(tokens, ()).todo if self.bounded else ()
 
     def lifts(self, tokens: Sequence[int]) -> bool:
         if self._policy is None:
@@ -140,8 +169,19 @@ class Thinking:
         spent = self._after(tokens, ()).spent
         return self._policy.lifts(range(spent, spent + FURTHEST + 1))
 
-    def inside(self, tokens: Sequence[int]) -> bool:
-        return self._after(tokens, ()).thinking
+    def inside(self, tokens: Sequence[int], drafted: Sequence[int] = ()) -> bool:
+        return self._after(tokens, tuple(drafted)).thinking
+
+    def circles_at(self, tokens: Sequence[int], run: Sequence[int]) -> int | None:
+        """After how many tokens of `run`, after `tokens`, the answer goes round in circles; None: it does not."""
+        policy = self._policy
+        if policy is None or self._finder is None:
+            return None
+        for size in range(1, len(run) + 1):
+            state = self._after(tokens, tuple(run[:size]))
+            if not state.thinking and policy.circles(state.repeats):
+                return size
+        return None
 
     def close(self, tokens: Sequence[int]) -> bool:
         """Have the thought that `tokens` end in closed from the next token on, as a used-up budget does.
@@ -149,16 +189,19 @@ class Thinking:
         state = self._after(tokens, ())
         if not state.thinking:
             return False
-        if not state.todo:  # else it is being closed
-            self._policy = CutThought(self._policy, state.spent)
-            self._state = self._judged(state, False)
+        if not state.todo or state.ending is None:  # else it is being closed
+            self._steering = self._steering._replace(cut=state.spent)
+            self._state = self._judged(state._replace(todo=()), False)
             self._drafts = {(): self._state}
         return True
 
-    def outcome(self, tokens: Sequence[int]) -> tuple[int, Ended | None, bool]:
-        """Of a whole text: tokens of thought, what ended the latest one, whether one is still open."""
+    def outcome(self, tokens: Sequence[int]) -> Outcome:
+        """Of a text that ends, perhaps before what was read of it."""
+        if len(tokens) < self._read:
+            again = type(self)(self._tags, self._opened, self._prompt_length, self._steering)
+            return again.outcome(tokens)
         state = self._after(tokens, ())
-        return state.spent, state.ended, state.thinking
+        return Outcome(state.spent, state.ended, state.thinking, state.put_in)
 
     def reopened(self) -> Self:
         """The same for a text that turned out to begin inside a thought, to count its tokens."""
@@ -167,7 +210,9 @@ class Thinking:
     def _after(self, tokens: Sequence[int], drafted: tuple[int, ...]) -> _State:
         if self._read < len(tokens):
             for token in tokens[self._read :]:
-                self._state = self._step(self._state, token)
+                self._state = read = self._step(self._state, token)
+                if self._finder is not None:
+                    self._state = read._replace(repeats=self._finder.commit(read.repeats))
             self._read = len(tokens)
             self._drafts = {(): self._state}
         state = self._drafts.get(drafted)
@@ -180,27 +225,37 @@ class Thinking:
         todo = state.todo
         forced = bool(todo) and token == todo[0]
         todo = todo[1:] if forced else ()  # under another mode other tokens may have come
-        data = self._tags.spell(token)
         counted = state.thinking and not forced
-        tag = self._tags.close if state.thinking else self._tags.open
-        if state.tail or tag[:1] in data:
-            piece = _Piece(data, token, counted)
-            state = state._replace(spent=state.spent + counted, tail=(*state.tail, piece))
-            state = self._past_tags(state, "model" if not forced else state.ending)
-        elif counted:
-            state = state._replace(spent=state.spent + 1)
-        if forced or state.todo:
-            state = state._replace(todo=todo, said=state.said or forced)
-        if not state.thinking:
+        closes = forced and state.ending is not None
+        state = state._replace(
+            made=state.made + 1,
+            spent=state.spent + counted,
+            put_in=state.put_in + forced,
+            todo=todo,
+            said=state.said or closes,
+        )
+        digit, blank = state.digit, state.blank
+        data = b"" if self._tags is None else self._tags.spell(token)
+        part = state.repeats.part
+        if self._tags is not None:
+            tag = self._tags.close if state.thinking else self._tags.open
+            if state.tail or tag[:1] in data:
+                state = state._replace(tail=(*state.tail, _Piece(data, token, counted)))
+                state = self._past_tags(state, self._tags, state.ending if closes else "model")
+        if blank and data.strip():
+            state = state._replace(blank=False)
+        if self._finder is not None and not forced and state.repeats.part == part:
+            repeats = self._finder.after(state.repeats, token, state.made)
+            state = state._replace(repeats=repeats)
+        if not self.bounded or not state.thinking:
             return state
-        if counted and self._reads:
-            state = self._noted(state, data, token)
-        return self._judged(state, b"\n" in data)
+        paused = counted and (data.endswith(b"\n") or (not digit and data.rstrip().endswith(MARKS)))
+        return self._judged(state._replace(digit=data[-1:].isdigit()), paused)
 
-    def _past_tags(self, state: _State, ended: Ended | None) -> _State:
+    def _past_tags(self, state: _State, tags: TagTokens, ended: Ended | None) -> _State:
         """The state after the tags that the latest token completes."""
         text = b"".join(piece.data for piece in state.tail)
-        while tag := self._tags.close if state.thinking else self._tags.open:
+        while tag := tags.close if state.thinking else tags.open:
             place = text.find(tag)
             if place < 0:
                 break
@@ -209,44 +264,41 @@ class Thinking:
                 inside += piece.counted and begins >= place
                 begins += len(piece.data)
             text = text[place + len(tag) :]
-            state = _State(
+            state = state._replace(
                 thinking=not state.thinking,
                 spent=state.spent - inside,
                 tail=(_Piece(text, -1, False),),
-                todo=state.todo,
-                ending=state.ending,
-                said=state.said,
+                blank=state.thinking and not text.strip(),
                 ended=ended if state.thinking else state.ended,
+                repeats=state.repeats.next_part(),
             )
         begun = next((k for k in range(len(tag) - 1, 0, -1) if text.endswith(tag[:k])), 0)
         return state._replace(tail=_last(state.tail, begun))
 
-    def _noted(self, state: _State, data: bytes, token: int) -> _State:
-        """The state with what the policy reads of a thought: its latest tokens, and its lines."""
-        *ended, line = (state.line + data).split(b"\n")
-        lines = [line.decode("utf-8", "replace").strip() for line in ended]
-        return state._replace(
-            recent=(*state.recent, token)[-self._reads :],
-            line=line,
-            lines=(*state.lines, *filter(None, lines)) if lines else state.lines,
-        )
-
-    def _judged(self, state: _State, line_ended: bool) -> _State:
-        """The state with the tokens that are forced now, if the policy ends the thought."""
-        if self._policy is None or not state.thinking or state.todo:
+    def _judged(self, state: _State, paused: bool) -> _State:
+        """The state with the tokens that are forced now, if the policy ends the thought or warns."""
+        if not self.bounded or not state.thinking or state.todo:
             return state
-        line = state.lines[-1] if line_ended and state.lines else ""
-        said = state.lines.count(line) if line else 0
-        ending = self._policy.judge(Thought(state.spent, state.recent, line, said))
+        closing, warning, room = self._steering.closing, self._steering.warning, self._steering.room
+        if not closing or state.said or (room is not None and state.made + len(closing) >= room):
+            closing = self._close
+        paused = paused and bool(warning) and not state.warned and not state.tail
+        thought = Thought(state.spent, state.made, len(closing), state.repeats, paused)
+        cut = self._steering.cut
+        ending: Ending | None = "caller" if cut is not None and state.spent >= cut else None
+        if ending is None and self._policy is not None:
+            ending = self._policy.judge(thought)
+            if ending is None and paused and self._policy.warns(thought, len(warning)):
+                return state._replace(todo=warning, warned=True, ending=None)
         if ending is None:
             return state
         rest = self._rest_of_tag(state)
-        alone = state.said or len(rest) < len(self._tags.close_ids)
-        return state._replace(todo=rest if alone else self._closing, ending=ending)
+        begun = len(rest) < len(self._close)
+        return state._replace(todo=rest if begun else closing, ending=ending)
 
     def _rest_of_tag(self, state: _State) -> tuple[int, ...]:
         """The closing tag without the part of it that the text ends in."""
-        whole = self._tags.close_ids
+        whole = self._close
         said = tuple(piece.token for piece in state.tail)
         begun = range(min(len(whole) - 1, len(said)), 0, -1)
         return next((whole[k:] for k in begun if said[-k:] == whole[:k]), whole)

@@ -9,6 +9,7 @@ from fastslow.engine.params import Thinking
 
 FLAGS = "enable_thinking", "thinking"  # variables: Qwen's name and DeepSeek's
 EFFORT = "reasoning_effort"
+BUDGET = "thinking_budget"  # a variable: Seed-OSS's name
 LEVELS = "none", "minimal", "low", "medium", "high"
 USUAL = "low", "medium", "high"  # of a template that writes whatever it is given
 WORDS = "/no_think", "/nothink"
@@ -30,6 +31,7 @@ class ThinkingSwitch(NamedTuple):
     kind: Literal["flag", "effort", "word", "none"] = "none"
     names: tuple[str, ...] = ()
     levels: tuple[str, ...] = ()
+    budget: str = ""  # the variable that tells the model how many tokens it may think
 
     def __str__(self) -> str:
         match self.kind:
@@ -57,6 +59,14 @@ class ThinkingSwitch(NamedTuple):
 
 
 def find_switch(render: Render, source: str) -> ThinkingSwitch:
+    """`_found`, with the variable for a budget where the template writes it."""
+    tells = BUDGET in source and _differ(
+        *([render(c, {BUDGET: n}) for c in CHATS] for n in (300, 900))
+    )
+    return _found(render, source)._replace(budget=BUDGET if tells else "")
+
+
+def _found(render: Render, source: str) -> ThinkingSwitch:
     """The switch of a template: what changes its text. A flag is taken before levels, and these before a word.
 
     render: messages and variables to text; None where the template refuses them. What `source` does not name

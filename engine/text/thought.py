@@ -209,6 +209,13 @@ class TagTokens:
             self._closings[phrase] = ids
         return ids
 
+    def written(self, text: str) -> tuple[int, ...]:
+        """Tokens of a text that is put into a thought. ValueError: it holds a tag."""
+        for tag in self._tags:
+            if tag and tag in text:
+                raise ValueError(f"warning={shown(text)} must not hold the tag {tag!r}")
+        return self._encode(text)
+
     def _written(self, phrase: str) -> tuple[int, ...]:
         single = self._tokenizer.token_id(self._tags.close)
         if self._tags.close in phrase:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import Protocol
 
-from fastslow.engine.params import GrammarSpec, Mode, shown
+from fastslow.engine.params import GrammarSpec, Mode, SamplingParams, shown
 from fastslow.engine.sampling.answer_start import (
     AnswerStart,
     AtOnce,
@@ -15,30 +16,40 @@ from fastslow.engine.sampling.answer_start import (
     Spellings,
 )
 from fastslow.engine.sampling.grammar import Grammar, Matcher
-from fastslow.engine.sampling.thinking import Thinking
+from fastslow.engine.sampling.thinking import Steering, Thinking
 from fastslow.engine.text.thought import HARMONY
-from fastslow.policies.thinking_budget import ThinkingBudget
+from fastslow.policies.thinking_limits import ThinkingLimits, answer_room
 from fastslow.request.input_processor import EncodedPrompt, InputProcessor
 
 PROMPT_END = 64  # tokens of a prompt in which the header of an answer is looked for
 
 
 class ThinkingRules:
-    """Makes the `Thinking` of requests, and warns once of what a mode cannot have."""
+    """Makes the `Thinking` of requests, and warns once of what a mode cannot have. `ends`: the model's own end
+    tokens."""
 
-    def __init__(self, inputs: InputProcessor, vocab_size: int) -> None:
+    def __init__(self, inputs: InputProcessor, vocab_size: int, ends: frozenset[int]) -> None:
         self._inputs = inputs
         self._vocab_size = vocab_size
+        self._ends = ends
 
-    def make(self, prompt: EncodedPrompt, room: int, mode: Mode) -> Thinking | None:
-        """For an answer of at most `room` tokens; None for a model that does not think.
+    def make(
+        self, prompt: EncodedPrompt, room: int, mode: Mode, params: SamplingParams
+    ) -> Thinking | None:
+        """For an answer of at most `room` tokens; None for a model that does not think, unless its answer is
+        watched for circles.
 
         A chat in a mode without thinking and without a budget has a budget of 0.
         """
+        turn = prompt.turn_left
         most, phrase = mode.thinking_budget, mode.closing or ""
         thoughts = self._inputs.analysis if prompt.tools else self._inputs.thoughts
+        loop = mode.loop
         if thoughts is None:
-            if most is not None or mode.early_exit:
+            if loop is not None and loop.answer:
+                steering = Steering(ThinkingLimits(loop=loop))
+                return Thinking(None, False, len(prompt.tokens), steering)
+            if most is not None or loop is not None:
                 self._inputs.said.note(
                     f"mode {mode.name!r} bounds its thoughts, but this model has no thinking tags: "
                     "name them in fastslow.json or as thinking_tags",
@@ -47,20 +58,30 @@ class ThinkingRules:
             return None
         if most is None and self._inputs.silences(mode) and prompt.chat:
             most, phrase = 0, ""
-        bounded = most is not None or mode.early_exit
-        policy = ThinkingBudget(most, mode.thinking_soft, mode.early_exit) if bounded else None
-        closing = thoughts.closing(phrase)
-        if (outside := max(closing)) >= self._vocab_size:
-            raise ValueError(
-                f"closing={shown(phrase)} holds token id {outside}, outside the vocabulary"
-            )
-        if most and most + len(closing) >= room:
+        closing, warning, warn_at = thoughts.closing(phrase), tuple[int, ...](), None
+        left = min((n for n in (most, turn) if n is not None), default=None)
+        if mode.warn_at is not None and left:
+            warning, warn_at = thoughts.written(mode.warning), math.ceil(mode.warn_at * left)
+        for name, text, ids in (("closing", phrase, closing), ("warning", mode.warning, warning)):
+            if (outside := max(ids, default=0)) >= self._vocab_size:
+                raise ValueError(
+                    f"{name}={shown(text)} holds token id {outside}, outside the vocabulary"
+                )
+        kept = answer_room(mode.answer_room, room)
+        ends_at = None if kept is None else room - kept
+        limits = ThinkingLimits(most, turn, mode.thinking_soft, ends_at, warn_at, loop)
+        if ends_at is None and most and most + len(closing) >= room:
             self._inputs.said.note(
                 f"mode {mode.name!r}: thinking_budget={most} leaves no room for an answer within "
                 f"max_tokens={room}",
                 "WARNING",
             )
-        return Thinking(thoughts, prompt.opened, len(prompt.tokens), policy, closing)
+        ends: frozenset[int] = frozenset()
+        if ends_at is not None and not params.ignore_eos:
+            ends = self._ends - set(params.stop_token_ids)
+        policy = None if limits == ThinkingLimits(soft=mode.thinking_soft) else limits
+        steering = Steering(policy, closing, warning, ends, None if kept is None else room)
+        return Thinking(thoughts, prompt.opened, len(prompt.tokens), steering)
 
 
 class Compiler(Protocol):

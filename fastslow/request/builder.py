@@ -14,7 +14,7 @@ from loguru import logger
 
 from fastslow.drafters import DrafterFactory
 from fastslow.engine.core.engine_core import EngineCore
-from fastslow.engine.core.request import EscalationTarget, Request
+from fastslow.engine.core.request import Drafting, EscalationTarget, Request
 from fastslow.engine.core.step_trace import StepTrace
 from fastslow.engine.host.machine import HomeProcess
 from fastslow.engine.model.config import RoutedUnits
@@ -25,6 +25,7 @@ from fastslow.engine.sampling.accept.lossy import LossyStepwise
 from fastslow.engine.sampling.confidence import Confidence
 from fastslow.engine.sampling.rng import sibling_seed, successor_seed
 from fastslow.engine.sampling.stop import Stopper
+from fastslow.engine.sampling.thinking import Thinking
 from fastslow.engine.text.messages import check_messages
 from fastslow.engine.text.vocabulary import Detokenizer, Tokenizer
 from fastslow.output import Decided
@@ -121,8 +122,10 @@ class _Plan:
 
     prompt: EncodedPrompt
     params: SamplingParams
+    thought: SamplingParams | None  # in a thought, where that has its own
     mode: Mode
     speculation: Speculation
+    by_phase: tuple[Speculation, Speculation] | None  # of the answer and of thoughts, if asked for
     prediction: tuple[int, ...]
     room: int  # most tokens of the answer
 
@@ -150,13 +153,13 @@ class RequestBuilder:
         self._config = core.model.config
         self.units = RoutedUnits.of(self._config)
         self._tokenizer = inputs.tokenizer
-        self._thinking = ThinkingRules(inputs, self._config.vocab_size)
         own_ids = inputs.tokenizer.eos_ids if inputs.tokenizer else frozenset[int]()
         ends = own_ids | frozenset(self._config.eos_ids)
         self._eos_ids = frozenset(token for token in ends if token < self._config.vocab_size)
         if ends > self._eos_ids:
             outside = sorted(ends - self._eos_ids)
             logger.warning("end tokens {} are outside the vocabulary: no answer has them", outside)
+        self._thinking = ThinkingRules(inputs, self._config.vocab_size, self._eos_ids)
         self._grammars = Grammars(inputs, self._config.vocab_size, self._eos_ids)
         self._ids = itertools.count()
         self._home = HomeProcess()
@@ -191,7 +194,7 @@ class RequestBuilder:
             if mode.escalate.how == "restart":
                 plans.append(self._plan(prompt, options, escalated))
         params = plans[0].params
-        if params.n > 1 and params.temperature == 0:
+        if params.n > 1 and params.temperature == 0 and plans[0].thought is None:
             self.inputs.said.warn(
                 "n above 1 at temperature 0 gives equal answers: set a temperature"
             )
@@ -212,11 +215,18 @@ class RequestBuilder:
     def _plan(self, prompt: Prompt, options: GenerateOptions, mode: Mode) -> _Plan:
         params = self._sampling(options, mode)
         encoded = self.inputs.encode(prompt, mode, options)
+        thought = params if mode.thought is None else mode.thought.over(params)
+        params = params if mode.answer is None else mode.answer.over(params)
+        usual = self._speculation(options.speculation, mode)
+        own = [None if one is None else one.speculation for one in (mode.answer, mode.thought)]
+        answer, within = [usual if one is None else self._speculation(one, mode) for one in own]
         return _Plan(
             prompt=encoded,
             params=params,
+            thought=None if thought == params else thought,
             mode=mode,
-            speculation=self._speculation(options.speculation, mode),
+            speculation=usual,
+            by_phase=(answer, within) if any(own) else None,
             prediction=self.inputs.prediction(options.prediction),
             room=min(params.max_tokens, self.inputs.context - len(encoded.tokens)),
         )
@@ -266,7 +276,7 @@ class RequestBuilder:
             if later:
                 successor = later[0]
             else:
-                thinking = self._thinking.make(first.prompt, first.room, escalated)
+                thinking = self._steered(first, escalated)
             escalation = EscalationTarget(
                 escalated.name, escalated.routed, keep, thinking, successor
             )
@@ -295,8 +305,11 @@ class RequestBuilder:
         grammar = None
         if params.grammar_spec is not None:
             grammar = self._grammars.grammar(params.grammar_spec, prompt, mode, end_ids)
-        drafter = self._drafters.make(settings)
-        drafts = drafter.drafter != "off"
+        usual, *parts = [
+            self._drafting(one, plan, options, part)
+            for one, part in zip((settings, *(plan.by_phase or ())), ("", "answer", "thought"))
+        ]
+        drafts = any(part.speculation.drafter != "off" for part in parts or [usual])
         reproducible = settings.accept == "reproducible"
         reproducible |= settings.accept == "auto" and params.seed is not None
         confidence = None
@@ -307,13 +320,12 @@ class RequestBuilder:
             tokens=list(prompt.tokens),
             prompt_length=len(prompt.tokens),
             params=params,
-            speculation=drafter,
-            own_drafter=self._drafters.alone(drafter),
+            speculation=usual.speculation,
+            own_drafter=usual.own_drafter,
+            by_phase=(parts[0], parts[1]) if parts else None,
             mode=mode.name,
             called=called,
-            policy=self._controller.policy(
-                settings if drafts else drafter, drafter, bool(plan.prediction), options.memory_key
-            ),
+            policy=usual.policy,
             stopper=Stopper(params, end_ids, plan.room, self._detokenizer(prompt)),
             groups=mode.routed,
             seed=seed,
@@ -324,7 +336,8 @@ class RequestBuilder:
             rule=self._rule(settings, reproducible),
             reproducible=reproducible,
             scored=settings.accept == STEPWISE,
-            thinking=self._thinking.make(prompt, plan.room, mode),
+            thinking=self._steered(plan, mode),
+            thought_params=plan.thought,
             grammar=grammar,
             trace=trace,
             prediction=plan.prediction if drafts else (),
@@ -337,8 +350,23 @@ class RequestBuilder:
             confidence=confidence,
             escape=escalation,
         )
-        self._drafters.use(drafter, request)
+        for part in (usual, *parts):
+            self._drafters.use(part.speculation, request)
+        request.enter_phase()
         return request
+
+    def _drafting(
+        self, settings: Speculation, plan: _Plan, options: GenerateOptions, part: str
+    ) -> Drafting:
+        drafter, predicted = self._drafters.make(settings), bool(plan.prediction)
+        off = drafter.drafter == "off"
+        policy = self._controller.policy(
+            drafter if off else settings, drafter, predicted, options.memory_key, part
+        )
+        return Drafting(drafter, policy, self._drafters.alone(drafter))
+
+    def _steered(self, plan: _Plan, mode: Mode) -> Thinking | None:
+        return self._thinking.make(plan.prompt, plan.room, mode, plan.params)
 
     def _rule(self, settings: Speculation, reproducible: bool) -> Rule:
         if settings.accept == STEPWISE:

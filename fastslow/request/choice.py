@@ -76,6 +76,7 @@ class ChoiceState:
 
     def abandon(self) -> None:
         self.request.end("cancelled", None)
+        self._note_turn()
         self.over = True
 
     def end_pieces(self) -> None:
@@ -138,6 +139,7 @@ class ChoiceState:
                 return
             request = self.request
         if request.done:
+            self._note_turn()
             if self.streaming:
                 self.end_pieces()
             self.over = True
@@ -150,6 +152,13 @@ class ChoiceState:
             if piece.token_ids:
                 self.pieces.append(piece)
                 self.news()
+
+    def _note_turn(self) -> None:
+        """The thoughts of an answer that is over count for the turn that its call names."""
+        turn, left = self.prompt.turn, self.prompt.turn_left
+        budget = self._candidates[0].mode.turn_budget
+        if turn is not None and left is not None and budget is not None:
+            turn.note(budget - left, self._thought(self.request.thinking)[0])
 
     def _piece(self, text: str, reasoning: str) -> Piece:
         """The next piece, with the tokens that no other one held."""
@@ -166,10 +175,11 @@ class ChoiceState:
         """For another engine that continues the answer."""
         request = self.request
         by_load = request.latency_target is not None and request.may_cut_groups
-        if self._decided is None and not by_load:
+        left = None if self.prompt.turn is None else self.prompt.turn_left
+        if self._decided is None and not by_load and left is None:
             return None
         mode, why = self._decided or ("", "")
-        return Decided(mode, why, request.groups)
+        return Decided(mode, why, request.groups, left)
 
     def _mode(self) -> str:
         """The mode that answered; both, where a text went on in another one."""
@@ -186,7 +196,8 @@ class ChoiceState:
         tpot = (stats.last_token - stats.first_token) / max(1, request.later_tokens)
         target = first.latency_target
         notes = (note for one in self.requests for note in one.notes)
-        thought, ended = self._thought(thinking)
+        thought, ended, put_in = self._thought(thinking)
+        left = self.prompt.turn_left
         predicted = stats.by_drafter.get(PREDICTION, DraftCounts())
         return Metrics(
             mode=self._mode(),
@@ -211,6 +222,8 @@ class ChoiceState:
             cached_tokens=stats.cached,
             thinking_tokens=thought,
             thinking_ended=ended,
+            put_in_tokens=put_in,
+            turn_budget_left=None if left is None else max(0, left - thought),
             prompt_tokens=request.prompt_length,
             run_seconds=max(0.0, stats.last_token - stats.began),
             queue_seconds=max(0.0, stats.began - self._called),
@@ -220,17 +233,19 @@ class ChoiceState:
             **self._units.running(request.groups),
         )
 
-    def _thought(self, thinking: Thinking | None) -> tuple[int, Ended | Literal["length"] | None]:
-        """Tokens of thought, and what ended it."""
+    def _thought(
+        self, thinking: Thinking | None
+    ) -> tuple[int, Ended | Literal["length"] | None, int]:
+        """Tokens of thought, what ended it, and how many were put in."""
         if thinking is None:
-            return 0, None
+            return 0, None, 0
         tokens: Sequence[int] = self.request.tokens
         if self.request.grammar is not None:  # an answer may spell a tag
             tokens = self.request.grammar.thought(tokens)
-        count, ended, still_open = thinking.outcome(tokens)
+        count, ended, still_open, put_in = thinking.outcome(tokens)
         if not still_open:
-            return count, ended
-        return count, "length" if self.request.stopper.reason == "length" else None
+            return count, ended, put_in
+        return count, "length" if self.request.stopper.reason == "length" else None, put_in
 
 
 def advice(metrics: Metrics) -> str | None:

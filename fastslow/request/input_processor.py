@@ -22,6 +22,7 @@ from fastslow.engine.text.tool_formats import GENERIC, ToolCalls
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.output import Completion, FastslowWarning
 from fastslow.request.options import GenerateOptions, Prompt, model_sampling
+from fastslow.request.turns import Turn, Turns
 
 MOST_SAID = 100  # things: clients may name any number of modes
 BYTES = (bytes, bytearray, memoryview)  # sequences of int, but hardly meant as token ids
@@ -56,6 +57,8 @@ class EncodedPrompt(NamedTuple):
     opened: bool = False  # the answer begins inside a thought
     continues: bool = True  # the answer continues a text, the assistant's own where it is a chat
     tools: bool = False  # the chat offers tools, and the answer's text shows the marks of calls
+    turn_left: int | None = None  # tokens of thought, of the turn's budget; None = it has none
+    turn: Turn | None = None  # where the call names it
 
 
 class InputProcessor:
@@ -81,6 +84,7 @@ class InputProcessor:
         self._config = config
         self._template: ChatTemplate | None = None
         self.said = SaidOnce()
+        self._turns = Turns()
         self.sampling = model_sampling(folder)  # where calls and modes give none
         self._advised = False
         if tokenizer is not None:
@@ -149,7 +153,15 @@ class InputProcessor:
     def encode(self, prompt: Prompt, mode: Mode, options: GenerateOptions) -> EncodedPrompt:
         """Token ids of one prompt; messages go through the chat template, and texts and token ids are taken as
         they are. Where a chat must not think, but its template opens a thought, the prompt closes the thought."""
-        encoded = self._encoded(prompt, mode, options)
+        turn = left = None
+        if mode.turn_budget is not None:
+            turn = self._turns.of(options.memory_key, options.turn) if options.turn else None
+            spent = turn.spent if turn else self._thought_in_turn(prompt)
+            left = max(0, mode.turn_budget - spent)
+            if turn and options.answered and options.answered.turn_left is not None:
+                left = options.answered.turn_left  # it began in another engine, perhaps
+        most = min((n for n in (mode.thinking_budget, left) if n is not None), default=None)
+        encoded = self._encoded(prompt, mode, options, most)._replace(turn_left=left, turn=turn)
         if options.chat_template_kwargs and not encoded.chat:
             raise ValueError("chat_template_kwargs are for messages, and this prompt is none")
         if not encoded.tokens:
@@ -237,7 +249,10 @@ class InputProcessor:
             )
         return ids
 
-    def _encoded(self, prompt: Prompt, mode: Mode, options: GenerateOptions) -> EncodedPrompt:
+    def _encoded(
+        self, prompt: Prompt, mode: Mode, options: GenerateOptions, most: int | None
+    ) -> EncodedPrompt:
+        """most: tokens of thought."""
         if isinstance(prompt, BYTES):
             raise ValueError(
                 f"prompt must be text, token ids or messages, not {type(prompt).__name__}"
@@ -255,16 +270,20 @@ class InputProcessor:
                 )
             return EncodedPrompt(self._text_ids(parts), prompt, opened=opened)
         if all(isinstance(part, Mapping) for part in prompt) and prompt:
-            return self._chat(list(prompt), mode, options)  # type: ignore[arg-type]
+            return self._chat(list(prompt), mode, options, most)  # type: ignore[arg-type]
         ids = self._ids(prompt)
         return EncodedPrompt(ids, None, opened=self._ends_in_thought(ids))
 
-    def _chat(self, messages: list[Message], mode: Mode, options: GenerateOptions) -> EncodedPrompt:
+    def _chat(
+        self, messages: list[Message], mode: Mode, options: GenerateOptions, most: int | None
+    ) -> EncodedPrompt:
         self._need_tokenizer()
         assert self._template is not None  # loaded with the tokenizer
         turns = check_messages(messages)
         marks = None if options.allow_special else self._marks
         variables = options.chat_template_kwargs or {}
+        if most is not None and self.switch.budget and mode.thinking != "off":
+            variables = {self.switch.budget: most, **variables}
         chat = partial(chat_parts, self._template, turns, mode.thinking, marks, variables)
         try:
             keeps = options.keep_thoughts
@@ -297,6 +316,17 @@ class InputProcessor:
             unknown = "how the chat template writes calls of tools is not known"
             self.said.note(f"{unknown}; calls are read as {self._template.calls.begin}")
         return EncodedPrompt(ids, "".join(parts), True, opened, prefix, tools)
+
+    def _thought_in_turn(self, prompt: Any) -> int:
+        """Tokens of the thoughts since the user's latest message, where these are messages."""
+        spent = 0
+        for message in reversed(prompt):
+            if not isinstance(message, Mapping) or message.get("role") == "user":
+                break
+            thought = message.get("reasoning_content") or message.get("reasoning")
+            if isinstance(thought, str):  # else it is refused later
+                spent += len(self._need_tokenizer().encode(thought, add_special=False))
+        return spent
 
     def _say_no_switch(self, mode: str, template: ChatTemplate, opens: bool) -> None:
         """Nothing in the template turns thinking off; `opens`: it opens a thought itself."""

@@ -106,6 +106,11 @@ class ClientOptions(BaseModel):
         description="-1000 to 1000; requests with a smaller number start before others that wait, and lose "
         "their pages after them. No token depends on it",
     )
+    turn: Annotated[str | None, PlainValidator(_key, json_schema_input_type=str | None)] = Field(
+        default=None,
+        description="names the user's turn, whose calls share the mode's `turn_budget`. None: its thoughts are "
+        "counted in the messages since the user's latest one",
+    )
     trace: Flag = Field(
         default=False,
         description="note what each step does, for `trace` of the handle or the stream",

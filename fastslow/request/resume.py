@@ -71,7 +71,7 @@ class ResumeState:
         for place, decided in enumerate(self.decided):
             if decided is not None and not _is_decided(decided):
                 raise ValueError(
-                    f"answered.decided[{place}]={shown(decided)} must be a `Decided` of two texts and a number"
+                    f"answered.decided[{place}]={shown(decided)} must be a `Decided` of two texts and numbers"
                 )
         for place, stopped in enumerate(self.stopped):
             most = len(self.tokens[place])
@@ -86,6 +86,11 @@ class ResumeState:
     def chosen(self) -> Decided | None:
         """What was decided of the mode: the same for all of its answers."""
         return next((one for one in self.decided if one is not None and one.mode), None)
+
+    @property
+    def turn_left(self) -> int | None:
+        """What was left of the turn when they began."""
+        return next((one.turn_left for one in self.decided if one is not None), None)
 
     def begun(self, index: int) -> bool:
         """Whether there are tokens of this answer."""
@@ -163,4 +168,5 @@ def _is_decided(value: object) -> bool:
         isinstance(value.mode, str) and isinstance(value.why, str)
     ):
         return False
-    return value.units is None or (not isinstance(value.units, bool) and _index(value.units) >= 0)
+    counts = (n for n in (value.units, value.turn_left) if n is not None)
+    return all(not isinstance(n, bool) and _index(n) >= 0 for n in counts)

@@ -30,7 +30,7 @@ class SpeculationController:
         self._tuning = tuning
         self._costs = StepCosts(measure, tuning)
         self._budget = LossBudget(tuning)
-        self._acceptance: dict[object, ByKey[AcceptanceModel]] = {}
+        self._acceptance: dict[tuple[str, object], ByKey[AcceptanceModel]] = {}
         self.drafted = self._costs.drafted
         self.draft_seconds = self._costs.node_seconds
 
@@ -40,23 +40,27 @@ class SpeculationController:
         drafter: object,
         predicted: bool = False,
         memory_key: str | None = None,
+        part: str = "",
     ) -> Policy:
         """For a new request. Requests with the same drafter and memory key share its acceptance model, but
         for those that have a prediction: what is drafted from that costs nothing, and is accepted more
-        often."""
+        often. part: of the answers, whose acceptance is measured by itself."""
         if settings.drafter == "off":
             return FixedLength(0)
         if settings.nodes is not None:
             return FixedLength(settings.nodes)
         drafter = (drafter, PREDICTION) if predicted else drafter
-        each = self._acceptance.setdefault(drafter, ByKey(lambda: AcceptanceModel(self._tuning)))
+        each = self._acceptance.setdefault(
+            (part, drafter), ByKey(lambda: AcceptanceModel(self._tuning))
+        )
         known = each.of(memory_key)
         return AdaptiveLength(drafter, known, self._costs, self._budget, self._tuning)
 
     def forget(self, drafter: object) -> None:
         """A drafter is gone. Any thread may say so."""
-        self._acceptance.pop(drafter, None)
-        self._acceptance.pop((drafter, PREDICTION), None)
+        gone = drafter, (drafter, PREDICTION)
+        for key in [key for key in list(self._acceptance) if key[1] in gone]:
+            self._acceptance.pop(key, None)
         self._costs.forget(drafter)
 
     def selection(self, drafters: int, settings: Speculation) -> AdaptiveSelection:

@@ -157,7 +157,10 @@ def _usage_of(output: Output) -> dict[str, Any]:
     """Tokens; of the prompt's, those that were found in the prefix cache by themselves."""
     cached, answer = output.metrics.cached_tokens, output.choices[0]
     read, thought = len(output.prompt_token_ids) - cached, answer.metrics.thinking_tokens
-    return _usage(read, cached, len(answer.token_ids), thought)
+    usage = _usage(read, cached, len(answer.token_ids), thought)
+    if (left := answer.metrics.turn_budget_left) is not None:
+        usage["output_tokens_details"]["turn_budget_left"] = left
+    return usage
 
 
 def _usage(read: int, cached: int, made: int, thought: int) -> dict[str, Any]:

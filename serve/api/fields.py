@@ -217,7 +217,7 @@ class SharedFields(ModeFields, GrammarFields, ClientOptions, Fields):
         fields: dict[str, Any] = {
             "sampling": given,
             "sampling_defaults": settings.sampling_of(card) | options.pop("sampling_defaults", {}),
-            "mode": mode,
+            "mode": _with_open_drafts(mode, settings),
             "speculation": _speculation_of(self.speculation, settings),
             "timeout": self._seconds(settings),
             "memory_key": who.memory(self.cache_salt),
@@ -276,6 +276,17 @@ def _speculation_of(
         return str(wish)
     Speculation(**fields)  # its own sentence about a value
     return fields
+
+
+def _with_open_drafts(mode: str | dict[str, Any], settings: ServerSettings) -> str | dict[str, Any]:
+    """The mode, whose drafts of the thought and of the answer are such as clients may ask for."""
+    fields = {} if isinstance(mode, str) else mode
+    for part in ("thought", "answer"):
+        own = fields.get(part)
+        if isinstance(own, Mapping) and isinstance(own.get("speculation"), str | Mapping):
+            wish = _speculation_of(own["speculation"], settings)
+            fields = {**fields, part: {**own, "speculation": wish}}
+    return fields or mode
 
 
 def _drafter(field: str, name: object) -> str:

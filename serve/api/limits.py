@@ -20,11 +20,12 @@ from fastslow.serve.api.engine import ModelCard
 from fastslow.serve.api.errors import SOON, ApiError
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.keys import MOST, KeyLimits, StoredKey
+from fastslow.serve.api.mode_fields import STEERING
 
 OPEN = secrets.token_hex(16)  # stands for those who need no key, as a key's id does for its owner
 ORDINARY = "deep"  # the mode where a request names none
-# fields of a mode that say for how long it thinks; others make another mode of it, which may cost more
-FREE = frozenset({"base", "thinking", "thinking_budget", "latency_ms"})
+# fields of a mode that say how and for how long it thinks; others make another mode of it, which may cost more
+FREE = frozenset({"base", "thinking", "thinking_budget", "latency_ms", *STEERING})
 NO_LIMITS = KeyLimits()
 MINUTE = 60.0
 ROUNDING = 1e-6  # of a request or token, that seconds as they are counted may leave missing

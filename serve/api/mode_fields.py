@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
-from fastslow.engine.params import LATENCY_MS, MOST, Number, shown
+from fastslow.engine.params import LATENCY_MS, LONGEST_TEXT, MOST, Number, shown
 from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.engine import ModelCard
 
@@ -19,6 +19,8 @@ BUDGETS = (
     *("thinking_budget_tokens", "max_thinking_tokens"),
 )
 SWITCHES = "enable_thinking", "thinking"  # variables of templates that are a mode's business here
+STEERING = "loop", "answer_room", "warn_at", "warning", "turn_budget", "thought", "answer"
+DIRECT = "groups", "experts", "latency_ms", *STEERING  # fields of a mode, under its names
 OWN = "speculation", "sampling"  # fields of a mode that are fields of the request itself
 
 
@@ -71,6 +73,23 @@ class ModeFields(BaseModel):
     thinking_token_budget: Tokens | None = BUDGET
     thinking_budget_tokens: Tokens | None = BUDGET
     max_thinking_tokens: Tokens | None = BUDGET
+    answer_room: Tokens | Literal["auto"] | None = optional(
+        "tokens of max_tokens that stay for the answer: the thought is closed in time"
+    )
+    loop: StrictBool | dict[str, Any] | None = optional(
+        "close thoughts that go round in circles: true, or the fields of a `Loop`"
+    )
+    warn_at: Annotated[Number, Field(gt=0, lt=1)] | None = optional(
+        "share of the thinking budget, after which the thought is told to come to its end"
+    )
+    warning: Annotated[str, Field(min_length=1, max_length=LONGEST_TEXT)] | None = optional(
+        "the words of that"
+    )
+    turn_budget: Tokens | None = optional(
+        "most tokens of thought since the user's latest message, over all calls of tools"
+    )
+    thought: dict[str, Any] | None = optional("sampling and speculation inside thoughts")
+    answer: dict[str, Any] | None = optional("sampling and speculation outside of thoughts")
     keep_thoughts: StrictBool | None = optional(
         "keep the thoughts of earlier turns in the prompt, so that what was read before is "
         "found in the prefix cache; without it, as the server's settings say"
@@ -94,7 +113,7 @@ class ModeFields(BaseModel):
             raise ValueError(f"thinking is off, and a budget of {budget} tokens is for thinking")
         if budget is not None and effort is not None and self.mode is None:
             fields.pop("thinking_budget", None)  # the effort's own, which is only a usual one
-        wishes = {name: getattr(self, name) for name in ("groups", "experts", "latency_ms")}
+        wishes = {name: getattr(self, name) for name in DIRECT}
         wishes["thinking"] = {None: None, True: "on", False: "off"}[thinks]
         for name, value in {**wishes, "thinking_budget": budget}.items():
             if value is not None and fields.setdefault(name, value) != value:

@@ -30,7 +30,13 @@ BATCHES = frozenset({"vllm:inter_token_latency_seconds"})
 PATIENCE = 2.0  # seconds that a scrape waits for the engine
 MOST_POSITIONS = 64  # of drafts
 OWN = "custom"  # modes that calls made up
-REASONS = {"stop": "stop", "length": "length", "timeout": "abort", "cancelled": "abort"}
+REASONS = {
+    "stop": "stop",
+    "length": "length",
+    "loop": "length",
+    "timeout": "abort",
+    "cancelled": "abort",
+}
 UP, RUNNING = "fastslow:engine_up", "fastslow:http_requests_running"
 router = APIRouter(include_in_schema=False)
 

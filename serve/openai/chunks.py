@@ -21,6 +21,7 @@ DONE = "data: [DONE]\n\n"
 FINISH: dict[Reason, str] = {
     "stop": "stop",
     "length": "length",
+    "loop": "length",  # there would have been more of the same
     "timeout": "length",  # there would have been more, too
     "cancelled": "length",
     "error": "length",
@@ -33,6 +34,7 @@ def usage_of(outputs: Sequence[Output]) -> dict[str, Any]:
     choices = [choice for output in outputs for choice in output.choices]
     prompt = sum(len(output.prompt_token_ids) for output in outputs)
     answered = sum(len(choice.token_ids) for choice in choices)
+    left = [n for choice in choices if (n := choice.metrics.turn_budget_left) is not None]
     return {
         "prompt_tokens": prompt,
         "completion_tokens": answered,
@@ -44,6 +46,7 @@ def usage_of(outputs: Sequence[Output]) -> dict[str, Any]:
             "reasoning_tokens": sum(choice.metrics.thinking_tokens for choice in choices),
             "accepted_prediction_tokens": sum(c.metrics.prediction_accepted for c in choices),
             "rejected_prediction_tokens": sum(c.metrics.prediction_rejected for c in choices),
+            **({"turn_budget_left": min(left)} if left else {}),
         },
     }
 

@@ -159,12 +159,13 @@ class ResponsesAnswer(ProtocolAnswer[ResponsesRequest]):
 
 def _usage(output: Output) -> dict[str, Any]:
     usage = usage_of([output])
-    thought = usage["completion_tokens_details"]["reasoning_tokens"]
+    details = usage["completion_tokens_details"]
+    named = {"reasoning_tokens", "turn_budget_left"}
     return {
         "input_tokens": usage["prompt_tokens"],
         "input_tokens_details": {**usage["prompt_tokens_details"], "cache_write_tokens": 0},
         "output_tokens": usage["completion_tokens"],
-        "output_tokens_details": {"reasoning_tokens": thought},
+        "output_tokens_details": {k: n for k, n in details.items() if k in named},
         "total_tokens": usage["total_tokens"],
     }
 

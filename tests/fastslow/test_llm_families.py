@@ -81,7 +81,7 @@ def test_fast_answers_at_once(llms: dict[str, LLM], name: str) -> None:
 def test_deep_begins_inside_the_thought_that_a_template_opens(
     llms: dict[str, LLM], name: str
 ) -> None:
-    out = streamed(llms[name], TWENTY)
+    out = streamed(llms[name], TWENTY, mode={"base": "deep", "answer_room": None})
     assert (out.text, out.metrics.thinking_tokens, out.metrics.thinking_ended) == ("", 20, "length")
     assert out.prompt is not None and out.prompt.rstrip().endswith(("<think>", ANALYSIS))
 
@@ -110,7 +110,11 @@ def test_a_budget_is_exact_in_every_family(
 
 def test_gpt_oss_thinks_less_in_fast_and_more_in_deep(llms: dict[str, LLM]) -> None:
     llm = llms["gpt-oss-opened"]
-    for mode, level in (("fast", "low"), ("deep", "high"), ({"thinking": "auto"}, "medium")):
+    for mode, level in (
+        ("fast", "low"),
+        ({"thinking": "on"}, "high"),
+        ({"thinking": "auto"}, "medium"),
+    ):
         out = streamed(llm, TWENTY, mode=mode)
         assert out.prompt is not None and f"Reasoning: {level}\n" in out.prompt
         assert out.prompt.endswith(ANALYSIS), "a model that cannot do without may think"

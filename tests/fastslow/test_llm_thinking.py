@@ -13,7 +13,7 @@ from checkpoints import write_chat, write_moge
 from gate import SOON, Gate, StopThinking, open_llm, settled
 from tokenizers_tiny import write_spm
 
-from fastslow import LLM, AsyncLLM, Escalation, Mode, Output, SamplingParams, Speculation
+from fastslow import LLM, AsyncLLM, Escalation, Loop, Mode, Output, SamplingParams, Speculation
 from fastslow.request.options import SpeculationLike
 
 OPEN, CLOSE, LETTER = 3, 4, 60  # <think>, </think>
@@ -159,7 +159,7 @@ def test_a_batch_of_sixteen_modes_equals_its_solo_runs(llms: dict[str, LLM]) -> 
         {"base": "deep", "thinking_budget": 0},
         {"base": "deep", "thinking_budget": 5, "closing": PHRASE},
         {"base": "deep", "thinking_budget": 9, "thinking_soft": 6},
-        {"base": "deep", "early_exit": True, "closing": PHRASE},
+        {"base": "deep", "loop": True, "closing": PHRASE},
         {"base": "fast", "thinking": "auto", "thinking_budget": 7},
         Mode(base="deep", groups=2, thinking_budget=3),
     ] * 2
@@ -192,7 +192,7 @@ def test_what_a_budget_cannot_do_is_said_once(
     tmp_path: Path, llms: dict[str, LLM], logged: list[str]
 ) -> None:
     for _ in range(2):
-        llms["opening"].chat("hello", TWENTY, mode={"base": "deep", "thinking_budget": 20})
+        llms["opening"].chat("hello", TWENTY, mode={"thinking": "on", "thinking_budget": 20})
     assert sum("leaves no room" in line for line in logged) == 1
     folder = write_chat(tmp_path, PLAIN)
     path = folder / "tokenizer.json"
@@ -223,7 +223,7 @@ def test_a_closed_thought_is_a_budget_that_is_used_up(
 def test_a_thought_that_is_closed_beside_a_budget(
     llm: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mode = Mode(thinking_budget=50, thinking_soft=10, early_exit=True)
+    mode = Mode(thinking_budget=50, thinking_soft=10, loop=Loop())
     StopThinking(llm, monkeypatch, 3)
     out = llm.generate(CHAT, LONG, mode=mode, speculation="off")
     assert (out.metrics.thinking_ended, out.metrics.thinking_tokens) == ("caller", 3)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fastslow.engine.model.config import RoutedUnits
-from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
+from fastslow.engine.params import Escalation, Loop, Mode, SamplingParams, Speculation
 from fastslow.policies.meaning import meaning
 from fastslow.policies.modes import builtin_modes, find_mode, load_modes
 
@@ -149,7 +149,7 @@ def test_a_mode_in_words() -> None:
         thinking="on",
         thinking_budget=64,
         thinking_soft=16,
-        early_exit=True,
+        loop=Loop(),
         closing="\nSo:\n",
         sampling=SamplingParams(temperature=0.6, top_k=50),
         speculation=Speculation(drafter="self", nodes=3),
@@ -161,13 +161,28 @@ def test_a_mode_in_words() -> None:
         "groups": "shared experts only, 0 of 8",
         "thinking": "on, where the model can",
         "budget": "at most 64 tokens of thought; over the last 16 the model closes more readily; "
-        "ended early where a thought loops or has settled; then 'So:'",
+        "ended where a thought goes round in circles; then 'So:'",
         "sampling": "temperature 0.6, top_k 50",
         "drafter": "self, 3 tokens a step",
         "latency": "200 ms, cutting draft and groups (lossy) if need be",
         "escalation": "to deep where the confidence over 16 tokens is below 0.4 (keep, lossy)",
     }
     assert meaning(Mode(), DENSE)["groups"] == "dense"
+    steered = Mode(
+        thinking_budget=500,
+        turn_budget=800,
+        warn_at=0.8,
+        answer_room=100,
+        thought={"temperature": 1.0, "speculation": "off"},  # type: ignore[arg-type]
+        answer={"top_p": 0.5},  # type: ignore[arg-type]
+    )
+    words = meaning(steered, DENSE)
+    assert words["budget"] == (
+        "at most 500 tokens of thought; at most 800 in a turn of the user; 100 tokens of max_tokens kept for the "
+        "answer; a warning once 80% of the budget is used"
+    )
+    assert words["sampling"].endswith("; in the thought temperature 1.0; in the answer top_p 0.5")
+    assert words["drafter"] == "the engine's own; in the thought off"
     lossy = Speculation(drafter="self", accept="lossy-stepwise")
     doubt = Escalation(below=0.4, window=1, within=9, how="restart")
     other = meaning(Mode(speculation=lossy, escalate=doubt), GROUPS)

@@ -247,11 +247,11 @@ def test_what_was_decided_is_sent_again() -> None:
     inner = Choosing([ANSWER], [Break(after=2), Break(after=2)])
     asyncio.run(taken(ContinuedEngine(inner, QUICK), ASK))
     found = [ask.options.answered and ask.options.answered.decided for ask in inner.asked]
-    assert found == [None, [("fast", "it is short", 2)], [("fast", "it is short", 2)]]
+    assert found == [None, [decided], [decided]]
     inner = Choosing([ANSWER], [Break(after=2), UNSURE])
     asyncio.run(taken(ContinuedEngine(inner, QUICK), ASK))
     answered = inner.asked[2].options.answered
-    assert answered is not None and answered.decided == [("fast", "it is short", 2)]
+    assert answered is not None and answered.decided == [decided]
     assert answered.tokens == [[]], "it is made again from its beginning"
 
 

@@ -35,6 +35,16 @@ def options_of(
 DEEP = {"base": "deep"}
 BUDGET = {**DEEP, "thinking_budget": 7}
 QUIET = {**DEEP, "thinking": "off"}
+STEERING: dict[str, Any] = {
+    "loop": True,
+    "answer_room": 9,
+    "warn_at": 0.8,
+    "warning": "Soon.",
+    "turn_budget": 500,
+    "thought": {"temperature": 1},
+    "answer": {"top_p": 0.5, "speculation": "off"},
+}
+STEERED = {**DEEP, **STEERING}
 WAYS: list[tuple[Any, list[dict[str, Any]]]] = [
     ("deep", [{}, {"reasoning_effort": "high"}, {"reasoning_effort": "max"}]),
     ("deep", [{"reasoning": {"effort": "xhigh"}}, {"reasoning_effort": "high", "mode": "deep"}]),
@@ -44,6 +54,7 @@ WAYS: list[tuple[Any, list[dict[str, Any]]]] = [
     ({"base": "fast", "experts": 0}, [{"experts": 0, "mode": "fast"}]),
     ({**DEEP, "latency_ms": 80}, [{"latency_ms": 80}]),
     ({"base": "fast", "thinking": "off"}, [{"reasoning_effort": "none"}]),
+    (STEERED, [STEERING, {"mode": {**STEERING}}, {**STEERING, "mode": {"loop": True}}]),
     ({**DEEP, "thinking_budget": 4096}, [{"reasoning_effort": "medium"}]),
     (BUDGET, [{"reasoning_effort": "low", "thinking_budget": 7}, {"thinking_budget": 7}]),
     (BUDGET, [{"thinking_token_budget": 7}, {"thinking_budget_tokens": 7}]),
@@ -83,6 +94,10 @@ def test_every_way_to_say_how_to_think_is_one_mode(fields: dict[str, Any], mode:
         ({"mode": {"sampling": {"n": 3}}}, "mode.sampling must be left out"),
         ({"mode": {"speculation": {"head": "x"}}}, "mode.speculation must be left out"),
         ({"mode": {"base": 3}}, "mode.base=3"),
+        ({"turn_budget": 3, "mode": {"turn_budget": 4}}, "turn_budget=3 and mode.turn_budget=4"),
+        ({"thought": {"speculation": {"head": "/x"}}}, "speculation.head is a file"),
+        ({"mode": {"answer": {"speculation": {"model": "/x"}}}}, "speculation.model is a file"),
+        ({"thought": {"speculation": "/etc/passwd"}}, "must be a drafter's name"),
         ({"chat_template_kwargs": {"enable_thinking": 1}}, "enable_thinking=1 must be true"),
         ({"timeout": 1e6}, "timeout=1000000.0 must be at most 3600 seconds"),
         ({"guided_regex": "a", "guided_choice": ["b"]}, "guided_regex and guided_choice"),

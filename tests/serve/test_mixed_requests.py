@@ -1,4 +1,5 @@
-"""Random greedy requests that mix all that a request can ask for: drafts change none of them.
+"""Random requests that mix all that a request can ask for: drafts change none of them, and what steers their
+thoughts holds to the token.
 
 `FASTSLOW_REQUESTS=3000` asks for more of them; usual are 200.
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -27,7 +28,7 @@ from fastslow.serve.tool_calls.prepare import ToolSupport
 
 REQUESTS = int(os.environ.get("FASTSLOW_REQUESTS", "200"))
 TOGETHER = 10  # requests in a batch
-END, OPEN, CLOSE = 2, 3, 4  # <|im_end|>, <think>, </think>
+END, OPEN, CLOSE, DOT = 2, 3, 4, 18  # <|im_end|>, <think>, </think>, a full stop
 THOUGHT = "{%- if enable_thinking is defined and enable_thinking %}{{- '<think>\\n' }}{% endif %}"
 DOUBT = {"below": 0.5, "window": 2, "to": "short"}
 ESCALATED = ("recompute", "restart")
@@ -36,7 +37,7 @@ PRESETS = {
         "short": {"thinking": "on", "thinking_budget": 5, "closing": "\nNow.\n"},
         "soft": {"thinking": "on", "thinking_budget": 12, "thinking_soft": 4},
         **{how: {"thinking": "off", "escalate": {**DOUBT, "how": how}} for how in ESCALATED},
-        "early": {"thinking": "on", "thinking_budget": 9, "early_exit": True},
+        "early": {"thinking": "on", "thinking_budget": 9, "loop": True},
         "few": {"thinking": "off", "groups": 2},
     }
 }
@@ -53,6 +54,22 @@ GRAMMARS: tuple[dict[str, Any], ...] = (
     {"lark": 'start: s\ns: s s | s s s | "a" | "The " |'},
     {"gbnf": 'root ::= "<" [a-c]+ ">" root | "!"'},
 )  # fmt: skip
+# Fields of a mode that steer thoughts, with values; each is given to some requests.
+STEERING: dict[str, tuple[Any, ...]] = {
+    "thinking_budget": (0, 3, 9, 30),
+    "closing": ("\nNow.\n", "So</think>It is"),
+    "loop": (True, {"times": 2, "least": 16, "stale": 20, "answer": True}, {"stale": 16}),
+    "answer_room": (1, 5, 12, "auto"),
+    "warn_at": (0.1, 0.5),
+    "turn_budget": (2, 12, 40),
+    "thought": ({"temperature": 1.1}, {"frequency_penalty": 1.0, "temperature": 0}, {"top_k": 2}),
+    "answer": ({"temperature": 0}, {"temperature": 0.9, "min_p": 0.1}, {"presence_penalty": 1.0}),
+}
+TURN: list[dict[str, Any]] = [
+    {"role": "assistant", "content": "", "reasoning_content": "I look. ", "tool_calls": [
+        {"id": "a", "type": "function", "function": {"name": "clock", "arguments": {}}}]},
+    {"role": "tool", "content": "noon", "tool_call_id": "a"},
+]  # fmt: skip
 DRAFTERS = ("ngram", "self", "suffix", "suffix|self", "ngram+self", "auto")
 PROMPTS = ("The quick brown fox", "hello", "abcabcabcabc", "Every expert answers. " * 4, "你好")
 OUTPUTS = ("text", "reasoning", "token_ids", "finish_reason", "stop_reason")
@@ -61,7 +78,7 @@ OUTPUTS = ("text", "reasoning", "token_ids", "finish_reason", "stop_reason")
 class Wish(NamedTuple):
     """A request, as `LLM.submit` takes it."""
 
-    prompt: list[dict[str, str]]
+    prompt: list[dict[str, Any]]
     options: dict[str, Any]
 
 
@@ -102,6 +119,21 @@ class Wishes:
         marks = (END, OPEN, CLOSE, draw.randrange(5, 320))
         sampling["logit_bias"] = {mark: draw.uniform(0, 4) for mark in marks if draw.random() < 0.5}
         return Wish([{"role": "user", "content": draw.choice(PROMPTS)}], options)
+
+    def steered(self) -> Wish:
+        """One whose thought is steered, some of them drawn with a seed."""
+        draw, (prompt, options) = self._random, self.make()
+        given = {k: draw.choice(values) for k, values in STEERING.items() if draw.random() < 0.4}
+        options["mode"] = {"base": "deep", "warning": draw.choice((" Hm.", "\nSoon."))} | given
+        options["sampling"]["max_tokens"] = draw.choice((2, 9, 30, 60, 120))
+        options["sampling"]["min_tokens"] = min(options["sampling"]["min_tokens"], 2)
+        if draw.random() < 0.4:
+            options["sampling"] |= {"temperature": 0.9}
+        if draw.random() < 0.3:  # it says one thing again and again
+            options["sampling"] |= {"logit_bias": {DOT: 100.0}, "max_tokens": 120}
+        options["sampling"]["seed"] = draw.randrange(100)
+        turn = TURN if draw.random() < 0.4 else []
+        return Wish([*prompt, *turn], options)
 
     def cut(self, whole: list[Completion]) -> ResumeState:
         """What an engine may have answered of these when it ended."""
@@ -144,27 +176,68 @@ def ask(llm: LLM, wishes: list[Wish], more: list[dict[str, Any]]) -> list[Any]:
     return answers
 
 
+def broken(one: Completion, wish: Wish) -> str:
+    """What of the promises about thoughts an answer breaks."""
+    mode, sampling, made = wish.options["mode"], wish.options["sampling"], one.metrics
+    if isinstance(mode, str):
+        return ""
+    if made.thinking_tokens > mode.get("thinking_budget", 999):
+        return "budget"
+    if (left := made.turn_budget_left) is not None:
+        spent = len("I look. ") if len(wish.prompt) > 1 else 0  # at most
+        if not mode["turn_budget"] - spent - made.thinking_tokens <= left < mode["turn_budget"] + 1:
+            return "turn budget"
+        if made.thinking_tokens > mode["turn_budget"]:
+            return "turn budget passed"
+    stops = {*sampling.get("stop", ()), *sampling.get("stop_token_ids", ())}
+    if one.stop_reason not in stops:  # the caller's own may come in a thought
+        closed = one.token_ids.index(CLOSE) + 1 if CLOSE in one.token_ids else 0
+        if made.thinking_tokens and not closed:
+            return "the thought is open"
+        if closed == len(one.token_ids):
+            return "empty"
+    return ""
+
+
+@pytest.mark.parametrize("count", [60, pytest.param(2000, marks=pytest.mark.slow)])
+def test_steering_holds_to_the_token(llms: tuple[LLM, LLM], count: int) -> None:
+    found = compared(llms, count, Wishes.steered)
+    reasons = ("model", "budget", "turn", "room", "loop")
+    assert all(found[what] for what in ("resumed", "drafted", "put in", *reasons[: count // 60]))
+
+
 @pytest.mark.slow
 def test_drafts_change_none_of_them(llms: tuple[LLM, LLM]) -> None:
+    found = compared(llms, REQUESTS, Wishes.make)
+    shown = ("resumed", "drafted", "escalated", "thought", "calls")
+    assert all(found[what] >= REQUESTS // 50 for what in shown)
+
+
+def compared(llms: tuple[LLM, LLM], count: int, make: Callable[[Wishes], Wish]) -> Counter[str]:
+    """What came of `count` random requests, each of which was answered with drafts as without."""
     plain, drafts = llms
     card = ModelCard("m", 0, 512, {}, "", 1, False, False,
         tool_format=drafts.tool_calls.form.name, tool_tokens=drafts.tool_calls.tokens)  # fmt: skip
     found: Counter[str] = Counter()
-    wrong = []
-    for seed in range(REQUESTS // TOGETHER):
+    wrong: list[Any] = []
+    for seed in range(count // TOGETHER):
         draw = Wishes(card, seed)
-        wishes = [draw.make() for _ in range(TOGETHER)]
+        wishes = [make(draw) for _ in range(TOGETHER)]
         alone = [one for w in wishes for one in ask(plain, [w], [{"speculation": "off"}])]
         more: list[dict[str, Any]] = []
         for wish, whole in zip(wishes, alone):
             more.append({"speculation": draw.drafter()})
-            resumable = not isinstance(whole, str) and wish.options["mode"] in CONTINUED
+            resumable = not isinstance(whole, str) and wish.options["mode"] not in ESCALATED
             if resumable and draw.resumed():
                 more[-1]["answered"] = draw.cut(whole)
         for wish, whole, beside, asked in zip(wishes, alone, ask(drafts, wishes, more), more):
             pair = [one if isinstance(one, str) else [*map(said, one)] for one in (whole, beside)]
             if pair[0] != pair[1]:
                 wrong.append((seed, wish, asked, *pair))
+            if not isinstance(whole, str):
+                wrong += [(seed, wish, bad, one) for one in whole if (bad := broken(one, wish))]
+                found.update(one.metrics.thinking_ended or "no thought" for one in whole)
+                found["put in"] += sum(one.metrics.put_in_tokens > 1 for one in whole)
             found["failed" if isinstance(whole, str) else "answers"] += 1
             found["resumed"] += "answered" in asked
             if not isinstance(beside, str):
@@ -174,7 +247,6 @@ def test_drafts_change_none_of_them(llms: tuple[LLM, LLM]) -> None:
                 found["calls"] += sum("<tool_call>" in one.text for one in beside)
     print(dict(found))
     assert not wrong, wrong[:3]
-    shown = ("resumed", "drafted", "escalated", "thought", "calls")
-    assert all(found[what] >= REQUESTS // 50 for what in shown)
-    assert found["failed"] <= REQUESTS // 10
+    assert found["failed"] <= count // 10
     assert settled(drafts)
+    return found

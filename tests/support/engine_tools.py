@@ -18,7 +18,7 @@ from fastslow.draft.base import BaseDrafter
 from fastslow.draft.router import DrafterRouter
 from fastslow.engine.backends.accelerator.kv import BlockStorage
 from fastslow.engine.core.engine_core import EngineCore
-from fastslow.engine.core.request import Request
+from fastslow.engine.core.request import Drafting, Request
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model, kv_cache_for
 from fastslow.engine.params import GrammarSpec, SamplingParams, Speculation
@@ -44,11 +44,13 @@ class Ask:
     bound: Bound | None = None
     rule: str = "token"
     grammar: GrammarSpec | None = None
+    thought: SamplingParams | None = None  # inside a thought
+    within: str = ""  # the drafter there; "" = the same
     thinks: bool | None = None  # under a grammar: the prompt opened a thought; None = there is none
 
     @property
     def plain(self) -> Ask:
-        return replace(self, drafter="off")
+        return replace(self, drafter="off", within="")
 
 
 @dataclass(frozen=True)
@@ -104,11 +106,18 @@ class Bench:
         words, room, grammar = self.tokenizer, ask.params.max_tokens, None
         if ask.grammar is not None:
             grammar = self.kit.grammar(ask.grammar, end_ids, len(ask.tokens), ask.thinks)
+        by_phase = None
+        if ask.within:
+            each = [Speculation(drafter=name) for name in (ask.drafter, ask.within)]
+            after, within = [Drafting(one, FixedLength(ask.nodes)) for one in each]
+            by_phase = after, within
         return Request(
             id=number,
+            by_phase=by_phase,
             tokens=list(ask.tokens),
             prompt_length=len(ask.tokens),
             params=ask.params,
+            thought_params=ask.thought,
             speculation=Speculation(drafter=ask.drafter),
             policy=FixedLength(0 if ask.drafter == "off" else ask.nodes),
             stopper=Stopper(ask.params, end_ids, room, Detokenizer(words) if words else None),

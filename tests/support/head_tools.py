@@ -142,6 +142,7 @@ class View:
         self.id, self.tokens, self.prompt_length = number, list(tokens), len(tokens)
         self.params, self.seed, self.end_ids = SamplingParams(), number, frozenset[int]()
         self.reproducible, self.thinking, self.grammar, self.groups = False, None, None, None
+        self.thought_params = None
         self.memory_key: str | None = None
         self.shared = True
         self.speculation, self.drafter = Speculation(nodes=3), "head"

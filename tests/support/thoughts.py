@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fastslow.engine.sampling.thinking import Thinking
+from fastslow.engine.params import Loop
+from fastslow.engine.sampling.thinking import Steering, Thinking
 from fastslow.engine.text.thought import TagTokens, ThoughtTags
 from fastslow.engine.text.vocabulary import Tokenizer
-from fastslow.policies.thinking_budget import ThinkingBudget
+from fastslow.policies.thinking_limits import ThinkingLimits
 
 THINK = ThoughtTags("<think>", "</think>")
 
@@ -19,15 +20,23 @@ class Bound:
 
     most: int | None = None
     soft: int = 0
-    early_exit: bool = False
+    loop: Loop | None = None
     closing: str = ""
     opened: bool = False
     tags: ThoughtTags = THINK
+    warning: str = ""
+    warn_at: int | None = None  # tokens of thought
+    ends_at: int | None = None  # tokens of the answer
+    room: int | None = None
+    ends: frozenset[int] = frozenset()
 
     def of(self, tokenizer: Tokenizer, prompt_length: int) -> Thinking:
         tags = TagTokens(tokenizer, self.tags)
-        policy = ThinkingBudget(self.most, self.soft, self.early_exit)
-        return Thinking(tags, self.opened, prompt_length, policy, tags.closing(self.closing))
+        limits = ThinkingLimits(self.most, None, self.soft, self.ends_at, self.warn_at, self.loop)
+        warning = tags.written(self.warning) if self.warning else ()
+        closing = tags.closing(self.closing)
+        steering = Steering(limits, closing, warning, self.ends, self.room)
+        return Thinking(tags, self.opened, prompt_length, steering)
 
 
 def told(thinking: Thinking, prompt: Sequence[int], answer: Sequence[int]) -> list[object]:

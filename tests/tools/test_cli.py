@@ -100,7 +100,7 @@ def test_modes_say_what_they_mean(endless: Path, tmp_path: Path) -> None:
     screen.console.cache_clear()
     assert "…" not in narrow and narrow.count("escalation") == 4, "as many tables as it takes"
     found = record("modes", endless, "--modes", own)
-    assert found["brief"]["words"]["budget"] == "at most 64 tokens of thought"
+    assert found["brief"]["words"]["budget"].startswith("at most 64 tokens of thought; ")
     assert found["brief"]["thinking_budget"] == 64 and found["fast"]["active_parameters"] > 0
     assert "cannot be read" in refusal("modes", endless, "--modes", tmp_path / "none.json")
 

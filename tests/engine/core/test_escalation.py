@@ -31,7 +31,8 @@ ROOM = 24
 
 def open_llm(folder: Path, **options: Any) -> LLM:
     ngram = Speculation(drafter="ngram", nodes=4)
-    return LLM(folder, kv_memory="4MiB", progress=False, speculation=ngram, **options)
+    deep = {"deep": {"answer_room": None}}  # its room would depend on what came before
+    return LLM(folder, kv_memory="4MiB", progress=False, speculation=ngram, modes=deep, **options)
 
 
 @pytest.fixture(scope="module", params=PATHS)

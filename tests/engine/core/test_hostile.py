@@ -15,7 +15,7 @@ from fastslow.draft.base import BaseDrafter
 from fastslow.draft.registry import DRAFTERS, DrafterKind
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.core.request import Request
-from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
+from fastslow.engine.params import Escalation, Loop, Mode, SamplingParams, Speculation
 from fastslow.engine.types import RequestView, Tree
 from fastslow.llm import LLM
 from fastslow.output import GenerationError
@@ -107,7 +107,7 @@ EXTREMES: list[dict[str, Any]] = [
 MODES = [
     Mode(latency_ms=0.001, may_shorten=("draft", "groups")),
     Mode(latency_ms=86_400_000, may_shorten=("draft", "groups")),
-    Mode(thinking="on", thinking_budget=MOST, thinking_soft=MOST, early_exit=True),
+    Mode(thinking="on", thinking_budget=MOST, thinking_soft=MOST, loop=Loop()),
     Mode(groups=1, escalate=Escalation(below=1.0, window=1, within=MOST, how="keep")),
     Mode(groups=1, escalate=Escalation(below=5e-324, window=65_536, how="restart")),
     Mode(speculation=Speculation(drafter="self", nodes=64, width=8)),
@@ -156,7 +156,12 @@ def break_(request: Request, place: str) -> None:
         request.rule = fail
     elif place == "sample":
         thinking: Any = SimpleNamespace(
-            bounded=True, at=fail, ahead=lambda _: (), lifts=lambda _: False
+            bounded=True,
+            at=fail,
+            ahead=lambda _: (),
+            lifts=lambda _: False,
+            no_end=lambda *_: (frozenset(), None),
+            circles_at=lambda *_: None,
         )
         request.thinking = thinking
     else:

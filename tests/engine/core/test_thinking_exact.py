@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from engine_tools import Ask, Bench, Setting, answer
 from exact_tools import EVERY, PROMPTS, check, params
 from thoughts import Bound
+
+from fastslow.engine.params import Loop
 
 OPEN, CLOSE = 3, 4
 PHRASE = "\nNow the answer.\n"
@@ -67,12 +70,12 @@ def test_a_budget_holds_to_the_token_under_every_drafter(moge: Bench, drafter: s
 
 
 @pytest.mark.parametrize("drafter", ["common", "tree"])
-def test_soft_budgets_and_early_exit_draft_alike(moge: Bench, drafter: str) -> None:
+def test_soft_budgets_and_circles_draft_alike(moge: Bench, drafter: str) -> None:
     bounds = [
         Bound(30, soft=20, opened=True),
         Bound(8, soft=8, closing=PHRASE, opened=True),
-        Bound(60, early_exit=True, closing=PHRASE, opened=True),
-        Bound(early_exit=True, opened=True),
+        Bound(60, loop=Loop(), closing=PHRASE, opened=True),
+        Bound(loop=Loop(), opened=True),
         Bound(70, soft=5, opened=True),
     ]
     asks = [
@@ -85,6 +88,59 @@ def test_soft_budgets_and_early_exit_draft_alike(moge: Bench, drafter: str) -> N
     outcomes = [r.thinking.outcome(r.tokens)[:2] for r in plain if r.thinking is not None]
     assert {outcome[1] for outcome in outcomes} >= {"model", "loop"}, outcomes
     assert all(spent <= (b.most or 60) for (spent, _), b in zip(outcomes, bounds))
+
+
+WARNED = Bound(40, closing=PHRASE, opened=True, warning=" Hm.", warn_at=4, ends_at=30, room=44)
+CIRCLING = Loop(times=2, least=16, stale=24, answer=True)
+STEERED: list[tuple[Bound, dict[str, Any], dict[str, Any], dict[int, float]]] = [
+    # with the sampling of the thought, that of the answer, and a bias of both
+    (Bound(9, closing=PHRASE, opened=True), {"frequency_penalty": 1.5}, {}, {}),
+    (Bound(12, opened=True), {}, {"repetition_penalty": 1.4, "presence_penalty": 0.5}, {}),
+    (WARNED, {}, {"frequency_penalty": 0.7}, {18: 12.0}),
+    (Bound(opened=True, loop=CIRCLING, ends_at=36, room=44), {}, {}, {70: 60.0}),
+    (Bound(opened=True, closing=PHRASE, ends=frozenset({70}), ends_at=40), {}, {}, {70: 3.0}),
+]
+
+
+@pytest.mark.parametrize("drafter", EVERY)
+def test_what_steers_a_thought_holds_under_every_drafter(moge: Bench, drafter: str) -> None:
+    """Every control at its place inside accepted runs; greedy, and drawn with a seed."""
+    asks = []
+    for n, (bound, own, rest, bias) in enumerate(STEERED):
+        shape = {"max_tokens": 44, "logit_bias": bias}
+        thought, answered = params(**{**shape, **own}), params(**{**shape, **rest})
+        groups = (None, 0, 2)[n % 3]
+        asks.append(
+            Ask((*PROMPTS[n], OPEN), answered, drafter, 9, groups, bound=bound, thought=thought)
+        )
+        warm = [
+            p.model_copy(update={"temperature": t}) for p, t in ((answered, 0.0), (thought, 0.8))
+        ]
+        drawn = replace(asks[-1], params=warm[n % 2], thought=warm[1 - n % 2], seed=n)
+        asks.append(replace(drawn, rule="reproducible"))
+    assert check(moge, asks)["accepted"] > 0
+    endings = [r.thinking.outcome(r.tokens) for r in map(moge.alone, asks) if r.thinking]
+    assert all(
+        not one.open and one.spent <= (ask.bound.most or 40)
+        for one, ask in zip(endings, asks)
+        if ask.bound
+    )
+    assert {one.ended for one in endings} >= {"budget", "loop", "room"}, endings
+    assert {moge.alone(ask).stopper.reason for ask in asks} == {"length", "loop"}
+    assert max(one.put_in for one in endings) > len(closing(moge)), "a warning came, too"
+
+
+@pytest.mark.parametrize("drafter", EVERY)
+def test_a_thought_and_its_answer_may_have_other_drafters(moge: Bench, drafter: str) -> None:
+    """Each drafter takes over from another one inside an answer, beside requests that keep theirs."""
+    other = EVERY[EVERY.index(drafter) - 1]
+    asks = [
+        Ask((*PROMPTS[n], OPEN), params(max_tokens=36), drafter, groups=(None, 1)[n % 2],
+            bound=Bound(most, opened=True), within=within)
+        for n, (most, within) in enumerate(((9, other), (16, other), (11, ""), (14, "off")))
+    ]  # fmt: skip
+    for setting in (Setting(), Setting(pages=30, prompt_rows=5)):
+        assert check(moge, asks, setting)["accepted"] > 0
 
 
 @pytest.mark.parametrize(
@@ -103,7 +159,7 @@ def test_budgets_hold_through_preemption_chunks_and_prefix_hits(
 @pytest.mark.parametrize("drafter", ["forked", "self1"])
 def test_stop_strings_and_budgets_together(moge: Bench, drafter: str) -> None:
     """A stop string holds for the whole text: the thought, the closing phrase, the answer."""
-    free = Ask((*PROMPTS[1], OPEN), params(max_tokens=40), bound=Bound(7, 0, False, PHRASE, True))
+    free = Ask((*PROMPTS[1], OPEN), params(max_tokens=40), bound=Bound(7, 0, None, PHRASE, True))
     text = moge.alone(free).stopper.text
     thought, _, said = text.partition(PHRASE)
     assert len(thought) > 4 and len(said) > 6

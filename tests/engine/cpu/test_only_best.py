@@ -39,6 +39,7 @@ def test_a_step_needs_no_logits_only_while_nothing_shapes_them() -> None:
             tokens=[1] * 7,
             prompt_length=3,
             thinking=None,
+            thought_params=None,
             grammar=None,
         )
         return only_best(view)

@@ -95,7 +95,7 @@ def test_a_line_that_breaks_a_thinking_budget_is_not_kept(llm: LLM, most: int) -
     """An answer remembered without a budget is drafted in one with it."""
     told = setting(drafter="suffix", nodes=16, step_score=1e-6)
     question = f"hello {most} there <think>"
-    free = llm.generate(question, SamplingParams(max_tokens=40, ignore_eos=True))
+    free = llm.generate(question, SamplingParams(max_tokens=40, ignore_eos=True), mode=Mode())
     assert CLOSE not in free.token_ids
     mode = Mode(thinking_budget=most)
     params = SamplingParams(max_tokens=most + 8, ignore_eos=True)

@@ -85,11 +85,15 @@ class Case(NamedTuple):
     bound: Bound | None = None
     rule: str = "token"
     grammar: GrammarSpec | None = None
+    thought: SamplingParams | None = None
 
 
 # of tokens 4 to 8; what follows a drawn token is often certain
 SPELT = GrammarSpec(regex="(e|fgh|g(e|i)|hff|i){8,9}")
-HOT = params(temperature=1.5)
+HOT, COLD = params(temperature=1.5), params(temperature=0.0)
+MILD = params(temperature=0.7, top_p=0.9)
+ENDS = params(temperature=2.0, ignore_eos=False)
+FIRM = Bound(2, opened=True, tags=TAGS, ends=frozenset({EOS}))
 CASES = {
     "ngram": Case("ngram", None, params(temperature=1.3)),
     "told again": Case("retold", 2, params(temperature=1.3)),
@@ -110,6 +114,10 @@ CASES = {
     "its own thought, sampled tree": Case(
         "sampled tree", None, params(temperature=1.5, logit_bias={OPEN: 4.0}), OWN, "block"
     ),
+    "other sampling in the thought": Case("model", None, HOT, SOFT, "block", None, MILD),
+    "a greedy answer": Case("common", None, COLD, LATE, thought=params(temperature=1.5, top_k=4)),
+    "penalties in the thought": Case("sampled tree", 2, HOT, SOFT, thought=params(**PENALTIES)),
+    "an end that closes": Case("self", None, ENDS, FIRM, "block", thought=ENDS),
     "grammar, model": Case("model", None, HOT, grammar=SPELT),
     "grammar, sampled tree, block": Case("sampled tree", 2, HOT, None, "block", SPELT),
     "grammar, tokens in common, block": Case("common", None, HOT, None, "block", SPELT),
@@ -172,8 +180,8 @@ def logits(folder: Path) -> Logits:
     return after
 
 
-def thought(bound: Bound, begun: tuple[int, ...]) -> tuple[int | None, float]:
-    """The token that a budget forces next, -1 after a text that it forbids; and the lift of CLOSE.
+def thought(bound: Bound, begun: tuple[int, ...]) -> tuple[int | None, float, bool]:
+    """The token that a budget forces next, -1 after a text that it forbids; the lift of CLOSE; whether it is a thought.
 
     Computed plainly: walks the answer and keeps a few integers.
     """
@@ -188,7 +196,7 @@ def thought(bound: Bound, begun: tuple[int, ...]) -> tuple[int | None, float]:
     for token in begun:
         if todo:
             if token != todo[0]:
-                return -1, 0.0
+                return -1, 0.0, thinking
             todo, said = todo[1:], True
             thinking = token != CLOSE
         elif thinking and token != CLOSE:
@@ -199,7 +207,7 @@ def thought(bound: Bound, begun: tuple[int, ...]) -> tuple[int | None, float]:
             todo = due()
     soft = spent - (bound.most - bound.soft) + 1
     lifted = thinking and bound.soft and soft > 0
-    return (todo[0] if todo else None), 12 * soft / bound.soft if lifted else 0.0
+    return (todo[0] if todo else None), 12 * soft / bound.soft if lifted else 0.0, thinking
 
 
 def next_probs_of(bench: Bench, logits: Logits, ask: Ask) -> NextProbs:
@@ -208,7 +216,7 @@ def next_probs_of(bench: Bench, logits: Logits, ask: Ask) -> NextProbs:
     grammar = bench.request(0, ask).grammar
 
     def next_probs(begun: tuple[int, ...]) -> NDArray[np.float64]:
-        only, lift = thought(ask.bound, begun) if ask.bound else (None, 0.0)
+        only, lift, inside = thought(ask.bound, begun) if ask.bound else (None, 0.0, False)
         mask = TokenMask() if grammar is None else TokenMask(-1)
         if grammar is not None and grammar.fits(PROMPT, begun):
             mask = grammar.at(PROMPT, begun)
@@ -219,7 +227,13 @@ def next_probs_of(bench: Bench, logits: Logits, ask: Ask) -> NextProbs:
             return np.array([float(token == only) for token in range(VOCAB)])
         values = list(logits(begun, ask.groups))
         values[CLOSE] += lift
-        p = plain_probs(values, [*PROMPT, *begun], len(PROMPT), ask.params, ends)
+        own = ask.thought if inside and ask.thought else ask.params
+        p = plain_probs(values, [*PROMPT, *begun], len(PROMPT), own, ends)
+        if ask.bound and ask.bound.ends and begun[-1:] == (CLOSE,):
+            p[EOS] = 0.0  # nothing was answered yet
+            p /= p.sum()
+        if inside and ask.bound and ask.bound.ends:
+            p[CLOSE], p[EOS] = p[CLOSE] + p[EOS], 0.0
         if mask.allowed is not None:
             p = p * mask.allowed[:VOCAB] / p[mask.allowed[:VOCAB]].sum()
         return p
@@ -233,7 +247,10 @@ def test_the_law_of_drafted_tokens(bench: Bench, logits: Logits, name: str) -> N
     asked, runs = case.asked, MANY.get(name, RUNS)
     bench.tokenizer = Pieces(WORDS) if case.bound else None
     asks = [
-        Ask(PROMPT, asked, case.drafter, 4, case.groups, seed, case.bound, case.rule, case.grammar)
+        Ask(
+            *(PROMPT, asked, case.drafter, 4, case.groups, seed),
+            *(case.bound, case.rule, case.grammar, case.thought),
+        )
         for seed in range(runs)
     ]
     requests = bench.run(asks, Setting(pages=1024, max_running=200))

@@ -34,6 +34,7 @@ def view(
         params=SamplingParams(**{"temperature": 1.0, **fields}),
         end_ids=frozenset(end_ids),
         thinking=None,
+        thought_params=None,
         grammar=None,
     )
 

@@ -11,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from thoughts import THINK, Bound, told
 
+from fastslow.engine.params import Loop
+from fastslow.engine.sampling.repeats import RepeatFinder, Repeats
 from fastslow.engine.sampling.thinking import Thought
 from fastslow.engine.text.thought import TagTokens, ThoughtSplitter, ThoughtTags
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.engine.types import LogitBoost, OneHot
-from fastslow.policies.thinking_budget import ThinkingBudget
+from fastslow.policies.thinking_limits import ThinkingLimits
 
 OPEN, CLOSE = 3, 4  # <think>, </think> of the byte-level tokenizer
 A, B, C = 60, 61, 62  # ordinary tokens
@@ -28,8 +30,7 @@ def forced(rules: Sequence[object]) -> list[int | None]:
 
 
 def outcome(bound: Bound, tokenizer: Tokenizer, answer: Sequence[int]) -> tuple[int, str | None]:
-    spent, ended, _ = bound.of(tokenizer, len(PROMPT)).outcome([*PROMPT, *answer])
-    return spent, ended
+    return bound.of(tokenizer, len(PROMPT)).outcome([*PROMPT, *answer])[:2]
 
 
 NOW = "\nI must answer now.\n"
@@ -46,8 +47,8 @@ ANSWERS: list[tuple[Bound, list[Any], tuple[int, str | None]]] = [
     (Bound(3), [OPEN, A, A, CLOSE, B, OPEN, A, [CLOSE], B, OPEN, [CLOSE]], (3, "budget")),
     (Bound(2, tags=REASON, closing="s"), ["<reason>", A, B, ["s", "</reason>"], C], (2, "budget")),
     (Bound(9), [*"<think>", A, A, A, CLOSE], (3, "model")),  # not the special token
-    (Bound(90, early_exit=True, opened=True), [*[A] * 40, [CLOSE]], (40, "loop")),
-    (Bound(40, early_exit=True, opened=True), [*[A] * 40, [CLOSE]], (40, "budget")),
+    (Bound(90, loop=Loop(), opened=True), [*[A] * 40, [CLOSE]], (40, "loop")),
+    (Bound(40, loop=Loop(), opened=True), [*[A] * 40, [CLOSE]], (40, "budget")),
 ]
 
 
@@ -133,7 +134,8 @@ def test_drafted_tokens_are_as_good_as_committed_ones(
     opened: bool,
     reason: bool,
 ) -> None:
-    bound = Bound(most, soft, early, "so", opened, REASON if reason else THINK)
+    loop = Loop(times=2, least=16, stale=20) if early else None
+    bound = Bound(most, soft, loop, "so", opened, REASON if reason else THINK)
     at_once = bound.of(bpe, 3)
     step_by_step = bound.of(bpe, 3)
     committed = [*PROMPT, *parts[:cut]]
@@ -156,49 +158,102 @@ def test_thoughts_are_where_the_splitter_sees_them(
 ) -> None:
     text = "".join(pieces)
     ids = bpe.encode(text, add_special=False)
-    *_, still_open = Bound(opened=opened).of(bpe, 0).outcome(ids)
+    still_open = Bound(opened=opened).of(bpe, 0).outcome(ids).open
     splitter = ThoughtSplitter(THINK, opened)
     splitter.push(text)
     splitter.finish()
     assert still_open == splitter._thinking
 
 
-def test_loops() -> None:
-    policy = ThinkingBudget(None, early_exit=True)
+def judged(loop: Loop, tokens: Sequence[int]) -> str | None:
+    finder, repeats = RepeatFinder(), Repeats()
+    for place, token in enumerate(tokens):
+        repeats = finder.after(repeats, token, place)
+        if place % 3 == 0:
+            repeats = finder.commit(repeats)
+    return ThinkingLimits(loop=loop).judge(Thought(len(tokens), repeats=repeats))
 
-    def judge(tokens: Sequence[int]) -> str | None:
-        return policy.judge(Thought(len(tokens), tuple(tokens)[-policy.reads :]))
 
-    for span in (1, 2, 7, 13, 64):
+def test_circles() -> None:
+    usual = Loop()
+    for span in (1, 2, 7, 13, 64, 300):
         circle = list(range(100, 100 + span))
         size = max(4 * span, 40)
         going_on = (circle * 40)[:size]
-        assert judge([*range(20), *going_on]) == "loop", span
-        assert judge([*range(20), *going_on[1:]]) is None, span
-    assert judge([5] * 39) is None and judge([5] * 40) == "loop"
-    assert judge(list(range(65)) * 9) is None, "wider than is looked at"
+        assert judged(usual, [*range(20), *going_on]) == "loop", span
+        less = judged(usual, [*range(20), *going_on[1:]])
+        assert less is None or span == 300, "those are stale before"
+    assert judged(usual, [5] * 39) is None and judged(usual, [5] * 40) == "loop"
+    assert judged(Loop(times=2, least=16), [*range(30), *range(30)]) == "loop"
+    assert judged(Loop(times=3), [*range(30), *range(30)]) is None
     shuffled = random.Random(0).choices(range(30), k=900)
-    assert all(judge(shuffled[:i]) is None for i in range(0, 900, 7))
-    assert ThinkingBudget(5000).judge(Thought(900, tuple([5] * 900))) is None
+    assert all(judged(usual, shuffled[:i]) is None for i in range(0, 900, 7))
+    assert ThinkingLimits(5000).judge(Thought(900, repeats=Repeats(899, 1, 899))) is None
 
 
-def test_a_thought_settles_on_a_line_that_comes_the_third_time(bpe: Tokenizer) -> None:
-    bound = Bound(early_exit=True, opened=True)
+def test_nothing_new_over_many_tokens_is_a_circle() -> None:
+    """The order of what is said again differs, so that nothing comes several times in a row."""
+    blocks = [list(range(20 * n, 20 * n + 20)) for n in range(4)]
+    pairs = [(a, b) for a in range(4) for b in range(4)]
+    said = [x for a, b in pairs for x in (*blocks[a], *blocks[b])]  # all pairs that may come
+    again = [x for n in (0, 2, 1, 3, 3, 0, 1, 2, 0) for x in blocks[n]]
+    assert judged(Loop(times=9, stale=100), said[:160]) is None
+    assert judged(Loop(times=9, stale=100), [*said, *again]) == "loop"
+    assert judged(Loop(times=9, stale=None), [*said, *again]) is None
 
-    def ends(text: str) -> str | None:
-        ids = bpe.encode(text, add_special=False)
-        rule = bound.of(bpe, 0).at(ids, [])
-        assert rule in (None, OneHot(CLOSE))
-        told = bound.of(bpe, 0).outcome([*ids, CLOSE])[1] if rule else None
-        return told
 
-    line = "So the answer is 42."
-    assert ends(f"{line}\nWait.\n{line}\nOr 41? No.\n  {line} \n") == "settled"
-    assert ends(f"{line}\nWait.\n{line}\nOr 41? No.\n{line}") is None, "the line is not over"
-    assert ends(f"{line}\n{line}\n") is None
-    assert ends(f"{line}\n{line}\n{line}\nAnd then") is None, "only where the line ends"
-    assert ends("---\n" * 3) is None, "too short to say anything"
-    assert Bound(opened=True).of(bpe, 0).at(bpe.encode(f"{line}\n" * 5), []) is None
+def test_a_warning_comes_once_where_a_sentence_ends(bpe: Tokenizer) -> None:
+    ids = bpe.encode("Soon.", add_special=False)
+    dot, line = bpe.encode(".", add_special=False)[0], bpe.encode("\n", add_special=False)[0]
+    three = bpe.encode("3", add_special=False)[0]
+
+    def rules(bound: Bound, answer: list[int]) -> list[int | None]:
+        return forced(told(bound.of(bpe, len(PROMPT)), PROMPT, answer))
+
+    bound = Bound(20, opened=True, warning="Soon.", warn_at=3)
+    for end in (dot, line):
+        asked = [A, dot, A, B, end, *ids, A, end]
+        assert rules(bound, asked) == [None] * 5 + [*ids] + [None] * 3
+        whole = bound.of(bpe, len(PROMPT)).outcome([*PROMPT, *asked])
+        assert (whole.spent, whole.put_in) == (7, len(ids)), "what is put in does not count"
+    assert rules(bound, [A, B, three, dot, A]) == [None] * 6, "a point in a number ends nothing"
+    late = Bound(3, opened=True, warning="Soon.", warn_at=2)
+    assert rules(late, [A, B, dot, CLOSE]) == [None] * 3 + [CLOSE, None], "too late for a warning"
+    tight = Bound(20, opened=True, warning="Soon.", warn_at=1, ends_at=4 + len(ids))
+    assert ids[0] not in rules(tight, [A, B, dot, A]), "it must leave the answer its room"
+
+
+def test_a_thought_is_closed_while_there_is_room_for_an_answer(bpe: Tokenizer) -> None:
+    so = bpe.encode("so", add_special=False)
+    bound = Bound(opened=True, closing="so", ends_at=8, room=10)
+    first = 8 - len(so) - 1
+    answer = [*[A] * first, *so, CLOSE]
+    assert len(answer) == 8
+    told_by = forced(told(bound.of(bpe, len(PROMPT)), PROMPT, answer))
+    assert told_by == [*[None] * first, *so, CLOSE, None]
+    assert outcome(bound, bpe, answer) == (first, "room")
+    bare = Bound(opened=True, closing="so" * 9, ends_at=0, room=6)
+    assert forced(told(bare.of(bpe, 3), PROMPT, [CLOSE])) == [CLOSE, None], "no room for the phrase"
+    late = Bound(ends_at=5, room=9)
+    assert outcome(late, bpe, [A] * 6 + [OPEN, CLOSE]) == (0, "room"), "closed as it opens"
+    begun = bpe.encode("</reason>", add_special=False)
+    tagged = Bound(opened=True, tags=REASON, closing="so", ends_at=len(so) + len(begun) + 3)
+    text = [A, A, *begun[:2]]
+    rule = tagged.of(bpe, 3).at([*PROMPT, *text], [])
+    assert rule == OneHot(begun[2]), "the tag that was begun is finished while the phrase would fit"
+
+
+def test_an_end_token_closes_a_thought_and_comes_after_an_answer(bpe: Tokenizer) -> None:
+    ends = frozenset({2})
+    thinking = Bound(ends=ends, opened=True, tags=REASON).of(bpe, 3)
+    close, line = (bpe.encode(text, add_special=False) for text in ("</reason>", "\n"))
+    assert thinking.no_end([*PROMPT, A], []) == (ends, close[0])
+    assert thinking.no_end([*PROMPT, A], [close[0]]) == (ends, close[1])
+    assert thinking.no_end([*PROMPT, A, *close], []) == (ends, None), "nothing was answered"
+    assert thinking.no_end([*PROMPT, A, *close], [*line]) == (ends, None)
+    assert thinking.no_end([*PROMPT, A, *close], [*line, A]) == (frozenset(), None)
+    assert Bound(ends=ends).of(bpe, 3).no_end([*PROMPT], []) == (frozenset(), None)
+    assert Bound(opened=True).of(bpe, 3).no_end([*PROMPT, A], []) == (frozenset(), None)
 
 
 def test_a_sentencepiece_ending_has_no_space_of_the_tokenizers_own(spm: Tokenizer) -> None:

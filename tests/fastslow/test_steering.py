@@ -1,0 +1,214 @@
+"""What steers a thought, as callers see it: room for the answer, circles, warnings, turns, phases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import write_chat
+from gate import open_llm
+
+from fastslow import LLM, Loop, Mode, Output, Phase, ResumeState, SamplingParams, Speculation
+from fastslow.engine.text.switches import find_switch
+
+CLOSE, DOT = 4, 18
+TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}<think>"
+OPTIONS = {"thinking_tags": ("<think>", "</think>")}
+TOLD = (  # as Seed-OSS
+    "{% if thinking_budget is defined %}You have {{ thinking_budget }} tokens. {% endif %}"
+    + TEMPLATE
+)
+CHAT: list[dict[str, Any]] = [{"role": "user", "content": "The quick"}]
+SIXTY = SamplingParams(max_tokens=60, ignore_eos=True)
+DOTS = SamplingParams(max_tokens=90, ignore_eos=True, logit_bias={DOT: 100.0})
+HOT = {"max_tokens": 60, "ignore_eos": True, "temperature": 0.9, "seed": 5}
+
+
+def ended(out: Output) -> tuple[int, str | None]:
+    return out.metrics.thinking_tokens, out.metrics.thinking_ended
+
+
+@pytest.mark.parametrize("speculation", ["off", "ngram", "self"])
+def test_deep_leaves_room_for_an_answer(llm: LLM, speculation: str) -> None:
+    def ask(params: SamplingParams, **mode: Any) -> Output:
+        wish = {"base": "deep", **mode}
+        return llm.generate(CHAT, params, mode=wish, speculation=speculation)
+
+    usual = ask(SIXTY)
+    assert ended(usual) == (44, "room") and usual.text, "a quarter of 60 stays"
+    assert usual.token_ids[44] == CLOSE and len(usual.token_ids) == 60
+    assert ended(ask(SIXTY, answer_room=None)) == (60, "length")
+    assert ended(ask(SIXTY, answer_room=7)) == (52, "room")
+    assert ended(ask(SIXTY, answer_room=500)) == (0, "room"), "no room for a thought"
+    phrase = ask(SIXTY, closing="\nSo:\n", answer_room=9)
+    closing = phrase.token_ids.index(CLOSE) + 1
+    assert closing == 51 and phrase.reasoning.endswith("\nSo:\n") and phrase.text
+    assert phrase.metrics.put_in_tokens == phrase.choices[0].sources.count("forced") > 5
+    for most in (1, 2, 3):
+        few = ask(SamplingParams(max_tokens=most, ignore_eos=True), closing="\nSo:\n")
+        assert few.token_ids.index(CLOSE) == max(0, most - 2), "the tag without the phrase"
+        assert len(few.token_ids) == most
+    plain = ask(SIXTY, answer_room=None, thinking="auto")
+    assert usual.token_ids[:44] == plain.token_ids[:44]
+
+
+def test_an_end_token_closes_the_thought_where_an_answer_must_come(llm: LLM) -> None:
+    assert llm.tokenizer is not None
+    end = next(iter(llm.tokenizer.eos_ids))
+    params = SamplingParams(max_tokens=40, logit_bias={end: 100.0}, frequency_penalty=2.0)
+    for speculation in ("off", "ngram", "self"):
+        out = llm.generate(CHAT, params, mode="deep", speculation=speculation)
+        assert out.token_ids[0] == CLOSE and ended(out) == (0, "model")
+        assert out.token_ids[-1] == end and out.text.strip(), "something is answered"
+    assert llm.generate(CHAT, params, mode=Mode()).token_ids == [end]
+    own = params.model_copy(update={"stop_token_ids": (end,)})
+    assert llm.generate(CHAT, own, mode="deep").token_ids == [end], "the caller's own stop"
+
+
+def test_circles_end_thoughts_and_where_asked_answers(llm: LLM) -> None:
+    out = llm.generate(CHAT, DOTS, mode=Mode(loop=Loop()), speculation="ngram")
+    assert ended(out) == (40, "loop") and out.finish_reason == "length"
+    both = llm.generate(CHAT, DOTS, mode={"loop": {"answer": True, "least": 20}})
+    assert ended(both) == (20, "loop") and both.finish_reason == "loop"
+    assert len(both.token_ids) == 41
+    off = llm.generate(CHAT, DOTS, mode={"base": "deep", "loop": False, "answer_room": None})
+    assert ended(off) == (90, "length")
+
+
+def test_circles_end_answers_of_a_model_that_does_not_think(tmp_path: Path) -> None:
+    folder = write_chat(tmp_path, "{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text("utf-8").replace("think>", "thonk>"), "utf-8")
+    with open_llm(folder) as llm:
+        out = llm.generate(CHAT, DOTS, mode=Mode(loop=Loop(answer=True)))
+        assert (out.finish_reason, len(out.token_ids)) == ("loop", 40)
+        assert llm.generate(CHAT, DOTS, mode=Mode(loop=Loop())).finish_reason == "length"
+
+
+def test_a_warning_and_an_announced_budget(tmp_path: Path) -> None:
+    mode = {"thinking_budget": 30, "warn_at": 0.5, "warning": " Hm.", "thinking": "on"}
+    with open_llm(write_chat(tmp_path, TOLD), **OPTIONS) as llm:
+        out = llm.generate(CHAT, DOTS, mode=mode)
+        assert out.prompt == "You have 30 tokens. The quick<think>"
+        assert out.reasoning == "." * 15 + " Hm." + "." * 15 and ended(out) == (30, "budget")
+        assert out.metrics.put_in_tokens == out.choices[0].sources.count("forced") == 5
+        told = llm.chat(CHAT, DOTS, mode=mode, chat_template_kwargs={"thinking_budget": 7})
+        assert told.prompt is not None and "You have 7 tokens" in told.prompt
+        free = llm.chat(CHAT, DOTS, mode=Mode())
+        assert free.prompt == "The quick<think>"
+        turn = llm.chat(CHAT, DOTS, mode={**mode, "turn_budget": 20})
+        assert turn.prompt is not None and "You have 20 tokens" in turn.prompt
+        assert turn.reasoning.startswith("." * 10 + " Hm.") and ended(turn) == (20, "turn")
+    assert find_switch(lambda chat, given: "always", "thinking_budget").budget == ""
+
+
+def test_calls_of_a_turn_share_its_budget(llm: LLM) -> None:
+    mode = {"base": "deep", "turn_budget": 30}
+    first = llm.generate(CHAT, SIXTY, mode=mode)
+    assert ended(first) == (30, "turn") and first.metrics.turn_budget_left == 0
+    thought = "I look it up. I look it up"
+    assert llm.tokenizer is not None
+    spent = len(llm.tokenizer.encode(thought, add_special=False))
+    said = {"role": "assistant", "content": "", "reasoning_content": thought}
+    turn = [*CHAT, said, {"role": "tool", "content": "42"}]
+    second = llm.generate(turn, SIXTY, mode=mode)
+    assert ended(second) == (30 - spent, "turn") and second.metrics.turn_budget_left == 0
+    wide = llm.generate(turn, SIXTY, mode={**mode, "turn_budget": 500, "thinking_budget": 4})
+    assert ended(wide) == (4, "budget") and wide.metrics.turn_budget_left == 500 - spent - 4
+    later = [*turn, {"role": "assistant", "content": "It is 42."}, *CHAT]
+    assert ended(llm.generate(later, SIXTY, mode=mode)) == (30, "turn"), "a new turn"
+    assert llm.generate(CHAT, SIXTY, mode="deep").metrics.turn_budget_left is None
+
+
+def test_a_turn_may_be_named(llm: LLM) -> None:
+    mode: dict[str, Any] = {"base": "deep", "turn_budget": 30}
+    short = {**mode, "thinking_budget": 12}
+    left = [
+        llm.generate(CHAT, SIXTY, mode=short, turn="order-17").metrics.turn_budget_left
+        for _ in range(3)
+    ]
+    assert left == [18, 6, 0]
+    assert ended(llm.generate(CHAT, SIXTY, mode=mode, turn="order-17")) == (0, "turn")
+    assert ended(llm.generate(CHAT, SIXTY, mode=mode, turn="order-18")) == (30, "turn")
+    other = llm.generate(CHAT, SIXTY, mode=mode, turn="order-17", memory_key="someone else")
+    assert ended(other) == (30, "turn")
+    *begun, last = llm.stream(CHAT, SIXTY, mode=mode, turn="order-19", speculation="off")
+    assert begun[0].decided is not None and begun[0].decided.turn_left == 30
+    state = ResumeState([begun[0].token_ids], [begun[0].decided])
+    again = llm.generate(CHAT, SIXTY, mode=mode, turn="order-19", answered=state)
+    assert last.output is not None and again.token_ids == last.output.token_ids
+    stream = llm.stream(CHAT, SIXTY, mode=mode, turn="left", speculation="off")
+    for _, piece in zip(range(5), stream):
+        assert piece.token_ids
+    stream.close()
+    assert stream.output is not None
+    rest = llm.generate(CHAT, SIXTY, mode=mode, turn="left")
+    assert rest.metrics.thinking_tokens == 30 - stream.output.metrics.thinking_tokens < 30
+    with pytest.raises(ValueError, match="^turn=3 must be text of 1 to 256 characters"):
+        llm.generate(CHAT, SIXTY, mode=mode, turn=3)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("speculation", ["off", "ngram", "suffix|self"])
+def test_thought_and_answer_are_sampled_each_in_its_own_way(llm: LLM, speculation: str) -> None:
+    def ask(params: dict[str, Any], **mode: Any) -> Output:
+        wish = {"thinking_budget": 20, **mode}
+        return llm.generate(CHAT, params, mode=wish, speculation=speculation)
+
+    cold = {**HOT, "temperature": 0}
+    drawn, greedy = ask(HOT), ask(cold)
+    sober = ask(HOT, answer={"temperature": 0})
+    assert sober.token_ids[:21] == drawn.token_ids[:21] and sober.token_ids != drawn.token_ids
+    lively = ask(cold, answer={"temperature": 0.9})
+    assert lively.token_ids[:21] == greedy.token_ids[:21] and lively.token_ids != greedy.token_ids
+    assert ask(cold, thought={"temperature": 0.9}).token_ids == sober.token_ids
+    both = ask({**HOT, "temperature": 5.0}, thought={"temperature": 0.9}, answer={"temperature": 0})
+    assert both.token_ids == sober.token_ids
+    preset = Mode(thinking_budget=20, thought=Phase(temperature=0.9), answer=Phase(temperature=0))
+    assert llm.generate(CHAT, HOT, mode=preset).token_ids == sober.token_ids
+
+
+def test_thought_and_answer_are_drafted_each_in_its_own_way(llm: LLM) -> None:
+    params = DOTS.model_copy(update={"max_tokens": 60})
+    mode = {"thinking_budget": 30}
+    plain = llm.generate(CHAT, params, mode=mode, speculation="off")
+    for within, after in (
+        ("off", "ngram"),
+        ("ngram", "off"),
+        ("ngram", "suffix"),
+        ("self", "ngram"),
+    ):
+        each = {part: {"speculation": {"drafter": name, "nodes": 4}} for part, name in
+            (("thought", within), ("answer", after))}  # fmt: skip
+        out = llm.generate(CHAT, params, mode={**mode, **each})
+        assert out.token_ids == plain.token_ids
+        names = [
+            {*out.choices[0].sources[:30]} - {"target"},
+            {*out.choices[0].sources[31:]} - {"target"},
+        ]
+        assert names == [{within} - {"off"}, {after} - {"off"}]
+    call, quiet = Speculation(drafter="ngram", nodes=4), {**mode, "thought": {"speculation": "off"}}
+    one = llm.generate(CHAT, params, mode=quiet, speculation=call)
+    assert "ngram" not in one.choices[0].sources[:30] and "ngram" in one.choices[0].sources
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"answer_room": -1}, "answer_room.* must be greater than or equal to 0"),
+        ({"answer_room": "much"}, "answer_room.* must "),
+        ({"loop": 3}, "loop=3 must "),
+        ({"loop": {"times": 1}}, "loop.times=1 must be greater than or equal to 2"),
+        ({"loop": {"time": 4}}, "field 'loop.time' is unknown"),
+        ({"warn_at": 1.0}, "warn_at=1.0 must be less than 1"),
+        ({"warn_at": 0.5, "thinking_budget": 9, "warning": "a</think>"}, "must not hold the tag"),
+        ({"turn_budget": 1.5}, "turn_budget=1.5 must be a valid integer"),
+        ({"thought": {"temperature": -1}}, "thought.temperature=-1 must be greater than or equal"),
+        ({"thought": {"n": 2}}, "field 'thought.n' is unknown"),
+        ({"answer": {"speculation": "nothing"}}, "nothing"),
+    ],
+)
+def test_one_sentence_for_what_does_not_fit(llm: LLM, fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said) as error:
+        llm.generate(CHAT, SIXTY, mode=fields)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,78 @@
+"""Thoughts steered over HTTP, in every protocol, by an engine that thinks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import write_chat
+from fastapi.testclient import TestClient
+from gate import open_llm
+
+from fastslow.serve.engines.local import LocalEngine
+from fastslow.serve.http.app import create_app
+
+TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}<think>"
+USER = [{"role": "user", "content": "The quick"}]
+WISH: dict[str, Any] = {"model": "tiny", "turn_budget": 20, "loop": True, "warn_at": 0.5}
+WISH |= {"thought": {"temperature": 0, "speculation": "off"}, "answer": {"temperature": 0.9}}
+WISH |= {"answer_room": 9, "speculation": "ngram"}
+ROUTES: dict[str, tuple[dict[str, Any], str]] = {
+    "chat/completions": ({"messages": USER, "max_tokens": 60}, "completion_tokens_details"),
+    "responses": ({"input": USER, "max_output_tokens": 60}, "output_tokens_details"),
+    "messages": ({"messages": USER, "max_tokens": 60}, "output_tokens_details"),
+}
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    folder: Path = write_chat(tmp_path_factory.mktemp("steered"), TEMPLATE)
+    with open_llm(folder, thinking_tags=("<think>", "</think>")) as llm:
+        app = create_app(LocalEngine(llm, "tiny"))
+        yield TestClient(app, base_url="http://localhost")
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_what_is_left_of_a_turn_is_in_the_usage(client: TestClient, route: str) -> None:
+    body, details = ROUTES[route]
+    left = []
+    for budget in (12, 12, 12):
+        asked = {**WISH, **body, "turn": f"{route} 1", "thinking_budget": budget}
+        answer = client.post(f"/v1/{route}", json=asked)
+        assert answer.status_code == 200, answer.text
+        left.append(answer.json()["usage"][details]["turn_budget_left"])
+    assert left == [8, 0, 0]
+    plain = client.post(f"/v1/{route}", json={"model": "tiny", **body}).json()
+    assert "turn_budget_left" not in plain["usage"][details]
+
+
+def test_thoughts_of_tool_calls_count_for_the_turn(client: TestClient) -> None:
+    call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    asked = {"role": "assistant", "content": "", "reasoning_content": "hmm", "tool_calls": [call]}
+    turn = [*USER, asked, {"role": "tool", "tool_call_id": "a", "content": "42"}]
+    body = {**WISH, "messages": turn, "max_tokens": 60}
+    made = client.post("/v1/chat/completions", json=body).json()["metrics"]
+    assert 0 < made["thinking_tokens"] < 20 and made["thinking_ended"] == "turn"
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"turn_budget": -1}, "turn_budget=-1 must be"),
+        ({"warn_at": 2}, "warn_at=2 must be"),
+        ({"answer_room": "all"}, "answer_room"),
+        ({"loop": {"times": 0}}, "loop.times=0 must be"),
+        ({"thought": {"temperature": 1000}}, "thought.temperature=1000 must be"),
+        ({"answer": {"max_tokens": 3}}, "answer.max_tokens' is unknown"),
+        ({"turn": ""}, "turn='' must be text"),
+    ],
+    ids=str,
+)
+def test_one_sentence_for_what_does_not_fit(
+    client: TestClient, fields: dict[str, Any], said: str
+) -> None:
+    body = {"model": "tiny", "messages": USER, **fields}
+    answer = client.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 400 and said in answer.json()["error"]["message"]
