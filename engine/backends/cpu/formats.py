@@ -206,7 +206,7 @@ class PackedMatrix:
             if len(matrices) == len(self.sources):
                 self._keep(into, QuantLinear.stack(matrices))
                 return
-        if library.block_of(self.format)[0]:
+        if self.format is not Format.BFLOAT16 and library.block_of(self.format)[0]:
             found = [(name, sources.blocks(name)) for name in self.sources]
             parts = [part for _, part in found if part is not None]
             if len(parts) == len(found):
@@ -216,6 +216,10 @@ class PackedMatrix:
                 missing = ", ".join(name for name, part in found if part is None)
                 raise ValueError(f"{missing}: not in {self.format.name} in the file")
         read = [sources.read(name) for name in self.sources]
+        if self.format is Format.BFLOAT16 and not self.inputs % 2 and all(map(_as_packed, read)):
+            rows = [tensor.view(torch.uint8).numpy() for tensor in read]
+            library.pack_gguf(into, self.format, rows, self.order, self.inputs)
+            return
         whole = read[0] if len(read) == 1 else torch.cat(read)
         pack_rows(into, self.format, self.inputs, self.order, whole.__getitem__)
 
@@ -314,6 +318,10 @@ def _lengths(rows: Tensor) -> Tensor:
     """f32 [n], the rows' norms, none below the true one. In float64, in which no square is lost."""
     exact = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64) * (1 + 2**-20)
     return torch.where(exact == 0, 0.0, exact.clamp_min(SMALLEST)).nan_to_num(torch.inf).float()
+
+
+def _as_packed(tensor: Tensor) -> bool:
+    return tensor.dtype is torch.bfloat16 and tensor.is_contiguous()
 
 
 def _ordered(rows: NDArray[Any], picked: Ints) -> NDArray[Any]:
