@@ -5,7 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
+from threading import Event, Thread
+from threading import enumerate as threads
 from typing import Any
 
 import checkpoints
@@ -15,7 +19,7 @@ import texts
 import torch
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
-from kernel_tools import compiled
+from kernel_tools import WrittenAtOnce, compiled
 from safetensors.torch import load_file, save_file
 
 from fastslow.engine.backends.cpu import library, store
@@ -23,10 +27,13 @@ from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.backends.cpu.library import checksum
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.checkpoint.checkpoint import BLOCKS
+from fastslow.engine.host.files import cache_folder
+from fastslow.engine.host.unfinished import sweep
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.decoder import Decoder
 
 pytestmark = compiled
+SHARED = str(cache_folder())  # which all tests share
 
 
 @pytest.fixture
@@ -37,6 +44,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     library.kernels()  # from the cache that all tests share
     monkeypatch.setenv("FASTSLOW_CACHE", str(folder))
     monkeypatch.setattr(store, "SMALL", 0)
+    monkeypatch.setattr(store, "Thread", WrittenAtOnce)
     return folder / "packed"
 
 
@@ -99,6 +107,56 @@ def test_a_checkpoint_is_read_at_the_first_start_only(
     assert kept.stat().st_ino == made
     load_model(folder, quantization="int8")
     assert len(list(cache.iterdir())) == 2
+
+
+@pytest.mark.skipif(not store.HUGE.is_file(), reason="there are no huge pages")
+def test_weights_run_before_their_file_is_written(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the file has the bytes of one that is written first."""
+    folder, keep, go = checkpoints.write_dense(tmp_path / "model"), store._keep_packed, Event()
+    monkeypatch.setattr(store, "Thread", Thread)
+    monkeypatch.setattr(store, "_keep_packed", lambda *given: go.wait(60) and keep(*given))
+    first = answers(load_model(folder, "bfloat16"))
+    assert not cache.exists()
+    go.set()
+    for thread in threads():
+        if thread.name == store.WRITER:
+            thread.join()
+    (kept,) = cache.iterdir()
+    written = kept.read_bytes()
+    assert torch.equal(answers(load_model(folder, "bfloat16")), first)
+    kept.unlink()
+    monkeypatch.setattr(store, "HUGE", tmp_path / "nothing")
+    load_model(folder, "bfloat16")
+    assert kept.read_bytes() == written
+
+
+KILLED = """
+import os, sys
+from fastslow.engine.backends.cpu import library, store
+from fastslow.engine.backends.loader import load_model
+
+library.kernels()  # from the cache that all tests share
+os.environ["FASTSLOW_CACHE"] = sys.argv[2]
+store.SMALL = 0
+store._sum = lambda *given: os._exit(9)  # all is written but the sum
+load_model(sys.argv[1], "bfloat16")
+"""
+
+
+def test_a_process_that_dies_while_it_writes_leaves_nothing_that_is_read(
+    cache: Path, tmp_path: Path
+) -> None:
+    folder = checkpoints.write_dense(tmp_path / "model")
+    command = [sys.executable, "-c", KILLED, str(folder), str(cache.parent)]
+    environment = os.environ | {"FASTSLOW_CACHE": SHARED}
+    assert subprocess.run(command, env=environment, check=False).returncode == 9
+    assert [path.name for path in cache.iterdir() if path.suffix == store.SUFFIX] == []
+    sweep(cache.parent)
+    assert not list(cache.iterdir())
+    answers(load_model(folder, "bfloat16"))
+    assert len(list(cache.iterdir())) == 1
 
 
 @pytest.mark.parametrize("huge", [True, False])
