@@ -30,7 +30,7 @@ from fastslow.models.locate import find_tokenizer, resolve_model
 from fastslow.output import Output
 from fastslow.policies.modes import load_modes
 from fastslow.policies.speculation.controller import SpeculationController
-from fastslow.policies.speculation.cost_curve import FIRST_PATIENCE, PATIENCE, step_seconds
+from fastslow.policies.speculation.cost_curve import FIRST_PATIENCE, step_seconds
 from fastslow.policies.speculation.step_cost import StepCostCurve
 from fastslow.request.builder import ModeFinder, RequestBuilder
 from fastslow.request.choice import OutputBuilder
@@ -95,8 +95,8 @@ class LLM:
         self._kv = pages(self.model, prefix_caching=args.prefix_caching, spill=args.kv_spill)
         identity = f"{folder.resolve()} {args.quantization}{getattr(self.model, 'parallel', '')}"
         identity += f" {args.kv_dtype}" if args.kv_dtype != "auto" else ""
-        self._timer = _StepTimer(self.model, identity)
-        controller = SpeculationController(self._timer)
+        controller = SpeculationController(partial(_curve_of, weakref.ref(self.model), identity))
+        self._identity = identity
         self._step_seconds = controller.seconds
         self._drafters = DrafterFactory(
             folder, self.model, self._kv, self.tokenizer, load, pages, memory, controller
@@ -241,10 +241,10 @@ class LLM:
         self._worker.between_steps(forget)
 
     def measure_steps(self) -> None:
-        """Measure now how long steps take, up to 2 s for each mode; else first calls in a mode measure a part of
-        it each, in 0.3 s."""
-        self._timer.patience = PATIENCE
+        """Measure now how long steps take, 2 s for each mode at most; else the first calls of some starts do."""
         for groups in {mode.routed for mode in self.modes.values() if not mode.auto}:
+            whole = partial(step_seconds, self.model, groups, self._identity)
+            self._worker.ask(whole)  # kept in a file, which the next one reads
             self._worker.ask(partial(self._step_seconds, groups, 1)).result()
 
     @property
@@ -313,15 +313,9 @@ def _let_go(worker: Worker, drafters: DrafterFactory) -> None:
         drafters.clear()
 
 
-class _StepTimer:
-    """Gives the curve of what steps take. The model is not held: policies of requests that are over have this, too."""
-
-    def __init__(self, model: Model, identity: str) -> None:
-        self._model, self._identity = weakref.ref(model), identity
-        self.patience = FIRST_PATIENCE  # seconds of measuring
-
-    def __call__(self, groups: int | None) -> StepCostCurve:
-        target = self._model()
-        if target is None:
-            raise RuntimeError("this LLM is closed; make a new one")
-        return StepCostCurve(*step_seconds(target, groups, self._identity, self.patience))
+def _curve_of(model: weakref.ref[Model], identity: str, groups: int | None) -> StepCostCurve:
+    """What steps take. The model is not held: policies of requests that are over have this, too."""
+    target = model()
+    if target is None:
+        raise RuntimeError("this LLM is closed; make a new one")
+    return StepCostCurve(*step_seconds(target, groups, identity, FIRST_PATIENCE))

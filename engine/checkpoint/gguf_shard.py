@@ -22,7 +22,9 @@ from fastslow.engine.model.family import GGUF_TOP, MOST_EXPERTS, GgufNames, gguf
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
 PIECE = 4 << 20  # bytes that are quantised again at a time
-AT_ONCE = 1 << 19  # bytes that are multiplied out
+AT_ONCE = (
+    1 << 19
+)  # bytes that are multiplied out, as one row: of many rows gguf takes few at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,6 @@ def _floats(data: NDArray[np.uint8], kind: GGMLQuantizationType) -> Tensor:
     rows, (inputs, size) = data.reshape(-1, data.shape[-1]), GGML_QUANT_SIZES[kind]
     step = max(1, AT_ONCE // rows.shape[1])
     with np.errstate(all="ignore"):  # damaged scales; what they give is refused where it is used
-        # as one row, since gguf takes 16 rows at a time, of which each call takes longer than its work
         each = (
             dequantize(rows[n : n + step].reshape(1, -1), kind) for n in range(0, len(rows), step)
         )

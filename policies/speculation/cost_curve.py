@@ -44,16 +44,15 @@ def step_seconds(
     """Row counts, ascending from 1, and the seconds of a greedy step of each, with a number of routed groups
     (None = all), over random tokens.
 
-    patience: seconds to spend now; calls add up to `PATIENCE`, and until then the largest step is estimated from
-    the others. The result is kept in the cache folder if measuring took long and the machine was not busy with
-    other things; a file that does not fit is replaced. `identity` tells models apart that run at
-    different speeds: path, dtype, quantization.
+    patience: seconds to spend now; calls add up to `PATIENCE`, till when the largest step is estimated. The result
+    is kept in the cache folder if measuring took long and the machine was not busy with other things; a file that
+    does not fit is replaced. `identity` tells models apart that run at different speeds: path, dtype, quantization.
     """
     path = _path(model, groups, identity)
-    found = _read(path)
-    if found is None or found.spent < PATIENCE:
+    found = _read(path) or Measured((), (), 0.0)
+    if found.spent < PATIENCE:
         started, watch = time.perf_counter(), Watch()
-        found = _measure(model, groups, found or Measured((), (), 0.0), patience)
+        found = _measure(model, groups, found, patience)
         taken, others = time.perf_counter() - started, watch.others()
         if taken > WORTH_KEEPING:
             logger.info(
@@ -62,23 +61,21 @@ def step_seconds(
             if others is None or others <= BUSY:
                 _keep(path, found)
             else:
-                logger.info(
-                    "others took {:.0%} of the machine meanwhile: measured again at the next start",
-                    others,
+                said = (
+                    "others took {:.0%} of the machine meanwhile: measured again at the next start"
                 )
-    rows, seconds, most = found.rows, found.seconds, _fitting(model)[-1]
+                logger.info(said, others)
+    rows, seconds = found.rows, found.seconds
+    most = min(ROWS[-1], model.config.context - CONTEXT)
     if found.spent < PATIENCE and 1 < rows[-1] < most:
-        row = (seconds[-1] - seconds[0]) / (rows[-1] - 1)
-        return (*rows, most), (*seconds, seconds[-1] + max(row, 0.0) * (most - rows[-1]))
+        row = max(0.0, seconds[-1] - seconds[0]) / (rows[-1] - 1)
+        return (*rows, most), (*seconds, seconds[-1] + row * (most - rows[-1]))
     return rows, seconds
 
 
-def _fitting(model: Model) -> list[int]:
-    return [n for n in ROWS if CONTEXT + n <= model.config.context] or [1]
-
-
 def _measure(model: Model, groups: int | None, before: Measured, patience: float) -> Measured:
-    fits, known = _fitting(model), dict(zip(before.rows, before.seconds))
+    known = dict(zip(before.rows, before.seconds))
+    fits = [n for n in ROWS if CONTEXT + n <= model.config.context] or [1]
     context = min(CONTEXT, model.config.context - 1)
     pages = -(-(context + fits[-1]) // 16)
     cache = kv_cache_for(model, pages * model.storage.dp_ranks)  # all rows on the first rank
@@ -107,10 +104,9 @@ def _measure(model: Model, groups: int | None, before: Measured, patience: float
         if left > 0:
             taken = run(context, n)
             known[n], left = min(taken, known.get(n, taken)), left - taken
-    # after all rounds nothing is left to be measured, however short they were
-    spent = PATIENCE if left > 0 else before.spent + patience
-    rows = tuple(sorted(known))
-    return Measured(rows, tuple(known[n] for n in rows), spent)
+    spent = PATIENCE if left > 0 else before.spent + patience  # all rounds were run
+    rows, seconds = zip(*sorted(known.items()))
+    return Measured(rows, seconds, spent)
 
 
 def _path(model: Model, groups: int | None, identity: str) -> Path:
@@ -135,11 +131,8 @@ def _read(path: Path) -> Measured | None:
         found = Measured(rows, seconds, float(kept.get("spent", PATIENCE)))
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
-    sound = (
-        len(rows) == len(seconds) > 0
-        and rows[0] == 1
-        and all(0 < x < math.inf for x in (*seconds, found.spent))
-    )
+    numbers = all(0 < x < math.inf for x in (*seconds, found.spent))
+    sound = len(rows) == len(seconds) > 0 and rows[0] == 1 and numbers
     return found if sound and all(a < b for a, b in itertools.pairwise(rows)) else None
 
 

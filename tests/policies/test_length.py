@@ -250,14 +250,11 @@ def test_what_is_kept_is_taken_for_the_same_model_only(model: Model, kept: Path)
 
 
 def test_steps_are_measured_little_by_little(model: Model, kept: Path) -> None:
-    """What is missing comes first; until all is there the largest step is estimated, and not kept."""
     assert step_seconds(model, None, "tiny", 1e-9)[0] == (1,)
     rows, seconds = step_seconds(model, None, "tiny", 1e-9)
     assert rows == (1, 2, cost_curve.ROWS[-1]) and seconds[2] >= seconds[1]
-    (path,) = kept.iterdir()
-    assert json.loads(path.read_text())["rows"] == [1, 2]
-    rows, seconds = step_seconds(model, None, "tiny")
-    assert rows == cost_curve.ROWS and step_seconds(model, None, "tiny", 1e-9) == (rows, seconds)
+    assert step_seconds(model, None, "tiny")[0] == cost_curve.ROWS
+    assert step_seconds(model, None, "tiny") == step_seconds(model, None, "tiny", 1e-9)
 
 
 def test_a_file_that_does_not_fit_is_measured_anew(model: Model, kept: Path) -> None:

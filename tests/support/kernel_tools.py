@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from threading import Thread
-
 import pytest
 
 from fastslow.engine.backends.cpu import library
@@ -21,11 +19,3 @@ def wanted() -> bool:
 
 
 compiled = pytest.mark.skipif(not wanted(), reason="no compiler, or the kernels are switched off")
-
-
-class WrittenAtOnce(Thread):
-    """In place of the thread that writes packed weights: the file is there when a model is."""
-
-    def start(self) -> None:
-        super().start()
-        self.join()

@@ -13,7 +13,7 @@ from pathlib import Path
 import checkpoints
 import pytest
 from cli_tools import printed, records
-from kernel_tools import WrittenAtOnce, compiled
+from kernel_tools import compiled
 
 from fastslow.engine.backends.cpu import library, store
 from fastslow.engine.backends.loader import load_model
@@ -30,7 +30,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     monkeypatch.setenv("FASTSLOW_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv(store.LIMIT_VARIABLE, raising=False)
     monkeypatch.setattr(store, "SMALL", 0)
-    monkeypatch.setattr(store, "Thread", WrittenAtOnce)
+    monkeypatch.setattr(store, "HUGE", tmp_path / "nothing")  # the file is written first
     folders = [checkpoints.write_dense(tmp_path / f"model{n}", seed=n) for n in range(3)]
     for folder, days in zip(folders, (10, 5, 0)):
         load_model(folder, "float32")

@@ -216,7 +216,8 @@ class PackedMatrix:
                 missing = ", ".join(name for name, part in found if part is None)
                 raise ValueError(f"{missing}: not in {self.format.name} in the file")
         read = [sources.read(name) for name in self.sources]
-        if self.format is Format.BFLOAT16 and not self.inputs % 2 and all(map(_as_packed, read)):
+        own = all(x.dtype is torch.bfloat16 and x.is_contiguous() for x in read)
+        if self.format is Format.BFLOAT16 and own and not self.inputs % 2:
             rows = [tensor.view(torch.uint8).numpy() for tensor in read]
             library.pack_gguf(into, self.format, rows, self.order, self.inputs)
             return
@@ -318,10 +319,6 @@ def _lengths(rows: Tensor) -> Tensor:
     """f32 [n], the rows' norms, none below the true one. In float64, in which no square is lost."""
     exact = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64) * (1 + 2**-20)
     return torch.where(exact == 0, 0.0, exact.clamp_min(SMALLEST)).nan_to_num(torch.inf).float()
-
-
-def _as_packed(tensor: Tensor) -> bool:
-    return tensor.dtype is torch.bfloat16 and tensor.is_contiguous()
 
 
 def _ordered(rows: NDArray[Any], picked: Ints) -> NDArray[Any]:

@@ -4,7 +4,7 @@ kernels want the rows of a matrix, by number; -1 is a row of zeros."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
 from mmap import mmap
@@ -92,20 +92,20 @@ class Arena:
         self._each(save, sources)
 
     def _each(self, write: Callable[[str], None], sources: Sources) -> None:
-        left = iter(self.pieces)  # shared: a future for each piece would take a tenth of the time
+        left = iter(
+            self.pieces
+        )  # shared: a future for each piece takes as long as to pack a small one
 
-        def some(_: int) -> None:
-            try:
-                for key in left:
-                    write(key)
-            finally:  # where one failed, the others end, too
-                list(left)
+        def some() -> None:
+            for key in left:
+                write(key)
 
         with ThreadPoolExecutor(sources.at_once, "fastslow-pack") as pool:
             try:
-                list(pool.map(some, range(sources.at_once)))
+                for over in as_completed([pool.submit(some) for _ in range(sources.at_once)]):
+                    over.result()
             finally:
-                list(left)
+                list(left)  # where one failed, or Ctrl-C came, the others end
 
 
 def pieces(config: ModelConfig, formats: Formats) -> Iterator[Piece]:

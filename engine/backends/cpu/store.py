@@ -105,7 +105,6 @@ PAGE = 2 << 20
 SMALL = 64 << 20  # packing less than this is so quick that no file is written
 PIECE = 4 << 20  # bytes that are read, and added to a sum while they are in the caches
 SEAL = 16  # bytes of the sum after the packed ones
-WRITER = "fastslow-packed"  # the thread that writes a file
 SETTLED = 2 * 10**9  # nanoseconds after which another edit of a file gets another time
 
 
@@ -250,9 +249,8 @@ def create(
 ) -> PackedFile:
     """Pack, and keep it in a new file; older packings of the same folder go.
 
-    Where the system has huge pages, the weights are packed into those, and a thread writes the file while they
-    already run; else the file is written first, and mapped. Small models, and all where the cache cannot be
-    written, are packed into memory. now: the path that the folder's contents ask for; it is another one if they
+    Where the system has huge pages, a thread writes the file while the weights already run from those; else
+    it is mapped. Small models, and all where the cache cannot be written, are packed into memory. now: the path that the folder's contents ask for; it is another one if they
     changed while they were packed. None: they cannot change.
     """
     if path is None:
@@ -261,24 +259,17 @@ def create(
     logger.info("packing weights, once, into {}", path)
     if (whole := _huge(arena.nbytes)) is not None:
         arena.write(whole, sources)
-        Thread(target=_keep_behind, args=(path, whole, now), name=WRITER).start()
+
+        def write(file: BinaryIO) -> None:
+            if sys.platform == "linux":  # of this thread alone: answers go before it
+                os.setpriority(os.PRIO_PROCESS, get_native_id(), 19)
+            file.write(whole.data)
+
+        Thread(target=_keep_packed, args=(path, len(whole), write, now)).start()
         return PackedFile(whole[: arena.hot], whole[arena.hot :])
     _keep_packed(path, arena.nbytes, partial(arena.save, sources=sources), now)
     found = load(path, arena)
     return _in_memory(arena, sources) if found is None else found
-
-
-def _keep_behind(
-    path: Path, whole: NDArray[np.uint8], now: Callable[[], Path | None] | None
-) -> None:
-    """Keep what already runs; the first answer goes before it."""
-    if hasattr(os, "setpriority") and sys.platform == "linux":  # there it is of this thread alone
-        os.setpriority(os.PRIO_PROCESS, get_native_id(), 19)
-
-    def write(file: BinaryIO) -> None:
-        file.writelines(whole[at : at + PIECE].data for at in range(0, len(whole), PIECE))
-
-    _keep_packed(path, len(whole), write, now)
 
 
 def _keep_packed(

@@ -16,7 +16,7 @@ import texts
 import torch
 from gguf import GGMLQuantizationType as Kind
 from gguf_tools import matrices, write_gguf
-from kernel_tools import WrittenAtOnce, compiled
+from kernel_tools import compiled
 
 from fastslow.engine.backends.cpu import store
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
@@ -186,7 +186,7 @@ def test_a_changed_file_is_packed_anew_and_nothing_large_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "SMALL", 0)
-    monkeypatch.setattr(store, "Thread", WrittenAtOnce)
+    monkeypatch.setattr(store, "HUGE", tmp_path / "nothing")  # the file is written first
     monkeypatch.setenv("FASTSLOW_CACHE", str(tmp_path / "cache"))
     size = {"hidden_size": 256, "intermediate_size": 512, "vocab": 640}
     folder = checkpoints.write_family(tmp_path / "model", "llama", **size)
