@@ -22,9 +22,7 @@ from fastslow.engine.model.family import GGUF_TOP, MOST_EXPERTS, GgufNames, gguf
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
 PIECE = 4 << 20  # bytes that are quantised again at a time
-AT_ONCE = (
-    1 << 19
-)  # bytes that are multiplied out, as one row: of many rows gguf takes few at a time
+AT_ONCE = 1 << 19  # bytes to multiply out, as one row: of many gguf takes few at a time
 
 
 @dataclass(frozen=True, slots=True)

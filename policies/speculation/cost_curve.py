@@ -55,15 +55,12 @@ def step_seconds(
         found = _measure(model, groups, found, patience)
         taken, others = time.perf_counter() - started, watch.others()
         if taken > WORTH_KEEPING:
-            logger.info(
-                "measured what steps of 1 to {} rows take, in {:.1f} s", found.rows[-1], taken
-            )
+            said = "measured what steps of 1 to {} rows take, in {:.1f} s"
+            logger.info(said, found.rows[-1], taken)
             if others is None or others <= BUSY:
                 _keep(path, found)
             else:
-                said = (
-                    "others took {:.0%} of the machine meanwhile: measured again at the next start"
-                )
+                said = "others took {:.0%} of the machine: measured again at the next start"
                 logger.info(said, others)
     rows, seconds = found.rows, found.seconds
     most = min(ROWS[-1], model.config.context - CONTEXT)

@@ -254,7 +254,6 @@ def test_steps_are_measured_little_by_little(model: Model, kept: Path) -> None:
     rows, seconds = step_seconds(model, None, "tiny", 1e-9)
     assert rows == (1, 2, cost_curve.ROWS[-1]) and seconds[2] >= seconds[1]
     assert step_seconds(model, None, "tiny")[0] == cost_curve.ROWS
-    assert step_seconds(model, None, "tiny") == step_seconds(model, None, "tiny", 1e-9)
 
 
 def test_a_file_that_does_not_fit_is_measured_anew(model: Model, kept: Path) -> None:

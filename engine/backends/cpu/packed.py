@@ -92,9 +92,7 @@ class Arena:
         self._each(save, sources)
 
     def _each(self, write: Callable[[str], None], sources: Sources) -> None:
-        left = iter(
-            self.pieces
-        )  # shared: a future for each piece takes as long as to pack a small one
+        left = iter(self.pieces)  # a future for each takes as long as to pack a small one
 
         def some() -> None:
             for key in left:

@@ -249,9 +249,9 @@ def create(
 ) -> PackedFile:
     """Pack, and keep it in a new file; older packings of the same folder go.
 
-    Where the system has huge pages, a thread writes the file while the weights already run from those; else
-    it is mapped. Small models, and all where the cache cannot be written, are packed into memory. now: the path that the folder's contents ask for; it is another one if they
-    changed while they were packed. None: they cannot change.
+    Where the system has huge pages, a thread writes the file while the weights already run from those; else it is
+    mapped. Small models, and all where the cache cannot be written, are packed into memory. now: the path that the
+    folder's contents ask for; it is another one if they changed while they were packed. None: they cannot change.
     """
     if path is None:
         return _in_memory(arena, sources)
