@@ -30,7 +30,7 @@ from fastslow.models.locate import find_tokenizer, resolve_model
 from fastslow.output import Output
 from fastslow.policies.modes import load_modes
 from fastslow.policies.speculation.controller import SpeculationController
-from fastslow.policies.speculation.cost_curve import step_seconds
+from fastslow.policies.speculation.cost_curve import FIRST_PATIENCE, step_seconds
 from fastslow.policies.speculation.step_cost import StepCostCurve
 from fastslow.request.builder import ModeFinder, RequestBuilder
 from fastslow.request.choice import OutputBuilder
@@ -96,6 +96,7 @@ class LLM:
         identity = f"{folder.resolve()} {args.quantization}{getattr(self.model, 'parallel', '')}"
         identity += f" {args.kv_dtype}" if args.kv_dtype != "auto" else ""
         controller = SpeculationController(partial(_curve_of, weakref.ref(self.model), identity))
+        self._identity = identity
         self._step_seconds = controller.seconds
         self._drafters = DrafterFactory(
             folder, self.model, self._kv, self.tokenizer, load, pages, memory, controller
@@ -240,8 +241,10 @@ class LLM:
         self._worker.between_steps(forget)
 
     def measure_steps(self) -> None:
-        """Measure now how long steps take; else the first call in a mode may wait for it, up to 2 s."""
+        """Measure now how long steps take, 2 s for each mode at most; else the first calls of some starts do."""
         for groups in {mode.routed for mode in self.modes.values() if not mode.auto}:
+            whole = partial(step_seconds, self.model, groups, self._identity)
+            self._worker.ask(whole)  # kept in a file, which the next one reads
             self._worker.ask(partial(self._step_seconds, groups, 1)).result()
 
     def step_seconds(self, rows: int, mode: str) -> float:
@@ -320,4 +323,4 @@ def _curve_of(model: weakref.ref[Model], identity: str, groups: int | None) -> S
     target = model()
     if target is None:
         raise RuntimeError("this LLM is closed; make a new one")
-    return StepCostCurve(*step_seconds(target, groups, identity))
+    return StepCostCurve(*step_seconds(target, groups, identity, FIRST_PATIENCE))

@@ -22,6 +22,7 @@ from fastslow.engine.model.family import GGUF_TOP, MOST_EXPERTS, GgufNames, gguf
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
 PIECE = 4 << 20  # bytes that are quantised again at a time
+AT_ONCE = 1 << 19  # bytes to multiply out, as one row: of many gguf takes few at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +76,14 @@ def multiplies_out(kind: GGMLQuantizationType) -> bool:
 def _floats(data: NDArray[np.uint8], kind: GGMLQuantizationType) -> Tensor:
     if (dtype := FLOATS.get(kind.name)) is not None:
         return torch.from_numpy(data.copy()).view(dtype)
+    rows, (inputs, size) = data.reshape(-1, data.shape[-1]), GGML_QUANT_SIZES[kind]
+    step = max(1, AT_ONCE // rows.shape[1])
     with np.errstate(all="ignore"):  # damaged scales; what they give is refused where it is used
-        return torch.from_numpy(np.ascontiguousarray(dequantize(data, kind), dtype=np.float32))
+        each = (
+            dequantize(rows[n : n + step].reshape(1, -1), kind) for n in range(0, len(rows), step)
+        )
+        whole = np.concatenate([*map(np.ravel, each), np.empty(0, np.float32)], dtype=np.float32)
+    return torch.from_numpy(whole).view(*data.shape[:-1], data.shape[-1] // size * inputs)
 
 
 def _as_q8_0(rows: NDArray[np.uint8], kind: GGMLQuantizationType) -> NDArray[np.uint8]:

@@ -9,6 +9,7 @@ import math
 import os
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,39 +25,53 @@ ROWS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128)
 CONTEXT = 64  # tokens before the rows
 ROUNDS = 5  # the fastest counts: what else runs on the machine comes and goes
 PATIENCE = 1.5  # seconds; larger steps are then left out
+FIRST_PATIENCE = 0.2  # seconds, where somebody waits for an answer
 WORTH_KEEPING = 0.2  # seconds
 BUSY = 0.1  # share of the machine that others take, above which what was measured is not kept
 
 
+class Measured(NamedTuple):
+    """rows: counts, ascending from 1. seconds: of a greedy step of each. spent: seconds of measuring so far."""
+
+    rows: tuple[int, ...]
+    seconds: tuple[float, ...]
+    spent: float = PATIENCE  # of files that were written before it was kept
+
+
 def step_seconds(
-    model: Model, groups: int | None, identity: str
+    model: Model, groups: int | None, identity: str, patience: float = PATIENCE
 ) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """Row counts, ascending from 1, and the seconds of a greedy step of each, with a number of routed groups
     (None = all), over random tokens.
 
-    The result is kept in the cache folder if measuring took long and the machine was not busy with
-    other things; a file that does not fit is replaced. `identity` tells models apart that run at
-    different speeds: path, dtype, quantization.
+    patience: seconds to spend now; calls add up to `PATIENCE`, till when the largest step is estimated. The result
+    is kept in the cache folder if measuring took long and the machine was not busy with other things; a file that
+    does not fit is replaced. `identity` tells models apart that run at different speeds: path, dtype, quantization.
     """
     path = _path(model, groups, identity)
-    if (kept := _read(path)) is not None:
-        return kept
-    started, watch = time.perf_counter(), Watch()
-    rows, seconds = _measure(model, groups)
-    taken, others = time.perf_counter() - started, watch.others()
-    if taken > WORTH_KEEPING:
-        logger.info("measured what steps of 1 to {} rows take, in {:.1f} s", rows[-1], taken)
-        if others is None or others <= BUSY:
-            _keep(path, rows, seconds)
-        else:
-            logger.info(
-                "others took {:.0%} of the machine meanwhile: measured again at the next start",
-                others,
-            )
+    found = _read(path) or Measured((), (), 0.0)
+    if found.spent < PATIENCE:
+        started, watch = time.perf_counter(), Watch()
+        found = _measure(model, groups, found, patience)
+        taken, others = time.perf_counter() - started, watch.others()
+        if taken > WORTH_KEEPING:
+            said = "measured what steps of 1 to {} rows take, in {:.1f} s"
+            logger.info(said, found.rows[-1], taken)
+            if others is None or others <= BUSY:
+                _keep(path, found)
+            else:
+                said = "others took {:.0%} of the machine: measured again at the next start"
+                logger.info(said, others)
+    rows, seconds = found.rows, found.seconds
+    most = min(ROWS[-1], model.config.context - CONTEXT)
+    if found.spent < PATIENCE and 1 < rows[-1] < most:
+        row = max(0.0, seconds[-1] - seconds[0]) / (rows[-1] - 1)
+        return (*rows, most), (*seconds, seconds[-1] + row * (most - rows[-1]))
     return rows, seconds
 
 
-def _measure(model: Model, groups: int | None) -> tuple[tuple[int, ...], tuple[float, ...]]:
+def _measure(model: Model, groups: int | None, before: Measured, patience: float) -> Measured:
+    known = dict(zip(before.rows, before.seconds))
     fits = [n for n in ROWS if CONTEXT + n <= model.config.context] or [1]
     context = min(CONTEXT, model.config.context - 1)
     pages = -(-(context + fits[-1]) // 16)
@@ -80,15 +95,15 @@ def _measure(model: Model, groups: int | None) -> tuple[tuple[int, ...], tuple[f
         return time.perf_counter() - started
 
     run(0, context)
-    found: dict[int, list[float]] = {n: [] for n in fits}
-    left = PATIENCE
-    for _ in range(ROUNDS):
-        for n in fits:
-            if left > 0:
-                found[n].append(run(context, n))
-                left -= found[n][-1]
-    known = [n for n in fits if found[n]]
-    return tuple(known), tuple(min(found[n]) for n in known)
+    left = patience = min(patience, PATIENCE - before.spent)
+    missing = [n for n in fits if n not in known]
+    for n in [*missing, *fits * (ROUNDS - bool(missing))]:
+        if left > 0:
+            taken = run(context, n)
+            known[n], left = min(taken, known.get(n, taken)), left - taken
+    spent = PATIENCE if left > 0 else before.spent + patience  # all rounds were run
+    rows, seconds = zip(*sorted(known.items()))
+    return Measured(rows, seconds, spent)
 
 
 def _path(model: Model, groups: int | None, identity: str) -> Path:
@@ -106,22 +121,22 @@ def _path(model: Model, groups: int | None, identity: str) -> Path:
     return cache_folder() / "step_times" / f"{name}.json"
 
 
-def _read(path: Path) -> tuple[tuple[int, ...], tuple[float, ...]] | None:
+def _read(path: Path) -> Measured | None:
     try:
         kept = read_object(path)
         rows, seconds = tuple(map(int, kept["rows"])), tuple(map(float, kept["seconds"]))
+        found = Measured(rows, seconds, float(kept.get("spent", PATIENCE)))
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
-    sound = (
-        len(rows) == len(seconds) > 0 and rows[0] == 1 and all(0 < x < math.inf for x in seconds)
-    )
-    return (rows, seconds) if sound and all(a < b for a, b in itertools.pairwise(rows)) else None
+    numbers = all(0 < x < math.inf for x in (*seconds, found.spent))
+    sound = len(rows) == len(seconds) > 0 and rows[0] == 1 and numbers
+    return found if sound and all(a < b for a, b in itertools.pairwise(rows)) else None
 
 
-def _keep(path: Path, rows: tuple[int, ...], seconds: tuple[float, ...]) -> None:
+def _keep(path: Path, found: Measured) -> None:
     try:
         with unfinished(path) as made:
-            made.write_text(json.dumps({"rows": rows, "seconds": seconds}), "utf-8")
+            made.write_text(json.dumps(found._asdict()), "utf-8")
             os.replace(made, path)
     except OSError as error:
         logger.warning("step times cannot be kept, so each start measures anew: {}", error)

@@ -250,6 +250,13 @@ def test_what_is_kept_is_taken_for_the_same_model_only(model: Model, kept: Path)
     assert len(list(kept.iterdir())) == 2
 
 
+def test_steps_are_measured_little_by_little(model: Model, kept: Path) -> None:
+    assert step_seconds(model, None, "tiny", 1e-9)[0] == (1,)
+    rows, seconds = step_seconds(model, None, "tiny", 1e-9)
+    assert rows == (1, 2, cost_curve.ROWS[-1]) and seconds[2] >= seconds[1]
+    assert step_seconds(model, None, "tiny")[0] == cost_curve.ROWS
+
+
 def test_a_file_that_does_not_fit_is_measured_anew(model: Model, kept: Path) -> None:
     step_seconds(model, None, "tiny")
     (path,) = kept.iterdir()

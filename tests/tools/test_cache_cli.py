@@ -30,6 +30,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     monkeypatch.setenv("FASTSLOW_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv(store.LIMIT_VARIABLE, raising=False)
     monkeypatch.setattr(store, "SMALL", 0)
+    monkeypatch.setattr(store, "HUGE", tmp_path / "nothing")  # the file is written first
     folders = [checkpoints.write_dense(tmp_path / f"model{n}", seed=n) for n in range(3)]
     for folder, days in zip(folders, (10, 5, 0)):
         load_model(folder, "float32")

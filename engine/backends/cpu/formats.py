@@ -206,7 +206,7 @@ class PackedMatrix:
             if len(matrices) == len(self.sources):
                 self._keep(into, QuantLinear.stack(matrices))
                 return
-        if library.block_of(self.format)[0]:
+        if self.format is not Format.BFLOAT16 and library.block_of(self.format)[0]:
             found = [(name, sources.blocks(name)) for name in self.sources]
             parts = [part for _, part in found if part is not None]
             if len(parts) == len(found):
@@ -216,6 +216,11 @@ class PackedMatrix:
                 missing = ", ".join(name for name, part in found if part is None)
                 raise ValueError(f"{missing}: not in {self.format.name} in the file")
         read = [sources.read(name) for name in self.sources]
+        own = all(x.dtype is torch.bfloat16 and x.is_contiguous() for x in read)
+        if self.format is Format.BFLOAT16 and own and not self.inputs % 2:
+            rows = [tensor.view(torch.uint8).numpy() for tensor in read]
+            library.pack_gguf(into, self.format, rows, self.order, self.inputs)
+            return
         whole = read[0] if len(read) == 1 else torch.cat(read)
         pack_rows(into, self.format, self.inputs, self.order, whole.__getitem__)
 

@@ -4,8 +4,9 @@ kernels want the rows of a matrix, by number; -1 is a row of zeros."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cache
 from mmap import mmap
 from threading import Lock, local
 from typing import BinaryIO
@@ -91,9 +92,18 @@ class Arena:
         self._each(save, sources)
 
     def _each(self, write: Callable[[str], None], sources: Sources) -> None:
+        left = iter(self.pieces)  # a future for each takes as long as to pack a small one
+
+        def some() -> None:
+            for key in left:
+                write(key)
+
         with ThreadPoolExecutor(sources.at_once, "fastslow-pack") as pool:
-            for _ in pool.map(write, self.pieces):
-                pass
+            try:
+                for over in as_completed([pool.submit(some) for _ in range(sources.at_once)]):
+                    over.result()
+            finally:
+                list(left)  # where one failed, or Ctrl-C came, the others end
 
 
 def pieces(config: ModelConfig, formats: Formats) -> Iterator[Piece]:
@@ -222,6 +232,7 @@ def _bias(key: str, rows: Ints, sources: Sequence[str]) -> Vector:
     return Vector(f"{key}_bias", len(rows), torch.float32, names, rows)
 
 
+@cache
 def plain_order(rows: int) -> Ints:
     """As they are, up to whole tiles."""
     return _padded(np.arange(rows), TILE)
@@ -249,6 +260,7 @@ def head_matrices(
     return found
 
 
+@cache
 def gate_up_order(neurons: int) -> Ints:
     """Sixteen gates and then their sixteen ups, of a source that has all gates and then all ups: a tile holds both
     sides of a product."""

@@ -12,12 +12,15 @@ import json
 import mmap
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from threading import Thread, get_native_id
+from typing import Any, BinaryIO
 
 import numpy as np
 from loguru import logger
@@ -195,7 +198,7 @@ def load(path: Path | None, arena: Arena) -> PackedFile | None:
         size = path.stat().st_size
         mapped = np.memmap(path, dtype=np.uint8, mode="r") if size == arena.nbytes + SEAL else None
         hot = None if mapped is None else _huge(arena.hot)
-        if mapped is not None and _sum(path, arena, hot) == mapped[arena.nbytes :].tobytes():
+        if mapped is not None and _sum(path, arena.nbytes, hot) == mapped[arena.nbytes :].tobytes():
             if hot is None:
                 return PackedFile(mapped[: arena.hot], mapped[arena.hot : arena.nbytes])
             facts = path.stat()  # the time of reading says when it was used last
@@ -208,21 +211,21 @@ def load(path: Path | None, arena: Arena) -> PackedFile | None:
     return None
 
 
-def _sum(path: Path, arena: Arena, hot: NDArray[np.uint8] | None) -> bytes:
+def _sum(path: Path, size: int, hot: NDArray[np.uint8] | None) -> bytes:
     """The sum of a file's packed bytes, while those of `hot` are read into it; of b"" where some are missing."""
     total, room = np.zeros(2, dtype=np.uint64), np.empty(PIECE, dtype=np.uint8)
     with path.open("rb", buffering=0) as file:
-        for at in range(0, arena.nbytes, PIECE):
-            piece = room[: arena.nbytes - at]
-            if hot is not None and at + PIECE <= arena.hot:
+        for at in range(0, size, PIECE):
+            piece = room[: size - at]
+            if hot is not None and at + PIECE <= len(hot):
                 piece = hot[at : at + PIECE]
             filled = 0
             while filled < len(piece):
                 if not (got := file.readinto(piece.data[filled:])):
                     return b""
                 filled += got
-            if hot is not None and at < arena.hot < at + PIECE:
-                hot[at:] = piece[: arena.hot - at]
+            if hot is not None and at < len(hot) < at + PIECE:
+                hot[at:] = piece[: len(hot) - at]
             total = checksum(piece, total)
     return total.tobytes()
 
@@ -244,27 +247,46 @@ def _huge(size: int) -> NDArray[np.uint8] | None:
 def create(
     path: Path | None, arena: Arena, sources: Sources, now: Callable[[], Path | None] | None = None
 ) -> PackedFile:
-    """Pack into a new file and map it; older packings of the same folder go.
+    """Pack, and keep it in a new file; older packings of the same folder go.
 
-    Small models, and all where the cache cannot be written, are packed into memory. now: the path that
-    the folder's contents ask for; it is another one if they changed while they were packed. None: they
-    cannot change.
+    Where the system has huge pages, a thread writes the file while the weights already run from those; else it is
+    mapped. Small models, and all where the cache cannot be written, are packed into memory. now: the path that the
+    folder's contents ask for; it is another one if they changed while they were packed. None: they cannot change.
     """
     if path is None:
         return _in_memory(arena, sources)
     limit()  # refuses what is no number before anything is packed
-    size, work = arena.nbytes + SEAL, ExitStack()
+    logger.info("packing weights, once, into {}", path)
+    if (whole := _huge(arena.nbytes)) is not None:
+        arena.write(whole, sources)
+
+        def write(file: BinaryIO) -> None:
+            if sys.platform == "linux":  # of this thread alone: answers go before it
+                os.setpriority(os.PRIO_PROCESS, get_native_id(), 19)
+            file.write(whole.data)
+
+        Thread(target=_keep_packed, args=(path, len(whole), write, now)).start()
+        return PackedFile(whole[: arena.hot], whole[arena.hot :])
+    _keep_packed(path, arena.nbytes, partial(arena.save, sources=sources), now)
+    found = load(path, arena)
+    return _in_memory(arena, sources) if found is None else found
+
+
+def _keep_packed(
+    path: Path, size: int, write: Callable[[BinaryIO], None], now: Callable[[], Path | None] | None
+) -> None:
+    """The file appears only when it is whole, with its sum; one line in the log where it cannot be."""
+    work = ExitStack()
     try:
         made = work.enter_context(unfinished(path))
         with made.open("x+b") as file:
             if hasattr(os, "posix_fallocate"):  # a full disk shows now, not while packing
-                os.posix_fallocate(file.fileno(), 0, size)
-            file.truncate(size)
-            logger.info("packing weights, once, into {}", path)
-            arena.save(file, sources)
+                os.posix_fallocate(file.fileno(), 0, size + SEAL)
+            file.truncate(size + SEAL)
+            write(file)
             file.flush()
-            file.seek(arena.nbytes)
-            file.write(_sum(made, arena, None))
+            file.seek(size)
+            file.write(_sum(made, size, None))
         made.chmod(0o644)
         if now is not None and now() != path:
             raise OSError("the checkpoint was changed while it was packed")
@@ -277,8 +299,6 @@ def create(
         logger.warning("packed weights cannot be kept, so each start packs anew: {}", error)
     finally:
         work.close()
-    found = load(path, arena)
-    return _in_memory(arena, sources) if found is None else found
 
 
 def _in_memory(arena: Arena, sources: Sources) -> PackedFile:

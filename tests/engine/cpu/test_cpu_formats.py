@@ -182,6 +182,20 @@ def test_a_row_is_the_same_among_many(kind: Format | str) -> None:
             assert (among.view(np.int32) == alone[:count].view(np.int32)).all(), (inputs, count)
 
 
+@given(st.integers(1, 60), st.integers(1, 70), st.integers(0, 1000))
+def test_bfloat16_rows_are_packed_as_their_floats_are(pairs: int, outputs: int, seed: int) -> None:
+    bits = np.random.default_rng(seed).integers(0, 1 << 16, (outputs, 2 * pairs)).astype(np.uint16)
+    bits[(bits & 0x7F80) == 0x7F80] = 0  # what is not finite
+    floats = np.append((bits.astype(np.uint32) << 16).view(np.float32), np.zeros_like(bits[:1]), 0)
+    order = np.pad(np.arange(outputs)[::-1], (0, -outputs % 32), constant_values=-1)
+    size = len(order) // 32 * library.tile_bytes(Format.BFLOAT16, 2 * pairs)
+    rooms = [np.full(size + 64, 255, np.uint8) for _ in range(2)]
+    one, other = (room[-room.ctypes.data % 64 :][:size] for room in rooms)
+    library.pack(one, Format.BFLOAT16, floats[order].astype(np.float32))
+    library.pack_gguf(other, Format.BFLOAT16, [bits.view(np.uint8)], order, 2 * pairs)
+    assert (one == other).all()
+
+
 # Infinities, the usual NaN, and NaNs whose bits a careless rounding carries into a number.
 SICK = (0x7F800000, 0xFF800000, 0x7FC00000, 0x7FFFFFFF, 0xFFFFFFFF)
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import checkpoints
@@ -23,10 +26,19 @@ from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.backends.cpu.library import checksum
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.checkpoint.checkpoint import BLOCKS
+from fastslow.engine.host.files import cache_folder
+from fastslow.engine.host.unfinished import sweep
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.decoder import Decoder
 
 pytestmark = compiled
+SHARED = str(cache_folder())  # which all tests share
+
+
+class Joined(Thread):
+    def start(self) -> None:
+        super().start()
+        self.join()
 
 
 @pytest.fixture
@@ -37,6 +49,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     library.kernels()  # from the cache that all tests share
     monkeypatch.setenv("FASTSLOW_CACHE", str(folder))
     monkeypatch.setattr(store, "SMALL", 0)
+    monkeypatch.setattr(store, "Thread", Joined)
     return folder / "packed"
 
 
@@ -101,6 +114,29 @@ def test_a_checkpoint_is_read_at_the_first_start_only(
     assert len(list(cache.iterdir())) == 2
 
 
+KILLED = """
+import os, sys, threading
+from fastslow.engine.backends.cpu import library, store
+from fastslow.engine.backends.loader import load_model
+
+library.kernels()  # from the cache that all tests share
+os.environ["FASTSLOW_CACHE"], store.SMALL, loaded = sys.argv[2], 0, threading.Event()
+store._sum = lambda *given: os._exit(9 if loaded.wait(60) else 1)  # all is written but the sum
+load_model(sys.argv[1], "bfloat16")
+loaded.set()
+"""
+
+
+@pytest.mark.skipif(not store.HUGE.is_file(), reason="there are no huge pages")
+def test_a_model_runs_before_its_file_is_whole(cache: Path, tmp_path: Path) -> None:
+    folder = checkpoints.write_dense(tmp_path / "model")
+    command = [sys.executable, "-c", KILLED, folder, cache.parent]
+    assert subprocess.call(command, env=os.environ | {"FASTSLOW_CACHE": SHARED}) == 9
+    assert list(cache.iterdir()) and not list(cache.glob("*" + store.SUFFIX))
+    sweep(cache.parent)
+    assert not list(cache.iterdir())
+
+
 @pytest.mark.parametrize("huge", [True, False])
 @pytest.mark.parametrize("place", ["hot", "cold", "sum", "longer"])
 def test_a_damaged_packing_is_made_again(
@@ -144,7 +180,8 @@ def test_a_checkpoint_that_changes_while_it_is_packed_is_not_kept(
 
 @pytest.mark.skipif(not store.HUGE.is_file(), reason="there are no huge pages")
 def test_an_embedding_that_cannot_be_read_is_an_error(cache: Path, tmp_path: Path) -> None:
-    model = load_model(checkpoints.write_dense(tmp_path / "model"), "bfloat16")
+    load_model(folder := checkpoints.write_dense(tmp_path / "model"), "bfloat16")
+    model = load_model(folder, "bfloat16")  # from the file
     assert isinstance(model, CpuDecoder)
     if isinstance(model._memory.hot, np.memmap):
         pytest.skip("the system gives no huge pages")

@@ -186,6 +186,7 @@ def test_a_changed_file_is_packed_anew_and_nothing_large_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "SMALL", 0)
+    monkeypatch.setattr(store, "HUGE", tmp_path / "nothing")  # the file is written first
     monkeypatch.setenv("FASTSLOW_CACHE", str(tmp_path / "cache"))
     size = {"hidden_size": 256, "intermediate_size": 512, "vocab": 640}
     folder = checkpoints.write_family(tmp_path / "model", "llama", **size)

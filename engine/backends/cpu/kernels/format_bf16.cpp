@@ -165,6 +165,13 @@ void pack(uint8_t* tile, const float* const* weights, int inputs) {
                 store(tile + 4 * ((size_t)(k / 2) * TILE + o) + 2 * (k % 2), narrow(weights[o][k]));
 }
 
+// Rows of bfloat16, as they are: two inputs are a block.
+void pack_pairs(uint8_t* tile, const uint8_t* const* rows, int inputs) {
+    for (int k = 0; k < padded(inputs, STEP); k += 2)
+        for (int o = 0; o < TILE; o++, tile += 4)
+            store(tile, rows[o] && k < inputs ? load<uint32_t>(rows[o] + 2 * k) : 0u);
+}
+
 void prepare(uint8_t* row, const float* x, int inputs) {
     const int whole = inputs / W * W;
     for (int k = 0; k < whole; k += W) put(row + INPUT * (size_t)k, load<vf>(x + k));
@@ -185,7 +192,7 @@ void unpack(const uint8_t* tile, int inputs, int output, float* out) {
 
 extern const Format bf16_format = {
     STEP, MOST, Products<Kernel, MOST>::table, tile_bytes, row_bytes, pack, prepare, unpack,
-    nullptr, 0, 0, Kernel::TILE_ROWS,
+    pack_pairs, 2, 4, Kernel::TILE_ROWS,
 };
 
 }  // namespace fastslow
