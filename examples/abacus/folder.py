@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from abacus.moge import Shape
-from abacus.tasks import draw
+from abacus.tasks import Mix
 
 FAST = 2  # groups that the preset runs
 
@@ -29,10 +29,10 @@ NAMES = ["系统：", "用户：", "助手：", "工具："]
 SWITCHES = ["▁/no_think", "▁/auto_think"]
 
 
-def train_tokenizer(seed: int = 0, count: int = 20000) -> bytes:
+def train_tokenizer(mix: Mix, seed: int = 0, count: int = 20000) -> bytes:
     """A SentencePiece model of SIZE pieces, trained on the prompts of `count` tasks."""
     rng = Random(f"words {seed}")
-    prompts: Iterator[str] = (draw(rng).prompt for _ in iter(int, 1))
+    prompts: Iterator[str] = (mix.draw(rng).prompt for _ in iter(int, 1))
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=islice(prompts, count),
@@ -42,7 +42,7 @@ def train_tokenizer(seed: int = 0, count: int = 20000) -> bytes:
         byte_fallback=True,
         split_digits=True,
         required_chars="+-*=<,;:()",
-        user_defined_symbols=[*MARKS, *NAMES, *SWITCHES],
+        user_defined_symbols=[*MARKS, *NAMES, *SWITCHES, *mix.words],
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
         add_dummy_prefix=False,
