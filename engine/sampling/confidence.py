@@ -1,10 +1,12 @@
-"""How sure the model was of its latest tokens; a request may change its mode where that falls."""
+"""How sure the model was of its latest tokens, and what it holds of a prompt: a request may change its mode by that."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import torch
 
 from fastslow.engine.params import Escalation
 
@@ -69,6 +71,38 @@ class Confidence:
 
     def _below(self, latest: deque[float]) -> bool:
         return len(latest) == latest.maxlen and _mean(latest) < self._least
+
+
+class PromptProbe:
+    """Which of several modes answers, by the hidden state at the prompt's end. It stands where `Confidence` does.
+
+    layer: whose output is looked at. judge: hidden state [H] -> place of the mode, 0 = the one that runs, and why.
+    """
+
+    tokens = 0  # of the answer, looked at
+
+    def __init__(self, layer: int, judge: Callable[[torch.Tensor], tuple[int, str]]) -> None:
+        self.layer = layer
+        self.watching = True
+        self.taken = 0
+        self._judge = judge
+        self._why = ""
+
+    @property
+    def fell(self) -> bool:
+        """Whether another mode than the one that runs was taken."""
+        return not self.watching and self.taken > 0
+
+    def __str__(self) -> str:
+        return self._why
+
+    def see(self, hidden_H: torch.Tensor) -> None:
+        """The hidden state at the prompt's end: called before `take`, once."""
+        self.taken, self._why = self._judge(hidden_H)
+
+    def take(self, logprobs: Sequence[float], last: bool) -> None:
+        """The first tokens are committed: what was seen holds."""
+        self.watching = False
 
 
 def _mean(values: deque[float]) -> float:

@@ -22,7 +22,7 @@ from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.engine.sampling.accept.accept import RULES
 from fastslow.engine.sampling.accept.exact import Rule
 from fastslow.engine.sampling.accept.lossy import LossyStepwise
-from fastslow.engine.sampling.confidence import Confidence
+from fastslow.engine.sampling.confidence import Confidence, PromptProbe
 from fastslow.engine.sampling.rng import sibling_seed, successor_seed
 from fastslow.engine.sampling.stop import Stopper
 from fastslow.engine.text.messages import check_messages
@@ -30,6 +30,7 @@ from fastslow.engine.text.vocabulary import Detokenizer, Tokenizer
 from fastslow.output import Decided
 from fastslow.policies.auto import choose
 from fastslow.policies.features import count_words
+from fastslow.policies.learned_auto import LearnedModeRouter
 from fastslow.policies.mode_router import ModeChoice, ModeRouter, PromptFacts
 from fastslow.policies.modes import find_mode, in_either
 from fastslow.policies.speculation.controller import SpeculationController
@@ -42,10 +43,13 @@ STEPWISE = "lossy-stepwise"
 
 
 class Chosen(NamedTuple):
-    """A mode, and why a router took it; None where the call names it."""
+    """A mode, and why a router took it; None where the call names it. A `learned` router may take one of the `later`
+    ones, once the model has read the prompt."""
 
     mode: Mode
     why: ModeChoice | None = None
+    learned: LearnedModeRouter | None = None
+    later: Sequence[Mode] = ()
 
 
 class ModeFinder:
@@ -82,6 +86,10 @@ class ModeFinder:
         else:
             router = wish if callable(wish) else self._router
             choice = choose(router, self._facts(prompt, given.latency_ms), self._presets)
+            if isinstance(router, LearnedModeRouter):
+                each = [choose(lambda _, n=n: n, PromptFacts(""), self._presets) for n in router.between]
+                first, *later = [in_either(self._presets[one.mode], given) for one in each]
+                return Chosen(first, choice, router, later)
         return Chosen(in_either(self._presets[choice.mode], given), choice)
 
     def _facts(self, prompt: Prompt, latency_ms: float | None) -> PromptFacts:
@@ -182,11 +190,15 @@ class RequestBuilder:
         self._home.check()
         self.inputs.measure(prompt)
         answered = options.answered
-        mode, decided = self.modes.find(
+        mode, decided, learned, later = self.modes.find(
             options.mode, prompt, None if answered is None else answered.chosen
         )
-        plans, escalated = [self._plan(prompt, options, mode)], None
-        if mode.escalate is not None:
+        plans, escalated = [self._plan(prompt, options, one) for one in (mode, *later)], None
+        if learned is not None:
+            learned.check(self._config.layers, self._config.hidden_size)
+            if answered is not None and any(answered.tokens):
+                raise ValueError("answered.decided is missing: this mode is chosen at the prompt's end")
+        elif mode.escalate is not None:
             escalated = self.modes.find(mode.escalate.to, prompt).mode
             if mode.escalate.how == "restart":
                 plans.append(self._plan(prompt, options, escalated))
@@ -201,7 +213,7 @@ class RequestBuilder:
             )
         seed = secrets.randbits(63) if params.seed is None else params.seed
         candidates = [
-            self._candidates(plans, escalated, sibling_seed(seed, n), options, called)
+            self._candidates(plans, escalated, sibling_seed(seed, n), options, called, learned)
             for n in range(params.n)
         ]
         for n, (first, *_) in enumerate(candidates):
@@ -255,12 +267,23 @@ class RequestBuilder:
         seed: int,
         options: GenerateOptions,
         called: float,
+        learned: LearnedModeRouter | None,
     ) -> list[Candidate]:
-        """The request of one answer, and what replaces it where its confidence falls."""
+        """The request of one answer, and what replaces it where its confidence falls, or a learned router wants."""
         first, *others = plans
         trace = StepTrace(self.units) if options.trace else None
-        later = [self._request(one, successor_seed(seed), options, called, trace) for one in others]
+        # what a learned router takes has said nothing before: it answers as if it had been asked for
+        own = successor_seed(seed) if learned is None else seed
+        later = [self._request(one, own, options, called, trace) for one in others]
         escalation = None
+        if learned is not None:
+            request = self._request(first, seed, options, called, trace)
+            request.confidence = PromptProbe(learned.layer, learned.judge)
+            request.escapes = [
+                EscalationTarget(plan.mode.name, plan.mode.routed, successor=one)
+                for plan, one in zip(others, later, strict=True)
+            ]
+            return [Candidate(r, p.prompt, p.mode) for r, p in zip([request, *later], plans)]
         if first.mode.escalate is not None and escalated is not None:
             keep, successor, thinking = first.mode.escalate.how == "keep", None, None
             if later:
