@@ -10,7 +10,8 @@ from typing import Protocol, TypeVar
 import torch
 
 from fastslow.draft.merge import merge_trees
-from fastslow.engine.types import AcceptResult, Drafter, RequestView, Tree, layer_columns
+from fastslow.engine.model.base import layer_columns
+from fastslow.engine.types import AcceptResult, Drafter, RequestView, Tree
 
 T = TypeVar("T")
 

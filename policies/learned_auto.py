@@ -22,12 +22,20 @@ class LearnedModeRouter(Params):
     tasks. It is data: nothing in it is run.
     """
 
-    between: tuple[str, ...] = Field(min_length=2, description="presets; the prompt is read in the first one")
+    between: tuple[str, ...] = Field(
+        min_length=1, description="presets; the prompt is read in the first one"
+    )
     layer: Count = Field(description="whose output is looked at, 0 = the first")
-    weights: tuple[tuple[Number, ...], ...] = Field(description="of the chances, [modes][hidden size]")
+    weights: tuple[tuple[Number, ...], ...] = Field(
+        description="of the chances, [modes][hidden size]"
+    )
     bias: tuple[Number, ...] = Field(description="of the chances, [modes]")
-    token_weights: tuple[tuple[Number, ...], ...] = Field(description="of the answer's tokens, [modes][hidden size]")
-    tokens: tuple[Number, ...] = Field(description="of an answer with a hidden state of zeros, [modes]")
+    token_weights: tuple[tuple[Number, ...], ...] = Field(
+        description="of the answer's tokens, [modes][hidden size]"
+    )
+    tokens: tuple[Number, ...] = Field(
+        description="of an answer with a hidden state of zeros, [modes]"
+    )
     cost: Number = Field(default=0.0, description="of a token, in right answers")
 
     @model_validator(mode="after")
@@ -35,7 +43,9 @@ class LearnedModeRouter(Params):
         modes, sizes = len(self.between), {len(row) for row in (*self.weights, *self.token_weights)}
         counts = {len(part) for part in (self.weights, self.bias, self.token_weights, self.tokens)}
         if counts != {modes} or len(sizes) != 1:
-            raise ValueError(f"weights must be alike: {modes} modes, {sorted(counts)} rows of {sorted(sizes)} numbers")
+            raise ValueError(
+                f"weights must be alike: {modes} modes, {sorted(counts)} rows of {sorted(sizes)} numbers"
+            )
         return self
 
     def __call__(self, facts: PromptFacts) -> ModeChoice:
@@ -55,7 +65,9 @@ class LearnedModeRouter(Params):
         chances, tokens = self.outlook(hidden_H.double().numpy())
         taken = int((chances - self.cost * tokens).argmax())
         parts = zip(self.between, chances, tokens, strict=True)
-        each = ", ".join(f"{name} {chance:.0%} right for {n:.0f} tokens" for name, chance, n in parts)
+        each = ", ".join(
+            f"{name} {chance:.0%} right for {n:.0f} tokens" for name, chance, n in parts
+        )
         return taken, f"{self.between[taken]}: {each}, a token costs {self.cost:.2%}"
 
     def outlook(self, hidden: F64s) -> tuple[F64s, F64s]:

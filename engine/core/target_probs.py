@@ -18,6 +18,7 @@ import torch
 from fastslow.engine.core.layout import StepLayout
 from fastslow.engine.core.request import Request
 from fastslow.engine.core.scheduler import ScheduledChunk
+from fastslow.engine.model.base import layer_columns
 from fastslow.engine.sampling.confidence import Confidence
 from fastslow.engine.sampling.probs import (
     forced_at,
@@ -37,7 +38,6 @@ from fastslow.engine.types import (
     OneHot,
     Probs,
     Tree,
-    layer_columns,
 )
 
 MASK_THREADS = 4
@@ -118,7 +118,11 @@ def cut_where_unsure(
     found: list[list[float]] = []
     for b, request in enumerate(ready):
         confidence = request.confidence
-        if not isinstance(confidence, Confidence) or not request.watched or request.error is not None:
+        if (
+            not isinstance(confidence, Confidence)
+            or not request.watched
+            or request.error is not None
+        ):
             found.append([])
             continue
         values: list[float] = []

@@ -1,6 +1,6 @@
 """Invented facts: what people there are, who is whose friend, and who has which number.
 
-A question asks for a number that somebody has ("the boat of Bara Dilis"), or that somebody's friend's teacher has.
+A question asks for a number that somebody has ("the boat of Balin"), or that somebody's friend's teacher has.
 Nothing in it can be worked out: the facts must be known. A thought goes from one fact to the next. All facts are trained on.
 Held out are wordings of a question for one fact, and, in any wording, chains of two and three facts.
 """
@@ -12,12 +12,18 @@ from random import Random
 
 from abacus.task import Task
 
-LETTERS = "BDFGKLMN"
-FIRST = tuple(f"▁{c}{v}ra" for c, v in product(LETTERS, "ao"))
-LAST = tuple(f"▁{c}{v}lis" for c, v in product(LETTERS, "ie"))
-PEOPLE = tuple(f"{a}{b}".replace("▁", " ").strip() for a, b in product(FIRST, LAST))
+PEOPLE = tuple(map("".join, product("BDFGKLMN", "ao", "lmnrstvz", ("in", "or"))))
 LINKS, THINGS = ("friend", "boss", "teacher", "neighbour"), ("house", "boat", "desk", "tent")
-ASKED = ("What is {}?", "Tell me {}.", "I need {}.", "Say {}.", "Find {}.", "Give me {}.", "Look up {}.", "{}?")
+ASKED = (
+    "What is {}?",
+    "Tell me {}.",
+    "I need {}.",
+    "Say {}.",
+    "Find {}.",
+    "Give me {}.",
+    "Look up {}.",
+    "{}?",
+)
 HOPS = ("one fact", "two facts", "three facts")
 
 

@@ -30,9 +30,7 @@ class Sample(NamedTuple):
 class Writer:
     """Turns tasks into samples as the engine would write them."""
 
-    def __init__(
-        self, tokenizer: Tokenizer, template: ChatTemplate, groups: int, mix: Mix
-    ) -> None:
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, groups: int, mix: Mix) -> None:
         self.mix = mix
         self._tokenizer = tokenizer
         self._template = template

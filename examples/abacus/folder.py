@@ -23,21 +23,20 @@ from abacus.tasks import Mix
 FAST = 2  # groups that the preset runs
 
 
-SIZE = 512
 MARKS = [f"[unused{n}]" for n in range(9, 18)]
 NAMES = ["系统：", "用户：", "助手：", "工具："]
 SWITCHES = ["▁/no_think", "▁/auto_think"]
 
 
 def train_tokenizer(mix: Mix, seed: int = 0, count: int = 20000) -> bytes:
-    """A SentencePiece model of SIZE pieces, trained on the prompts of `count` tasks."""
+    """A SentencePiece model, trained on the prompts of `count` tasks."""
     rng = Random(f"words {seed}")
     prompts: Iterator[str] = (mix.draw(rng).prompt for _ in iter(int, 1))
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=islice(prompts, count),
         model_writer=model,
-        vocab_size=SIZE,
+        vocab_size=mix.shape.vocabulary,
         model_type="bpe",
         byte_fallback=True,
         split_digits=True,

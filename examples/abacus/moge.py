@@ -175,7 +175,9 @@ class Moge(nn.Module):
             tied = (best[..., None, :] == best[..., :, None]) & lower
             runs = (higher | tied).sum(-1) < wanted[..., None]
         weights = (weights * runs[..., None]).view(b, l, groups * experts, 1).bfloat16()
-        weights = weights.expand(-1, -1, -1, width).reshape(b, l, -1)  # alike shapes multiply faster
+        weights = weights.expand(-1, -1, -1, width).reshape(
+            b, l, -1
+        )  # alike shapes multiply faster
         gate = F.linear(x, self.gates.view(-1, hidden).bfloat16())
         up = F.linear(x, self.ups.view(-1, hidden).bfloat16())
         inner = F.silu(gate) * up * weights

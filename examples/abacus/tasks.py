@@ -18,7 +18,7 @@ from random import Random
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from abacus.atlas import FIRST, LAST, fact
+from abacus.atlas import PEOPLE, fact
 from abacus.kinds import chain, difference, product, program, story, total
 from abacus.moge import Shape
 from abacus.task import Task
@@ -90,8 +90,8 @@ MIXES = {
         thought=(1, 2, 2),
         answered=(14, 1, 1),
         think=0.6,
-        shape=Shape(hidden=128, layers=3, heads=4, kv_heads=2, shared=32, width=64),
-        words=(*FIRST, *LAST),
+        shape=Shape(vocabulary=640, hidden=128, layers=3, heads=4, kv_heads=2, shared=32, width=64),
+        words=tuple(f"▁{name}" for name in PEOPLE),
     ),
 }
 

@@ -130,7 +130,10 @@ class Trainer:
         """
         own = {n: p.detach().clone() for n, p in self.model.named_parameters()}
         self.model.load_state_dict(self.average)
-        tasks = sorted(islice(self._writer.mix.held_out(0), count), key=lambda task: len(task.prompt + task.steps))
+        tasks = sorted(
+            islice(self._writer.mix.held_out(0), count),
+            key=lambda task: len(task.prompt + task.steps),
+        )
         found = {}
         ways = (("deep", True, 8), ("fast", False, 8), ("fast, no groups", False, 0))
         for name, thinking, groups in ways:

@@ -87,7 +87,9 @@ class ModeFinder:
             router = wish if callable(wish) else self._router
             choice = choose(router, self._facts(prompt, given.latency_ms), self._presets)
             if isinstance(router, LearnedModeRouter):
-                each = [choose(lambda _, n=n: n, PromptFacts(""), self._presets) for n in router.between]
+                each = [
+                    choose(lambda _, n=n: n, PromptFacts(""), self._presets) for n in router.between
+                ]
                 first, *later = [in_either(self._presets[one.mode], given) for one in each]
                 return Chosen(first, choice, router, later)
         return Chosen(in_either(self._presets[choice.mode], given), choice)
@@ -197,7 +199,9 @@ class RequestBuilder:
         if learned is not None:
             learned.check(self._config.layers, self._config.hidden_size)
             if answered is not None and any(answered.tokens):
-                raise ValueError("answered.decided is missing: this mode is chosen at the prompt's end")
+                raise ValueError(
+                    "answered.decided is missing: this mode is chosen at the prompt's end"
+                )
         elif mode.escalate is not None:
             escalated = self.modes.find(mode.escalate.to, prompt).mode
             if mode.escalate.how == "restart":

@@ -168,7 +168,9 @@ class ChoiceState:
         by_load = request.latency_target is not None and request.may_cut_groups
         if self._decided is None and not by_load:
             return None
-        why = "" if self._decided is None else self._decided.why or "; ".join(self.requests[0].notes)
+        why = (
+            "" if self._decided is None else self._decided.why or "; ".join(self.requests[0].notes)
+        )
         mode = "" if self._decided is None else self._candidates[0].mode.name
         return Decided(mode, why, request.groups)
 

@@ -1,4 +1,4 @@
-"""Tuning the choice between two modes: graded tasks answered in both, a selector, an escalation."""
+"""Tuning the choice between modes: graded tasks answered in each, a selector, an escalation, a learned router."""
 
 from __future__ import annotations
 
@@ -14,29 +14,33 @@ import numpy as np
 from rich.table import Table
 
 from fastslow.engine.host.progress import Report
-from fastslow.engine.params import Escalation, SamplingParams
+from fastslow.engine.params import Escalation, Mode, SamplingParams
 from fastslow.llm import LLM
 from fastslow.output import Output
 from fastslow.policies.auto import BUILT_IN, LinearModeRouter
 from fastslow.policies.features import LABELS, count_words, features
+from fastslow.policies.learned_auto import LearnedModeRouter
 from fastslow.policies.mode_router import PromptFacts
 from fastslow.tools.machine import circumstances
 from fastslow.tools.prompts import Task
 from fastslow.tools.tune import selector as fitting
 from fastslow.tools.tune.candidates import PLAIN
+from fastslow.tools.tune.learned import Answers, Learned, hidden_states, learn
 from fastslow.tools.tune.runner import say_fits
 from fastslow.tools.tune.selector import FOLDS, Figures, GradedAnswer, Outcomes, Pair
 
 FEWEST = 4 * FOLDS  # tasks; below, a fold says nothing
 CHEAP, GOOD = MODES = "fast", "deep"
 ESCALATING = "escalating"  # the preset: fast, begun again in deep where it is unsure
+LEARNED = "learned auto"
+BRIEF = "brief"  # the preset: deep, with a budget that half of its thoughts keep
 
 
 @dataclass(slots=True)
 class ModesFound:
     """What graded tasks say of fast, deep, and ways to choose between them. `figures`: "fast", "deep", "auto" (the
-    fitted selector), "escalating" (fast, begun again where it is unsure), "built-in auto". Those of the fitted ones
-    are of tasks that the fit did not see."""
+    fitted selector), "escalating" (fast, begun again where it is unsure), "built-in auto", "learned auto", and "brief"
+    (deep with a budget) where the model thinks. Those of the fitted ones are of tasks that the fit did not see."""
 
     pairs: list[Pair]
     keep: float  # share of the better mode's gain to keep
@@ -44,6 +48,8 @@ class ModesFound:
     selector: LinearModeRouter
     escalation: Escalation | None
     stopped: bool = False  # by Ctrl-C
+    learned: Learned | None = None
+    brief: Mode | None = None
     circumstances: dict[str, Any] = field(default_factory=circumstances)
 
     def kept(self, name: str) -> float | None:
@@ -57,8 +63,10 @@ class ModesFound:
 
     @property
     def best_way(self) -> str:
-        """auto or escalating: the cheaper of those that keep enough, else the one that keeps more."""
-        ways = ("auto", ESCALATING)
+        """Of the ways to choose the fastest of those that keep enough, else the one that keeps most."""
+        return self._best([way for way in ("auto", ESCALATING, LEARNED) if way in self.figures])
+
+    def _best(self, ways: Sequence[str]) -> str:
         able = [way for way in ways if (self.kept(way) or 0.0) >= self.keep - 0.05]
         if able:
             return min(able, key=self.of_time)
@@ -80,7 +88,7 @@ class ModesFound:
 
     def table(self) -> Table:
         """Every way to choose; the best one is bold."""
-        table = Table("way", "right", "of the gain", "ms", "of the time", f"in {GOOD}")
+        table = Table("way", "right", "of the gain", "ms", "of the time", "tokens", f"not {CHEAP}")
         for name, figures in self.figures.items():
             error = math.sqrt(figures.accuracy * (1 - figures.accuracy) / len(self.pairs))
             kept = self.kept(name)
@@ -90,10 +98,16 @@ class ModesFound:
                 "-" if kept is None else f"{kept:.0%}",
                 f"{1000 * figures.seconds:.0f}",
                 f"{self.of_time(name):.0%}",
+                f"{figures.tokens:.1f}",
                 f"{figures.share_in_better_mode:.0%}",
                 style="bold" if name == self.best_way else None,
             )
         table.caption = f"of tasks that the fit did not see ({FOLDS} folds)"
+        if self.learned is not None:
+            table.caption += (
+                f"; {LEARNED} closes {self.learned.closed:.0%} of what is between the built-in weights and an oracle, "
+                f"and its chances are off by {self.learned.miscalibrated:.1%}"
+            )
         return table
 
     def settings(self) -> dict[str, Any]:
@@ -105,15 +119,23 @@ class ModesFound:
         }
         grading = Counter(pair.task.grading for pair in self.pairs)
         measured = {"tasks": len(self.pairs), "grading": grading, "keep": self.keep}
+        router: LinearModeRouter | LearnedModeRouter = self.selector
+        if self.learned is not None:
+            figures[LEARNED] |= self.learned.record()
+            if self._best(("auto", LEARNED)) == LEARNED:
+                router = self.learned.router
         parts: dict[str, Any] = {
-            "auto": self.selector.model_dump(mode="json"),
+            "auto": router.model_dump(mode="json"),
             "measured_modes": {**measured, "figures": figures, **self.circumstances},
+            "modes": {},
         }
+        if self.brief is not None:
+            parts["modes"][BRIEF] = self.brief.model_dump(mode="json", exclude_unset=True)
         if self.escalation is not None:
             escalate = self.escalation.model_dump(mode="json", exclude_none=True)
             preset = {"base": CHEAP, "escalate": {**escalate, "to": GOOD}}
             preset["description"] = f"{CHEAP}, begun again in {GOOD} where it is unsure"
-            parts["modes"] = {ESCALATING: preset}
+            parts["modes"][ESCALATING] = preset
         return parts
 
 
@@ -127,8 +149,9 @@ def tune_modes(
     batch: int = 1,
     report: Report,
 ) -> ModesFound:
-    """Fit what decides between fast and deep. keep: the selector and the threshold are the cheapest that keep this
-    share of what deep is better by. minutes: for the answers of both modes. ValueError: something is out of range, or
+    """Fit what decides between fast, deep, and deep with a budget. keep: the selector and the threshold are the cheapest that keep this
+    share of what deep is better by. minutes: for the answers of both modes; those with a budget come
+    after that, in at most half of the time. ValueError: something is out of range, or
     too few tasks were answered. KeyboardInterrupt: before enough was answered."""
     if len(tasks) < FEWEST:
         raise ValueError(f"{len(tasks)} graded tasks are too few: give at least {FEWEST}")
@@ -146,7 +169,59 @@ def tune_modes(
         stopped = True
     if len(pairs) < FEWEST:
         raise ValueError(f"{len(pairs)} tasks were answered in time; {FEWEST} are needed")
-    return find(pairs, keep, stopped)
+    found = find(pairs, keep, stopped)
+    try:
+        if not stopped:
+            add_learned(found, llm, sampling, report)
+    except KeyboardInterrupt:
+        found.stopped = True
+    return found
+
+
+def add_learned(found: ModesFound, llm: LLM, sampling: SamplingParams, report: Report) -> None:
+    """Fit a learned router to what was found; the model reads the prompts again, and thinks with a budget about those
+    that took longer thoughts."""
+    tasks, between = [pair.task for pair in found.pairs], list(MODES)
+    sides = [[pair.cheap for pair in found.pairs], [pair.good for pair in found.pairs]]
+    thoughts = sorted(answer.thought for answer in sides[1] if answer.thought)
+    if thoughts:
+        budget = thoughts[len(thoughts) // 2]
+        found.brief = Mode(
+            base=GOOD, thinking_budget=budget, description=f"{GOOD}, thinks {budget} tokens at most"
+        )
+        brief = list(sides[1])  # the same as long as the budget does not end a thought
+        for n in (longer := [n for n, answer in enumerate(brief) if answer.thought > budget]):
+            report(
+                longer.index(n) / len(longer),
+                f"{longer.index(n)} of {len(longer)} tasks with a budget",
+            )
+            out = llm.generate(
+                [tasks[n].prompt], sampling, mode=found.brief, speculation=PLAIN, progress=False
+            )[0]
+            brief[n] = _graded(tasks[n], out)
+        sides.insert(1, brief)
+        between.insert(1, BRIEF)
+    answers = Answers(
+        np.array([[one.right for one in side] for side in sides]).T,
+        np.array([[float(one.tokens) for one in side] for side in sides]).T,
+        np.array([[one.seconds for one in side] for side in sides]).T,
+        np.array([one.first for one in sides[0]]),
+    )
+    scores = np.array([BUILT_IN.score(features(situation(task))) for task in tasks])
+    layers = llm.model.config.layers
+    found.learned = max(
+        (
+            learn(
+                hidden_states(llm, tasks, CHEAP, layer, report),
+                *(answers, tuple(between), layer, found.keep, scores),
+            )
+            for layer in sorted({layers * 3 // 4, layers - 1})
+        ),
+        key=lambda one: one.closed,
+    )
+    found.figures[LEARNED] = found.learned.figures
+    if thoughts:
+        found.figures[BRIEF] = answers.of(np.ones(len(tasks)))
 
 
 def find(pairs: list[Pair], keep: float, stopped: bool = False) -> ModesFound:
@@ -218,4 +293,5 @@ def _graded(task: Task, out: Output) -> GradedAnswer:
     metrics = out.metrics
     seconds = metrics.ttft + metrics.tpot * max(0, metrics.tokens - 1)
     logprobs = tuple(table[token] for table, token in zip(out.logprobs or (), out.token_ids))
-    return GradedAnswer(task.right(out.text), seconds, logprobs)
+    counts = metrics.tokens, metrics.ttft, metrics.thinking_tokens
+    return GradedAnswer(task.right(out.text), seconds, logprobs, *counts)

@@ -37,6 +37,9 @@ class GradedAnswer:
     right: bool
     seconds: float  # from the call to its last token
     logprobs: tuple[float, ...] = ()  # of its tokens, where they were asked for
+    tokens: int = 0
+    first: float = 0.0  # seconds to the first token
+    thought: int = 0  # tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,7 @@ def fit(features_NF: F64s, wanted_N: Bools, weights_N: F64s | None = None) -> Fi
     return Fit(w[1:] / scale, means, float(w[0]))
 
 
-def _folds(count: int) -> Iterator[tuple[list[int], list[int]]]:
+def folds(count: int) -> Iterator[tuple[list[int], list[int]]]:
     """Fold f is every FOLDS-th task: its places, and those of all others."""
     for fold in range(FOLDS):
         others = [i for i in range(count) if i % FOLDS != fold]
@@ -106,7 +109,7 @@ def _folds(count: int) -> Iterator[tuple[list[int], list[int]]]:
 def held_out_scores(features_NF: F64s, wanted_N: Bools, weights_N: F64s) -> F64s:
     """The score of every task [N] by a fit that has not seen its fold."""
     scores = np.zeros(len(features_NF))
-    for own, others in _folds(len(features_NF)):
+    for own, others in folds(len(features_NF)):
         fitted = fit(features_NF[others], wanted_N[others], weights_N[others])
         scores[own] = fitted.score(features_NF[own])
     return scores
@@ -119,6 +122,7 @@ class Figures:
     accuracy: float  # share right
     seconds: float  # mean
     share_in_better_mode: float
+    tokens: float = 0.0  # mean, of an answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +133,8 @@ class Outcomes:
     good_right: Bools
     cheap_seconds: F64s
     good_seconds: F64s
+    cheap_tokens: F64s
+    good_tokens: F64s
 
     @classmethod
     def of_pairs(cls, pairs: Sequence[Pair]) -> Outcomes:
@@ -137,6 +143,7 @@ class Outcomes:
         return cls(
             *(np.array([answer.right for answer in side]) for side in sides),
             *(np.array([answer.seconds for answer in side]) for side in sides),
+            *(np.array([answer.tokens for answer in side]) for side in sides),
         )
 
     def of(self, goes_N: Bools, before_N: F64s | None = None) -> Figures:
@@ -144,13 +151,16 @@ class Outcomes:
         good_seconds = self.good_seconds if before_N is None else before_N + self.good_seconds
         right = np.where(goes_N, self.good_right, self.cheap_right)
         seconds = np.where(goes_N, good_seconds, self.cheap_seconds)
-        return Figures(float(right.mean()), float(seconds.mean()), float(goes_N.mean()))
+        tokens = np.where(
+            goes_N, self.good_tokens, self.cheap_tokens
+        )  # of the answer that is given
+        shares = float(right.mean()), float(seconds.mean()), float(goes_N.mean())
+        return Figures(*shares, float(tokens.mean()))
 
     def only(self, places: Sequence[int]) -> Outcomes:
         """The outcomes of some tasks."""
         some = list(places)
-        both = self.cheap_right[some], self.good_right[some]
-        return Outcomes(*both, self.cheap_seconds[some], self.good_seconds[some])
+        return Outcomes(*(getattr(self, part)[some] for part in self.__slots__))
 
     @property
     def counts(self) -> F64s:
@@ -200,7 +210,7 @@ def judge(features_NF: F64s, wanted_N: Bools, outcomes: Outcomes, keep: float) -
     fold's threshold is chosen on the other folds' own held-out scores. wanted_N: tasks that gain."""
     count, counts = len(features_NF), outcomes.counts
     goes = np.zeros(count, dtype=np.bool_)
-    for own, others in _folds(count):
+    for own, others in folds(count):
         inner = held_out_scores(features_NF[others], wanted_N[others], counts[others])
         some = outcomes.only(others)
         cut = cheapest(inner, some, some.aim(keep))
@@ -230,7 +240,7 @@ def judge_escalation(
     tried = [(setting, *given_up(pairs, setting)) for setting in TRIED]
     count = len(pairs)
     goes, before = np.zeros(count, dtype=np.bool_), np.zeros(count)
-    for own, others in _folds(count):
+    for own, others in folds(count):
         if (best := _best(tried, outcomes, others, keep)) is not None:
             _, fell, after = best
             goes[own], before[own] = fell[own], after[own]
