@@ -13,18 +13,11 @@ from random import Random
 from abacus.task import Task
 
 PEOPLE = tuple(map("".join, product("BDFGKLMN", "ao", "lmnrstvz", ("in", "or"))))
-LINKS, THINGS = ("friend", "boss", "teacher", "neighbour"), ("house", "boat", "desk", "tent")
+LINKS, THINGS = ("friend", "boss"), ("house", "boat", "desk")
 ASKED = (
-    "What is {}?",
-    "Tell me {}.",
-    "I need {}.",
-    "Say {}.",
-    "Find {}.",
-    "Give me {}.",
-    "Look up {}.",
-    "{}?",
+    *("What is {}?", "Tell me {}.", "I need {}.", "Say {}.", "Find {}.", "Give me {}."),
+    *("Look up {}.", "Which is {}?", "Now {}.", "And {}?", "Please say {}.", "{}?"),
 )
-HOPS = ("one fact", "two facts", "three facts")
 
 
 def _facts() -> dict[str, list[int]]:
@@ -51,4 +44,4 @@ def fact(rng: Random, size: int) -> Task:
     ways = (f"{chain}{behind}{PEOPLE[person]}", f"{PEOPLE[person]}, {', '.join(links)}")
     prompt = rng.choice(ASKED).format(rng.choice(ways))
     apart = f"{PEOPLE[person]} {links}" if size > 1 else ""
-    return Task(prompt, str(found), HOPS[size - 1], steps, apart)
+    return Task(prompt, str(found), f"{size} facts", steps, apart)

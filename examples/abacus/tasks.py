@@ -37,6 +37,7 @@ class Mix:
     answered: tuple[int, ...]  # what is answered at once
     think: float  # share of the samples that are worked out
     shape: Shape
+    growth: float = 3e6  # tokens until tasks have their full size
     split: float = 0.0  # share of the time in which the model is dense
     words: tuple[str, ...] = ()  # the tokenizer has one piece for each
 
@@ -86,11 +87,12 @@ MIXES = {
     # A narrow shared expert: what is known must be in the groups, so that each of them counts.
     "atlas": Mix(
         kinds={fact: 1},
-        sizes=(2, 1, 1),
-        thought=(1, 2, 2),
-        answered=(14, 1, 1),
-        think=0.6,
-        shape=Shape(vocabulary=640, hidden=128, layers=3, heads=4, kv_heads=2, shared=32, width=64),
+        sizes=(4, 2, 1, 1, 0, 0),
+        thought=(1, 1, 1, 1, 1, 1),
+        answered=(30, 1, 1, 1, 0, 0),
+        think=0.7,
+        growth=0,
+        shape=Shape(vocabulary=640, hidden=128, layers=2, heads=4, kv_heads=2, shared=32, width=64),
         words=tuple(f"▁{name}" for name in PEOPLE),
     ),
 }

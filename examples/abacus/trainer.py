@@ -23,7 +23,6 @@ WARM = 100  # steps
 FADE = 0.4  # the last part of the time, in which the rates fall to nothing
 AVERAGE = 0.998
 BALANCE = 0.01
-GROWTH = 3e6  # tokens until tasks have their full size
 
 
 @dataclass(slots=True)
@@ -91,8 +90,9 @@ class Trainer:
         done = self.done
         if self.model.shape.groups != self._shape.groups and share >= self._writer.mix.split:
             self._split()
-        largest = self._writer.mix.largest
-        size = 2 + int((largest - 2) * min(1.0, done.tokens / GROWTH))
+        mix = self._writer.mix
+        grown = min(1.0, (done.tokens + 1) / (mix.growth + 1))
+        size = 2 + int((mix.largest - 2) * grown)
         own = f"train {self._seed} {done.steps}"
         batch = self._writer.batch(own, self._rows, size)
         young = done.steps - (done.split or 0) + 1

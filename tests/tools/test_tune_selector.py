@@ -67,7 +67,7 @@ def test_of_tasks_that_gain_alike_the_quick_ones_come_first() -> None:
     kind = np.arange(400) % 4 // 2
     gains = np.arange(400) % 2 == 0
     seconds = np.where(kind == 1, 5.0, 1.0)
-    given = Outcomes(~gains, np.ones(400, dtype=np.bool_), np.zeros(400), seconds)
+    given = Outcomes(~gains, np.ones(400, dtype=np.bool_), *(np.zeros(400), seconds) * 2)
     assert given.counts[gains] == pytest.approx(1.0)
     x = kind[:, None].astype(float)
     assert fit(x, gains).weights[0] == pytest.approx(0.0, abs=1e-6)
@@ -93,7 +93,8 @@ def test_the_cheapest_threshold_that_keeps_enough() -> None:
     figures = every.of(scores > cut)
     assert figures.accuracy == 1.0 and figures.seconds < 0.7 * every.good.seconds
     nothing = Outcomes(
-        every.cheap_right, every.cheap_right, every.cheap_seconds, every.good_seconds
+        *(every.cheap_right, every.cheap_right, every.cheap_seconds, every.good_seconds),
+        *(every.cheap_tokens, every.good_tokens),
     )
     assert cheapest(scores, nothing, nothing.aim(0.9)) == thresholds(scores)[-1], "no gain: never"
 
