@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
@@ -10,74 +11,63 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from fastslow.engine.params import Count, Number, Params
+from fastslow.policies.features import features
 from fastslow.policies.mode_router import ModeChoice, PromptFacts
 
 F64s = NDArray[np.float64]
+Rows = tuple[tuple[Number, ...], ...]
 
 
 class LearnedModeRouter(Params):
-    """Takes the mode with the largest chance of a right answer less `cost` for each token of it. Both are linear in
-    the hidden state at the prompt's end: chance = 1 / (1 + exp(-(weights @ hidden + bias))). The prompt is read in
-    the first mode, and read again only where another one is taken. `fastslow tune --modes` fits it to graded
+    """Takes the mode with the largest chance of a right answer less `cost` for each of its tokens. Both are linear in
+    the hidden state at the prompt's end; a chance is 1 / (1 + exp(-(weights @ hidden + bias))). The first mode reads
+    the prompt, and it is read again only where another one is taken. `fastslow tune --modes` fits it to graded
     tasks. It is data: nothing in it is run.
     """
 
     between: tuple[str, ...] = Field(
-        min_length=1, description="presets; the prompt is read in the first one"
+        min_length=1, description="presets; the first reads the prompt"
     )
     layer: Count = Field(description="whose output is looked at, 0 = the first")
-    weights: tuple[tuple[Number, ...], ...] = Field(
-        description="of the chances, [modes][hidden size]"
-    )
+    weights: Rows = Field(description="of the chances, [modes][hidden size]")
     bias: tuple[Number, ...] = Field(description="of the chances, [modes]")
-    token_weights: tuple[tuple[Number, ...], ...] = Field(
-        description="of the answer's tokens, [modes][hidden size]"
-    )
-    tokens: tuple[Number, ...] = Field(
-        description="of an answer with a hidden state of zeros, [modes]"
-    )
+    token_weights: Rows = Field(description="of the answer's tokens, [modes][hidden size]")
+    tokens: tuple[Number, ...] = Field(description="bias of the answer's tokens, [modes]")
     cost: Number = Field(default=0.0, description="of a token, in right answers")
 
     @model_validator(mode="after")
     def _alike(self) -> LearnedModeRouter:
-        modes, sizes = len(self.between), {len(row) for row in (*self.weights, *self.token_weights)}
-        counts = {len(part) for part in (self.weights, self.bias, self.token_weights, self.tokens)}
-        if counts != {modes} or len(sizes) != 1:
-            raise ValueError(
-                f"weights must be alike: {modes} modes, {sorted(counts)} rows of {sorted(sizes)} numbers"
-            )
+        every = self.weights, self.bias, self.token_weights, self.tokens
+        sizes = {len(row) for row in (*self.weights, *self.token_weights)}
+        if {len(part) for part in every} != {len(self.between)} or len(sizes) != 1:
+            raise ValueError(f"weights must have a row of one length for each of {self.between}")
         return self
 
     def __call__(self, facts: PromptFacts) -> ModeChoice:
         """The mode that reads the prompt."""
         return ModeChoice(self.between[0], "")
 
-    def check(self, layers: int, hidden: int) -> None:
-        """ValueError: it was fitted to a model of other sizes."""
-        if self.layer >= layers or len(self.weights[0]) != hidden:
-            raise ValueError(
-                f"auto looks at layer {self.layer}, of {len(self.weights[0])} numbers; this model has {layers} layers "
-                f"of {hidden}: fit it again with `fastslow tune --modes`"
-            )
+    def judge(self, facts: PromptFacts) -> Callable[[torch.Tensor], tuple[int, str]]:
+        """What takes a hidden state [H] to the place of a mode, and says why. Where others wait or the caller has a
+        latency target, tokens cost more: their price is multiplied by 1 + the features `load` and `urgency`."""
+        seen = features(facts)
+        cost = self.cost * (1 + seen["load"] + seen["urgency"])
 
-    def judge(self, hidden_H: torch.Tensor) -> tuple[int, str]:
-        """The place of the mode to take, and why."""
-        chances, tokens = self.outlook(hidden_H.double().numpy())
-        taken = int((chances - self.cost * tokens).argmax())
-        parts = zip(self.between, chances, tokens, strict=True)
-        each = ", ".join(
-            f"{name} {chance:.0%} right for {n:.0f} tokens" for name, chance, n in parts
-        )
-        return taken, f"{self.between[taken]}: {each}, a token costs {self.cost:.2%}"
+        def place(hidden_H: torch.Tensor) -> tuple[int, str]:
+            chances, tokens = self.outlook(hidden_H.double().numpy())
+            taken = int((chances - cost * tokens).argmax())
+            parts = zip(self.between, chances, tokens, strict=True)
+            each = ", ".join(f"{name} {chance:.0%} for {n:.0f} tokens" for name, chance, n in parts)
+            return taken, f"{self.between[taken]}: chances {each}, at {cost:.2%} a token"
+
+        return place
 
     def outlook(self, hidden: F64s) -> tuple[F64s, F64s]:
         """Chances of a right answer and tokens of the answer [..., modes] by hidden states [..., H]."""
-        weights, token_weights, bias, base = self._arrays
+        weights, bias, token_weights, base = self._arrays
         chances = 1 / (1 + np.exp(-np.clip(hidden @ weights.T + bias, -500, 500)))
         return chances, np.maximum(hidden @ token_weights.T + base, 1.0)
 
     @cached_property
-    def _arrays(self) -> tuple[F64s, F64s, F64s, F64s]:
-        parts = self.weights, self.token_weights, self.bias, self.tokens
-        weights, token_weights, bias, base = (np.array(part, dtype=np.float64) for part in parts)
-        return weights, token_weights, bias, base
+    def _arrays(self) -> tuple[F64s, ...]:
+        return tuple(map(np.array, (self.weights, self.bias, self.token_weights, self.tokens)))

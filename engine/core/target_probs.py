@@ -178,8 +178,8 @@ def see_prompts(
     wanted: tuple[int, ...],
 ) -> torch.Tensor | None:
     """Show probes the prompts' ends; the features [S, F] that drafters `wanted`, out of all `layers`."""
-    if features is None or layers == wanted and all(request.probe is None for request in ready):
-        return features
+    if features is None:
+        return None
     for request, row in zip(ready, layout.verify_seen, strict=True):
         if (probe := request.probe) is None or request.error is not None:
             continue

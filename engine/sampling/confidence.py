@@ -74,35 +74,36 @@ class Confidence:
 
 
 class PromptProbe:
-    """Which of several modes answers, by the hidden state at the prompt's end. It stands where `Confidence` does.
-
-    layer: whose output is looked at. judge: hidden state [H] -> place of the mode, 0 = the one that runs, and why.
-    """
+    """Which of several modes answers, by the output [hidden] of a layer at the prompt's end. It stands where
+    `Confidence` does. judge: gives the place of the mode, 0 = the one that runs, and why."""
 
     tokens = 0  # of the answer, looked at
 
-    def __init__(self, layer: int, judge: Callable[[torch.Tensor], tuple[int, str]]) -> None:
-        self.layer = layer
-        self.watching = True
-        self.taken = 0
-        self._judge = judge
-        self._why = ""
-
-    @property
-    def fell(self) -> bool:
-        """Whether another mode than the one that runs was taken."""
-        return not self.watching and self.taken > 0
+    def __init__(
+        self, layer: int, hidden: int, judge: Callable[[torch.Tensor], tuple[int, str]]
+    ) -> None:
+        self.layer, self._hidden, self._judge = layer, hidden, judge
+        self.watching, self.fell = True, False
+        self.taken, self._why = 0, ""
 
     def __str__(self) -> str:
         return self._why
 
+    def check(self, layers: int, hidden: int) -> None:
+        """ValueError: the model has other sizes."""
+        if self.layer >= layers or self._hidden != hidden:
+            raise ValueError(
+                f"auto looks at layer {self.layer}, of {self._hidden} numbers; this model has {layers} layers of "
+                f"{hidden}: fit it again with `fastslow tune --modes`"
+            )
+
     def see(self, hidden_H: torch.Tensor) -> None:
-        """The hidden state at the prompt's end: called before `take`, once."""
+        """What `take` then holds to."""
         self.taken, self._why = self._judge(hidden_H)
 
     def take(self, logprobs: Sequence[float], last: bool) -> None:
-        """The first tokens are committed: what was seen holds."""
-        self.watching = False
+        """The first tokens are committed."""
+        self.watching, self.fell = False, self.taken > 0
 
 
 def _mean(values: deque[float]) -> float:

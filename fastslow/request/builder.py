@@ -7,7 +7,7 @@ import operator
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple, SupportsIndex
 
 from loguru import logger
@@ -43,12 +43,12 @@ STEPWISE = "lossy-stepwise"
 
 
 class Chosen(NamedTuple):
-    """A mode, and why a router took it; None where the call names it. A `learned` router may take one of the `later`
-    ones, once the model has read the prompt."""
+    """A mode, and why a router took it; None where the call names it. A probe may take one of the `later` ones, once
+    the model has read the prompt."""
 
     mode: Mode
     why: ModeChoice | None = None
-    learned: LearnedModeRouter | None = None
+    probe: Callable[[], PromptProbe] | None = None
     later: Sequence[Mode] = ()
 
 
@@ -85,13 +85,17 @@ class ModeFinder:
             choice = choose(lambda _: before, PromptFacts(""), self._presets)
         else:
             router = wish if callable(wish) else self._router
-            choice = choose(router, self._facts(prompt, given.latency_ms), self._presets)
+            facts = self._facts(prompt, given.latency_ms)
+            choice = choose(router, facts, self._presets)
             if isinstance(router, LearnedModeRouter):
-                each = [
-                    choose(lambda _, n=n: n, PromptFacts(""), self._presets) for n in router.between
-                ]
-                first, *later = [in_either(self._presets[one.mode], given) for one in each]
-                return Chosen(first, choice, router, later)
+                names = (
+                    choose(lambda _, n=n: n, facts, self._presets).mode for n in router.between
+                )
+                first, *later = (in_either(self._presets[name], given) for name in names)
+                probe = partial(
+                    PromptProbe, router.layer, len(router.weights[0]), router.judge(facts)
+                )
+                return Chosen(first, choice, probe, later)
         return Chosen(in_either(self._presets[choice.mode], given), choice)
 
     def _facts(self, prompt: Prompt, latency_ms: float | None) -> PromptFacts:
@@ -192,15 +196,15 @@ class RequestBuilder:
         self._home.check()
         self.inputs.measure(prompt)
         answered = options.answered
-        mode, decided, learned, later = self.modes.find(
+        mode, decided, probe, later = self.modes.find(
             options.mode, prompt, None if answered is None else answered.chosen
         )
         plans, escalated = [self._plan(prompt, options, one) for one in (mode, *later)], None
-        if learned is not None:
-            learned.check(self._config.layers, self._config.hidden_size)
+        if probe is not None:
+            probe().check(self._config.layers, self._config.hidden_size)
             if answered is not None and any(answered.tokens):
                 raise ValueError(
-                    "answered.decided is missing: this mode is chosen at the prompt's end"
+                    "answered.decided is missing: the mode is chosen as the prompt ends"
                 )
         elif mode.escalate is not None:
             escalated = self.modes.find(mode.escalate.to, prompt).mode
@@ -217,7 +221,7 @@ class RequestBuilder:
             )
         seed = secrets.randbits(63) if params.seed is None else params.seed
         candidates = [
-            self._candidates(plans, escalated, sibling_seed(seed, n), options, called, learned)
+            self._candidates(plans, escalated, sibling_seed(seed, n), options, called, probe)
             for n in range(params.n)
         ]
         for n, (first, *_) in enumerate(candidates):
@@ -271,24 +275,16 @@ class RequestBuilder:
         seed: int,
         options: GenerateOptions,
         called: float,
-        learned: LearnedModeRouter | None,
+        probe: Callable[[], PromptProbe] | None,
     ) -> list[Candidate]:
-        """The request of one answer, and what replaces it where its confidence falls, or a learned router wants."""
+        """The request of one answer, and what may replace it: where its confidence falls, or by its probe."""
         first, *others = plans
         trace = StepTrace(self.units) if options.trace else None
-        # what a learned router takes has said nothing before: it answers as if it had been asked for
-        own = successor_seed(seed) if learned is None else seed
+        # what a probe takes answers as if it had been asked for: nothing was said before
+        own = successor_seed(seed) if probe is None else seed
         later = [self._request(one, own, options, called, trace) for one in others]
         escalation = None
-        if learned is not None:
-            request = self._request(first, seed, options, called, trace)
-            request.confidence = PromptProbe(learned.layer, learned.judge)
-            request.escapes = [
-                EscalationTarget(plan.mode.name, plan.mode.routed, successor=one)
-                for plan, one in zip(others, later, strict=True)
-            ]
-            return [Candidate(r, p.prompt, p.mode) for r, p in zip([request, *later], plans)]
-        if first.mode.escalate is not None and escalated is not None:
+        if escalated is not None and first.mode.escalate is not None:
             keep, successor, thinking = first.mode.escalate.how == "keep", None, None
             if later:
                 successor = later[0]
@@ -298,6 +294,9 @@ class RequestBuilder:
                 escalated.name, escalated.routed, keep, thinking, successor
             )
         request = self._request(first, seed, options, called, trace, escalation)
+        if probe is not None:
+            request.confidence = probe()
+            request.escapes = [EscalationTarget(r.mode, r.groups, successor=r) for r in later]
         return [Candidate(r, p.prompt, p.mode) for r, p in zip([request, *later], plans)]
 
     def _request(

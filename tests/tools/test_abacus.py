@@ -18,7 +18,7 @@ from abacus.batches import CLOSE, OPEN, Writer, pack
 from abacus.folder import write_folder
 from abacus.moge import Decoder, Packed, Shape
 from abacus.task import Task, graded, worked
-from abacus.tasks import draw, held_out
+from abacus.tasks import MIXES
 from abacus.trainer import Trainer
 from reference_model import ReferenceModel
 
@@ -29,7 +29,8 @@ from fastslow.engine.text.templates import load_template
 from fastslow.engine.text.tokenizer import load_tokenizer, same_vocabulary
 from fastslow.models.locate import SHIPPED, builtin_path
 
-TASKS = list(islice(held_out(1), 64))
+ABACUS = MIXES["abacus"]
+TASKS = list(islice(ABACUS.held_out(1), 64))
 DRAFTING = Speculation(drafter="model", model="abacus-draft")
 SIGNS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
 TINY = Shape(hidden=32, layers=2, heads=2, kv_heads=1, shared=24, groups=4, experts=3, width=8)
@@ -121,7 +122,7 @@ def printed(code: str) -> str:
 @pytest.mark.parametrize("size", [2, 3, 4, 6])
 def test_every_step_is_true_and_the_answer_is_what_the_prompt_asks_for(size: int) -> None:
     rng = Random(f"steps {size}")
-    tasks = [draw(rng, size) for _ in range(400)]
+    tasks = [ABACUS.draw(rng, size) for _ in range(400)]
     kinds = ("sum", "difference", "product", "chain", "story", "program")
     assert {task.kind for task in tasks} == set(kinds)
     for task in tasks:
@@ -158,11 +159,11 @@ def test_what_has_no_steps_is_refused(left: int, sign: str, right: int) -> None:
 
 
 def test_held_out_tasks_are_apart_whatever_the_seed() -> None:
-    tested = {task.prompt for task in islice(held_out(7), 200)}
+    tested = {task.prompt for task in islice(ABACUS.held_out(7), 200)}
     assert len(tested) == 200  # each once
-    assert all(task.held_out for task in islice(held_out(8), 200))
+    assert all(task.held_out for task in islice(ABACUS.held_out(8), 200))
     rng = Random("train 0 0 0")
-    drawn = [draw(rng) for _ in range(3000)]
+    drawn = [ABACUS.draw(rng) for _ in range(3000)]
     share = sum(task.held_out for task in drawn) / len(drawn)
     assert 0.02 < share < 0.045  # one in 32: the training stream loses hardly anything
     assert not tested & {task.prompt for task in drawn if not task.held_out}
@@ -174,7 +175,7 @@ def test_held_out_tasks_are_apart_whatever_the_seed() -> None:
 @pytest.fixture(scope="module")
 def writer() -> Writer:
     tokenizer = load_tokenizer(builtin_path("abacus"))
-    return Writer(tokenizer, load_template(builtin_path("abacus"), tokenizer), TINY.groups)
+    return Writer(tokenizer, load_template(builtin_path("abacus"), tokenizer), TINY.groups, ABACUS)
 
 
 def test_only_the_answer_is_learnt(writer: Writer) -> None:

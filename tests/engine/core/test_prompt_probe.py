@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.llm import LLM
 from fastslow.policies.auto import read_selector
 from fastslow.policies.learned_auto import LearnedModeRouter
+from fastslow.policies.mode_router import PromptFacts
 from fastslow.request.resume import ResumeState
 from fastslow.tools.prompts import Task
 from fastslow.tools.tune.learned import hidden_states
@@ -92,7 +93,7 @@ def test_it_is_the_answer_of_the_mode_that_it_takes(
         named = llm.chat(chat, wish, mode=out.metrics.mode, speculation="off")
         assert (out.token_ids, out.prompt_token_ids) == (named.token_ids, named.prompt_token_ids)
         assert (out.text, out.reasoning) == (named.text, named.reasoning)
-        assert f"{out.metrics.mode}: fast " in out.metrics.decision
+        assert f"{out.metrics.mode}: chances fast " in out.metrics.decision
 
 
 def test_the_state_is_the_last_row_of_the_prompt(llm: LLM, thinker: Path) -> None:
@@ -100,9 +101,8 @@ def test_the_state_is_the_last_row_of_the_prompt(llm: LLM, thinker: Path) -> Non
     seen: list[torch.Tensor] = []
 
     class Watching(LearnedModeRouter):
-        def judge(self, hidden_H: torch.Tensor) -> tuple[int, str]:
-            seen.append(hidden_H.clone())
-            return 0, "as it is"
+        def judge(self, facts: PromptFacts) -> Callable[[torch.Tensor], tuple[int, str]]:
+            return lambda hidden_H: (seen.append(hidden_H.clone()) or 0, "as it is")
 
     watching = Watching(**router().model_dump())
     chat = [{"role": "user", "content": " ".join(WORDS * 9)}]
@@ -138,21 +138,23 @@ def test_a_stream_tells_only_of_the_mode_taken_and_can_be_continued(llm: LLM, pl
         list(llm.stream(CHATS[3], wish, mode=always(place), answered=ResumeState(begun.tokens)))
 
 
-def test_a_cost_takes_fewer_tokens() -> None:
+def test_a_cost_takes_fewer_tokens_the_more_so_where_time_is_short() -> None:
     flat = {"weights": [[0.0] * HIDDEN] * 3, "token_weights": [[0.0] * HIDDEN] * 3}
     chances = router(**flat, bias=(0.0, 1.0, 2.0), tokens=(2, 20, 60))
-    taken = [
-        chances.model_copy(update={"cost": cost}).judge(torch.zeros(HIDDEN))[0]
-        for cost in (0, 0.006, 0.1)
-    ]
-    assert taken == [2, 1, 0]
+
+    def taken(cost: float, **facts: Any) -> int:
+        own = chances.model_copy(update={"cost": cost})
+        return own.judge(PromptFacts("x", **facts))(torch.zeros(HIDDEN))[0]
+
+    assert [taken(cost) for cost in (0, 0.006, 0.1)] == [2, 1, 0]
+    assert [taken(0.002), taken(0.002, latency_ms=250), taken(0.002, busy=5.0)] == [2, 1, 1]
 
 
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
         ({"layer": 2}, "looks at layer 2, of 32 numbers; this model has 2 layers of 32"),
-        ({"bias": (0.0, 0.0)}, "weights must be alike"),
+        ({"bias": (0.0, 0.0)}, "a row of one length for each"),
         ({"cost": float("nan")}, "cost"),
         ({"between": ("fast", "brief", "depe")}, "'depe', which is no preset"),
     ],
