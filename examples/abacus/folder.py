@@ -98,6 +98,7 @@ def write_folder(
     folder.mkdir(parents=True, exist_ok=True)
     config = shape.config() | {"eos_token_id": end}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "generation_config.json").write_text('{"do_sample": false}\n')
     if shape.groups:
         text = json.dumps(presets(shape.groups), indent=2) + "\n"
         (folder / "fastslow.json").write_text(text)

@@ -1,4 +1,4 @@
-"""The shipped models abacus and abacus-draft, as people meet them; their tasks, and how they are trained."""
+"""The shipped models abacus, abacus-draft and atlas, as people meet them; their tasks, and how they are trained."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from random import Random
 
 import pytest
 import torch
+from abacus.atlas import FACTS, PEOPLE, THINGS
 from abacus.batches import CLOSE, OPEN, Writer, pack
 from abacus.folder import write_folder
 from abacus.moge import Decoder, Packed, Shape
@@ -29,7 +30,7 @@ from fastslow.engine.text.templates import load_template
 from fastslow.engine.text.tokenizer import load_tokenizer, same_vocabulary
 from fastslow.models.locate import SHIPPED, builtin_path
 
-ABACUS = MIXES["abacus"]
+ABACUS, ATLAS = MIXES["abacus"], MIXES["atlas"]
 TASKS = list(islice(ABACUS.held_out(1), 64))
 DRAFTING = Speculation(drafter="model", model="abacus-draft")
 SIGNS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
@@ -57,14 +58,16 @@ def ask(llm: LLM, mode: str | Mode, tasks: list[Task] = TASKS) -> list[Output]:
 def test_they_are_small_and_of_the_official_layout() -> None:
     configs = [ModelConfig.from_folder(builtin_path(name)) for name in SHIPPED]
     kinds = [config.architecture for config in configs]
-    assert kinds == ["PanguProMoEForCausalLM", "PanguEmbeddedForCausalLM"]
+    moge = "PanguProMoEForCausalLM"
+    assert kinds == [moge, "PanguEmbeddedForCausalLM", moge]
     files = [path for name in SHIPPED for path in builtin_path(name).iterdir()]
     assert sum(path.stat().st_size for path in files) < 12e6
-    target, draft = map(parameters, configs)
+    target, draft, _ = map(parameters, configs)
     assert draft < target / 5
-    ours, theirs = ((builtin_path(name) / "tokenizer.model").read_bytes() for name in SHIPPED)
+    pair = SHIPPED[:2]
+    ours, theirs = ((builtin_path(name) / "tokenizer.model").read_bytes() for name in pair)
     assert ours == theirs
-    assert not same_vocabulary(*(load_tokenizer(builtin_path(name)) for name in SHIPPED))
+    assert not same_vocabulary(*(load_tokenizer(builtin_path(name)) for name in pair))
 
 
 def test_deep_works_it_out_and_fast_answers_at_once(llm: LLM) -> None:
@@ -95,7 +98,35 @@ def test_drafting_with_it_changes_no_token_and_pays(llm: LLM) -> None:
     assert llm.chat(TASKS[0].prompt, speculation=fixed).metrics.tokens_per_step > 2
 
 
+def test_the_experts_of_atlas_hold_its_facts() -> None:
+    """Fewer groups know fewer of them, and chains of facts need a thought."""
+    tasks = list(islice(ATLAS.held_out(1), 160))
+    with LLM("atlas", kv_memory="16MiB", progress=False) as atlas:
+        modes = [Mode(base="deep", groups=groups) for groups in (0, 2, 8)]
+        none, some, every = (right(ask(atlas, mode, tasks), tasks) for mode in modes)
+        assert none + 0.1 < some + 0.05 < every and every > 0.75
+        chains = [task for task in tasks if task.kind != "1 facts"]
+        assert right(ask(atlas, "deep", chains), chains) > 0.5 + right(
+            ask(atlas, "fast", chains), chains
+        )
+
+
 # Tasks
+
+
+def test_facts_are_chained_and_held_out_in_whatever_words() -> None:
+    rng, chains = Random("facts"), dict[str, set[bool]]()
+    for task in (ATLAS.draw(rng) for _ in range(3000)):
+        person, *links = task.steps.removeprefix("From ").split(", ")
+        found = PEOPLE.index(person)
+        for link in links:
+            name, said = link.split(": ")
+            found = FACTS[name][found]
+            assert said == (str(found) if name in THINGS else PEOPLE[found])
+        assert task.answer == said and person in task.prompt and f"{len(links)} facts" == task.kind
+        if len(links) > 1:
+            chains.setdefault(task.apart, set()).add(task.held_out)
+    assert len(chains) < 1500 and all(len(kept) == 1 for kept in chains.values())
 
 
 def value(text: str) -> int:
