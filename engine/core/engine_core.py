@@ -11,7 +11,7 @@ from loguru import logger
 
 from fastslow.engine.core.admission import admitted
 from fastslow.engine.core.latency_budget import SHARE, LatencyBudget, RunEverything
-from fastslow.engine.core.layout import lay_rows
+from fastslow.engine.core.layout import lay_rows, see_prompts, with_probed
 from fastslow.engine.core.request import KVHistory, Request
 from fastslow.engine.core.scheduler import ScheduledChunk, Scheduler
 from fastslow.engine.core.stats import EngineLoad, EngineStats, EngineTotals, LoadMeter
@@ -22,11 +22,9 @@ from fastslow.engine.core.target_probs import (
     left_out,
     note_logprobs,
     read_features,
-    see_prompts,
     target_probs,
     token_sources,
     trace_step,
-    with_probed,
 )
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model

@@ -141,15 +141,21 @@ class Request:
         return [target.successor for target in targets if target.successor is not None]
 
     @property
+    def doubt(self) -> Confidence | None:
+        """A confidence that may still fall."""
+        return self.confidence if self.watched and isinstance(self.confidence, Confidence) else None
+
+    @property
     def probe(self) -> PromptProbe | None:
         """What looks at its prompt's end in the next step that is ready."""
-        own = self.confidence
-        return own if isinstance(own, PromptProbe) and own.watching else None
+        return (
+            self.confidence if self.watched and isinstance(self.confidence, PromptProbe) else None
+        )
 
     @property
     def wants_logits(self) -> bool:
         """Whether the likeliest token alone is not enough, whatever its parameters say."""
-        return self.scored or isinstance(self.confidence, Confidence) and self.watched
+        return self.scored or self.doubt is not None
 
     @property
     def watched(self) -> bool:

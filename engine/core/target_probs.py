@@ -18,8 +18,6 @@ import torch
 from fastslow.engine.core.layout import StepLayout
 from fastslow.engine.core.request import Request
 from fastslow.engine.core.scheduler import ScheduledChunk
-from fastslow.engine.model.base import layer_columns
-from fastslow.engine.sampling.confidence import Confidence
 from fastslow.engine.sampling.probs import (
     forced_at,
     log_probability,
@@ -117,12 +115,7 @@ def cut_where_unsure(
     """
     found: list[list[float]] = []
     for b, request in enumerate(ready):
-        confidence = request.confidence
-        if (
-            not isinstance(confidence, Confidence)
-            or not request.watched
-            or request.error is not None
-        ):
+        if (confidence := request.doubt) is None or request.error is not None:
             found.append([])
             continue
         values: list[float] = []
@@ -162,33 +155,6 @@ def read_features(out: ModelOutput, layout: StepLayout) -> torch.Tensor | None:
     if out.features is None or not layout.read_seen:
         return None
     return out.features[torch.tensor(layout.read_seen, dtype=torch.long)]
-
-
-def with_probed(ready: Sequence[Request], layers: tuple[int, ...]) -> tuple[int, ...]:
-    """These layers, and those whose outputs tell how a request is to be answered, ascending."""
-    probes = {request.probe.layer for request in ready if request.probe is not None}
-    return tuple(sorted({*layers, *probes})) if probes else layers
-
-
-def see_prompts(
-    ready: Sequence[Request],
-    layout: StepLayout,
-    features: torch.Tensor | None,
-    layers: tuple[int, ...],
-    wanted: tuple[int, ...],
-) -> torch.Tensor | None:
-    """Show probes the prompts' ends; the features [S, F] that drafters `wanted`, out of all `layers`."""
-    if features is None:
-        return None
-    for request, row in zip(ready, layout.verify_seen, strict=True):
-        if (probe := request.probe) is None or request.error is not None:
-            continue
-        probe.see(layer_columns(features[row : row + 1], layers, (probe.layer,))[0])
-        if probe.taken:
-            request.escape = request.escapes[probe.taken - 1]
-        else:
-            request.notes.append(str(probe))
-    return layer_columns(features, layers, wanted) if wanted else None
 
 
 class MaskMaker:

@@ -37,7 +37,6 @@ class Mix:
     answered: tuple[int, ...]  # what is answered at once
     think: float  # share of the samples that are worked out
     shape: Shape
-    fewer: float = 0.5  # share of the samples in which any number of groups may run
     growth: float = 3e6  # tokens until tasks have their full size
     split: float = 0.0  # share of the time in which the model is dense
     words: tuple[str, ...] = ()  # the tokenizer has one piece for each
@@ -92,10 +91,8 @@ MIXES = {
         thought=(1, 1, 1, 1, 1, 1),
         answered=(30, 1, 1, 1, 0, 0),
         think=0.7,
-        fewer=0.3,
-        split=0.5,
         growth=0,
-        shape=Shape(vocabulary=640, hidden=128, layers=2, heads=4, kv_heads=2, shared=16, width=32),
+        shape=Shape(vocabulary=640, hidden=128, layers=2, heads=4, kv_heads=2, shared=32, width=64),
         words=tuple(f"▁{name}" for name in PEOPLE),
     ),
 }

@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from fastslow.policies.mode_router import PromptFacts
-from fastslow.tools.tune.learned import Answers, Learned, area, calibration, fit_learned, learn
+from fastslow.tools.tune.learned import (
+    AnswersByMode,
+    Learned,
+    area,
+    calibration,
+    fit_learned,
+    learn,
+)
 from fastslow.tools.tune.selector import Figures
 
 BETWEEN = "fast", "brief", "deep"
@@ -15,7 +22,7 @@ HIDDEN = 12
 TOKENS = np.array([3.0, 20.0, 60.0])
 
 
-def made_up(count: int = 1200, seed: int = 0) -> tuple[np.ndarray, Answers, np.ndarray]:
+def made_up(count: int = 1200, seed: int = 0) -> tuple[np.ndarray, AnswersByMode, np.ndarray]:
     """Hidden states; fast is right where the first number is small, brief where the second one is, deep nearly always;
     thoughts are longer where the third one is large. And the chances."""
     draw = np.random.default_rng(seed)
@@ -24,7 +31,7 @@ def made_up(count: int = 1200, seed: int = 0) -> tuple[np.ndarray, Answers, np.n
     chances = 1 / (1 + np.exp(-scores))
     tokens = TOKENS + np.outer(hidden[:, 2], (0.0, 1.0, 4.0))
     right = draw.random((count, 3)) < chances
-    return hidden, Answers(right, tokens, tokens / 100, np.full(count, 0.02)), chances
+    return hidden, AnswersByMode(right, tokens, tokens / 100, np.full(count, 0.02)), chances
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from fastslow.policies.learned_auto import LearnedModeRouter
 from fastslow.policies.mode_router import PromptFacts
 from fastslow.tools.prompts import Task
 from fastslow.tools.tune.candidates import PLAIN
-from fastslow.tools.tune.selector import Answers, Bools, F64s, Figures, fit, folds
+from fastslow.tools.tune.selector import AnswersByMode, Bools, F64s, Figures, fit, folds
 
 SIZES = (4, 16, 64)  # components that the chances depend on: what predicts best is taken
 COSTS = np.concatenate([[0.0], np.geomspace(1e-5, 1.0, 60)])  # of a token, in right answers
@@ -34,7 +34,7 @@ def taken(chances_NM: F64s, tokens_NM: F64s, cost: float) -> NDArray[np.int64]:
     return places
 
 
-def curve(answers: Answers, chances_NM: F64s, tokens_NM: F64s) -> list[Figures]:
+def curve(answers: AnswersByMode, chances_NM: F64s, tokens_NM: F64s) -> list[Figures]:
     """Figures of each of COSTS, by these chances and tokens."""
     return [answers.of(taken(chances_NM, tokens_NM, cost)) for cost in COSTS]
 
@@ -70,7 +70,7 @@ def hidden_states(llm: LLM, tasks: Sequence[Task], mode: str, layer: int, report
 
 
 def fit_learned(
-    hidden_NH: F64s, answers: Answers, between: tuple[str, ...], layer: int
+    hidden_NH: F64s, answers: AnswersByMode, between: tuple[str, ...], layer: int
 ) -> LearnedModeRouter:
     """Chances by logistic regression on the leading components of the hidden state, then calibrated by their scores
     on tasks that a fit did not see (Platt 1999); tokens by least squares. No cost yet."""
@@ -133,7 +133,7 @@ class Learned:
 
 def learn(
     hidden_NH: F64s,
-    answers: Answers,
+    answers: AnswersByMode,
     between: tuple[str, ...],
     layer: int,
     keep: float,
@@ -170,7 +170,7 @@ def learn(
     )
 
 
-def _cheapest(answers: Answers, chances_NM: F64s, tokens_NM: F64s, keep: float) -> float:
+def _cheapest(answers: AnswersByMode, chances_NM: F64s, tokens_NM: F64s, keep: float) -> float:
     """The cost with the fewest tokens of those that keep enough; the largest where none does."""
     found = zip(curve(answers, chances_NM, tokens_NM), COSTS, strict=True)
     aim = answers.aim(keep)

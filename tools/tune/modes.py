@@ -27,7 +27,7 @@ from fastslow.tools.tune.learned import Learned, hidden_states, learn
 from fastslow.tools.tune.runner import say_fits
 from fastslow.tools.tune.selector import (
     FOLDS,
-    Answers,
+    AnswersByMode,
     F64s,
     Figures,
     GradedAnswer,
@@ -186,7 +186,7 @@ def find(
     """What answers that are there say; see `tune_modes`. sides: by mode, the cheapest first and the best last. hidden:
     by layer, states [N, H] at the prompts' ends; the layer that tells most is taken. stopped: some are missing, by
     Ctrl-C."""
-    answers, between = Answers.of_modes(list(sides.values())), tuple(sides)
+    answers, between = AnswersByMode.of_modes(list(sides.values())), tuple(sides)
     by_hand = np.array([BUILT_IN.score(features(situation(task))) for task in tasks])
     given = answers, between
     each = [learn(own, *given, layer, keep, by_hand) for layer, own in hidden.items()]

@@ -52,7 +52,7 @@ class Figures:
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class AnswersByMode:
     """What every mode made of every task, [N, M], and in how many seconds the first one read the prompts [N]."""
 
     right: Bools
@@ -61,17 +61,19 @@ class Answers:
     read: F64s
 
     @classmethod
-    def of_modes(cls, sides: Sequence[Sequence[GradedAnswer]]) -> Answers:
+    def of_modes(cls, sides: Sequence[Sequence[GradedAnswer]]) -> AnswersByMode:
         """From the answers of each mode."""
         names = "right", "tokens", "seconds"
         parts = [np.array([[getattr(one, n) for one in side] for side in sides]).T for n in names]
         read = np.array([one.first for one in sides[0]])
         return cls(parts[0], parts[1].astype(float), parts[2], read)
 
-    def only(self, places: Sequence[int]) -> Answers:
+    def only(self, places: Sequence[int]) -> AnswersByMode:
         """Those of some tasks."""
         some = list(places)
-        return Answers(self.right[some], self.tokens[some], self.seconds[some], self.read[some])
+        return AnswersByMode(
+            self.right[some], self.tokens[some], self.seconds[some], self.read[some]
+        )
 
     def of(self, taken_N: NDArray[np.int64], before_N: F64s | None = None) -> Figures:
         """Figures where each task gets the mode at this place. before_N: seconds in the first mode until another one
@@ -158,7 +160,7 @@ def given_up(cheap: Sequence[GradedAnswer], setting: Escalation) -> tuple[Bools,
 
 
 def judge_escalation(
-    cheap: Sequence[GradedAnswer], answers: Answers, keep: float
+    cheap: Sequence[GradedAnswer], answers: AnswersByMode, keep: float
 ) -> tuple[Escalation | None, Figures]:
     """The setting that keeps `keep` of the gain in the least time, None if none does; and its figures, each
     fold's setting chosen on the others."""
@@ -174,7 +176,7 @@ def judge_escalation(
 
 
 def _best(
-    tried: Sequence[Tried], answers: Answers, places: Sequence[int], keep: float
+    tried: Sequence[Tried], answers: AnswersByMode, places: Sequence[int], keep: float
 ) -> Tried | None:
     some, last = list(places), answers.right.shape[1] - 1
     part = answers.only(some)
