@@ -27,7 +27,7 @@ BUILTIN = {
     "smollm2": "SmolLM2-135M-Instruct, dense",
     "abacus": "2.6 M weights, MoGE, taught to work out sums, stories and small programs; shipped",
     "abacus-draft": "its draft model, dense, a sixth of the size; shipped",
-    "atlas": "0.6 M weights, MoGE, knows 1,280 invented facts, in its experts; shipped",
+    "atlas": "1.1 M weights, MoGE, knows 1,280 invented facts, in its experts; shipped",
 }
 SHIPPED = ("abacus", "abacus-draft", "atlas")  # complete folders inside the package
 FOLDERS = Path(__file__).with_name("shipped")
