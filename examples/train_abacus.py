@@ -2,6 +2,7 @@
 
     python examples/train_abacus.py --out abacus                     # about 90 minutes
     python examples/train_abacus.py --out abacus-draft --draft       # a few minutes
+    python examples/train_abacus.py --out atlas --mix atlas --minutes 7 --rows 8
 
 The model learns on tasks that it makes up as it goes (`examples/abacus/`): half of them are worked
 out step by step between `[unused16]` and `[unused17]`, half are answered at once, as ` /no_think`
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the model")
     parser.add_argument("--mix", choices=MIXES, default="abacus", help="what to learn (abacus)")
     parser.add_argument("--draft", action="store_true", help="the dense draft model instead")
-    parser.add_argument("--minutes", type=float, default=0, help="default 90, a draft 6")
+    parser.add_argument("--minutes", type=float, default=0, help="of the processor (90, a draft 6)")
     parser.add_argument("--every", type=float, default=3, help="minutes between two looks")
     parser.add_argument("--rows", type=int, default=16, help="of 256 tokens in a step (16)")
     parser.add_argument("--seed", type=int, default=0, help="of tokenizer, weights and tasks (0)")

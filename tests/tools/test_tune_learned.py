@@ -11,7 +11,6 @@ from fastslow.tools.tune.learned import (
     AnswersByMode,
     Learned,
     area,
-    calibration,
     fit_learned,
     learn,
 )
@@ -90,10 +89,3 @@ def test_the_area_is_that_of_the_best_mixes() -> None:
     assert area([low, high, above], 0, 10) == pytest.approx(0.65, abs=0.01)
     worse = Figures(0.3, 0.0, 0.0, 5.0)
     assert area([low, high, worse], 0, 10) == pytest.approx(0.5, abs=0.003), "nobody has to take it"
-
-
-def test_calibration_of_chances_that_are_true() -> None:
-    draw = np.random.default_rng(3)
-    chances = draw.random(20000)
-    for said, right in calibration(chances, draw.random(20000) < chances):
-        assert said == pytest.approx(right, abs=0.04)
