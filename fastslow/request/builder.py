@@ -88,10 +88,9 @@ class ModeFinder:
             facts = self._facts(prompt, given.latency_ms)
             choice = choose(router, facts, self._presets)
             if isinstance(router, LearnedModeRouter):
-                names = (
-                    choose(lambda _, n=n: n, facts, self._presets).mode for n in router.between
-                )
-                first, *later = (in_either(self._presets[name], given) for name in names)
+                for name in router.between[1:]:
+                    choose(partial(_always, name), facts, self._presets)
+                first, *later = (in_either(self._presets[n], given) for n in router.between)
                 probe = partial(
                     PromptProbe, router.layer, len(router.weights[0]), router.judge(facts)
                 )
@@ -112,6 +111,10 @@ class ModeFinder:
             ids = [operator.index(x) for x in prompt if isinstance(x, SupportsIndex)]
             every = text = self._tokenizer.decode(ids) if self._tokenizer is not None else ""
         return PromptFacts(text, turns, count_words(every), latency_ms, self._busy())
+
+
+def _always(name: str, _: PromptFacts) -> str:
+    return name
 
 
 class Candidate(NamedTuple):

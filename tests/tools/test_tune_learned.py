@@ -7,14 +7,8 @@ import pytest
 import torch
 
 from fastslow.policies.mode_router import PromptFacts
-from fastslow.tools.tune.learned import (
-    AnswersByMode,
-    Learned,
-    area,
-    fit_learned,
-    learn,
-)
-from fastslow.tools.tune.selector import Figures
+from fastslow.tools.tune.learned import Learned, area, fit_learned, learn
+from fastslow.tools.tune.selector import AnswersByMode, Figures
 
 BETWEEN = "fast", "brief", "deep"
 HIDDEN = 12

@@ -54,7 +54,11 @@ class _Recorder(LearnedModeRouter):
     _seen: list[F64s] = PrivateAttr(default_factory=list)
 
     def judge(self, facts: PromptFacts) -> Callable[[torch.Tensor], tuple[int, str]]:
-        return lambda hidden_H: (self._seen.append(hidden_H.double().numpy()) or 0, "")
+        def place(hidden_H: torch.Tensor) -> tuple[int, str]:
+            self._seen.append(hidden_H.double().numpy())
+            return 0, ""
+
+        return place
 
 
 def hidden_states(llm: LLM, tasks: Sequence[Task], mode: str, layer: int, report: Report) -> F64s:
@@ -77,7 +81,7 @@ def fit_learned(
     means, scale = hidden_NH.mean(0), np.maximum(hidden_NH.std(0), 1e-6)
     x_NH = (hidden_NH - means) / scale
     _, _, directions = np.linalg.svd(x_NH, full_matrices=False)
-    parts: dict[str, list[Any]] = {"weights": [], "bias": [], "token_weights": [], "tokens": []}
+    parts: dict[str, Any] = {"weights": [], "bias": [], "token_weights": [], "tokens": []}
     for m in range(len(between)):
         tries = (_held_out(x_NH @ directions[:k].T, answers.right[:, m]) for k in SIZES)
         _, k, slope, offset = min(tries)

@@ -18,13 +18,13 @@ from fastslow.policies.auto import read_selector
 from fastslow.policies.learned_auto import LearnedModeRouter
 from fastslow.policies.mode_router import PromptFacts
 from fastslow.request.resume import ResumeState
-from fastslow.tools.prompts import Task
+from fastslow.tools.prompts import Conversation, Task
 from fastslow.tools.tune.learned import hidden_states
 
 HIDDEN = 32
 BETWEEN = "fast", "brief", "deep"
 WORDS = ["one", "two", "three", "tell", "me", "a", "b", "c", "why", "how"]
-CHATS = [
+CHATS: list[Conversation] = [
     [{"role": "user", "content": " ".join(WORDS[n % 7 : n % 7 + 1 + n % 4])}] for n in range(24)
 ]
 
@@ -80,7 +80,7 @@ def test_it_is_the_answer_of_the_mode_that_it_takes(
     llm: LLM, head: Path, apart: LearnedModeRouter, drafter: str, drawn: dict[str, Any]
 ) -> None:
     """In a batch, under every drafter: also one that reads another layer."""
-    own = {"head": str(head)} if drafter == "head" else {}
+    own: dict[str, Any] = {"head": str(head)} if drafter == "head" else {}
     draft = (
         "off"
         if drafter == "off"
@@ -102,13 +102,17 @@ def test_the_state_is_the_last_row_of_the_prompt(llm: LLM, thinker: Path) -> Non
 
     class Watching(LearnedModeRouter):
         def judge(self, facts: PromptFacts) -> Callable[[torch.Tensor], tuple[int, str]]:
-            return lambda hidden_H: (seen.append(hidden_H.clone()) or 0, "as it is")
+            def place(hidden_H: torch.Tensor) -> tuple[int, str]:
+                seen.append(hidden_H.clone())
+                return 0, "as it is"
+
+            return place
 
     watching = Watching(**router().model_dump())
     chat = [{"role": "user", "content": " ".join(WORDS * 9)}]
     for _ in range(2):
         llm.chat(chat, sampling(), mode=watching)
-    own = {"modes": llm.modes, "kv_memory": "4MiB", "progress": False}
+    own: dict[str, Any] = {"modes": llm.modes, "kv_memory": "4MiB", "progress": False}
     with LLM(thinker, prompt_rows=7, **own) as chunked:
         chunked.generate(
             [chat, CHATS[0]], sampling(), mode=watching, speculation="off", progress=False
