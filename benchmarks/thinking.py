@@ -2,7 +2,7 @@
 
     python benchmarks/thinking.py --count 1000 --out thinking.json
 
-It asks the built-in model `abacus` held-out tasks one at a time, each in every way before the next task: the presets
+It asks a built-in model, `abacus` or `--mix atlas`, held-out tasks of its own kind, one at a time, each in every way before the next task: the presets
 fast, deep and auto, fast with escalation to deep, 0 to 8 groups with thinking off and on, and deep with thinking
 budgets. `--only budgets` and so on measure a part of it.
 """
@@ -25,7 +25,7 @@ from fastslow.engine.params import Escalation
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
 from abacus.task import Task, graded
-from abacus.tasks import held_out
+from abacus.tasks import MIXES
 
 PARTS = ("modes", "groups", "budgets")
 BUDGETS = (0, 4, 8, 16, 32, 48, 64, 96, 128, 192)
@@ -93,7 +93,10 @@ def ask(
 
 
 def main() -> None:
-    parser = options(__doc__, "out", model="abacus")
+    parser = options(__doc__, "out")
+    parser.add_argument("--mix", choices=MIXES, default="abacus", help="which tasks (abacus)")
+    parser.add_argument("--model", help="a model that was trained on them; default the shipped one")
+    parser.add_argument("--auto", type=Path, help="a settings file whose auto is measured")
     parser.add_argument("--draft", help="a draft model, such as abacus-draft; default no drafting")
     parser.add_argument("--count", type=int, default=1000, help="held-out tasks (1000)")
     parser.add_argument("--seed", type=int, default=7, help="of the tasks (7)")
@@ -102,8 +105,8 @@ def main() -> None:
     args = parser.parse_args()
 
     speculation = Speculation(drafter="model" if args.draft else "off", model=args.draft)
-    tasks = list(islice(held_out(args.seed), args.count))
-    with LLM(args.model) as llm:
+    tasks = list(islice(MIXES[args.mix].held_out(args.seed), args.count))
+    with LLM(args.model or args.mix, auto=args.auto) as llm:
         modes = ways(llm, args.only, args.below)
         ask(llm, tasks[:3], modes, speculation)  # warms up
         measured = ask(llm, tasks, modes, speculation)
@@ -116,7 +119,7 @@ def main() -> None:
     kinds = next(iter(figures.values()))["by_kind"]
     show(["", "accuracy", "median ms", "p95 ms", "tokens", "deep", *kinds], rows)
     tasks_of = {"count": args.count, "seed": args.seed}
-    write(args.out, model=args.model, draft=args.draft, tasks=tasks_of, figures=figures)
+    write(args.out, model=args.model or args.mix, draft=args.draft, tasks=tasks_of, figures=figures)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 import torch
 
 from fastslow.draft.merge import merge_trees
+from fastslow.engine.model.base import layer_columns
 from fastslow.engine.types import AcceptResult, Drafter, RequestView, Tree
 
 T = TypeVar("T")
@@ -48,10 +49,7 @@ def columns(
     one is not there."""
     if features is None or not wanted or not set(wanted) <= set(layers):
         return None
-    if layers == wanted:
-        return features
-    parts = features.chunk(len(layers), -1)
-    return torch.cat([parts[layers.index(layer)] for layer in wanted], -1)
+    return layer_columns(features, layers, wanted)
 
 
 class SeveralDrafters:

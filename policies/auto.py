@@ -12,6 +12,7 @@ from fastslow.engine.checkpoint.identity import check_model
 from fastslow.engine.host.files import read_object
 from fastslow.engine.params import Mode, Number, Params, nearest, sentence
 from fastslow.policies.features import LABELS, features
+from fastslow.policies.learned_auto import LearnedModeRouter
 from fastslow.policies.mode_router import ModeChoice, ModeRouter, PromptFacts
 
 MIN_SHOWN = 0.05  # smaller terms are shown as one sum
@@ -107,7 +108,10 @@ BUILT_IN = LinearModeRouter(
 numbers) say the same as others here; they are for fitted ones."""
 
 
-def read_selector(path: str | Path, folder: Path | None = None) -> LinearModeRouter:
+Selector = LinearModeRouter | LearnedModeRouter
+
+
+def read_selector(path: str | Path, folder: Path | None = None) -> Selector:
     """The selector in a settings file of `fastslow tune --modes`, for the model in a folder; None = any.
     ValueError in one sentence about the file, or that it was found with another model."""
     named = f"settings file {str(path)!r}"
@@ -123,7 +127,7 @@ def read_selector(path: str | Path, folder: Path | None = None) -> LinearModeRou
     return _selector(given, named)
 
 
-def checkpoint_selector(folder: Path) -> LinearModeRouter:
+def checkpoint_selector(folder: Path) -> Selector:
     """The selector under "auto" in a checkpoint's `fastslow.json`, else the built-in one. ValueError with
     one sentence about the file."""
     path = folder / "fastslow.json"
@@ -131,13 +135,13 @@ def checkpoint_selector(folder: Path) -> LinearModeRouter:
     return BUILT_IN if given is None else _selector(given, str(path))
 
 
-def _selector(given: Any, named: str) -> LinearModeRouter:
+def _selector(given: Any, named: str) -> Selector:
+    learned = isinstance(given, dict) and "layer" in given
+    kind: type[Selector] = LearnedModeRouter if learned else LinearModeRouter
     try:
-        return LinearModeRouter.model_validate(given)
+        return kind.model_validate(given)
     except ValidationError as error:
-        raise ValueError(
-            f"{named}: auto {sentence(error, LinearModeRouter.model_fields)}"
-        ) from error
+        raise ValueError(f"{named}: auto {sentence(error, kind.model_fields)}") from error
 
 
 def choose(router: ModeRouter, facts: PromptFacts, presets: Mapping[str, Mode]) -> ModeChoice:

@@ -11,7 +11,7 @@ from loguru import logger
 
 from fastslow.engine.core.admission import admitted
 from fastslow.engine.core.latency_budget import SHARE, LatencyBudget, RunEverything
-from fastslow.engine.core.layout import lay_rows
+from fastslow.engine.core.layout import lay_rows, see_prompts, with_probed
 from fastslow.engine.core.request import KVHistory, Request
 from fastslow.engine.core.scheduler import ScheduledChunk, Scheduler
 from fastslow.engine.core.stats import EngineLoad, EngineStats, EngineTotals, LoadMeter
@@ -113,7 +113,8 @@ class EngineCore:
         layout = lay_rows(work, trees, self.kv, read)
         rows = len(layout.rows.tokens)
         with self._masks.beside(ready, trees) as late:
-            out = self.model.forward(layout.rows, self.kv.storage, self.drafter.features)
+            layers = with_probed(ready, self.drafter.features)
+            out = self.model.forward(layout.rows, self.kv.storage, layers)
         if late:
             work, ready, trees, layout, _ = left_out(
                 late, work, ready, trees, layout, AcceptResult()
@@ -137,6 +138,7 @@ class EngineCore:
             took = drafted - started, verified - drafted
             trace_step(work, trees, verdicts, result, rows, took)
         self._commit(work, ready, trees, verdicts, result)
+        out.features = see_prompts(ready, layout, out.features, layers, self.drafter.features)
         shown = read_features(out, layout)
         if shown is not None:
             self.drafter.read([request for request, _ in work], read, shown)
@@ -190,8 +192,8 @@ class EngineCore:
         shared any more."""
         for request in (*self.scheduler.running, *self.scheduler.waiting):
             request.shared = False
-            if request.escape is not None and request.escape.successor is not None:
-                request.escape.successor.shared = False
+            for successor in request.successors:
+                successor.shared = False
         self.kv.clear_prefix()
         self.drafter.forget()
 
@@ -267,10 +269,10 @@ class EngineCore:
         """Move requests whose confidence fell to the mode that they escalate to."""
         for request, tokens, logprobs in zip(ready, result.tokens, confidences, strict=True):
             confidence, escape = request.confidence, request.escape
-            if confidence is None or escape is None or not confidence.watching:
+            if confidence is None or not confidence.watching:
                 continue
             confidence.take(logprobs[: len(tokens)], last=request.done)
-            if not confidence.fell:
+            if escape is None or not confidence.fell:
                 continue
             request.notes.append(escape.note(confidence))
             if escape.successor is not None:
@@ -295,9 +297,10 @@ class EngineCore:
             self._release(done)
         self._wake(ready)
         for request in done:
-            successor = request.escape.successor if request.escape and request.escalated else None
-            if successor is not None and not successor.done:
-                self.scheduler.add_first(successor)
+            if request.escalated:
+                for successor in request.successors:
+                    if not successor.done:
+                        self.scheduler.add_first(successor)
 
     def _remove(self, request: Request) -> None:
         if self.scheduler.remove(request):

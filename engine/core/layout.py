@@ -1,13 +1,16 @@
-"""A step's work and drafts, laid out as rows; and which logits belong to whom."""
+"""A step's work and drafts, laid out as rows; and which logits and features belong to whom."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from fastslow.engine.core.request import Request
 from fastslow.engine.core.scheduler import ScheduledChunk
 from fastslow.engine.kv.cache import KVCache
+from fastslow.engine.model.base import layer_columns
 from fastslow.engine.sampling.probs import only_best
 from fastslow.engine.types import Rows, Segment, Tree
 
@@ -90,3 +93,30 @@ def _segment(
         only_best=only_best(request) and not request.wants_logits,
         max_len=request.max_len,
     )
+
+
+def with_probed(ready: Sequence[Request], layers: tuple[int, ...]) -> tuple[int, ...]:
+    """These layers, and those whose outputs tell how a request is to be answered, ascending."""
+    probes = {request.probe.layer for request in ready if request.probe is not None}
+    return tuple(sorted({*layers, *probes})) if probes else layers
+
+
+def see_prompts(
+    ready: Sequence[Request],
+    layout: StepLayout,
+    features: torch.Tensor | None,
+    layers: tuple[int, ...],
+    wanted: tuple[int, ...],
+) -> torch.Tensor | None:
+    """Show probes the prompts' ends; the features [S, F] that drafters `wanted`, out of all `layers`."""
+    if features is None:
+        return None
+    for request, row in zip(ready, layout.verify_seen, strict=True):
+        if (probe := request.probe) is None or request.error is not None:
+            continue
+        probe.see(layer_columns(features[row : row + 1], layers, (probe.layer,))[0])
+        if probe.taken:
+            request.escape = request.escapes[probe.taken - 1]
+        else:
+            request.notes.append(str(probe))
+    return layer_columns(features, layers, wanted) if wanted else None

@@ -12,7 +12,7 @@ from fastslow.engine.core.spec_decode_stats import SpecDecodeStats
 from fastslow.engine.core.step_trace import StepTrace
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.sampling.accept.exact import Accepted, RngAt, Rule, TargetProbsAt, tokenwise
-from fastslow.engine.sampling.confidence import Confidence
+from fastslow.engine.sampling.confidence import Confidence, PromptProbe
 from fastslow.engine.sampling.grammar import Grammar, GrammarError
 from fastslow.engine.sampling.stop import Reason, Stopper
 from fastslow.engine.sampling.thinking import Thinking
@@ -24,7 +24,7 @@ Listener = Callable[["Request"], None]
 
 @dataclass(frozen=True, slots=True)
 class EscalationTarget:
-    """The mode that a request changes to when its confidence falls."""
+    """A mode that a request changes to when its confidence falls, or that its probe takes."""
 
     mode: str
     groups: int | None
@@ -32,7 +32,7 @@ class EscalationTarget:
     thinking: Thinking | None = None  # of the same text, by that mode's settings
     successor: Request | None = None  # answers instead of it, from the beginning
 
-    def note(self, confidence: Confidence) -> str:
+    def note(self, confidence: Confidence | PromptProbe) -> str:
         """What happened, for people."""
         how = "keeping its KV, lossy" if self.keep else "recomputed"
         if self.successor is not None:
@@ -104,8 +104,9 @@ class Request:
     may_cut_groups: bool = False
     skipped_steps: int = 0  # steps since it was last served
     notes: list[str] = field(default_factory=list)  # what was decided about it, for people
-    confidence: Confidence | None = None  # of a request that may change to another mode
-    escape: EscalationTarget | None = None  # that mode
+    confidence: Confidence | PromptProbe | None = None  # of one that may change to another mode
+    escape: EscalationTarget | None = None  # that mode, once it is known
+    escapes: Sequence[EscalationTarget] = ()  # that a probe chooses from
     kv_from_previous_mode: KVHistory | None = None  # of a text that changed its groups and kept KV
 
     def enter_phase(self) -> None:
@@ -154,9 +155,27 @@ class Request:
         return self.confidence is not None and self.confidence.fell
 
     @property
+    def successors(self) -> list[Request]:
+        """Those that may answer instead of it, from the beginning."""
+        targets = self.escapes if self.escape is None else [self.escape]
+        return [target.successor for target in targets if target.successor is not None]
+
+    @property
+    def doubt(self) -> Confidence | None:
+        """A confidence that may still fall."""
+        return self.confidence if self.watched and isinstance(self.confidence, Confidence) else None
+
+    @property
+    def probe(self) -> PromptProbe | None:
+        """What looks at its prompt's end in the next step that is ready."""
+        return (
+            self.confidence if self.watched and isinstance(self.confidence, PromptProbe) else None
+        )
+
+    @property
     def wants_logits(self) -> bool:
         """Whether the likeliest token alone is not enough, whatever its parameters say."""
-        return self.scored or self.watched
+        return self.scored or self.doubt is not None
 
     @property
     def watched(self) -> bool:

@@ -160,8 +160,8 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         request.arrival = next(self._arrivals)
-        if request.escape is not None and request.escape.successor is not None:
-            request.escape.successor.arrival = request.arrival
+        for successor in request.successors:
+            successor.arrival = request.arrival
         self.waiting.append(request)
 
     def add_first(self, request: Request) -> None:

@@ -115,8 +115,7 @@ def cut_where_unsure(
     """
     found: list[list[float]] = []
     for b, request in enumerate(ready):
-        confidence = request.confidence
-        if confidence is None or not confidence.watching or request.error is not None:
+        if (confidence := request.doubt) is None or request.error is not None:
             found.append([])
             continue
         values: list[float] = []

@@ -134,3 +134,13 @@ def kv_cache_for(
         prefix_caching=prefix_caching,
         storage=model.storage,
     )
+
+
+def layer_columns(
+    features: torch.Tensor, layers: Sequence[int], wanted: Sequence[int]
+) -> torch.Tensor:
+    """The `wanted` layers' columns out of features [C, F] of `layers`, all of which are there."""
+    if layers == wanted:
+        return features
+    parts = features.chunk(len(layers), -1)
+    return torch.cat([parts[layers.index(layer)] for layer in wanted], -1)

@@ -1,10 +1,12 @@
-"""How sure the model was of its latest tokens; a request may change its mode where that falls."""
+"""How sure the model was of its latest tokens, and what it holds of a prompt: a request may change its mode by that."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import torch
 
 from fastslow.engine.params import Escalation
 
@@ -69,6 +71,39 @@ class Confidence:
 
     def _below(self, latest: deque[float]) -> bool:
         return len(latest) == latest.maxlen and _mean(latest) < self._least
+
+
+class PromptProbe:
+    """Which of several modes answers, by the output [hidden] of a layer at the prompt's end. It stands where
+    `Confidence` does. judge: gives the place of the mode, 0 = the one that runs, and why."""
+
+    tokens = 0  # of the answer, looked at
+
+    def __init__(
+        self, layer: int, hidden: int, judge: Callable[[torch.Tensor], tuple[int, str]]
+    ) -> None:
+        self.layer, self._hidden, self._judge = layer, hidden, judge
+        self.watching, self.fell = True, False
+        self.taken, self._why = 0, ""
+
+    def __str__(self) -> str:
+        return self._why
+
+    def check(self, layers: int, hidden: int) -> None:
+        """ValueError: the model has other sizes."""
+        if self.layer >= layers or self._hidden != hidden:
+            raise ValueError(
+                f"auto looks at layer {self.layer}, of {self._hidden} numbers; this model has {layers} layers of "
+                f"{hidden}: fit it again with `fastslow tune --modes`"
+            )
+
+    def see(self, hidden_H: torch.Tensor) -> None:
+        """What `take` then holds to."""
+        self.taken, self._why = self._judge(hidden_H)
+
+    def take(self, logprobs: Sequence[float], last: bool) -> None:
+        """The first tokens are committed."""
+        self.watching, self.fell = False, self.taken > 0
 
 
 def _mean(values: deque[float]) -> float:

@@ -9,15 +9,12 @@ import torch
 
 from abacus.moge import Packed
 from abacus.task import Task
-from abacus.tasks import LARGEST, draw
+from abacus.tasks import Mix
 from fastslow.engine.text.templates import ChatTemplate
 from fastslow.engine.text.vocabulary import Tokenizer
 
 LENGTH = 256  # of a row
 OPEN, CLOSE, END = "[unused16]", "[unused17]", "[unused10]"
-THINK = 0.25  # share of the samples; they are three times as long, and learnt sooner
-# Shares of sizes: what is thought out is harder than what is answered at once.
-THOUGHT, ANSWERED = (3, 5, 4, 4, 3, 3), (4, 14, 1, 1, 1, 1)
 CUT = 0.2  # share of the thoughts that end early, as a thinking budget ends them
 FILL = 0.96
 
@@ -33,7 +30,8 @@ class Sample(NamedTuple):
 class Writer:
     """Turns tasks into samples as the engine would write them."""
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, groups: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, groups: int, mix: Mix) -> None:
+        self.mix = mix
         self._tokenizer = tokenizer
         self._template = template
         self._groups = groups
@@ -57,17 +55,17 @@ class Writer:
         return Sample(tokens + answer, learnt + [True] * len(answer), groups)
 
     def random(self, rng: Random, size: int) -> Sample:
-        """A sample to learn from: THINK of them thought out, half of them with fewer groups."""
-        thinking = rng.random() < THINK
-        shares = THOUGHT if thinking else ANSWERED
-        task = draw(rng, size, shares)
+        """A sample to learn from: some of them thought out, half of them with fewer groups."""
+        thinking = rng.random() < self.mix.think
+        shares = self.mix.thought if thinking else self.mix.answered
+        task = self.mix.draw(rng, size, shares)
         while task.held_out:
-            task = draw(rng, size, shares)
+            task = self.mix.draw(rng, size, shares)
         groups = self._groups if rng.random() < 0.5 else rng.randint(0, self._groups)
         cut = rng.random() if rng.random() < CUT else 1.0
         return self.sample(task, thinking, groups, cut, rng.choice(("", "\n")))
 
-    def batch(self, seed: str, rows: int, size: int = LARGEST) -> Packed:
+    def batch(self, seed: str, rows: int, size: int = 99) -> Packed:
         """`rows` full rows of random samples; the same for the same seed."""
         rng = Random(seed)
         samples: list[Sample] = []

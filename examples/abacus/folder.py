@@ -18,31 +18,30 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from abacus.moge import Shape
-from abacus.tasks import draw
+from abacus.tasks import Mix
 
 FAST = 2  # groups that the preset runs
 
 
-SIZE = 512
 MARKS = [f"[unused{n}]" for n in range(9, 18)]
 NAMES = ["系统：", "用户：", "助手：", "工具："]
 SWITCHES = ["▁/no_think", "▁/auto_think"]
 
 
-def train_tokenizer(seed: int = 0, count: int = 20000) -> bytes:
-    """A SentencePiece model of SIZE pieces, trained on the prompts of `count` tasks."""
+def train_tokenizer(mix: Mix, seed: int = 0, count: int = 20000) -> bytes:
+    """A SentencePiece model, trained on the prompts of `count` tasks."""
     rng = Random(f"words {seed}")
-    prompts: Iterator[str] = (draw(rng).prompt for _ in iter(int, 1))
+    prompts: Iterator[str] = (mix.draw(rng).prompt for _ in iter(int, 1))
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=islice(prompts, count),
         model_writer=model,
-        vocab_size=SIZE,
+        vocab_size=mix.shape.vocabulary,
         model_type="bpe",
         byte_fallback=True,
         split_digits=True,
         required_chars="+-*=<,;:()",
-        user_defined_symbols=[*MARKS, *NAMES, *SWITCHES],
+        user_defined_symbols=[*MARKS, *NAMES, *SWITCHES, *mix.words],
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
         add_dummy_prefix=False,
@@ -99,6 +98,7 @@ def write_folder(
     folder.mkdir(parents=True, exist_ok=True)
     config = shape.config() | {"eos_token_id": end}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "generation_config.json").write_text('{"do_sample": false}\n')
     if shape.groups:
         text = json.dumps(presets(shape.groups), indent=2) + "\n"
         (folder / "fastslow.json").write_text(text)

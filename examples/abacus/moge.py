@@ -175,11 +175,14 @@ class Moge(nn.Module):
             tied = (best[..., None, :] == best[..., :, None]) & lower
             runs = (higher | tied).sum(-1) < wanted[..., None]
         weights = (weights * runs[..., None]).view(b, l, groups * experts, 1).bfloat16()
+        weights = weights.expand(-1, -1, -1, width).reshape(
+            b, l, -1
+        )  # alike shapes multiply faster
         gate = F.linear(x, self.gates.view(-1, hidden).bfloat16())
         up = F.linear(x, self.ups.view(-1, hidden).bfloat16())
-        inner = (F.silu(gate) * up).view(b, l, groups * experts, width) * weights
+        inner = F.silu(gate) * up * weights
         down = self.downs.bfloat16().permute(1, 0, 2).reshape(hidden, -1)
-        y = self.shared_expert(x) + F.linear(inner.view(b, l, -1), down)
+        y = self.shared_expert(x) + F.linear(inner, down)
         within = logits.view(b, l, groups, experts).softmax(-1)
         uneven = experts * (within.mean((0, 1)) * chosen.mean((0, 1))).sum(-1).mean()
         uneven = uneven + groups * probs.sum(-1).square().sum(-1).mean()

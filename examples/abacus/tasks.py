@@ -11,59 +11,100 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from random import Random
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from abacus.atlas import PEOPLE, fact
 from abacus.kinds import chain, difference, product, program, story, total
+from abacus.moge import Shape
 from abacus.task import Task
 
-# Shares of sizes 1 to 6. As it is with what people ask, four tasks in five can be done in the head.
-SIZES = (18, 12, 3, 2, 1, 1)
-LARGEST = len(SIZES)
-TRIES = 300  # for a held-out task of a kind and size, which one in 32 is: where that fails, hardly any is left
 Kind = Callable[[Random, int], Task]
-# kind -> its share
-KINDS: dict[Kind, int] = {total: 4, difference: 4, product: 3, chain: 3, story: 3, program: 3}
+TRIES = 300  # for a held-out task of a kind and size, which one in 32 is: where that fails, hardly any is left
 
 
-def draw(rng: Random, size: int = LARGEST, shares: Sequence[int] = SIZES) -> Task:
-    """One task of the mix, held out or not; `size` bounds how hard it is, for a curriculum."""
-    (kind,) = rng.choices(list(KINDS), list(KINDS.values()))
-    (own,) = rng.choices(range(1, LARGEST + 1), shares)
-    return kind(rng, min(own, size))
+@dataclass(frozen=True)
+class Mix:
+    """What a model is trained and tested on: kinds of tasks, and how often they are of sizes 1, 2, ..."""
+
+    kinds: dict[Kind, int]  # kind -> its share
+    sizes: tuple[int, ...]  # shares of what is tested
+    thought: tuple[int, ...]  # of what is worked out in training, harder than
+    answered: tuple[int, ...]  # what is answered at once
+    think: float  # share of the samples that are worked out
+    shape: Shape
+    growth: float = 3e6  # tokens until tasks have their full size
+    split: float = 0.0  # share of the time in which the model is dense
+    words: tuple[str, ...] = ()  # the tokenizer has one piece for each
+
+    @property
+    def largest(self) -> int:
+        """The largest size."""
+        return len(self.sizes)
+
+    def draw(self, rng: Random, size: int = 99, shares: Sequence[int] = ()) -> Task:
+        """One task, held out or not; `size` bounds how hard it is, for a curriculum."""
+        (kind,) = rng.choices(list(self.kinds), list(self.kinds.values()))
+        (own,) = rng.choices(range(1, self.largest + 1), shares or self.sizes)
+        return kind(rng, min(own, size))
+
+    def held_out(self, seed: int) -> Iterator[Task]:
+        """Endless tasks that no training stream has, each once, in the shares of the mix: where a kind has
+        no more of a size, another kind has."""
+        rng, seen = Random(f"held out {seed}"), set[str]()
+        while True:
+            (size,) = rng.choices(range(1, self.largest + 1), self.sizes)
+            while (task := self._unseen(rng, size, seen)) is None:
+                pass
+            seen.add(task.prompt)
+            yield task
+
+    def _unseen(self, rng: Random, size: int, seen: set[str]) -> Task | None:
+        (kind,) = rng.choices(list(self.kinds), list(self.kinds.values()))
+        for _ in range(TRIES):
+            task = kind(rng, size)
+            if task.held_out and task.prompt not in seen:
+                return task
+        return None
 
 
-def held_out(seed: int) -> Iterator[Task]:
-    """Endless tasks that no training stream has, each once, in the shares of the mix: where a kind has
-    no more of a size, another kind has."""
-    rng, seen = Random(f"held out {seed}"), set[str]()
-    while True:
-        (size,) = rng.choices(range(1, LARGEST + 1), SIZES)
-        while (task := _unseen(rng, size, seen)) is None:
-            pass
-        seen.add(task.prompt)
-        yield task
-
-
-def _unseen(rng: Random, size: int, seen: set[str]) -> Task | None:
-    (kind,) = rng.choices(list(KINDS), list(KINDS.values()))
-    for _ in range(TRIES):
-        task = kind(rng, size)
-        if task.held_out and task.prompt not in seen:
-            return task
-    return None
+MIXES = {
+    # As it is with what people ask, four tasks in five can be done in the head. Thoughts are three times as long,
+    # and learnt sooner.
+    "abacus": Mix(
+        kinds={total: 4, difference: 4, product: 3, chain: 3, story: 3, program: 3},
+        sizes=(18, 12, 3, 2, 1, 1),
+        thought=(3, 5, 4, 4, 3, 3),
+        answered=(4, 14, 1, 1, 1, 1),
+        think=0.25,
+        shape=Shape(),
+        split=0.25,
+    ),
+    # A narrow shared expert: what is known must be in the groups, so that each of them counts.
+    "atlas": Mix(
+        kinds={fact: 1},
+        sizes=(4, 2, 1, 1, 0, 0),
+        thought=(1, 1, 1, 1, 1, 1),
+        answered=(30, 1, 1, 1, 0, 0),
+        think=0.7,
+        growth=0,
+        shape=Shape(vocabulary=640, hidden=128, layers=2, heads=4, kv_heads=2, shared=32, width=64),
+        words=tuple(f"▁{name}" for name in PEOPLE),
+    ),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--mix", choices=MIXES, default="abacus", help="of which model (abacus)")
     parser.add_argument("--count", type=int, default=1000, help="tasks to print (default 1000)")
     parser.add_argument("--seed", type=int, default=7, help="of the numbers drawn (default 7)")
     options = parser.parse_args()
-    for task in islice(held_out(options.seed), options.count):
+    for task in islice(MIXES[options.mix].held_out(options.seed), options.count):
         print(json.dumps(asdict(task), ensure_ascii=False))
 
 

@@ -13,19 +13,16 @@ from torch import nn
 
 from abacus.batches import LENGTH, Sample, Writer, pack
 from abacus.moge import Decoder, Packed, Shape, places, routers, split
-from abacus.tasks import LARGEST, held_out
 from fastslow.engine.host.progress import progress_bar
 from fastslow.tools.train_head.muon import Muon
 from fastslow.tools.train_head.trainer import faster_dtype
 
 MATRIX_LR, LR = 0.007, 3e-3
 DECAY = 0.02  # of matrices
-SPLIT = 0.25  # share of the time after which the dense model becomes a mixture
 WARM = 100  # steps
 FADE = 0.4  # the last part of the time, in which the rates fall to nothing
 AVERAGE = 0.998
 BALANCE = 0.01
-GROWTH = 3e6  # tokens until tasks have their full size
 
 
 @dataclass(slots=True)
@@ -45,7 +42,7 @@ class Trainer:
         self.done = Progressed()
         self._shape = shape
         self._writer, self._seed, self._rows = writer, seed, rows
-        self._take(Decoder(shape.dense()))
+        self._take(Decoder(shape.dense() if writer.mix.split else shape))
 
     def _take(self, model: Decoder) -> None:
         self.model = model
@@ -74,12 +71,12 @@ class Trainer:
 
     def run(self, minutes: float, every: float) -> bool:
         """Train for some minutes, looking every `every`. False: Ctrl-C has ended it early."""
-        began, looked, loss = time.monotonic(), 0.0, 0.0
+        began, looked, loss = time.thread_time(), 0.0, 0.0
         try:
             with progress_bar() as report:
                 while (share := self.done.seconds / (minutes * 60)) < 1:
                     loss = self._step(share)
-                    self.done.seconds = time.monotonic() - began
+                    self.done.seconds = time.thread_time() - began
                     report(min(1.0, share), f"training, loss {loss:.3f}")
                     if self.done.seconds - looked >= every * 60:
                         looked = self.done.seconds
@@ -91,9 +88,11 @@ class Trainer:
 
     def _step(self, share: float) -> float:
         done = self.done
-        if self._shape.groups and done.split is None and share >= SPLIT:
+        if self.model.shape.groups != self._shape.groups and share >= self._writer.mix.split:
             self._split()
-        size = 2 + int((LARGEST - 2) * min(1.0, done.tokens / GROWTH))
+        mix = self._writer.mix
+        grown = min(1.0, (done.tokens + 1) / (mix.growth + 1))
+        size = 2 + int((mix.largest - 2) * grown)
         own = f"train {self._seed} {done.steps}"
         batch = self._writer.batch(own, self._rows, size)
         young = done.steps - (done.split or 0) + 1
@@ -131,7 +130,10 @@ class Trainer:
         """
         own = {n: p.detach().clone() for n, p in self.model.named_parameters()}
         self.model.load_state_dict(self.average)
-        tasks = sorted(islice(held_out(0), count), key=lambda task: len(task.prompt + task.steps))
+        tasks = sorted(
+            islice(self._writer.mix.held_out(0), count),
+            key=lambda task: len(task.prompt + task.steps),
+        )
         found = {}
         ways = (("deep", True, 8), ("fast", False, 8), ("fast, no groups", False, 0))
         for name, thinking, groups in ways:

@@ -7,7 +7,7 @@ import operator
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple, SupportsIndex
 
 from loguru import logger
@@ -22,7 +22,7 @@ from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.engine.sampling.accept.accept import RULES
 from fastslow.engine.sampling.accept.exact import Rule
 from fastslow.engine.sampling.accept.lossy import LossyStepwise
-from fastslow.engine.sampling.confidence import Confidence
+from fastslow.engine.sampling.confidence import Confidence, PromptProbe
 from fastslow.engine.sampling.rng import sibling_seed, successor_seed
 from fastslow.engine.sampling.stop import Stopper
 from fastslow.engine.sampling.thinking import Thinking
@@ -31,6 +31,7 @@ from fastslow.engine.text.vocabulary import Detokenizer, Tokenizer
 from fastslow.output import Decided
 from fastslow.policies.auto import choose
 from fastslow.policies.features import count_words
+from fastslow.policies.learned_auto import LearnedModeRouter
 from fastslow.policies.mode_router import ModeChoice, ModeRouter, PromptFacts
 from fastslow.policies.modes import find_mode, in_either
 from fastslow.policies.speculation.controller import SpeculationController
@@ -43,10 +44,13 @@ STEPWISE = "lossy-stepwise"
 
 
 class Chosen(NamedTuple):
-    """A mode, and why a router took it; None where the call names it."""
+    """A mode, and why a router took it; None where the call names it. A probe may take one of the `later` ones, once
+    the model has read the prompt."""
 
     mode: Mode
     why: ModeChoice | None = None
+    probe: Callable[[], PromptProbe] | None = None
+    later: Sequence[Mode] = ()
 
 
 class ModeFinder:
@@ -82,7 +86,16 @@ class ModeFinder:
             choice = choose(lambda _: before, PromptFacts(""), self._presets)
         else:
             router = wish if callable(wish) else self._router
-            choice = choose(router, self._facts(prompt, given.latency_ms), self._presets)
+            facts = self._facts(prompt, given.latency_ms)
+            choice = choose(router, facts, self._presets)
+            if isinstance(router, LearnedModeRouter):
+                for name in router.between[1:]:
+                    choose(partial(_always, name), facts, self._presets)
+                first, *later = (in_either(self._presets[n], given) for n in router.between)
+                probe = partial(
+                    PromptProbe, router.layer, len(router.weights[0]), router.judge(facts)
+                )
+                return Chosen(first, choice, probe, later)
         return Chosen(in_either(self._presets[choice.mode], given), choice)
 
     def _facts(self, prompt: Prompt, latency_ms: float | None) -> PromptFacts:
@@ -99,6 +112,10 @@ class ModeFinder:
             ids = [operator.index(x) for x in prompt if isinstance(x, SupportsIndex)]
             every = text = self._tokenizer.decode(ids) if self._tokenizer is not None else ""
         return PromptFacts(text, turns, count_words(every), latency_ms, self._busy())
+
+
+def _always(name: str, _: PromptFacts) -> str:
+    return name
 
 
 class Candidate(NamedTuple):
@@ -185,11 +202,17 @@ class RequestBuilder:
         self._home.check()
         self.inputs.measure(prompt)
         answered = options.answered
-        mode, decided = self.modes.find(
+        mode, decided, probe, later = self.modes.find(
             options.mode, prompt, None if answered is None else answered.chosen
         )
-        plans, escalated = [self._plan(prompt, options, mode)], None
-        if mode.escalate is not None:
+        plans, escalated = [self._plan(prompt, options, one) for one in (mode, *later)], None
+        if probe is not None:
+            probe().check(self._config.layers, self._config.hidden_size)
+            if answered is not None and any(answered.tokens):
+                raise ValueError(
+                    "answered.decided is missing: the mode is chosen as the prompt ends"
+                )
+        elif mode.escalate is not None:
             escalated = self.modes.find(mode.escalate.to, prompt).mode
             if mode.escalate.how == "restart":
                 plans.append(self._plan(prompt, options, escalated))
@@ -204,7 +227,7 @@ class RequestBuilder:
             )
         seed = secrets.randbits(63) if params.seed is None else params.seed
         candidates = [
-            self._candidates(plans, escalated, sibling_seed(seed, n), options, called)
+            self._candidates(plans, escalated, sibling_seed(seed, n), options, called, probe)
             for n in range(params.n)
         ]
         for n, (first, *_) in enumerate(candidates):
@@ -265,13 +288,16 @@ class RequestBuilder:
         seed: int,
         options: GenerateOptions,
         called: float,
+        probe: Callable[[], PromptProbe] | None,
     ) -> list[Candidate]:
-        """The request of one answer, and what replaces it where its confidence falls."""
+        """The request of one answer, and what may replace it: where its confidence falls, or by its probe."""
         first, *others = plans
         trace = StepTrace(self.units) if options.trace else None
-        later = [self._request(one, successor_seed(seed), options, called, trace) for one in others]
+        # what a probe takes answers as if it had been asked for: nothing was said before
+        own = successor_seed(seed) if probe is None else seed
+        later = [self._request(one, own, options, called, trace) for one in others]
         escalation = None
-        if first.mode.escalate is not None and escalated is not None:
+        if escalated is not None and first.mode.escalate is not None:
             keep, successor, thinking = first.mode.escalate.how == "keep", None, None
             if later:
                 successor = later[0]
@@ -281,6 +307,9 @@ class RequestBuilder:
                 escalated.name, escalated.routed, keep, thinking, successor
             )
         request = self._request(first, seed, options, called, trace, escalation)
+        if probe is not None:
+            request.confidence = probe()
+            request.escapes = [EscalationTarget(r.mode, r.groups, successor=r) for r in later]
         return [Candidate(r, p.prompt, p.mode) for r, p in zip([request, *later], plans)]
 
     def _request(

@@ -133,7 +133,7 @@ class ChoiceState:
         if request is not self.request:
             return
         if request.done and request.escalated and len(self._candidates) > 1:
-            del self._candidates[0]
+            self._candidates = [c for c in self._candidates if c.request in request.successors]
             self._begin()
             if not self.request.done:
                 return
@@ -178,7 +178,10 @@ class ChoiceState:
         left = None if self.prompt.turn is None else self.prompt.turn_left
         if self._decided is None and not by_load and left is None:
             return None
-        mode, why = self._decided or ("", "")
+        why = (
+            "" if self._decided is None else self._decided.why or "; ".join(self.requests[0].notes)
+        )
+        mode = "" if self._decided is None else self._candidates[0].mode.name
         return Decided(mode, why, request.groups, left)
 
     def _mode(self) -> str:

@@ -65,7 +65,7 @@ class PrefixPinner:
             raise ValueError(f"every_key={shown(every_key)} must be True or False")
         if every_key and options.memory_key is not None:
             raise ValueError("every_key=True and a memory_key contradict each other: give one")
-        mode, why = builder.modes.find(options.mode, prompt)
+        mode, why, *_ = builder.modes.find(options.mode, prompt)
         if why is not None:
             raise ValueError("pin needs one mode, and this one chooses: name a preset")
         each = [builder.inputs.encode(one, mode, options).tokens for one in _continued(prompt)]

@@ -1,4 +1,4 @@
-"""The shipped models abacus and abacus-draft, as people meet them; their tasks, and how they are trained."""
+"""The shipped models abacus, abacus-draft and atlas, as people meet them; their tasks, and how they are trained."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from random import Random
 
 import pytest
 import torch
+from abacus.atlas import FACTS, PEOPLE, THINGS
 from abacus.batches import CLOSE, OPEN, Writer, pack
 from abacus.folder import write_folder
 from abacus.moge import Decoder, Packed, Shape
 from abacus.task import Task, graded, worked
-from abacus.tasks import draw, held_out
+from abacus.tasks import MIXES
 from abacus.trainer import Trainer
 from reference_model import ReferenceModel
 
@@ -29,7 +30,8 @@ from fastslow.engine.text.templates import load_template
 from fastslow.engine.text.tokenizer import load_tokenizer, same_vocabulary
 from fastslow.models.locate import SHIPPED, builtin_path
 
-TASKS = list(islice(held_out(1), 64))
+ABACUS, ATLAS = MIXES["abacus"], MIXES["atlas"]
+TASKS = list(islice(ABACUS.held_out(1), 64))
 DRAFTING = Speculation(drafter="model", model="abacus-draft")
 SIGNS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
 TINY = Shape(hidden=32, layers=2, heads=2, kv_heads=1, shared=24, groups=4, experts=3, width=8)
@@ -56,14 +58,16 @@ def ask(llm: LLM, mode: str | Mode, tasks: list[Task] = TASKS) -> list[Output]:
 def test_they_are_small_and_of_the_official_layout() -> None:
     configs = [ModelConfig.from_folder(builtin_path(name)) for name in SHIPPED]
     kinds = [config.architecture for config in configs]
-    assert kinds == ["PanguProMoEForCausalLM", "PanguEmbeddedForCausalLM"]
+    moge = "PanguProMoEForCausalLM"
+    assert kinds == [moge, "PanguEmbeddedForCausalLM", moge]
     files = [path for name in SHIPPED for path in builtin_path(name).iterdir()]
     assert sum(path.stat().st_size for path in files) < 12e6
-    target, draft = map(parameters, configs)
+    target, draft, _ = map(parameters, configs)
     assert draft < target / 5
-    ours, theirs = ((builtin_path(name) / "tokenizer.model").read_bytes() for name in SHIPPED)
+    pair = SHIPPED[:2]
+    ours, theirs = ((builtin_path(name) / "tokenizer.model").read_bytes() for name in pair)
     assert ours == theirs
-    assert not same_vocabulary(*(load_tokenizer(builtin_path(name)) for name in SHIPPED))
+    assert not same_vocabulary(*(load_tokenizer(builtin_path(name)) for name in pair))
 
 
 def test_deep_works_it_out_and_fast_answers_at_once(llm: LLM) -> None:
@@ -94,7 +98,35 @@ def test_drafting_with_it_changes_no_token_and_pays(llm: LLM) -> None:
     assert llm.chat(TASKS[0].prompt, speculation=fixed).metrics.tokens_per_step > 2
 
 
+def test_the_experts_of_atlas_hold_its_facts() -> None:
+    """Fewer groups know fewer of them, and chains of facts need a thought."""
+    tasks = list(islice(ATLAS.held_out(1), 160))
+    single, chains = ([t for t in tasks if (t.kind == "1 facts") == one] for one in (True, False))
+    with LLM("atlas", kv_memory="16MiB", progress=False) as atlas:
+        fewer = [Mode(base="fast", groups=groups) for groups in (0, 1, 8)]
+        none, some, every = (right(ask(atlas, mode, single), single) for mode in fewer)
+        assert none + 0.3 < some <= every + 0.02 and every > 0.75
+        modes = ("fast", Mode(base="deep", groups=0), "deep")
+        fast, shared, deep = (right(ask(atlas, mode, chains), chains) for mode in modes)
+        assert max(fast, shared) + 0.5 < deep and deep > 0.75
+
+
 # Tasks
+
+
+def test_facts_are_chained_and_held_out_in_whatever_words() -> None:
+    rng, chains = Random("facts"), dict[str, set[bool]]()
+    for task in (ATLAS.draw(rng) for _ in range(3000)):
+        person, *links = task.steps.removeprefix("From ").split(", ")
+        found = PEOPLE.index(person)
+        for link in links:
+            name, said = link.split(": ")
+            found = FACTS[name][found]
+            assert said == (str(found) if name in THINGS else PEOPLE[found])
+        assert task.answer == said and person in task.prompt and f"{len(links)} facts" == task.kind
+        if len(links) > 1:
+            chains.setdefault(task.apart, set()).add(task.held_out)
+    assert len(chains) < 1500 and all(len(kept) == 1 for kept in chains.values())
 
 
 def value(text: str) -> int:
@@ -121,7 +153,7 @@ def printed(code: str) -> str:
 @pytest.mark.parametrize("size", [2, 3, 4, 6])
 def test_every_step_is_true_and_the_answer_is_what_the_prompt_asks_for(size: int) -> None:
     rng = Random(f"steps {size}")
-    tasks = [draw(rng, size) for _ in range(400)]
+    tasks = [ABACUS.draw(rng, size) for _ in range(400)]
     kinds = ("sum", "difference", "product", "chain", "story", "program")
     assert {task.kind for task in tasks} == set(kinds)
     for task in tasks:
@@ -158,11 +190,11 @@ def test_what_has_no_steps_is_refused(left: int, sign: str, right: int) -> None:
 
 
 def test_held_out_tasks_are_apart_whatever_the_seed() -> None:
-    tested = {task.prompt for task in islice(held_out(7), 200)}
+    tested = {task.prompt for task in islice(ABACUS.held_out(7), 200)}
     assert len(tested) == 200  # each once
-    assert all(task.held_out for task in islice(held_out(8), 200))
+    assert all(task.held_out for task in islice(ABACUS.held_out(8), 200))
     rng = Random("train 0 0 0")
-    drawn = [draw(rng) for _ in range(3000)]
+    drawn = [ABACUS.draw(rng) for _ in range(3000)]
     share = sum(task.held_out for task in drawn) / len(drawn)
     assert 0.02 < share < 0.045  # one in 32: the training stream loses hardly anything
     assert not tested & {task.prompt for task in drawn if not task.held_out}
@@ -174,7 +206,7 @@ def test_held_out_tasks_are_apart_whatever_the_seed() -> None:
 @pytest.fixture(scope="module")
 def writer() -> Writer:
     tokenizer = load_tokenizer(builtin_path("abacus"))
-    return Writer(tokenizer, load_template(builtin_path("abacus"), tokenizer), TINY.groups)
+    return Writer(tokenizer, load_template(builtin_path("abacus"), tokenizer), TINY.groups, ABACUS)
 
 
 def test_only_the_answer_is_learnt(writer: Writer) -> None:

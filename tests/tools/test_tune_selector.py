@@ -11,37 +11,31 @@ import pytest
 from cli_tools import write_lines
 
 from fastslow.engine.params import Escalation
-from fastslow.tools.prompts import Task, read_tasks
+from fastslow.tools.prompts import Conversation, Task, read_tasks
 from fastslow.tools.tune.modes import ModesFound, find
-from fastslow.tools.tune.selector import (
-    GradedAnswer,
-    Outcomes,
-    Pair,
-    cheapest,
-    fit,
-    given_up,
-    held_out_scores,
-    thresholds,
-)
+from fastslow.tools.tune.selector import GradedAnswer, fit, given_up
 
 SURE, UNSURE = math.log(0.97), math.log(0.3)
 
 
-def made_up(count: int = 300, tells: float = 1.0, seed: int = 0) -> list[Pair]:
-    """Sums that fast gets right up to two digits and deep always; deep takes ten times as long.
-    Fast is unsure where it is wrong. tells: how often the digits say the truth."""
+def made_up(count: int = 300, tells: float = 1.0, seed: int = 0) -> ModesFound:
+    """Sums that fast gets right up to two digits and deep always; deep takes ten times as long. Fast is unsure where
+    it is wrong. The hidden state is the digits, and noise. tells: how often the digits say the truth."""
     rng = random.Random(seed)
-    pairs = []
-    for _ in range(count):
+    tasks: list[Task] = []
+    sides: dict[str, list[GradedAnswer]] = {"fast": [], "deep": []}
+    hidden = np.random.default_rng(seed).normal(size=(count, 8))
+    for n in range(count):
         digits = rng.choice((1, 2, 4, 5))
+        hidden[n, 0] = digits
         number = rng.randrange(10 ** (digits - 1), 10**digits)
         easy = digits <= 2 if rng.random() < tells else rng.random() < 0.5
-        task = Task(
-            [{"role": "user", "content": f"What is {number} + 1?"}], str(number + 1), "number"
-        )
+        asked: Conversation = [{"role": "user", "content": f"What is {number} + 1?"}]
+        tasks.append(Task(asked, str(number + 1), "number"))
         logprobs = (SURE, SURE if easy else UNSURE, SURE, SURE)
-        pairs.append(Pair(task, GradedAnswer(easy, 0.1, logprobs), GradedAnswer(True, 1.0)))
-    return pairs
+        sides["fast"].append(GradedAnswer(easy, 0.1, logprobs, 4, first=0.01))
+        sides["deep"].append(GradedAnswer(True, 1.0, tokens=40))
+    return find(tasks, sides, {1: hidden}, keep=0.9)
 
 
 def test_logistic_regression_finds_what_made_the_data() -> None:
@@ -62,72 +56,32 @@ def test_features_that_never_change_weigh_nothing() -> None:
     assert np.isfinite(fit(x, np.zeros(40, dtype=np.bool_)).bias), "one class only"
 
 
-def test_of_tasks_that_gain_alike_the_quick_ones_come_first() -> None:
-    """Deep helps on every second task; of one kind it takes five times as long."""
-    kind = np.arange(400) % 4 // 2
-    gains = np.arange(400) % 2 == 0
-    seconds = np.where(kind == 1, 5.0, 1.0)
-    given = Outcomes(~gains, np.ones(400, dtype=np.bool_), np.zeros(400), seconds)
-    assert given.counts[gains] == pytest.approx(1.0)
-    x = kind[:, None].astype(float)
-    assert fit(x, gains).weights[0] == pytest.approx(0.0, abs=1e-6)
-    assert fit(x, gains, given.counts).weights[0] < -1.0
-
-
-def test_a_fold_is_scored_by_the_others() -> None:
-    """Labels are random and there are nearly as many features as tasks: who tests what he fitted to
-    believes in himself."""
-    random_ = np.random.default_rng(1)
-    x, y = random_.normal(size=(60, 55)), random_.random(60) < 0.5
-    honest, deceived = held_out_scores(x, y, np.ones(len(y))), fit(x, y).score(x)
-    assert np.mean((deceived > 0) == y) > 0.85
-    assert np.mean((honest > 0) == y) < 0.7
-
-
-def test_the_cheapest_threshold_that_keeps_enough() -> None:
-    pairs = made_up(200)
-    scores = np.array([float(not pair.cheap.right) for pair in pairs])
-    every = Outcomes.of_pairs(pairs)
-    cut = cheapest(scores, every, every.aim(1.0))
-    assert 0 < cut < 1
-    figures = every.of(scores > cut)
-    assert figures.accuracy == 1.0 and figures.seconds < 0.7 * every.good.seconds
-    nothing = Outcomes(
-        every.cheap_right, every.cheap_right, every.cheap_seconds, every.good_seconds
-    )
-    assert cheapest(scores, nothing, nothing.aim(0.9)) == thresholds(scores)[-1], "no gain: never"
-
-
 def test_who_is_given_up_and_when() -> None:
-    pairs = made_up(50)
-    goes, before = given_up(pairs, Escalation(below=0.5, window=1, how="restart"))
-    assert goes.tolist() == [p.gains for p in pairs]
-    assert set(np.round(before[goes], 6)) == {0.05}, "at the second of four tokens"
-    never, _ = given_up(pairs, Escalation(below=0.1, window=1, how="restart"))
-    assert not never.any()
+    answers = [GradedAnswer(True, 0.1, (SURE, x, SURE, SURE)) for x in (SURE, UNSURE)]
+    goes, before = given_up(answers, Escalation(below=0.5, window=1, how="restart"))
+    assert goes.tolist() == [False, True]
+    assert before[1] == pytest.approx(0.05), "at the second of four tokens"
+    assert not given_up(answers, Escalation(below=0.1, window=1, how="restart"))[0].any()
 
 
-@pytest.fixture(scope="module")
-def found() -> ModesFound:
-    return find(made_up(300, tells=0.95), keep=0.9)
-
-
-def test_found_keeps_the_gain_in_less_time(found: ModesFound) -> None:
+def test_found_keeps_the_gain_in_less_time() -> None:
+    found = made_up(300, tells=0.95)
     assert found.figures["fast"].accuracy < 0.6 and found.figures["deep"].accuracy == 1.0
     for way in ("auto", "escalating"):
         kept = found.kept(way)
         assert kept is not None and kept >= 0.85
         assert found.of_time(way) < 0.75
     assert found.escalation is not None and found.escalation.how == "restart"
-    assert found.selector.weights["digits"] > 0
     assert found.table().row_count == len(found.figures) == 5 and found.best_way in found.headline()
     assert found.settings()["measured_modes"]["grading"] == {"number": 300}
 
 
 def test_without_a_gain_nothing_goes_to_the_better_mode() -> None:
-    pairs = [Pair(p.task, p.cheap, GradedAnswer(p.cheap.right, 1.0)) for p in made_up(100)]
-    found = find(pairs, keep=0.9)
-    assert found.figures["auto"].share_in_better_mode == 0.0 and found.escalation is None
+    found = made_up(100)
+    sides = {"fast": [GradedAnswer(True, 0.1, (SURE,), 1)] * 100}
+    sides["deep"] = [GradedAnswer(True, 1.0, tokens=9)] * 100
+    found = find(found.tasks, sides, {0: np.eye(100)}, keep=0.9)
+    assert found.figures["auto"].share_in_other_modes == 0.0 and found.escalation is None
     assert "is no better than" in found.headline()
     assert found.table().row_count == 5
 

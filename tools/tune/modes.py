@@ -1,4 +1,4 @@
-"""Tuning the choice between two modes: graded tasks answered in both, a selector, an escalation."""
+"""Tuning the choice between modes: graded tasks answered in each, a learned router, and an escalation."""
 
 from __future__ import annotations
 
@@ -14,35 +14,45 @@ import numpy as np
 from rich.table import Table
 
 from fastslow.engine.host.progress import Report
-from fastslow.engine.params import Escalation, SamplingParams
+from fastslow.engine.params import Escalation, Mode, SamplingParams
 from fastslow.llm import LLM
 from fastslow.output import Output
-from fastslow.policies.auto import BUILT_IN, LinearModeRouter
-from fastslow.policies.features import LABELS, count_words, features
+from fastslow.policies.auto import BUILT_IN
+from fastslow.policies.features import count_words, features
 from fastslow.policies.mode_router import PromptFacts
 from fastslow.tools.machine import circumstances
 from fastslow.tools.prompts import Task
-from fastslow.tools.tune import selector as fitting
 from fastslow.tools.tune.candidates import PLAIN
+from fastslow.tools.tune.learned import Learned, hidden_states, learn
 from fastslow.tools.tune.runner import say_fits
-from fastslow.tools.tune.selector import FOLDS, Figures, GradedAnswer, Outcomes, Pair
+from fastslow.tools.tune.selector import (
+    FOLDS,
+    AnswersByMode,
+    F64s,
+    Figures,
+    GradedAnswer,
+    judge_escalation,
+)
 
 FEWEST = 4 * FOLDS  # tasks; below, a fold says nothing
 CHEAP, GOOD = MODES = "fast", "deep"
 ESCALATING = "escalating"  # the preset: fast, begun again in deep where it is unsure
+BRIEF = "brief"  # the preset: deep, with a budget that half of its thoughts keep
+WAYS = "auto", ESCALATING  # to choose
 
 
 @dataclass(slots=True)
 class ModesFound:
     """What graded tasks say of fast, deep, and ways to choose between them. `figures`: "fast", "deep", "auto" (the
-    fitted selector), "escalating" (fast, begun again where it is unsure), "built-in auto". Those of the fitted ones
-    are of tasks that the fit did not see."""
+    learned router), "escalating" (fast, begun again where it is unsure), "built-in auto", and "brief" (deep with a
+    budget) where the model thinks. Those of the fitted ones are of tasks that the fit did not see."""
 
-    pairs: list[Pair]
+    tasks: list[Task]
     keep: float  # share of the better mode's gain to keep
     figures: dict[str, Figures]
-    selector: LinearModeRouter
+    learned: Learned
     escalation: Escalation | None
+    brief: Mode | None = None
     stopped: bool = False  # by Ctrl-C
     circumstances: dict[str, Any] = field(default_factory=circumstances)
 
@@ -58,31 +68,30 @@ class ModesFound:
     @property
     def best_way(self) -> str:
         """auto or escalating: the cheaper of those that keep enough, else the one that keeps more."""
-        ways = ("auto", ESCALATING)
-        able = [way for way in ways if (self.kept(way) or 0.0) >= self.keep - 0.05]
+        able = [way for way in WAYS if (self.kept(way) or 0.0) >= self.keep - 0.05]
         if able:
             return min(able, key=self.of_time)
-        return max(ways, key=lambda way: self.kept(way) or 0.0)
+        return max(WAYS, key=lambda way: self.kept(way) or 0.0)
 
     def headline(self) -> str:
         """What choosing gives, in a sentence."""
         low, high = (self.figures[mode].accuracy for mode in MODES)
         if high <= low:
             return (
-                f"On {len(self.pairs)} tasks, {GOOD} is no better than {CHEAP} ({high:.0%} and "
+                f"On {len(self.tasks)} tasks, {GOOD} is no better than {CHEAP} ({high:.0%} and "
                 f"{low:.0%} right): {CHEAP} is the mode to take."
             )
         way = self.best_way
         return (
-            f"On {len(self.pairs)} tasks, {way} keeps {self.kept(way) or 0.0:.0%} of what {GOOD} is "
+            f"On {len(self.tasks)} tasks, {way} keeps {self.kept(way) or 0.0:.0%} of what {GOOD} is "
             f"better by ({low:.0%} to {high:.0%} right) in {self.of_time(way):.0%} of its time."
         )
 
     def table(self) -> Table:
         """Every way to choose; the best one is bold."""
-        table = Table("way", "right", "of the gain", "ms", "of the time", f"in {GOOD}")
+        table = Table("way", "right", "of the gain", "ms", "of the time", "tokens", f"not {CHEAP}")
         for name, figures in self.figures.items():
-            error = math.sqrt(figures.accuracy * (1 - figures.accuracy) / len(self.pairs))
+            error = math.sqrt(figures.accuracy * (1 - figures.accuracy) / len(self.tasks))
             kept = self.kept(name)
             table.add_row(
                 name,
@@ -90,30 +99,38 @@ class ModesFound:
                 "-" if kept is None else f"{kept:.0%}",
                 f"{1000 * figures.seconds:.0f}",
                 f"{self.of_time(name):.0%}",
-                f"{figures.share_in_better_mode:.0%}",
+                f"{figures.tokens:.1f}",
+                f"{figures.share_in_other_modes:.0%}",
                 style="bold" if name == self.best_way else None,
             )
-        table.caption = f"of tasks that the fit did not see ({FOLDS} folds)"
+        table.caption = (
+            f"of tasks that the fit did not see ({FOLDS} folds); auto closes {self.learned.closed:.0%} of what is "
+            f"between the built-in weights and an oracle, its chances are off by {self.learned.miscalibrated:.1%}"
+        )
         return table
 
     def settings(self) -> dict[str, Any]:
-        """Parts of the settings file: the selector of mode auto, a preset that escalates, and for people the
-        figures."""
+        """Parts of the settings file: the router of mode auto, presets that have a budget and that escalate,
+        and for people the figures."""
         figures = {
             name: asdict(one) | {"gain_kept": self.kept(name), "of_its_time": self.of_time(name)}
             for name, one in self.figures.items()
         }
-        grading = Counter(pair.task.grading for pair in self.pairs)
-        measured = {"tasks": len(self.pairs), "grading": grading, "keep": self.keep}
+        figures["auto"] |= self.learned.record()
+        grading = Counter(task.grading for task in self.tasks)
+        measured = {"tasks": len(self.tasks), "grading": grading, "keep": self.keep}
         parts: dict[str, Any] = {
-            "auto": self.selector.model_dump(mode="json"),
+            "auto": self.learned.router.model_dump(mode="json"),
             "measured_modes": {**measured, "figures": figures, **self.circumstances},
+            "modes": {},
         }
+        if self.brief is not None:
+            parts["modes"][BRIEF] = self.brief.model_dump(mode="json", exclude_unset=True)
         if self.escalation is not None:
             escalate = self.escalation.model_dump(mode="json", exclude_none=True)
             preset = {"base": CHEAP, "escalate": {**escalate, "to": GOOD}}
             preset["description"] = f"{CHEAP}, begun again in {GOOD} where it is unsure"
-            parts["modes"] = {ESCALATING: preset}
+            parts["modes"][ESCALATING] = preset
         return parts
 
 
@@ -127,57 +144,89 @@ def tune_modes(
     batch: int = 1,
     report: Report,
 ) -> ModesFound:
-    """Fit what decides between fast and deep. keep: the selector and the threshold are the cheapest that keep this
-    share of what deep is better by. minutes: for the answers of both modes. ValueError: something is out of range, or
-    too few tasks were answered. KeyboardInterrupt: before enough was answered."""
+    """Fit what decides between fast, deep, and deep with a budget. keep: the router and the threshold are the cheapest
+    that keep this share of what deep is better by. minutes: for the answers of fast and deep; those with a budget
+    take at most half as long again. ValueError: something is out of range, or too few tasks were answered.
+    KeyboardInterrupt: before enough was answered."""
     if len(tasks) < FEWEST:
         raise ValueError(f"{len(tasks)} graded tasks are too few: give at least {FEWEST}")
     if not 1 <= batch <= len(tasks):
         raise ValueError(f"batch={batch} is outside 1..{len(tasks)}, the number of tasks")
     order = list(tasks)
     random.Random(0).shuffle(order)  # a file is often sorted by kind
-    pairs: list[Pair] = []
-    stopped = False
+    pairs: list[tuple[GradedAnswer, GradedAnswer]] = []
+    brief, stopped = None, False
     try:
         pairs.extend(answer_tasks(llm, order, sampling, 60 * minutes, report, batch))
+        if len(pairs) >= FEWEST:
+            brief = with_budget(llm, order, [good for _, good in pairs], sampling, report)
     except KeyboardInterrupt:  # what came before is there
         if len(pairs) < FEWEST:
             raise
         stopped = True
     if len(pairs) < FEWEST:
         raise ValueError(f"{len(pairs)} tasks were answered in time; {FEWEST} are needed")
-    return find(pairs, keep, stopped)
+    order, layers = order[: len(pairs)], llm.model.config.layers
+    sides = {mode: [pair[place] for pair in pairs] for place, mode in enumerate(MODES)}
+    if brief is not None:
+        sides = {CHEAP: sides[CHEAP], BRIEF: brief[1], GOOD: sides[GOOD]}
+    looked = sorted({layers * 3 // 4, layers - 1})
+    hidden = {n: hidden_states(llm, order, CHEAP, n, report) for n in looked}
+    return find(order, sides, hidden, keep, brief and brief[0], stopped)
 
 
-def find(pairs: list[Pair], keep: float, stopped: bool = False) -> ModesFound:
-    """What answers that are there say; see `tune_modes`. stopped: some are missing, by Ctrl-C."""
-    names = list(LABELS)
-    seen = [features(situation(pair.task)) for pair in pairs]
-    features_NF = np.array([[one[name] for name in names] for one in seen])
-    wanted_N = np.array([pair.gains for pair in pairs])
-    outcomes = Outcomes.of_pairs(pairs)
-    auto = fitting.judge(features_NF, wanted_N, outcomes, keep)
-    fitted = fitting.fit(features_NF, wanted_N, outcomes.counts)
-    escalation, escalating = fitting.judge_escalation(pairs, outcomes, keep)
-    scores = fitting.held_out_scores(features_NF, wanted_N, outcomes.counts)
-    varies = features_NF.std(0) > 1e-9  # where nothing changed, the usual rules hold
-    known = [i for i, name in enumerate(names) if varies[i]]
-    selector = LinearModeRouter(
-        between=MODES,
-        weights={names[i]: float(fitted.weights[i]) for i in known}
-        | {n: w for n, w in BUILT_IN.weights.items() if n in ("urgency", "load")},
-        means={names[i]: float(fitted.means[i]) for i in known},
-        bias=fitted.bias,
-        threshold=fitting.cheapest(scores, outcomes, outcomes.aim(keep)),
+def find(
+    tasks: list[Task],
+    sides: dict[str, list[GradedAnswer]],
+    hidden: dict[int, F64s],
+    keep: float,
+    brief: Mode | None = None,
+    stopped: bool = False,
+) -> ModesFound:
+    """What answers that are there say; see `tune_modes`. sides: by mode, the cheapest first and the best last. hidden:
+    by layer, states [N, H] at the prompts' ends; the layer that tells most is taken. stopped: some are missing, by
+    Ctrl-C."""
+    answers, between = AnswersByMode.of_modes(list(sides.values())), tuple(sides)
+    by_hand = np.array([BUILT_IN.score(features(situation(task))) for task in tasks])
+    given = answers, between
+    each = [learn(own, *given, layer, keep, by_hand) for layer, own in hidden.items()]
+    learned = max(each, key=lambda one: one.closed)
+    escalation, escalating = judge_escalation(sides[CHEAP], answers, keep)
+    last = len(between) - 1
+    figures = {mode: answers.all_in(place) for place, mode in enumerate(between)}
+    figures |= {"auto": learned.figures, ESCALATING: escalating}
+    figures["built-in auto"] = answers.of(
+        last * (by_hand > BUILT_IN.threshold), np.zeros(len(tasks))
     )
-    usual = np.array([BUILT_IN.score(one) > BUILT_IN.threshold for one in seen])
-    figures = {CHEAP: outcomes.cheap, GOOD: outcomes.good, "auto": auto, ESCALATING: escalating}
-    figures["built-in auto"] = outcomes.of(usual)
-    return ModesFound(pairs, keep, figures, selector, escalation, stopped)
+    return ModesFound(tasks, keep, figures, learned, escalation, brief, stopped)
+
+
+def with_budget(
+    llm: LLM,
+    tasks: Sequence[Task],
+    good: Sequence[GradedAnswer],
+    sampling: SamplingParams,
+    report: Report,
+) -> tuple[Mode, list[GradedAnswer]] | None:
+    """Deep with a budget that half of its thoughts keep, and its answers; None where nothing is thought. Thoughts that
+    keep it are those of deep."""
+    thoughts = sorted(answer.thought for answer in good if answer.thought)
+    if not thoughts:
+        return None
+    most = thoughts[len(thoughts) // 2]
+    mode = Mode(
+        base=GOOD, thinking_budget=most, description=f"{GOOD}, at most {most} tokens of thought"
+    )
+    found, longer = list(good), [n for n, answer in enumerate(good) if answer.thought > most]
+    how: dict[str, Any] = {"mode": mode, "speculation": PLAIN, "progress": False}
+    for done, n in enumerate(longer):
+        report(done / len(longer), f"{done} of {len(longer)} tasks with a budget")
+        found[n] = _graded(tasks[n], llm.generate([tasks[n].prompt], sampling, **how)[0])
+    return mode, found
 
 
 def situation(task: Task) -> PromptFacts:
-    """What a mode selector would see of a task."""
+    """What a mode router would see of a task."""
     texts = [message["content"] for message in task.prompt]
     asked = [m["content"] for m in task.prompt if m["role"] == "user"]
     turns = max(0, sum(m["role"] != "system" for m in task.prompt) - 1)
@@ -191,7 +240,7 @@ def answer_tasks(
     seconds: float,
     report: Report,
     batch: int,
-) -> Iterator[Pair]:
+) -> Iterator[tuple[GradedAnswer, GradedAnswer]]:
     """Answer tasks in both modes until all are done or the time is over. Plain decoding, so that times depend on
     modes and not on drafts; the cheap mode gives its tokens' log-probabilities, which say how sure it was."""
     params = {CHEAP: sampling.model_copy(update={"logprobs": 0}), GOOD: sampling}
@@ -211,11 +260,12 @@ def answer_tasks(
         last = time.monotonic() - begun - gone
         if not start:
             say_fits(batch * (1 + (seconds - gone - last) / last), len(tasks), "tasks")
-        yield from map(Pair, some, found[CHEAP], found[GOOD])
+        yield from zip(found[CHEAP], found[GOOD], strict=True)
 
 
 def _graded(task: Task, out: Output) -> GradedAnswer:
     metrics = out.metrics
     seconds = metrics.ttft + metrics.tpot * max(0, metrics.tokens - 1)
     logprobs = tuple(table[token] for table, token in zip(out.logprobs or (), out.token_ids))
-    return GradedAnswer(task.right(out.text), seconds, logprobs)
+    counts = metrics.tokens, metrics.thinking_tokens
+    return GradedAnswer(task.right(out.text), seconds, logprobs, *counts, metrics.ttft)

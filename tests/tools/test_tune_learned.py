@@ -1,0 +1,85 @@
+"""A learned auto, fitted to made-up answers whose chances are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fastslow.policies.mode_router import PromptFacts
+from fastslow.tools.tune.learned import Learned, area, fit_learned, learn
+from fastslow.tools.tune.selector import AnswersByMode, Figures
+
+BETWEEN = "fast", "brief", "deep"
+HIDDEN = 12
+TOKENS = np.array([3.0, 20.0, 60.0])
+
+
+def made_up(count: int = 1200, seed: int = 0) -> tuple[np.ndarray, AnswersByMode, np.ndarray]:
+    """Hidden states; fast is right where the first number is small, brief where the second one is, deep nearly always;
+    thoughts are longer where the third one is large. And the chances."""
+    draw = np.random.default_rng(seed)
+    hidden = draw.normal(2.0, 3.0, (count, HIDDEN))
+    scores = np.stack([2 - hidden[:, 0], 2 - hidden[:, 1], np.full(count, 3.0)], 1)
+    chances = 1 / (1 + np.exp(-scores))
+    tokens = TOKENS + np.outer(hidden[:, 2], (0.0, 1.0, 4.0))
+    right = draw.random((count, 3)) < chances
+    return hidden, AnswersByMode(right, tokens, tokens / 100, np.full(count, 0.02)), chances
+
+
+@pytest.fixture(scope="module")
+def learned() -> Learned:
+    hidden, answers, _ = made_up()
+    by_hand = np.random.default_rng(1).normal(size=len(hidden))  # which know nothing
+    return learn(hidden, answers, BETWEEN, 1, 0.9, by_hand)
+
+
+def test_chances_and_tokens_are_found_again() -> None:
+    hidden, answers, _ = made_up()
+    router = fit_learned(hidden, answers, BETWEEN, 1)
+    others, unseen, chances = made_up(seed=5)
+    said, tokens = router.outlook(others)
+    assert np.abs(said - chances).mean() < 0.04
+    assert np.abs(tokens - unseen.tokens).max() < 1.0
+    place = router.judge(PromptFacts(""))
+    for row in others[:20]:
+        taken, why = place(torch.tensor(row, dtype=torch.float32))
+        assert taken == router.outlook(row)[0].argmax() and why.startswith(f"{BETWEEN[taken]}: ")
+
+
+def test_it_keeps_the_gain_with_fewer_tokens_and_says_how_sure_it_is(learned: Learned) -> None:
+    _, answers, _ = made_up()
+    fast, deep = (answers.right[:, place].mean() for place in (0, 2))
+    assert learned.figures.accuracy >= fast + 0.85 * (deep - fast)
+    assert learned.figures.tokens < 0.7 * answers.tokens[:, 2].mean()
+    assert learned.miscalibrated < 0.03 and 0.2 < learned.closed < 1.0
+    assert learned.router.cost > 0
+    kept = learned.record()
+    assert set(kept["curves"]) == {"learned", "by hand", "oracle"}
+
+
+def test_hidden_states_that_say_nothing_close_nothing() -> None:
+    """Nobody is told what his own fit has seen."""
+    _, answers, _ = made_up(300)
+    noise = np.random.default_rng(2).normal(size=(300, 200))
+    deceived = learn(noise, answers, BETWEEN, 1, 0.9, noise[:, 0])
+    assert abs(deceived.closed) < 0.12 and deceived.miscalibrated < 0.06
+
+
+def test_seconds_hold_the_first_reading_of_the_prompt() -> None:
+    _, answers, _ = made_up(50)
+    stays, goes = answers.of(np.zeros(50, dtype=int)), answers.of(np.full(50, 2))
+    assert (
+        stays.seconds == pytest.approx(answers.seconds[:, 0].mean())
+        and not stays.share_in_other_modes
+    )
+    assert goes.seconds == pytest.approx(answers.seconds[:, 2].mean() + 0.02)
+    assert goes.tokens == pytest.approx(answers.tokens[:, 2].mean())
+
+
+def test_the_area_is_that_of_the_best_mixes() -> None:
+    low, high, above = (Figures(a, 0.0, 0.0, t) for a, t in ((0.2, 0.0), (0.8, 10.0), (0.8, 5.0)))
+    assert area([low, high], 0, 10) == pytest.approx(0.5, abs=0.003)
+    assert area([low, high, above], 0, 10) == pytest.approx(0.65, abs=0.01)
+    worse = Figures(0.3, 0.0, 0.0, 5.0)
+    assert area([low, high, worse], 0, 10) == pytest.approx(0.5, abs=0.003), "nobody has to take it"
