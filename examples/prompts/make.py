@@ -112,7 +112,8 @@ def invented(llm: LLM, count: int, random: Random) -> list[dict[str, str]]:
     one, two = (llm.tokenize([{"role": "user", "content": text}])[::-1] for text in "ab")
     tail = next(n for n, pair in enumerate(zip(one, two)) if pair[0] != pair[1])
     begun = [opening(random) for _ in range(count)]
-    turns = [llm.tokenize([{"role": "user", "content": text}])[:-tail] for _, text, _ in begun]
+    whole = [llm.tokenize([{"role": "user", "content": text}]) for _, text, _ in begun]
+    turns = [tokens[: len(tokens) - tail] for tokens in whole]
     params = [
         SamplingParams(
             max_tokens=most,
