@@ -91,7 +91,6 @@ class TrainConfig(Params):
     )
     decay: float = field(0.01, "weight decay of the matrices")
     sampled: float = field(0.25, "share of the vocabulary that competes in an update", gt=0, le=1)
-    missed: float = field(1.0, "weight of steps after one that the target refuses", ge=0, le=1)
     seed: int = field(0, "of order and shares")
     products: Literal["auto", "float32", "bfloat16"] = field(
         "auto", "dtype of the matrix products; auto = that of before, at first the faster one here"

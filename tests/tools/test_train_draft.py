@@ -191,18 +191,6 @@ def test_a_share_of_the_vocabulary_stands_for_all_of_it(bench: Bench, target: Pa
     assert min(drawn) < whole < max(drawn) and abs(sum(drawn) / 300 - whole) < 0.05 * whole
 
 
-def test_rows_behind_a_refused_draft_count_less(bench: Bench, target: Path) -> None:
-    config, weights = first_weights(target, (0, 1), torch.arange(VOCAB, dtype=torch.int32))
-    options = TrainConfig(products="float32", missed=0.25)
-    made = trainer.Trainer(config, weights, read_ends(target), options)
-    hits = [torch.tensor([[True, False, True, True]]), torch.tensor([[False, True, True, False]])]
-    every = torch.ones(1, 4, dtype=torch.bool)
-    # Row r of step k ends a chain from row r - k: all of its guesses before have to be right.
-    assert made._reached([], every).tolist() == [[1, 1, 1, 1]]
-    assert made._reached(hits[:1], every)[0, 1:].tolist() == [1, 0.25, 1]
-    assert made._reached(hits, every)[0, 2:].tolist() == [1, 0.25]
-
-
 def test_a_walk_accepts_what_the_target_holds_likeliest(bench: Bench) -> None:
     """Hits that are known give the steps that can be counted by hand."""
     seen = look(bench.model, [TrainText([3, 4, *[5] * 10], 2)], (0, 1))

@@ -153,7 +153,7 @@ class Trainer:
         for step, hidden in enumerate(chain):
             counted = batch.counts(step)
             at = counted.flatten().nonzero()[:, 0]
-            weight = self._reached(hits, counted).flatten()[at] * self.train_config.fade**step
+            weight = torch.full((len(at),), self.train_config.fade**step)
             ready = layer.final_norm(hidden).flatten(0, 1)[at]
             loss, guesses = Guess.apply(ready, target_RD[at], head_DH, lift, weight)  # type: ignore[no-untyped-call]
             total = total + loss
@@ -256,14 +256,6 @@ class Trainer:
     def _linear(self) -> Callable[[str, Tensor], Tensor]:
         cast = {name: self.weights[name].to(self._dtype) for name in MATRICES}
         return lambda name, x: F.linear(x.to(self._dtype), cast[name]).float()
-
-    def _reached(self, hits: Sequence[Tensor], counted: Tensor) -> Tensor:
-        """f32 [B, T], weights of the next step's rows: 1 where the target said yes to all of the chain before, else
-        `missed`, since a draft that was refused there never gets as far."""
-        alive = torch.ones_like(counted)
-        for hit in hits:
-            alive = F.pad(alive & hit, (1, 0))[:, :-1]
-        return alive + self.train_config.missed * ~alive
 
     def _candidates(self, batch: Batch, sampled: float) -> tuple[Tensor, Tensor, Tensor]:
         """Token ids [D] that compete: the batch's own, and a share of the draft vocabulary; the logarithm [D] of how
