@@ -6,7 +6,7 @@
 
 Every engine and format is a separate process in a virtual environment, with as many threads as there are
 physical cores. The processes stay, asleep between commands; each repeat asks every engine once for each cell, one
-after the other, in an order that moves on. Cells: tokens per second of decoding alone and at batch 8 (first token of
+after the other, in an order that moves on. Cells: tokens per second of decoding --batches of requests (first token of
 an answer not counted), of reading a prompt of 512 tokens that no cache has seen, and peak memory before batches.
 --lookup adds prompt lookup decoding of three tasks, and whether its tokens are those of plain decoding. --show
 FILE.json prints the tables of an earlier run.
@@ -15,8 +15,7 @@ Beside each sample stand the bandwidth of the moment and the share of the machin
 where that exceeds 5% are marked contended; medians are over the others if there are three, else over all, and say so
 ("~"). Ratios are medians over repeats, within each repeat.
 
-Not measured: onnxruntime-genai and ctranslate2, which need other files, and vLLM, whose CPU wheel needs
-packages removed by hand.
+Not measured: onnxruntime-genai and ctranslate2, which need other files. vLLM reads --model's folder, not the GGUF.
 """
 
 from __future__ import annotations
@@ -55,12 +54,11 @@ PROMPT = 64
 READ = 512
 CONTEXT = 2048  # tokens of one text, and of all texts of a batch
 SETTLE = 0.2  # seconds for the last engine's threads to fall asleep
-PLAIN = ("batch 1", "batch 8", f"prefill {READ}")
 SAME_WIDTH = (  # formats of about as many bits, ours first
     ("fastslow:file", ("llama.cpp:file",)),
     ("fastslow:int4", ("llama.cpp:file", "openvino:file")),
-    ("fastslow:int8", ("llama.cpp:q8_0", "openvino:q8_0")),
-    ("fastslow:bfloat16", ("llama.cpp:bf16", "llama.cpp:f16")),
+    ("fastslow:int8", ("llama.cpp:q8_0", "openvino:q8_0", "vllm:bfloat16")),
+    ("fastslow:bfloat16", ("llama.cpp:bf16", "llama.cpp:f16", "openvino:f16", "vllm:bfloat16")),
 )
 Engines = dict[str, dict[str, Any]]  # facts, "memory", "failed" and "samples" of each
 
@@ -72,10 +70,14 @@ class PeerBench:
         self._args = args
         folder = resolve_model(args.model)
         self._vocabulary = ModelConfig.from_folder(folder).vocab_size
-        self._prompts = {n: openings(load_tokenizer(folder), n, PROMPT) for n in (1, 8)}
+        self._batches = [int(size) for size in args.batches.split(",")]
+        sizes = {1, *self._batches}
+        self._prompts = {n: openings(load_tokenizer(folder), n, PROMPT) for n in sizes}
+        self._room = max(CONTEXT, max(sizes) * (PROMPT + args.tokens))
         encode = chat_encoder(folder)
         self._tasks = {n: encode([{"role": "user", "content": t}]) for n, t in TASKS.items()}
-        self.cells = [*PLAIN, *(f"lookup {name}" for name in TASKS if args.lookup)]
+        lookups = [f"lookup {name}" for name in TASKS if args.lookup]
+        self.cells = [*(f"batch {n}" for n in self._batches), f"prefill {READ}", *lookups]
         self.found: Engines = {}
         self._running: dict[str, EngineClient] = {}
 
@@ -92,7 +94,7 @@ class PeerBench:
             wish = {
                 "format": format, "file": str(args.gguf.resolve()), "model": args.model,
                 "folder": str(resolve_model(args.model)), "cache": str(args.venvs),
-                "threads": args.threads, "context": CONTEXT, "room": CONTEXT,
+                "threads": args.threads, "context": CONTEXT, "room": self._room,
             }  # fmt: skip
             log = args.venvs / f"{name}-{format}.log"
             threads = {"OMP_NUM_THREADS": str(args.threads)}
@@ -119,7 +121,8 @@ class PeerBench:
             ask("decode", prompts=self._prompts[1], tokens=self._args.tokens, seconds=0)
             ask("prefill", prompts=unseen(self._vocabulary, [READ], seed=0))
             found["memory"] = memory(self._running[title].pid)
-            ask("decode", prompts=self._prompts[8], tokens=4, seconds=0)
+            for size in self._batches:
+                ask("decode", prompts=self._prompts[size], tokens=4, seconds=0)
             for nodes in (0, self._args.nodes) if self._args.lookup else ():
                 ask("answer", prompt=self._tasks["copy"], tokens=4, nodes=nodes)
         except EngineError as error:
@@ -230,6 +233,7 @@ def main() -> int:
     parser.add_argument("--gguf", type=Path, help="the model's weights as the others read them")
     usual = "fastslow,llama.cpp,openvino"
     parser.add_argument("--engines", default=usual, help="NAME[:FORMAT],...")
+    parser.add_argument("--batches", default="1,8", help="sizes, such as 1,8,64")
     parser.add_argument("--setup", metavar="NAME,...", help="make these environments and stop")
     parser.add_argument("--show", type=Path, help="print the tables of this file and stop")
     parser.add_argument("--venvs", type=Path, default=cache_folder() / "peers")

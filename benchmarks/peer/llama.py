@@ -54,10 +54,10 @@ class Context:
     def clear(self) -> None:
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
 
-    def step(self, texts: Sequence[Sequence[int]], start: int) -> list[int]:
-        """Run each sequence's tokens at positions from `start`; the best next token of each."""
+    def step(self, texts: Sequence[Sequence[int]], start: int, first: int = 0) -> list[int]:
+        """Run the tokens of sequences from `first` at positions from `start`; the best next token of each."""
         batch, row, wanted = self._batch, 0, []
-        for sequence, text in enumerate(texts):
+        for sequence, text in enumerate(texts, first):
             for place, token in enumerate(text):
                 batch.token[row] = token
                 batch.pos[row] = start + place
@@ -91,7 +91,9 @@ class LlamaCpp:
 
     def decode(self, prompts: Sequence[Sequence[int]], tokens: int) -> Run:
         context = self._context(len(prompts))
-        best = context.step(prompts, 0)
+        some = 512 // len(prompts[0])  # of a step
+        parts = range(0, len(prompts), some)
+        best = [token for i in parts for token in context.step(prompts[i : i + some], 0, i)]
         answers = [[token] for token in best]
         started = time.perf_counter()
         for position in range(len(prompts[0]), len(prompts[0]) + tokens - 1):

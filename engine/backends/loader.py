@@ -45,7 +45,7 @@ from fastslow.engine.model.tensors import canonical
 
 W8A8 = "w8a8"
 OWN = "own"  # a GGUF file's own numbers, or those of a published checkpoint
-PACKERS = 2  # threads that pack a file's blocks
+PACKERS = 2  # threads that pack
 KV_DTYPES = ("auto", "int8", "model")
 
 DTYPES: dict[str, torch.dtype] = {
@@ -216,7 +216,7 @@ def _on_cpu(
     if memory is None:  # packed on first use
         quantised, packed = source.checkpoint.quantised(progress), source.blocks(formats)
         with quantised as tensors, packed as read:
-            at_once = PACKERS if source.shard else 1
+            at_once = 1 if source.scheme or source.method else PACKERS
             sources = Sources(tensors.read, read, tensors.linear, at_once)
             memory = store.create(path, arena, sources, packed_path)
     return CpuDecoder(config, formats, arena, memory, storage=storage)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ OFFICIAL = {
     "down": "mlp.down_proj",
 }
 LINEARS = tuple(OFFICIAL)
+WORKERS = 2  # threads: most of the work is not torch's, which has threads of its own
 PLAIN = (*LLAMA.architectures, *EMBEDDED.architectures)
 
 
@@ -42,13 +44,18 @@ def dense_config(folder: Path) -> ModelConfig:
 
 
 class Dense:
-    """The weights of a dense Llama-like model in a Hugging Face folder, by layer and linear."""
+    """The weights of a dense Llama-like model in a Hugging Face folder, by layer and linear. weights: the GGUF
+    file that they are read from; None = the folder has them."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+    def __init__(
+        self, folder: Path, dtype: torch.dtype = torch.bfloat16, weights: Path | None = None
+    ) -> None:
         self.folder = folder
         self.config = dense_config(folder)
-        with floats(folder, self.config) as read:
-            self.tensors = {name: read(name).to(dtype) for name in tensor_shapes(self.config)}
+        names = [*tensor_shapes(self.config)]
+        with floats(weights or folder, self.config) as read, ThreadPoolExecutor(WORKERS) as pool:
+            read_each = pool.map(lambda name: read(name).to(dtype), names)
+            self.tensors = dict(zip(names, read_each, strict=True))
         self.dtype = dtype
 
     def weight(self, layer: int, linear: str) -> Tensor:

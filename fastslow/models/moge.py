@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from fastslow.engine.families.pangu import MOGE
 from fastslow.engine.host.files import read_object
 from fastslow.engine.host.progress import bar
 from fastslow.engine.model.config import ModelConfig
-from fastslow.models.dense import LINEARS, OFFICIAL, Dense
+from fastslow.models.dense import LINEARS, OFFICIAL, WORKERS, Dense
 from fastslow.models.folder import fresh_folder, require_vacant, write_json
 from fastslow.models.recipe import NORMS, TEMPERATURE, Recipe
 
@@ -61,8 +62,8 @@ def moge_config(dense: ModelConfig, raw: dict[str, Any], recipe: Recipe) -> dict
     return config | {k: raw[k] for k in TOKEN_IDS if k in raw} | {"torch_dtype": "bfloat16"}
 
 
-def merged(dense: Dense, recipe: Recipe, layer: int) -> dict[str, Tensor]:
-    """The layer's seven weights with their deltas, FFN neurons in the layout's order."""
+def merged(dense: Dense, recipe: Recipe, layer: int, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The layer's seven weights with their deltas, in `dtype`, FFN neurons in the layout's order."""
     order = recipe.layout.order(layer)
     weights = {}
     for name in LINEARS:
@@ -73,16 +74,18 @@ def merged(dense: Dense, recipe: Recipe, layer: int) -> dict[str, Tensor]:
             weight = weight[:, order]
         if recipe.deltas:
             a, b = recipe.deltas[f"{layer}_{name}"]
-            weight = (weight.float() + b @ a).to(weight.dtype)
-        weights[name] = weight
+            weight = weight.float() + b @ a
+        weights[name] = weight.to(dtype)
     return weights
 
 
-def layer_tensors(dense: Dense, recipe: Recipe, layer: int) -> Iterator[tuple[str, Tensor]]:
-    """One layer's tensors under their official names."""
+def layer_tensors(
+    dense: Dense, recipe: Recipe, layer: int, dtype: torch.dtype
+) -> Iterator[tuple[str, Tensor]]:
+    """One layer's tensors under their official names, matrices in `dtype`."""
     base = f"model.layers.{layer}"
     layout = recipe.layout
-    weights = merged(dense, recipe, layer)
+    weights = merged(dense, recipe, layer, dtype)
     for norm in NORMS:
         old = dense.tensors[f"{base}.{norm}.weight"]
         yield f"{base}.{norm}.weight", recipe.norms.get(f"{layer}_{norm}", old)
@@ -94,16 +97,16 @@ def layer_tensors(dense: Dense, recipe: Recipe, layer: int) -> Iterator[tuple[st
     yield f"{base}.mlp.gate.weight", layout.router[layer].bfloat16().float() / TEMPERATURE
     yield f"{base}.mlp.router_scale", layout.scale[layer].view(1, -1)
     shared, pool = layout.shared.shape[1], layout.pools.shape[2]
-    groups, experts, _ = layout.experts[layer].shape
-    places = {"shared_expert": torch.arange(shared)}
-    for group in range(groups):
-        for expert in range(experts):
-            inside = layout.experts[layer, group, expert]
-            places[f"experts.{group * experts + expert}"] = shared + group * pool + inside
-    for owner, place in places.items():
-        yield f"{base}.mlp.{owner}.gate_proj.weight", weights["gate"][place]
-        yield f"{base}.mlp.{owner}.up_proj.weight", weights["up"][place]
-        yield f"{base}.mlp.{owner}.down_proj.weight", weights["down"][:, place]
+    groups, experts, width = layout.experts[layer].shape
+    starts = shared + pool * torch.arange(groups).view(-1, 1, 1)
+    places = torch.cat((torch.arange(shared), (starts + layout.experts[layer]).flatten()))
+    owners = ["shared_expert", *(f"experts.{n}" for n in range(groups * experts))]
+    sizes = [shared, *[width] * (groups * experts)]
+    for name in ("gate", "up", "down"):  # all experts at once: a call takes longer than its work
+        dim = int(name == "down")
+        every = weights[name].index_select(dim, places).split(sizes, dim)
+        for owner, part in zip(owners, every, strict=True):
+            yield f"{base}.mlp.{owner}.{name}_proj.weight", part
 
 
 def write_moge(
@@ -113,15 +116,17 @@ def write_moge(
     *,
     fast: int = 2,
     dtype: torch.dtype = torch.bfloat16,
+    weights: Path | None = None,
 ) -> Path:
     """Write a MoGE checkpoint of the dense one that the recipe was made for, with its tokenizer files. out: folder to
     create; it appears only when complete. fast: groups that the preset "fast" runs; "deep" runs all. dtype: dtype of
-    every tensor. ValueError: the recipe does not fit the dense model, or `out` is not vacant."""
+    every tensor. weights: the GGUF file that the dense folder was made from, where the folder has none. ValueError: the recipe does not fit the dense model, or `out` is not vacant."""
     require_vacant(out)
     groups = recipe.layout.experts.shape[1]
     if not 0 <= fast <= groups:
         raise ValueError(f"fast must be 0 to {groups} groups, got {fast}")
-    dense = Dense(dense_folder, torch.float32)
+    # what `gguf_to_dense` makes of the file is in bfloat16, too
+    dense = Dense(dense_folder, torch.bfloat16 if weights else torch.float32, weights)
     recipe.check(dense.config)
     raw = read_object(dense_folder / "config.json")
     tensors = {
@@ -136,9 +141,15 @@ def write_moge(
         "deep": {"groups": None, "description": f"All {groups} groups: the whole model."},
     }
     with fresh_folder(out) as folder:
-        for layer in bar(range(dense.config.layers), "writing experts"):
-            for name, tensor in layer_tensors(dense, recipe, layer):
-                tensors[name] = tensor.to(dtype).contiguous()
+
+        def made(layer: int) -> list[tuple[str, Tensor]]:
+            parts = layer_tensors(dense, recipe, layer, dtype)
+            return [(name, tensor.to(dtype).contiguous()) for name, tensor in parts]
+
+        with ThreadPoolExecutor(WORKERS) as pool:
+            each = [pool.submit(made, layer) for layer in range(dense.config.layers)]
+            for one in bar(each, "writing experts"):
+                tensors.update(one.result())
         tensors = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
         write_json(folder / "config.json", moge_config(dense.config, raw, recipe))

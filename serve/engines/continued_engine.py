@@ -28,6 +28,7 @@ class Retries:
 
     deaths: int = 3  # engines that end under one answer until it is given up: it may be the reason
     seconds: float = 30.0  # without any piece since the engine ended; then it is given up, too
+    held: float = 10.0  # seconds that a new request waits where replicas ran, and none does now
     first: float = 0.02  # seconds of the pause before a try; it doubles with each
     longest: float = 2.0
 
@@ -44,7 +45,8 @@ class _ContinuedRequest:
     started: float
     there: bool = True  # whether the engine was ready at first
     sent: SentPieces = field(default_factory=SentPieces)
-    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    cancelled: bool = False
+    woken: asyncio.Event = field(default_factory=asyncio.Event)  # a pause before a try is over
     failed: list[str] = field(default_factory=list)  # replicas
     deaths: int = 0
     tries: int = 0  # since a piece came
@@ -84,11 +86,13 @@ class ContinuedEngine(WrappedEngine):
         self._retries = retries
         self._running: dict[str, _ContinuedRequest] = {}
         self._closing = False
+        self._ran = False  # whether the model was loaded once: a start again takes seconds
         self._suspect: _ContinuedRequest | None = None  # of the suspected ones, the one that runs
         self.retried = self.continued = self.given_up = 0
 
     async def stream(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
         own = _ContinuedRequest(replace(request, whole=True), time.monotonic(), self.engine.ready)
+        self._ran |= own.there
         self._running[request.id] = own
         try:
             while True:
@@ -101,10 +105,10 @@ class ContinuedEngine(WrappedEngine):
                 except (NotReady, Busy, ValueError, OtherAnswer) as error:
                     pause = self._pause(own, error)
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(own.cancelled.wait(), pause)
+                    await asyncio.wait_for(own.woken.wait(), pause)
                 if own.suspected:
                     await self._turn(own)
-                if own.cancelled.is_set():
+                if own.cancelled:
                     raise NotReady("the request was cancelled after its engine had ended")
         finally:
             self._cleared(own)
@@ -115,7 +119,8 @@ class ContinuedEngine(WrappedEngine):
         own = self._running.get(id)
         if own is None:
             return await self.engine.cancel(id)
-        own.cancelled.set()
+        own.cancelled = True
+        own.woken.set()
         while True:
             came = own.came
             with suppress(NotReady):
@@ -138,6 +143,8 @@ class ContinuedEngine(WrappedEngine):
 
     async def close(self, drain: float = 0.0) -> None:
         self._closing = True
+        for own in self._running.values():
+            own.woken.set()
         await self.engine.close(drain)
 
     async def call(self, method: str, *arguments: Any) -> Any:
@@ -158,7 +165,7 @@ class ContinuedEngine(WrappedEngine):
         """Ask once; the pieces are those that were not sent yet."""
         request, sent, own.came = own.request, own.sent, False
         stopping: asyncio.Task[None] | None = None
-        if own.since is not None:
+        if own.since is not None or own.tries:
             request = _asked_again(own)
             sent.begin_again()
             if own.stop_again:
@@ -184,7 +191,7 @@ class ContinuedEngine(WrappedEngine):
     async def _turn(self, own: _ContinuedRequest) -> None:
         """Wait until no other suspected request runs: so an engine that crashes again shows which one it was."""
         began = time.monotonic()
-        while self._suspect is not None and not own.cancelled.is_set():
+        while self._suspect is not None and not own.woken.is_set():
             await asyncio.sleep(FIND)
         self._suspect = self._suspect or own
         if own.since is not None:
@@ -214,7 +221,10 @@ class ContinuedEngine(WrappedEngine):
         if first and isinstance(error, Busy | ValueError):
             raise error
         if first and isinstance(error, NotReady) and not (own.sent.tokens or replica or own.there):
-            raise error
+            held = self._ran and now - own.started < self._retries.held
+            if not held or self._closing or own.cancelled:
+                raise error
+            return self._next_pause(own)
         if isinstance(error, ValueError) and own.sent.tokens and not (own.came or own.refused):
             own.refused = str(error)
             said = "request {} is made again from its beginning: {}"
@@ -230,15 +240,18 @@ class ContinuedEngine(WrappedEngine):
             self._give_up(own, why, error)
         if own.came or replica or first:
             self._notify(own, f"engine {replica}" if replica else "its engine")
-        pause = self._retries.pause(own.tries)
-        own.tries += 1
+        pause = self._next_pause(own)
         if isinstance(error, Busy):
             pause = max(pause, min(error.retry_after, self._retries.longest))
         return pause
 
+    def _next_pause(self, own: _ContinuedRequest) -> float:
+        own.tries += 1
+        return self._retries.pause(own.tries - 1)
+
     def _hopeless(self, own: _ContinuedRequest, error: Exception, seconds: float) -> str | None:
         """Why it is not requested again, these seconds after its engine ended."""
-        if own.cancelled.is_set():
+        if own.cancelled:
             return "the request was cancelled"
         if self._closing:
             return "the server is closing"

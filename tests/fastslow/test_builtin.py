@@ -21,9 +21,11 @@ from tokenizers import Tokenizer
 
 from fastslow import LLM, Mode, SamplingParams, Speculation
 from fastslow.models import locate
-from fastslow.models.dense import Dense
+from fastslow.models.dense import LINEARS, Dense
 from fastslow.models.folder import fresh_folder
-from fastslow.models.gguf import gguf_to_dense
+from fastslow.models.gguf import gguf_to_dense, write_files
+from fastslow.models.moge import write_moge
+from fastslow.models.recipe import ExpertLayout, Recipe
 from fastslow.request.options import model_sampling
 
 HIDDEN = 64
@@ -62,6 +64,34 @@ def test_gguf_becomes_a_dense_folder_with_its_tokenizer(tmp_path: Path) -> None:
     library = Tokenizer.from_file(str(out / "tokenizer.json"))
     pieces = ["<|im_start|>", "he", "Ġ", "1", "2", "Ġt", "<|im_end|>"]  # digits are split
     assert library.encode("<|im_start|>he 12 t<|im_end|>").tokens == pieces
+
+
+def test_a_moge_model_of_the_file_is_that_of_its_dense_folder(tmp_path: Path) -> None:
+    write_gguf(gguf := tmp_path / "tiny.gguf")
+    (small := tmp_path / "small").mkdir()
+    write_files(gguf, small)
+    dense = Dense(gguf_to_dense(gguf, tmp_path / "dense"))
+    torch.manual_seed(1)
+    inner = dense.config.intermediate_size
+    pool = inner // 8
+    order = torch.randperm(inner)
+    shared = order[4 * pool :].sort().values
+    experts = torch.stack([torch.randperm(pool)[: pool // 2].sort().values for _ in range(8)])
+    layout = ExpertLayout(
+        shared[None],
+        order[: 4 * pool].view(1, 4, pool),
+        experts.view(1, 4, 2, -1),
+        torch.randn(1, 8, HIDDEN),
+        torch.rand(1, 8),
+    )
+    sizes = {name: dense.weight(0, name).shape for name in LINEARS}
+    deltas = {f"0_{n}": (torch.randn(2, i), torch.randn(o, 2)) for n, (o, i) in sizes.items()}
+    recipe = Recipe(layout, deltas, {})
+    first = write_moge(dense.folder, recipe, tmp_path / "first", fast=1)
+    second = write_moge(small, recipe, tmp_path / "second", fast=1, weights=gguf)
+    names = {path.name for path in first.iterdir()}
+    assert names == {path.name for path in second.iterdir()} and "tokenizer.json" in names
+    assert all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
 
 
 def test_other_gguf_files_are_refused(tmp_path: Path) -> None:

@@ -89,7 +89,8 @@ def test_names(hub: FakeHub, tiny_chat: Path, logged: list[str]) -> None:
     ):
         refused(odd, "is no name of a hub: that is owner/name")
     shutil.copytree(tiny_chat, MODEL)
-    assert resolve_model(MODEL) == Path(MODEL) and "is a folder here" in logged[0]
+    assert resolve_model(MODEL) == Path(MODEL) and "is here, on this machine" in logged[0]
+    assert resolve_head(MODEL) == Path(MODEL) and logged[1] == logged[0]
     assert not hub.asked
 
 

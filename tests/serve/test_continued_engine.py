@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loops import within
 from requests_made import made_request
+from serve_engines import until
 
 from fastslow.output import Decided, GenerationError, Output, Piece
 from fastslow.serve.api.engine import Busy, NotReady
@@ -296,6 +297,40 @@ async def test_after_a_cancel_or_the_end_of_the_server_nobody_is_asked(closes: b
         async for _ in engine.stream(ASK):
             await (engine.close() if closes else engine.cancel("one"))
     assert len(inner.asked) == 1
+
+
+@within(10)
+async def test_a_pause_between_two_tries_ends_with_the_server() -> None:
+    inner = ScriptedReplicas([ANSWER], [gone(after=2)])
+    engine = ContinuedEngine(inner, replace(QUICK, first=60.0, longest=60.0))
+    task = asyncio.ensure_future(taken(engine, ASK))
+    await until(lambda: bool(engine._running) and inner.left > 0)
+    await asyncio.sleep(0.01)
+    inner.breaks = [NOBODY]
+    await engine.close()
+    with pytest.raises(NotReady, match="the server is closing"):
+        await task
+
+
+@pytest.mark.parametrize("ran", [False, True])
+@within(10)
+async def test_a_new_request_waits_for_replicas_that_start_again(ran: bool) -> None:
+    inner = ScriptedReplicas([ANSWER])
+    engine = ContinuedEngine(inner, replace(QUICK, held=0.2))
+    if ran:
+        await taken(engine, ASK)
+    inner.there, inner.breaks = False, [NOBODY] * 3
+    if not ran:  # a model that loads for the first time may take minutes
+        with pytest.raises(NotReady, match="nobody is there"):
+            await taken(engine, ASK)
+        return
+    timed = ASK.with_options(timeout=5.0)
+    await taken(engine, timed)
+    assert len(inner.asked) == 5 and (inner.asked[-1].options.timeout or 9) < 5
+    assert engine.retried == engine.given_up == 0
+    inner.breaks = [NOBODY] * 9999
+    with pytest.raises(NotReady, match="nobody is there"):
+        await taken(engine, ASK)
 
 
 class OnItsWay(ScriptedReplicas):

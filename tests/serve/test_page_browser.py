@@ -251,14 +251,17 @@ def test_a_phone_shows_no_keys(chat: Chat) -> None:
 
 @pytest.mark.parametrize("colours", [False, True])
 def test_nothing_is_wider_than_a_phone(chat: Chat, colours: bool) -> None:
+    touch = "Emulation.setTouchEmulationEnabled"
+    appear(chat.driver, 375, 720, "light")
+    chat.driver.execute_cdp_cmd(touch, {"enabled": True})
     chat.run("setColours(arguments[0])", colours)
     chat.answered("Explain binary search")
-    appear(chat.driver, 375, 720, "light")
     wide = chat.run(
         "return [...document.querySelectorAll('body *')].filter(n => n.getClientRects().length &&"
         " !n.closest('.scroller, pre, .unseen') && n.getBoundingClientRect().right > 376)"
         ".map(n => n.tagName + '.' + n.className)"
     )
+    chat.driver.execute_cdp_cmd(touch, {"enabled": False})
     appear(chat.driver, 1280, 860, "light")
     assert wide == []
 

@@ -71,6 +71,13 @@ def test_a_hub_that_is_none(
     assert says in said and "serve" in said.splitlines()[-2]
 
 
+def test_a_hub_whose_cache_is_another_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    (found,) = doctor._hub()
+    assert not found.fine and "cannot be written to: point HF_HOME" in found.said
+
+
 def test_a_hub_that_speaks_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     def other(*_: object, **__: object) -> None:
         raise BadStatusLine("SSH-2.0")

@@ -27,7 +27,7 @@ def found(
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(machine, "_host_memory", lambda: 6 << 30)
     folders = {}
-    for name in ("tiny/chat", "some/gguf", "odd/family"):
+    for name in ("tiny/chat", "some/gguf", "odd/family", "a/head", "an/eagle"):
         storage = tmp_path / f"models--{name.replace('/', '--')}"
         folders[name] = storage / "snapshots" / ("a" * 40)
         (storage / "refs").mkdir(parents=True)
@@ -42,6 +42,10 @@ def found(
     writer.close()
     shutil.copytree(tiny_chat, folders["odd/family"])
     (folders["odd/family"] / "config.json").write_text('{"architectures": ["OddForCausalLM"]}')
+    for name, file in (("a/head", "draft.head"), ("an/eagle", "model.safetensors")):
+        folders[name].mkdir(parents=True)
+        (folders[name] / file).write_bytes(b"")
+    (folders["an/eagle"] / "config.json").write_text('{"draft_vocab_size": 320}')
     shutil.copytree(tmp_path / "models--odd--family", tmp_path / "models--odd--damaged")
     (tmp_path / "models--odd--damaged" / "refs" / "main").write_bytes(b"\xff")
     capfd.readouterr()
@@ -56,6 +60,6 @@ def test_what_is_here_and_what_would_fit(found: dict[str, dict[str, Any]]) -> No
     assert "PanguProMoEForCausalLM" in chat["said"]
     assert file["runs"] and file["said"].startswith("GGUF ")
     assert not odd["runs"] and "OddForCausalLM" in odd["said"]
-    assert found["smollm2-moge"]["here"]
+    assert found["smollm2-moge"]["here"] and not {"a/head", "an/eagle"} & found.keys()
     small, large = found["Qwen/Qwen3-0.6B"], found["unsloth/Qwen3-30B-A3B-GGUF:Q4_K_M"]
     assert small["fits"] and not large["fits"] and not small["here"] and large["runs"]

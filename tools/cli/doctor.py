@@ -137,7 +137,7 @@ def _cache() -> Iterator[MachineCheck]:
     from fastslow.engine.kv.budget import format_bytes
 
     folder = cache_folder()
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    there = _existing(folder)
     files = [one for one in folder.rglob("*") if one.is_file() and not one.is_symlink()]
     held, free = sum(one.stat().st_size for one in files), shutil.disk_usage(there).free
     writable = os.access(there, os.W_OK)
@@ -146,6 +146,11 @@ def _cache() -> Iterator[MachineCheck]:
         said += "; it cannot be written to: point FASTSLOW_CACHE at a folder of yours"
     facts = {"folder": str(folder), "held": held, "free": free, "writable": writable}
     yield MachineCheck("cache", writable, said, facts)
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or what is there of its parents."""
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
 
 
 def _hub() -> Iterator[MachineCheck]:
@@ -174,7 +179,11 @@ def _hub() -> Iterator[MachineCheck]:
         except (OSError, ValueError, HTTPException) as error:
             why = f"not reached ({getattr(error, 'reason', error)}): models that are here run"
     token = "a token" if facts["token"] else "no token (HF_TOKEN, for models that ask for one)"
-    yield MachineCheck("hub", True, f"{hub.place} {why}; {token}; cache {hub.cache}", facts)
+    facts["writable"] = os.access(_existing(hub.cache), os.W_OK)
+    said = f"{hub.place} {why}; {token}; cache {hub.cache}"
+    if not facts["writable"]:
+        said += "; it cannot be written to: point HF_HOME at a folder of yours"
+    yield MachineCheck("hub", facts["writable"], said, facts)
 
 
 def _packages() -> Iterator[MachineCheck]:

@@ -215,7 +215,8 @@ class PackedMatrix:
             if self.format is not Format.INT4:  # which floats are packed in, too
                 missing = ", ".join(name for name, part in found if part is None)
                 raise ValueError(f"{missing}: not in {self.format.name} in the file")
-        whole = torch.cat([sources.read(name) for name in self.sources])
+        read = [sources.read(name) for name in self.sources]
+        whole = read[0] if len(read) == 1 else torch.cat(read)
         pack_rows(into, self.format, self.inputs, self.order, whole.__getitem__)
 
     def _keep(self, into: Bytes, matrix: QuantLinear) -> None:

@@ -164,3 +164,52 @@ def test_a_row_that_is_not_finite_shows_it_alone(kind: Format | str, bits: int) 
     assert not np.isfinite(out[2]).any()
     assert (np.delete(out, 2, 0) == np.delete(good, 2, 0)).all()
     assert (product(form, tiles, 40, 0 * np.nan_to_num(x)) == 0).all() or isinstance(kind, Format)
+
+
+DOTS, TILES = 1, 4  # of fs_dot_instructions
+TURN = 32  # inputs of a row of a matrix tile
+
+
+def fused(total: Array, a: Array, b: Array) -> Array:
+    """total + a * b, rounded once: a product of two bfloat16 is exact in float32."""
+    summed: Array = total + a * b
+    return summed
+
+
+def tile_sums(weights: Array, x: Array) -> Array:
+    """Intel's TDPBF16PS: in each 32 inputs a chain of the even ones and one of the odd; their sum is added."""
+    short = -x.shape[1] % TURN
+    w_KO = np.pad(bfloat16(weights), ((0, 0), (0, short))).T[:, None]
+    x_KR = np.pad(bfloat16(x), ((0, 0), (0, short))).T[:, :, None]
+    total = np.zeros((len(x), len(weights)), np.float32)
+    for first in range(0, len(w_KO), TURN):
+        even, odd = np.zeros_like(total), np.zeros_like(total)
+        for k in range(first, first + TURN, 2):
+            even = fused(even, x_KR[k], w_KO[k])
+            odd = fused(odd, x_KR[k + 1], w_KO[k + 1])
+        total += even + odd
+    return total
+
+
+def dot_sums(weights: Array, x: Array) -> Array:
+    """What chips with other dots of pairs (VDPBF16PS) sum: one chain, of each pair the odd one first; without such
+    dots, the even one."""
+    first = int(library.kernels().fs_dot_instructions() & DOTS)
+    w_KO, x_KR = bfloat16(weights).T[:, None], bfloat16(x).T[:, :, None]
+    total = np.zeros((len(x), len(weights)), np.float32)
+    for k in range(0, len(w_KO), 2):
+        for input_ in (k + first, k + 1 - first):
+            if input_ < len(w_KO):
+                total = fused(total, x_KR[input_], w_KO[input_])
+    return total
+
+
+@pytest.mark.parametrize(("outputs", "inputs"), [(33, 31), (64, 48), (32, 577), (64, 1536)])
+def test_sums_are_those_of_the_manual(outputs: int, inputs: int) -> None:
+    weights, x = some(outputs, inputs, 40)
+    tiles = packed(Format.BFLOAT16, weights)
+    in_tiles = library.kernels().fs_dot_instructions() & TILES
+    expected = (tile_sums if in_tiles else dot_sums)(weights, x)
+    for count in range(1, 41):
+        found = product(Format.BFLOAT16, tiles, outputs, x[:count])
+        assert (found.view(np.int32) == expected[:count].view(np.int32)).all(), count

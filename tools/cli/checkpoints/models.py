@@ -13,6 +13,7 @@ from fastslow.tools.cli.options import JsonLines, expand_options
 if TYPE_CHECKING:
     from fastslow.models.hub.repository import Repository
 
+HEAD_KEYS = {"draft_vocab_size", "speculators_model_type"}  # in config.json of published heads
 ROOM = 1.2  # memory that a model needs, as a multiple of its weights: keys, values, a step's own
 
 
@@ -70,14 +71,27 @@ def _builtin() -> Iterator[KnownModel]:
 
 
 def _fetched() -> Iterator[KnownModel]:
-    """Of each repository in the hub's cache what its usual revision holds."""
+    """Of each repository in the hub's cache what its usual revision holds; draft heads are left out."""
     from fastslow.models.hub.hubs import open_hub
 
     hub = open_hub()
     for name in hub.names():
         found = hub.cached(name)
-        if found.files:
+        if found.files and not _is_head(found, hub.folder(found)):
             yield from _of(found, hub.folder(found))
+
+
+def _is_head(found: Repository, folder: Path) -> bool:
+    """Whether it is a draft head, and no model."""
+    from fastslow.engine.host.files import read_object
+    from fastslow.models.hub.repository import CONFIG, HEADS
+
+    if CONFIG not in found.files:
+        return not HEADS.isdisjoint(found.files) and not found.is_gguf
+    try:
+        return not HEAD_KEYS.isdisjoint(read_object(folder / CONFIG))
+    except ValueError:  # damaged: it is listed with the reason
+        return False
 
 
 def _of(found: Repository, folder: Path) -> Iterator[KnownModel]:

@@ -66,7 +66,8 @@ int fs_screened(void* handle) {
     return last.args.outputs && last.head_plan.screened;
 }
 
-// 16, 8 or 4 floats in a vector; and whether bfloat16 and int8 dot instructions are used.
+// 16, 8 or 4 floats in a vector; and whether dot instructions of bfloat16 (1), of int8 (2) and matrix tiles (4)
+// are used.
 int fs_vector_width() { return W; }
 
 int fs_dot_instructions() {
@@ -76,6 +77,9 @@ int fs_dot_instructions() {
 #endif
 #if defined(FASTSLOW_AVX512) && defined(__AVX512VNNI__)
     found |= 2;
+#endif
+#if defined(FASTSLOW_AMX)
+    found |= 4;
 #endif
     return found;
 }

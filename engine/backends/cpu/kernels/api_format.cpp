@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <memory>
 
+#include "amx.h"
 #include "format.h"
 
 using namespace fastslow;
@@ -91,6 +92,7 @@ int fs_product(int id, const uint8_t* tile, int outputs, int inputs, const float
     const auto sums = aligned<float>((size_t)format.rows * TILE);
     if (!prepared || !sums) return 1;
     const uint8_t* rows[MOST_ROWS];
+    const UseTiles use;
     for (int first = 0; first < count; first += format.rows) {
         const int n = count - first < format.rows ? count - first : format.rows;
         for (int t = 0; t < n; t++) {

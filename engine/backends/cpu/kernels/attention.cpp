@@ -75,7 +75,7 @@ template <class T> void attend_as(Step& step, int thread, int layer, int chunk) 
         return;
     }
     float all_most[MOST_QUERIES], all_total[MOST_QUERIES] = {};
-    float* sums = own.outs + (size_t)MOST_QUERIES * width;
+    float* sums = own.outs + (size_t)QUERY_ROOM * width;
     for (int part = 0; part < plan.parts(c.group); part++) {
         run_part(c, part, own, most, total);
         for (int i = 0; i < count; i++)
@@ -125,7 +125,10 @@ void attend(Step& step, int thread, int layer, int chunk) {
     switch (step.args.kv_format) {
         case F32: return attend_as<float>(step, thread, layer, chunk);
         case INT8: return attend_as<uint8_t>(step, thread, layer, chunk);
-        default: return attend_as<uint16_t>(step, thread, layer, chunk);
+        default: {
+            const UseHalfTiles use;
+            attend_as<uint16_t>(step, thread, layer, chunk);
+        }
     }
 }
 

@@ -14,6 +14,8 @@ struct Step;
 constexpr int KEY_BLOCK = 256;  // keys per partial softmax; fixed, since sums depend on it
 constexpr size_t MOST_PARTIALS = 64 << 20;  // floats; a step that needs more is not split
 constexpr int MOST_QUERIES = 64;  // of a chunk: rows times query heads
+constexpr int QUERY_ROOM = MOST_QUERIES + 16;  // matrix tiles are written whole
+constexpr int SCORE_STRIDE = KEY_BLOCK + 16;   // floats from query to query: not a power of 2, see Model::spread
 
 // Rows of one request that attend as a group, so that a key is read once for all of them.
 struct RowGroup {

@@ -35,6 +35,15 @@ template <class T> struct Chunk {
     int row(int query) const { return group.first + query % each() / ratio(); }
     int head(int query) const { return (kv_head + query / each()) * ratio() + query % ratio(); }
 
+    // Whether scores and sums of values are those of matrix tiles: always, or never, with a model.
+    bool in_tiles() const {
+#if defined(FASTSLOW_AMX)
+        return sizeof(T) == 2 && shape().head_dim % LANES == 0;
+#else
+        return false;
+#endif
+    }
+
     const float* q(int query) const {
         return step.model.space.q + ((size_t)row(query) * shape().heads + head(query)) * shape().head_dim;
     }

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 
+#include "amx.h"
 #include "check.h"
 #include "forest.h"
 #include "simd.h"
@@ -201,6 +202,7 @@ void DraftHead::add_own_logits(const std::vector<Row>& rows, const std::vector<i
         own_[m].resize((size_t)tiles * TILE);
         if (!tiles) continue;
         const Step& last = *model_.steps[(model_.turn + Crew::TASKS - 1) % Crew::TASKS];
+        const UseTiles use;
         format.prepare(ready, last.normed(0, (int)wanted[m], s.norm), s.hidden);
         alignas(64) float out[TILE];
         for (int t = 0; t < tiles; t++) {

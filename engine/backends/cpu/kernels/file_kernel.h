@@ -13,6 +13,8 @@
 
 namespace fastslow {
 
+typedef uint8_t vb __attribute__((vector_size(4 * W)));
+
 constexpr int PAIRS = QUADS / 2;
 constexpr int PLANE = 4 * TILE;  // bytes of a quad of whole bytes, or of a pair of halves
 
@@ -219,12 +221,42 @@ template <class Form> struct FileKernel {
     }
 #endif
 
+    // For tiles, see byte_tiles.h.
+    static constexpr bool SCALED = true, MINIMA = Form::MINIMA, SIGNED = Form::ZERO > 0;
+    static constexpr int ROW_BYTES = FileRow::BYTES;
+
+    static int blocks(int inputs) { return padded(inputs, STEP) / BLOCK; }
+    static void finish(const uint8_t*, int, int, float*) {}
+
+    static void to_bytes(const uint8_t* tile, const uint8_t* soon, int, int first, int some, uint8_t* to) {
+        constexpr uint8_t ZERO = Form::ZERO ? 1 << Form::ZERO : 0;
+        const uint8_t* group = tile + (size_t)(first / BLOCKS) * GROUP;
+        for (int n = 0; n < some; n += BLOCKS, group += GROUP) {
+            const Scales<Form> scales(group);
+            for (int at = 0; at < GROUP; at += LINE) prefetch_to_l2(soon + (group - tile) + at);
+            for (int b = 0; b < BLOCKS; b++) {
+                const uint8_t* block = group + Form::SCALES + b * Form::WEIGHTS;
+                for (int p = 0; p < PAIRS; p++, to += 2 * PLANE)
+                    for (int v = 0; v < VECTORS; v++) {
+                        vu low, high;
+                        Form::pair(block, p, v, low, high);
+                        store(to + sizeof(vu) * v, (vb)low - ZERO);
+                        store(to + PLANE + sizeof(vu) * v, (vb)high - ZERO);
+                    }
+                std::memcpy(to, scales.d[b * PARTS], 4 * TILE * PARTS);
+                to += 4 * TILE * PARTS;
+                if constexpr (MINIMA) {
+                    std::memcpy(to, scales.m[b], 4 * TILE);
+                    to += 4 * TILE;
+                }
+            }
+        }
+    }
+
     template <int T>
-    static void product(const uint8_t* __restrict tile, const uint8_t* soon, int inputs,
+    static void at_once(const uint8_t* __restrict tile, const uint8_t* soon, int inputs,
                         const uint8_t* const* rows, float* __restrict out) {
         const int groups = padded(inputs, STEP) / STEP;
-        if constexpr (T > INTEGERS_AT_ONCE)
-            return in_passes<FileKernel, T>(tile, soon, (size_t)groups * GROUP, rows, out);
         const ptrdiff_t ahead = soon - tile;
         const uint8_t* x[T];
         UNROLL for (int t = 0; t < T; t++) x[t] = rows[t];
@@ -243,6 +275,13 @@ template <class Form> struct FileKernel {
         if constexpr (T <= FEW)
             UNROLL for (int t = 0; t < T; t++)
                 UNROLL for (int v = 0; v < VECTORS; v++) store(out + t * TILE + v * W, sum[t][v]);
+    }
+
+    template <int T>
+    static void product(const uint8_t* tile, const uint8_t* soon, int inputs, const uint8_t* const* rows, float* out) {
+        if constexpr (T >= FILLED) in_tiles<FileKernel, T>(tile, soon, inputs, rows, out);
+        else if constexpr (T > INTEGERS_AT_ONCE) in_passes<FileKernel, T>(tile, soon, (size_t)padded(inputs, STEP) / STEP * GROUP, rows, out);
+        else at_once<T>(tile, soon, inputs, rows, out);
     }
 
     // Rows of `inputs` numbers in the file's blocks, as a tile; a null pointer is a row of zeros.
@@ -279,8 +318,9 @@ template <class Form> struct FileKernel {
     }
 
     static constexpr Format format() {
-        return {FileRow::STEP, ROWS,    Products<FileKernel>::table, tile_bytes, FileRow::row_bytes,
-                nullptr,       FileRow::prepare, unpack, pack, Form::FILE_BLOCKS * BLOCK, Form::FILE_BYTES};
+        constexpr int MOST = most_rows(ROWS);
+        return {FileRow::STEP, MOST, Products<FileKernel, MOST>::table, tile_bytes, FileRow::row_bytes, nullptr,
+                FileRow::prepare, unpack, pack, Form::FILE_BLOCKS * BLOCK, Form::FILE_BYTES, FILLED};
     }
 };
 

@@ -2,7 +2,7 @@
 // several formats and still read the same rows.
 #pragma once
 
-#include "blocks.h"
+#include "byte_tiles.h"
 
 namespace fastslow {
 

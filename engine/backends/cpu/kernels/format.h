@@ -11,7 +11,7 @@
 namespace fastslow {
 
 constexpr int TILE = 32;       // outputs of a tile
-constexpr int MOST_ROWS = 16;  // no format multiplies more rows at once
+constexpr int MOST_ROWS = 64;  // no format multiplies more rows at once
 constexpr int AHEAD = 8192;    // bytes between what is read and what is asked for meanwhile
 
 // One tile times the rows: out[row][TILE]. rows[i] are prepared rows. `soon` is what a later call reads,
@@ -45,6 +45,10 @@ struct Format {
     // has none.
     void (*pack_blocks)(uint8_t* tile, const uint8_t* const* rows, int inputs);
     int block_inputs, block_bytes;
+
+    // From so many rows on, not 0, they go in whole tiles of 16: they lie at one distance from each other, and as
+    // many as fill the tiles can be read, and their sums written, though nobody looks at them.
+    int tile_rows = 0;
 };
 
 // Mirror of formats.py.

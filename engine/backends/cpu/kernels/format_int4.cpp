@@ -3,7 +3,7 @@
 // Tile, per group: [4][32 outputs][4] bytes, where byte j holds input j of the quad 2i in its low
 // half and of the quad 2i + 1 in its high half; then 32 d and 32 m in half precision. The last
 // group may be half, with half of the bytes. A block's extra word is its scale times its sum.
-#include "blocks.h"
+#include "byte_tiles.h"
 #include "half.h"
 #include "passes.h"
 
@@ -137,11 +137,37 @@ struct Kernel {
         else many<T, N>(w, ahead, x, at, out);
     }
 
+    // For tiles, see byte_tiles.h.
+    static constexpr bool SCALED = true, MINIMA = true, SIGNED = true;
+    static constexpr int PARTS = 1, ROW_BYTES = Nibbles::BYTES;
+
+    static int blocks(int inputs) { return (inputs + BLOCK - 1) / BLOCK; }
+    static void finish(const uint8_t*, int, int, float*) {}
+
+    static void to_bytes(const uint8_t* tile, const uint8_t* soon, int inputs, int first, int some, uint8_t* to) {
+        const int whole = padded(inputs, STEP) / BLOCK;
+        const uint8_t* w = tile + (size_t)first * GROUP;
+        for (int b = first; b < first + some; b++, w += GROUP) {
+            const int pairs = b < whole ? QUADS / 2 : QUADS / 4;
+            for (int at = 0; at < GROUP; at += LINE) prefetch_to_l2(soon + (w - tile) + at);
+            for (int p = 0; p < QUADS / 2; p++, to += 2 * PAIR_BYTES)
+                for (int v = 0; v < VECTORS; v++) {
+                    const vu both = p < pairs ? load<vu>(w + PAIR_BYTES * p + sizeof(vu) * v) : vu{};
+                    store(to + sizeof(vu) * v, both & 0x0f0f0f0fu);
+                    store(to + PAIR_BYTES + sizeof(vu) * v, both >> 4 & 0x0f0f0f0fu);
+                }
+            const Affine<> affine(w + PAIR_BYTES * pairs);
+            for (int v = 0; v < VECTORS; v++) {
+                store(to + sizeof(vf) * v, affine.d[v]);
+                store(to + 4 * TILE + sizeof(vf) * v, affine.m[v]);
+            }
+            to += 8 * TILE;
+        }
+    }
+
     template <int T>
-    static void product(const uint8_t* __restrict tile, const uint8_t* soon, int inputs,
+    static void at_once(const uint8_t* __restrict tile, const uint8_t* soon, int inputs,
                         const uint8_t* const* rows, float* __restrict out) {
-        if constexpr (T > INTEGERS_AT_ONCE)
-            return in_passes<Kernel, T>(tile, soon, tile_bytes(inputs), rows, out);
         const ptrdiff_t ahead = soon - tile;
         const int n = padded(inputs, STEP);
         const uint8_t* x[T];
@@ -157,6 +183,13 @@ struct Kernel {
             UNROLL for (int t = 0; t < T; t++)
                 UNROLL for (int v = 0; v < VECTORS; v++)
                     store(out + t * TILE + v * W, sum[t][v]);
+    }
+
+    template <int T>
+    static void product(const uint8_t* tile, const uint8_t* soon, int inputs, const uint8_t* const* rows, float* out) {
+        if constexpr (T >= FILLED) in_tiles<Kernel, T>(tile, soon, inputs, rows, out);
+        else if constexpr (T > INTEGERS_AT_ONCE) in_passes<Kernel, T>(tile, soon, tile_bytes(inputs), rows, out);
+        else at_once<T>(tile, soon, inputs, rows, out);
     }
 };
 
@@ -236,8 +269,8 @@ void pack_blocks(uint8_t* tile, const uint8_t* const* rows, int inputs) {
 }  // namespace
 
 extern const Format int4_format = {
-    STEP, ROWS, Products<Kernel>::table, tile_bytes, Nibbles::row_bytes, pack, prepare, unpack,
-    pack_blocks, BLOCK, FROM,
+    STEP, most_rows(ROWS), Products<Kernel, most_rows(ROWS)>::table, tile_bytes, Nibbles::row_bytes, pack, prepare, unpack,
+    pack_blocks, BLOCK, FROM, FILLED,
 };
 
 }  // namespace fastslow

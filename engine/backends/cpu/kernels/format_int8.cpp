@@ -3,7 +3,7 @@
 // Tile: [quad of inputs][32 outputs][4] bytes, each weight + 128, then 32 float scales. A dot
 // instruction takes unsigned times signed bytes and repeats only the signed: hence the + 128,
 // which the block's extra word, -128 times the sum of its inputs, takes back.
-#include "blocks.h"
+#include "byte_tiles.h"
 #include "passes.h"
 
 namespace fastslow {
@@ -89,16 +89,37 @@ struct Kernel {
         const size_t bytes = (size_t)TILE * padded(inputs, STEP);
         prefetch_lines<4 * TILE>(soon + bytes);
         in_passes<Kernel, T>(tile, soon, bytes, rows, out);
+        finish(tile, inputs, T, out);
+    }
+
+    // For tiles, see byte_tiles.h.
+    static constexpr bool SCALED = false, MINIMA = false, SIGNED = true;
+    static constexpr int PARTS = 1, ROW_BYTES = Bytes::BYTES;
+
+    static int blocks(int inputs) { return (inputs + BLOCK - 1) / BLOCK; }
+
+    static void to_bytes(const uint8_t* tile, const uint8_t* soon, int inputs, int first, int some, uint8_t* to) {
+        const size_t from = (size_t)first * BLOCK * TILE, most = (size_t)some * BLOCK * TILE;
+        const size_t bytes = std::min(most, (size_t)padded(inputs, STEP) * TILE - from);
+        for (size_t at = 0; at < bytes; at += LINE) {
+            prefetch_to_l2(soon + from + at);
+            for (size_t i = at; i < at + LINE; i += sizeof(vu)) store(to + i, load<vu>(tile + from + i) ^ 0x80808080u);
+        }
+        std::memset(to + bytes, 0, most - bytes);
+    }
+
+    // The sums of `count` rows, times the outputs' scales.
+    static void finish(const uint8_t* tile, int inputs, int count, float* out) {
+        const uint8_t* scales = tile + (size_t)TILE * padded(inputs, STEP);
         UNROLL for (int v = 0; v < VECTORS; v++) {
-            const vf scales = load<vf>(tile + bytes + sizeof(vf) * v);
-            for (float* to = out + v * W; to < out + T * TILE; to += TILE) store(to, load<vf>(to) * scales);
+            const vf some = load<vf>(scales + sizeof(vf) * v);
+            for (float* to = out + v * W; to < out + count * TILE; to += TILE) store(to, load<vf>(to) * some);
         }
     }
 
     template <int T>
-    static void product(const uint8_t* __restrict tile, const uint8_t* soon, int inputs,
-                        const uint8_t* const* rows, float* __restrict out) {
-        if constexpr (T > INTEGERS_AT_ONCE) return many<T>(tile, soon, inputs, rows, out);
+    static void few(const uint8_t* __restrict tile, const uint8_t* soon, int inputs, const uint8_t* const* rows,
+                    float* __restrict out) {
         const ptrdiff_t ahead = soon - tile;
         const int n = padded(inputs, STEP);
         const uint8_t* x[T];
@@ -114,6 +135,20 @@ struct Kernel {
         UNROLL for (int t = 0; t < T; t++)
             UNROLL for (int v = 0; v < VECTORS; v++)
                 store(out + t * TILE + v * W, sum[t][v] * load<vf>(scales + sizeof(vf) * v));
+    }
+
+    template <int T>
+    static void product(const uint8_t* tile, const uint8_t* soon, int inputs, const uint8_t* const* rows, float* out) {
+        if constexpr (T >= FILLED) {
+            in_tiles<Kernel, T>(tile, soon, inputs, rows, out);
+        } else if constexpr (T > MOST) {
+            product<T / 2>(tile, soon, inputs, rows, out);
+            product<T - T / 2>(tile, soon, inputs, rows + T / 2, out + T / 2 * TILE);
+        } else if constexpr (T > INTEGERS_AT_ONCE) {
+            many<T>(tile, soon, inputs, rows, out);
+        } else {
+            few<T>(tile, soon, inputs, rows, out);
+        }
     }
 };
 
@@ -163,8 +198,8 @@ void pack_int8(uint8_t* tile, const int8_t* const* rows, const float* const* sca
 }
 
 extern const Format int8_format = {
-    STEP, MOST, Products<Kernel>::table, tile_bytes, Bytes::row_bytes, pack, prepare, unpack,
-    nullptr, 0, 0,
+    STEP, most_rows(MOST), Products<Kernel, most_rows(MOST)>::table, tile_bytes, Bytes::row_bytes, pack, prepare, unpack,
+    nullptr, 0, 0, FILLED,
 };
 
 }  // namespace fastslow

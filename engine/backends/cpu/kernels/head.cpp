@@ -150,7 +150,7 @@ static void whole_head(Step& step, int thread, int& phase) {
                 if (!plan.only_best[m])
                     for (int k = 0; k < size; k += 16)
                         prefetch_to_write(step.args.logits + m * s.vocabulary + tile * TILE + k);
-            multiply(s.head, s.head.tiles + tile * bytes, rows, stride, nullptr, (int)count,
+            multiply(s.head, s.head.tiles + tile * bytes, rows, stride, (int)count,
                      [&](int first, int got, float* out) {
                          for (int i = 0; i < got; i++) {
                              const size_t m = first + i;
@@ -180,7 +180,7 @@ static void screen_head(Step& step, int thread, int& phase, const Slack* slacks)
         for (int tile = c * plan.batch; tile < std::min((c + 1) * plan.batch, plan.tiles); tile++) {
             const float* norms = s.screen_norms + (size_t)tile * TILE;
             const float* errors = norms + (size_t)plan.tiles * TILE;
-            multiply(s.screen, s.screen.tiles + tile * bytes, rows, stride, nullptr, (int)count,
+            multiply(s.screen, s.screen.tiles + tile * bytes, rows, stride, (int)count,
                      [&](int first, int got, float* out) {
                          for (int i = 0; i < got; i++) {
                              const size_t m = first + i;
@@ -230,12 +230,13 @@ static void rescore(Step& step, int thread, int& phase, const Slack* slacks) {
                 if (any(may)) index[some++] = (int)m;
             }
             if (!some) continue;
-            multiply(s.head, s.head.tiles + tile * bytes, rows, stride, index, some,
-                     [&](int first, int got, float* out) {
-                         for (int i = 0; i < got; i++)
-                             take(plan.best[c * count + index[first + i]], out + i * TILE,
-                                  tile * TILE, size);
-                     });
+            const uint8_t* at = s.head.tiles + tile * bytes;
+            multiply_run(s.head, Run{at, 1, 0, at + AHEAD}, rows, stride, index, step.model.scratch[thread].gathered,
+                         some, [&](int, int first, int got, float* out) {
+                             for (int i = 0; i < got; i++)
+                                 take(plan.best[c * count + index[first + i]], out + i * TILE,
+                                      tile * TILE, size);
+                         });
         }
     }, qkv_stream(step.model.layers[0]).slice(thread, step.threads));
 }

@@ -9,6 +9,7 @@
 #include "chunk.h"
 #include "score.h"
 #include "score_int8.h"
+#include "score_tiles.h"
 
 namespace fastslow {
 
@@ -80,7 +81,7 @@ template <class T> void score_block(const Chunk<T>& c, const KeyBlock& block, Sc
     float* out[MOST_QUERIES];
     turn_queries(c, own, q);
     for (int t = block.first; t < block.tiles; t++) {
-        for (int i = 0; i < c.queries(); i++) out[i] = own.scores + (size_t)i * KEY_BLOCK + t * LANES;
+        for (int i = 0; i < c.queries(); i++) out[i] = own.scores + (size_t)i * SCORE_STRIDE + t * LANES;
         const int at_once = t < block.shared ? each : ratio;
         for (int i = 0; i < c.queries(); i += at_once) {
             const int head = i / each;
@@ -92,7 +93,13 @@ template <class T> void score_block(const Chunk<T>& c, const KeyBlock& block, Sc
                 places = &apart;
             }
             const T* keys = c.keys_at(*places, head, own);
-            score_some<T>(keys, dim, at_once, q + i, out + i, after_keys(c, block, t, head));
+            const char* soon = after_keys(c, block, t, head);
+#if defined(FASTSLOW_AMX)
+            if (c.in_tiles())
+                score_in_tiles((const uint16_t*)keys, dim, at_once, (const uint16_t*)q[i], out[i], soon);
+            else
+#endif
+                score_some<T>(keys, dim, at_once, q + i, out + i, soon);
             if constexpr (Tile<T>::SCALED)
                 for (int j = i; j < i + at_once; j++)
                     std::memcpy(own.value_scales + (size_t)j * KEY_BLOCK + t * LANES,
@@ -164,6 +171,74 @@ void weigh_apart(const Chunk<T>& c, const KeyBlock& block, const int* low, Scrat
         }
 }
 
+#if defined(FASTSLOW_AMX)
+// The same in matrix tiles, for queries i .. i + n - 1 of a KV head, at most sixteen.
+template <class T>
+void weigh_shared_tiles(const Chunk<T>& c, const KeyBlock& block, int i, int n, const int* low, const int* seen,
+                        Scratch& own, const uint16_t* const* mass, float* const* out) {
+    const int dim = c.shape().head_dim, head = i / c.each();
+    const auto [least, most] = std::minmax_element(seen + i, seen + i + n);
+    const auto [begin, latest] = std::minmax_element(low + i, low + i + n);
+    const int first = std::max(block.first, *begin / LANES), end = std::min(*most, block.shared * LANES);
+    const uint16_t* tiles[TILES];
+    int count = 0;
+    for (int t = first; t * LANES < end; t++, count++) {
+        uint16_t* copy = (uint16_t*)own.values + (size_t)count * LANES * dim;
+        tiles[count] = (const uint16_t*)c.values_at(block.places[t], head, (T*)copy);
+        const char* soon = after_values(c, block, t, head);
+        for (int line = 0; line < dim / 2; line++) prefetch_to_l2(soon + line * 64);
+        if (end - t * LANES < LANES) tiles[count] = cut_values(tiles[count], end - t * LANES, dim, copy);
+        // some query has masses of 0 here, and 0 times what it does not see might be no number
+        if ((*least < (t + 1) * LANES || *latest > t * LANES) && n > 1 && !all_finite(tiles[count], dim)) {
+            for (int j = i; j < i + n; j++) weigh_shared_tiles(c, block, j, 1, low, seen, own, mass, out);
+            return;
+        }
+    }
+    weigh_in_tiles(tiles, count, dim, mass[i] + first * LANES, out[i], padded(dim, LANES), false);
+}
+
+// The values on the path of a row, whose queries are i .. i + ratio - 1.
+template <class T>
+void weigh_apart_tiles(const Chunk<T>& c, const KeyBlock& block, int i, const int* low, Scratch& own,
+                       const uint16_t* const* mass, float* const* out) {
+    const int dim = c.shape().head_dim, width = padded(dim, LANES), first = std::max(block.shared, low[i] / LANES);
+    const uint16_t* tiles[TILES];
+    int count = 0;
+    for (int t = first; t < block.tiles; t++, count++) {
+        uint16_t* copy = (uint16_t*)own.values + (size_t)count * LANES * dim;
+        Places places;
+        c.find(c.row(i), block.from + t * LANES, places);
+        if (!places.count) break;
+        tiles[count] = (const uint16_t*)c.values_at(places, i / c.each(), (T*)copy);
+        if (places.count < LANES) tiles[count] = cut_values(tiles[count], places.count, dim, copy);
+    }
+    float* sums = own.value_scales;  // the neighbours' stay
+    for (int j = i; j < i + c.ratio() && count; j += AMX_ROWS) {
+        const size_t some = (size_t)std::min(i + c.ratio() - j, AMX_ROWS) * width;
+        std::copy_n(out[j], some, sums);
+        weigh_in_tiles(tiles, count, dim, mass[j] + first * LANES, sums, width, true);
+        std::copy_n(sums, some, out[j]);
+    }
+}
+
+// The values of a block, weighted.
+template <class T>
+void weigh_tiles(const Chunk<T>& c, const KeyBlock& block, const int* low, const int* seen, Scratch& own,
+                 const uint16_t* const* mass, float* const* out) {
+    for (int i = 0; i < c.queries(); i++) {  // masses of what only others see
+        uint16_t* masses = (uint16_t*)mass[i];
+        const int begin = seen[i] ? low[i] : block.tiles * LANES, end = padded(seen[i], LANES);
+        std::fill(masses + block.first * LANES, masses + std::max(begin, block.first * LANES), 0);
+        std::fill(masses + std::max(end, block.first * LANES), masses + block.tiles * LANES, 0);
+    }
+    for (int last = c.each(), i = 0; i < c.queries(); last += c.each())
+        for (; i < last; i += std::min(last - i, AMX_ROWS))
+            weigh_shared_tiles(c, block, i, std::min(last - i, AMX_ROWS), low, seen, own, mass, out);
+    for (int i = 0; i < c.queries() && block.shared < block.tiles; i += c.ratio())
+        weigh_apart_tiles(c, block, i, low, own, mass, out);
+}
+#endif
+
 // One key block for all queries: most[q], total[q] and the weighted values out[q][width]; a query
 // that sees none of the keys gets a total of 0.
 template <class T>
@@ -183,9 +258,13 @@ void run_block(const Chunk<T>& c, int64_t from, int64_t to, Scratch& own, float*
         total[i] = 0.0f;
         sums[i] = out + (size_t)i * width;
         if (const float cap = c.shape().score_cap; cap > 0.0f)
-            soft_cap(own.scores + (size_t)i * KEY_BLOCK, first, seen[i], cap);
+            soft_cap(own.scores + (size_t)i * SCORE_STRIDE, first, seen[i], cap);
         mass[i] = Inner<T>::soften(own, i, first, seen[i], most[i], total[i], sums[i], width, steps[i]);
     }
+#if defined(FASTSLOW_AMX)
+    if constexpr (sizeof(T) == 2)
+        if (c.in_tiles()) return weigh_tiles(c, block, low, seen, own, (const uint16_t* const*)mass, sums);
+#endif
     weigh_shared(c, block, low, seen, own, mass, sums);
     weigh_apart(c, block, low, own, mass, sums);
     for (int i = 0; i < c.queries(); i++) Inner<T>::settle(sums[i], width, steps[i]);

@@ -92,9 +92,10 @@ void Model::make_room(int rows, int threads, size_t partial_floats) {
     space.pair = floats((size_t)rows * pair_width);
     space.level = floats((size_t)rows * level_width);
     const bool wide = rows > NARROW;
-    space.ready = bytes(wide ? rows * ready_bytes : 0);
+    constexpr int OVER = 16;  // rows that fill a tile, see Format::tile_rows
+    space.ready = bytes(wide ? (rows + OVER) * ready_bytes : 0);
     space.ready_router = bytes(wide ? rows * ready_router_bytes : 0);
-    space.ready_expert = bytes(wide ? entries * ready_expert_bytes : 0);
+    space.ready_expert = bytes(wide ? (entries + OVER) * ready_expert_bytes : 0);
     if (!shape.embedding && (int)file_rows.size() < threads) {
         const size_t size = shape.embedding_format == F32 ? sizeof(float) : sizeof(uint16_t);
         const size_t bytes = (size_t)shape.hidden * size;
@@ -107,17 +108,18 @@ void Model::make_room(int rows, int threads, size_t partial_floats) {
     for (Scratch& own : own_memory) {
         own.ready = bytes(NARROW * ready_bytes);
         own.ready_router = bytes(NARROW * ready_router_bytes);
-        own.ready_expert = bytes((size_t)NARROW * std::max(shape.chosen, 1) * ready_expert_bytes);
+        own.ready_expert = bytes(((size_t)NARROW * std::max(shape.chosen, 1) + OVER) * ready_expert_bytes);
+        own.gathered = bytes(MOST_ROWS * ready_bytes);
         own.row = floats(hidden_pad);
         own.head = floats(MOST_ROWS * width);
         own.acc = floats((size_t)rows * TILE * TILES_AT_ONCE);
-        own.scores = floats(MOST_QUERIES * KEY_BLOCK);
+        own.scores = floats(QUERY_ROOM * SCORE_STRIDE);
         own.value_scales = floats(MOST_QUERIES * KEY_BLOCK);
         own.masses = bytes((size_t)MOST_QUERIES * KEY_BLOCK * sizeof(float));
-        own.queries = floats(MOST_QUERIES * (width + 16));
+        own.queries = floats(QUERY_ROOM * (width + 16));
         own.keys = floats(16 * width);
         own.values = floats(KEY_BLOCK * width);
-        own.outs = floats(2 * MOST_QUERIES * width);
+        own.outs = floats(2 * QUERY_ROOM * width);
     }
     scratch = std::move(own_memory);
     space.rows = rows;

@@ -89,7 +89,7 @@ struct Workspace {
 
 // Memory of one thread's own.
 struct Scratch {
-    uint8_t *ready, *ready_router, *ready_expert;
+    uint8_t *ready, *ready_router, *ready_expert, *gathered;
     float *row, *head, *acc, *scores, *value_scales, *queries, *keys, *values, *outs;
     uint8_t* masses;
 };

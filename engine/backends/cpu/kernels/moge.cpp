@@ -151,7 +151,7 @@ void route(Step& step, int thread, int n, int& phase) {
     step.phases.run(phase++, thread, chunks, [&](int c) {
         if (c < router_tiles) {
             multiply(l.router, l.router.tiles + c * router_bytes, exact, model.ready_router_bytes,
-                     nullptr, rows_count, [&](int first, int got, float* out) {
+                     rows_count, [&](int first, int got, float* out) {
                          add_bias(l.router.bias, c, got, out);
                          for (int i = 0; i < got; i++)
                              std::copy(out + i * TILE, out + (i + 1) * TILE,
@@ -163,8 +163,8 @@ void route(Step& step, int thread, int n, int& phase) {
         }
         c -= router_tiles;
         for (int tile = c * batch; tile < tiles && tile < (c + 1) * batch; tile++)
-            multiply(l.gate_up, l.gate_up.tiles + tile * bytes, rows, model.ready_bytes, nullptr,
-                     rows_count, [&](int first, int got, float* out) {
+            multiply(l.gate_up, l.gate_up.tiles + tile * bytes, rows, model.ready_bytes, rows_count,
+                     [&](int first, int got, float* out) {
                          for (int i = 0; i < got; i++)
                              activate(s, out + i * TILE, model.space.h +
                                                              (size_t)(first + i) * model.neurons_pad +
@@ -187,10 +187,10 @@ void route(Step& step, int thread, int n, int& phase) {
         const Job& job = choice.jobs[c / per_job];
         const int first_tile = c % per_job * TILES_AT_ONCE;
         const int last_tile = std::min(first_tile + TILES_AT_ONCE, expert_tiles);
-        for (int tile = first_tile; tile < last_tile; tile++)
-            multiply(l.expert_gate_up, start(c) + (tile - first_tile) * expert_bytes, rows,
-                     model.ready_bytes, &choice.rows[job.start], job.count,
-                     [&](int first, int got, float* out) {
+        const Run run{start(c), last_tile - first_tile, expert_bytes, start(c) + AHEAD};
+        multiply_run(l.expert_gate_up, run, rows, model.ready_bytes, &choice.rows[job.start], own.gathered, job.count,
+                     [&](int t, int first, int got, float* out) {
+                         const int tile = first_tile + t;
                          add_bias(bias_of(l.expert_gate_up, l, job.expert), tile, got, out);
                          for (int i = 0; i < got; i++)
                              activate(s, out + i * TILE,
@@ -243,7 +243,7 @@ void combine(Step& step, int thread, int n, int& phase) {
             for (int i = 0; i < rows_count; i++) step.ask_columns(into, i, tile);
         for (int tile = first_tile; tile < last_tile; tile++)
             if (sharing)
-                multiply(l.down, l.down.tiles + tile * bytes, shared, model.ready_bytes, nullptr, rows_count,
+                multiply(l.down, l.down.tiles + tile * bytes, shared, model.ready_bytes, rows_count,
                          [&](int first, int got, float* out) {
                              std::copy(out, out + got * TILE, sums(tile, first));
                          });
@@ -257,7 +257,7 @@ void combine(Step& step, int thread, int n, int& phase) {
                                                    : start((j + later) % jobs, last_tile);
             const Run run{start(j, first_tile), last_tile - first_tile, expert_bytes, soon};
             multiply_run(l.expert_down, run, routed + job.start * model.ready_expert_bytes,
-                         model.ready_expert_bytes, nullptr, job.count,
+                         model.ready_expert_bytes, nullptr, nullptr, job.count,
                          [&](int t, int first, int got, float* out) {
                              add_bias(bias_of(l.expert_down, l, job.expert), first_tile + t, got, out);
                              for (int i = 0; i < got; i++) {

@@ -32,9 +32,9 @@ constexpr int once(int T) { return T == 1 || VECTORS < 4 ? VECTORS : 4; }
 
 static_assert(ROWS <= MOST_ROWS, "no format multiplies more rows");
 
-// The table of Kernel::product<T> for T = 1 to ROWS.
-template <class Kernel, class = std::make_index_sequence<ROWS>> struct Products;
-template <class Kernel, size_t... I> struct Products<Kernel, std::index_sequence<I...>> {
+// The table of Kernel::product<T> for T = 1 to MOST.
+template <class Kernel, int MOST = ROWS, class = std::make_index_sequence<MOST>> struct Products;
+template <class Kernel, int MOST, size_t... I> struct Products<Kernel, MOST, std::index_sequence<I...>> {
     static constexpr Product table[] = {&Kernel::template product<int(I) + 1>...};
 };
 

@@ -213,7 +213,7 @@ template <class T> struct Inner {
     // Masses of the scores first .. count - 1 of query i, in the scores' place; sums start at 0.
     static const Mass* soften(Scratch& own, int i, int first, int count, float& most, float& total, float* sums,
                               int width, float&) {
-        float* scores = own.scores + (size_t)i * KEY_BLOCK;
+        float* scores = own.scores + (size_t)i * SCORE_STRIDE;
         if (first < count) fastslow::soften<T>(scores, first, count, most, total);
         std::fill(sums, sums + width, 0.0f);
         return (const Mass*)scores;

@@ -114,7 +114,7 @@ template <> struct Inner<uint8_t> {
         int32_t start = 0;
         step = 0.0f;
         if (first < count) {
-            float* scores = own.scores + (size_t)i * KEY_BLOCK;
+            float* scores = own.scores + (size_t)i * SCORE_STRIDE;
             const float* scales = own.value_scales + (size_t)i * KEY_BLOCK;
             fastslow::soften<float>(scores, first, count, most, total);
             vi lane;

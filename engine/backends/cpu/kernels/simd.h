@@ -32,6 +32,12 @@ constexpr int W = 4;
 #define FASTSLOW_VNNI 1
 #endif
 
+// Products of tiles, see amx.h.
+#if defined(FASTSLOW_AVX512) && defined(__AMX_TILE__) && defined(__AMX_BF16__) && defined(__AMX_INT8__) && \
+    defined(__AVX512BF16__)
+#define FASTSLOW_AMX 1
+#endif
+
 typedef float vf __attribute__((vector_size(4 * W)));
 typedef int32_t vi __attribute__((vector_size(4 * W)));
 typedef uint32_t vu __attribute__((vector_size(4 * W)));

@@ -27,7 +27,7 @@ void run_sink_block(const Chunk<T>& c, int from, int count, Scratch& own, float*
         query[i] = turned;
     }
     for (int t = 0; t < tiles; t++) {
-        for (int i = 0; i < c.queries(); i++) scores[i] = own.scores + (size_t)i * KEY_BLOCK + t * LANES;
+        for (int i = 0; i < c.queries(); i++) scores[i] = own.scores + (size_t)i * SCORE_STRIDE + t * LANES;
         for (int i = 0; i < c.queries(); i += each) {
             const float* keys = l.sink_keys + start(t, i / each);
             score_some<float>(keys, dim, each, query + i, scores + i, (const char*)keys);
@@ -35,7 +35,7 @@ void run_sink_block(const Chunk<T>& c, int from, int count, Scratch& own, float*
     }
     for (int i = 0; i < c.queries(); i++) {
         sums[i] = out + (size_t)i * width;
-        if (s.score_cap > 0.0f) soft_cap(own.scores + (size_t)i * KEY_BLOCK, 0, count, s.score_cap);
+        if (s.score_cap > 0.0f) soft_cap(own.scores + (size_t)i * SCORE_STRIDE, 0, count, s.score_cap);
         mass[i] = Floats::soften(own, i, 0, count, most[i], total[i], sums[i], width, unused);
     }
     for (int t = 0; t < tiles; t++)

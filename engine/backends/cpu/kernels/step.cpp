@@ -217,16 +217,16 @@ void Step::project(int thread, int n, int& phase, int first_part, int last_part)
         float* whole = own.head;  // [rows of a block][tiles * TILE]
         const Format& format = format_of(m.format);
         // a block of rows through all tiles of the head, so that the head is whole when it is turned
-        int blocks = (args.rows + format.rows - 1) / format.rows;
+        const int blocks = blocks_of(format, args.rows);
         for (int b = 0; b < blocks; b++) {
-            int first = (int)((int64_t)args.rows * b / blocks);
-            int count = (int)((int64_t)args.rows * (b + 1) / blocks) - first;
+            const int first = block_start(format, args.rows, b);
+            const int count = block_start(format, args.rows, b + 1) - first;
             if (narrow())
                 for (int i = 0; i < count; i++) ask_place(*this, n, head, first + i);
             for (int t = 0; t < tiles; t++) {
                 int tile = (head - ends[part]) * tiles + t;
                 multiply(m, m.tiles + tile * bytes, rows + first * model.ready_bytes,
-                         model.ready_bytes, nullptr, count, [&](int, int got, float* out) {
+                         model.ready_bytes, count, [&](int, int got, float* out) {
                              add_bias(m.bias, tile, got, out);
                              for (int i = 0; i < got; i++)
                                  std::memcpy(whole + ((size_t)i * tiles + t) * TILE, out + i * TILE,
@@ -246,7 +246,7 @@ void Step::add_to_x(int thread, int& phase, const Matrix& m, const uint8_t* rows
     phases.run(phase++, thread, tiles_of(m), [&](int tile) {
         if (narrow())  // others have read it since, so it is not this core's to write
             for (int i = 0; i < args.rows; i++) ask_columns(into, i, tile);
-        multiply(m, m.tiles + tile * bytes, rows, stride, nullptr, args.rows,
+        multiply(m, m.tiles + tile * bytes, rows, stride, args.rows,
                  [&](int first, int got, float* out) {
                      add_bias(m.bias, tile, got, out);
                      for (int i = 0; i < got; i++) {
@@ -314,8 +314,8 @@ void Step::dense(int thread, int n, int& phase) {
     const size_t bytes = tile_bytes(l.gate_up);
     phases.run(phase++, thread, chunks, [&](int c) {
         for (int tile = c * batch; tile < tiles && tile < (c + 1) * batch; tile++)
-            multiply(l.gate_up, l.gate_up.tiles + tile * bytes, rows, model.ready_bytes, nullptr,
-                     args.rows, [&](int first, int got, float* out) {
+            multiply(l.gate_up, l.gate_up.tiles + tile * bytes, rows, model.ready_bytes, args.rows,
+                     [&](int first, int got, float* out) {
                          add_bias(l.gate_up.bias, tile, got, out);
                          for (int i = 0; i < got; i++)
                              activate(s, out + i * TILE, model.space.h +

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <vector>
 
@@ -150,6 +151,13 @@ static inline bool same_rows(const Matrix& a, const Matrix& b) {
 // How many tiles make a chunk: enough chunks for the threads, none so small that taking it costs.
 int tiles_per_chunk(int tiles, int threads);
 
+// Rows are multiplied in blocks: of even sizes, or of whole tiles.
+static inline int blocks_of(const Format& format, int count) { return (count + format.rows - 1) / format.rows; }
+static inline int block_start(const Format& format, int count, int b) {
+    if (format.tile_rows) return std::min(b * format.rows, count);
+    return (int)((int64_t)count * b / blocks_of(format, count));
+}
+
 // Tiles in a row, and what is asked for while they are read: see Product.
 struct Run {
     const uint8_t* tile;
@@ -159,14 +167,20 @@ struct Run {
 };
 
 // A run of tiles times rows at base + index * stride: done(tile of the run, first row, rows, out[rows][TILE]).
+// room: for MOST_ROWS rows, where there is an index.
 template <class Done>
 void multiply_run(const Matrix& m, const Run& run, const uint8_t* base, size_t stride, const int* index,
-                  int count, Done done) {
+                  uint8_t* room, int count, Done done) {
     const Format& format = format_of(m.format);
     alignas(64) float out[MOST_ROWS * TILE];
     const uint8_t* rows[MOST_ROWS];
+    const bool gathers = index && format.tile_rows && count >= format.tile_rows;
     auto some = [&](int first, int last) {
         for (int i = first; i < last; i++) rows[i - first] = base + (index ? index[i] : i) * stride;
+        for (int i = 0; i < last - first && gathers; i++) {
+            std::memcpy(room + i * stride, rows[i], format.row_bytes(m.inputs));
+            rows[i] = room + i * stride;
+        }
         const Product product = format.product[last - first - 1];
         for (int t = 0; t < run.count; t++) {
             product(run.tile + t * run.bytes, run.soon + t * run.bytes, m.inputs, rows, out);
@@ -175,16 +189,14 @@ void multiply_run(const Matrix& m, const Run& run, const uint8_t* base, size_t s
     };
     if (!count) return;
     if (count <= format.rows) return some(0, count);  // most often: saves the divisions
-    const int blocks = (count + format.rows - 1) / format.rows;  // of even sizes
-    for (int b = 0; b < blocks; b++)
-        some((int)((int64_t)count * b / blocks), (int)((int64_t)count * (b + 1) / blocks));
+    const int blocks = blocks_of(format, count);
+    for (int b = 0; b < blocks; b++) some(block_start(format, count, b), block_start(format, count, b + 1));
 }
 
 // One tile of many: done(first row, rows, out[rows][TILE]).
 template <class Done>
-void multiply(const Matrix& m, const uint8_t* tile, const uint8_t* base, size_t stride, const int* index,
-              int count, Done done) {
-    multiply_run(m, Run{tile, 1, 0, tile + AHEAD}, base, stride, index, count,
+void multiply(const Matrix& m, const uint8_t* tile, const uint8_t* base, size_t stride, int count, Done done) {
+    multiply_run(m, Run{tile, 1, 0, tile + AHEAD}, base, stride, nullptr, nullptr, count,
                  [&](int, int first, int got, float* out) { done(first, got, out); });
 }
 

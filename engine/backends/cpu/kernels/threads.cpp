@@ -6,7 +6,12 @@
 #if !defined(_WIN32)
 #include <pthread.h>
 #endif
+#if defined(__AMX_TILE__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
+#include "amx.h"
 #include "simd.h"
 
 namespace fastslow {
@@ -17,6 +22,15 @@ constexpr auto PATIENCE = std::chrono::microseconds(2000);  // an idle thread sl
 constexpr int SPINS = 4000;          // before a waiting thread offers its core to others
 constexpr size_t FIRST_FETCH = 16384;  // bytes fetched before the first look whether a phase is over
 constexpr size_t MOST_FETCH = 131072;  // an early thread fetches this much, well below its L2
+
+#if defined(FASTSLOW_AMX)
+// The system's permission for tiles, once for the process; Linux 5.16. (Asked for by kernel_cache.py later.)
+constexpr int ASK = 0x1023, TILE_DATA = 18;
+const bool permitted = [] {
+    if (syscall(SYS_arch_prctl, ASK, TILE_DATA)) std::abort();
+    return true;
+}();
+#endif
 
 Crew* crew = nullptr;
 std::mutex making;
@@ -102,13 +116,17 @@ void Crew::serve(int thread) {
             if (i % 64 == 63 && std::chrono::steady_clock::now() - since > PATIENCE) epoch_.wait(seen);
         }
         Task* task = tasks_[now % TASKS];
-        if (thread < task->threads) task->work(thread);
+        if (thread < task->threads) {
+            const UseTiles tiles;
+            task->work(thread);
+        }
         seen = now;
         left_[thread].value.store((int)seen, std::memory_order_release);
     }
 }
 
 void Crew::run(Task& task) {
+    const UseTiles tiles;
     if (task.threads == 1) {
         task.work(0);
         return;
