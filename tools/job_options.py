@@ -64,7 +64,7 @@ class HeadOptions(Params):
     data: Path = field(..., PROMPTS)
     out: Path = field(..., "the head's file to write", names="--out -o")
     work: Path | None = field(None, "folder for answers, features, checkpoint; default: OUT.work")
-    vocabulary: int = field(8192, "tokens that can be drafted", ge=1)
+    vocabulary: int = field(2048, "tokens that can be drafted, beside a text's own", ge=1)
     answer: int = field(192, "most tokens of an answer", ge=3)
     batch: int = field(16, "answers made at once", ge=1)
 
@@ -86,7 +86,11 @@ class TrainConfig(Params):
     prompts: float = field(0.8, "share of texts whose prompt the head sees; 0 = never", ge=0, le=1)
     prompt_rows: int = field(1024, "last rows of a prompt that it sees at most")
     moved: float = field(0.5, "share of these prompts that are moved away from the answer")
+    taught: int = field(
+        0, "last rows of a prompt that are learnt from, too, in half of the texts", ge=0
+    )
     decay: float = field(0.01, "weight decay of the matrices")
+    sampled: float = field(0.25, "share of the vocabulary that competes in an update", gt=0, le=1)
     seed: int = field(0, "of order and shares")
     products: Literal["auto", "float32", "bfloat16"] = field(
         "auto", "dtype of the matrix products; auto = that of before, at first the faster one here"

@@ -1,21 +1,27 @@
 """Prompts to train a draft head on, one JSON object a line.
 
     python examples/prompts/make.py --count 3000 -o prompts.jsonl
+    python examples/prompts/make.py --count 3000 --model smollm2 -o prompts.jsonl
 
-Word problems, small Python functions, questions, customer service, news: patterns filled from `words.json`. A head
-gets good at what it is shown, so your own prompts are better.
+Word problems, small Python functions, questions, customer service, news: patterns filled from `words.json`. With
+`--model`, two thirds are written by that model: it goes on with the first words of a user's turn (arXiv 2406.08464),
+of chat, code, extraction, translation, roleplay, writing, articles to summarise. Its kinds are many more than patterns
+have. A head gets good at what it is shown, so your own prompts are better still.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
 
-WORDS: dict[str, list[str]] = json.loads(Path(__file__).with_name("words.json").read_text("utf-8"))
+from fastslow import LLM, SamplingParams
+
+WORDS: dict[str, Any] = json.loads(Path(__file__).with_name("words.json").read_text("utf-8"))
 # Parts of a sentence about numbers, and what each computes for the examples in a docstring.
 FOLD: dict[str, Callable[[list[int]], Any]] = {
     "Return the sum of the": sum,
@@ -87,6 +93,39 @@ def news(random: Random) -> str:
 
 
 MAKERS = {maths: 0.32, code: 0.32, question: 0.2, service: 0.08, news: 0.08}  # shares
+PATTERNS = 0.36  # share of patterns beside what a model writes
+FIELD = re.compile(r"{(\w+)}")
+
+
+def opening(random: Random) -> tuple[str, str, int]:
+    """A kind, the first words of a user's turn, and how many tokens may follow them."""
+    kinds = WORDS["openings"]
+    (kind,) = random.choices(list(kinds), [kinds[name]["share"] for name in kinds])
+    words = random.choice(kinds[kind]["openings"])
+    text = FIELD.sub(lambda found: random.choice(WORDS[found[1]]), words)
+    return kind, text, kinds[kind]["tokens"]
+
+
+def invented(llm: LLM, count: int, random: Random) -> list[dict[str, str]]:
+    """Prompts whose first words are given and whose rest the model draws."""
+    # What a template puts after a user's turn does not depend on the turn.
+    one, two = (llm.tokenize([{"role": "user", "content": text}])[::-1] for text in "ab")
+    tail = next(n for n, pair in enumerate(zip(one, two)) if pair[0] != pair[1])
+    begun = [opening(random) for _ in range(count)]
+    whole = [llm.tokenize([{"role": "user", "content": text}]) for _, text, _ in begun]
+    turns = [tokens[: len(tokens) - tail] for tokens in whole]
+    params = [
+        SamplingParams(
+            max_tokens=most,
+            temperature=random.choice((0.7, 0.9, 1.0)),
+            top_p=0.95,
+            seed=random.getrandbits(62),
+        )
+        for _, _, most in begun
+    ]
+    outputs = llm.generate(turns, params)
+    pairs = zip(begun, outputs, strict=True)
+    return [{"category": kind, "prompt": text + rest.text} for (kind, text, _), rest in pairs]
 
 
 def main() -> None:
@@ -96,11 +135,20 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=3000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-o", "--out", type=Path, required=True)
+    parser.add_argument("--model", help="writes two thirds of the prompts")
     args = parser.parse_args()
     random = Random(args.seed)
+    made = args.count if args.model is None else round(PATTERNS * args.count)
+    makers = random.choices(list(MAKERS), list(MAKERS.values()), k=made)
+    prompts = [{"category": make.__name__, "prompt": make(random)} for make in makers]
+    if args.model is not None:
+        with LLM(args.model, max_running=32) as llm:
+            prompts += invented(llm, args.count - made, random)
+        random.shuffle(prompts)
     with args.out.open("w", encoding="utf-8") as file:
-        for make in random.choices(list(MAKERS), list(MAKERS.values()), k=args.count):
-            file.write(json.dumps({"category": make.__name__, "prompt": make(random)}) + "\n")
+        for prompt in prompts:
+            if prompt["prompt"].strip():
+                file.write(json.dumps(prompt) + "\n")
 
 
 if __name__ == "__main__":

@@ -56,6 +56,26 @@ def test_prompts_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert len({one["prompt"] for one in made}) > 150
 
 
+def test_a_model_goes_on_with_a_users_first_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_bpe(tmp_path, TEMPLATE, 320)
+    write_moge(tmp_path, vocab=320, num_hidden_layers=2, hidden_size=32)
+    out, words = tmp_path / "prompts.jsonl", EXAMPLES / "prompts" / "words.json"
+    monkeypatch.setattr(
+        sys, "argv", ["make.py", "--count", "25", "--model", str(tmp_path), "-o", str(out)]
+    )
+    runpy.run_path(str(EXAMPLES / "prompts" / "make.py"), run_name="__main__")
+    made = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
+    kinds = json.loads(words.read_text("utf-8"))["openings"]
+    firsts = {kind: [one.split("{")[0] for one in kinds[kind]["openings"]] for kind in kinds}
+    written = [one for one in made if one["category"] in kinds]
+    assert 9 < len(written) <= 16 and len({one["prompt"] for one in written}) == len(written)
+    for one in written:
+        (*begun,) = (w for w in firsts[one["category"]] if one["prompt"].startswith(w))
+        assert begun and len(one["prompt"]) > max(map(len, begun))
+
+
 @pytest.fixture
 def hosts() -> None:
     """Of the example of several machines: they can be made here."""

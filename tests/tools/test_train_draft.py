@@ -14,7 +14,7 @@ from cli_tools import call, printed, run, write_lines
 from engine_tools import Ask, Bench, answer, write_kin
 from tokenizers_tiny import write_bpe
 
-from fastslow.draft.head.config import read_head, read_metadata
+from fastslow.draft.head.config import read_ends, read_head, read_metadata
 from fastslow.draft.head.draft import HeadDraft
 from fastslow.draft.head.runner import load_head
 from fastslow.engine.backends.loader import load_model
@@ -25,8 +25,9 @@ from fastslow.tools.train_head.answers import AnswerStore, TrainText
 from fastslow.tools.train_head.batches import Shown, batches
 from fastslow.tools.train_head.features import Shards, look
 from fastslow.tools.train_head.muon import Muon
-from fastslow.tools.train_head.train import head_quality, train_head
+from fastslow.tools.train_head.train import first_weights, head_quality, train_head
 from fastslow.tools.train_head.trainer import CHUNK, Guess, Measured
+from fastslow.tools.train_head.unroll import Attend
 
 VOCAB = 40
 
@@ -145,14 +146,49 @@ def _best(bench: Bench, tokens: list[int]) -> list[int]:
 def test_the_loss_is_a_cross_entropy_with_its_gradient() -> None:
     torch.manual_seed(0)
     hidden = torch.randn(CHUNK + 3, 6, requires_grad=True)
-    head, weight = torch.randn(9, 6), torch.rand(CHUNK + 3)
+    head, lift, weight = torch.randn(9, 6), torch.rand(9), torch.rand(CHUNK + 3)
     probs = torch.rand(CHUNK + 3, 9) / 9
-    loss, guesses = Guess.apply(hidden, probs, head, weight)  # type: ignore[no-untyped-call]
+    loss, guesses = Guess.apply(hidden, probs, head, lift, weight)  # type: ignore[no-untyped-call]
     (grad,) = torch.autograd.grad(loss, hidden)
-    plain = -(weight[:, None] * probs * torch.log_softmax(hidden @ head.T, -1)).sum()
+    log_q = torch.log_softmax(hidden @ head.T + lift, -1)
+    plain = -(weight[:, None] * probs * log_q).sum()
     (want,) = torch.autograd.grad(plain, hidden)
     assert torch.allclose(loss, plain) and torch.allclose(grad, want, atol=1e-5)
     assert torch.equal(guesses, (hidden @ head.T).argmax(-1))
+
+
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_rows_attend_to_a_texts_keys_and_their_own(steps: int) -> None:
+    """The same as one softmax over both, gradients too."""
+    torch.manual_seed(steps)
+    q, *own = (torch.randn(2, 3, 5, 8) for _ in range(1 + 2 * steps))
+    k, v = torch.randn(2, 3, 7, 8), torch.randn(2, 3, 7, 8)
+    bias = torch.zeros(2, 1, 5, 7).masked_fill_(torch.rand(2, 1, 5, 7) < 0.4, -torch.inf)
+    bias[..., 2] = 0.0
+    inputs = [x.requires_grad_() for x in (q, k, v, *own)]
+    out = Attend.apply(*inputs[:3], bias, *own)  # type: ignore[no-untyped-call]
+    scores = [q @ k.mT * 8**-0.5 + bias, *((q * x).sum(-1, True) * 8**-0.5 for x in own[::2])]
+    masses = torch.softmax(torch.cat(scores, -1), -1)
+    want = masses[..., :7] @ v
+    for n, value in enumerate(own[1::2]):
+        want = want + masses[..., 7 + n, None] * value
+    assert torch.allclose(out, want, atol=1e-5)
+    pull = torch.randn_like(out)
+    for mine, plain in zip(*(torch.autograd.grad(x, inputs, pull) for x in (out, want))):
+        assert torch.allclose(mine, plain, atol=1e-5)
+
+
+def test_a_share_of_the_vocabulary_stands_for_all_of_it(bench: Bench, target: Path) -> None:
+    """The loss of many draws is about that of all tokens; a text's own tokens are always there."""
+    texts = [TrainText([3, 4, *[5, 6, 7] * 6], 2), TrainText([9, 3, *[8, 5] * 7], 3)]
+    config, weights = first_weights(target, (0, 1), torch.arange(VOCAB, dtype=torch.int32))
+    made = trainer.Trainer(config, weights, read_ends(target), TrainConfig(products="float32"))
+    (batch,) = batches(look(bench.model, texts, (0, 1)), 200, Shown(1.0, 4), 32, Random(0))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        whole = float(made.measure(batch)[0])
+        drawn = [float(made.measure(batch, 0.5)[0]) for _ in range(300)]
+    assert min(drawn) < whole < max(drawn) and abs(sum(drawn) / 300 - whole) < 0.05 * whole
 
 
 def test_a_walk_accepts_what_the_target_holds_likeliest(bench: Bench) -> None:
@@ -207,6 +243,18 @@ def test_some_prompts_are_moved_away_but_not_too_far(bench: Bench) -> None:
         for place in batch.before.places[:, 0]
     ]
     assert set(firsts) == set(range(-8, -2)) and 20 < firsts.count(-3) < 50
+
+
+def test_some_prompts_are_learnt_from(bench: Bench) -> None:
+    seen = look(bench.model, [TrainText([3, 4, 5, 6, 7, 8, 9], 4)] * 60, (0, 1))
+    found = [*batches(seen, 64, Shown(1.0, 8, taught=2), 32, Random(0))]
+    learnt = [(rows, batch) for batch in found for rows in batch.end[:, 0].tolist()]
+    assert {rows for rows, _ in learnt} == {2, 4} and 20 < sum(r == 4 for r, _ in learnt) < 40
+    for batch in found:
+        for row, rows in enumerate(batch.end[:, 0].tolist()):
+            early = rows - 2
+            assert batch.after[row, 0] == (5 if early else 7)
+            assert int(batch.before.visible[row].sum()) == 3 - early
 
 
 @pytest.fixture

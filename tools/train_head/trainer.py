@@ -49,27 +49,34 @@ def _seconds(dtype: torch.dtype) -> float:
 
 
 class Guess(torch.autograd.Function):
-    """Cross entropy of the head's probabilities with the target's, over the draft vocabulary.
+    """Cross entropy of the head's probabilities with the target's, over D candidates.
 
-    `apply(hidden [N, H], probs [N, D], head [D, H], weight [N])` gives the weighted sum, f32 [], and
-    the guesses, int64 [N], indices in the draft vocabulary. The target's mass outside it counts for
-    nothing. The head's rows are the target's own and get no gradient.
+    `apply(hidden [N, H], probs [N, D], head [D, H], lift [D], weight [N])` gives the weighted sum, f32 [], and the
+    guesses, int64 [N], indices among the candidates. The target's mass outside them counts for nothing. lift: is added
+    to the head's logits, `Candidates`. The head's rows are the target's own and get no gradient.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_NH: Tensor, target_ND: Tensor, head_DH: Tensor, weight_N: Tensor
+        ctx: Any,
+        hidden_NH: Tensor,
+        target_ND: Tensor,
+        head_DH: Tensor,
+        lift_D: Tensor,
+        weight_N: Tensor,
     ) -> tuple[Tensor, Tensor]:
         total = hidden_NH.new_zeros((), dtype=torch.float32)
         grad_NH = torch.empty_like(hidden_NH)
         guesses = []
-        for rows in torch.split(torch.arange(len(hidden_NH)), CHUNK):
-            at = slice(int(rows[0]), int(rows[-1]) + 1)
-            log_q = torch.log_softmax((hidden_NH[at].to(head_DH.dtype) @ head_DH.T).float(), -1)
-            p, weight = target_ND[at].float(), weight_N[at, None]
-            guesses.append(log_q.argmax(-1))
-            total -= (weight * p * log_q).sum()
-            slope = (log_q.exp() * p.sum(-1, keepdim=True) - p) * weight
+        for first in range(0, len(hidden_NH), CHUNK):
+            at = slice(first, first + CHUNK)
+            logits = (hidden_NH[at].to(head_DH.dtype) @ head_DH.T).float()
+            guesses.append(logits.argmax(-1))
+            log_q = torch.log_softmax(logits.add_(lift_D), -1)
+            p, weight = target_ND[at].float(), weight_N[at]
+            total -= torch.linalg.vecdot(p, log_q) @ weight
+            slope = log_q.exp_().mul_((p.sum(-1) * weight)[:, None])
+            slope.addcmul_(p, weight[:, None], value=-1.0)
             grad_NH[at] = (slope.to(head_DH.dtype) @ head_DH).to(grad_NH.dtype)
         ctx.save_for_backward(grad_NH)
         found = torch.cat(guesses)
@@ -77,9 +84,9 @@ class Guess(torch.autograd.Function):
         return total, found
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         (grad_NH,) = ctx.saved_tensors
-        return grad * grad_NH, None, None, None
+        return grad * grad_NH, None, None, None, None
 
 
 @dataclass(slots=True)
@@ -125,11 +132,12 @@ class Trainer:
         if checkpoint is not None and checkpoint.is_file():
             self._resume(checkpoint)
 
-    def measure(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        """The loss, and per step bool [B, T]: the guess is the target's likeliest token."""
-        ids, place = self._candidates(batch)
+    def measure(self, batch: Batch, sampled: float = 1.0) -> tuple[Tensor, list[Tensor]]:
+        """The loss, and per step bool [B, T]: the guess is the target's likeliest token. sampled: share of the draft
+        vocabulary that competes, beside the batch's own tokens."""
+        ids, lift, place = self._candidates(batch, sampled)
         head_DH = self._head_VH[ids].to(self._dtype)
-        target_RD, goals = self._target_probs(batch, head_DH), place[batch.best.flatten()]
+        target_RD, goals = self._target_probs(batch, head_DH, lift), place[batch.best.flatten()]
         layer = HeadLayer(self.config, self.weights, self._linear())
         embedded = F.embedding(batch.after, self._embedding).float()
         chain = unroll(
@@ -147,7 +155,7 @@ class Trainer:
             at = counted.flatten().nonzero()[:, 0]
             weight = torch.full((len(at),), self.train_config.fade**step)
             ready = layer.final_norm(hidden).flatten(0, 1)[at]
-            loss, guesses = Guess.apply(ready, target_RD[at], head_DH, weight)  # type: ignore[no-untyped-call]
+            loss, guesses = Guess.apply(ready, target_RD[at], head_DH, lift, weight)  # type: ignore[no-untyped-call]
             total = total + loss
             hit = torch.zeros(counted.numel(), dtype=torch.bool)
             hit[at] = guesses == goals[at]
@@ -156,7 +164,7 @@ class Trainer:
 
     def update(self, batch: Batch) -> Measured:
         """One update."""
-        loss, hits = self.measure(batch)
+        loss, hits = self.measure(batch, self.train_config.sampled)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
         for optimizer in self._optimizers:
@@ -229,7 +237,7 @@ class Trainer:
         self, texts: Callable[[Random], Iterator[Sequence[HiddenStates]]]
     ) -> Iterator[Batch]:
         c = self.train_config
-        shown = Shown(c.prompts, self.config.prompt, c.moved)
+        shown = Shown(c.prompts, self.config.prompt, c.moved, c.taught)
         while self.tokens < c.tokens:
             before = self.tokens
             for group in texts(self.random):
@@ -249,14 +257,21 @@ class Trainer:
         cast = {name: self.weights[name].to(self._dtype) for name in MATRICES}
         return lambda name, x: F.linear(x.to(self._dtype), cast[name]).float()
 
-    def _candidates(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Token ids [D] that compete: the draft vocabulary, the batch's own; each id's place among them, or -1."""
+    def _candidates(self, batch: Batch, sampled: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Token ids [D] that compete: the batch's own, and a share of the draft vocabulary; the logarithm [D] of how
+        many tokens each stands for; each id's place among them, or -1."""
         place = torch.full((len(self._embedding),), -1)
         parts = (batch.before.after, batch.after, batch.best)
-        own = torch.cat([part.flatten() for part in parts])
-        ids = torch.unique(torch.cat((self.vocabulary.long(), own)))
+        own = torch.unique(torch.cat([part.flatten() for part in parts]))
+        place[own] = torch.arange(len(own))
+        others = self.vocabulary[place[self.vocabulary.long()] < 0].long()
+        if sampled < 1:
+            others = others[torch.rand(len(others)) < sampled]
+        ids = torch.cat((own, others))
+        lift = torch.zeros(len(ids))
+        lift[len(own) :] = -math.log(sampled)
         place[ids] = torch.arange(len(ids))
-        return ids, place
+        return ids, lift, place
 
     def _prefix(self, before: Before) -> Prefix | None:
         if not before.after.shape[1]:
@@ -265,8 +280,8 @@ class Trainer:
         return Prefix(before.features.float(), embedded, before.places, before.visible)
 
     @torch.no_grad()
-    def _target_probs(self, batch: Batch, head_DH: Tensor) -> Tensor:
-        """The target's probabilities [B*T, D] of the candidates."""
+    def _target_probs(self, batch: Batch, head_DH: Tensor, lift_D: Tensor) -> Tensor:
+        """The target's probabilities [B*T, D] of the candidates, and of those that they stand for."""
         goal = F.rms_norm(batch.goal.float(), self._norm.shape, self._norm, self.config.eps)
-        logits = F.linear(goal.flatten(0, 1).to(self._dtype), head_DH)
-        return logits.float().sub_(batch.mass.flatten()[:, None]).exp_().to(self._dtype)
+        logits = F.linear(goal.flatten(0, 1).to(self._dtype), head_DH).float()
+        return logits.add_(lift_D).sub_(batch.mass.flatten()[:, None]).exp_().to(self._dtype)

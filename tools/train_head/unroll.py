@@ -7,13 +7,16 @@ step k-1 put out one row before, and attends to the true rows up to k-1 back and
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastslow.draft.head.layer import HeadLayer, rotation
+
+FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 class Prefix(NamedTuple):
@@ -57,7 +60,8 @@ def unroll(
         chain.append((k, v))
         seen = (distance >= step) & (distance < layer.config.window)
         # A row that may see nothing, such as padding, looks at itself: no 0 / 0.
-        mask = (seen & visible[:, None, :]) | alone
+        mask = seen & visible[:, None, :]
+        mask |= alone & ~mask.any(-1, keepdim=True)
         hidden = layer.output(x, _attend(q, chain, mask, step))
         yield hidden
         hidden = F.pad(hidden, (0, 0, 1, 0))[:, :-1]
@@ -73,34 +77,52 @@ def _seen(layer: HeadLayer, prefix: Prefix) -> tuple[Tensor, Tensor]:
 def _attend(q: Tensor, chain: list[tuple[Tensor, Tensor]], mask: Tensor, step: int) -> Tensor:
     """[B, T, heads * head_dim]: keys of step 1 by the mask, of later steps one place each."""
     ratio = q.shape[2] // chain[0][0].shape[2]
-    scale = q.shape[-1] ** -0.5
-    wide = [[x.repeat_interleave(ratio, 2) for x in pair] for pair in chain]
-    k, v = wide[0]
-    if not step:
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v, mask[:, None], scale=scale)
-        return out.transpose(1, 2).flatten(2)
-    scores = torch.einsum("bqhd,bkhd->bhqk", q, k) * scale
-    scores = scores.masked_fill(~_strict(mask, step)[:, None], -torch.inf)
-    later = [_back(k, step - i) for i, (k, _) in enumerate(wide) if i]
-    own = torch.stack([(q * k).sum(-1).transpose(1, 2) for k in later], -1) * scale
-    weights = torch.softmax(torch.cat((scores, own), -1), -1)
-    out = torch.einsum("bhqk,bkhd->bqhd", weights[..., :-step], v)
-    for i in range(1, step + 1):
-        out = out + weights[..., i - 1 - step].transpose(1, 2)[..., None] * _back(
-            wide[i][1], step - i
+    wide = [[x.repeat_interleave(ratio, 2).transpose(1, 2) for x in pair] for pair in chain]
+    own = [_back(x, step - i) for i, pair in enumerate(wide) if i for x in pair]
+    bias = torch.zeros(mask.shape).masked_fill_(~mask, -torch.inf)[:, None]
+    out: Tensor = Attend.apply(q.transpose(1, 2), *wide[0], bias, *own)  # type: ignore[no-untyped-call]
+    return out.transpose(1, 2).flatten(2)
+
+
+class Attend(torch.autograd.Function):
+    """Attention [B, heads, T, head_dim] of each row to the keys that a mask shows and to some keys of its own.
+
+    `apply(q, k, v, bias, k1, v1, k2, v2, ...)`: q, k1, v1, ... [B, heads, T, head_dim], k and v [B, heads, S,
+    head_dim], bias [B, 1, T, S]. torch's blocks work on the mask's part alone; given the sum of both parts they
+    give its gradient, too, as in ring attention (arXiv 2310.01889).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, *own: Tensor) -> Tensor:
+        scale = q.shape[-1] ** -0.5
+        out, mass = FLASH(q, k, v, 0.0, False, attn_mask=bias, scale=scale)
+        if own:
+            scores = torch.stack([(q * key).sum(-1) for key in own[::2]]) * scale
+            total = torch.logaddexp(mass, scores.logsumexp(0))
+            out = out * (mass - total).exp()[..., None]
+            for score, value in zip(scores, own[1::2]):
+                out = out + (score - total).exp()[..., None] * value
+            mass = total
+        ctx.save_for_backward(q, k, v, bias, out, mass, *own)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, bias, out, mass, *own = ctx.saved_tensors
+        scale = q.shape[-1] ** -0.5
+        grad_q, grad_k, grad_v = FLASH_BACKWARD(
+            grad, q, k, v, out, mass, 0.0, False, attn_mask=bias, scale=scale
         )
-    return out.flatten(2)
-
-
-def _strict(mask: Tensor, step: int) -> Tensor:
-    """Without the diagonal that keeps empty rows alive: a chain's row always sees itself."""
-    T, before = mask.shape[-2], mask.shape[-1] - mask.shape[-2]
-    return mask & torch.ones(T, before + T, dtype=torch.bool).tril(before - step)
+        level = (grad * out).sum(-1)
+        grads: list[Tensor] = []
+        for key, value in zip(own[::2], own[1::2]):
+            weight = ((q * key).sum(-1) * scale - mass).exp()
+            slope = (weight * ((grad * value).sum(-1) - level) * scale)[..., None]
+            grad_q = grad_q + slope * key
+            grads += [slope * q, weight[..., None] * grad]
+        return grad_q, grad_k, grad_v, None, *grads
 
 
 def _back(x: Tensor, places: int) -> Tensor:
-    """Row t holds what row t - places held."""
-    if not places:
-        return x
-    return F.pad(x, (0, 0, 0, 0, places, 0))[:, :-places]
+    """Row t of [B, heads, T, head_dim] holds what row t - places held."""
+    return F.pad(x, (0, 0, places, 0))[:, :, : x.shape[2]]
