@@ -21,7 +21,9 @@ from typing import Any
 
 from fastslow import LLM, SamplingParams
 
-WORDS: dict[str, Any] = json.loads(Path(__file__).with_name("words.json").read_text("utf-8"))
+FILE: dict[str, Any] = json.loads(Path(__file__).with_name("words.json").read_text("utf-8"))
+OPENINGS: dict[str, Any] = FILE.pop("openings")  # of what a model goes on with
+WORDS: dict[str, list[str]] = FILE
 # Parts of a sentence about numbers, and what each computes for the examples in a docstring.
 FOLD: dict[str, Callable[[list[int]], Any]] = {
     "Return the sum of the": sum,
@@ -99,11 +101,10 @@ FIELD = re.compile(r"{(\w+)}")
 
 def opening(random: Random) -> tuple[str, str, int]:
     """A kind, the first words of a user's turn, and how many tokens may follow them."""
-    kinds = WORDS["openings"]
-    (kind,) = random.choices(list(kinds), [kinds[name]["share"] for name in kinds])
-    words = random.choice(kinds[kind]["openings"])
+    (kind,) = random.choices(list(OPENINGS), [one["share"] for one in OPENINGS.values()])
+    words = random.choice(OPENINGS[kind]["openings"])
     text = FIELD.sub(lambda found: random.choice(WORDS[found[1]]), words)
-    return kind, text, kinds[kind]["tokens"]
+    return kind, text, OPENINGS[kind]["tokens"]
 
 
 def invented(llm: LLM, count: int, random: Random) -> list[dict[str, str]]:

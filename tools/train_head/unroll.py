@@ -95,6 +95,7 @@ class Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, *own: Tensor) -> Tensor:
         scale = q.shape[-1] ** -0.5
+        out: Tensor
         out, mass = FLASH(q, k, v, 0.0, False, attn_mask=bias, scale=scale)
         if own:
             scores = torch.stack([(q * key).sum(-1) for key in own[::2]]) * scale
