@@ -34,6 +34,7 @@ KNOWN = "; ".join(f"{name} ({kind.help})" for name, kind in DRAFTERS.items())
 OPEN = [name for name in Speculation.model_fields if name not in FILES]
 KINDS = {"json": "json_schema", "regex": "regex", "choice": "choice", "grammar": "gbnf"}
 """Grammars by the ends of their fields' names, and as `SamplingParams.grammar` names them; gbnf reads Lark, too."""
+AUTO = "auto"  # the mode that chooses for each request
 MODE = ":"  # stands between a model's name and a mode's
 Ignored = Annotated[Any, Field(description="accepted; has no effect here")]
 Count = Annotated[StrictInt, Field(ge=1, le=MOST)]
@@ -202,8 +203,11 @@ class SharedFields(ModeFields, GrammarFields, ClientOptions, Fields):
         prompts: int = 1,
         **options: Any,
     ) -> GenerateRequest:
-        """What the engine is to do. default_mode: where the client names none; None = the settings'. prompts: of this
-        call, for each of which there is such a request. options: further `GenerateOptions`."""
+        """What the engine is to do. default_mode: where the client names none; None = the settings', or with adaptive
+        thinking "auto". prompts: of this call, for each of which there is such a request. options: further
+        `GenerateOptions`."""
+        if default_mode is None and self.adaptive and AUTO in (who.limits.modes or card.modes):
+            default_mode = AUTO
         default_mode = default_mode or settings.default_mode
         mode, variables = self.mode_and_variables(card, settings, default_mode)
         every = {**self.sampling(), "grammar": self.grammar(settings.grammar_bytes)}

@@ -42,6 +42,33 @@ class ThinkingField(BaseModel):
     display: Literal["summarized", "omitted"] | None = None
 
 
+class ThinkingConfig(BaseModel):
+    """Gemini's form."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    thinking_level: Effort | None = optional("the same as reasoning_effort")
+    thinking_budget: Annotated[StrictInt, Field(ge=-1, le=MOST)] | None = optional(
+        "most tokens of thought; -1 leaves it to the server, as adaptive thinking does"
+    )
+    include_thoughts: StrictBool | None = optional("false leaves the thought out of the answer")
+
+
+class GoogleField(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    thinking_config: ThinkingConfig = Field(default_factory=ThinkingConfig)
+
+
+class ExtraBody(BaseModel):
+    """Where Google's endpoint for OpenAI's clients has it. Python's client sends such a field if its own
+    `extra_body` holds one."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    google: GoogleField | None = None
+
+
 class ReasoningField(BaseModel):
     """OpenRouter's form."""
 
@@ -69,6 +96,8 @@ class ModeFields(BaseModel):
     reasoning_effort: Effort | None = optional("the server's settings say which mode each one is")
     reasoning: ReasoningField | None = None
     thinking: ThinkingField | None = None
+    google: GoogleField | None = None
+    extra_body: ExtraBody | None = None
     thinking_budget: Tokens | None = BUDGET
     thinking_token_budget: Tokens | None = BUDGET
     thinking_budget_tokens: Tokens | None = BUDGET
@@ -111,7 +140,8 @@ class ModeFields(BaseModel):
         budget, thinks = self._budget(), self._thinks(effort)
         if thinks is False and budget:
             raise ValueError(f"thinking is off, and a budget of {budget} tokens is for thinking")
-        if budget is not None and effort is not None and self.mode is None:
+        said = budget is not None or thinks is False
+        if said and effort is not None and self.mode is None:
             fields.pop("thinking_budget", None)  # the effort's own, which is only a usual one
         wishes = {name: getattr(self, name) for name in DIRECT}
         wishes["thinking"] = {None: None, True: "on", False: "off"}[thinks]
@@ -137,12 +167,31 @@ class ModeFields(BaseModel):
     def hides_thought(self) -> bool:
         """Whether the thought is to be left out of the answer."""
         hidden = self.thinking is not None and self.thinking.display == "omitted"
+        hidden = hidden or any(one.include_thoughts is False for one in self._gemini.values())
         return hidden or (self.reasoning is not None and self.reasoning.exclude is True)
+
+    @property
+    def adaptive(self) -> str | None:
+        """The field that leaves to the server whether and how long it thinks."""
+        if self.thinking is not None and self.thinking.type == "adaptive":
+            return "thinking.type='adaptive'"
+        found = (name for name, one in self._gemini.items() if one.thinking_budget == -1)
+        return next((f"{name}.thinking_budget=-1" for name in found), None)
 
     def efforts(self) -> dict[str, Effort | None]:
         """The efforts that are given, by the fields that give them. Protocols add their own to these."""
         other = None if self.reasoning is None else self.reasoning.effort
-        return {"reasoning_effort": self.reasoning_effort, "reasoning.effort": other}
+        levels = {
+            f"{name}.thinking_level": one.thinking_level for name, one in self._gemini.items()
+        }
+        return {"reasoning_effort": self.reasoning_effort, "reasoning.effort": other, **levels}
+
+    @property
+    def _gemini(self) -> dict[str, ThinkingConfig]:
+        """Gemini's fields, by where they are."""
+        inner = None if self.extra_body is None else self.extra_body.google
+        places = {"google.thinking_config": self.google, "extra_body.google.thinking_config": inner}
+        return {name: one.thinking_config for name, one in places.items() if one is not None}
 
     def _budget(self) -> Any:
         wishes: dict[str, Any] = {name: getattr(self, name) for name in BUDGETS}
@@ -150,6 +199,9 @@ class ModeFields(BaseModel):
             wishes["thinking.budget_tokens"] = self.thinking.budget_tokens
         if self.reasoning is not None:
             wishes["reasoning.max_tokens"] = self.reasoning.max_tokens
+        for name, one in self._gemini.items():
+            if one.thinking_budget != -1:
+                wishes[f"{name}.thinking_budget"] = one.thinking_budget
         return _same(wishes)
 
     def _thinks(self, effort: Effort | None) -> Any:
@@ -164,7 +216,12 @@ class ModeFields(BaseModel):
             wishes["reasoning.enabled"] = self.reasoning.enabled
         if effort == "none":
             wishes["reasoning_effort"] = False
-        return _same(wishes)
+        thinks = _same(wishes)
+        if thinks is False and self.adaptive:
+            raise ValueError(
+                f"thinking is off, and {self.adaptive} lets the server choose: give one"
+            )
+        return thinks
 
     def _variables(self, card: ModelCard, effort: Effort | None) -> dict[str, Any]:
         given = self.chat_template_kwargs or {}

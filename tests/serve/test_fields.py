@@ -13,6 +13,7 @@ from fastslow.request.options import GenerateOptions
 from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.engine import ModelCard
 from fastslow.serve.api.fields import SharedFields
+from fastslow.serve.api.keys import KeyLimits
 from fastslow.serve.api.limits import Caller
 from fastslow.serve.openai.chat_body import ChatRequest
 from fastslow.serve.openai.completions import CompletionRequest
@@ -45,6 +46,13 @@ STEERING: dict[str, Any] = {
     "answer": {"top_p": 0.5, "speculation": "off"},
 }
 STEERED = {**DEEP, **STEERING}
+OFF, ADAPTIVE = {"thinking": {"type": "disabled"}}, {"thinking": {"type": "adaptive"}}
+
+
+def gemini(**config: Any) -> dict[str, Any]:
+    return {"extra_body": {"google": {"thinking_config": config}}}
+
+
 WAYS: list[tuple[Any, list[dict[str, Any]]]] = [
     ("deep", [{}, {"reasoning_effort": "high"}, {"reasoning_effort": "max"}]),
     ("deep", [{"reasoning": {"effort": "xhigh"}}, {"reasoning_effort": "high", "mode": "deep"}]),
@@ -60,7 +68,14 @@ WAYS: list[tuple[Any, list[dict[str, Any]]]] = [
     (BUDGET, [{"thinking_token_budget": 7}, {"thinking_budget_tokens": 7}]),
     (BUDGET, [{"max_thinking_tokens": 7}, {"reasoning": {"max_tokens": 7}}]),
     (BUDGET, [{"thinking_budget": 7, "max_thinking_tokens": 7}]),
-    (BUDGET, [{"thinking": {"type": "adaptive", "budget_tokens": 7}}]),
+    ("auto", [ADAPTIVE, gemini(thinking_budget=-1), gemini(thinking_budget=-1)["extra_body"]]),
+    ("fast", [{**ADAPTIVE, "mode": "fast"}, {**ADAPTIVE, "reasoning_effort": "minimal"}]),
+    ({"base": "auto", "thinking_budget": 7}, [{**ADAPTIVE, "thinking_budget": 7}]),
+    (BUDGET, [gemini(thinking_budget=7), gemini(thinking_level="low", thinking_budget=7)]),
+    ({**DEEP, "thinking_budget": 1024}, [gemini(thinking_level="low")]),
+    ({**DEEP, "thinking_budget": 0}, [gemini(thinking_budget=0)]),
+    ("deep", [gemini(thinking_level="high", include_thoughts=True), {"extra_body": {}}]),
+    (QUIET, [{**OFF, "reasoning_effort": "low"}, {**OFF, "reasoning_effort": "high"}]),
     ({**BUDGET, "thinking": "on"}, [{"thinking": {"type": "enabled", "budget_tokens": 7}}]),
     (QUIET, [{"thinking": {"type": "disabled"}}, {"reasoning": {"enabled": False}}]),
     (QUIET, [{"chat_template_kwargs": {"enable_thinking": False}}]),
@@ -90,6 +105,17 @@ def test_every_way_to_say_how_to_think_is_one_mode(fields: dict[str, Any], mode:
             {"thinking": {"type": "enabled"}, "chat_template_kwargs": {"enable_thinking": False}},
             "contradict each other",
         ),
+        (
+            {**gemini(thinking_level="low"), "reasoning_effort": "high"},
+            "thinking_level='low' contra",
+        ),
+        ({**gemini(thinking_budget=3), "thinking_budget": 4}, "thinking_config.thinking_budget=3"),
+        (
+            {**gemini(thinking_budget=3), "google": gemini()["extra_body"]["google"], **OFF},
+            "is off",
+        ),
+        ({**gemini(thinking_budget=-1), **OFF}, "thinking_budget=-1 lets the server choose"),
+        ({**ADAPTIVE, "reasoning_effort": "none"}, "thinking is off, and thinking.type='adaptive'"),
         ({"mode": {"groups": 2}, "groups": 3}, "groups=3 and mode.groups=2"),
         ({"mode": {"sampling": {"n": 3}}}, "mode.sampling must be left out"),
         ({"mode": {"speculation": {"head": "x"}}}, "mode.speculation must be left out"),
@@ -123,6 +149,16 @@ def test_one_sentence_for_what_does_not_fit(fields: dict[str, Any], said: str) -
     with pytest.raises(ValueError) as error:
         options_of(**fields)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_adaptive_thinking_keeps_to_the_modes_of_a_key() -> None:
+    wish = SharedFields(**ADAPTIVE)  # type: ignore[arg-type]
+    for modes, mode in ((["deep"], "deep"), (["auto", "deep"], "auto")):
+        who = Caller(limits=KeyLimits(modes=modes))
+        made = wish.as_request(CHAT, who, CARD, ServerSettings(), id="id")
+        assert made.options.mode == mode
+    made = wish.as_request(CHAT, Caller(), CARD, ServerSettings(), id="id", default_mode="fast")
+    assert made.options.mode == "fast", "the client named it beside the model"
 
 
 def test_the_servers_own_number_of_tokens() -> None:

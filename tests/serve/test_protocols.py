@@ -17,6 +17,7 @@ from serve_tools import events_of, named_events_of
 
 from fastslow.engine.params import SamplingParams
 from fastslow.llm import LLM
+from fastslow.serve.api.config import EFFORTS
 
 TOOLS: Any = [{"name": "clock", "input_schema": {"type": "object"}}]
 BRIEF = {"most": 12, "thinking_budget": 3}
@@ -181,6 +182,7 @@ def test_every_message_of_a_conversation_is_read(
 HIDDEN: list[tuple[str, dict[str, Any]]] = [
     ("chat", {"include_reasoning": False}),
     ("chat", {"reasoning": {"exclude": True}}),
+    ("chat", {"extra_body": {"google": {"thinking_config": {"include_thoughts": False}}}}),
     ("messages", {"thinking": {"type": "enabled", "budget_tokens": 6, "display": "omitted"}}),
 ]
 
@@ -236,6 +238,7 @@ def test_many_at_once(url: str) -> None:
         {},
         {"system": "Be brief.", "thinking": {"type": "disabled"}},
         {"tools": TOOLS, "tool_choice": {"type": "none"}},
+        {"thinking": {"type": "adaptive"}},
     ],
 )
 def test_tokens_of_messages_are_counted_as_they_are_used(
@@ -267,8 +270,41 @@ def test_why_a_message_ends(served_by: Clients) -> None:
     ended = served_by.made("messages", **fields, guided_choice=["yes"])
     assert (ended.stop_reason, ended.stop_sequence) == ("end_turn", None)
     assert ended.content[0].text == "yes" and ended._request_id.startswith("req-")
-    low = served_by.made("messages", most=4, output_config={"effort": "minimal"})
-    assert low.metrics["mode"] == "fast"
+
+
+MODES_OF = {"none": "fast*", "minimal": "fast", "low": "deep*", "medium": "deep*"}
+
+
+@pytest.mark.parametrize("effort", EFFORTS)
+def test_the_official_clients_own_fields_say_how_to_think(served_by: Clients, effort: str) -> None:
+    gpt, claude, asked = served_by.gpt, served_by.claude, {"model": "tiny", "messages": CHAT}
+    made: Any = gpt.chat.completions.create(**asked, reasoning_effort=effort, max_tokens=4)
+    said = [
+        made,
+        gpt.responses.create(
+            model="tiny", input=CHAT, reasoning={"effort": effort}, max_output_tokens=4
+        ),
+    ]
+    for how in ({}, {"thinking": {"type": "adaptive"}}):
+        if effort != "none" or not how:
+            wish: Any = {"output_config": {"effort": effort}, "max_tokens": 4, **how}
+            said.append(claude.messages.create(**asked, **wish))
+    assert {one.metrics["mode"] for one in said} == {MODES_OF.get(effort, "deep")}
+
+
+def test_what_claude_deepseek_and_gemini_call_it(served_by: Clients) -> None:
+    messages = served_by.claude.messages
+    asked: Any = {"model": "tiny", "messages": CHAT, "max_tokens": 8}
+    left = messages.create(**asked, thinking={"type": "adaptive"})
+    assert left.metrics["decision"] and left.metrics["mode"] in ("fast", "deep")
+    for thinks in (True, False):
+        kind = "enabled" if thinks else "disabled"
+        made = served_by.ask("chat", **GREEDY, thinking={"type": kind})
+        assert bool(made.tokens[2]) is thinks
+    for wish, most in (({"thinking_budget": 5}, 5), ({"thinking_budget": 0}, 0)):
+        gemini = {"extra_body": {"google": {"thinking_config": wish}}}
+        same = served_by.ask("chat", **GREEDY, thinking_budget=most)
+        assert served_by.ask("chat", **GREEDY, **gemini) == same and same.tokens[2] == most
 
 
 def test_what_is_asked_of_a_response_comes_back(served_by: Clients) -> None:

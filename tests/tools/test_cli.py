@@ -115,7 +115,22 @@ def test_a_call_on_the_command_line_changes_its_mode(endless: Path, tmp_path: Pa
     metrics = found["metrics"]
     assert (metrics["mode"], metrics["thinking_tokens"]) == ("brief*", 3)
     assert metrics["thinking_ended"] == "budget" and found["reasoning"] and found["text"]
+    steered = json.dumps(
+        {"thinking_budget": 9, "warn_at": 0.5, "warning": "Soon.", "thinking": "on"}
+    )
+    raw = ("generate", "Once <think>", "--raw", "--model", endless, "--max-tokens", 20)
+    metrics = record(*raw, "--mode", steered)["metrics"]
+    assert (metrics["mode"], metrics["thinking_tokens"]) == ("deep*", 9) and metrics[
+        "put_in_tokens"
+    ]
     for wrong, said in (
+        (("--mode", '{"warn_at": 2}'), "warn_at=2 must be"),
+        (("--mode", '{"warm_at": 0.5}'), "warm_at"),
+        (("--mode", "{warn_at"), "--mode: no JSON"),
+        (
+            ("--mode", '{"groups": 2}', "--groups", 2),
+            "--groups and --mode both say groups: give one",
+        ),
         (("--thinking", "maybe"), "thinking='maybe' must"),
         (("--thinking-budget", -1), "thinking_budget=-1 must be greater than or equal to 0"),
     ):

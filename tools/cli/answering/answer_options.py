@@ -41,7 +41,12 @@ class AnswerOptions(ModelOptions):
     """How `generate` and `chat` answer; checked as far as that goes without a model. `changes`, `drafts` and
     `sampling` hold what the command line gave: see their `model_fields_set`."""
 
-    mode: str = field("deep", "deep, fast or another preset: see `fastslow modes`", HOW)
+    mode: str = field(
+        "deep",
+        "deep, fast or another preset: see `fastslow modes`; or the fields of a mode, as JSON: "
+        '\'{"base": "deep", "loop": true, "answer_room": 100}\'',
+        HOW,
+    )
     modes: str | Path | None = field(None, "JSON file with presets of your own", HOW)
     auto: str | Path | None = field(
         None, "file of `fastslow tune --modes`, which --mode auto goes by", HOW
@@ -73,6 +78,10 @@ class AnswerOptions(ModelOptions):
         for text in self.sampling.stop_strings:
             check_text(text, "--stop")
         self._variables()
+        if isinstance(fields := self._mode, dict):
+            for name in self.changes.model_fields_set & fields.keys():
+                option = name.replace("_", "-")
+                raise ValueError(f"--{option} and --mode both say {name}: give one of them")
         if self.speculation is not None and self.drafts.drafter != "auto":
             raise ValueError("--speculation and --drafter are two drafters: give one of them")
         if self._tuned is not None:
@@ -99,7 +108,7 @@ class AnswerOptions(ModelOptions):
         from fastslow.policies.modes import find_mode
 
         units = RoutedUnits.of(llm.model.config)
-        named: str | Mapping[str, Any] = self.mode if asked is None else asked
+        named: str | Mapping[str, Any] = self._mode if asked is None else asked
         given = {"base": named} if isinstance(named, str) else named
         changes = self.changes.model_dump(exclude_unset=True, exclude=set(given))
         if asked is not None:
@@ -109,6 +118,14 @@ class AnswerOptions(ModelOptions):
         mode = find_mode({**given, **changes} if changes else named, llm.modes, units)
         call = {"sampling": self.sampling, "mode": mode, "speculation": self._speculation(mode)}
         return call | {"chat_template_kwargs": self._variables()}
+
+    @property
+    def _mode(self) -> str | dict[str, Any]:
+        """The mode's name, or its fields; they begin with "deep" where they name no base."""
+        if not self.mode.lstrip().startswith("{"):
+            return self.mode
+        with naming("--mode"):
+            return {"base": "deep", **json_object(self.mode)}
 
     def _variables(self) -> dict[str, Any] | None:
         """Those of the chat template. ValueError if the text is no JSON object."""
