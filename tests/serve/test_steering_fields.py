@@ -11,6 +11,7 @@ from checkpoints import write_chat
 from fastapi.testclient import TestClient
 from gate import open_llm
 
+from fastslow.engine.params import SamplingParams
 from fastslow.serve.engines.local import LocalEngine
 from fastslow.serve.http.app import create_app
 
@@ -55,6 +56,32 @@ def test_thoughts_of_tool_calls_count_for_the_turn(client: TestClient) -> None:
     body = {**WISH, "messages": turn, "max_tokens": 60}
     made = client.post("/v1/chat/completions", json=body).json()["metrics"]
     assert 0 < made["thinking_tokens"] < 20 and made["thinking_ended"] == "turn"
+
+
+CLOSE, OPEN = 4, 3  # tokens of the tags
+DRAWN: dict[str, Any] = {"temperature": 1, "logit_bias": {CLOSE: 4}}
+
+
+@pytest.mark.parametrize("opening", ["<think>", "<think>\n", "", "<think>\n\n</think>\n\n"])
+def test_tokens_of_thoughts_that_the_template_opens(tmp_path: Path, opening: str) -> None:
+    """Where no thought is open, a closing tag tells that the answer began inside one."""
+    mode = {"base": "deep", "answer_room": None}
+    opens, counted = opening.strip().endswith("<think>"), []
+    with open_llm(write_chat(tmp_path, TEMPLATE.replace("<think>", opening))) as llm:
+        client = TestClient(create_app(LocalEngine(llm, "tiny")), base_url="http://localhost")
+        for seed in range(8):
+            ids = llm.chat(
+                USER, SamplingParams(**DRAWN, max_tokens=60, seed=seed), mode=mode
+            ).token_ids
+            if OPEN in ids:  # a second thought, whose tokens count too
+                continue
+            right = ids.index(CLOSE) if CLOSE in ids else len(ids) if opens else 0
+            for route, (body, details) in ROUTES.items():
+                wish = {"model": "tiny", "mode": mode, "seed": seed, **DRAWN, **body}
+                usage = client.post(f"/v1/{route}", json=wish).json()["usage"][details]
+                assert usage.get("reasoning_tokens", usage.get("thinking_tokens")) == right
+            counted.append(right)
+    assert len({*counted}) > 2
 
 
 @pytest.mark.parametrize(
