@@ -68,11 +68,26 @@ def test_a_thought_is_stopped(chat: Chat) -> None:
     chat.mode("deep")
     chat.ask("think")
     until(lambda: chat.all("#stop-thinking:not([hidden])"), "thinking can be stopped")
-    chat.button("Stop thinking").click()
+    assert not chat.all(".thought progress:not([hidden])"), "there is no budget"
+    chat.button("Answer now").click()
     chat.ended()
     assert chat.text(".answer .rendered") == "So it is."
     assert "stopped by you" in chat.text(".thought summary")
     assert not chat.all("#stop-thinking:not([hidden])")
+
+
+def test_a_budget_fills_up(chat: Chat) -> None:
+    chat.mode("deep")
+    chat.run("preferences.settings.thinking_budget = 500")
+    chat.ask("think")
+    bar = ".thought progress:not([hidden])"
+    until(lambda: chat.all(bar) and chat.all(bar)[0].get_property("value") > 20, "it fills up")
+    assert chat.all(bar)[0].get_property("max") == 500
+    assert re.search(r"\d+ of 500 tokens$", chat.text(".thought summary"))
+    chat.button("Answer now").click()
+    chat.ended()
+    assert not chat.all(bar) and "of 500" not in chat.text(".thought summary")
+    assert chat.engine.bodies[-1]["thinking_budget"] == 500
 
 
 def test_auto_says_what_it_chose_and_why(chat: Chat) -> None:
