@@ -235,7 +235,7 @@ def test_switched_off_says_so_once(monkeypatch: pytest.MonkeyPatch, logged: list
         assert not library.available() and not library.available()
     finally:
         library.available.cache_clear()
-    assert len([line for line in logged if "switched off" in line]) == 1
+    assert len([line for line in logged if "FASTSLOW_KERNELS=off" in line]) == 1
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
