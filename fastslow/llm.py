@@ -32,7 +32,7 @@ from fastslow.policies.modes import load_modes
 from fastslow.policies.speculation.controller import SpeculationController
 from fastslow.policies.speculation.cost_curve import FIRST_PATIENCE, step_seconds
 from fastslow.policies.speculation.step_cost import StepCostCurve
-from fastslow.request.builder import ModeFinder, RequestBuilder
+from fastslow.request.builder import RequestBuilder
 from fastslow.request.choice import OutputBuilder
 from fastslow.request.group import GroupParts, LoopWakeups, RequestGroup
 from fastslow.request.handle import (
@@ -44,6 +44,7 @@ from fastslow.request.handle import (
     single_prompt,
 )
 from fastslow.request.input_processor import InputProcessor
+from fastslow.request.mode_finder import ModeFinder
 from fastslow.request.options import (
     Conversation,
     GenerateOptions,

@@ -20,8 +20,7 @@ MIN_SHOWN = 0.05  # smaller terms are shown as one sum
 
 class LinearModeRouter(Params):
     """Takes the second mode where the score is above the threshold: score = bias + the sum of
-    weight * (feature - mean). `fastslow tune --modes` fits one to graded tasks; the weights of BUILT_IN are
-    set by hand. It is data: nothing in it is run.
+    weight * (feature - mean). The weights of BUILT_IN are set by hand. It is data: nothing in it is run.
     """
 
     between: tuple[str, str] = Field(

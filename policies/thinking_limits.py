@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from dataclasses import dataclass
 
 from fastslow.engine.params import Loop
@@ -10,6 +11,7 @@ from fastslow.engine.sampling.thinking import Ending, Thought
 
 SURE = 12.0  # added to the closing tag's logit at the last token of a soft budget
 MOST_ROOM = 256  # tokens for the answer, of itself
+MOST_TURNS = 10_000  # that are remembered: those named last
 SHARE = 4  # of an answer's tokens, of which one is for what follows the thought
 
 
@@ -80,3 +82,28 @@ class ThinkingLimits:
 def answer_room(wish: int | str | None, room: int) -> int | None:
     """How many of an answer's `room` tokens stay for what follows the thought. None: no number is kept."""
     return max(1, min(MOST_ROOM, room // SHARE)) if wish == "auto" else wish  # type: ignore[return-value]
+
+
+class Turn:
+    """One turn of a user. `spent`: tokens of thought so far."""
+
+    def __init__(self) -> None:
+        self.spent = 0
+
+    def note(self, before: int, thought: int) -> None:
+        """An answer is over that began after `before` tokens; of several at a time the longest counts."""
+        self.spent = max(self.spent, before + thought)
+
+
+class Turns:
+    """The turns that calls name, by whoever names them."""
+
+    def __init__(self) -> None:
+        self._turns = OrderedDict[tuple[str | None, str], Turn]()
+
+    def of(self, memory_key: str | None, name: str) -> Turn:
+        turn = self._turns.setdefault((memory_key, name), Turn())
+        self._turns.move_to_end((memory_key, name))
+        while len(self._turns) > MOST_TURNS:
+            self._turns.popitem(last=False)
+        return turn

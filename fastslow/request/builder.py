@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import operator
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import NamedTuple, SupportsIndex
+from functools import cached_property
+from typing import NamedTuple
 
 from loguru import logger
 
@@ -26,96 +25,16 @@ from fastslow.engine.sampling.confidence import Confidence, PromptProbe
 from fastslow.engine.sampling.rng import sibling_seed, successor_seed
 from fastslow.engine.sampling.stop import Stopper
 from fastslow.engine.sampling.thinking import Thinking
-from fastslow.engine.text.messages import check_messages
-from fastslow.engine.text.vocabulary import Detokenizer, Tokenizer
-from fastslow.output import Decided
-from fastslow.policies.auto import choose
-from fastslow.policies.features import count_words
-from fastslow.policies.learned_auto import LearnedModeRouter
-from fastslow.policies.mode_router import ModeChoice, ModeRouter, PromptFacts
-from fastslow.policies.modes import find_mode, in_either
+from fastslow.engine.text.vocabulary import Detokenizer
+from fastslow.policies.mode_router import ModeChoice
 from fastslow.policies.speculation.controller import SpeculationController
 from fastslow.request.answer_rules import Grammars, ThinkingRules
 from fastslow.request.input_processor import EncodedPrompt, InputProcessor
-from fastslow.request.options import GENERATION, GenerateOptions, ModeLike, Prompt, SpeculationLike
+from fastslow.request.mode_finder import ModeFinder
+from fastslow.request.options import GENERATION, GenerateOptions, Prompt, SpeculationLike
 from fastslow.settings import read_settings
 
 STEPWISE = "lossy-stepwise"
-
-
-class Chosen(NamedTuple):
-    """A mode, and why a router took it; None where the call names it. A probe may take one of the `later` ones, once
-    the model has read the prompt."""
-
-    mode: Mode
-    why: ModeChoice | None = None
-    probe: Callable[[], PromptProbe] | None = None
-    later: Sequence[Mode] = ()
-
-
-class ModeFinder:
-    """Finds the modes of calls. `busy`: requests in the engine, as a share of those that run at a time."""
-
-    def __init__(
-        self,
-        presets: Mapping[str, Mode],
-        router: ModeRouter,
-        units: RoutedUnits,
-        tokenizer: Tokenizer | None,
-        busy: Callable[[], float],
-    ) -> None:
-        self._presets = presets
-        self._router = router
-        self._units = units
-        self._tokenizer = tokenizer
-        self._busy = busy
-
-    def given(self, wish: ModeLike | None) -> Mode:
-        """The mode that a call names or gives; `auto` where a router chooses later."""
-        if callable(wish):
-            return Mode(auto=True)
-        return find_mode("deep" if wish is None else wish, self._presets, self._units)
-
-    def find(self, wish: ModeLike | None, prompt: Prompt, decided: Decided | None = None) -> Chosen:
-        """The mode of a prompt. `decided`: what was chosen before, where the answer has begun."""
-        given = self.given(wish)
-        if not given.auto:
-            return Chosen(given)
-        if decided is not None:
-            before = ModeChoice(decided.mode, decided.why)
-            choice = choose(lambda _: before, PromptFacts(""), self._presets)
-        else:
-            router = wish if callable(wish) else self._router
-            facts = self._facts(prompt, given.latency_ms)
-            choice = choose(router, facts, self._presets)
-            if isinstance(router, LearnedModeRouter):
-                for name in router.between[1:]:
-                    choose(partial(_always, name), facts, self._presets)
-                first, *later = (in_either(self._presets[n], given) for n in router.between)
-                probe = partial(
-                    PromptProbe, router.layer, len(router.weights[0]), router.judge(facts)
-                )
-                return Chosen(first, choice, probe, later)
-        return Chosen(in_either(self._presets[choice.mode], given), choice)
-
-    def _facts(self, prompt: Prompt, latency_ms: float | None) -> PromptFacts:
-        """Invalid prompts are refused later, by `encode`."""
-        turns, every = 0, ""
-        if isinstance(prompt, str):
-            every = text = prompt
-        elif prompt and all(isinstance(part, Mapping) for part in prompt):
-            chat = [(m["role"], m["content"]) for m in check_messages(prompt)]  # type: ignore[arg-type]
-            every = " ".join(content for _, content in chat)
-            text = next((content for role, content in reversed(chat) if role == "user"), every)
-            turns = max(0, sum(role != "system" for role, _ in chat) - 1)
-        else:
-            ids = [operator.index(x) for x in prompt if isinstance(x, SupportsIndex)]
-            every = text = self._tokenizer.decode(ids) if self._tokenizer is not None else ""
-        return PromptFacts(text, turns, count_words(every), latency_ms, self._busy())
-
-
-def _always(name: str, _: PromptFacts) -> str:
-    return name
 
 
 class Candidate(NamedTuple):

@@ -21,8 +21,8 @@ from fastslow.engine.text.thought import END, HARMONY, TagTokens, ThoughtTags, f
 from fastslow.engine.text.tool_formats import GENERIC, ToolCalls
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.output import Completion, FastslowWarning
+from fastslow.policies.thinking_limits import Turn, Turns
 from fastslow.request.options import GenerateOptions, Prompt, model_sampling
-from fastslow.request.turns import Turn, Turns
 
 MOST_SAID = 100  # things: clients may name any number of modes
 BYTES = (bytes, bytearray, memoryview)  # sequences of int, but hardly meant as token ids

@@ -30,7 +30,7 @@ WORTH_KEEPING = 0.2  # seconds
 BUSY = 0.1  # share of the machine that others take, above which what was measured is not kept
 
 
-class Measured(NamedTuple):
+class StepTimes(NamedTuple):
     """rows: counts, ascending from 1. seconds: of a greedy step of each. spent: seconds of measuring so far."""
 
     rows: tuple[int, ...]
@@ -49,7 +49,7 @@ def step_seconds(
     does not fit is replaced. `identity` tells models apart that run at different speeds: path, dtype, quantization.
     """
     path = _path(model, groups, identity)
-    found = _read(path) or Measured((), (), 0.0)
+    found = _read(path) or StepTimes((), (), 0.0)
     if found.spent < PATIENCE:
         started, watch = time.perf_counter(), Watch()
         found = _measure(model, groups, found, patience)
@@ -70,7 +70,7 @@ def step_seconds(
     return rows, seconds
 
 
-def _measure(model: Model, groups: int | None, before: Measured, patience: float) -> Measured:
+def _measure(model: Model, groups: int | None, before: StepTimes, patience: float) -> StepTimes:
     known = dict(zip(before.rows, before.seconds))
     fits = [n for n in ROWS if CONTEXT + n <= model.config.context] or [1]
     context = min(CONTEXT, model.config.context - 1)
@@ -103,7 +103,7 @@ def _measure(model: Model, groups: int | None, before: Measured, patience: float
             known[n], left = min(taken, known.get(n, taken)), left - taken
     spent = PATIENCE if left > 0 else before.spent + patience  # all rounds were run
     rows, seconds = zip(*sorted(known.items()))
-    return Measured(rows, seconds, spent)
+    return StepTimes(rows, seconds, spent)
 
 
 def _path(model: Model, groups: int | None, identity: str) -> Path:
@@ -121,11 +121,11 @@ def _path(model: Model, groups: int | None, identity: str) -> Path:
     return cache_folder() / "step_times" / f"{name}.json"
 
 
-def _read(path: Path) -> Measured | None:
+def _read(path: Path) -> StepTimes | None:
     try:
         kept = read_object(path)
         rows, seconds = tuple(map(int, kept["rows"])), tuple(map(float, kept["seconds"]))
-        found = Measured(rows, seconds, float(kept.get("spent", PATIENCE)))
+        found = StepTimes(rows, seconds, float(kept.get("spent", PATIENCE)))
     except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
     numbers = all(0 < x < math.inf for x in (*seconds, found.spent))
@@ -133,7 +133,7 @@ def _read(path: Path) -> Measured | None:
     return found if sound and all(a < b for a, b in itertools.pairwise(rows)) else None
 
 
-def _keep(path: Path, found: Measured) -> None:
+def _keep(path: Path, found: StepTimes) -> None:
     try:
         with unfinished(path) as made:
             made.write_text(json.dumps(found._asdict()), "utf-8")

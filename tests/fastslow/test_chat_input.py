@@ -105,7 +105,7 @@ def test_an_answer_continues_a_prefix(llm: LLM) -> None:
 )
 def test_a_prefix_may_end_in_a_thought(llm: LLM, content: str, inside: bool) -> None:
     first = SamplingParams(max_tokens=3, ignore_eos=True, logit_bias={OPEN: -100, CLOSE: -100})
-    out = llm.chat(begun(content), first, mode="deep")
+    out = llm.chat(begun(content), first, mode={"base": "deep", "answer_room": None})
     assert bool(out.reasoning) is inside and bool(out.text) is not inside
     closed = llm.chat(begun(content), first, mode="fast")
     assert closed.text and not closed.reasoning

@@ -140,7 +140,9 @@ def test_an_answer_that_changes_its_mode_has_the_steps_of_both(llm: LLM, how: An
 def test_sources_and_counts_by_drafter(llm: LLM, wish: str) -> None:
     drafters = {"off": "", "auto": "suffix"}.get(wish, wish)
     names = set(re.findall(r"\w+", drafters))
-    out = llm.generate(PROMPT, SIXTY, speculation=wish)
+    out = llm.generate(
+        PROMPT, SIXTY, mode=Mode(name="deep"), speculation=SELF if wish == "self" else wish
+    )
     choice, metrics = out.choices[0], out.metrics
     counted = Counter(choice.sources)
     assert counted.total() == 60 and counted["target"] == metrics.steps
@@ -161,7 +163,7 @@ def test_sources_and_counts_by_drafter(llm: LLM, wish: str) -> None:
 def test_stats_by_mode_and_drafter(folder: Path) -> None:
     with open_llm(folder) as llm:
         fast, deep = Mode(name="fast", groups=1), Mode(name="deep")
-        asked = [(fast, "self"), (deep, "ngram"), (fast, "off"), (fast, "self")]
+        asked: list[tuple[Mode, Any]] = [(fast, SELF), (deep, "ngram"), (fast, "off"), (fast, SELF)]
         outs = [llm.generate(PROMPT, SIXTY, mode=m, speculation=s).metrics for m, s in asked]
         llm.generate(PROMPT, SIXTY, mode=Mode(name="brief"), timeout=1e-9)
         assert settled(llm)
@@ -235,7 +237,8 @@ def test_names_are_counted_up_to_a_limit(llm: LLM, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(llm._core, "_totals", stats.EngineTotals())
     prompt = [5, 6, 7, 5, 6, 7, 5, 6]
     for name in ("ngram", "self", "ngram+self"):
-        llm.generate(prompt, LONG, speculation=name, mode=Mode(name=name))
+        wish = Speculation(drafter=name, nodes=3)
+        llm.generate(prompt, LONG, speculation=wish, mode=Mode(name=name))
     now = llm.stats()  # a request of another test may have ended meanwhile
     for names in (set(now.drafters), set(now.modes)):
         assert "other" in names and len(names) == 2

@@ -30,7 +30,7 @@ async def test_steps_are_measured_before_the_first_request(
 ) -> None:
     measured: list[int | None] = []
 
-    def seconds(model: object, groups: int | None, identity: str) -> object:
+    def seconds(model: object, groups: int | None, identity: str, patience: float) -> object:
         measured.append(groups)
         return (1, 2), (0.001, 0.002)
 

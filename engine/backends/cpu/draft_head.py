@@ -138,7 +138,7 @@ class DraftKernels:
         self._memory: list[NDArray[np.generic]] = [self._ids]  # what the kernels point to
         inner = shape.heads * shape.head_dim
         heads = packed.heads_order(shape.heads + 2 * shape.kv_heads, shape.head_dim)
-        plain, head_rows = packed.plain_order(shape.hidden), packed.plain_order(len(self._ids))
+        plain, head_rows = packed.plain_order(shape.hidden), packed.plain_order(len(ids)).copy()
         if head is not None:
             head_rows[head_rows >= 0] = self._ids
         powers = torch.arange(0, shape.head_dim, 2, dtype=torch.float64) / shape.head_dim

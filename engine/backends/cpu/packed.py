@@ -234,8 +234,10 @@ def _bias(key: str, rows: Ints, sources: Sequence[str]) -> Vector:
 
 @cache
 def plain_order(rows: int) -> Ints:
-    """As they are, up to whole tiles."""
-    return _padded(np.arange(rows), TILE)
+    """As they are, up to whole tiles. Shared by all who ask, so nobody can write to it."""
+    order = _padded(np.arange(rows), TILE)
+    order.flags.writeable = False
+    return order
 
 
 def heads_order(count: int, dim: int, dims: Ints | None = None, first: int = 0) -> Ints:
@@ -266,7 +268,9 @@ def gate_up_order(neurons: int) -> Ints:
     sides of a product."""
     gates = _padded(np.arange(neurons), HALF).reshape(-1, 1, HALF)
     ups = np.where(gates < 0, -1, gates + neurons)
-    return np.concatenate([gates, ups], axis=1).reshape(-1)
+    order = np.concatenate([gates, ups], axis=1).reshape(-1)
+    order.flags.writeable = False
+    return order
 
 
 def _padded(rows: Ints, step: int) -> Ints:
