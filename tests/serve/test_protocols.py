@@ -276,7 +276,7 @@ MODES_OF = {"none": "fast*", "minimal": "fast", "low": "deep*", "medium": "deep*
 
 
 @pytest.mark.parametrize("effort", EFFORTS)
-def test_the_official_clients_own_fields_say_how_to_think(served_by: Clients, effort: str) -> None:
+def test_the_official_clients_own_fields_say_how_to_think(served_by: Clients, effort: Any) -> None:
     gpt, claude, asked = served_by.gpt, served_by.claude, {"model": "tiny", "messages": CHAT}
     made: Any = gpt.chat.completions.create(**asked, reasoning_effort=effort, max_tokens=4)
     said = [
@@ -302,7 +302,7 @@ def test_what_claude_deepseek_and_gemini_call_it(served_by: Clients) -> None:
         made = served_by.ask("chat", **GREEDY, thinking={"type": kind})
         assert bool(made.tokens[2]) is thinks
     for wish, most in (({"thinking_budget": 5}, 5), ({"thinking_budget": 0}, 0)):
-        gemini = {"extra_body": {"google": {"thinking_config": wish}}}
+        gemini: Any = {"extra_body": {"google": {"thinking_config": wish}}}
         same = served_by.ask("chat", **GREEDY, thinking_budget=most)
         assert served_by.ask("chat", **GREEDY, **gemini) == same and same.tokens[2] == most
 

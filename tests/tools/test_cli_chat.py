@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fake_engine import output
 
-from fastslow.engine.params import Mode, SamplingParams, Speculation
+from fastslow.engine.params import Loop, Mode, SamplingParams, Speculation
 from fastslow.output import Output, Piece
 from fastslow.request.options import GenerateOptions
 from fastslow.tools.cli.answering.answer_options import AnswerOptions
@@ -116,6 +116,8 @@ def test_a_thinking_budget_bounds_every_mode_that_thinks() -> None:
     deep = options.call(engine, "deep")["mode"]
     assert (deep.name, deep.thinking_budget) == ("deep*", 30)
     assert options.call(engine, "fast")["mode"] is engine.modes["fast"], "off is a budget of 0"
+    steered = AnswerOptions(mode=' {"loop": true}', changes=Mode(thinking_budget=30)).call(engine)
+    assert (steered["mode"].thinking_budget, steered["mode"].loop) == (30, Loop())
 
 
 def test_turns_that_the_memory_does_not_hold_are_dropped(
