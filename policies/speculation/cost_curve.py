@@ -27,6 +27,7 @@ ROUNDS = 5  # the fastest counts: what else runs on the machine comes and goes
 PATIENCE = 1.5  # seconds; larger steps are then left out
 FIRST_PATIENCE = 0.2  # seconds, where somebody waits for an answer
 WORTH_KEEPING = 0.2  # seconds
+KERNELS = 2  # raised where kernels change what rows cost: what was measured before is not read
 BUSY = 0.1  # share of the machine that others take, above which what was measured is not kept
 
 
@@ -116,6 +117,7 @@ def _path(model: Model, groups: int | None, identity: str) -> Path:
         os.environ.get("FASTSLOW_KERNELS", ""),
         groups,
         ROWS,
+        KERNELS,
     )
     name = hashlib.sha256(repr(facts).encode()).hexdigest()[:20]
     return cache_folder() / "step_times" / f"{name}.json"
