@@ -23,6 +23,7 @@ from fastslow.engine.types import Rows, Segment
 
 ROWS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128)
 CONTEXT = 64  # tokens before the rows
+WARM = 3  # steps that do not count: they find cold caches and sleeping threads
 ROUNDS = 5  # the fastest counts: what else runs on the machine comes and goes
 PATIENCE = 1.5  # seconds; larger steps are then left out
 FIRST_PATIENCE = 0.2  # seconds, where somebody waits for an answer
@@ -96,6 +97,8 @@ def _measure(model: Model, groups: int | None, before: StepTimes, patience: floa
         return time.perf_counter() - started
 
     run(0, context)
+    for _ in range(WARM):
+        run(context, 1)
     left = patience = min(patience, PATIENCE - before.spent)
     missing = [n for n in fits if n not in known]
     for n in [*missing, *fits * (ROUNDS - bool(missing))]:
