@@ -187,7 +187,7 @@ print(max(peak, anonymous()) - before)
 @compiled
 def test_peak_memory_stays_near_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Anonymous pages only. What is packed passes through float32, in two threads: at most four such copies of the
-    largest matrix live at once."""
+    largest matrix live at once. The screen of the head and, at the first start, the embedding are held besides."""
     build("native")
     shutil.copytree(cache_folder() / "kernels", tmp_path / "cache" / "kernels")
     monkeypatch.setenv("FASTSLOW_CACHE", str(tmp_path / "cache"))
@@ -199,7 +199,7 @@ def test_peak_memory_stays_near_the_model(tmp_path: Path, monkeypatch: pytest.Mo
     assert held > 150 << 20
     script = [sys.executable, "-c", MEMORY, str(folder)]
     used = int(subprocess.run(script, check=True, capture_output=True, text=True).stdout)
-    assert 0.9 * held < used < 1.05 * held + 4 * 8192 * 512 * 4
+    assert 0.9 * held < used < 1.1 * held + 4 * 8192 * 512 * 4
     assert list((tmp_path / "cache" / "packed").iterdir())
 
 
