@@ -27,6 +27,7 @@ from fastslow.engine.sampling.stop import Stopper
 from fastslow.engine.sampling.thinking import Thinking
 from fastslow.engine.text.vocabulary import Detokenizer
 from fastslow.policies.mode_router import ModeChoice
+from fastslow.policies.modes import in_either
 from fastslow.policies.speculation.controller import SpeculationController
 from fastslow.request.answer_rules import Grammars, ThinkingRules
 from fastslow.request.input_processor import EncodedPrompt, InputProcessor
@@ -133,6 +134,8 @@ class RequestBuilder:
                 )
         elif mode.escalate is not None:
             escalated = self.modes.find(mode.escalate.to, prompt).mode
+            if (given := self.modes.given(options.mode)).auto:
+                escalated = in_either(escalated, given)
             if mode.escalate.how == "restart":
                 plans.append(self._plan(prompt, options, escalated))
         params = plans[0].params

@@ -27,6 +27,7 @@ WARM = 3  # steps that do not count: they find cold caches and sleeping threads
 ROUNDS = 5  # the fastest counts: what else runs on the machine comes and goes
 PATIENCE = 1.5  # seconds; larger steps are then left out
 FIRST_PATIENCE = 0.2  # seconds, where somebody waits for an answer
+LEAST = 3  # row counts that are measured, however slow they are: one alone says nothing of what a row costs
 WORTH_KEEPING = 0.2  # seconds
 KERNELS = 2  # raised where kernels change what rows cost: what was measured before is not read
 BUSY = 0.1  # share of the machine that others take, above which what was measured is not kept
@@ -98,11 +99,12 @@ def _measure(model: Model, groups: int | None, before: StepTimes, patience: floa
 
     run(0, context)
     for _ in range(WARM):
-        run(context, 1)
+        if run(context, 1) > patience / 10:
+            break
     left = patience = min(patience, PATIENCE - before.spent)
     missing = [n for n in fits if n not in known]
     for n in [*missing, *fits * (ROUNDS - bool(missing))]:
-        if left > 0:
+        if left > 0 or len(known) < LEAST:
             taken = run(context, n)
             known[n], left = min(taken, known.get(n, taken)), left - taken
     spent = PATIENCE if left > 0 else before.spent + patience  # all rounds were run

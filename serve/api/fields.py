@@ -287,6 +287,10 @@ def _with_open_drafts(mode: str | dict[str, Any], settings: ServerSettings) -> s
     fields = {} if isinstance(mode, str) else mode
     for part in ("thought", "answer"):
         own = fields.get(part)
+        heat = own.get("temperature") if isinstance(own, Mapping) else None
+        if isinstance(heat, int | float) and heat > MOST_TEMPERATURE:
+            what = f"{part}.temperature={shown(heat)}"
+            raise ValueError(f"{what} must be less than or equal to {MOST_TEMPERATURE}")
         if isinstance(own, Mapping) and isinstance(own.get("speculation"), str | Mapping):
             wish = _speculation_of(own["speculation"], settings)
             fields = {**fields, part: {**own, "speculation": wish}}

@@ -265,7 +265,10 @@ def create(
                 os.setpriority(os.PRIO_PROCESS, get_native_id(), 19)
             file.write(whole.data)
 
-        Thread(target=_keep_packed, args=(path, len(whole), write, now)).start()
+        try:
+            Thread(target=_keep_packed, args=(path, len(whole), write, now)).start()
+        except RuntimeError as error:  # no more threads here
+            logger.warning("packed weights cannot be kept, so each start packs anew: {}", error)
         return PackedFile(whole[: arena.hot], whole[arena.hot :])
     _keep_packed(path, arena.nbytes, partial(arena.save, sources=sources), now)
     found = load(path, arena)
@@ -295,7 +298,7 @@ def _keep_packed(
             if old != path:
                 old.unlink(missing_ok=True)  # a process that has it mapped keeps it
         shrink(path)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the disk; a part of a split file that is gone
         logger.warning("packed weights cannot be kept, so each start packs anew: {}", error)
     finally:
         work.close()

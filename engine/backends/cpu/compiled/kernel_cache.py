@@ -140,7 +140,9 @@ def _chosen(level: str) -> list[str]:
     under -march=native, and the sources look at its macros."""
     if level != "native":
         return level_flags(level)
-    without = "amx_tile" in chip_flags() and not _tiles()
+    chip = chip_flags()  # empty where /proc is not there: then the chip may have tiles all the same
+    without = not _tiles() if "amx_tile" in chip else not chip and not amx_permitted()
+    without &= platform.machine() == "x86_64"
     return ["-march=native", *(f"-mno-{n}" for n in ADDED["amx"].split() if without)]
 
 
