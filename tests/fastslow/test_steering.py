@@ -212,3 +212,10 @@ def test_one_sentence_for_what_does_not_fit(llm: LLM, fields: dict[str, Any], sa
     with pytest.raises(ValueError, match=said) as error:
         llm.generate(CHAT, SIXTY, mode=fields)
     assert "\n" not in str(error.value)
+
+
+def test_the_fields_of_auto_hold_in_the_mode_that_it_escalates_to() -> None:
+    with LLM("abacus", progress=False) as llm:
+        wish = {"base": "auto", "thinking_budget": 4}
+        out = llm.chat("What is 98 * 76?", SamplingParams(max_tokens=100), mode=wish)
+    assert (out.metrics.mode, out.metrics.thinking_tokens) == ("deep", 4)

@@ -92,6 +92,10 @@ def test_tokens_of_thoughts_that_the_template_opens(tmp_path: Path, opening: str
         ({"answer_room": "all"}, "answer_room"),
         ({"loop": {"times": 0}}, "loop.times=0 must be"),
         ({"thought": {"temperature": 1000}}, "thought.temperature=1000 must be"),
+        (
+            {"mode": {"answer": {"temperature": 3}}},
+            "answer.temperature=3 must be less than or equal",
+        ),
         ({"answer": {"max_tokens": 3}}, "answer.max_tokens' is unknown"),
         ({"turn": ""}, "turn='' must be text"),
     ],
