@@ -55,9 +55,9 @@ class LossBudget:
 
     A step with drafts takes longer than a plain one. The requests pay for that by the nodes that they ran (all that do
     not rest, where none ran), and for the time of drafting where they were asked; they earn the tokens that were
-    accepted. A small share of every plain step
-    is earned besides. A new request gets its first balance from the pool of its memory key, which fills with time and
-    with what drafts gain: so where drafts do not pay, few requests try them, and none tries them for long.
+    accepted, and a small share of every step besides. A new request gets its first balance from the pool of its memory
+    key, which fills with time and with what drafts gain: so where drafts do not pay, few requests try them, and none
+    tries them for long.
 
     Whether a step drafts depends on earlier steps alone, never on tokens that are drawn in it.
     """
