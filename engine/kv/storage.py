@@ -79,11 +79,19 @@ class KVStorage:
         self.v: list[torch.Tensor] = list(self._values.unbind())
         addresses = [[layer.data_ptr() for layer in side] for side in (self.k, self.v)]
         self.pointers: NDArray[np.uint64] = np.array(addresses, dtype=np.uint64)  # [2, layers]
+        self._lists: dict[tuple[int, ...], NDArray[np.uint64]] = {}
 
     def _allocate(self, s: KVShape) -> tuple[torch.Tensor, torch.Tensor]:
         """All layers' keys and values, one allocation, layers first."""
         rows = lazy_zeros((2, s.layers, s.slots, s.kv_heads, s.head_dim), s.dtype, s.device)
         return rows[0], rows[1]
+
+    def addresses(self, layers: tuple[int, ...]) -> tuple[int, int]:
+        """Of the lists in memory of where these layers' keys lie, and their values."""
+        if (known := self._lists.get(layers)) is None:
+            known = self._lists[layers] = np.ascontiguousarray(self.pointers[:, layers])
+        keys: int = known.__array_interface__["data"][0]
+        return keys, keys + known.strides[0]
 
     @property
     def slots(self) -> int:

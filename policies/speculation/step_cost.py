@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fastslow.engine.types import MarginalValue
 from fastslow.policies.speculation.backoff import RunningMean
@@ -20,15 +19,17 @@ class StepCostCurve:
         self, rows: Sequence[int], seconds: Sequence[float], tuning: SpeculationTuning = TUNING
     ) -> None:
         self._tuning = tuning
-        self._rows = np.array(rows)
         # fewer rows never take longer than more rows: such a measurement was disturbed
         curve = np.array(seconds, dtype=np.float64)
-        self._curve = np.minimum.accumulate(curve[::-1])[::-1]
-        self._speed = RunningMean(
-            1.0, 1 / tuning.step_rate
-        )  # what steps take lately, over the curve
-        self._shape = np.ones(len(rows))  # the same of each row count, over the speed
-        self._seen = np.zeros(len(rows))  # steps of each
+        self._rows, self._curve = np.array(rows), np.minimum.accumulate(curve[::-1])[::-1]
+        # of every row count: the nearest that was measured, and the curve at these very rows
+        at = np.arange(rows[-1] + 1)
+        self._nearest: list[int] = np.abs(self._rows - at[:, None]).argmin(1).tolist()
+        self._between: list[float] = np.interp(at, self._rows, self._curve).tolist()
+        # what steps take lately, over the curve; and those of each row count, over this speed
+        self._speed = RunningMean(1.0, 1 / tuning.step_rate)
+        self._shape = [1.0] * len(rows)
+        self._seen = [0.0] * len(rows)  # steps of each
         self._steps = 0
         self._table: list[float] = []
         self._renew()
@@ -47,13 +48,11 @@ class StepCostCurve:
 
     def note(self, rows: int, seconds: float) -> None:
         """A step took this long, drafting not counted."""
-        if not 1 <= rows <= self._rows[-1]:
+        if not 1 <= rows < len(self._nearest):
             return
-        tuning = self._tuning
-        place = int(np.argmin(np.abs(self._rows - rows)))
-        # relative to the curve at these very rows, which lie between those that were measured
-        ratio = seconds / float(np.interp(rows, self._rows, self._curve))
-        shape = float(self._shapes()[place])
+        tuning, place = self._tuning, self._nearest[rows]
+        ratio = seconds / self._between[rows]
+        shape = self._shape[self._alike[place]]
         before = self._speed.value * shape
         ratio = min(max(ratio, before / tuning.step_limit), before * tuning.step_limit)
         self._seen[place] = seen = min(self._seen[place] + 1, tuning.shape_memory)
@@ -64,21 +63,17 @@ class StepCostCurve:
         if self._steps % tuning.table_every == 0 or seen == 1:
             self._renew()
 
-    def _shapes(self) -> NDArray[np.float64]:
-        """The shape at every measured row count; that of the nearest where no such step ran."""
-        known = np.flatnonzero(self._seen)
-        if not len(known):
-            return self._shape
-        places = np.arange(len(self._rows))
-        shapes: NDArray[np.float64] = self._shape[known[np.abs(places[:, None] - known).argmin(1)]]
-        return shapes
-
     def _renew(self) -> None:
+        known = np.flatnonzero(self._seen)
+        places = np.arange(len(self._rows))
+        # of every measured row count, the nearest where such a step ran: its shape is taken
+        near = known[np.abs(places[:, None] - known).argmin(1)] if len(known) else places
+        self._alike: list[int] = near.tolist()
         at = np.arange(self._tuning.table_rows + 1)
-        curve = np.maximum.accumulate(self._curve * self._speed.value * self._shapes())
-        known = np.interp(at, self._rows, curve)
+        curve = np.maximum.accumulate(self._curve * self._speed.value * np.array(self._shape)[near])
         last, most = int(self._rows[-1]), curve[-1]
-        self._table = np.where(at > last, most * at / last, known).tolist()
+        table = np.interp(at, self._rows, curve)
+        self._table = np.where(at > last, most * at / last, table).tolist()
 
 
 class StepCosts:

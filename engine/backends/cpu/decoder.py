@@ -73,7 +73,7 @@ class CpuDecoder:
         self._rotary = Rotary(config)
         self._kernels = library.kernels()
         self.layers = check_layers(layers, range(config.layers))
-        self._kv_layers = np.array(self.layers)
+        self._no_logits = torch.empty(0, config.vocab_size)
         running = (library.CLayer * len(self.layers))(*map(self._layer, self.layers))
         made = ctypes.c_void_p()
         failed = self._kernels.fs_model_new(
@@ -89,7 +89,7 @@ class CpuDecoder:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of keys and values, and of features."""
+        """Of keys and values."""
         return self.formats.kv
 
     def bytes_for(self, groups: int | None = None) -> int:
@@ -114,14 +114,15 @@ class CpuDecoder:
         return CpuDecoder(self.config, self.formats, self._arena, self._memory, some, self.storage)
 
     def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> ModelOutput:
-        """See `Model.forward`; logits are float32, features in `dtype`."""
+        """See `Model.forward`; logits and features are float32."""
         check_step(rows, kv, self.storage, features, self.layers)
         for name, some in (("outputs", rows.outputs), ("rows to see", rows.feature_rows)):
             if len(some) > len(rows.tokens):
                 raise ValueError(f"{len(some)} {name} are more than the {len(rows.tokens)} rows")
         count, hidden = len(rows.outputs), self.config.hidden_size
         # no logits are written where every row wants only its best token
-        logits = torch.empty(0 if rows.only_best.all() else count, self.config.vocab_size)
+        none = rows.only_best.all()
+        logits = self._no_logits if none else torch.empty(count, self.config.vocab_size)
         seen = torch.empty(len(rows.feature_rows), len(features) * hidden) if features else NOTHING
         best = np.empty(count, dtype=np.int64)
         cos, sin = self._rotary.at(rows)
@@ -131,7 +132,7 @@ class CpuDecoder:
         else:
             for part in step.parts(MOST_ROWS):
                 self._call(kv, features, part)
-        return ModelOutput(logits, seen.to(self.dtype) if features else None, best)
+        return ModelOutput(logits, seen if features else None, best)
 
     def _call(self, kv: KVStorage, features: tuple[int, ...], step: KernelStep) -> None:
         rows, tails, c, shape = step.rows, step.tails, self.config, kv.shape
@@ -144,8 +145,8 @@ class CpuDecoder:
         sizes = np.array([len(x) for x in contexts], dtype=np.int64)
         # the kernels count the layers that run
         wanted = np.array([self.layers.index(n) for n in features], dtype=np.int64)
-        keys, values = np.ascontiguousarray(kv.pointers[:, self._kv_layers])
-        layers, logits, width = len(self.layers), step.logits, len(features) * c.hidden_size
+        keys, values = kv.addresses(self.layers)
+        logits, width = step.logits, len(features) * c.hidden_size
         args = library.StepArgs(
             threads=torch.get_num_threads(),
             rows=T,
@@ -168,8 +169,8 @@ class CpuDecoder:
             tails=address("tails", tails.slots, INT64, len(tails.slots)),
             tail_starts=address("tail_starts", tails.starts, INT64, T),
             tail_lengths=address("tail_lengths", tails.lengths, INT64, T),
-            keys=address("keys", keys, UINT64, layers),
-            values=address("values", values, UINT64, layers),
+            keys=keys,
+            values=values,
             wanted=address("outputs", rows.outputs, INT64, M),
             only_best=address("only_best", rows.only_best, BOOL, M),
             best=address("best", step.best, INT64, M),

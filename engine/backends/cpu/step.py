@@ -33,10 +33,10 @@ class Tails:
             count = len(rows.tokens)
             ones = np.ones(count, dtype=np.int64)
             return cls(rows.slots, rows.starts[:-1], ones, np.ones(count, dtype=np.uint8))
-        sizes = np.diff(rows.starts)
-        places = np.arange(len(rows.tokens)) - np.repeat(rows.starts[:-1], sizes)
+        sizes = rows.starts[1:] - rows.starts[:-1]
+        starts = rows.starts[:-1].repeat(sizes)
+        places = np.arange(len(rows.tokens)) - starts
         follows = rows.parents == places - 1
-        starts = np.repeat(rows.starts[:-1], sizes)
         chains = np.ones(len(sizes), dtype=np.uint8)
         if follows.all():
             return cls(rows.slots, starts, places + 1, chains)
