@@ -85,7 +85,7 @@ class SpeculationController:
     ) -> list[list[int]]:
         """For each request, the nodes to run; `rows` are the step's other rows."""
         curve = self._costs.curve(_most_groups(batch))
-        return admit(survival, sizes, rows, curve, self._tuning.margin)
+        return admit(survival, sizes, rows, curve)
 
     def note(self, batch: Sequence[RequestView], step: StepTiming) -> None:
         """What a step took, and what it made."""

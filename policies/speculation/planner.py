@@ -17,10 +17,9 @@ def admit(
     sizes: Sequence[int],
     rows: int,
     curve: StepCostCurve,
-    margin: float = TUNING.margin,
 ) -> list[list[int]]:
     """The nodes of each request's tree to run, ascending: the likeliest nodes (parents before children), as many as
-    give the step the most expected tokens per second; none if that is less than the margin over plain decoding.
+    give the step the most expected tokens per second; none if plain decoding gives more.
 
     survival: for each request, the chance of every node to be accepted with all before it; None: all its nodes run.
     sizes: nodes of each request's tree. rows: the step's other rows.
@@ -38,7 +37,7 @@ def admit(
     ]
     offered.sort()
     tokens = float(len(survival))
-    best, most = 0, margin * tokens / curve.seconds(rows)
+    best, most = 0, tokens / curve.seconds(rows)
     for count, (chance, _, _) in enumerate(offered, 1):
         tokens -= chance
         rate = tokens / curve.seconds(rows + count)
@@ -54,13 +53,12 @@ def best_length(
     running: int,
     node_seconds: float,
     curve: StepCostCurve,
-    margin: float = TUNING.margin,
 ) -> int:
     """How far to draft where drafting itself takes time. chances: survival of a chain's nodes, first to last.
     running: requests that run; the others are taken to be alike. node_seconds: what one more node of depth takes to
     draft, for all of them."""
     tokens = 1.0
-    best, most = 0, margin * tokens / curve.seconds(running)
+    best, most = 0, tokens / curve.seconds(running)
     for length, chance in enumerate(chances, 1):
         tokens += chance
         rate = tokens / (curve.seconds(running * (1 + length)) + length * node_seconds)
@@ -142,7 +140,7 @@ class AdaptiveLength:
         for depth in range(1, tuning.most_nodes + 1):
             chance *= self._bias.chance(depth, None)
             chances.append(chance)
-        return best_length(chances, running, node, curve, tuning.margin) or int(self._probing)
+        return best_length(chances, running, node, curve) or int(self._probing)
 
     def survival(self, tree: Tree) -> list[float]:
         chances = self._bias.survival(tree)

@@ -21,7 +21,6 @@ class SpeculationTuning:
 
     # Planner
     most_nodes: int = 24  # of a request in a step: deeper nodes hardly ever survive
-    margin: float = 1.02  # what drafts must promise over none: estimates err, plain steps do not
     # of a plain step: cheaper nodes count as free; many are drafted, then cut
     free_node: float = 0.03
     least_budget: int = 4  # nodes that a free drafter is asked for; more where more paid last time
@@ -56,7 +55,7 @@ class SpeculationTuning:
     most_loss: float = (
         4.0  # that a request may lose after it gained much: a text that turns is noticed
     )
-    loss_share: float = 0.01  # of a request's time that drafts may lose in the long run
+    loss_share: float = 0.015  # of a request's time that drafts may lose in the long run
     trial_loss: float = 0.5  # earned before a request that rests is drafted for again
     most_pooled: float = (
         6.0  # for each place of a batch, for new requests; half of it to begin with

@@ -26,7 +26,7 @@ from fastslow.policies.speculation.cost_curve import step_seconds
 from fastslow.policies.speculation.loss_budget import LossBudget
 from fastslow.policies.speculation.planner import AdaptiveLength, admit, best_length
 from fastslow.policies.speculation.step_cost import StepCostCurve, StepCosts
-from fastslow.policies.speculation.tuning import TUNING, SpeculationTuning
+from fastslow.policies.speculation.tuning import SpeculationTuning
 
 NODE = Tree.chain([1])
 
@@ -52,7 +52,7 @@ def rate(
 ) -> float:
     tokens = len(survival) + sum(survival[b][i] for b, nodes in enumerate(kept) for i in nodes)
     count = sum(map(len, kept))
-    return tokens / curve.seconds(rows + count) / (1 if count else 1 / TUNING.margin)
+    return tokens / curve.seconds(rows + count)
 
 
 def test_admit_finds_the_best_of_all_prefixes() -> None:
