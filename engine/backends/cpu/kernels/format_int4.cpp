@@ -17,7 +17,7 @@ constexpr int GROUP = QUADS / 2 * PAIR_BYTES + AFFINE;
 constexpr int HALF_GROUP = QUADS / 4 * PAIR_BYTES + AFFINE;
 
 // With this many rows or fewer, sums stay in registers; with more, weights do.
-constexpr int FEW = 3;
+constexpr int FEW = 6;
 
 // The scales and minima of a group, for some vectors of outputs.
 template <int V = VECTORS> struct Affine {

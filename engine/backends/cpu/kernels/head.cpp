@@ -213,17 +213,11 @@ static void rescore(Step& step, int thread, int& phase) {
     if (rows)
         for (int c = 0; c < plan.chunks; c++)
             for (size_t m = 0; m < count; m++) least[m] = std::max(least[m], plan.least[c * count + m]);
-    // The rows that need a tile, which is asked for meanwhile.
-    auto rows_of = [&](int tile, int* index) {
-        int some = 0;
-        for (size_t m = 0; m < count; m++)
-            if (plan.most[tile * count + m] >= least[m]) index[some++] = (int)m;
-        return some;
-    };
     step.phases.run(phase++, thread, plan.chunks, [&](int c) {
         for (int tile = c * plan.batch; tile < std::min((c + 1) * plan.batch, plan.tiles); tile++) {
-            int index[NARROW];
-            const int some = rows_of(tile, index);
+            int some = 0, index[NARROW];
+            for (size_t m = 0; m < count; m++)
+                if (plan.most[tile * count + m] >= least[m]) index[some++] = (int)m;
             if (!some) continue;
             const uint8_t* at = s.head.tiles + tile * bytes;
             multiply_run(s.head, Run{at, 1, 0, at + AHEAD}, rows, stride, index, step.model.scratch[thread].gathered,
