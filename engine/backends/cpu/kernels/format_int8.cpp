@@ -21,14 +21,14 @@ constexpr int MOST = MOST_ROWS, TILE_ROWS = 2;
 constexpr int STRETCH = 4096;  // inputs that are summed as whole numbers
 
 // A row: for each 64 inputs their high bytes and then their low ones; its scale, and for each stretch 128 times the
-// sums of both.
+// sums of both; room for the tile that one row's bytes begin.
 struct Row {
     static constexpr int TURN = 2 * AMX_BYTES;
 
     static int turns(int inputs) { return (inputs + AMX_BYTES - 1) / AMX_BYTES; }
     static int stretches(int inputs) { return (inputs + STRETCH - 1) / STRETCH; }
     static size_t bytes(int inputs) {
-        return (size_t)turns(inputs) * TURN + to64(4 + 8 * stretches(inputs));
+        return (size_t)turns(inputs) * TURN + std::max<size_t>(to64(4 + 8 * stretches(inputs)), 14 * AMX_BYTES);
     }
 
     static vf some(const float* x, int k, int inputs) {
@@ -99,34 +99,36 @@ struct Kernel {
         tile_signed_unsigned<3, 7, 5>();
     }
 
-    // The sums of T rows in tiles: in dot[v] the high ones, and the low ones behind each or in dot[2 + v].
+    // A stretch of n inputs: its sums of T rows are added. end: of the first row, `less` what it has to take back.
     template <int T, int LINES>
-    static void some_rows(const uint8_t* w, const uint8_t* soon, int n, const uint8_t* x, size_t stride,
-                          int32_t (*dot)[AMX_ROWS * SUMS]) {
+    static void add(const uint8_t* w, const uint8_t* soon, int n, const uint8_t* x, size_t stride, const uint8_t* end,
+                    int less, float* out) {
         constexpr bool BOTH = T <= FEW;
-        constexpr int AT_ONCE = BOTH ? 512 : STRETCH;  // inputs: packed rows stay in L1 beside the weights
-        alignas(64) uint8_t packed[BOTH ? AT_ONCE * AMX_ROWS : 1];
+        constexpr int STEP_BYTES = BOTH && T > 1 ? AMX_ROWS * AMX_BYTES : Row::TURN;  // from turn to turn
+        constexpr bool PACKS = BOTH && T > 1;  // one row is packed as it is
+        constexpr int AT_ONCE = PACKS ? 512 : STRETCH;  // inputs: packed rows stay in L1 beside the weights
+        alignas(64) uint8_t packed[PACKS ? AT_ONCE * AMX_ROWS : 1];
+        const size_t apart = BOTH ? AMX_BYTES : stride;
+        alignas(64) int32_t dot[4][AMX_ROWS * SUMS];
         tile_zero<0>();
         tile_zero<1>();
         tile_zero<2>();
         tile_zero<3>();
         for (int first = 0; first < n; first += AT_ONCE) {
-            const int end = std::min(first + AT_ONCE, n);
-            for (int k = first; k < end && BOTH; k += AMX_BYTES)
+            const int last = std::min(first + AT_ONCE, n);
+            for (int k = first; k < last && PACKS; k += AMX_BYTES)
                 UNROLL for (int t = 0; t < T; t++)
                     for (int part : {0, AMX_BYTES})
                         store(packed + (k - first) * AMX_ROWS + t * Row::TURN + part,
                               load<vu>(x + t * stride + 2 * k + part));
-            for (int k = first; k < end; k += AMX_BYTES, w += TURN, soon += LINES * LINE) {
-                const uint8_t* rows = BOTH ? packed + (k - first) * AMX_ROWS : x + 2 * k;
-                alignas(64) uint8_t rest[TURN];
-                const uint8_t* weights = w;
-                if (end - k < AMX_BYTES) {  // the rows have zeros then
-                    std::memset(rest, 0, TURN);
-                    weights = (const uint8_t*)std::memcpy(rest, w, (size_t)TILE * (end - k));
-                }
-                turn<BOTH, LINES>(weights, rows, BOTH ? AMX_BYTES : stride, soon);
-            }
+            const uint8_t* some = PACKS ? packed : x;
+            int k = first;
+            for (; k + AMX_BYTES <= last; k += AMX_BYTES, w += TURN, some += STEP_BYTES, soon += LINES * LINE)
+                turn<BOTH, LINES>(w, some, apart, soon);
+            if (k == last) continue;
+            alignas(64) uint8_t rest[TURN] = {};  // what the rows have then are zeros
+            std::memcpy(rest, w, (size_t)TILE * (last - k));
+            turn<BOTH, LINES>(rest, some, apart, soon);
         }
         tile_store<0>(dot[0], AMX_BYTES);
         tile_store<1>(dot[1], AMX_BYTES);
@@ -134,15 +136,6 @@ struct Kernel {
             tile_store<2>(dot[2], AMX_BYTES);
             tile_store<3>(dot[3], AMX_BYTES);
         }
-    }
-
-    // A stretch of n inputs: its sums of T rows are added. end: of the first row, `less` what it has to take back.
-    template <int T, int LINES>
-    static void add(const uint8_t* w, const uint8_t* soon, int n, const uint8_t* x, size_t stride, const uint8_t* end,
-                    int less, float* out) {
-        constexpr bool BOTH = T <= FEW;
-        alignas(64) int32_t dot[4][AMX_ROWS * SUMS];
-        some_rows<T, LINES>(w, soon, n, x, stride, dot);
         for (int t = 0; t < T; t++, end += stride)
             UNROLL for (int v = 0; v < VECTORS; v++) {
                 const int32_t* high = dot[v] + SUMS * (BOTH ? 2 * t : t);
