@@ -16,6 +16,13 @@ constexpr int BLOCK = 32;       // inputs of a block; the last may have half of 
 constexpr int HALF = BLOCK / 2;
 constexpr int QUADS = BLOCK / 4;
 
+// With this many rows or fewer, sums stay in registers, or nearly; with more, weights do.
+#if defined(FASTSLOW_VNNI)
+constexpr int FEW = 8;
+#else
+constexpr int FEW = 6;
+#endif
+
 static inline vf to_float(vi x) { return __builtin_convertvector(x, vf); }
 static inline vi splat(int32_t x) { return x + vi{}; }
 

@@ -92,7 +92,6 @@ template <class Form> struct FileKernel {
     static constexpr int STEP = BLOCKS * BLOCK;  // inputs of a group
     static constexpr int GROUP = Form::SCALES + BLOCKS * Form::WEIGHTS;
     static constexpr int EACH = GROUP / BLOCKS;  // bytes that a block stands for
-    static constexpr int FEW = 3;  // so many rows' sums stay in registers; with more, weights do
     static_assert(FileRow::STEP % STEP == 0 || STEP % FileRow::STEP == 0);
 
     static size_t tile_bytes(int inputs) { return to64((size_t)(padded(inputs, STEP) / STEP) * GROUP); }

@@ -16,9 +16,6 @@ constexpr int AFFINE = 4 * TILE;      // a group's d and m
 constexpr int GROUP = QUADS / 2 * PAIR_BYTES + AFFINE;
 constexpr int HALF_GROUP = QUADS / 4 * PAIR_BYTES + AFFINE;
 
-// With this many rows or fewer, sums stay in registers; with more, weights do.
-constexpr int FEW = 3;
-
 // The scales and minima of a group, for some vectors of outputs.
 template <int V = VECTORS> struct Affine {
     vf d[V], m[V];

@@ -105,27 +105,30 @@ struct Kernel {
                     int less, float* out) {
         constexpr bool BOTH = T <= FEW;
         constexpr int STEP_BYTES = BOTH && T > 1 ? AMX_ROWS * AMX_BYTES : Row::TURN;  // from turn to turn
-        alignas(64) uint8_t packed[BOTH && T > 1 ? STRETCH / AMX_BYTES * AMX_ROWS * AMX_BYTES : 1];
-        if constexpr (BOTH && T > 1) {  // one row is packed as it is
-            for (int k = 0; k < n; k += AMX_BYTES)
-                UNROLL for (int t = 0; t < T; t++)
-                    for (int part : {0, AMX_BYTES})
-                        store(packed + k * AMX_ROWS + t * Row::TURN + part, load<vu>(x + t * stride + 2 * k + part));
-            x = packed;
-        }
+        constexpr bool PACKS = BOTH && T > 1;  // one row is packed as it is
+        constexpr int AT_ONCE = PACKS ? 512 : STRETCH;  // inputs: packed rows stay in L1 beside the weights
+        alignas(64) uint8_t packed[PACKS ? AT_ONCE * AMX_ROWS : 1];
         const size_t apart = BOTH ? AMX_BYTES : stride;
         alignas(64) int32_t dot[4][AMX_ROWS * SUMS];
         tile_zero<0>();
         tile_zero<1>();
         tile_zero<2>();
         tile_zero<3>();
-        int k = 0;
-        for (; k + AMX_BYTES <= n; k += AMX_BYTES, w += TURN, x += STEP_BYTES, soon += LINES * LINE)
-            turn<BOTH, LINES>(w, x, apart, soon);
-        if (k < n) {  // what the rows have then are zeros
-            alignas(64) uint8_t rest[TURN] = {};
-            std::memcpy(rest, w, (size_t)TILE * (n - k));
-            turn<BOTH, LINES>(rest, x, apart, soon);
+        for (int first = 0; first < n; first += AT_ONCE) {
+            const int last = std::min(first + AT_ONCE, n);
+            for (int k = first; k < last && PACKS; k += AMX_BYTES)
+                UNROLL for (int t = 0; t < T; t++)
+                    for (int part : {0, AMX_BYTES})
+                        store(packed + (k - first) * AMX_ROWS + t * Row::TURN + part,
+                              load<vu>(x + t * stride + 2 * k + part));
+            const uint8_t* some = PACKS ? packed : x;
+            int k = first;
+            for (; k + AMX_BYTES <= last; k += AMX_BYTES, w += TURN, some += STEP_BYTES, soon += LINES * LINE)
+                turn<BOTH, LINES>(w, some, apart, soon);
+            if (k == last) continue;
+            alignas(64) uint8_t rest[TURN] = {};  // what the rows have then are zeros
+            std::memcpy(rest, w, (size_t)TILE * (last - k));
+            turn<BOTH, LINES>(rest, some, apart, soon);
         }
         tile_store<0>(dot[0], AMX_BYTES);
         tile_store<1>(dot[1], AMX_BYTES);

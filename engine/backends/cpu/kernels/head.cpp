@@ -14,14 +14,6 @@ namespace fastslow {
 
 namespace {
 
-// Most rows that are screened. With tiles a whole head takes no longer for more rows, and each row has tokens of its
-// own to look at.
-#if defined(FASTSLOW_AMX)
-constexpr int SCREENED = 3;
-#else
-constexpr int SCREENED = NARROW;
-#endif
-
 constexpr float NOTHING = -std::numeric_limits<float>::infinity();
 constexpr float ROUNDING = 0x1p-21f;  // of a product and its sum in float32, with room, per input
 
@@ -113,10 +105,10 @@ void HeadPlan::prepare(const Step& step) {
     batch = std::max(1, std::min(8, tiles / (a.threads * 4)));
     chunks = (tiles + batch - 1) / batch;
     const bool all = std::all_of(only_best.begin(), only_best.end(), [](uint8_t x) { return x; });
-    screened = all && s.screen.tiles && a.outputs <= SCREENED;
+    screened = all && s.screen.tiles && a.outputs <= NARROW;
     best.assign((size_t)chunks * a.outputs, TopToken{NOTHING, 0});
     if (!screened) return;
-    screen.resize((size_t)a.outputs * tiles * TILE);
+    most.resize((size_t)a.outputs * tiles);
     least.resize((size_t)chunks * a.outputs);
 }
 
@@ -177,7 +169,7 @@ static void whole_head(Step& step, int thread, int& phase) {
     }, qkv_stream(step.model.layers[0]).slice(thread, step.threads));
 }
 
-// Screened logits, and below which none of them can be the best.
+// What the best logit of each tile may be at most, and what the best one of each chunk is at least.
 static void screen_head(Step& step, int thread, int& phase, const Slack* slacks) {
     HeadPlan& plan = step.head_plan;
     const Shape& s = step.model.shape;
@@ -191,19 +183,18 @@ static void screen_head(Step& step, int thread, int& phase, const Slack* slacks)
             const float* errors = norms + (size_t)plan.tiles * TILE;
             multiply(s.screen, s.screen.tiles + tile * bytes, rows, stride, (int)count,
                      [&](int first, int got, float* out) {
-                         for (int i = 0; i < got; i++) {
-                             const size_t m = first + i;
-                             const float* logits = out + i * TILE;
-                             std::memcpy(&plan.screen[(m * plan.tiles + tile) * TILE], logits,
-                                         sizeof(float) * TILE);
-                             vf least = splat(NOTHING);
+                         for (int m = first; m < first + got; m++, out += TILE) {
+                             vf least = splat(NOTHING), most = splat(NOTHING);
                              for (int k = 0; k < TILE; k += W) {
-                                 const vf v = load<vf>(logits + k);
+                                 const vf v = load<vf>(out + k);
                                  const vf slack = slacks[m].at(load<vf>(norms + k), load<vf>(errors + k));
-                                 least = max(bounded(v, slack) ? v - slack : splat(NOTHING), least);
+                                 const vi known = bounded(v, slack);
+                                 least = max(known ? v - slack : splat(NOTHING), least);
+                                 most = max(known ? v + slack : splat(INFINITY), most);
                              }
                              float& floor = plan.least[c * count + m];
                              floor = std::max(floor, largest(least));
+                             plan.most[tile * count + m] = largest(most);
                          }
                      });
         }
@@ -211,7 +202,7 @@ static void screen_head(Step& step, int thread, int& phase, const Slack* slacks)
 }
 
 // The exact logits of every tile that holds a token which may be the best.
-static void rescore(Step& step, int thread, int& phase, const Slack* slacks) {
+static void rescore(Step& step, int thread, int& phase) {
     HeadPlan& plan = step.head_plan;
     const Shape& s = step.model.shape;
     const size_t stride = step.model.ready_bytes, count = plan.rows.size();
@@ -224,27 +215,16 @@ static void rescore(Step& step, int thread, int& phase, const Slack* slacks) {
             for (size_t m = 0; m < count; m++) least[m] = std::max(least[m], plan.least[c * count + m]);
     step.phases.run(phase++, thread, plan.chunks, [&](int c) {
         for (int tile = c * plan.batch; tile < std::min((c + 1) * plan.batch, plan.tiles); tile++) {
-            const int size = size_of(step, tile);
-            const float* norms = s.screen_norms + (size_t)tile * TILE;
-            const float* errors = norms + (size_t)plan.tiles * TILE;
             int some = 0, index[NARROW];
-            for (size_t m = 0; m < count; m++) {
-                const float* logits = &plan.screen[(m * plan.tiles + tile) * TILE];
-                vi may{};
-                for (int k = 0; k < TILE; k += W) {
-                    const vf v = load<vf>(logits + k);
-                    const vf slack = slacks[m].at(load<vf>(norms + k), load<vf>(errors + k));
-                    may |= ~(bounded(v, slack) & (v + slack < splat(least[m])));
-                }
-                if (any(may)) index[some++] = (int)m;
-            }
+            for (size_t m = 0; m < count; m++)
+                if (plan.most[tile * count + m] >= least[m]) index[some++] = (int)m;
             if (!some) continue;
             const uint8_t* at = s.head.tiles + tile * bytes;
             multiply_run(s.head, Run{at, 1, 0, at + AHEAD}, rows, stride, index, step.model.scratch[thread].gathered,
                          some, [&](int, int first, int got, float* out) {
                              for (int i = 0; i < got; i++)
                                  take(plan.best[c * count + index[first + i]], out + i * TILE,
-                                      tile * TILE, size);
+                                      tile * TILE, size_of(step, tile));
                          });
         }
     }, qkv_stream(step.model.layers[0]).slice(thread, step.threads));
@@ -254,12 +234,12 @@ void run_head(Step& step, int thread, int& phase) {
     const HeadPlan& plan = step.head_plan;
     if (!plan.screened) return whole_head(step, thread, phase);
     Slack slacks[NARROW];
-    if (step.phases.open(phase + 1, plan.chunks))  // rescoring needs them, too
+    if (step.phases.open(phase, plan.chunks))
         for (size_t m = 0; m < plan.rows.size(); m++)
             slacks[m] = slack(step.normed(thread, (int)plan.rows[m], step.model.shape.norm),
                               step.model.shape.hidden);
     screen_head(step, thread, phase, slacks);
-    rescore(step, thread, phase, slacks);
+    rescore(step, thread, phase);
 }
 
 }  // namespace fastslow

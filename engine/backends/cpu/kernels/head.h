@@ -27,8 +27,8 @@ struct HeadPlan {
     std::vector<int64_t> rows;  // [M] of the step; late threads read these, so they are copies
     std::vector<uint8_t> only_best;  // [M]
     std::vector<TopToken> best;      // [chunks, M]
-    std::vector<float> screen;       // [M, tiles * TILE] screened logits
     std::vector<float> least;        // [chunks, M] no best logit is below the largest of these
+    std::vector<float> most;         // [tiles, M] no logit of the tile is above this
 
     void prepare(const Step& step);
     // The best token of every row, from all chunks, to the caller.
