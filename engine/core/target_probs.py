@@ -49,14 +49,13 @@ def target_probs(
     """Of every request: the probabilities after its last token, then after every node of its tree. An error
     at its last token ends the request."""
     found: list[list[Probs | FailedRow]] = []
-    best = out.best.tolist()
+    best, only_best = out.best.tolist(), layout.rows.only_best.tolist()
     for request, tree, first in zip(ready, trees, layout.verify_logits, strict=True):
         rows = list[Probs | FailedRow]()
         probs = scored_probs_at if request.scored else probs_at
-        only_best = layout.rows.only_best[first]
         for row, run in enumerate(drafted_runs(tree), first):
             try:
-                if not only_best:
+                if not only_best[first]:
                     rows.append(probs(out.logits[row], request, run))
                 elif best[row] < 0:
                     raise FloatingPointError("the model's logits are not finite numbers")
