@@ -87,10 +87,10 @@ def note_logprobs(
 ) -> None:
     """Add the step's log-probabilities, of prompt tokens and of accepted ones, to the requests."""
     for (request, _), (first, tokens) in zip(work, layout.prompt_logits, strict=True):
-        of_prompt, of_answer = request.params.prompt_logprobs or 0, request.params.logprobs or 0
         for i, token in enumerate(tokens):
-            prompt = request.wants_prompt_logprobs
-            given = logprobs(logits_MV[first + i], token, of_prompt if prompt else of_answer)
+            prompt, params = request.wants_prompt_logprobs, request.params
+            most = (params.prompt_logprobs if prompt else params.logprobs) or 0
+            given = logprobs(logits_MV[first + i], token, most)
             (request.prompt_logprobs if prompt else request.logprobs).append(given)
     for b, request in enumerate(ready):
         if request.params.logprobs is None:
