@@ -212,6 +212,8 @@ class AcceptResult:
 
     def cut(self, b: int, size: int) -> None:
         """Keep the first `size` tokens of request b, and their nodes."""
+        if size == len(self.tokens[b]):
+            return
         self.tokens[b] = self.tokens[b][:size]
         self.accepted_nodes[b] = self.accepted_nodes[b][: max(0, size - 1)]
 

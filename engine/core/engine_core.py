@@ -144,7 +144,7 @@ class EngineCore:
             self.drafter.read([request for request, _ in work], read, shown)
         self.drafter.commit(ready, result, committed_features(out, layout, result))
         if ready:
-            pure = all(item.ready and item.chunk == 1 for item in work)
+            pure = len(ready) == sum(chunk for _, chunk in work)
             seconds = time.perf_counter() - drafted
             made = sum(map(len, result.tokens))
             self.cost_model.note(ready, StepTiming(rows, seconds, drafted - started, made, pure))

@@ -63,6 +63,8 @@ def lay_rows(
 
 def _predicted(request: Request, chunk: int) -> list[tuple[int, int]]:
     """Positions of this chunk, with the tokens after them whose log-probabilities are asked for."""
+    if request.params.prompt_logprobs is None and request.params.logprobs is None:
+        return []
     before, begun = request.computed, request.prompt_length - 1
     found: list[int] = []
     if request.wants_prompt_logprobs:
@@ -79,12 +81,18 @@ def _segment(
 ) -> Segment:
     request, chunk = item
     computed = request.computed
-    fresh = request.tokens[computed : computed + chunk]
-    last = len(request.tokens) - 1
+    tokens = request.tokens[computed : computed + chunk]
+    positions: Sequence[int] = range(computed, computed + chunk)
+    parents: Sequence[int] = range(-1, chunk - 1)
+    if tree.tokens:
+        last = len(request.tokens) - 1
+        tokens += tree.tokens
+        positions = [*positions, *(last + depth for depth in tree.depths)]
+        parents = [*parents, *(chunk + parent for parent in tree.parents)]
     return Segment(
-        tokens=[*fresh, *tree.tokens],
-        positions=[*range(computed, computed + chunk), *(last + depth for depth in tree.depths)],
-        parents=[*range(-1, chunk - 1), *(chunk + parent for parent in tree.parents)],
+        tokens=tokens,
+        positions=positions,
+        parents=parents,
         slots=kv.slots(request.id, computed, computed + chunk + len(tree.tokens)),
         context=kv.slots(request.id, 0, computed),
         groups=request.current_groups,

@@ -150,6 +150,7 @@ class Scheduler:
         self._overtakes = 0  # requests in a row that started before the oldest that waits
         self._shares = FairShares(max_running)
         self._blocked = False  # in this step none of those that wait can start any more
+        self._left = 0  # rows that are left of this step's
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # oldest first
 
@@ -171,7 +172,7 @@ class Scheduler:
     def next(self) -> list[ScheduledChunk]:
         """This step's work, with pages reserved for it."""
         work: dict[int, ScheduledChunk] = {}
-        self._blocked = False
+        self._blocked, self._left = False, self._prompt_rows
         self.latency_budget.begin((*self.running, *self.waiting))
         self._shares.begin(self.running, self.waiting)
         self._serve([r for r in self.running if _goes_first(r)], work)
@@ -221,28 +222,31 @@ class Scheduler:
     def _serve(self, requests: Sequence[Request], work: dict[int, ScheduledChunk]) -> None:
         """Give rows to running requests."""
         for request in sorted(requests, key=_running_rank):
-            left = self._prompt_rows - sum(chunk for _, chunk in work.values())
+            left = self._left
             if request.skipped_steps >= PATIENCE and not self.latency_budget.limited:
                 # more urgent ones want some, too
                 left = min(left, max(LEAST, self._prompt_rows // 4))
             chunk = self.latency_budget.share(request, min(request.chunk_limit, left))
-            if chunk > 0 and request in self.running and self._make_room(request, chunk, work):
-                work[request.id] = ScheduledChunk(request, chunk)
-                self.latency_budget.take(request, chunk)
+            if chunk > 0 and self._kv.holds(request.id) and self._make_room(request, chunk, work):
+                self._run(request, chunk, work)
+
+    def _run(self, request: Request, chunk: int, work: dict[int, ScheduledChunk]) -> None:
+        work[request.id] = ScheduledChunk(request, chunk)
+        self._left -= chunk
+        self.latency_budget.take(request, chunk)
 
     def _take_in(self, work: dict[int, ScheduledChunk], may: Callable[[Request], bool]) -> None:
         """Start waiting requests in their order, as long as they `may`."""
         while self.waiting and not self._blocked:
             if len(self.running) >= self.max_running and not self._shares.several:
                 return
-            left = self._prompt_rows - sum(chunk for _, chunk in work.values())
             oldest = min(self.waiting, key=_age)
             if self._overtakes >= OVERTAKEN:
                 oldest.priority = FIRST
             request = min(self.waiting, key=self._waiting_rank)
-            if left <= 0 or not may(request) or self._shares.waits(request):
+            if self._left <= 0 or not may(request) or self._shares.waits(request):
                 return
-            rows, chunk = self.latency_budget.share(request, left), 0
+            rows, chunk = self.latency_budget.share(request, self._left), 0
             while rows and not chunk:
                 chunk = self._admit(request, rows)
                 if not chunk and not self._make_place(request, work):
@@ -257,8 +261,7 @@ class Scheduler:
             self.waiting.remove(request)
             insort(self.running, request, key=_age)
             self._shares.start(request)
-            work[request.id] = ScheduledChunk(request, chunk)
-            self.latency_budget.take(request, chunk)
+            self._run(request, chunk, work)
 
     def _count(self, work: Mapping[int, ScheduledChunk]) -> None:
         """Count the steps in which requests were skipped for a latency target, or for more urgent prompts."""
@@ -276,7 +279,8 @@ class Scheduler:
             rank = self._kv.dp_rank(request.id)
             beside = (r for r in self.running if self._kv.dp_rank(r.id) == rank)
             victim = max(beside, key=self._order)
-            work.pop(victim.id, None)
+            if (lost := work.pop(victim.id, None)) is not None:
+                self._left += lost.chunk
             self._preempt(victim)
             if victim is request:
                 return False

@@ -49,14 +49,13 @@ def target_probs(
     """Of every request: the probabilities after its last token, then after every node of its tree. An error
     at its last token ends the request."""
     found: list[list[Probs | FailedRow]] = []
-    best = out.best.tolist()
+    best, only_best = out.best.tolist(), layout.rows.only_best.tolist()
     for request, tree, first in zip(ready, trees, layout.verify_logits, strict=True):
         rows = list[Probs | FailedRow]()
         probs = scored_probs_at if request.scored else probs_at
-        only_best = layout.rows.only_best[first]
         for row, run in enumerate(drafted_runs(tree), first):
             try:
-                if not only_best:
+                if not only_best[first]:
                     rows.append(probs(out.logits[row], request, run))
                 elif best[row] < 0:
                     raise FloatingPointError("the model's logits are not finite numbers")
@@ -88,10 +87,10 @@ def note_logprobs(
 ) -> None:
     """Add the step's log-probabilities, of prompt tokens and of accepted ones, to the requests."""
     for (request, _), (first, tokens) in zip(work, layout.prompt_logits, strict=True):
-        of_prompt, of_answer = request.params.prompt_logprobs or 0, request.params.logprobs or 0
         for i, token in enumerate(tokens):
-            prompt = request.wants_prompt_logprobs
-            given = logprobs(logits_MV[first + i], token, of_prompt if prompt else of_answer)
+            prompt, params = request.wants_prompt_logprobs, request.params
+            most = (params.prompt_logprobs if prompt else params.logprobs) or 0
+            given = logprobs(logits_MV[first + i], token, most)
             (request.prompt_logprobs if prompt else request.logprobs).append(given)
     for b, request in enumerate(ready):
         if request.params.logprobs is None:

@@ -110,6 +110,8 @@ def forced_at(
 
 def one_hot(best: int, request: RequestView, drafted: Sequence[int]) -> OneHot:
     """`probs_at` where `only_best` holds: the likeliest token, or the forced one."""
+    if request.thinking is None and request.grammar is None:
+        return OneHot(best)
     forced, mask = forced_at(request, drafted)
     assert not isinstance(forced, LogitBoost), "rows near a raised logit have all of their logits"
     assert mask is None, "rows under a grammar have all of their logits"
@@ -141,11 +143,16 @@ def only_best(request: RequestView) -> bool:
         and params.logprobs is None
         and params.prompt_logprobs is None
         and not params.logit_bias
-        and all(part.temperature == 0 and not _penalises(part) for part in _phases(request))
+        and _plain(params)
+        and (request.thinking is None or _plain(request.thought_params or params))
         and len(request.tokens) - request.prompt_length >= params.min_tokens
         and (request.thinking is None or not request.thinking.lifts(request.tokens))
         and not _ends_at(request, (), None)[1]
     )
+
+
+def _plain(params: SamplingParams) -> bool:
+    return params.temperature == 0 and not _penalises(params)
 
 
 def _penalises(params: SamplingParams) -> bool:

@@ -250,10 +250,10 @@ class Detokenizer:
     def push(self, ids: Sequence[int]) -> str:
         """Take further ids; returns the text that they make certain, often ""."""
         token_bytes, hidden = self._tokenizer.token_bytes, self._hidden
-        self._pending += b"".join(token_bytes(token) for token in ids if token not in hidden)
-        text, used = utf_8_decode(self._pending, "replace", False)
-        self._pending = self._pending[used:]
-        return self._emit(text)
+        fresh = b"".join([token_bytes(token) for token in ids if token not in hidden])
+        text, used = utf_8_decode(pending := self._pending + fresh, "replace", False)
+        self._pending = pending[used:]
+        return self._emit(text) if self._leading else text
 
     def finish(self) -> str:
         """The text still held back: a character that was never completed, as U+FFFD, or ""."""

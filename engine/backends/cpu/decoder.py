@@ -139,10 +139,11 @@ class CpuDecoder:
         if (shape.layers, shape.kv_heads, shape.head_dim) != (c.layers, c.kv_heads, c.head_dim):
             raise ValueError(f"kv of {shape} is not that of this model")
         T, M, half = len(rows.tokens), len(rows.outputs), c.head_dim // 2
-        contexts = [np.ascontiguousarray(x) for x in rows.contexts]
-        B, seen = len(contexts), rows.feature_rows if features else rows.feature_rows[:0]
-        starts = np.array([address("context", x, INT64, len(x)) for x in contexts], dtype=np.uint64)
-        sizes = np.array([len(x) for x in contexts], dtype=np.int64)
+        B, seen = len(rows.contexts), rows.feature_rows if features else rows.feature_rows[:0]
+        sizes = np.array([len(x) for x in rows.contexts], dtype=np.int64)
+        contexts = np.concatenate(rows.contexts) if B else rows.slots[:0]
+        first = address("contexts", contexts, INT64, int(sizes.sum()))
+        starts = (first + contexts.itemsize * (np.cumsum(sizes) - sizes)).astype(np.uint64)
         # the kernels count the layers that run
         wanted = np.array([self.layers.index(n) for n in features], dtype=np.int64)
         keys, values = kv.addresses(self.layers)

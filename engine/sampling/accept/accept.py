@@ -32,6 +32,10 @@ def accept(
     """
     result = AcceptResult()
     for b, (tree, target_probs, rule) in enumerate(zip(trees, target, rules, strict=True)):
+        if not tree.tokens and isinstance(first := target_probs[0], OneHot):  # as in plain greedy steps
+            result.accepted_nodes.append([])
+            result.tokens.append([first.token])
+            continue
         failed = {i for i, row in enumerate(target_probs, -1) if isinstance(row, FailedRow)}
         nodes = _reached(tree, failed) if failed else range(len(tree.tokens))
         rows = [target_probs[0], *(target_probs[i + 1] for i in nodes)]

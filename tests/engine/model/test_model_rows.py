@@ -140,6 +140,30 @@ def _check_tree(model: Model, context: int, groups: int | None) -> None:
         assert torch.equal(tree[node], alone[-1]), node
 
 
+@compiled
+@pytest.mark.parametrize(("kind", "form"), pairwise(["moge", "gpt_oss", "wide head"], KERNELS))
+def test_many_texts_go_on_as_each_alone(tmp_path: Path, kind: str, form: str) -> None:
+    """Twelve texts, a row each: in tiles of their own, where rows are kept late, and in tiles that they share."""
+    model, before = made(tmp_path, kind, form), torch.get_num_threads()
+    each = [texts.tokens_of(3 + 27 * i, seed=i) for i in range(12)]
+    want = torch.cat([texts.logits(model, tokens)[-1:] for tokens in each])
+    slots = np.arange(12 * 304).reshape(12, 304)
+    try:
+        torch.set_num_threads(2)
+        for places in (slots, slots.reshape(304, 12).T):
+            kv = texts.storage(model, slots.size)
+            for tokens, own in zip(each, places, strict=True):
+                model.forward(Rows.of([texts.chunk(tokens, 0, len(tokens) - 1, own)]), kv)
+            step = [
+                texts.chunk(tokens, len(tokens) - 1, len(tokens), own)
+                for tokens, own in zip(each, places, strict=True)
+            ]
+            for _ in range(2):  # a row that is written again is what it was
+                assert torch.equal(model.forward(Rows.of(step), kv).logits, want)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
 @pytest.mark.parametrize("form", ["torch float32", "float32"])
 def test_a_row_that_runs_no_expert_has_numbers(tmp_path: Path, family: str, form: str) -> None:

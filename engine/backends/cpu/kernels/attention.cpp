@@ -74,6 +74,12 @@ template <class T> void attend_as(Step& step, int thread, int layer, int chunk) 
         }
         return;
     }
+    if (plan.parts(c.group) == 1) {  // nothing is joined, as in short texts
+        run_part(c, 0, own, most, total);
+        for (int i = 0; i < count; i++)
+            finish(step, layer, c.row(i), c.head(i), most[i], total[i], own.outs + (size_t)i * width);
+        return;
+    }
     float all_most[MOST_QUERIES], all_total[MOST_QUERIES] = {};
     float* sums = own.outs + (size_t)QUERY_ROOM * width;
     for (int part = 0; part < plan.parts(c.group); part++) {

@@ -40,6 +40,9 @@ struct Slack {
 vi bounded(vf logits, vf slack) { return (logits - logits) + (slack - slack) == vf{}; }
 
 bool any(vi mask) {
+#if defined(FASTSLOW_AVX512)
+    return _mm512_movepi32_mask((__m512i)mask);
+#endif
     int32_t all = 0;
     for (int i = 0; i < W; i++) all |= mask[i];
     return all;
@@ -83,11 +86,11 @@ void take(TopToken& best, const float* out, int first, int size) {
         top = max(v, top);
         odd += v - v;
     }
+    if (!any((odd != vf{}) | (top > splat(best.logit)))) return;  // as mostly
     if (strange(odd)) best.token = -1;
-    const float most = largest(top);
-    if (best.token < 0 || most <= best.logit) return;
-    best.logit = most;
-    best.token = first + (int)(std::find(out, out + TILE, most) - out);
+    if (best.token < 0) return;
+    best.logit = largest(top);
+    best.token = first + (int)(std::find(out, out + TILE, best.logit) - out);
 }
 
 int size_of(const Step& step, int tile) {
