@@ -158,7 +158,9 @@ class KVCache:
             return False
         if short > 0:
             self._evict(table.rank, short)
+        held = table.room
         table.extend(pool.take(need, after=table.pages[-1] if table.pages else None))
+        self.storage.populate(table.slots(held, table.room))
         return True
 
     def room(self, request: int) -> int:
