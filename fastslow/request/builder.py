@@ -158,7 +158,10 @@ class RequestBuilder:
         return BuiltChoices(candidates, decided)
 
     def _plan(self, prompt: Prompt, options: GenerateOptions, mode: Mode) -> _Plan:
-        params = self._sampling(options, mode)
+        params, thoughts = self._sampling(options, mode), self.inputs.thoughts
+        # a thought would be the whole answer
+        if mode.answer_room and thoughts and params.max_tokens < len(thoughts.close_ids) + 2:
+            mode = mode.model_copy(update={"thinking": "off"})
         encoded = self.inputs.encode(prompt, mode, options)
         thought = params if mode.thought is None else mode.thought.over(params)
         params = params if mode.answer is None else mode.answer.over(params)

@@ -332,7 +332,7 @@ class InputProcessor:
         """Nothing in the template turns thinking off; `opens`: it opens a thought itself."""
         if opens or any(tag in template.source for tag in self.tags or () if tag):
             self.said.warn(
-                f"mode {mode!r} asks for no thinking, but the chat template has no switch for it: a thought "
+                f"mode {mode!r} has no thought here, but the chat template has no switch for it: a thought "
                 "is closed as soon as it is opened"
             )
         else:

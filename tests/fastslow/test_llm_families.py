@@ -145,7 +145,7 @@ def test_beside_tools_an_answer_under_a_grammar_may_spell_marks(llms: dict[str, 
     ("name", "said"),
     [
         *((name, None) for name in (*SWITCHED, "gpt-oss")),
-        *((name, "mode 'fast' asks for no thinking, but the chat") for name in THINKERS),
+        *((name, "mode 'fast' has no thought here, but the chat") for name in THINKERS),
         *((name, "the chat template has no thinking switch: mode 'fast' ch") for name in SILENT),
     ],
 )

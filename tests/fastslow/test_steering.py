@@ -10,9 +10,10 @@ from checkpoints import write_chat
 from gate import open_llm
 
 from fastslow import LLM, Loop, Mode, Output, Phase, ResumeState, SamplingParams, Speculation
+from fastslow.engine.params import GrammarSpec
 from fastslow.engine.text.switches import find_switch
 
-CLOSE, DOT = 4, 18
+OPEN, CLOSE, DOT = 3, 4, 18
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}<think>"
 OPTIONS = {"thinking_tags": ("<think>", "</think>")}
 TOLD = (  # as Seed-OSS
@@ -45,12 +46,30 @@ def test_deep_leaves_room_for_an_answer(llm: LLM, speculation: str) -> None:
     closing = phrase.token_ids.index(CLOSE) + 1
     assert closing == 51 and phrase.reasoning.endswith("\nSo:\n") and phrase.text
     assert phrase.metrics.put_in_tokens == phrase.choices[0].sources.count("forced") > 5
-    for most in (1, 2, 3):
-        few = ask(SamplingParams(max_tokens=most, ignore_eos=True), closing="\nSo:\n")
-        assert few.token_ids.index(CLOSE) == max(0, most - 2), "the tag without the phrase"
-        assert len(few.token_ids) == most
+    few = ask(SamplingParams(max_tokens=3, ignore_eos=True), closing="\nSo:\n")
+    assert few.token_ids.index(CLOSE) == 1, "the tag without the phrase"
     plain = ask(SIXTY, answer_room=None, thinking="auto")
     assert usual.token_ids[:44] == plain.token_ids[:44]
+
+
+@pytest.mark.parametrize("opened", [True, False])
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_few_tokens_are_an_answer(tmp_path: Path, most: int, opened: bool) -> None:
+    template = TEMPLATE if opened else TEMPLATE.removesuffix("<think>")
+    params = SamplingParams(max_tokens=most, ignore_eos=True, logit_bias={OPEN: 100.0})
+    with open_llm(write_chat(tmp_path, template), **OPTIONS) as llm:
+        for speculation in ("off", "ngram"):
+            out = llm.generate(CHAT, params, mode="deep", speculation=speculation)
+            assert len(out.token_ids) == most and out.text
+            begun = [OPEN, CLOSE] if not opened else [out.token_ids[0], CLOSE]
+            assert out.token_ids[:2] == begun if most == 3 else CLOSE not in out.token_ids
+        text = llm.generate("The quick", params, mode="deep")
+        assert text.text and (OPEN in text.token_ids) == (most == 3)
+        if most == 1:
+            with pytest.raises(ValueError, match="^answer_room='auto' cannot be kept: the prompt"):
+                llm.generate("Think.<think>", params, mode="deep", allow_special=True)
+        schema = params.model_copy(update={"grammar": GrammarSpec(regex="[a-z]{1,9}")})
+        assert llm.generate(CHAT, schema, mode="deep").text
 
 
 def test_an_end_token_closes_the_thought_where_an_answer_must_come(llm: LLM) -> None:
