@@ -41,7 +41,7 @@ class ThinkingRules:
 
         A chat in a mode without thinking and without a budget has a budget of 0.
         """
-        turn = prompt.turn_left
+        turn = prompt.turn_left(mode)
         most, phrase = mode.thinking_budget, mode.closing or ""
         thoughts = self._inputs.analysis if prompt.tools else self._inputs.thoughts
         loop = mode.loop

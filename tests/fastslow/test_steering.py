@@ -168,6 +168,42 @@ def test_a_turn_may_be_named(llm: LLM) -> None:
         llm.generate(CHAT, SIXTY, mode=mode, turn=3)  # type: ignore[call-overload]
 
 
+@pytest.mark.parametrize("how", ["recompute", "keep", "restart"])
+def test_budgets_of_a_mode_that_is_escalated_to(folder: Path, how: str) -> None:
+    """A call's own budget binds every mode, a preset's binds itself."""
+    unsure = {"below": 1.0, "window": 1, "to": "turned", "how": how}
+    modes = {
+        "turned": {"base": "deep", "turn_budget": 12, "answer_room": None},
+        "quick": {"base": "fast", "thinking_budget": 3, "escalate": unsure},
+    }
+    params = SIXTY.model_copy(update={"logit_bias": {OPEN: 100.0}})
+    with open_llm(folder, modes=modes, **OPTIONS) as llm:
+
+        def ask(**options: Any) -> tuple[int, int | None]:
+            made = llm.generate(CHAT, params, **options).metrics
+            assert made.escalated_at == 1
+            return made.thinking_tokens, made.turn_budget_left
+
+        assert ask(mode="quick") == (12, 0)
+        assert ask(mode={"base": "quick", "turn_budget": 20}) == (20, 0)
+        assert ask(mode={"base": "quick", "thinking_budget": 7}) == (7, 5)
+        assert ask(mode={"base": "quick", "thinking_budget": 7}, turn="a") == (7, 5)
+        assert ask(mode="quick", turn="a") == (5, 0)
+
+
+def test_a_thought_that_nothing_opened_counts_for_its_turn(tmp_path: Path) -> None:
+    params = SIXTY.model_copy(
+        update={"logit_bias": {DOT: 100.0, CLOSE: 91.0}, "frequency_penalty": 2.0}
+    )
+    with open_llm(write_chat(tmp_path, TEMPLATE.removesuffix("<think>")), **OPTIONS) as llm:
+        spent = 0
+        for _ in range(2):
+            made = llm.generate(CHAT, params, mode=Mode(turn_budget=30), turn="a").metrics
+            assert made.thinking_tokens > 3
+            spent += made.thinking_tokens
+            assert made.turn_budget_left == 30 - spent
+
+
 @pytest.mark.parametrize("speculation", ["off", "ngram", "suffix|self"])
 def test_thought_and_answer_are_sampled_each_in_its_own_way(llm: LLM, speculation: str) -> None:
     def ask(params: dict[str, Any], **mode: Any) -> Output:
