@@ -235,6 +235,13 @@ class Phase(Params):
 
 class Loop(Params):
     """When a text goes round in circles: it repeats itself word for word, again and again."""
+    def model_post_init(self, _context: object) -> None:
+        for name in ("accept", "step_score") if self.speculation else ():
+            given = getattr(self.speculation, name)
+            if given != Speculation.model_fields[name].default:
+                said = "must be left out in a part: it holds for whole answers"
+                raise ValueError(f"speculation.{name}={given!r} {said}")
+
 
     times: Annotated[StrictInt, Field(ge=2, le=1000)] = Field(
         default=4, description="a circle is the same run of tokens so often in a row"

@@ -261,6 +261,12 @@ def test_thought_and_answer_are_drafted_each_in_its_own_way(llm: LLM) -> None:
         ({"thought": {"temperature": -1}}, "thought.temperature=-1 must be greater than or equal"),
         ({"thought": {"n": 2}}, "field 'thought.n' is unknown"),
         ({"answer": {"speculation": "nothing"}}, "nothing"),
+        ({"thought": {"speculation": {"nod": 4}}}, "nod' is unknown; did you mean 'nodes'"),
+        (
+            {"thought": {"speculation": {"accept": "block"}}},
+            "accept='block' must be left out in a part",
+        ),
+        ({"answer": {"speculation": {"step_score": 0.5}}}, "step_score=0.5 must be left out"),
     ],
 )
 def test_one_sentence_for_what_does_not_fit(llm: LLM, fields: dict[str, Any], said: str) -> None:
