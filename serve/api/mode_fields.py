@@ -131,13 +131,14 @@ class ModeFields(BaseModel):
         self, card: ModelCard, settings: ServerSettings, default_mode: str
     ) -> tuple[str | dict[str, Any], dict[str, Any]]:
         """The mode as the engine takes it, and the variables of the chat template."""
-        effort = _same(self.efforts())
+        efforts = {name: value for name, value in self.efforts().items() if value is not None}
+        effort = _same(efforts)
         mode, variables = self.mode, self._variables(card, effort)
         if effort is not None and not (mode is not None and card.efforts):
-            mode = _agreed(mode, effort, settings.efforts[effort])
+            mode = _agreed(mode, next(iter(efforts)), effort, settings.efforts[effort])
         fields = _fields(default_mode if mode is None else mode)
         fields.setdefault("base", default_mode)
-        budget, thinks = self._budget(), self._thinks(effort)
+        budget, thinks = self._budget(), self._thinks(efforts)
         if thinks is False and budget:
             raise ValueError(f"thinking is off, and a budget of {budget} tokens is for thinking")
         said = budget is not None or thinks is False
@@ -204,18 +205,17 @@ class ModeFields(BaseModel):
                 wishes[f"{name}.thinking_budget"] = one.thinking_budget
         return _same(wishes)
 
-    def _thinks(self, effort: Effort | None) -> Any:
+    def _thinks(self, efforts: Mapping[str, Effort]) -> Any:
         given = self.chat_template_kwargs or {}
         wishes = {f"chat_template_kwargs.{name}": given.get(name) for name in SWITCHES}
         for name, value in wishes.items():
             if not isinstance(value, bool | None):
                 raise ValueError(f"{name}={shown(value)} must be true or false")
         if self.thinking is not None and self.thinking.type != "adaptive":
-            wishes["thinking.type"] = self.thinking.type == "enabled"
+            wishes[f"thinking.type={self.thinking.type!r}"] = self.thinking.type == "enabled"
         if self.reasoning is not None:
             wishes["reasoning.enabled"] = self.reasoning.enabled
-        if effort == "none":
-            wishes["reasoning_effort"] = False
+        wishes |= {f"{name}='none'": False for name, one in efforts.items() if one == "none"}
         thinks = _same(wishes)
         if thinks is False and self.adaptive:
             raise ValueError(
@@ -246,27 +246,28 @@ def _fields(mode: str | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _agreed(
-    mode: str | dict[str, Any] | None, effort: str, meant: str | dict[str, Any]
+    mode: str | dict[str, Any] | None, field: str, effort: str, meant: str | dict[str, Any]
 ) -> str | dict[str, Any]:
     """The mode of an effort, which must be the one that is named beside it."""
     base = meant if isinstance(meant, str) else meant.get("base")
     if mode is None or mode in (meant, base):
         return meant
     raise ValueError(
-        f"mode={shown(mode)} and reasoning_effort={effort!r}, which here is mode {base!r}, contradict "
+        f"mode={shown(mode)} and {field}={effort!r}, which here is mode {base!r}, contradict "
         "each other: give one of them"
     )
 
 
 def _same(wishes: Mapping[str, Any]) -> Any:
-    """The one value that is wished, under whatever names."""
-    given = [(name, value) for name, value in wishes.items() if value is not None]
+    """The one value that is wished, under whatever names; a name may say what was given for it."""
+    given = [
+        (name if "=" in name else f"{name}={shown(value)}", value)
+        for name, value in wishes.items()
+        if value is not None
+    ]
     for name, value in given[1:]:
-        first, other = given[0]
-        if value != other:
-            raise ValueError(
-                f"{first}={shown(other)} and {name}={shown(value)} contradict each other: give one of them"
-            )
+        if value != given[0][1]:
+            raise ValueError(f"{given[0][0]} and {name} contradict each other: give one of them")
     return given[0][1] if given else None
 
 
