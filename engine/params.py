@@ -21,6 +21,14 @@ MOST = 2**31 - 1  # of any count: more means no more than "all", and sums of suc
 Count = Annotated[StrictInt, Field(ge=0, le=MOST)]
 Positive = Annotated[StrictInt, Field(ge=1, le=MOST)]
 Thinking = Literal["off", "on", "auto"]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+EFFORTS: dict[str, dict[str, Any]] = {  # the fields of a mode that each of them means
+    "none": {"base": "fast", "thinking": "off"},
+    "minimal": {"base": "fast"},
+    "low": {"base": "deep", "thinking_budget": 1024},
+    "medium": {"base": "deep", "thinking_budget": 4096},
+    **{name: {"base": "deep"} for name in ("high", "xhigh", "max")},
+}
 Accept = Literal["auto", "token", "block", "reproducible", "lossy-stepwise"]
 TokenId = Annotated[StrictInt, Field(ge=0)]
 MOST_STOPS, LONGEST_STOP = 64, 1000
@@ -227,6 +235,13 @@ class Phase(Params):
         Speculation | None, BeforeValidator(lambda x: {"drafter": x} if isinstance(x, str) else x)
     ] = Field(default=None, description="how this part is drafted; a text is a drafter's name")
 
+    def model_post_init(self, _context: object) -> None:
+        for name in ("accept", "step_score") if self.speculation else ():
+            given = getattr(self.speculation, name)
+            if given != Speculation.model_fields[name].default:
+                said = "must be left out in a part: it holds for whole answers"
+                raise ValueError(f"speculation.{name}={given!r} {said}")
+
     def over(self, params: SamplingParams) -> SamplingParams:
         """The sampling of a call, with the fields given here."""
         given = self.model_dump(exclude={"speculation"}, exclude_none=True)
@@ -235,13 +250,6 @@ class Phase(Params):
 
 class Loop(Params):
     """When a text goes round in circles: it repeats itself word for word, again and again."""
-    def model_post_init(self, _context: object) -> None:
-        for name in ("accept", "step_score") if self.speculation else ():
-            given = getattr(self.speculation, name)
-            if given != Speculation.model_fields[name].default:
-                said = "must be left out in a part: it holds for whole answers"
-                raise ValueError(f"speculation.{name}={given!r} {said}")
-
 
     times: Annotated[StrictInt, Field(ge=2, le=1000)] = Field(
         default=4, description="a circle is the same run of tokens so often in a row"
@@ -267,6 +275,11 @@ class Mode(Params):
     name: Name = Field(default="custom", description="shown in metrics")
     base: Name | None = Field(
         default=None, description="the preset whose fields hold where none is given"
+    )
+    effort: Effort | None = Field(
+        default=None,
+        description="how much it thinks: none, minimal, low, medium, high, xhigh or max; each stands for a preset with "
+        "a budget, and for the level that comes nearest where the chat template has some",
     )
     auto: StrictBool = Field(
         default=False,

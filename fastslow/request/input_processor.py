@@ -15,7 +15,7 @@ from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.params import Mode, SamplingParams, shown
 from fastslow.engine.text.chat_parts import Marks, ThoughtsLost, chat_parts, kept_thoughts
 from fastslow.engine.text.messages import Message, check_messages
-from fastslow.engine.text.switches import ThinkingSwitch
+from fastslow.engine.text.switches import ThinkingSwitch, nearest_level
 from fastslow.engine.text.templates import ChatTemplate, PlainTemplate, load_template
 from fastslow.engine.text.thought import END, HARMONY, TagTokens, ThoughtTags, find_tags
 from fastslow.engine.text.tool_formats import GENERIC, ToolCalls
@@ -287,6 +287,9 @@ class InputProcessor:
         variables = options.chat_template_kwargs or {}
         if most is not None and self.switch.budget and mode.thinking != "off":
             variables = {self.switch.budget: most, **variables}
+        if self.switch.kind == "effort" and mode.effort not in (None, "none"):
+            level = nearest_level(mode.effort, self.switch.levels)
+            variables = {self.switch.names[0]: level, **variables}
         chat = partial(chat_parts, self._template, turns, mode.thinking, marks, variables)
         try:
             keeps = options.keep_thoughts

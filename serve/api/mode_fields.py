@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
-from fastslow.engine.params import LATENCY_MS, LONGEST_TEXT, MOST, Number, shown
+from fastslow.engine.params import LATENCY_MS, LONGEST_TEXT, MOST, Effort, Number, shown
+from fastslow.engine.text.switches import nearest_level
 from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.engine import ModelCard
 
 Tokens = Annotated[StrictInt, Field(ge=0, le=MOST)]
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
-EFFORTS: tuple[Effort, ...] = get_args(Effort)
 BUDGETS = (
     *("thinking_budget", "thinking_token_budget"),
     *("thinking_budget_tokens", "max_thinking_tokens"),
@@ -228,7 +227,7 @@ class ModeFields(BaseModel):
         variables = {name: value for name, value in given.items() if name not in SWITCHES}
         if effort is not None and effort != "none" and card.efforts:
             wishes = {
-                "reasoning_effort": _nearest_level(effort, card.efforts),
+                "reasoning_effort": nearest_level(effort, card.efforts),
                 "chat_template_kwargs.reasoning_effort": variables.get("reasoning_effort"),
             }
             variables["reasoning_effort"] = _same(wishes)
@@ -269,12 +268,3 @@ def _same(wishes: Mapping[str, Any]) -> Any:
         if value != given[0][1]:
             raise ValueError(f"{given[0][0]} and {name} contradict each other: give one of them")
     return given[0][1] if given else None
-
-
-def _nearest_level(effort: Effort, levels: tuple[str, ...]) -> str:
-    """The model's own level of effort that comes nearest; of two as near, the higher one."""
-    known = [level for level in levels if level in EFFORTS]
-    place = EFFORTS.index(effort)
-    if not known:
-        return levels[-1] if place >= EFFORTS.index("high") else levels[0]
-    return min(reversed(known), key=lambda level: abs(EFFORTS.index(level) - place))

@@ -167,6 +167,10 @@ def test_variables_of_a_call(llms: dict[str, LLM]) -> None:
     kwargs = {"reasoning_effort": "medium"}
     out = streamed(llm, TWENTY, mode="fast", chat_template_kwargs=kwargs)
     assert out.prompt is not None and "Reasoning: medium\n" in out.prompt
+    effort = {"minimal": "low", "low": "low", "medium": "medium", "max": "high"}
+    for name, level in effort.items():
+        asked = llm.chat(USER, TWENTY, mode={"effort": name})
+        assert asked.prompt is not None and f"Reasoning: {level}\n" in asked.prompt
     each: list[Any] = [{"reasoning_effort": level} for level in ("low", "high")]
     both = llm.chat([USER, USER], TWENTY, chat_template_kwargs=[*each], progress=False)
     assert ["Reasoning: low" in str(out.prompt) for out in both] == [True, False]
