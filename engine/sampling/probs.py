@@ -216,8 +216,8 @@ def _biased(
         ids = torch.tensor(list(params.logit_bias), device=logits_V.device)
         logits_V[ids] += torch.tensor(list(params.logit_bias.values()), device=logits_V.device)
     if barred:
-        ids = [token for token in sorted(barred) if token < len(logits_V)]
-        logits_V[torch.tensor(ids, dtype=torch.long, device=logits_V.device)] = -torch.inf
+        out = [token for token in sorted(barred) if token < len(logits_V)]
+        logits_V[torch.tensor(out, dtype=torch.long, device=logits_V.device)] = -torch.inf
     return logits_V
 
 
