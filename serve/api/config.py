@@ -66,7 +66,7 @@ class ServerSettings(Params):
         False, "whether chats keep the thoughts of earlier turns, where a client says nothing"
     )
     efforts: dict[str, str | dict[str, Any]] = Field(
-        default_factory=lambda: {**EFFORTS},
+        default_factory=lambda: dict[str, str | dict[str, Any]](EFFORTS),
         description="what each reasoning_effort means: a mode's name, or a mode's fields",
     )
     temperature: Annotated[float, Field(ge=0, le=MOST_TEMPERATURE)] | None = _setting(

@@ -77,6 +77,17 @@ def test_fast_answers_at_once(llms: dict[str, LLM], name: str) -> None:
     assert out.prompt is not None and not out.prompt.rstrip().endswith("<think>")
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_deep_answers_however_few_tokens_there_are(llms: dict[str, LLM], name: str) -> None:
+    for most in (1, 2, 3, 6, 7, 12):
+        params = SamplingParams(max_tokens=most, ignore_eos=True)
+        if name == "gpt-oss-opened" and most < 7:  # its closing tag, and no switch
+            with pytest.raises(ValueError, match="takes 6 of the . tokens"):
+                llms[name].chat(USER, params)
+        else:
+            assert llms[name].chat(USER, params).text, most
+
+
 @pytest.mark.parametrize("name", OPENING)
 def test_deep_begins_inside_the_thought_that_a_template_opens(
     llms: dict[str, LLM], name: str
