@@ -372,7 +372,7 @@ class Mode(Params):
     def model_post_init(self, _context: object) -> None:
         _one_of(self.groups, self.experts)
         most = self.thinking_budget
-        if self.base is None and self.thinking_soft > (most or 0):
+        if self.base is None and self.effort is None and self.thinking_soft > (most or 0):
             limit = "needs a thinking_budget" if most is None else f"exceeds thinking_budget={most}"
             raise ValueError(f"thinking_soft={self.thinking_soft} {limit}")
 

@@ -252,7 +252,11 @@ def test_counts_to_compare() -> None:
         ({"effort": "minimal"}, "fast", {"thinking_budget": None}),
         ({"effort": "low"}, "deep", {"thinking_budget": 1024, "answer_room": "auto"}),
         (Mode(effort="medium"), "deep", {"thinking_budget": 4096}),
-        ({"effort": "medium", "base": "deep", "thinking_budget": 5}, "deep", {"thinking_budget": 5}),
+        (
+            {"effort": "medium", "base": "deep", "thinking_budget": 5},
+            "deep",
+            {"thinking_budget": 5},
+        ),
         ({"effort": "low", "thinking": "off"}, "deep", {"thinking_budget": None}),
         ({"effort": "max", "loop": True}, "deep", {"thinking_budget": None, "loop": Loop()}),
     ],
