@@ -22,13 +22,6 @@ Count = Annotated[StrictInt, Field(ge=0, le=MOST)]
 Positive = Annotated[StrictInt, Field(ge=1, le=MOST)]
 Thinking = Literal["off", "on", "auto"]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
-EFFORTS: dict[str, dict[str, Any]] = {  # the fields of a mode that each of them means
-    "none": {"base": "fast", "thinking": "off"},
-    "minimal": {"base": "fast"},
-    "low": {"base": "deep", "thinking_budget": 1024},
-    "medium": {"base": "deep", "thinking_budget": 4096},
-    **{name: {"base": "deep"} for name in ("high", "xhigh", "max")},
-}
 Accept = Literal["auto", "token", "block", "reproducible", "lossy-stepwise"]
 TokenId = Annotated[StrictInt, Field(ge=0)]
 MOST_STOPS, LONGEST_STOP = 64, 1000
@@ -224,13 +217,9 @@ class Phase(Params):
     top_k: TopK | None = Field(default=None, description="keep the k likeliest tokens")
     top_p: TopP | None = Field(default=None, description="keep this much probability")
     min_p: MinP | None = Field(default=None, description="drop tokens below this share")
-    repetition_penalty: Repetition | None = Field(
-        default=None, description="of tokens seen in the text"
-    )
+    repetition_penalty: Repetition | None = Field(None, description="of tokens seen in the text")
     presence_penalty: Penalty | None = Field(default=None, description="of tokens generated before")
-    frequency_penalty: Penalty | None = Field(
-        default=None, description="for each time that one was"
-    )
+    frequency_penalty: Penalty | None = Field(None, description="for each time that one was")
     speculation: Annotated[
         Speculation | None, BeforeValidator(lambda x: {"drafter": x} if isinstance(x, str) else x)
     ] = Field(default=None, description="how this part is drafted; a text is a drafter's name")
@@ -278,8 +267,7 @@ class Mode(Params):
     )
     effort: Effort | None = Field(
         default=None,
-        description="how much it thinks: none, minimal, low, medium, high, xhigh or max; each stands for a preset with "
-        "a budget, and for the level that comes nearest where the chat template has some",
+        description="none to max: each stands for a preset with a budget, and for a template's nearest level",
     )
     auto: StrictBool = Field(
         default=False,

@@ -9,7 +9,8 @@ from typing import Any
 from fastslow.engine.checkpoint.identity import check_model
 from fastslow.engine.host.files import is_file, read_object, shown
 from fastslow.engine.model.config import FIELDS, RoutedUnits
-from fastslow.engine.params import CHANGED, EFFORTS, Mode, Params, nearest
+from fastslow.engine.params import CHANGED, Mode, Params, nearest
+from fastslow.engine.text.switches import EFFORTS
 
 NESTED = (
     "sampling",

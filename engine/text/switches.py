@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from fastslow.engine.params import EFFORTS, Effort, Thinking
+from fastslow.engine.params import Effort, Thinking
 
 FLAGS = "enable_thinking", "thinking"  # variables: Qwen's name and DeepSeek's
 EFFORT = "reasoning_effort"
 BUDGET = "thinking_budget"  # a variable: Seed-OSS's name
 LEVELS = "none", "minimal", "low", "medium", "high"
+EFFORTS: dict[str, dict[str, Any]] = {  # the fields of a mode that each of them means
+    "none": {"base": "fast", "thinking": "off"},
+    "minimal": {"base": "fast"},
+    "low": {"base": "deep", "thinking_budget": 1024},
+    "medium": {"base": "deep", "thinking_budget": 4096},
+    **{name: {"base": "deep"} for name in ("high", "xhigh", "max")},
+}
 USUAL = "low", "medium", "high"  # of a template that writes whatever it is given
 WORDS = "/no_think", "/nothink"
 

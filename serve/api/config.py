@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from loguru import logger
 from pydantic import ConfigDict, Field, PlainSerializer, SkipValidation, field_validator
 
-from fastslow.engine.params import EFFORTS, MOST, Params, nearest, shown
+from fastslow.engine.params import MOST, Params, nearest, shown
+from fastslow.engine.text.switches import EFFORTS
 from fastslow.models.hub.name import HubName
 from fastslow.serve.api.engine import ModelCard, WarmPrefix
 from fastslow.serve.engines.settings import EngineSettings
