@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from typing import Any
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, GetPydanticSchema, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 SHOWN = 80  # characters of a value in a message
+KIND = re.compile(r"\[key\]|str|int|float|bool|constrained-\w+|[a-z-]+\[.*\]")  # of a value
 
 
 def kept_as(kind: Any) -> GetPydanticSchema:
@@ -48,20 +52,35 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(names)}"
 
 
-def sentence(error: ValidationError, fields: Iterable[str] = ()) -> str:
-    """The first thing wrong, as one sentence; `fields` are offered for an unknown name."""
-    first = error.errors()[0]
-    where = "".join(
-        f"[{part}]" if isinstance(part, int) else f".{part}"
-        for place, part in enumerate(first["loc"])
-        if not place or part not in ("[key]", "str")  # pydantic's, not the user's
-    ).lstrip(".")
+def sentence(error: ValidationError, fields: Mapping[str, FieldInfo] = {}) -> str:
+    """The first thing wrong, as one sentence; `fields`, or those inside of them, are offered for an unknown name."""
+    first, *others = error.errors()
+    where = _path(first)
     if first["type"] == "extra_forbidden":
-        return f"field {shown(where)} is unknown{nearest(where, fields) if fields else ''}"
+        *outer, name = first["loc"]
+        for part in outer:
+            fields = _inside(fields[part].annotation) if part in fields else {}  # type: ignore[index]
+        return f"field {shown(where)} is unknown{nearest(str(name), fields) if fields else ''}"
     if first["type"] == "missing":
         return f"field {where!r} is missing"
-    if not where:
-        return str(first["msg"]).removeprefix("Value error, ")
     said = str(first["msg"]).removeprefix("Value error, ")
-    limit = said.partition(" should ")[2] or f"be valid: {said}"
-    return f"{where[:60]}={shown(first['input'])} must {limit}"
+    if not where:
+        return said
+    same = [first, *(one for one in others if _path(one) == where)]  # one for each kind of value
+    limits = dict.fromkeys(one["msg"].partition(" should ")[2] for one in same)
+    limit = " or ".join(filter(None, limits)).replace(" or be ", " or ")
+    return f"{where[:60]}={shown(first['input'])} must {limit or f'be valid: {said}'}"
+
+
+def _path(error: ErrorDetails) -> str:
+    """Where an error is; parts that name a kind are pydantic's, not the user's."""
+    each = enumerate(error["loc"])
+    kept = [part for place, part in each if not place or not KIND.fullmatch(str(part))]
+    return "".join(f"[{x}]" if isinstance(x, int) else f".{x}" for x in kept).lstrip(".")
+
+
+def _inside(kind: Any) -> Mapping[str, FieldInfo]:
+    """The fields of the model among the kinds of a value."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return kind.model_fields
+    return next(filter(None, map(_inside, get_args(kind))), {})

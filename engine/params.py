@@ -21,6 +21,7 @@ MOST = 2**31 - 1  # of any count: more means no more than "all", and sums of suc
 Count = Annotated[StrictInt, Field(ge=0, le=MOST)]
 Positive = Annotated[StrictInt, Field(ge=1, le=MOST)]
 Thinking = Literal["off", "on", "auto"]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Accept = Literal["auto", "token", "block", "reproducible", "lossy-stepwise"]
 TokenId = Annotated[StrictInt, Field(ge=0)]
 MOST_STOPS, LONGEST_STOP = 64, 1000
@@ -216,16 +217,19 @@ class Phase(Params):
     top_k: TopK | None = Field(default=None, description="keep the k likeliest tokens")
     top_p: TopP | None = Field(default=None, description="keep this much probability")
     min_p: MinP | None = Field(default=None, description="drop tokens below this share")
-    repetition_penalty: Repetition | None = Field(
-        default=None, description="of tokens seen in the text"
-    )
+    repetition_penalty: Repetition | None = Field(None, description="of tokens seen in the text")
     presence_penalty: Penalty | None = Field(default=None, description="of tokens generated before")
-    frequency_penalty: Penalty | None = Field(
-        default=None, description="for each time that one was"
-    )
+    frequency_penalty: Penalty | None = Field(None, description="for each time that one was")
     speculation: Annotated[
         Speculation | None, BeforeValidator(lambda x: {"drafter": x} if isinstance(x, str) else x)
     ] = Field(default=None, description="how this part is drafted; a text is a drafter's name")
+
+    def model_post_init(self, _context: object) -> None:
+        for name in ("accept", "step_score") if self.speculation else ():
+            given = getattr(self.speculation, name)
+            if given != Speculation.model_fields[name].default:
+                said = "must be left out in a part: it holds for whole answers"
+                raise ValueError(f"speculation.{name}={given!r} {said}")
 
     def over(self, params: SamplingParams) -> SamplingParams:
         """The sampling of a call, with the fields given here."""
@@ -260,6 +264,10 @@ class Mode(Params):
     name: Name = Field(default="custom", description="shown in metrics")
     base: Name | None = Field(
         default=None, description="the preset whose fields hold where none is given"
+    )
+    effort: Effort | None = Field(
+        default=None,
+        description="none to max: each stands for a preset with a budget, and for a template's nearest level",
     )
     auto: StrictBool = Field(
         default=False,
@@ -352,7 +360,7 @@ class Mode(Params):
     def model_post_init(self, _context: object) -> None:
         _one_of(self.groups, self.experts)
         most = self.thinking_budget
-        if self.base is None and self.thinking_soft > (most or 0):
+        if self.base is None and self.effort is None and self.thinking_soft > (most or 0):
             limit = "needs a thinking_budget" if most is None else f"exceeds thinking_budget={most}"
             raise ValueError(f"thinking_soft={self.thinking_soft} {limit}")
 

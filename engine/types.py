@@ -238,8 +238,8 @@ class ThinkingRule(Protocol):
     def no_end(
         self, tokens: Sequence[int], drafted: Sequence[int]
     ) -> tuple[frozenset[int], int | None]:
-        """End tokens that must not come after `tokens` and then `drafted`; and in a thought the one that comes where
-        one of them would, and closes it."""
+        """Tokens that must not come after `tokens` and then `drafted`: end tokens, and those that open a thought for
+        which no room is left. In a thought also the one that comes where one of them would, and closes it."""
 
 
 class RequestView(Protocol):

@@ -10,6 +10,7 @@ from fastslow.engine.checkpoint.identity import check_model
 from fastslow.engine.host.files import is_file, read_object, shown
 from fastslow.engine.model.config import FIELDS, RoutedUnits
 from fastslow.engine.params import CHANGED, Mode, Params, nearest
+from fastslow.engine.text.switches import EFFORTS
 
 NESTED = (
     "sampling",
@@ -125,7 +126,22 @@ def _given(mode: Mode | Fields, where: str) -> dict[str, Any]:
     """`fields_of`, whose names must be texts."""
     if isinstance(mode, Mapping) and not all(isinstance(name, str) for name in mode):
         raise ValueError(f"{where}={shown(dict(mode))} must have names of fields as its keys")
-    return fields_of(mode)
+    return _in_full(fields_of(mode))
+
+
+def _in_full(fields: dict[str, Any]) -> dict[str, Any]:
+    """These fields, and those that an effort stands for where none is given."""
+    meant = EFFORTS.get(str(effort := fields.get("effort")))
+    if meant is None:
+        return fields
+    if fields.get("base") not in (None, meant["base"]):
+        raise ValueError(
+            f"base={shown(fields['base'])} and effort={effort!r}, which is mode {meant['base']!r}, contradict each "
+            "other: give one of them"
+        )
+    if fields.get("thinking") == "off":
+        meant = {**meant, "thinking_budget": None}
+    return {**meant, **fields, "base": meant["base"]}
 
 
 def _named(name: Any, presets: Mapping[str, Mode]) -> Mode:

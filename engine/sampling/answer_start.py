@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fastslow.engine.text.thought import BODY, CHANNEL, END, MARKS, START, TagTokens
+from fastslow.engine.text.thought import BODY, CHANNEL, END, MARKS, START, TagTokens, begun
 from fastslow.engine.text.vocabulary import Tokenizer
 
 NEWLINES = 4  # that may stand between a thought and its answer; the answer's text is without them
@@ -169,7 +169,7 @@ class BehindTags:
         """The place after these bytes, which were said in a thought."""
         end = said.find(self._close)
         if end < 0:
-            return ScanState("thought", _begun(said, self._close))
+            return ScanState("thought", begun(said, self._close))
         return self._newlines.past(said[end + len(self._close) :], self._blanks)
 
 
@@ -238,9 +238,3 @@ def _goes_past(data: bytes, close: bytes) -> bool:
         return False
     ends = (data.startswith(close[-k:]) and len(data) > k for k in range(1, len(close)))
     return close in data or any(ends)
-
-
-def _begun(said: bytes, tag: bytes) -> bytes:
-    """The longest end of a text that begins the tag."""
-    sizes = range(min(len(tag) - 1, len(said)), 0, -1)
-    return next((tag[:k] for k in sizes if said.endswith(tag[:k])), b"")

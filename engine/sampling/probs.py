@@ -87,8 +87,8 @@ def _params_at(
 def _ends_at(
     request: RequestView, drafted: Sequence[int], mask: TokenMask | None
 ) -> tuple[Mapping[int, int], frozenset[int]]:
-    """End tokens that would end the answer before it has begun: those that another token stands for, with it, and
-    those that may not come."""
+    """Tokens that would leave the answer empty: those that another token stands for, with it, and those that may
+    not come."""
     if request.thinking is None or mask is not None:  # a grammar decides
         return {}, frozenset()
     ends, token = request.thinking.no_end(request.tokens, drafted)
@@ -223,7 +223,8 @@ def _biased(
         ids = torch.tensor(list(params.logit_bias), device=logits_V.device)
         logits_V[ids] += torch.tensor(list(params.logit_bias.values()), device=logits_V.device)
     if barred:
-        logits_V[torch.tensor(sorted(barred), device=logits_V.device)] = -torch.inf
+        out = [token for token in sorted(barred) if token < len(logits_V)]
+        logits_V[torch.tensor(out, dtype=torch.long, device=logits_V.device)] = -torch.inf
     return logits_V
 
 

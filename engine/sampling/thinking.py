@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol, Self
 
 from fastslow.engine.sampling.repeats import RepeatFinder, Repeats
-from fastslow.engine.text.thought import TagTokens
+from fastslow.engine.text.thought import TagTokens, begun
 from fastslow.engine.types import LogitBoost, OneHot
 
 FURTHEST = 64  # tokens that one step may add: most nodes of a draft
@@ -153,12 +153,17 @@ class Thinking:
     def no_end(
         self, tokens: Sequence[int], drafted: Sequence[int]
     ) -> tuple[frozenset[int], int | None]:
-        if not self._steering.ends:
+        ends, room = self._steering.ends, self._steering.room
+        if not ends and room is None:
             return NONE, None
         state = self._after(tokens, tuple(drafted))
         if state.thinking:
-            return self._steering.ends, self._rest_of_tag(state)[0]
-        return self._steering.ends if state.blank else NONE, None
+            return ends, self._rest_of_tag(state)[0]
+        ends = ends if state.blank else NONE
+        if self._tags is None or room is None or room - state.made > len(self._close) + 1:
+            return ends, None
+        text = b"".join(piece.data for piece in state.tail)  # a thought would be all that follows
+        return ends | self._tags.opening(text), None
 
     def ahead(self, tokens: Sequence[int]) -> Sequence[int]:
         return self._after(tokens, ()).todo if self.bounded else ()
@@ -272,8 +277,7 @@ class Thinking:
                 ended=ended if state.thinking else state.ended,
                 repeats=state.repeats.next_part(),
             )
-        begun = next((k for k in range(len(tag) - 1, 0, -1) if text.endswith(tag[:k])), 0)
-        return state._replace(tail=_last(state.tail, begun))
+        return state._replace(tail=_last(state.tail, len(begun(text, tag))))
 
     def _judged(self, state: _State, paused: bool) -> _State:
         """The state with the tokens that are forced now, if the policy ends the thought or warns."""
@@ -293,15 +297,14 @@ class Thinking:
         if ending is None:
             return state
         rest = self._rest_of_tag(state)
-        begun = len(rest) < len(self._close)
-        return state._replace(todo=rest if begun else closing, ending=ending)
+        return state._replace(todo=rest if len(rest) < len(self._close) else closing, ending=ending)
 
     def _rest_of_tag(self, state: _State) -> tuple[int, ...]:
         """The closing tag without the part of it that the text ends in."""
         whole = self._close
         said = tuple(piece.token for piece in state.tail)
-        begun = range(min(len(whole) - 1, len(said)), 0, -1)
-        return next((whole[k:] for k in begun if said[-k:] == whole[:k]), whole)
+        sizes = range(min(len(whole) - 1, len(said)), 0, -1)
+        return next((whole[k:] for k in sizes if said[-k:] == whole[:k]), whole)
 
 
 def _last(tail: tuple[_Piece, ...], size: int) -> tuple[_Piece, ...]:

@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from fastslow.engine.params import Thinking
+from fastslow.engine.params import Effort, Thinking
 
 FLAGS = "enable_thinking", "thinking"  # variables: Qwen's name and DeepSeek's
 EFFORT = "reasoning_effort"
 BUDGET = "thinking_budget"  # a variable: Seed-OSS's name
 LEVELS = "none", "minimal", "low", "medium", "high"
+EFFORTS: dict[str, dict[str, Any]] = {  # the fields of a mode that each of them means
+    "none": {"base": "fast", "thinking": "off"},
+    "minimal": {"base": "fast"},
+    "low": {"base": "deep", "thinking_budget": 1024},
+    "medium": {"base": "deep", "thinking_budget": 4096},
+    **{name: {"base": "deep"} for name in ("high", "xhigh", "max")},
+}
 USUAL = "low", "medium", "high"  # of a template that writes whatever it is given
 WORDS = "/no_think", "/nothink"
 
@@ -56,6 +63,16 @@ class ThinkingSwitch(NamedTuple):
         return dict.fromkeys(
             self.names, on if self.kind == "flag" else self.levels[-1 if on else 0]
         )
+
+
+def nearest_level(effort: Effort, levels: tuple[str, ...]) -> str:
+    """The model's own level of effort that comes nearest; of two as near, the higher one."""
+    every = [*EFFORTS]
+    known = [level for level in levels if level in EFFORTS]
+    place = every.index(effort)
+    if not known:
+        return levels[-1] if place >= every.index("high") else levels[0]
+    return min(reversed(known), key=lambda level: abs(every.index(level) - place))
 
 
 def find_switch(render: Render, source: str) -> ThinkingSwitch:

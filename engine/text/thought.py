@@ -191,6 +191,7 @@ class TagTokens:
         self._tokenizer = tokenizer
         self._tags = tags
         self._closings: dict[str, tuple[int, ...]] = {}
+        self._openings: dict[bytes, frozenset[int]] = {}
         self._hidden = tokenizer.special_ids - tags.ids(tokenizer)
         self.open, self.close = tags.open.encode(), tags.close.encode()
         self.close_ids = self.closing("")
@@ -198,6 +199,16 @@ class TagTokens:
     def spell(self, token: int) -> bytes:
         """The bytes of a token in the answer's text; marks that the text does not show have none."""
         return b"" if token in self._hidden else self._tokenizer.token_bytes(token)
+
+    def opening(self, text: bytes) -> frozenset[int]:
+        """Tokens that complete the opening tag after a text. Without a begun tag it is the tag's own token."""
+        said = begun(text, self.open)
+        if said not in self._openings:
+            own = self._tokenizer.token_id(self._tags.open) if self.open else None
+            some = range(self._tokenizer.vocab_size) if said else [] if own is None else [own]
+            found = (t for t in some if self.open in said + self.spell(t))
+            self._openings[said] = frozenset(found)
+        return self._openings[said]
 
     def closing(self, phrase: str) -> tuple[int, ...]:
         """Tokens that end a thought: the phrase and the closing tag, which it may hold already."""
@@ -238,6 +249,12 @@ class TagTokens:
                 if b"".join(map(self.spell, rest)) == wanted:
                     return tuple(rest)
         return tuple(self._tokenizer.encode(text, add_special=False)) if text else ()
+
+
+def begun(said: bytes, tag: bytes) -> bytes:
+    """The longest end of a text that begins the tag."""
+    sizes = range(min(len(tag) - 1, len(said)), 0, -1)
+    return next((tag[:k] for k in sizes if said.endswith(tag[:k])), b"")
 
 
 def _begins(text: str, tag: str) -> bool:

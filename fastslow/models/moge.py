@@ -146,10 +146,13 @@ def write_moge(
             parts = layer_tensors(dense, recipe, layer, dtype)
             return [(name, tensor.to(dtype).contiguous()) for name, tensor in parts]
 
-        with ThreadPoolExecutor(WORKERS) as pool:
+        pool = ThreadPoolExecutor(WORKERS)
+        try:
             each = [pool.submit(made, layer) for layer in range(dense.config.layers)]
             for one in bar(each, "writing experts"):
                 tensors.update(one.result())
+        finally:
+            pool.shutdown(cancel_futures=True)  # Ctrl-C waits for layers that run alone
         tensors = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
         write_json(folder / "config.json", moge_config(dense.config, raw, recipe))

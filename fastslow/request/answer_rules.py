@@ -41,7 +41,7 @@ class ThinkingRules:
 
         A chat in a mode without thinking and without a budget has a budget of 0.
         """
-        turn = prompt.turn_left
+        turn = prompt.turn_left(mode)
         most, phrase = mode.thinking_budget, mode.closing or ""
         thoughts = self._inputs.analysis if prompt.tools else self._inputs.thoughts
         loop = mode.loop
@@ -67,7 +67,13 @@ class ThinkingRules:
                 raise ValueError(
                     f"{name}={shown(text)} holds token id {outside}, outside the vocabulary"
                 )
-        kept = answer_room(mode.answer_room, room)
+        kept, tag = answer_room(mode.answer_room, room), len(thoughts.close_ids)
+        if kept and prompt.opened and room <= tag:
+            raise ValueError(
+                f"answer_room={mode.answer_room!r} cannot be kept: the prompt opens a thought, whose closing tag "
+                f"takes {tag} of the {room} tokens that max_tokens and the context leave: raise max_tokens, "
+                "shorten the prompt, or give answer_room=None"
+            )
         ends_at = None if kept is None else room - kept
         limits = ThinkingLimits(most, turn, mode.thinking_soft, ends_at, warn_at, loop)
         if ends_at is None and most and most + len(closing) >= room:

@@ -27,7 +27,6 @@ from fastslow.engine.sampling.stop import Stopper
 from fastslow.engine.sampling.thinking import Thinking
 from fastslow.engine.text.vocabulary import Detokenizer
 from fastslow.policies.mode_router import ModeChoice
-from fastslow.policies.modes import in_either
 from fastslow.policies.speculation.controller import SpeculationController
 from fastslow.request.answer_rules import Grammars, ThinkingRules
 from fastslow.request.input_processor import EncodedPrompt, InputProcessor
@@ -44,6 +43,7 @@ class Candidate(NamedTuple):
     request: Request
     prompt: EncodedPrompt
     mode: Mode
+    later: Mode | None = None  # in which its text may go on
 
 
 class BuiltChoices(NamedTuple):
@@ -133,9 +133,7 @@ class RequestBuilder:
                     "answered.decided is missing: the mode is chosen as the prompt ends"
                 )
         elif mode.escalate is not None:
-            escalated = self.modes.find(mode.escalate.to, prompt).mode
-            if (given := self.modes.given(options.mode)).auto:
-                escalated = in_either(escalated, given)
+            escalated = self.modes.escalated(mode.escalate.to, options.mode, prompt)
             if mode.escalate.how == "restart":
                 plans.append(self._plan(prompt, options, escalated))
         params = plans[0].params
@@ -158,7 +156,10 @@ class RequestBuilder:
         return BuiltChoices(candidates, decided)
 
     def _plan(self, prompt: Prompt, options: GenerateOptions, mode: Mode) -> _Plan:
-        params = self._sampling(options, mode)
+        params, thoughts = self._sampling(options, mode), self.inputs.thoughts
+        # a thought would be the whole answer
+        if mode.answer_room and thoughts and params.max_tokens < len(thoughts.close_ids) + 2:
+            mode = mode.model_copy(update={"thinking": "off"})
         encoded = self.inputs.encode(prompt, mode, options)
         thought = params if mode.thought is None else mode.thought.over(params)
         params = params if mode.answer is None else mode.answer.over(params)
@@ -232,7 +233,8 @@ class RequestBuilder:
         if probe is not None:
             request.confidence = probe()
             request.escapes = [EscalationTarget(r.mode, r.groups, successor=r) for r in later]
-        return [Candidate(r, p.prompt, p.mode) for r, p in zip([request, *later], plans)]
+        goes_on = None if later else escalated
+        return [Candidate(r, p.prompt, p.mode, goes_on) for r, p in zip([request, *later], plans)]
 
     def _request(
         self,

@@ -13,6 +13,7 @@ from fastslow.draft.registry import AUTO, DRAFTERS, split_names
 from fastslow.engine.core.request import Request
 from fastslow.engine.core.spec_decode_stats import DraftCounts
 from fastslow.engine.model.config import RoutedUnits
+from fastslow.engine.params import Mode
 from fastslow.engine.sampling.thinking import Ended, Thinking
 from fastslow.engine.text.thought import HARMONY, ThoughtSplitter, ThoughtTags, splitter
 from fastslow.engine.types import PREDICTION
@@ -95,13 +96,7 @@ class ChoiceState:
         """The whole answer of a request that is over."""
         request = self.request
         stopper = request.stopper
-        opened, thinking = self.prompt.opened, request.thinking
-        may_think = self._candidates[0].mode.thinking != "off" and not opened
-        held = request.grammar is not None  # where its answer begins is known
-        strayed = self._tags is not None and self._tags.strayed(stopper.text)
-        if may_think and not held and strayed:
-            opened = True
-            thinking = thinking and thinking.reopened()
+        opened, thinking = self._counted()
         whole = self._new_splitter(opened)
         parts = [whole.push(stopper.text), whole.finish()]
         return Completion(
@@ -115,6 +110,22 @@ class ChoiceState:
             error=None if request.error is None else str(request.error) or repr(request.error),
             sources=list(request.sources),
         )
+
+    def _counted(self) -> tuple[bool, Thinking | None]:
+        """Whether the whole answer began inside a thought, and what counts its thoughts."""
+        opened, thinking = self.prompt.opened, self.request.thinking
+        may_think = self._answers_in.thinking != "off" and not opened
+        held = self.request.grammar is not None  # where its answer begins is known
+        strayed = self._tags is not None and self._tags.strayed(self.request.stopper.text)
+        if may_think and not held and strayed:
+            return True, thinking and thinking.reopened()
+        return opened, thinking
+
+    @property
+    def _answers_in(self) -> Mode:
+        """The mode that answers, the latest where the text went on in another one."""
+        first = self._candidates[0]
+        return first.later if first.later and self.request.escalated else first.mode
 
     def _begin(self) -> None:
         self._splitter = self._new_splitter(self.prompt.opened)
@@ -155,10 +166,8 @@ class ChoiceState:
 
     def _note_turn(self) -> None:
         """The thoughts of an answer that is over count for the turn that its call names."""
-        turn, left = self.prompt.turn, self.prompt.turn_left
-        budget = self._candidates[0].mode.turn_budget
-        if turn is not None and left is not None and budget is not None:
-            turn.note(budget - left, self._thought(self.request.thinking)[0])
+        if self.prompt.turn is not None:
+            self.prompt.turn.note(self.prompt.turn_spent, self._thought(self._counted()[1])[0])
 
     def _piece(self, text: str, reasoning: str) -> Piece:
         """The next piece, with the tokens that no other one held."""
@@ -175,7 +184,7 @@ class ChoiceState:
         """For another engine that continues the answer."""
         request = self.request
         by_load = request.latency_target is not None and request.may_cut_groups
-        left = None if self.prompt.turn is None else self.prompt.turn_left
+        left = None if self.prompt.turn is None else self.prompt.turn_left(self._answers_in)
         if self._decided is None and not by_load and left is None:
             return None
         why = (
@@ -200,7 +209,7 @@ class ChoiceState:
         target = first.latency_target
         notes = (note for one in self.requests for note in one.notes)
         thought, ended, put_in = self._thought(thinking)
-        left = self.prompt.turn_left
+        left = self.prompt.turn_left(self._answers_in)
         predicted = stats.by_drafter.get(PREDICTION, DraftCounts())
         return Metrics(
             mode=self._mode(),

@@ -15,7 +15,7 @@ from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.params import Mode, SamplingParams, shown
 from fastslow.engine.text.chat_parts import Marks, ThoughtsLost, chat_parts, kept_thoughts
 from fastslow.engine.text.messages import Message, check_messages
-from fastslow.engine.text.switches import ThinkingSwitch
+from fastslow.engine.text.switches import ThinkingSwitch, nearest_level
 from fastslow.engine.text.templates import ChatTemplate, PlainTemplate, load_template
 from fastslow.engine.text.thought import END, HARMONY, TagTokens, ThoughtTags, find_tags
 from fastslow.engine.text.tool_formats import GENERIC, ToolCalls
@@ -57,8 +57,12 @@ class EncodedPrompt(NamedTuple):
     opened: bool = False  # the answer begins inside a thought
     continues: bool = True  # the answer continues a text, the assistant's own where it is a chat
     tools: bool = False  # the chat offers tools, and the answer's text shows the marks of calls
-    turn_left: int | None = None  # tokens of thought, of the turn's budget; None = it has none
+    turn_spent: int = 0  # tokens of thought of the user's turn, so far
     turn: Turn | None = None  # where the call names it
+
+    def turn_left(self, mode: Mode) -> int | None:
+        """Tokens of thought that are left of a mode's budget for a turn; None = it has none."""
+        return None if mode.turn_budget is None else max(0, mode.turn_budget - self.turn_spent)
 
 
 class InputProcessor:
@@ -153,15 +157,14 @@ class InputProcessor:
     def encode(self, prompt: Prompt, mode: Mode, options: GenerateOptions) -> EncodedPrompt:
         """Token ids of one prompt; messages go through the chat template, and texts and token ids are taken as
         they are. Where a chat must not think, but its template opens a thought, the prompt closes the thought."""
-        turn = left = None
-        if mode.turn_budget is not None:
-            turn = self._turns.of(options.memory_key, options.turn) if options.turn else None
-            spent = turn.spent if turn else self._thought_in_turn(prompt)
-            left = max(0, mode.turn_budget - spent)
+        turn = self._turns.of(options.memory_key, options.turn) if options.turn else None
+        spent, left = turn.spent if turn else self._thought_in_turn(prompt), mode.turn_budget
+        if left is not None:
             if turn and options.answered and options.answered.turn_left is not None:
-                left = options.answered.turn_left  # it began in another engine, perhaps
+                spent = left - options.answered.turn_left  # it began in another engine, perhaps
+            left = max(0, left - spent)
         most = min((n for n in (mode.thinking_budget, left) if n is not None), default=None)
-        encoded = self._encoded(prompt, mode, options, most)._replace(turn_left=left, turn=turn)
+        encoded = self._encoded(prompt, mode, options, most)._replace(turn_spent=spent, turn=turn)
         if options.chat_template_kwargs and not encoded.chat:
             raise ValueError("chat_template_kwargs are for messages, and this prompt is none")
         if not encoded.tokens:
@@ -284,6 +287,9 @@ class InputProcessor:
         variables = options.chat_template_kwargs or {}
         if most is not None and self.switch.budget and mode.thinking != "off":
             variables = {self.switch.budget: most, **variables}
+        if self.switch.kind == "effort" and mode.effort not in (None, "none"):
+            level = nearest_level(mode.effort, self.switch.levels)
+            variables = {self.switch.names[0]: level, **variables}
         chat = partial(chat_parts, self._template, turns, mode.thinking, marks, variables)
         try:
             keeps = options.keep_thoughts
@@ -332,7 +338,7 @@ class InputProcessor:
         """Nothing in the template turns thinking off; `opens`: it opens a thought itself."""
         if opens or any(tag in template.source for tag in self.tags or () if tag):
             self.said.warn(
-                f"mode {mode!r} asks for no thinking, but the chat template has no switch for it: a thought "
+                f"mode {mode!r} has no thought here, but the chat template has no switch for it: a thought "
                 "is closed as soon as it is opened"
             )
         else:

@@ -17,8 +17,10 @@ from fastslow.policies.auto import choose
 from fastslow.policies.features import count_words
 from fastslow.policies.learned_auto import LearnedModeRouter
 from fastslow.policies.mode_router import ModeChoice, ModeRouter, PromptFacts
-from fastslow.policies.modes import find_mode, in_either
+from fastslow.policies.modes import fields_of, find_mode, in_either
 from fastslow.request.options import ModeLike, Prompt
+
+BOUNDS = "thinking_budget", "turn_budget", "answer_room"  # of thoughts
 
 
 class Chosen(NamedTuple):
@@ -70,11 +72,25 @@ class ModeFinder:
                 for name in router.between[1:]:
                     choose(partial(_always, name), facts, self._presets)
                 first, *later = (in_either(self._presets[n], given) for n in router.between)
+                if unsure := [mode.name for mode in (first, *later) if mode.escalate]:
+                    raise ValueError(
+                        f"mode {unsure[0]!r} has escalate, which a learned auto does not follow: leave it out of "
+                        f"the modes that auto chooses from, {', '.join(router.between)}"
+                    )
                 probe = partial(
                     PromptProbe, router.layer, len(router.weights[0]), router.judge(facts)
                 )
                 return Chosen(first, choice, probe, later)
         return Chosen(in_either(self._presets[choice.mode], given), choice)
+
+    def escalated(self, to: str, wish: ModeLike | None, prompt: Prompt) -> Mode:
+        """The mode that a call's text goes on in. The fields of `auto` hold in it, and of another mode those bounds of
+        thoughts that the call itself gives; a preset's own are the preset's."""
+        given = self.given(wish)
+        if not given.auto:
+            own = fields_of(wish) if isinstance(wish, Mode | Mapping) else {}
+            given = Mode(**{name: own[name] for name in BOUNDS if own.get(name) is not None})
+        return in_either(self.find(to, prompt).mode, given)
 
     def _facts(self, prompt: Prompt, latency_ms: float | None) -> PromptFacts:
         """Invalid prompts are refused later, by `encode`."""

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from loguru import logger
 
+from fastslow.engine.backends.cpu.compiled.kernel_cache import kernels_identity
 from fastslow.engine.host.files import cache_folder, read_object
 from fastslow.engine.host.machine import Watch
 from fastslow.engine.host.unfinished import unfinished
@@ -29,7 +30,6 @@ PATIENCE = 1.5  # seconds; larger steps are then left out
 FIRST_PATIENCE = 0.2  # seconds, where somebody waits for an answer
 LEAST = 3  # row counts that are measured, however slow they are: one alone says nothing of what a row costs
 WORTH_KEEPING = 0.2  # seconds
-KERNELS = 2  # raised where kernels change what rows cost: what was measured before is not read
 BUSY = 0.1  # share of the machine that others take, above which what was measured is not kept
 
 
@@ -119,10 +119,9 @@ def _path(model: Model, groups: int | None, identity: str) -> Path:
         str(model.dtype),
         str(model.device),
         torch.get_num_threads(),
-        os.environ.get("FASTSLOW_KERNELS", ""),
+        kernels_identity(),
         groups,
         ROWS,
-        KERNELS,
     )
     name = hashlib.sha256(repr(facts).encode()).hexdigest()[:20]
     return cache_folder() / "step_times" / f"{name}.json"

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
-from fastslow.engine.params import shown
+from fastslow.engine.params import Effort, shown
 from fastslow.serve.api.fields import Count, Ignored, SharedFields, format_grammar
-from fastslow.serve.api.mode_fields import Effort, optional
+from fastslow.serve.api.mode_fields import optional
 from fastslow.serve.api.turns import Parts, needed, texts_of
 
 Role = Literal["user", "assistant", "system"]

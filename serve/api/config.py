@@ -10,6 +10,7 @@ from loguru import logger
 from pydantic import ConfigDict, Field, PlainSerializer, SkipValidation, field_validator
 
 from fastslow.engine.params import MOST, Params, nearest, shown
+from fastslow.engine.text.switches import EFFORTS
 from fastslow.models.hub.name import HubName
 from fastslow.serve.api.engine import ModelCard, WarmPrefix
 from fastslow.serve.engines.settings import EngineSettings
@@ -19,14 +20,6 @@ Seconds = Annotated[float, Field(gt=0, le=1e9)]
 Unchecked = (SkipValidation, PlainSerializer(lambda value: value))  # `LLM` checks, and takes more
 Size = Annotated[str | None, *Unchecked]
 FileOrObject = Annotated[str | Path | None, *Unchecked]
-
-EFFORTS: dict[str, str | dict[str, Any]] = {
-    "none": {"base": "fast", "thinking": "off"},
-    "minimal": "fast",
-    "low": {"base": "deep", "thinking_budget": 1024},
-    "medium": {"base": "deep", "thinking_budget": 4096},
-    **dict.fromkeys(("high", "xhigh", "max"), "deep"),
-}
 
 USUAL_TEMPERATURE, MOST_TEMPERATURE = 1.0, 2  # of OpenAI
 MODEL, HOW, LOAD = "Model", "Thinking and speculation", "Under load"
@@ -74,7 +67,7 @@ class ServerSettings(Params):
         False, "whether chats keep the thoughts of earlier turns, where a client says nothing"
     )
     efforts: dict[str, str | dict[str, Any]] = Field(
-        default_factory=lambda: dict(EFFORTS),
+        default_factory=lambda: dict[str, str | dict[str, Any]](EFFORTS),
         description="what each reasoning_effort means: a mode's name, or a mode's fields",
     )
     temperature: Annotated[float, Field(ge=0, le=MOST_TEMPERATURE)] | None = _setting(

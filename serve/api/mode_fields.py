@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
-from fastslow.engine.params import LATENCY_MS, LONGEST_TEXT, MOST, Number, shown
+from fastslow.engine.params import LATENCY_MS, LONGEST_TEXT, MOST, Effort, Number, shown
+from fastslow.engine.text.switches import nearest_level
 from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.engine import ModelCard
 
 Tokens = Annotated[StrictInt, Field(ge=0, le=MOST)]
-Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
-EFFORTS: tuple[Effort, ...] = get_args(Effort)
 BUDGETS = (
     *("thinking_budget", "thinking_token_budget"),
     *("thinking_budget_tokens", "max_thinking_tokens"),
@@ -131,13 +130,14 @@ class ModeFields(BaseModel):
         self, card: ModelCard, settings: ServerSettings, default_mode: str
     ) -> tuple[str | dict[str, Any], dict[str, Any]]:
         """The mode as the engine takes it, and the variables of the chat template."""
-        effort = _same(self.efforts())
+        efforts = {name: value for name, value in self.efforts().items() if value is not None}
+        effort = _same(efforts)
         mode, variables = self.mode, self._variables(card, effort)
         if effort is not None and not (mode is not None and card.efforts):
-            mode = _agreed(mode, effort, settings.efforts[effort])
+            mode = _agreed(mode, next(iter(efforts)), effort, settings.efforts[effort])
         fields = _fields(default_mode if mode is None else mode)
         fields.setdefault("base", default_mode)
-        budget, thinks = self._budget(), self._thinks(effort)
+        budget, thinks = self._budget(), self._thinks(efforts)
         if thinks is False and budget:
             raise ValueError(f"thinking is off, and a budget of {budget} tokens is for thinking")
         said = budget is not None or thinks is False
@@ -204,18 +204,17 @@ class ModeFields(BaseModel):
                 wishes[f"{name}.thinking_budget"] = one.thinking_budget
         return _same(wishes)
 
-    def _thinks(self, effort: Effort | None) -> Any:
+    def _thinks(self, efforts: Mapping[str, Effort]) -> Any:
         given = self.chat_template_kwargs or {}
         wishes = {f"chat_template_kwargs.{name}": given.get(name) for name in SWITCHES}
         for name, value in wishes.items():
             if not isinstance(value, bool | None):
                 raise ValueError(f"{name}={shown(value)} must be true or false")
         if self.thinking is not None and self.thinking.type != "adaptive":
-            wishes["thinking.type"] = self.thinking.type == "enabled"
+            wishes[f"thinking.type={self.thinking.type!r}"] = self.thinking.type == "enabled"
         if self.reasoning is not None:
             wishes["reasoning.enabled"] = self.reasoning.enabled
-        if effort == "none":
-            wishes["reasoning_effort"] = False
+        wishes |= {f"{name}='none'": False for name, one in efforts.items() if one == "none"}
         thinks = _same(wishes)
         if thinks is False and self.adaptive:
             raise ValueError(
@@ -228,7 +227,7 @@ class ModeFields(BaseModel):
         variables = {name: value for name, value in given.items() if name not in SWITCHES}
         if effort is not None and effort != "none" and card.efforts:
             wishes = {
-                "reasoning_effort": _nearest_level(effort, card.efforts),
+                "reasoning_effort": nearest_level(effort, card.efforts),
                 "chat_template_kwargs.reasoning_effort": variables.get("reasoning_effort"),
             }
             variables["reasoning_effort"] = _same(wishes)
@@ -246,34 +245,26 @@ def _fields(mode: str | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _agreed(
-    mode: str | dict[str, Any] | None, effort: str, meant: str | dict[str, Any]
+    mode: str | dict[str, Any] | None, field: str, effort: str, meant: str | dict[str, Any]
 ) -> str | dict[str, Any]:
     """The mode of an effort, which must be the one that is named beside it."""
     base = meant if isinstance(meant, str) else meant.get("base")
     if mode is None or mode in (meant, base):
         return meant
     raise ValueError(
-        f"mode={shown(mode)} and reasoning_effort={effort!r}, which here is mode {base!r}, contradict "
+        f"mode={shown(mode)} and {field}={effort!r}, which here is mode {base!r}, contradict "
         "each other: give one of them"
     )
 
 
 def _same(wishes: Mapping[str, Any]) -> Any:
-    """The one value that is wished, under whatever names."""
-    given = [(name, value) for name, value in wishes.items() if value is not None]
+    """The one value that is wished, under whatever names; a name may say what was given for it."""
+    given = [
+        (name if "=" in name else f"{name}={shown(value)}", value)
+        for name, value in wishes.items()
+        if value is not None
+    ]
     for name, value in given[1:]:
-        first, other = given[0]
-        if value != other:
-            raise ValueError(
-                f"{first}={shown(other)} and {name}={shown(value)} contradict each other: give one of them"
-            )
+        if value != given[0][1]:
+            raise ValueError(f"{given[0][0]} and {name} contradict each other: give one of them")
     return given[0][1] if given else None
-
-
-def _nearest_level(effort: Effort, levels: tuple[str, ...]) -> str:
-    """The model's own level of effort that comes nearest; of two as near, the higher one."""
-    known = [level for level in levels if level in EFFORTS]
-    place = EFFORTS.index(effort)
-    if not known:
-        return levels[-1] if place >= EFFORTS.index("high") else levels[0]
-    return min(reversed(known), key=lambda level: abs(EFFORTS.index(level) - place))

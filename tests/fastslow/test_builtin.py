@@ -6,10 +6,13 @@ import hashlib
 import json
 import shutil
 import subprocess
+import time
 import zipfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import gguf_tools
 import pytest
@@ -20,7 +23,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from fastslow import LLM, Mode, SamplingParams, Speculation
-from fastslow.models import locate
+from fastslow.models import locate, moge
 from fastslow.models.dense import LINEARS, Dense
 from fastslow.models.folder import fresh_folder
 from fastslow.models.gguf import gguf_to_dense, write_files
@@ -92,6 +95,34 @@ def test_a_moge_model_of_the_file_is_that_of_its_dense_folder(tmp_path: Path) ->
     names = {path.name for path in first.iterdir()}
     assert names == {path.name for path in second.iterdir()} and "tokenizer.json" in names
     assert all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
+
+
+def test_ctrl_c_does_not_wait_for_layers_in_the_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[int] = []
+
+    def tensors(dense: Any, recipe: Any, layer: int, dtype: Any) -> list[Any]:
+        made.append(layer)
+        time.sleep(0.01)
+        return []
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    shape = SimpleNamespace(layers=200, tie_word_embeddings=True)
+    norm = {"model.norm.weight": torch.zeros(1)}
+    dense = SimpleNamespace(config=shape, embedding=torch.zeros(1), tensors=norm)
+    layout = SimpleNamespace(experts=torch.zeros(200, 4, 2, 1))
+    recipe: Any = SimpleNamespace(layout=layout, norms={}, check=lambda config: None)
+    for name, stub in (
+        *(("Dense", lambda *_: dense), ("read_object", lambda path: {})),
+        *(("layer_tensors", tensors), ("bar", interrupted)),
+    ):
+        monkeypatch.setattr(moge, name, stub)
+    with pytest.raises(KeyboardInterrupt):
+        write_moge(tmp_path, recipe, tmp_path / "out")
+    assert len(made) < 100 and not (tmp_path / "out").exists()
 
 
 def test_other_gguf_files_are_refused(tmp_path: Path) -> None:

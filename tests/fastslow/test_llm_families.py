@@ -77,6 +77,19 @@ def test_fast_answers_at_once(llms: dict[str, LLM], name: str) -> None:
     assert out.prompt is not None and not out.prompt.rstrip().endswith("<think>")
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_deep_answers_however_few_tokens_there_are(llms: dict[str, LLM], name: str) -> None:
+    for most in (1, 2, 3, 16, 17, 24):
+        params = SamplingParams(max_tokens=most, ignore_eos=True)
+        if (
+            name == "gpt-oss-opened" and most < 17
+        ):  # its closing tag is that long, and it has no switch
+            with pytest.raises(ValueError, match="closing tag takes 16 of the [0-9]+ tokens"):
+                llms[name].chat(USER, params)
+        else:
+            assert llms[name].chat(USER, params).text, most
+
+
 @pytest.mark.parametrize("name", OPENING)
 def test_deep_begins_inside_the_thought_that_a_template_opens(
     llms: dict[str, LLM], name: str
@@ -145,7 +158,7 @@ def test_beside_tools_an_answer_under_a_grammar_may_spell_marks(llms: dict[str, 
     ("name", "said"),
     [
         *((name, None) for name in (*SWITCHED, "gpt-oss")),
-        *((name, "mode 'fast' asks for no thinking, but the chat") for name in THINKERS),
+        *((name, "mode 'fast' has no thought here, but the chat") for name in THINKERS),
         *((name, "the chat template has no thinking switch: mode 'fast' ch") for name in SILENT),
     ],
 )
@@ -167,6 +180,10 @@ def test_variables_of_a_call(llms: dict[str, LLM]) -> None:
     kwargs = {"reasoning_effort": "medium"}
     out = streamed(llm, TWENTY, mode="fast", chat_template_kwargs=kwargs)
     assert out.prompt is not None and "Reasoning: medium\n" in out.prompt
+    effort = {"minimal": "low", "low": "low", "medium": "medium", "max": "high"}
+    for name, level in effort.items():
+        asked = llm.chat(USER, TWENTY, mode={"effort": name})
+        assert asked.prompt is not None and f"Reasoning: {level}\n" in asked.prompt
     each: list[Any] = [{"reasoning_effort": level} for level in ("low", "high")]
     both = llm.chat([USER, USER], TWENTY, chat_template_kwargs=[*each], progress=False)
     assert ["Reasoning: low" in str(out.prompt) for out in both] == [True, False]

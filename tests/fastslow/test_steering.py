@@ -10,9 +10,10 @@ from checkpoints import write_chat
 from gate import open_llm
 
 from fastslow import LLM, Loop, Mode, Output, Phase, ResumeState, SamplingParams, Speculation
+from fastslow.engine.params import GrammarSpec
 from fastslow.engine.text.switches import find_switch
 
-CLOSE, DOT = 4, 18
+OPEN, CLOSE, DOT = 3, 4, 18
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}<think>"
 OPTIONS = {"thinking_tags": ("<think>", "</think>")}
 TOLD = (  # as Seed-OSS
@@ -45,12 +46,30 @@ def test_deep_leaves_room_for_an_answer(llm: LLM, speculation: str) -> None:
     closing = phrase.token_ids.index(CLOSE) + 1
     assert closing == 51 and phrase.reasoning.endswith("\nSo:\n") and phrase.text
     assert phrase.metrics.put_in_tokens == phrase.choices[0].sources.count("forced") > 5
-    for most in (1, 2, 3):
-        few = ask(SamplingParams(max_tokens=most, ignore_eos=True), closing="\nSo:\n")
-        assert few.token_ids.index(CLOSE) == max(0, most - 2), "the tag without the phrase"
-        assert len(few.token_ids) == most
+    few = ask(SamplingParams(max_tokens=3, ignore_eos=True), closing="\nSo:\n")
+    assert few.token_ids.index(CLOSE) == 1, "the tag without the phrase"
     plain = ask(SIXTY, answer_room=None, thinking="auto")
     assert usual.token_ids[:44] == plain.token_ids[:44]
+
+
+@pytest.mark.parametrize("opened", [True, False])
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_few_tokens_are_an_answer(tmp_path: Path, most: int, opened: bool) -> None:
+    template = TEMPLATE if opened else TEMPLATE.removesuffix("<think>")
+    params = SamplingParams(max_tokens=most, ignore_eos=True, logit_bias={OPEN: 100.0})
+    with open_llm(write_chat(tmp_path, template), **OPTIONS) as llm:
+        for speculation in ("off", "ngram"):
+            out = llm.generate(CHAT, params, mode="deep", speculation=speculation)
+            assert len(out.token_ids) == most and out.text
+            begun = [OPEN, CLOSE] if not opened else [out.token_ids[0], CLOSE]
+            assert out.token_ids[:2] == begun if most == 3 else CLOSE not in out.token_ids
+        text = llm.generate("The quick", params, mode="deep")
+        assert text.text and (OPEN in text.token_ids) == (most == 3)
+        if most == 1:
+            with pytest.raises(ValueError, match="^answer_room='auto' cannot be kept: the prompt"):
+                llm.generate("Think.<think>", params, mode="deep", allow_special=True)
+        schema = params.model_copy(update={"grammar": GrammarSpec(regex="[a-z]{1,9}")})
+        assert llm.generate(CHAT, schema, mode="deep").text
 
 
 def test_an_end_token_closes_the_thought_where_an_answer_must_come(llm: LLM) -> None:
@@ -149,6 +168,42 @@ def test_a_turn_may_be_named(llm: LLM) -> None:
         llm.generate(CHAT, SIXTY, mode=mode, turn=3)  # type: ignore[call-overload]
 
 
+@pytest.mark.parametrize("how", ["recompute", "keep", "restart"])
+def test_budgets_of_a_mode_that_is_escalated_to(folder: Path, how: str) -> None:
+    """A call's own budget binds every mode, a preset's binds itself."""
+    unsure = {"below": 1.0, "window": 1, "to": "turned", "how": how}
+    modes = {
+        "turned": {"base": "deep", "turn_budget": 12, "answer_room": None},
+        "quick": {"base": "fast", "thinking_budget": 3, "escalate": unsure},
+    }
+    params = SIXTY.model_copy(update={"logit_bias": {OPEN: 100.0}})
+    with open_llm(folder, modes=modes, **OPTIONS) as llm:
+
+        def ask(**options: Any) -> tuple[int, int | None]:
+            made = llm.generate(CHAT, params, **options).metrics
+            assert made.escalated_at == 1
+            return made.thinking_tokens, made.turn_budget_left
+
+        assert ask(mode="quick") == (12, 0)
+        assert ask(mode={"base": "quick", "turn_budget": 20}) == (20, 0)
+        assert ask(mode={"base": "quick", "thinking_budget": 7}) == (7, 5)
+        assert ask(mode={"base": "quick", "thinking_budget": 7}, turn="a") == (7, 5)
+        assert ask(mode="quick", turn="a") == (5, 0)
+
+
+def test_a_thought_that_nothing_opened_counts_for_its_turn(tmp_path: Path) -> None:
+    params = SIXTY.model_copy(
+        update={"logit_bias": {DOT: 100.0, CLOSE: 91.0}, "frequency_penalty": 2.0}
+    )
+    with open_llm(write_chat(tmp_path, TEMPLATE.removesuffix("<think>")), **OPTIONS) as llm:
+        spent = 0
+        for _ in range(2):
+            made = llm.generate(CHAT, params, mode=Mode(turn_budget=30), turn="a").metrics
+            assert made.thinking_tokens > 3
+            spent += made.thinking_tokens
+            assert made.turn_budget_left == 30 - spent
+
+
 @pytest.mark.parametrize("speculation", ["off", "ngram", "suffix|self"])
 def test_thought_and_answer_are_sampled_each_in_its_own_way(llm: LLM, speculation: str) -> None:
     def ask(params: dict[str, Any], **mode: Any) -> Output:
@@ -196,7 +251,7 @@ def test_thought_and_answer_are_drafted_each_in_its_own_way(llm: LLM) -> None:
     ("fields", "said"),
     [
         ({"answer_room": -1}, "answer_room.* must be greater than or equal to 0"),
-        ({"answer_room": "much"}, "answer_room.* must "),
+        ({"answer_room": "much"}, "^answer_room='much' must be a valid integer or 'auto'$"),
         ({"loop": 3}, "loop=3 must "),
         ({"loop": {"times": 1}}, "loop.times=1 must be greater than or equal to 2"),
         ({"loop": {"time": 4}}, "field 'loop.time' is unknown"),
@@ -206,6 +261,13 @@ def test_thought_and_answer_are_drafted_each_in_its_own_way(llm: LLM) -> None:
         ({"thought": {"temperature": -1}}, "thought.temperature=-1 must be greater than or equal"),
         ({"thought": {"n": 2}}, "field 'thought.n' is unknown"),
         ({"answer": {"speculation": "nothing"}}, "nothing"),
+        ({"loop": {"tims": 4}}, r"^field 'loop.tims' is unknown; did you mean 'times'\?$"),
+        ({"thought": {"speculation": {"nod": 4}}}, "nod' is unknown; did you mean 'nodes'"),
+        (
+            {"thought": {"speculation": {"accept": "block"}}},
+            "accept='block' must be left out in a part",
+        ),
+        ({"answer": {"speculation": {"step_score": 0.5}}}, "step_score=0.5 must be left out"),
     ],
 )
 def test_one_sentence_for_what_does_not_fit(llm: LLM, fields: dict[str, Any], said: str) -> None:

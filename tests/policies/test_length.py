@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from checkpoints import write_dense
 
+from fastslow.engine.backends.cpu.compiled import kernel_cache
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.host.machine import Watch
 from fastslow.engine.model.base import Model
@@ -248,6 +249,21 @@ def test_what_is_kept_is_taken_for_the_same_model_only(model: Model, kept: Path)
     assert step_seconds(model, None, "tiny") == ((1, 2), (0.5, 0.6))
     assert step_seconds(model, None, "another")[0] == cost_curve.ROWS
     assert len(list(kept.iterdir())) == 2
+
+
+def test_other_kernels_are_measured_anew(
+    model: Model, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another level or source; not another name of the same level."""
+    path = cost_curve._path(model, None, "tiny")
+    monkeypatch.setenv("FASTSLOW_KERNELS", "auto")
+    assert cost_curve._path(model, None, "tiny") == path
+    monkeypatch.setenv("FASTSLOW_KERNELS", "plain")
+    assert cost_curve._path(model, None, "tiny") != path
+    monkeypatch.delenv("FASTSLOW_KERNELS")
+    (tmp_path / "new.cpp").write_text("")
+    monkeypatch.setattr(kernel_cache, "SOURCES", tmp_path)
+    assert cost_curve._path(model, None, "tiny") != path
 
 
 def test_steps_are_measured_little_by_little(model: Model, kept: Path) -> None:

@@ -243,3 +243,28 @@ def test_counts_to_compare() -> None:
     assert RoutedUnits("experts", 16).steps == [0, 1, 2, 4, 8, 16]
     two = RoutedUnits("experts", 2, least=1)
     assert [units.drafted for units in (LONELY, EXPERTS, two)] == [2, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("given", "base", "fields"),
+    [
+        ({"effort": "none"}, "fast", {"thinking": "off"}),
+        ({"effort": "minimal"}, "fast", {"thinking_budget": None}),
+        ({"effort": "low"}, "deep", {"thinking_budget": 1024, "answer_room": "auto"}),
+        (Mode(effort="medium"), "deep", {"thinking_budget": 4096}),
+        (
+            {"effort": "medium", "base": "deep", "thinking_budget": 5},
+            "deep",
+            {"thinking_budget": 5},
+        ),
+        ({"effort": "low", "thinking": "off"}, "deep", {"thinking_budget": None}),
+        ({"effort": "max", "loop": True}, "deep", {"thinking_budget": None, "loop": Loop()}),
+    ],
+)
+def test_an_effort_is_a_preset_with_a_budget(given: Any, base: str, fields: Any) -> None:
+    found = find_mode(given, builtin_modes(GROUPS), GROUPS)
+    assert found.name == f"{base}*" and fields.items() <= dict(found).items()
+    with pytest.raises(ValueError, match="^base='fast' and effort='high', which is mode 'deep'"):
+        find_mode({"base": "fast", "effort": "high"}, {}, GROUPS)
+    with pytest.raises(ValueError, match="^effort='hi' must be 'none'"):
+        find_mode({"effort": "hi"}, {}, GROUPS)

@@ -103,8 +103,13 @@ def test_every_way_to_say_how_to_think_is_one_mode(fields: dict[str, Any], mode:
         ({"reasoning_effort": "none", "thinking_budget": 5}, "thinking is off"),
         (
             {"thinking": {"type": "enabled"}, "chat_template_kwargs": {"enable_thinking": False}},
-            "contradict each other",
+            "thinking.type='enabled' contradict each other",
         ),
+        (
+            {"reasoning": {"enabled": True, "effort": "none"}},
+            "reasoning.enabled=True and reasoning.effort='none' contradict",
+        ),
+        ({"mode": "fast", "reasoning": {"effort": "high"}}, "mode='fast' and reasoning.effort="),
         (
             {**gemini(thinking_level="low"), "reasoning_effort": "high"},
             "thinking_level='low' contra",

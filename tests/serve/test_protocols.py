@@ -16,8 +16,8 @@ from protocols import CHAT, GREEDY, PATHS, SAMPLED, WHERE, Clients, Said, body_o
 from serve_tools import events_of, named_events_of
 
 from fastslow.engine.params import SamplingParams
+from fastslow.engine.text.switches import EFFORTS
 from fastslow.llm import LLM
-from fastslow.serve.api.config import EFFORTS
 
 TOOLS: Any = [{"name": "clock", "input_schema": {"type": "object"}}]
 BRIEF = {"most": 12, "thinking_budget": 3}
@@ -176,7 +176,7 @@ def test_every_message_of_a_conversation_is_read(
         plain: Any = [SAME[0], SAME[2], SAME[5]]
         said = {"messages": [conversation["messages"][i] for i in (0, 2, 5)]}
         tokens = served_by.http.post("/tokenize", json=said).json()["tokens"]
-        assert tokens == llm.chat(plain, SamplingParams(max_tokens=1)).prompt_token_ids
+        assert tokens == llm.chat(plain, SamplingParams(max_tokens=3)).prompt_token_ids
 
 
 HIDDEN: list[tuple[str, dict[str, Any]]] = [

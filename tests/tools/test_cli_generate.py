@@ -38,6 +38,14 @@ def test_standard_output_gets_the_answer_alone() -> None:
     assert "4827+396" not in done.err and "tokens of thought" in done.err
 
 
+def test_an_effort_is_a_mode() -> None:
+    none, low = (record(*GENERATE, ASKED, "--effort", name) for name in ("none", "low"))
+    assert (none["mode"], none["reasoning"], low["mode"]) == ("fast*", "", "deep*")
+    assert "4827+396" in low["reasoning"]
+    found = refusal(*GENERATE, ASKED, "--effort", "high", "--mode", "fast")
+    assert "base='fast' and effort='high', which is mode 'deep', contradict each other" in found
+
+
 def test_with_json_there_is_json_alone() -> None:
     done = call(*GENERATE, ASKED, "--json", "--speculation", "off")  # no steps are measured
     found = json.loads(done.out)

@@ -10,7 +10,8 @@ import typer
 from fake_engine import FakeEngine
 from fastapi.testclient import TestClient
 
-from fastslow.serve.api.config import EFFORTS, ServerConfig, ServerSettings
+from fastslow.engine.text.switches import EFFORTS
+from fastslow.serve.api.config import ServerConfig, ServerSettings
 from fastslow.serve.http.app import create_app
 from fastslow.tools.cli.app import app
 from fastslow.tools.cli.options import filled, options_of

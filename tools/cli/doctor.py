@@ -85,7 +85,7 @@ def _kernels() -> Iterator[MachineCheck]:
     import numpy as np
 
     from fastslow.engine.backends.cpu import library
-    from fastslow.engine.backends.cpu.compiled.levels import LEVELS, lacking
+    from fastslow.engine.backends.cpu.compiled.kernel_cache import usable_levels
     from fastslow.engine.host.machine import cores
 
     try:
@@ -93,7 +93,7 @@ def _kernels() -> Iterator[MachineCheck]:
     except ValueError as error:
         yield MachineCheck("kernels", False, str(error), {"error": str(error)})
         return
-    chip = [name for name in LEVELS if not lacking(name)][-1]
+    chip = usable_levels()[-1]
     facts: dict[str, Any] = {"level": level, "wheel": bool(library.prebuilt(level)), "chip": chip}
     if level == "off":
         yield MachineCheck("kernels", False, f"{library.SLOWER}: {library.VARIABLE}=off", facts)

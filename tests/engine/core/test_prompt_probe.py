@@ -57,8 +57,13 @@ def head(thinker: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def llm(thinker: Path) -> Iterator[LLM]:
     brief = {"base": "deep", "thinking_budget": 3}
+    unsure = {"base": "fast", "escalate": {"below": 0.5}}
     with LLM(
-        thinker, kv_memory="4MiB", progress=False, modes={"brief": brief}, speculation="off"
+        thinker,
+        kv_memory="4MiB",
+        progress=False,
+        modes={"brief": brief, "unsure": unsure},
+        speculation="off",
     ) as llm:
         yield llm
 
@@ -161,6 +166,7 @@ def test_a_cost_takes_fewer_tokens_the_more_so_where_time_is_short() -> None:
         ({"bias": (0.0, 0.0)}, "a row of one length for each"),
         ({"cost": float("nan")}, "cost"),
         ({"between": ("fast", "brief", "depe")}, "'depe', which is no preset"),
+        ({"between": ("fast", "unsure", "deep")}, "^mode 'unsure' has escalate, which a learned"),
     ],
 )
 def test_what_does_not_fit_is_refused(llm: LLM, wrong: dict[str, Any], says: str) -> None:

@@ -130,6 +130,17 @@ def test_whole_numbers_are_exact(form: Format, inputs: int, sign: int) -> None:
     assert (multiply(form, weights, x) == x @ weights.T).all()
 
 
+@pytest.mark.parametrize("form", INTEGERS)
+def test_tiny_inputs_are_right_and_below_a_bound_zero(form: Format) -> None:
+    weights, x = some(33, 80, 1)[0], np.random.default_rng(2).uniform(-1, 1, (3, 80))
+    x[:, ::32] = 1
+    usual = multiply(form, weights, x.astype(np.float32))
+    for down in (109, 113, 116, 119):  # to 1.5e-36
+        tiny = multiply(form, weights, np.ldexp(x, -down).astype(np.float32)).astype(np.float64)
+        assert np.abs(np.ldexp(tiny, down) - usual).max() < 2e-3 * np.abs(usual).max(), down
+    assert not multiply(form, weights, np.ldexp(x, -120).astype(np.float32)).any()
+
+
 def test_sums_of_very_many_inputs_do_not_wrap() -> None:
     """More than whole numbers of 32 bits hold the sums of."""
     inputs = (1 << 17) + 80

@@ -9,6 +9,7 @@ from kernel_tools import compiled
 
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.compiled import kernel_cache, levels
+from fastslow.tools.cli.doctor import _kernels
 
 V3 = "avx2 fma f16c bmi1 bmi2 abm movbe"
 V4 = f"{V3} avx512f avx512bw avx512dq avx512vl avx512cd"
@@ -81,6 +82,10 @@ def test_without_permission_kernels_without_tiles_run(
     kernel_cache._tiles.cache_clear()
     monkeypatch.setattr(kernel_cache, "amx_permitted", lambda: False)
     assert library.level() == "vnni"
+    monkeypatch.setattr(library, "kernels", lambda: None)
+    monkeypatch.setattr(library, "read_bandwidth", lambda *_: 1.0)
+    said = next(_kernels()).said
+    assert said.startswith("vnni, from the wheel") and said.endswith("this chip has vnni")
     without = ["-march=native", "-mno-amx-tile", "-mno-amx-int8", "-mno-amx-bf16"]
     assert kernel_cache._chosen("native") == without
     assert len([line for line in logged if "Linux refuses matrix tiles" in line]) == 1

@@ -75,7 +75,8 @@ def setting(**fields: Any) -> Speculation:
 
 def runs(llm: LLM, speculation: Speculation, **fields: Any) -> tuple[Sequence[int], float]:
     params = SamplingParams(max_tokens=24, ignore_eos=True, **fields)
-    out = llm.chat("one two", params, speculation=speculation)
+    room = {"base": "deep", "answer_room": None}  # which forbids drafted tags at the end
+    out = llm.chat("one two", params, mode=room, speculation=speculation)
     return out.token_ids, out.metrics.tokens_per_step
 
 

@@ -253,6 +253,13 @@ def test_an_end_token_closes_a_thought_and_comes_after_an_answer(bpe: Tokenizer)
     assert thinking.no_end([*PROMPT, A, *close], [*line]) == (ends, None)
     assert thinking.no_end([*PROMPT, A, *close], [*line, A]) == (frozenset(), None)
     assert Bound(ends=ends).of(bpe, 3).no_end([*PROMPT], []) == (frozenset(), None)
+    few = Bound(ends_at=9, room=10).of(bpe, 3)
+    assert few.no_end([*PROMPT, *[A] * 7], []) == (frozenset(), None)
+    assert few.no_end([*PROMPT, *[A] * 7], [A]) == (frozenset({OPEN}), None)
+    *begun, last = bpe.encode("<reason>", add_special=False)
+    split = Bound(ends_at=9, room=10, tags=REASON).of(bpe, 3)
+    assert last in split.no_end([*PROMPT, A, *begun], [])[0]
+    assert split.no_end([*PROMPT, *[A] * 9], [begun[0]]) == (frozenset(), None)
     assert Bound(opened=True).of(bpe, 3).no_end([*PROMPT, A], []) == (frozenset(), None)
 
 

@@ -23,7 +23,7 @@ SAMPLING = (
     *("seed", "stop"),
 )
 CHANGES = OptionFields(
-    "groups", "experts", "thinking", "thinking_budget", panel=HOW, defaults=False
+    "effort", "groups", "experts", "thinking", "thinking_budget", panel=HOW, defaults=False
 )
 DRAFTS = OptionFields(
     *("drafter", "nodes", "head", "corpus"),
@@ -112,6 +112,7 @@ class AnswerOptions(ModelOptions):
         given = {"base": named} if isinstance(named, str) else named
         changes = self.changes.model_dump(exclude_unset=True, exclude=set(given))
         if asked is not None:
+            changes.pop("effort", None)
             plain = find_mode(asked, llm.modes, units).thinking
             if given.get("thinking", changes.get("thinking", plain)) == "off":
                 changes.pop("thinking_budget", None)  # off is a budget of 0
@@ -122,6 +123,8 @@ class AnswerOptions(ModelOptions):
     @property
     def _mode(self) -> str | dict[str, Any]:
         """The mode's name, or its fields; they begin with "deep" where they name no base."""
+        if self.changes.effort is not None and "mode" not in self.model_fields_set:
+            return {}  # which the effort says
         if not self.mode.lstrip().startswith("{"):
             return self.mode
         with naming("--mode"):

@@ -50,10 +50,7 @@ def level() -> str:
     wanted = os.environ.get(VARIABLE) or "auto"
     base = wanted.removesuffix("+sanitize")
     if wanted == "auto":
-        usable = [name for name in LEVELS if prebuilt(name) and not lacking(name)]
-        if usable[-1:] == ["amx"] and not _tiles():
-            usable.pop()
-        return usable[-1] if usable else "native"
+        return next((name for name in reversed(usable_levels()) if prebuilt(name)), "native")
     if wanted != "off" and base not in ("native", *LEVELS):
         known = ", ".join(["auto", "native", *LEVELS, "off"])
         raise ValueError(f"{VARIABLE}={wanted!r} is not one of {known}")
@@ -66,6 +63,17 @@ def level() -> str:
             f"{VARIABLE}={wanted} is refused by Linux to this process: vnni is below it"
         )
     return wanted
+
+
+def usable_levels() -> list[str]:
+    """The levels that this chip has and Linux lets this process use, from plain on."""
+    found = [name for name in LEVELS if not lacking(name)]
+    return found if found[-1] != "amx" or _tiles() else found[:-1]
+
+
+def kernels_identity() -> str:
+    """Tells apart kernels that may take other times: the level that runs, the sources, the chip. ValueError: `level`."""
+    return f"{level()}-{_key([_chip()])}"
 
 
 def prebuilt(level: str) -> Path | None:

@@ -46,7 +46,8 @@ struct Row {
             most = bits > most ? bits : most;
         }
         const int32_t top = largest(most);
-        const float magnitude = load<float>(&top), inverse = magnitude > 1e-36f ? STEPS / magnitude : 0.0f;
+        const float magnitude = load<float>(&top), lift = lifted(magnitude);
+        const float inverse = magnitude > 1e-36f ? STEPS / (magnitude * lift) : 0.0f;
         uint8_t* end = row + (size_t)turns(inputs) * TURN;
         store(end, magnitude <= 1e-36f ? 0.0f : magnitude / STEPS);
         const vf big = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
@@ -54,7 +55,7 @@ struct Row {
             vi highs = {}, lows = {};
             for (int k = first; k < std::min(first + STRETCH, padded(inputs, AMX_BYTES)); k += W, row += W) {
                 if (k > first && k % AMX_BYTES == 0) row += AMX_BYTES;
-                vi number = (vi)fma(some(x, k, inputs), splat(inverse), big) - (vi)big;
+                vi number = (vi)fma(some(x, k, inputs) * splat(lift), splat(inverse), big) - (vi)big;
                 if (inverse == 0.0f) number = vi{};
                 const vi high = (number + 128) >> 8, low = number - (high << 8);
                 store(row, _mm512_cvtepi32_epi8((__m512i)high));

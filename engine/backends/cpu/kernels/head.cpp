@@ -58,9 +58,9 @@ Slack slack(const float* x, int inputs) {
         const int last = std::min(first + shared, inputs);
         float top = 0.0f;
         for (int k = first; k < last; k++) top = std::max(top, std::fabs(x[k]));
-        const float size = top / STEPS, inverse = top > 1e-36f ? STEPS / top : 0.0f;
+        const float size = top / STEPS, lift = lifted(top), inverse = top > 1e-36f ? STEPS / (top * lift) : 0.0f;
         for (int k = first; k < last; k++) {
-            const float exact = widen(narrow(x[k])), near = std::nearbyint(x[k] * inverse) * size;
+            const float exact = widen(narrow(x[k])), near = std::nearbyint(x[k] * lift * inverse) * size;
             whole += (double)exact * exact;
             screened += (double)near * near;
             lost += ((double)exact - near) * ((double)exact - near);

@@ -37,6 +37,9 @@ constexpr int SHARING = 32;
 constexpr float STEPS = 127;
 #endif
 
+// What such inputs are multiplied by first, so that STEPS / largest is finite: a power of two, which rounds nothing.
+inline float lifted(float largest) { return largest < 1e-30f ? 0x1p64f : 1.0f; }
+
 #define INLINE __attribute__((always_inline)) inline
 
 static_assert(ROWS <= MOST_ROWS, "no format multiplies more rows");
