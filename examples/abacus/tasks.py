@@ -100,7 +100,9 @@ MIXES = {
         whole=0.9,
         most=2,
         balance=0.2,
-        shape=Shape(vocabulary=640, hidden=128, layers=2, heads=4, kv_heads=2, shared=32, width=64),
+        shape=Shape(
+            vocabulary=640, hidden=128, layers=2, heads=4, kv_heads=2, shared=32, width=64, fast=4
+        ),
         words=tuple(f"▁{name}" for name in PEOPLE),
     ),
 }
