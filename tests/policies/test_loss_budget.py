@@ -56,7 +56,7 @@ def test_drafts_that_are_never_accepted_cost_little_in_every_answer(
 ) -> None:
     controller = controller_at(price, running)
     found = [answered(controller, 0.0, price, running, asking=0.3)[0] for _ in range(10)]
-    assert max(found) < 1.03 and found[-1] < 1.025
+    assert max(found) < 1.03
     assert max(found) > 1.0, "they are tried"
 
 

@@ -33,7 +33,7 @@ class Steps(RunEverything):
     def admit(
         self, batch: object, survival: Any, sizes: Sequence[int], rows: int
     ) -> list[list[int]]:
-        return admit(survival, sizes, rows, CONCAVE, 1.0)
+        return admit(survival, sizes, rows, CONCAVE)
 
 
 class Adaptive(FixedLength):
@@ -115,7 +115,7 @@ def test_the_sums_notice_a_decision_that_sees_what_was_drawn() -> None:
         ready: Sequence[Request], trees: Sequence[Tree], planned: Sequence[int], rows: int, _: Any
     ) -> list[Tree]:
         survival = [one.survival(tree) for one, tree in zip(ready, trees)]
-        kept = admit(survival, [len(tree.tokens) for tree in trees], rows, CONCAVE, 1.0)
+        kept = admit(survival, [len(tree.tokens) for tree in trees], rows, CONCAVE)
         return [tree.only(nodes) for tree, nodes in zip(trees, kept)]
 
     assert np.abs(law_of_a_step("token", chain, seeing)).max() > 1e-2
