@@ -11,7 +11,8 @@ from fastslow.policies.speculation.tuning import TUNING, SpeculationTuning
 
 @dataclass(slots=True)
 class LossPool:
-    """What new requests of one memory key may lose, in batches of about one size. left, most: plain steps."""
+    """What drafts of one memory key gained and lost lately, in batches of about one size. left: plain steps that new
+    requests may lose, 0 to `most`."""
 
     left: float
     most: float
@@ -39,11 +40,9 @@ class LossAccount:
 
     def settle(self, cost: float) -> None:
         """A step is over that took the request this many plain steps more than a plain one."""
-        tuning = self.tuning
-        self.left += tuning.loss_share + self.accepted - cost
-        self.pool.left += tuning.pool_share + max(self.left - tuning.most_loss, 0.0)
-        self.left = min(self.left, tuning.most_loss)
-        self.pool.left = min(self.pool.left, self.pool.most)
+        tuning, pool, gained = self.tuning, self.pool, self.accepted - cost
+        self.left = min(self.left + tuning.loss_share + gained, tuning.most_loss)
+        pool.left = min(max(pool.left + tuning.pool_share + gained, 0.0), pool.most)
         if self.left <= 0:
             self.resting = True
         elif self.left >= tuning.trial_loss:
@@ -55,9 +54,9 @@ class LossBudget:
 
     A step with drafts takes longer than a plain one. The requests pay for that by the nodes that they ran (all that do
     not rest, where none ran), and for the time of drafting where they were asked; they earn the tokens that were
-    accepted, and a small share of every step besides. A new request gets its first balance from the pool of its memory
-    key, which fills with time and with what drafts gain: so where drafts do not pay, few requests try them, and none
-    tries them for long.
+    accepted, and a small share of every step besides. What a new request may lose at first is in the pool of its memory
+    key, which holds what all of them gained and lost lately: so where drafts do not pay, few requests try them, and
+    none tries them for long.
 
     Whether a step drafts depends on earlier steps alone, never on tokens that are drawn in it.
     """
@@ -74,9 +73,7 @@ class LossBudget:
         if (pool := pools.get(running.bit_length())) is None:
             most = running * self._tuning.most_pooled
             pool = pools[running.bit_length()] = LossPool(most / 2, most)
-        begun = min(self._tuning.first_loss, pool.left)
-        pool.left -= begun
-        return LossAccount(pool, self._tuning, begun)
+        return LossAccount(pool, self._tuning, min(self._tuning.first_loss, pool.left / running))
 
     def take(self, account: LossAccount) -> None:
         """The account's request was part of this step."""
