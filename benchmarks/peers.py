@@ -7,7 +7,8 @@
 Every engine and format is a separate process in a virtual environment, with as many threads as there are
 physical cores. The processes stay, asleep between commands; each repeat asks every engine once for each cell, one
 after the other, in an order that moves on. Cells: tokens per second of decoding --batches of requests (first token of
-an answer not counted), of reading a prompt of 512 tokens that no cache has seen, and peak memory before batches.
+an answer not counted, and all prompts read before), of reading a prompt of 512 tokens that no cache has seen, and peak
+memory before batches.
 --lookup adds prompt lookup decoding of three tasks, and whether its tokens are those of plain decoding. --show
 FILE.json prints the tables of an earlier run.
 

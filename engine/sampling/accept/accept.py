@@ -32,9 +32,7 @@ def accept(
     """
     result = AcceptResult()
     for b, (tree, target_probs, rule) in enumerate(zip(trees, target, rules, strict=True)):
-        if not tree.tokens and isinstance(
-            first := target_probs[0], OneHot
-        ):  # as in plain greedy steps
+        if not tree.tokens and isinstance(first := target_probs[0], OneHot):
             result.accepted_nodes.append([])
             result.tokens.append([first.token])
             continue

@@ -143,7 +143,7 @@ def _check_tree(model: Model, context: int, groups: int | None) -> None:
 @compiled
 @pytest.mark.parametrize(("kind", "form"), pairwise(["moge", "gpt_oss", "wide head"], KERNELS))
 def test_many_texts_go_on_as_each_alone(tmp_path: Path, kind: str, form: str) -> None:
-    """Twelve texts, a row each: in tiles of their own, where rows are kept late, and in tiles that they share."""
+    """Twelve texts, a row each, on two threads: in tiles of their own, and in tiles that they share."""
     model, before = made(tmp_path, kind, form), torch.get_num_threads()
     each = [texts.tokens_of(3 + 27 * i, seed=i) for i in range(12)]
     want = torch.cat([texts.logits(model, tokens)[-1:] for tokens in each])
