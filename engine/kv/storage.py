@@ -132,8 +132,8 @@ class KVStorage:
     def populate(self, slots: Ints) -> None:
         """Take the memory of slots i64 [n] that are written soon, of each layer at once where they lie in a row.
 
-        A thread that writes to new memory waits for each 4 KiB of it, seven times as long as here: it reads it
-        first, and other threads have to be told when zeros that all share become its own.
+        A step's threads would wait for each 4 KiB of it, twice where they read before they write: a quarter of
+        the time in which a small model reads a long prompt.
         """
         if MADVISE is None or not self.tile or self.device.type != "cpu":
             return

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
+import platform
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +55,32 @@ def test_what_was_written_is_read_back_and_moved(kind: type[KVStorage], dtype: t
         assert torch.equal(got[:, :2], before[:, :2])
     assert storage.dtype == dtype and storage.slots == 40
     assert storage.memory_dtype == (torch.int8 if kind is Int8Tiles else dtype)
+
+
+LINUX = tuple(map(int, platform.release().split(".")[:2])) if sys.platform == "linux" else (0, 0)
+
+
+@pytest.mark.skipif(LINUX < (5, 14), reason="only Linux 5.14 takes memory before it is written")
+@pytest.mark.parametrize("kind", [KVStorage, TiledStorage, Int8Tiles])
+def test_populated_slots_are_written_without_faults(kind: type[KVStorage]) -> None:
+    """And no others take memory, though they lie beside them in every layer."""
+    import resource
+
+    def faults(part: slice) -> float:
+        """Of each memory page that is written."""
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for layer in (*storage.k, *storage.v):
+            layer[part] = 1
+        size = sum(layer[part].nbytes for layer in (*storage.k, *storage.v))
+        after = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        return (after - before) * mmap.PAGESIZE / size
+
+    storage = make(kind, 16384)
+    storage.populate(np.r_[4096:8192, 12288:14336])
+    tile = storage.tile
+    assert faults(slice(12288 // tile, 14336 // tile)) < 0.2
+    assert faults(slice(4096 // tile, 8192 // tile)) < 0.2
+    assert faults(slice(0, 4000 // tile)) > 0.8
 
 
 def test_a_token_takes_a_byte_a_number_and_its_scales() -> None:
