@@ -217,13 +217,9 @@ class Phase(Params):
     top_k: TopK | None = Field(default=None, description="keep the k likeliest tokens")
     top_p: TopP | None = Field(default=None, description="keep this much probability")
     min_p: MinP | None = Field(default=None, description="drop tokens below this share")
-    repetition_penalty: Repetition | None = Field(
-        default=None, description="of tokens seen in the text"
-    )
+    repetition_penalty: Repetition | None = Field(default=None, description="of tokens in the text")
     presence_penalty: Penalty | None = Field(default=None, description="of tokens generated before")
-    frequency_penalty: Penalty | None = Field(
-        default=None, description="for each time that one was"
-    )
+    frequency_penalty: Penalty | None = Field(default=None, description="for each time one was")
     speculation: Annotated[
         Speculation | None, BeforeValidator(lambda x: {"drafter": x} if isinstance(x, str) else x)
     ] = Field(default=None, description="how this part is drafted; a text is a drafter's name")
