@@ -109,7 +109,7 @@ class ThinkingRules:
                 "WARNING",
             )
         ends = {*params.stop_token_ids, *(() if params.ignore_eos else self._ends)}
-        return AnswerProbe(start, rule.tokens, rule.times, ends)
+        return AnswerProbe(start, rule.tokens, rule.times, rule.sure, ends)
 
 
 class Compiler(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -137,6 +138,7 @@ SETTLING: list[tuple[Bound, dict[str, Any]]] = [
     (Bound(opened=True, every=2, asked=(1, 2), prefix=(80, 81, 82)), {"frequency_penalty": 1.0}),
     (Bound(opened=True, every=7, asked=(4, 2), ends_at=36, room=44), {"temperature": 1.1}),
     (Bound(opened=True, every=1, asked=(5, 2)), {"logprobs": 1, "presence_penalty": 0.5}),
+    (Bound(opened=True, every=3, asked=(2, 1), sure=0.2), {"temperature": 0.7}),
 ]  # fmt: skip
 
 
@@ -178,11 +180,12 @@ def test_a_settled_thought_is_one_that_is_cut_there(moge: Bench) -> None:
             text = (*ask.tokens, *free[:place], *start)
             if len(ask.tokens) + place + len(start) + bound.asked[0] - 1 > len(ask.tokens) + most:
                 break
-            now = answer(
-                moge.alone(Ask(text, params(max_tokens=bound.asked[0]), groups=ask.groups))
-            )
-            same = same + 1 if now == said else 1
-            said = now
+            asked = params(max_tokens=bound.asked[0], logprobs=1)
+            told = moge.alone(Ask(text, asked, groups=ask.groups))
+            least = min(each[token] for each, token in zip(told.logprobs, answer(told)))
+            same = same + 1 if answer(told) == said else 1
+            same = 0 if bound.sure and math.exp(least) < bound.sure else same
+            said = answer(told)
             assert (same >= bound.asked[1]) == (place == spent and ended == "confident")
         found += ended == "confident"
         if ended == "confident":
