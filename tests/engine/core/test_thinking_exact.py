@@ -6,12 +6,15 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
+from distributions import uniform_fits
 from engine_tools import Ask, Bench, Setting, answer
-from exact_tools import EVERY, PROMPTS, check, params
+from exact_tools import EVERY, PROMPTS, VOCAB, check, params
 from thoughts import Bound
 
 from fastslow.engine.params import Loop
+from fastslow.engine.types import FORCED
 
 OPEN, CLOSE = 3, 4
 PHRASE = "\nNow the answer.\n"
@@ -193,6 +196,26 @@ def test_a_settled_thought_is_one_that_is_cut_there(moge: Bench) -> None:
             assert answer(request) == answer(cut)
             assert [*request.logprobs] == [*cut.logprobs]
     assert found > 2
+
+
+@pytest.mark.parametrize("drafter", ["sampled", "self1"])
+def test_drawn_tokens_have_their_law_where_answers_are_asked_for(moge: Bench, drafter: str) -> None:
+    """By the integral transform of each token, also of those that were drawn while a question went on."""
+    drawn = params(max_tokens=14, temperature=1.0)
+    bound = Bound(opened=True, every=2, asked=(3, 2))
+    asks = [Ask((*PROMPTS[n % 5], OPEN), drawn, drafter, seed=n, bound=bound) for n in range(80)]
+    requests = moge.run(asks)
+    assert sum(r.spec_stats.accepted for r in requests) > 0
+    assert sum(r.spec_stats.probe_rows for r in requests) > 1000
+    scored = params(max_tokens=1, prompt_logprobs=VOCAB)
+    random, values = np.random.default_rng(0), []
+    for request, told in zip(requests, moge.run([Ask(tuple(r.tokens), scored) for r in requests])):
+        tables = told.prompt_logprobs[request.prompt_length - 1 :]
+        for token, source, table in zip(answer(request), request.sources, tables):
+            if source != FORCED:
+                below = sum(math.exp(value) for other, value in table.items() if other < token)
+                values.append(below + random.random() * math.exp(table[token]))
+    uniform_fits(np.array(values))
 
 
 @pytest.mark.parametrize("drafter", EVERY)
