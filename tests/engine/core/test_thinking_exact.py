@@ -178,10 +178,10 @@ def test_a_settled_thought_is_one_that_is_cut_there(moge: Bench) -> None:
         if bound.warning:
             continue
         start = [*(closing(moge) if bound.closing else [CLOSE]), *bound.prefix]
-        said, same, most = [], 0, 43
+        said, same, most = list[int](), 0, 43
         for place in range(bound.every, spent + 1, bound.every):
             text = (*ask.tokens, *free[:place], *start)
-            if len(ask.tokens) + place + len(start) + bound.asked[0] - 1 > len(ask.tokens) + most:
+            if place + len(start) + bound.asked[0] - 1 > most:
                 break
             asked = params(max_tokens=bound.asked[0], logprobs=1)
             told = moge.alone(Ask(text, asked, groups=ask.groups))
@@ -208,7 +208,7 @@ def test_drawn_tokens_have_their_law_where_answers_are_asked_for(moge: Bench, dr
     assert sum(r.spec_stats.accepted for r in requests) > 0
     assert sum(r.spec_stats.probe_rows for r in requests) > 1000
     scored = params(max_tokens=1, prompt_logprobs=VOCAB)
-    random, values = np.random.default_rng(0), []
+    random, values = np.random.default_rng(0), list[float]()
     for request, told in zip(requests, moge.run([Ask(tuple(r.tokens), scored) for r in requests])):
         tables = told.prompt_logprobs[request.prompt_length - 1 :]
         for token, source, table in zip(answer(request), request.sources, tables):
