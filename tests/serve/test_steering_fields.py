@@ -63,6 +63,7 @@ def test_a_thought_whose_answer_is_settled_over_http(client: TestClient, route: 
     asked = {
         **ROUTES[route][0],
         "model": "tiny",
+        "temperature": 0,
         "confidence": {"every": 4, "tokens": 1, "sure": 0},
     }
     made = client.post(f"/v1/{route}", json=asked).json()["metrics"]
