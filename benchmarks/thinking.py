@@ -4,7 +4,7 @@
 
 It asks a built-in model, `abacus` or `--mix atlas`, held-out tasks of its own kind, one at a time, each in every way before the next task: the presets
 fast, deep and auto, fast with escalation to deep, 0 to 8 groups with thinking off and on, and deep with thinking
-budgets. `--only budgets` and so on measure a part of it.
+budgets, or ended where the answer is settled. `--only budgets` and so on measure a part of it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,17 @@ from figures import options, percentiles, show, write
 from rich.progress import track
 
 from fastslow import LLM, Mode, Speculation
-from fastslow.engine.params import Escalation
+from fastslow.engine.params import AnswerConfidence, Escalation
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
 from abacus.task import Task, graded
 from abacus.tasks import MIXES
 
-PARTS = ("modes", "groups", "budgets")
+PARTS = ("modes", "groups", "budgets", "early")
+SETTLED = (  # tokens between questions, equal answers, probability of each of their tokens
+    (8, 3, 0.0), (4, 2, 0.8), (8, 2, 0.9), (4, 2, 0.95), (8, 1, 0.99), (16, 1, 0.98)
+)  # fmt: skip
 BUDGETS = (0, 4, 8, 16, 32, 48, 64, 96, 128, 192)
 BELOW = 0.6  # of a token's probability: the fast answer is given up for a deep one
 
@@ -74,6 +77,10 @@ def ways(llm: LLM, parts: list[str], below: float) -> dict[str, Mode | str]:
     if "budgets" in parts:
         for n in BUDGETS:
             found[f"budget {n}"] = Mode(name=f"budget {n}", base="deep", thinking_budget=n)
+    for every, times, sure in SETTLED if "early" in parts else ():
+        name = f"early stop {every}x{times}, {sure:g}"
+        settled = AnswerConfidence(every=every, times=times, sure=sure)
+        found[name] = Mode(name=name, base="deep", confidence=settled)
     return found
 
 

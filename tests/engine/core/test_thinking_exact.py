@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
+from distributions import uniform_fits
 from engine_tools import Ask, Bench, Setting, answer
-from exact_tools import EVERY, PROMPTS, check, params
+from exact_tools import EVERY, PROMPTS, VOCAB, check, params
 from thoughts import Bound
 
 from fastslow.engine.params import Loop
+from fastslow.engine.types import FORCED
 
 OPEN, CLOSE = 3, 4
 PHRASE = "\nNow the answer.\n"
@@ -128,6 +132,90 @@ def test_what_steers_a_thought_holds_under_every_drafter(moge: Bench, drafter: s
     assert {one.ended for one in endings} >= {"budget", "loop", "room"}, endings
     assert {moge.alone(ask).stopper.reason for ask in asks} == {"length", "loop"}
     assert max(one.put_in for one in endings) > len(closing(moge)), "a warning came, too"
+
+
+SETTLING: list[tuple[Bound, dict[str, Any]]] = [
+    (Bound(opened=True, every=4, asked=(3, 2)), {}),
+    (Bound(opened=True, every=3, asked=(1, 3), closing=PHRASE), {"temperature": 0.8}),
+    (Bound(20, opened=True, every=5, asked=(2, 2), warning=" Hm.", warn_at=4), {}),
+    (Bound(opened=True, every=2, asked=(1, 2), prefix=(80, 81, 82)), {"frequency_penalty": 1.0}),
+    (Bound(opened=True, every=7, asked=(4, 2), ends_at=36, room=44), {"temperature": 1.1}),
+    (Bound(opened=True, every=1, asked=(5, 2)), {"logprobs": 1, "presence_penalty": 0.5}),
+    (Bound(opened=True, every=3, asked=(2, 1), sure=0.2), {"temperature": 0.7}),
+]  # fmt: skip
+
+
+def settling(drafter: str) -> list[Ask]:
+    return [
+        Ask((*PROMPTS[n % 5], OPEN), params(max_tokens=44, **shape), drafter, 9, (None, 0, 2)[n % 3],
+            seed=n, bound=bound, rule="reproducible")
+        for n, (bound, shape) in enumerate(SETTLING)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("drafter", EVERY)
+def test_a_thought_ends_where_its_answer_is_settled_under_every_drafter(
+    moge: Bench, drafter: str
+) -> None:
+    """What is asked, and where a thought ends by it, is the same with drafts, with few pages and in small chunks."""
+    asks = settling(drafter)
+    assert check(moge, asks)["accepted"] > 0
+    plain = list(map(moge.alone, asks))
+    assert all(r.spec_stats.probe_rows > 0 for r in plain)
+    few = Setting(pages=26, prompt_rows=5)
+    assert check(moge, asks, few)["preempted"] > 0
+    assert sum(r.thinking.outcome(r.tokens).ended == "confident" for r in plain if r.thinking) > 2
+
+
+def test_a_settled_thought_is_one_that_is_cut_there(moge: Bench) -> None:
+    """Where the model would say the same twice in a row, and nowhere before, by asking it plainly."""
+    found = 0
+    for ask in settling("off"):
+        bound, request = ask.bound, moge.alone(ask)
+        assert bound is not None and bound.every is not None and request.thinking is not None
+        spent, ended, *_ = request.thinking.outcome(request.tokens)
+        free = answer(moge.alone(replace(ask, bound=replace(bound, every=None))))
+        if bound.warning:
+            continue
+        start = [*(closing(moge) if bound.closing else [CLOSE]), *bound.prefix]
+        said, same, most = list[int](), 0, 43
+        for place in range(bound.every, spent + 1, bound.every):
+            text = (*ask.tokens, *free[:place], *start)
+            if place + len(start) + bound.asked[0] - 1 > most:
+                break
+            asked = params(max_tokens=bound.asked[0], logprobs=1)
+            told = moge.alone(Ask(text, asked, groups=ask.groups))
+            least = min(each[token] for each, token in zip(told.logprobs, answer(told)))
+            same = same + 1 if answer(told) == said else 1
+            same = 0 if bound.sure and math.exp(least) < bound.sure else same
+            said = answer(told)
+            assert (same >= bound.asked[1]) == (place == spent and ended == "confident")
+        found += ended == "confident"
+        if ended == "confident":
+            cut = moge.alone(replace(ask, bound=replace(bound, every=None, most=spent)))
+            assert answer(request) == answer(cut)
+            assert [*request.logprobs] == [*cut.logprobs]
+    assert found > 2
+
+
+@pytest.mark.parametrize("drafter", ["sampled", "self1"])
+def test_drawn_tokens_have_their_law_where_answers_are_asked_for(moge: Bench, drafter: str) -> None:
+    """By the integral transform of each token, also of those that were drawn while a question went on."""
+    drawn = params(max_tokens=14, temperature=1.0)
+    bound = Bound(opened=True, every=2, asked=(3, 2))
+    asks = [Ask((*PROMPTS[n % 5], OPEN), drawn, drafter, seed=n, bound=bound) for n in range(80)]
+    requests = moge.run(asks)
+    assert sum(r.spec_stats.accepted for r in requests) > 0
+    assert sum(r.spec_stats.probe_rows for r in requests) > 1000
+    scored = params(max_tokens=1, prompt_logprobs=VOCAB)
+    random, values = np.random.default_rng(0), list[float]()
+    for request, told in zip(requests, moge.run([Ask(tuple(r.tokens), scored) for r in requests])):
+        tables = told.prompt_logprobs[request.prompt_length - 1 :]
+        for token, source, table in zip(answer(request), request.sources, tables):
+            if source != FORCED:
+                below = sum(math.exp(value) for other, value in table.items() if other < token)
+                values.append(below + random.random() * math.exp(table[token]))
+    uniform_fits(np.array(values))
 
 
 @pytest.mark.parametrize("drafter", EVERY)
