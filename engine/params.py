@@ -233,6 +233,11 @@ class Phase(Params):
         return params.model_copy(update=given) if given else params
 
 
+def _switched(value: object) -> object:
+    """Settings that true switches on, with their defaults."""
+    return {} if value is True else None if value is False else value
+
+
 class Loop(Params):
     """When a text goes round in circles: it repeats itself word for word, again and again."""
 
@@ -248,6 +253,26 @@ class Loop(Params):
     )
     answer: StrictBool = Field(
         default=False, description="an answer that goes round in circles ends, too"
+    )
+
+
+class AnswerConfidence(Params):
+    """When a thought is over because its answer is settled: the model is asked in between what it would answer if the
+    thought ended here, and says the same several times in a row."""
+
+    every: Positive = Field(
+        default=32, description="tokens of thought from one question to the next"
+    )
+    tokens: Annotated[StrictInt, Field(ge=1, le=64)] = Field(
+        default=8, description="first tokens of the answer that are compared"
+    )
+    times: Annotated[StrictInt, Field(ge=2, le=1000)] = Field(
+        default=2, description="the same answer so often in a row ends the thought"
+    )
+    prefix: Text = Field(
+        default="",
+        description="what the answer begins with where the model is asked, such as 'The answer is'; the real "
+        "answer does not",
     )
 
 
@@ -288,12 +313,13 @@ class Mode(Params):
         default=None,
         description="what a thought that is closed for the model says last, before the closing tag",
     )
-    loop: Annotated[
-        Loop | None,
-        BeforeValidator(lambda x: x if x is not True and x is not False else {} if x else None),
-    ] = Field(
+    loop: Annotated[Loop | None, BeforeValidator(_switched)] = Field(
         default=None,
         description="close thoughts that go round in circles; true = as is usual, None or false = never",
+    )
+    confidence: Annotated[AnswerConfidence | None, BeforeValidator(_switched)] = Field(
+        default=None,
+        description="close thoughts whose answer is settled; true = as is usual, None or false = never",
     )
     answer_room: Count | Literal["auto"] | None = Field(
         default=None,

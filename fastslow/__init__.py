@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fastslow.engine.core.stats import EngineStats as EngineStats
     from fastslow.engine.model.family import Family
     from fastslow.engine.parallel.sharding import Parallel as Parallel
+    from fastslow.engine.params import AnswerConfidence as AnswerConfidence
     from fastslow.engine.params import Escalation as Escalation
     from fastslow.engine.params import Loop as Loop
     from fastslow.engine.params import Mode as Mode
@@ -69,7 +70,7 @@ _MODULES = {
     "output": "Completion Decided FastslowWarning GenerationError Metrics Output Piece",
     "engine.core.stats": "EngineStats",
     "engine.parallel.sharding": "Parallel",
-    "engine.params": "Escalation Loop Mode Phase SamplingParams Speculation",
+    "engine.params": "AnswerConfidence Escalation Loop Mode Phase SamplingParams Speculation",
     "engine.text.messages": "Message",
     "policies.mode_router": "ModeChoice ModeRouter PromptFacts",
 }

@@ -38,10 +38,13 @@ class Metrics:
     target_ms: float | None = None  # of the time to the first token, and of the mean of all others
     target_kept: bool | None = None  # None without a target
     thinking_tokens: int = 0  # between the thinking tags, without them and without a closing phrase
-    # what ended the thinking: the model, its budget, the turn's, the room that the answer needs, a loop, its caller, or
-    # length (max_tokens was met inside a thought). None: there was no thought, or the answer ended otherwise inside one
+    # what ended the thinking: the model, its budget, the turn's, the room that the answer needs, a loop, an answer
+    # that was settled ("confident"), its caller, or length (max_tokens was met inside a thought). None: there was no thought, or the answer ended otherwise inside one
     thinking_ended: Ended | Literal["length"] | None = None
     put_in_tokens: int = 0  # that the engine wrote: a warning, a closing phrase, the tag behind it
+    probe_rows: int = (
+        0  # that asked for the answer before the thought was over, see `Mode.confidence`
+    )
     turn_budget_left: int | None = (
         None  # tokens of thought, of the turn's budget; None = it has none
     )

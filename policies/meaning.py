@@ -55,6 +55,10 @@ def _budget(mode: Mode) -> str:
         parts.append(f"a warning once {mode.warn_at:.0%} of the budget is used")
     if mode.loop is not None:
         parts.append("ended where a thought goes round in circles")
+    if (rule := mode.confidence) is not None:
+        parts.append(
+            f"ended where the answer is the same {rule.times} times in a row, asked every {rule.every} tokens"
+        )
     if parts and mode.closing:
         parts.append(f"then {mode.closing.strip()!r}")
     return "; ".join(parts) or "-"

@@ -18,6 +18,7 @@ NESTED = (
     "thought",
     "answer",
     "loop",
+    "confidence",
 )  # fields that hold fields
 NAMING = "name", "base", "description", "auto"  # fields that are a mode's own
 MOST_MODES = 1000  # that a file or a call gives

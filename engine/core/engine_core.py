@@ -11,7 +11,7 @@ from loguru import logger
 
 from fastslow.engine.core.admission import admitted
 from fastslow.engine.core.latency_budget import SHARE, LatencyBudget, RunEverything
-from fastslow.engine.core.layout import lay_rows, see_prompts, with_probed
+from fastslow.engine.core.layout import ask_probes, lay_rows, see_prompts, with_probed
 from fastslow.engine.core.request import KVHistory, Request
 from fastslow.engine.core.scheduler import ScheduledChunk, Scheduler
 from fastslow.engine.core.stats import EngineLoad, EngineStats, EngineTotals, LoadMeter
@@ -102,12 +102,16 @@ class EngineCore:
         ready = [item.request for item in work if item.ready]
         for request in ready:
             request.enter_phase()
-        nodes = [self._nodes(request, len(ready)) for request in ready]
+        most = [self._nodes(request, len(ready)) for request in ready]
+        nodes = [0 if request.known else own for request, own in zip(ready, most)]
         started = time.perf_counter()
         trees = self.drafter.propose(ready, nodes)
         _check(trees, nodes, self.model.config.vocab_size)
-        rows = sum(chunk for _, chunk in work)
+        rows = sum(chunk + r.rows_after(r.computed + chunk) for r, chunk in work)
         trees = admitted(ready, trees, nodes, rows, self.cost_model)
+        trees = [
+            r.known_chain(own) if r.known else tree for r, tree, own in zip(ready, trees, most)
+        ]
         drafted = time.perf_counter()
         read = self._wanted(work)
         layout = lay_rows(work, trees, self.kv, read)
@@ -120,6 +124,7 @@ class EngineCore:
                 late, work, ready, trees, layout, AcceptResult()
             )
         verified = time.perf_counter()
+        waiting = ask_probes(ready, trees, layout, out)
         target = target_probs(ready, trees, layout, out)
         result = accept(
             trees,
@@ -128,7 +133,10 @@ class EngineCore:
             [request.judge for request in ready],
         )
         _keep_answered(ready, result)
-        if late := self._masks.unfollowed(ready, trees, result):
+        for b, request in enumerate(ready):
+            if request in waiting:
+                request.wait(result.tokens[b])
+        if late := {*waiting, *self._masks.unfollowed(ready, trees, result)}:
             work, ready, trees, layout, result = left_out(late, work, ready, trees, layout, result)
         verdicts = list(result.accepted_nodes)  # whole, also where the answer ends inside a run
         confidences = cut_where_unsure(ready, layout, result, out.logits)
@@ -217,7 +225,8 @@ class EngineCore:
         try:
             planned = 0
             if request.next_answered is None and not self._masks.slow(request):
-                planned = request.policy.plan(request, len(self.scheduler.running))
+                planned = min(len(request.known), FURTHEST)
+                planned = planned or request.policy.plan(request, len(self.scheduler.running))
                 planned = max(planned, _certain(request))
             fits = self.scheduler.latency_budget.nodes(request, planned, among)
         except Exception as error:  # noqa: BLE001 - its own settings: the others run
@@ -256,6 +265,10 @@ class EngineCore:
             request.tokens.extend(tokens)
             request.computed = base + len(nodes)
             self.kv.commit(request.id, base, nodes, request.tokens)
+            if request.unread and not request.done:
+                request.read_answered(request.unread)
+            if request.pass_known(tokens):
+                tree, nodes = Tree(), []  # no drafter's
             if request.error is None:
                 request.record(tree, nodes)
             if made:
@@ -353,10 +366,11 @@ def _truncate(ready: Sequence[Request], result: AcceptResult) -> None:
         if request.error is not None:
             request.stopper.finish("error")
         run, whole_at, circles_at = result.tokens[b], None, None
+        if request.error is None and request.thinking is not None:
+            run = run[: request.thinking.asks_at(request.tokens, run)]
+            circles_at = request.thinking.circles_at(request.tokens, run)
         if request.error is None and request.grammar is not None:
             whole_at = request.grammar.whole_at(request.tokens, run)
-        if request.error is None and request.thinking is not None:
-            circles_at = request.thinking.circles_at(request.tokens, run)
         kept = 0 if request.error is not None else request.stopper.scan(run[:circles_at], whole_at)
         if kept == circles_at:
             request.stopper.finish("loop")

@@ -11,8 +11,8 @@ from fastslow.engine.core.request import Request
 from fastslow.engine.core.scheduler import ScheduledChunk
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import layer_columns
-from fastslow.engine.sampling.probs import only_best
-from fastslow.engine.types import Rows, Segment, Tree
+from fastslow.engine.sampling.probs import best_token, only_best
+from fastslow.engine.types import ModelOutput, Rows, Segment, Tree
 
 
 @dataclass(slots=True)
@@ -43,7 +43,7 @@ def lay_rows(
     for item, positions in zip(work, read, strict=True):
         request, chunk = item
         ready = item.ready
-        tree = trees[len(verify_logits)] if ready else Tree()
+        tree, branch = trees[len(verify_logits)] if ready else Tree(), list[int]()
         predicted = _predicted(request, chunk)
         outputs = [position - request.computed for position, _ in predicted]
         prompt_logits.append((logits, [token for _, token in predicted]))
@@ -55,9 +55,12 @@ def lay_rows(
             verified = range(chunk - 1, chunk + len(tree.tokens))
             outputs += verified
             seen += verified
+        if ready and (probe := request.answer_probe) is not None:
+            branch, end = probe.rows, chunk + len(tree.tokens) + len(probe.rows)
+            outputs += range(end - len(probe.draft) - 1, end)
         logits += len(outputs)
         looks += len(seen)
-        segments.append(_segment(item, tree, outputs, seen, kv))
+        segments.append(_segment(item, tree, branch, outputs, seen, kv))
     return StepLayout(Rows.of(segments), prompt_logits, verify_logits, verify_seen, read_seen)
 
 
@@ -75,17 +78,32 @@ def _predicted(request: Request, chunk: int) -> list[tuple[int, int]]:
 
 
 def _segment(
-    item: ScheduledChunk, tree: Tree, outputs: Sequence[int], seen: Sequence[int], kv: KVCache
+    item: ScheduledChunk,
+    tree: Tree,
+    branch: Sequence[int],
+    outputs: Sequence[int],
+    seen: Sequence[int],
+    kv: KVCache,
 ) -> Segment:
+    """`branch`: tokens that follow the last one beside the tree."""
     request, chunk = item
+    end = chunk + len(tree.tokens)
     computed = request.computed
     fresh = request.tokens[computed : computed + chunk]
     last = len(request.tokens) - 1
     return Segment(
-        tokens=[*fresh, *tree.tokens],
-        positions=[*range(computed, computed + chunk), *(last + depth for depth in tree.depths)],
-        parents=[*range(-1, chunk - 1), *(chunk + parent for parent in tree.parents)],
-        slots=kv.slots(request.id, computed, computed + chunk + len(tree.tokens)),
+        tokens=[*fresh, *tree.tokens, *branch],
+        positions=[
+            *range(computed, computed + chunk),
+            *(last + depth for depth in tree.depths),
+            *range(last + 1, last + 1 + len(branch)),
+        ],
+        parents=[
+            *range(-1, chunk - 1),
+            *(chunk + parent for parent in tree.parents),
+            *[chunk - 1, *range(end, end + len(branch) - 1)][: len(branch)],
+        ],
+        slots=kv.slots(request.id, computed, computed + end + len(branch)),
         context=kv.slots(request.id, 0, computed),
         groups=request.current_groups,
         outputs=outputs,
@@ -93,6 +111,32 @@ def _segment(
         only_best=only_best(request) and not request.wants_logits,
         max_len=request.max_len,
     )
+
+
+def ask_probes(
+    ready: Sequence[Request], trees: Sequence[Tree], layout: StepLayout, out: ModelOutput
+) -> set[Request]:
+    """Tell the probes of answers what they asked for. Returns the requests that stay where they are in this step,
+    since theirs goes on."""
+    waiting = set[Request]()
+    for request, tree, verified in zip(ready, trees, layout.verify_logits, strict=True):
+        probe, thinking = request.answer_probe, request.thinking
+        if probe is None or thinking is None:
+            continue
+        rows = range(verified + 1 + len(tree.tokens), len(layout.rows.outputs))[
+            : len(probe.draft) + 1
+        ]
+        request.spec_stats.probe_rows += len(probe.rows)
+        best = [int(out.best[row]) for row in rows]
+        if not layout.rows.only_best[verified]:
+            best = [best_token(out.logits[row]) for row in rows]
+        if not probe.take(best):
+            waiting.add(request)
+            continue
+        thinking.told(request.tokens, probe.settled)
+        if probe.settled and request.grammar is None:
+            request.known = [*thinking.ahead(request.tokens), *probe.answer]
+    return waiting
 
 
 def with_probed(ready: Sequence[Request], layers: tuple[int, ...]) -> tuple[int, ...]:

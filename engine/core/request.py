@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from loguru import logger
@@ -12,12 +12,12 @@ from fastslow.engine.core.spec_decode_stats import SpecDecodeStats
 from fastslow.engine.core.step_trace import StepTrace
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.sampling.accept.exact import Accepted, RngAt, Rule, TargetProbsAt, tokenwise
-from fastslow.engine.sampling.confidence import Confidence, PromptProbe
+from fastslow.engine.sampling.confidence import AnswerProbe, Confidence, PromptProbe
 from fastslow.engine.sampling.grammar import Grammar, GrammarError
 from fastslow.engine.sampling.stop import Reason, Stopper
 from fastslow.engine.sampling.thinking import Thinking
 from fastslow.engine.token_mask import CERTAIN
-from fastslow.engine.types import ANSWERED, Policy, Tree
+from fastslow.engine.types import ANSWERED, TARGET, Policy, Tree
 
 Listener = Callable[["Request"], None]
 
@@ -92,7 +92,9 @@ class Request:
     error: BaseException | None = None
     listener: Listener | None = None  # called after every step of the request
     prediction: Sequence[int] = ()  # of its answer, by the caller
-    answered: Sequence[int] = ()  # the first tokens of its answer, which its call brought
+    answered: tuple[int, ...] = ()  # the first tokens of its answer, which its call brought
+    unread: Sequence[int] = ()  # those after them, which come once its answer was asked for
+    known: list[int] = field(default_factory=list)  # what the target said of its next tokens
     priority: int = 0  # smaller goes first; the scheduler lowers it where a request has waited long
     share: str | None = None  # who asks: the places of a step are dealt out among these
     deadline: float | None = None  # of `time.monotonic`: it ends then, whether it runs or waits
@@ -183,6 +185,36 @@ class Request:
         return self.confidence is not None and self.confidence.watching
 
     @property
+    def answer_probe(self) -> AnswerProbe | None:
+        """What asks for its answer in the next step that is ready. Where its rows would not fit, none does."""
+        if self.thinking is None or (probe := self.thinking.asks(self.tokens)) is None:
+            return None
+        begun = self.grammar is not None and self.grammar.begun(self.tokens)
+        return None if begun or len(self.tokens) + probe.most > self.max_len else probe
+
+    def rows_after(self, length: int) -> int:
+        """Rows of a step that reads its text to this length, besides text and draft."""
+        probe = self.answer_probe if length == len(self.tokens) else None
+        return 0 if probe is None else len(probe.rows)
+
+    def known_chain(self, nodes: int) -> Tree:
+        """What the target said of its next tokens, as a draft."""
+        tokens = self.known[:nodes]
+        return replace(Tree.chain(tokens), drafter_names=[TARGET] * len(tokens))
+
+    def wait(self, tokens: list[int]) -> None:
+        """A step gave these tokens, which it does not take: what asks for its answer goes on."""
+        self.known = tokens
+        self.spec_stats.add(self.drafter, Tree(), [])
+
+    def pass_known(self, tokens: list[int]) -> bool:
+        """These came. False: nothing was known of them."""
+        if not self.known:
+            return False
+        self.known = self.known[len(tokens) :] if self.known[: len(tokens)] == tokens else []
+        return True
+
+    @property
     def pending(self) -> int:
         """Tokens whose KV is still to be computed: 1 while decoding, more while a prompt is read."""
         return len(self.tokens) - self.computed
@@ -219,6 +251,19 @@ class Request:
         """Whether rows of what the call brought still have log-probabilities to give. Its last token comes
         from a step, as all later ones do."""
         return self.params.logprobs is not None and len(self.logprobs) < len(self.answered) - 1
+
+    def read_answered(self, tokens: Sequence[int], asks: bool = True) -> int:
+        """Continue after these tokens that its call brought: all but the last one are text. Where its answer was asked
+        for in between, only those up to there, and the others follow. Returns how many belong to the answer."""
+        size = len(tokens) - 1
+        if asks and self.thinking is not None:
+            found = self.thinking.asks_at(self.tokens, tokens[:size])
+            size = size if found is None else found
+        self.answered, self.unread = (*self.answered, *tokens[: size + 1]), tokens[size + 1 :]
+        kept = self.stopper.scan(tokens[:size])
+        self.sources += [ANSWERED] * kept
+        self.tokens += tokens[:kept]
+        return kept
 
     def stop_thinking(self) -> bool:
         """Have its thought closed from the next step on, in the engine's thread. False: it has none."""

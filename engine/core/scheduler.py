@@ -193,11 +193,12 @@ class Scheduler:
 
     def room(self, request: Request, nodes: int) -> int:
         """How many draft nodes the request may run, pages reserved; nobody is preempted for them."""
-        nodes = min(nodes, request.max_len - len(request.tokens))
+        length = len(request.tokens) + request.rows_after(len(request.tokens))
+        nodes = min(nodes, request.max_len - length)
         if nodes <= 0:
             return 0
-        if not self._kv.reserve(request.id, len(request.tokens) + nodes):
-            nodes = min(nodes, self._kv.room(request.id) - len(request.tokens))
+        if not self._kv.reserve(request.id, length + nodes):
+            nodes = min(nodes, self._kv.room(request.id) - length)
         return nodes
 
     def restart(self, request: Request, groups: int | None) -> None:
@@ -226,7 +227,8 @@ class Scheduler:
                 # more urgent ones want some, too
                 left = min(left, max(LEAST, self._prompt_rows // 4))
             chunk = self.latency_budget.share(request, min(request.chunk_limit, left))
-            if chunk > 0 and request in self.running and self._make_room(request, chunk, work):
+            rows = chunk + request.rows_after(request.computed + chunk)
+            if chunk > 0 and request in self.running and self._make_room(request, rows, work):
                 work[request.id] = ScheduledChunk(request, chunk)
                 self.latency_budget.take(request, chunk)
 
@@ -271,8 +273,8 @@ class Scheduler:
             oldest = min(self.waiting, key=_age)
             oldest.skipped_steps = oldest.skipped_steps + 1 if limited else 0
 
-    def _make_room(self, request: Request, chunk: int, work: dict[int, ScheduledChunk]) -> bool:
-        while not self._kv.reserve(request.id, request.computed + chunk):
+    def _make_room(self, request: Request, rows: int, work: dict[int, ScheduledChunk]) -> bool:
+        while not self._kv.reserve(request.id, request.computed + rows):
             rank = self._kv.dp_rank(request.id)
             beside = (r for r in self.running if self._kv.dp_rank(r.id) == rank)
             victim = max(beside, key=self._order)
@@ -316,9 +318,11 @@ class Scheduler:
         chunk = min(end - cached, rows)
         # Pages for its whole text must be free, though only a chunk's are taken now: else older
         # requests would soon preempt it, again and again.
-        whole = self._kv.pages_for(len(tokens)) - self._kv.pages_for(cached)
-        fits = whole <= self._kv.free_for(request.id)
-        if not fits or not self._kv.reserve(request.id, cached + chunk):
+        whole = len(tokens) + request.rows_after(len(tokens))
+        pages = self._kv.pages_for(whole) - self._kv.pages_for(cached)
+        fits = pages <= self._kv.free_for(request.id)
+        rows = chunk + request.rows_after(cached + chunk)
+        if not fits or not self._kv.reserve(request.id, cached + rows):
             self._kv.close(request.id)
             return 0
         if not request.shared:

@@ -59,6 +59,7 @@ class SpecDecodeStats:
     by_drafter: dict[str, DraftCounts] = field(default_factory=dict)
     preemptions: int = 0
     cached: int = 0  # prompt tokens found in the prefix cache
+    probe_rows: int = 0  # that asked for the answer before the thought was over
     draft_seconds: float = 0.0  # of steps that this request was part of
     verify_seconds: float = 0.0
     began: float = 0.0  # when it first ran, in seconds of `time.monotonic`

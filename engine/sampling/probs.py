@@ -160,6 +160,11 @@ def _finite(logits_V: torch.Tensor) -> bool:
     return math.isfinite(total)
 
 
+def best_token(logits_V: torch.Tensor) -> int:
+    """The first of the likeliest; -1 where the logits are not finite."""
+    return _argmax(logits_V) if _finite(logits_V) else -1
+
+
 def _argmax(logits_V: torch.Tensor) -> int:
     return int(logits_V.numpy().argmax() if logits_V.device.type == "cpu" else logits_V.argmax())
 

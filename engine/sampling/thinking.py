@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol, Self
 
+from fastslow.engine.sampling.confidence import AnswerProbe
 from fastslow.engine.sampling.repeats import RepeatFinder, Repeats
 from fastslow.engine.text.thought import TagTokens
 from fastslow.engine.types import LogitBoost, OneHot
 
 FURTHEST = 64  # tokens that one step may add: most nodes of a draft
-Ending = Literal["budget", "turn", "room", "loop", "caller"]
+Ending = Literal["budget", "turn", "room", "loop", "confident", "caller"]
 """Why a thought was closed for the model."""
 Ended = Literal["model", Ending]
 MARKS = (b".", b"!", b"?", *(mark.encode() for mark in "。！？"))  # that end a sentence
@@ -59,7 +60,10 @@ class Steering(NamedTuple):
     ends: frozenset[int] = frozenset()
     # tokens of the answer, of which a closing phrase leaves one; None = it need not
     room: int | None = None
-    cut: int | None = None  # tokens of thought after which the caller had it closed
+    every: int | None = None  # tokens of thought, after which `probe` asks
+    probe: AnswerProbe | None = None
+    cut: int | None = None  # tokens of thought after which it was closed, for this reason
+    cut_by: Ending = "caller"
 
 
 FREE = Steering()
@@ -96,6 +100,7 @@ class _State(NamedTuple):
     said: bool = False  # whether a closing phrase was begun
     warned: bool = False
     digit: bool = False  # the text ends in one
+    asks: bool = False  # the probe asks here
     blank: bool = False  # a thought was closed, and nothing but blanks came since
     ended: Ended | None = None  # what closed the latest thought
     repeats: Repeats = Repeats()  # of the thought or the answer that the text ends in
@@ -139,7 +144,8 @@ class Thinking:
     @property
     def bounded(self) -> bool:
         """Whether tokens may be forced."""
-        return self._policy is not None or self._steering.cut is not None
+        steering = self._steering
+        return not (self._policy is steering.cut is steering.every is None)
 
     def at(self, tokens: Sequence[int], drafted: Sequence[int]) -> OneHot | LogitBoost | None:
         if not self.bounded:
@@ -183,15 +189,34 @@ class Thinking:
                 return size
         return None
 
-    def close(self, tokens: Sequence[int]) -> bool:
+    def asks(self, tokens: Sequence[int]) -> AnswerProbe | None:
+        """The probe that asks after `tokens` and was not told yet."""
+        probe = self._steering.probe
+        return probe if probe is not None and self._after(tokens, ()).asks else None
+
+    def asks_at(self, tokens: Sequence[int], run: Sequence[int]) -> int | None:
+        """After how many tokens of `run`, after `tokens`, the probe asks; None: it does not."""
+        if self._steering.probe is None:
+            return None
+        sizes = range(1, len(run) + 1)
+        return next((n for n in sizes if self._after(tokens, tuple(run[:n])).asks), None)
+
+    def told(self, tokens: Sequence[int], settled: bool) -> None:
+        """Whether the answer is settled where the probe asked, after `tokens`: then the thought is closed there."""
+        if settled:
+            self.close(tokens, "confident")
+        self._state = self._state._replace(asks=False)
+        self._drafts = {(): self._state}
+
+    def close(self, tokens: Sequence[int], by: Ending = "caller") -> bool:
         """Have the thought that `tokens` end in closed from the next token on, as a used-up budget does.
         Later thoughts are closed as they open. Call it between two steps. False: there is no thought."""
         state = self._after(tokens, ())
         if not state.thinking:
             return False
         if not state.todo or state.ending is None:  # else it is being closed
-            self._steering = self._steering._replace(cut=state.spent)
-            self._state = self._judged(state._replace(todo=()), False)
+            self._steering = self._steering._replace(cut=state.spent, cut_by=by)
+            self._state = self._judged(state._replace(todo=(), asks=False), False)
             self._drafts = {(): self._state}
         return True
 
@@ -233,6 +258,7 @@ class Thinking:
             put_in=state.put_in + forced,
             todo=todo,
             said=state.said or closes,
+            asks=False,
         )
         digit, blank = state.digit, state.blank
         data = b"" if self._tags is None else self._tags.spell(token)
@@ -250,7 +276,11 @@ class Thinking:
         if not self.bounded or not state.thinking:
             return state
         paused = counted and (data.endswith(b"\n") or (not digit and data.rstrip().endswith(MARKS)))
-        return self._judged(state._replace(digit=data[-1:].isdigit()), paused)
+        state = self._judged(state._replace(digit=data[-1:].isdigit()), paused)
+        every = self._steering.every
+        if every is None or not counted or state.spent % every or state.todo or state.tail:
+            return state
+        return state._replace(asks=self._steering.cut is None)
 
     def _past_tags(self, state: _State, tags: TagTokens, ended: Ended | None) -> _State:
         """The state after the tags that the latest token completes."""
@@ -285,7 +315,7 @@ class Thinking:
         paused = paused and bool(warning) and not state.warned and not state.tail
         thought = Thought(state.spent, state.made, len(closing), state.repeats, paused)
         cut = self._steering.cut
-        ending: Ending | None = "caller" if cut is not None and state.spent >= cut else None
+        ending = self._steering.cut_by if cut is not None and state.spent >= cut else None
         if ending is None and self._policy is not None:
             ending = self._policy.judge(thought)
             if ending is None and paused and self._policy.warns(thought, len(warning)):

@@ -15,9 +15,10 @@ from fastslow.engine.sampling.answer_start import (
     BehindTags,
     Spellings,
 )
+from fastslow.engine.sampling.confidence import AnswerProbe
 from fastslow.engine.sampling.grammar import Grammar, Matcher
 from fastslow.engine.sampling.thinking import Steering, Thinking
-from fastslow.engine.text.thought import HARMONY
+from fastslow.engine.text.thought import HARMONY, TagTokens
 from fastslow.policies.thinking_limits import ThinkingLimits, answer_room
 from fastslow.request.input_processor import EncodedPrompt, InputProcessor
 
@@ -49,7 +50,7 @@ class ThinkingRules:
             if loop is not None and loop.answer:
                 steering = Steering(ThinkingLimits(loop=loop))
                 return Thinking(None, False, len(prompt.tokens), steering)
-            if most is not None or loop is not None:
+            if not most is loop is mode.confidence is None:
                 self._inputs.said.note(
                     f"mode {mode.name!r} bounds its thoughts, but this model has no thinking tags: "
                     "name them in fastslow.json or as thinking_tags",
@@ -79,9 +80,36 @@ class ThinkingRules:
         ends: frozenset[int] = frozenset()
         if ends_at is not None and not params.ignore_eos:
             ends = self._ends - set(params.stop_token_ids)
+        every = None if mode.confidence is None else mode.confidence.every
+        probe = self._probe(mode, thoughts, room, params)
         policy = None if limits == ThinkingLimits(soft=mode.thinking_soft) else limits
-        steering = Steering(policy, closing, warning, ends, None if kept is None else room)
+        steering = Steering(
+            policy, closing, warning, ends, None if kept is None else room, every, probe
+        )
         return Thinking(thoughts, prompt.opened, len(prompt.tokens), steering)
+
+    def _probe(
+        self, mode: Mode, thoughts: TagTokens, room: int, params: SamplingParams
+    ) -> AnswerProbe | None:
+        rule, text = mode.confidence, mode.closing or ""
+        if rule is None:
+            return None
+        if rule.prefix:
+            tag = thoughts.close.decode()
+            text += rule.prefix if tag in text else tag + rule.prefix
+        start = thoughts.closing(text)
+        if (outside := max(start)) >= self._vocab_size:
+            raise ValueError(
+                f"confidence.prefix={shown(rule.prefix)} holds token id {outside}, outside the vocabulary"
+            )
+        if rule.every + len(start) + rule.tokens > room:
+            self._inputs.said.note(
+                f"mode {mode.name!r}: confidence asks after {rule.every} tokens of thought, and within "
+                f"max_tokens={room} there is no room for that",
+                "WARNING",
+            )
+        ends = {*params.stop_token_ids, *(() if params.ignore_eos else self._ends)}
+        return AnswerProbe(start, rule.tokens, rule.times, ends)
 
 
 class Compiler(Protocol):

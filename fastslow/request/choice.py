@@ -226,6 +226,7 @@ class ChoiceState:
             thinking_tokens=thought,
             thinking_ended=ended,
             put_in_tokens=put_in,
+            probe_rows=stats.probe_rows,
             turn_budget_left=None if left is None else max(0, left - thought),
             prompt_tokens=request.prompt_length,
             run_seconds=max(0.0, stats.last_token - stats.began),

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fastslow.engine.params import Mode, shown
-from fastslow.engine.types import ANSWERED
 from fastslow.output import Decided
 
 if TYPE_CHECKING:  # which import torch
@@ -124,31 +123,28 @@ class ResumeState:
             what = f"answered.decided[{index}]: "
             request.groups = units.checked(what, own.get("groups"), own.get("experts"))
             request.may_cut_groups = False
-        resume(request, tokens)
         stopped = self.stopped[index] if self.stopped else None
+        resume(request, tokens, asks=stopped is None)
         if stopped is not None and request.thinking is not None:
             request.thinking.close([*request.tokens[: request.prompt_length], *tokens[:stopped]])
 
 
-def resume(request: Request, answered: Sequence[int]) -> None:
+def resume(request: Request, answered: Sequence[int], asks: bool = True) -> None:
     """Have a request that was not submitted yet continue after tokens of its answer.
 
     It is then as a request that was preempted after them, and computes all of them again. All but the last
     are text from now on. The last one comes from the first step, as if the target had said it: so an answer
-    that is over ends there, as it did before, and its log-probabilities are given.
+    that is over ends there, as it did before, and its log-probabilities are given. asks: its thought may have been
+    closed because its answer was settled, so that is asked again.
     """
-    *text, last = answered
-    kept = request.stopper.scan(text)
+    kept = request.read_answered(answered, asks)
     if request.stopper.reason is not None:
         raise ValueError(
             f"answered has {len(answered)} tokens, but this answer ends with token {kept} of them"
         )
-    tokens = [*request.tokens, *text]
-    if request.grammar is not None and not request.grammar.fits(tokens, (last,)):
+    last = request.answered[-1:]
+    if request.grammar is not None and not request.grammar.fits(request.tokens, last):
         raise ValueError("answered holds tokens that the grammar of this call does not allow")
-    request.tokens = tokens
-    request.answered = tuple(answered)
-    request.sources = [ANSWERED] * len(text)
 
 
 def _index(token: object) -> int:

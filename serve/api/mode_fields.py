@@ -19,7 +19,10 @@ BUDGETS = (
     *("thinking_budget_tokens", "max_thinking_tokens"),
 )
 SWITCHES = "enable_thinking", "thinking"  # variables of templates that are a mode's business here
-STEERING = "loop", "answer_room", "warn_at", "warning", "turn_budget", "thought", "answer"
+STEERING = (
+    *("loop", "confidence", "answer_room", "warn_at", "warning"),
+    *("turn_budget", "thought", "answer"),
+)
 DIRECT = "groups", "experts", "latency_ms", *STEERING  # fields of a mode, under its names
 OWN = "speculation", "sampling"  # fields of a mode that are fields of the request itself
 
@@ -107,6 +110,9 @@ class ModeFields(BaseModel):
     )
     loop: StrictBool | dict[str, Any] | None = optional(
         "close thoughts that go round in circles: true, or the fields of a `Loop`"
+    )
+    confidence: StrictBool | dict[str, Any] | None = optional(
+        "close thoughts whose answer is settled: true, or the fields of an `AnswerConfidence`"
     )
     warn_at: Annotated[Number, Field(gt=0, lt=1)] | None = optional(
         "share of the thinking budget, after which the thought is told to come to its end"

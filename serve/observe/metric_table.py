@@ -80,7 +80,8 @@ histogram:first fastslow:time_to_first_token_seconds{mode}  From the HTTP reques
 histogram:token fastslow:time_per_output_token_seconds{mode}  Mean time of each later token, one value an answer.
 counter fastslow:escalations{mode}  Answers that continued in another mode.
 counter fastslow:thinking_tokens{mode} choice.thinking_tokens  Tokens between the thinking tags.
-counter fastslow:thinking_ended{reason}  Thoughts by what ended them: model, budget, turn, room, loop, caller, length.
+counter fastslow:thinking_ended{reason}  Thoughts by what ended them: model, budget, turn, room, loop, confident, caller, length.
+counter fastslow:probe_rows{mode} choice.probe_rows  Rows that asked for the answer before the thought was over.
 counter fastslow:targets{mode,kept}  Answers with a latency target, and whether it was kept.
 counter fastslow:refusals{reason}  Requests without an answer: busy, not_ready, invalid.
 # counted at the end of a request

@@ -173,13 +173,15 @@ def test_a_mode_in_words() -> None:
         turn_budget=800,
         warn_at=0.8,
         answer_room=100,
+        confidence=True,  # type: ignore[arg-type]
         thought={"temperature": 1.0, "speculation": "off"},  # type: ignore[arg-type]
         answer={"top_p": 0.5},  # type: ignore[arg-type]
     )
     words = meaning(steered, DENSE)
     assert words["budget"] == (
         "at most 500 tokens of thought; at most 800 in a turn of the user; 100 tokens of max_tokens kept for the "
-        "answer; a warning once 80% of the budget is used"
+        "answer; a warning once 80% of the budget is used; ended where the answer is the same 2 times in a row, asked "
+        "every 32 tokens"
     )
     assert words["sampling"].endswith("; in the thought temperature 1.0; in the answer top_p 0.5")
     assert words["drafter"] == "the engine's own; in the thought off"

@@ -39,6 +39,7 @@ QUIET = {**DEEP, "thinking": "off"}
 STEERING: dict[str, Any] = {
     "loop": True,
     "answer_room": 9,
+    "confidence": {"every": 50},
     "warn_at": 0.8,
     "warning": "Soon.",
     "turn_budget": 500,

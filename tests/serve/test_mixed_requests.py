@@ -60,6 +60,11 @@ STEERING: dict[str, tuple[Any, ...]] = {
     "closing": ("\nNow.\n", "So</think>It is"),
     "loop": (True, {"times": 2, "least": 16, "stale": 20, "answer": True}, {"stale": 16}),
     "answer_room": (1, 5, 12, "auto"),
+    "confidence": (
+        {"every": 4, "tokens": 1},
+        {"every": 7, "tokens": 3},
+        {"every": 3, "prefix": "It"},
+    ),
     "warn_at": (0.1, 0.5),
     "turn_budget": (2, 12, 40),
     "thought": ({"temperature": 1.1}, {"frequency_penalty": 1.0, "temperature": 0}, {"top_k": 2}),
@@ -202,7 +207,7 @@ def broken(one: Completion, wish: Wish) -> str:
 @pytest.mark.parametrize("count", [60, pytest.param(2000, marks=pytest.mark.slow)])
 def test_steering_holds_to_the_token(llms: tuple[LLM, LLM], count: int) -> None:
     found = compared(llms, count, Wishes.steered)
-    reasons = ("model", "budget", "turn", "room", "loop")
+    reasons = ("model", "budget", "turn", "room", "loop", "confident")
     assert all(found[what] for what in ("resumed", "drafted", "put in", *reasons[: count // 60]))
 
 

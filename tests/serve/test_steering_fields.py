@@ -58,6 +58,16 @@ def test_thoughts_of_tool_calls_count_for_the_turn(client: TestClient) -> None:
     assert 0 < made["thinking_tokens"] < 20 and made["thinking_ended"] == "turn"
 
 
+@pytest.mark.parametrize("route", ROUTES)
+def test_a_thought_whose_answer_is_settled_over_http(client: TestClient, route: str) -> None:
+    asked = {**ROUTES[route][0], "model": "tiny", "confidence": {"every": 4, "tokens": 1}}
+    made = client.post(f"/v1/{route}", json=asked).json()["metrics"]
+    assert made["thinking_ended"] == "confident" and made["probe_rows"] > 0
+    assert made["thinking_tokens"] % 4 == 0
+    text = client.get("/metrics").text
+    assert 'thinking_ended_total{reason="confident"}' in text and "fastslow:probe_rows" in text
+
+
 CLOSE, OPEN = 4, 3  # tokens of the tags
 DRAWN: dict[str, Any] = {"temperature": 1, "logit_bias": {CLOSE: 4}}
 
@@ -91,6 +101,7 @@ def test_tokens_of_thoughts_that_the_template_opens(tmp_path: Path, opening: str
         ({"warn_at": 2}, "warn_at=2 must be"),
         ({"answer_room": "all"}, "answer_room"),
         ({"loop": {"times": 0}}, "loop.times=0 must be"),
+        ({"confidence": {"every": 0}}, "confidence.every=0 must be"),
         ({"thought": {"temperature": 1000}}, "thought.temperature=1000 must be"),
         (
             {"mode": {"answer": {"temperature": 3}}},

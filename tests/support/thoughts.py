@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastslow.engine.params import Loop
+from fastslow.engine.sampling.confidence import AnswerProbe
 from fastslow.engine.sampling.thinking import Steering, Thinking
 from fastslow.engine.text.thought import TagTokens, ThoughtTags
 from fastslow.engine.text.vocabulary import Tokenizer
@@ -29,13 +30,19 @@ class Bound:
     ends_at: int | None = None  # tokens of the answer
     room: int | None = None
     ends: frozenset[int] = frozenset()
+    every: int | None = None  # tokens of thought, after which it is asked for its answer
+    asked: tuple[int, int] = (2, 2)  # tokens that are compared, equal answers in a row
+    prefix: tuple[int, ...] = ()
 
     def of(self, tokenizer: Tokenizer, prompt_length: int) -> Thinking:
         tags = TagTokens(tokenizer, self.tags)
         limits = ThinkingLimits(self.most, None, self.soft, self.ends_at, self.warn_at, self.loop)
         warning = tags.written(self.warning) if self.warning else ()
         closing = tags.closing(self.closing)
-        steering = Steering(limits, closing, warning, self.ends, self.room)
+        probe = (
+            None if self.every is None else AnswerProbe([*closing, *self.prefix], *self.asked, ())
+        )
+        steering = Steering(limits, closing, warning, self.ends, self.room, self.every, probe)
         return Thinking(tags, self.opened, prompt_length, steering)
 
 

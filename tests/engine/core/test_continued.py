@@ -41,6 +41,9 @@ def kinds(bench: Bench) -> dict[str, Ask]:
             thought, params(max_tokens=LENGTH + 4), groups=0,
             bound=Bound(3, closing="\nNow.\n", opened=True),
         ),
+        "settled": Ask(
+            thought, params(max_tokens=LENGTH + 4), bound=Bound(opened=True, every=2, asked=(1, 2))
+        ),
         "grammar": Ask(PROMPTS[2], params(**spelt), grammar=WORD),
         "thought and grammar": Ask(
             thought, params(**spelt, temperature=0.8), seed=5, rule="reproducible",

@@ -130,6 +130,68 @@ def test_what_steers_a_thought_holds_under_every_drafter(moge: Bench, drafter: s
     assert max(one.put_in for one in endings) > len(closing(moge)), "a warning came, too"
 
 
+SETTLING: list[tuple[Bound, dict[str, Any]]] = [
+    (Bound(opened=True, every=4, asked=(3, 2)), {}),
+    (Bound(opened=True, every=3, asked=(2, 3), closing=PHRASE), {"temperature": 0.8}),
+    (Bound(20, opened=True, every=5, asked=(6, 2), warning=" Hm.", warn_at=4), {}),
+    (Bound(opened=True, every=2, asked=(1, 2), prefix=(80, 81, 82)), {"frequency_penalty": 1.0}),
+    (Bound(opened=True, every=7, asked=(4, 2), ends_at=36, room=44), {"temperature": 1.1}),
+    (Bound(opened=True, every=1, asked=(5, 2)), {"logprobs": 1, "presence_penalty": 0.5}),
+]  # fmt: skip
+
+
+def settling(drafter: str) -> list[Ask]:
+    return [
+        Ask((*PROMPTS[n % 5], OPEN), params(max_tokens=44, **shape), drafter, 9, (None, 0, 2)[n % 3],
+            seed=n, bound=bound, rule="reproducible")
+        for n, (bound, shape) in enumerate(SETTLING)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("drafter", EVERY)
+def test_a_thought_ends_where_its_answer_is_settled_under_every_drafter(
+    moge: Bench, drafter: str
+) -> None:
+    """What is asked, and where a thought ends by it, is the same with drafts, with few pages and in small chunks."""
+    asks = settling(drafter)
+    assert check(moge, asks)["accepted"] > 0
+    plain = list(map(moge.alone, asks))
+    assert all(r.spec_stats.probe_rows > 0 for r in plain)
+    few = Setting(pages=40, prompt_rows=5)
+    assert check(moge, asks, few)["preempted"] > 0
+    assert sum(r.thinking.outcome(r.tokens).ended == "confident" for r in plain if r.thinking) > 2
+
+
+def test_a_settled_thought_is_one_that_is_cut_there(moge: Bench) -> None:
+    """Where the model would say the same twice in a row, and nowhere before, by asking it plainly."""
+    found = 0
+    for ask in settling("off"):
+        bound, request = ask.bound, moge.alone(ask)
+        assert bound is not None and bound.every is not None and request.thinking is not None
+        spent, ended, *_ = request.thinking.outcome(request.tokens)
+        free = answer(moge.alone(replace(ask, bound=replace(bound, every=None))))
+        if bound.warning:
+            continue
+        start = [*(closing(moge) if bound.closing else [CLOSE]), *bound.prefix]
+        said, same, most = [], 0, 43
+        for place in range(bound.every, spent + 1, bound.every):
+            text = (*ask.tokens, *free[:place], *start)
+            if len(ask.tokens) + place + len(start) + bound.asked[0] - 1 > len(ask.tokens) + most:
+                break
+            now = answer(
+                moge.alone(Ask(text, params(max_tokens=bound.asked[0]), groups=ask.groups))
+            )
+            same = same + 1 if now == said else 1
+            said = now
+            assert (same >= bound.asked[1]) == (place == spent and ended == "confident")
+        found += ended == "confident"
+        if ended == "confident":
+            cut = moge.alone(replace(ask, bound=replace(bound, every=None, most=spent)))
+            assert answer(request) == answer(cut)
+            assert [*request.logprobs] == [*cut.logprobs]
+    assert found > 2
+
+
 @pytest.mark.parametrize("drafter", EVERY)
 def test_a_thought_and_its_answer_may_have_other_drafters(moge: Bench, drafter: str) -> None:
     """Each drafter takes over from another one inside an answer, beside requests that keep theirs."""
