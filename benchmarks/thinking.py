@@ -5,7 +5,7 @@
 It asks a built-in model, `abacus` or `--mix atlas`, held-out tasks of its own kind, one at a time, each in every way
 before the next task: the presets fast and deep, auto as it learned it (`--auto FILE` of `fastslow tune --modes`) and
 by the weights set by hand, fast with escalation to deep, 0 to 8 groups with thinking off and on, and deep with hard and
-soft thinking budgets. `--only budgets` and so on measure a part of it. `thinking_pictures.py` draws the file.
+soft thinking budgets, or ended where the answer is settled. `--only budgets` and so on measure a part of it. `thinking_pictures.py` draws the file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rich.progress import track
 
 from fastslow import LLM, Mode, Speculation
 from fastslow.engine.host.progress import silent
-from fastslow.engine.params import Escalation
+from fastslow.engine.params import AnswerConfidence, Escalation
 from fastslow.models.locate import resolve_model
 from fastslow.policies.auto import BUILT_IN, checkpoint_selector, read_selector
 from fastslow.policies.features import features
@@ -39,7 +39,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 from abacus.task import Task, graded
 from abacus.tasks import MIXES
 
-PARTS = ("modes", "groups", "budgets", "soft")
+PARTS = ("modes", "groups", "budgets", "soft", "early")
+SETTLED = tuple(product((4, 8, 16, 32), (2, 3)))  # tokens between questions, and equal answers
 SOFT = (16, 32, 48, 64, 96)  # budgets whose last third is soft
 BUDGETS = (0, 4, 8, 16, 32, 48, 64, 96, 128, 192)
 Way = Mode | str | ModeRouter
@@ -82,7 +83,7 @@ def ways(llm: LLM, parts: list[str], between: tuple[str, ...], below: float) -> 
         doubt = Escalation(below=below, window=1, how="restart")
         found["escalation"] = Mode(name="escalation", base="fast", escalate=doubt)
     if "groups" in parts:
-        kinds, counts = (("fast", "off"), ("deep", "on")), range(llm.model.config.groups + 1)
+        kinds, counts = (("fast", "off"), ("deep", "on")), (0, 1, 2, 4, 8)
         for n, (base, thinking) in product(counts, kinds):
             name = f"{n} groups, thinking {thinking}"
             found[name] = Mode(name=name, base=base, groups=n)
@@ -91,8 +92,13 @@ def ways(llm: LLM, parts: list[str], between: tuple[str, ...], below: float) -> 
             found[f"budget {n}"] = Mode(name=f"budget {n}", base="deep", thinking_budget=n)
     if "soft" in parts:
         for n in SOFT:
-            soft = {"thinking_budget": n, "thinking_soft": n // 3}
-            found[f"soft budget {n}"] = Mode(name=f"soft budget {n}", base="deep", **soft)
+            soft = Mode(
+                base="deep", thinking_budget=n, thinking_soft=n // 3, name=f"soft budget {n}"
+            )
+            found[soft.name] = soft
+    for every, times in SETTLED if "early" in parts else ():
+        name, settled = f"early stop {every}x{times}", AnswerConfidence(every=every, times=times)
+        found[name] = Mode(name=name, base="deep", confidence=settled)
     return found
 
 
@@ -146,8 +152,9 @@ def main() -> None:
         modes = ways(llm, args.only, router.between, args.below)
         ask(llm, tasks[:3], modes, speculation)  # warms up
         measured = ask(llm, tasks, modes, speculation)
-        learned = isinstance(router, LearnedModeRouter) and {*router.between} <= {*measured}
-        curves_of = choices(llm, tasks, router, measured) if learned else {}
+        curves_of = {}
+        if isinstance(router, LearnedModeRouter) and {*router.between} <= {*measured}:
+            curves_of = choices(llm, tasks, router, measured)
     figures = {name: figures_of(answers) for name, answers in measured.items()}
     rows = []
     for name, row in figures.items():

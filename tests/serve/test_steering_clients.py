@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from protocols import PATHS, Clients, clients
+from protocols import PATHS, clients
 from serve_tools import served
 
 from fastslow import LLM, SamplingParams
@@ -20,32 +20,27 @@ from fastslow.serve.api.config import ServerConfig, ServerSettings
 from fastslow.serve.engines.local import LocalEngine
 from fastslow.serve.http.app import create_app
 
-ASKED = (
-    "a = 5; b = a + 12; c = b * 3; What is c?"  # abacus thinks 50 tokens, and its 25th ends a line
-)
-MOST, SAMPLED = 192, {"temperature": 0, "seed": 3}
+ASKED = "a = 5; b = a + 12; c = b * 3; What is c?"  # abacus thinks 50 tokens; the 25th ends a line
+MOST = 192
+STEERED: list[dict[str, Any]] = [
+    {"thought": {"temperature": 1.0, "top_k": 5, "speculation": "off"},
+        "answer": {"temperature": 0.2, "speculation": "ngram"}},
+    {"thinking_budget": 26, "warn_at": 0.8, "warning": "\nSoon over.\n"},
+    {"loop": {"times": 2, "least": 16}},
+    {"confidence": {"every": 4}},
+    {"answer_room": 160},
+    {"turn_budget": 30},
+]  # fmt: skip
 BRIEF = {"base": "deep", "thinking_budget": 26}
-PHASES: dict[str, Any] = {
-    "thought": {"temperature": 1.0, "top_k": 5, "speculation": "off"},
-    "answer": {"temperature": 0.2, "speculation": "ngram"},
-}
-WARNED = {"thinking_budget": 26, "warn_at": 0.8, "warning": "\nSoon over.\n"}
-WISHES: dict[str, tuple[dict[str, Any], Any]] = {  # fields over HTTP, and the mode that they are
-    "thought, answer": ({"mode": "deep", **PHASES}, {"base": "deep", **PHASES}),
-    "loop": (
-        {"loop": {"times": 2, "least": 16}},
-        {"base": "deep", "loop": {"times": 2, "least": 16}},
-    ),
-    "answer_room": ({"answer_room": 160}, {"base": "deep", "answer_room": 160}),
-    "warn_at, warning": (WARNED, {"base": "deep", **WARNED}),
-    "turn_budget": ({"turn_budget": 30}, {"base": "deep", "turn_budget": 30}),
-    "none": ({"reasoning_effort": "none"}, {"base": "fast", "thinking": "off"}),
-    "low": ({"reasoning_effort": "low"}, BRIEF),
-    "high": ({"reasoning_effort": "high"}, "deep"),
-    "adaptive": ({"thinking": {"type": "adaptive"}}, "auto"),
-    "enabled": ({"thinking": {"type": "enabled", "budget_tokens": 26}}, BRIEF),
-    "disabled": ({"thinking": {"type": "disabled"}}, {"base": "deep", "thinking": "off"}),
-}
+WISHES: list[tuple[dict[str, Any], Any]] = [  # fields over HTTP, and the mode that they are
+    *((fields, {"base": "deep", **fields}) for fields in STEERED),
+    ({"reasoning_effort": "none"}, {"base": "fast", "thinking": "off"}),
+    ({"reasoning_effort": "low"}, BRIEF),
+    ({"reasoning_effort": "high"}, "deep"),
+    ({"thinking": {"type": "adaptive"}}, "auto"),
+    ({"thinking": {"type": "enabled", "budget_tokens": 26}}, BRIEF),
+    ({"thinking": {"type": "disabled"}}, {"base": "deep", "thinking": "off"}),
+]
 Said = tuple[str, int]  # the answer's text, and how many tokens were thought
 
 
@@ -62,81 +57,60 @@ def url(llm: LLM) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture(scope="module")
-def official(url: str) -> Iterator[Clients]:
+def official(url: str, protocol: str, fields: dict[str, Any]) -> list[Said]:
+    asked = ASKED if protocol == "responses" else [{"role": "user", "content": ASKED}]
+    body = {"input" if protocol == "responses" else "messages": asked, "most": MOST, **fields}
     with clients(url) as made:
-        yield made
+        said = [made.ask(protocol, stream, temperature=0, **body) for stream in (False, True)]
+    return [(one.text, one.tokens[2]) for one in said]
 
 
-def check(llm: LLM, wish: str, ask: Callable[[dict[str, Any]], list[Said]]) -> None:
-    """What a client is told, whole and streamed, and with the turn's name what its second call is told."""
-    fields, mode = WISHES[wish]
-    out = llm.chat(ASKED, SamplingParams(**SAMPLED, max_tokens=MOST), mode=mode, speculation="off")
-    assert ask(fields) == [(out.text, out.metrics.thinking_tokens)] * 2
-    if wish == "turn_budget":
-        named = {"turn_budget": 70, "turn": f"of {ask}"}
-        assert [thought for _, thought in ask(named)] == [50, 20]
+def langchain(url: str, kind: str, fields: dict[str, Any]) -> list[Said]:
+    library, body = pytest.importorskip("langchain_openai"), {**fields}
+    own = {"model": "tiny", "base_url": f"{url}/v1", "api_key": "none", "stream_usage": True}
+    own |= {"temperature": 0, "max_tokens": MOST, "use_responses_api": kind == "responses"}
+    own |= {"reasoning_effort": body.pop("reasoning_effort", None), "extra_body": body}
+    model = library.ChatOpenAI(**own)
+    made = [model.invoke(ASKED), functools.reduce(operator.add, model.stream(ASKED))]
+    usage = [one.usage_metadata["output_token_details"] for one in made]
+    return [(str(one.text), each["reasoning"]) for one, each in zip(made, usage)]
 
 
-@pytest.mark.parametrize("protocol", PATHS)
-@pytest.mark.parametrize("wish", WISHES)
-def test_official_clients(llm: LLM, official: Clients, wish: str, protocol: str) -> None:
-    def ask(fields: dict[str, Any]) -> list[Said]:
-        body: Any = {
-            "input" if protocol == "responses" else "messages": [{"role": "user", "content": ASKED}]
-        }
-        body |= {"most": MOST, **SAMPLED, **fields}
-        said = [official.ask(protocol, stream, **body) for stream in (False, True)]
-        return [(one.text, one.tokens[2]) for one in said]
-
-    check(llm, wish, ask)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("responses", [False, True])
-@pytest.mark.parametrize("wish", WISHES)
-def test_langchain(llm: LLM, url: str, wish: str, responses: bool) -> None:
-    library = pytest.importorskip("langchain_openai")
-
-    def ask(fields: dict[str, Any]) -> list[Said]:
-        body = {"seed": 3, **fields}
-        own = {
-            "reasoning_effort": body.pop("reasoning_effort", None),
-            "use_responses_api": responses,
-        }
-        own |= {"base_url": f"{url}/v1", "api_key": "none", "stream_usage": True}
-        own |= {"temperature": 0, "max_tokens": MOST, "extra_body": body}
-        model = library.ChatOpenAI(model="tiny", **own)
-        made = [model.invoke(ASKED), functools.reduce(operator.add, model.stream(ASKED))]
-        thought = [one.usage_metadata["output_token_details"]["reasoning"] for one in made]
-        return [(str(one.text), n) for one, n in zip(made, thought)]
-
-    check(llm, wish, ask)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["OpenAIChatModel", "OpenAIResponsesModel"])
-@pytest.mark.parametrize("wish", WISHES)
-def test_pydantic_ai(llm: LLM, url: str, wish: str, kind: str) -> None:
-    library = pytest.importorskip("pydantic_ai")
+def pydantic_ai(url: str, kind: str, fields: dict[str, Any]) -> list[Said]:
+    library, body = pytest.importorskip("pydantic_ai"), {**fields}
     models = pytest.importorskip("pydantic_ai.models.openai")
     providers = pytest.importorskip("pydantic_ai.providers.openai")
     provider = providers.OpenAIProvider(base_url=f"{url}/v1", api_key="none")
     agent = library.Agent(getattr(models, kind)("tiny", provider=provider))
+    own = {"max_tokens": MOST, "temperature": 0, "extra_body": body}
+    if effort := body.pop("reasoning_effort", None):
+        own["openai_reasoning_effort"] = effort
 
-    def ask(fields: dict[str, Any]) -> list[Said]:
-        body = {"seed": 3, **fields}
-        own = {"max_tokens": MOST, "temperature": 0, "extra_body": body}
-        if effort := body.pop("reasoning_effort", None):
-            own["openai_reasoning_effort"] = effort
+    async def both() -> list[Said]:
+        made = await agent.run(ASKED, model_settings=own)
+        async with agent.run_stream(ASKED, model_settings=own) as run:
+            said = [(made.output, made.usage), (await run.get_output(), run.usage)]
+        return [(text, usage.details.get("reasoning_tokens", 0)) for text, usage in said]
 
-        async def both() -> list[Said]:
-            made = await agent.run(ASKED, model_settings=own)
-            said = [(made.output, made.usage.details.get("reasoning_tokens", 0))]
-            async with agent.run_stream(ASKED, model_settings=own) as run:
-                text = await run.get_output()
-                return [*said, (text, run.usage.details.get("reasoning_tokens", 0))]
+    return asyncio.run(both())
 
-        return asyncio.run(both())
 
-    check(llm, wish, ask)
+SLOW = [(langchain, "chat"), (langchain, "responses")]
+SLOW += [(pydantic_ai, "OpenAIChatModel"), (pydantic_ai, "OpenAIResponsesModel")]
+CLIENTS = [pytest.param(official, protocol) for protocol in PATHS]
+CLIENTS += [pytest.param(*one, marks=pytest.mark.slow) for one in SLOW]
+
+
+@pytest.mark.parametrize(("ask", "kind"), CLIENTS)
+@pytest.mark.parametrize(("fields", "mode"), WISHES)
+def test_an_answer_is_the_librarys_own(
+    llm: LLM, url: str, fields: Any, mode: Any, ask: Callable[..., list[Said]], kind: str
+) -> None:
+    """Whole and streamed; of a turn that has a name, the second call has what the first one left."""
+    params = SamplingParams(temperature=0, seed=3, max_tokens=MOST)
+    out = llm.chat(ASKED, params, mode=mode, speculation="off")
+    asked = ask(url, kind, {"seed": 3, **fields})
+    assert asked == [(out.text, out.metrics.thinking_tokens)] * 2
+    if "turn_budget" in fields:
+        named = ask(url, kind, {"turn_budget": 70, "turn": f"{ask.__name__} {kind}"})
+        assert [thought for _, thought in named] == [50, 20]
