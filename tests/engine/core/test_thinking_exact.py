@@ -132,8 +132,8 @@ def test_what_steers_a_thought_holds_under_every_drafter(moge: Bench, drafter: s
 
 SETTLING: list[tuple[Bound, dict[str, Any]]] = [
     (Bound(opened=True, every=4, asked=(3, 2)), {}),
-    (Bound(opened=True, every=3, asked=(2, 3), closing=PHRASE), {"temperature": 0.8}),
-    (Bound(20, opened=True, every=5, asked=(6, 2), warning=" Hm.", warn_at=4), {}),
+    (Bound(opened=True, every=3, asked=(1, 3), closing=PHRASE), {"temperature": 0.8}),
+    (Bound(20, opened=True, every=5, asked=(2, 2), warning=" Hm.", warn_at=4), {}),
     (Bound(opened=True, every=2, asked=(1, 2), prefix=(80, 81, 82)), {"frequency_penalty": 1.0}),
     (Bound(opened=True, every=7, asked=(4, 2), ends_at=36, room=44), {"temperature": 1.1}),
     (Bound(opened=True, every=1, asked=(5, 2)), {"logprobs": 1, "presence_penalty": 0.5}),
@@ -157,7 +157,7 @@ def test_a_thought_ends_where_its_answer_is_settled_under_every_drafter(
     assert check(moge, asks)["accepted"] > 0
     plain = list(map(moge.alone, asks))
     assert all(r.spec_stats.probe_rows > 0 for r in plain)
-    few = Setting(pages=40, prompt_rows=5)
+    few = Setting(pages=26, prompt_rows=5)
     assert check(moge, asks, few)["preempted"] > 0
     assert sum(r.thinking.outcome(r.tokens).ended == "confident" for r in plain if r.thinking) > 2
 
