@@ -2,11 +2,11 @@
 
     python examples/train_abacus.py --out abacus                     # about 90 minutes
     python examples/train_abacus.py --out abacus-draft --draft       # a few minutes
-    python examples/train_abacus.py --out atlas --mix atlas --minutes 7 --rows 8
+    python examples/train_abacus.py --out atlas --mix atlas --minutes 5 --rows 8
 
 The model learns on tasks that it makes up as it goes (`examples/abacus/`): half of them are worked
 out step by step between `[unused16]` and `[unused17]`, half are answered at once, as ` /no_think`
-asks for. In half of the samples only some of the expert groups run, so that fast modes work.
+asks for. In some of the samples only a part of the expert groups runs, so that fast modes work.
 Ctrl-C ends it early: the model is written as it is then.
 """
 

@@ -55,13 +55,14 @@ class Writer:
         return Sample(tokens + answer, learnt + [True] * len(answer), groups)
 
     def random(self, rng: Random, size: int) -> Sample:
-        """A sample to learn from: some of them thought out, half of them with fewer groups."""
+        """A sample to learn from: some of them thought out, some with fewer groups."""
         thinking = rng.random() < self.mix.think
         shares = self.mix.thought if thinking else self.mix.answered
         task = self.mix.draw(rng, size, shares)
         while task.held_out:
             task = self.mix.draw(rng, size, shares)
-        groups = self._groups if rng.random() < 0.5 else rng.randint(0, self._groups)
+        whole = rng.random() < self.mix.whole
+        groups = self._groups if whole else rng.randint(0, min(self.mix.most, self._groups))
         cut = rng.random() if rng.random() < CUT else 1.0
         return self.sample(task, thinking, groups, cut, rng.choice(("", "\n")))
 

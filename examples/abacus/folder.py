@@ -20,9 +20,6 @@ from torch import Tensor
 from abacus.moge import Shape
 from abacus.tasks import Mix
 
-FAST = 2  # groups that the preset runs
-
-
 MARKS = [f"[unused{n}]" for n in range(9, 18)]
 NAMES = ["系统：", "用户：", "助手：", "工具："]
 SWITCHES = ["▁/no_think", "▁/auto_think"]
@@ -51,13 +48,13 @@ def train_tokenizer(mix: Mix, seed: int = 0, count: int = 20000) -> bytes:
     return model.getvalue()
 
 
-def presets(groups: int) -> dict[str, Any]:
+def presets(groups: int, few: int) -> dict[str, Any]:
     """fastslow.json."""
     fast = {
-        "groups": FAST,
+        "groups": few,
         "thinking": "off",
         "sampling": {"max_tokens": 32},
-        "description": f"The answer at once; shared expert and the {FAST} strongest of {groups} groups.",
+        "description": f"The answer at once; shared expert and the {few} strongest of {groups} groups.",
     }
     deep = {
         "groups": None,
@@ -100,7 +97,7 @@ def write_folder(
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     (folder / "generation_config.json").write_text('{"do_sample": false}\n')
     if shape.groups:
-        text = json.dumps(presets(shape.groups), indent=2) + "\n"
+        text = json.dumps(presets(shape.groups, shape.fast), indent=2) + "\n"
         (folder / "fastslow.json").write_text(text)
     (folder / "tokenizer.model").write_bytes(tokenizer)
     save_file(official(weights, shape), folder / "model.safetensors", {"format": "pt"})

@@ -31,6 +31,7 @@ class Shape:
     groups: int = 8
     experts: int = 2  # of a group
     width: int = 32  # of an expert
+    fast: int = 2  # groups that the preset fast runs
     positions: int = 1024
 
     @property

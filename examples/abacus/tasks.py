@@ -39,6 +39,9 @@ class Mix:
     shape: Shape
     growth: float = 3e6  # tokens until tasks have their full size
     split: float = 0.0  # share of the time in which the model is dense
+    whole: float = 0.5  # share of the samples in which all groups run
+    most: int = 8  # groups that run in the others, which have 0 to so many
+    balance: float = 0.01  # weight of the loss that keeps experts and groups even
     words: tuple[str, ...] = ()  # the tokenizer has one piece for each
 
     @property
@@ -84,7 +87,8 @@ MIXES = {
         shape=Shape(),
         split=0.25,
     ),
-    # A narrow shared expert: what is known must be in the groups, so that each of them counts.
+    # What is known must be in the groups, so that each of them counts: a narrow shared expert; facts learnt by a dense
+    # model, whose neurons are then dealt to all groups; even weights; and few samples in which some groups are missing.
     "atlas": Mix(
         kinds={fact: 1},
         sizes=(4, 2, 1, 1, 0, 0),
@@ -92,7 +96,13 @@ MIXES = {
         answered=(30, 1, 1, 1, 0, 0),
         think=0.7,
         growth=0,
-        shape=Shape(vocabulary=640, hidden=128, layers=2, heads=4, kv_heads=2, shared=32, width=64),
+        split=0.6,
+        whole=0.9,
+        most=2,
+        balance=0.2,
+        shape=Shape(
+            vocabulary=640, hidden=128, layers=2, heads=4, kv_heads=2, shared=32, width=64, fast=4
+        ),
         words=tuple(f"▁{name}" for name in PEOPLE),
     ),
 }

@@ -22,7 +22,6 @@ DECAY = 0.02  # of matrices
 WARM = 100  # steps
 FADE = 0.4  # the last part of the time, in which the rates fall to nothing
 AVERAGE = 0.998
-BALANCE = 0.01
 
 
 @dataclass(slots=True)
@@ -100,7 +99,7 @@ class Trainer:
         groups = [group for o in self._optimizers for group in o.param_groups]
         for group, full in zip(groups, self._rates, strict=True):
             group["lr"] = full * rate
-        loss, error = self.model.loss(batch, BALANCE)
+        loss, error = self.model.loss(batch, mix.balance)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self._optimizers:
