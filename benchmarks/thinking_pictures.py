@@ -158,9 +158,9 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the pictures")
     args = parser.parse_args()
     runs = [json.loads(file.read_text("utf-8")) for file in args.runs]
-    every = {f"{run['model']}, {run['tasks']['count']} tasks": panels(run) for run in runs}
+    every = [(f"{run['model']}, {run['tasks']['count']} tasks", panels(run)) for run in runs]
     for name, title in TITLES.items():
-        own = [(of, made[name]) for of, made in every.items() if name in made]
+        own = [(of, made[name]) for of, made in every if name in made]
         parts = [part for n, (of, made) in enumerate(own) for part in drawn(of, made, n * WIDTH)]
         wide = WIDTH * len(own)
         head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {HEIGHT}" role="img">'
