@@ -163,7 +163,7 @@ def main() -> None:
         own = [(of, made[name]) for of, made in every if name in made]
         parts = [part for n, (of, made) in enumerate(own) for part in drawn(of, made, n * WIDTH)]
         wide = WIDTH * len(own)
-        head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {HEIGHT}" role="img">'
+        head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {HEIGHT}" width="{wide}" role="img">'
         head += (
             f'<title>{title}</title>{style()}<rect class="bg" width="{wide}" height="{HEIGHT}"/>'
         )
