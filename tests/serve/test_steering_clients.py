@@ -78,8 +78,8 @@ def langchain(url: str, kind: str, fields: dict[str, Any]) -> list[Said]:
 
 def pydantic_ai(url: str, kind: str, fields: dict[str, Any]) -> list[Said]:
     library, body = pytest.importorskip("pydantic_ai"), {**fields}
-    models = pytest.importorskip("pydantic_ai.models.openai")
-    providers = pytest.importorskip("pydantic_ai.providers.openai")
+    parts = (f"pydantic_ai.{name}.openai" for name in ("models", "providers"))
+    models, providers = map(pytest.importorskip, parts)
     provider = providers.OpenAIProvider(base_url=f"{url}/v1", api_key="none")
     agent = library.Agent(getattr(models, kind)("tiny", provider=provider))
     own = {"max_tokens": MOST, "temperature": 0, "extra_body": body}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import operator
 import re
@@ -30,14 +31,10 @@ SMALLER = {"300": "26", "500": "30", "100": "160"}  # numbers that this thought 
 
 def rows(title: str) -> list[list[str]]:
     """The cells of the table whose first row begins with this."""
-    found: list[list[str]] = []
-    for _, line in prose(PAGE):
-        if found or line.startswith(f"| {title} |"):
-            if not line.startswith("|"):
-                break
-            found.append([cell.strip() for cell in line.strip("|").split("|")])
-    assert len(found) > 3
-    return found[2:]
+    lines = [line for _, line in prose(PAGE)]
+    start = next(n for n, line in enumerate(lines) if line.startswith(f"| {title} |")) + 2
+    table = itertools.takewhile(lambda line: line.startswith("|"), lines[start:])
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
 
 
 WISHES = {wish: cells for wish, *cells in rows("you want")}
