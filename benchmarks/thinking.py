@@ -5,7 +5,8 @@
 It asks a built-in model, `abacus` or `--mix atlas`, held-out tasks of its own kind, one at a time, each in every way
 before the next task: the presets fast and deep, auto as it learned it (`--auto FILE` of `fastslow tune --modes`) and
 by the weights set by hand, fast with escalation to deep, 0 to 8 groups with thinking off and on, and deep with hard and
-soft thinking budgets, or ended where the answer is settled. `--only budgets` and so on measure a part of it. `thinking_pictures.py` draws the file.
+soft thinking budgets, or ended where the answer is settled. `--only budgets` and so on measure a part of
+it. `thinking_pictures.py` draws the file.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ from abacus.task import Task, graded
 from abacus.tasks import MIXES
 
 PARTS = ("modes", "groups", "budgets", "soft", "early")
-SETTLED = tuple(product((4, 8, 16, 32), (2, 3)))  # tokens between questions, and equal answers
+SETTLED = (  # tokens between questions, equal answers, probability of each of their tokens
+    (8, 3, 0.0), (4, 2, 0.8), (8, 2, 0.9), (4, 2, 0.95), (8, 1, 0.99), (16, 1, 0.98)
+)  # fmt: skip
 SOFT = (16, 32, 48, 64, 96)  # budgets whose last third is soft
 BUDGETS = (0, 4, 8, 16, 32, 48, 64, 96, 128, 192)
 Way = Mode | str | ModeRouter
@@ -96,8 +99,9 @@ def ways(llm: LLM, parts: list[str], between: tuple[str, ...], below: float) -> 
                 base="deep", thinking_budget=n, thinking_soft=n // 3, name=f"soft budget {n}"
             )
             found[soft.name] = soft
-    for every, times in SETTLED if "early" in parts else ():
-        name, settled = f"early stop {every}x{times}", AnswerConfidence(every=every, times=times)
+    for every, times, sure in SETTLED if "early" in parts else ():
+        name = f"early stop {every}x{times}, {sure:g}"
+        settled = AnswerConfidence(every=every, times=times, sure=sure)
         found[name] = Mode(name=name, base="deep", confidence=settled)
     return found
 

@@ -266,14 +266,22 @@ class AnswerConfidence(Params):
     tokens: Annotated[StrictInt, Field(ge=1, le=64)] = Field(
         default=8, description="first tokens of the answer that are compared"
     )
-    times: Annotated[StrictInt, Field(ge=2, le=1000)] = Field(
+    times: Annotated[StrictInt, Field(ge=1, le=1000)] = Field(
         default=2, description="the same answer so often in a row ends the thought"
+    )
+    sure: Annotated[Number, Field(ge=0, le=1)] = Field(
+        default=0.9,
+        description="an answer counts where each of these tokens has this probability; 0 = any answer",
     )
     prefix: Text = Field(
         default="",
         description="what the answer begins with where the model is asked, such as 'The answer is'; the real "
         "answer does not",
     )
+
+    def model_post_init(self, _context: object) -> None:
+        if self.times < 2 and not self.sure:
+            raise ValueError("times=1 needs sure above 0: else the first answer ends the thought")
 
 
 class Mode(Params):

@@ -23,7 +23,9 @@ class Metrics:
     ttft: float  # from the call to the first token
     tpot: float  # mean time of each token after the first
     tokens: int
-    steps: int  # target forwards that gave tokens
+    steps: (
+        int  # target forwards that gave tokens, or only told more of an answer that was asked for
+    )
     drafted: int  # nodes verified
     accepted: int
     cut: int  # nodes proposed and not verified: they would not have paid

@@ -11,7 +11,7 @@ from fastslow.engine.core.request import Request
 from fastslow.engine.core.scheduler import ScheduledChunk
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import layer_columns
-from fastslow.engine.sampling.probs import best_token, only_best
+from fastslow.engine.sampling.probs import best_token, log_probability, only_best
 from fastslow.engine.types import ModelOutput, Rows, Segment, Tree
 
 
@@ -43,7 +43,7 @@ def lay_rows(
     for item, positions in zip(work, read, strict=True):
         request, chunk = item
         ready = item.ready
-        tree, branch = trees[len(verify_logits)] if ready else Tree(), list[int]()
+        tree, branch, scored = trees[len(verify_logits)] if ready else Tree(), list[int](), False
         predicted = _predicted(request, chunk)
         outputs = [position - request.computed for position, _ in predicted]
         prompt_logits.append((logits, [token for _, token in predicted]))
@@ -56,11 +56,12 @@ def lay_rows(
             outputs += verified
             seen += verified
         if ready and (probe := request.answer_probe) is not None:
-            branch, end = probe.rows, chunk + len(tree.tokens) + len(probe.rows)
+            branch, scored = probe.rows, probe.sure > 0
+            end = chunk + len(tree.tokens) + len(branch)
             outputs += range(end - len(probe.draft) - 1, end)
         logits += len(outputs)
         looks += len(seen)
-        segments.append(_segment(item, tree, branch, outputs, seen, kv))
+        segments.append(_segment(item, tree, branch, scored, outputs, seen, kv))
     return StepLayout(Rows.of(segments), prompt_logits, verify_logits, verify_seen, read_seen)
 
 
@@ -81,11 +82,12 @@ def _segment(
     item: ScheduledChunk,
     tree: Tree,
     branch: Sequence[int],
+    scored: bool,
     outputs: Sequence[int],
     seen: Sequence[int],
     kv: KVCache,
 ) -> Segment:
-    """`branch`: tokens that follow the last one beside the tree."""
+    """`branch`: tokens that follow the last one beside the tree. `scored`: their logits are wanted."""
     request, chunk = item
     end = chunk + len(tree.tokens)
     computed = request.computed
@@ -108,7 +110,7 @@ def _segment(
         groups=request.current_groups,
         outputs=outputs,
         feature_rows=seen,
-        only_best=only_best(request) and not request.wants_logits,
+        only_best=only_best(request) and not request.wants_logits and not scored,
         max_len=request.max_len,
     )
 
@@ -127,10 +129,12 @@ def ask_probes(
             : len(probe.draft) + 1
         ]
         request.spec_stats.probe_rows += len(probe.rows)
-        best = [int(out.best[row]) for row in rows]
+        best, logprobs = [int(out.best[row]) for row in rows], list[float]()
         if not layout.rows.only_best[verified]:
             best = [best_token(out.logits[row]) for row in rows]
-        if not probe.take(best):
+            some = zip(rows, best) if probe.sure else ()
+            logprobs = [log_probability(out.logits[row], token) for row, token in some]
+        if not probe.take(best, logprobs):
             waiting.add(request)
             continue
         thinking.told(request.tokens, probe.settled)

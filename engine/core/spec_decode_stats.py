@@ -50,7 +50,7 @@ class DraftCounts:
 class SpecDecodeStats:
     """What happened to one request."""
 
-    steps: int = 0  # forwards that gave tokens
+    steps: int = 0  # forwards that gave tokens, or only told more of an answer that was asked for
     drafted: int = 0  # nodes that were verified
     accepted: int = 0
     cut: int = 0  # nodes that were proposed and not verified: they would not have paid

@@ -111,23 +111,24 @@ class PromptProbe:
 class AnswerProbe:
     """Whether the answer is settled before the thought is over. Every so many tokens of thought it asks what the model
     would answer if the thought ended there: the likeliest tokens behind the closing tag, before bias, penalties, grammar
-    and temperature, up to an end token. The same answer so often in a row is settled; an empty one never is.
+    and temperature, up to an end token. The same answer so often in a row is settled, if each of its tokens has at least
+    the probability `sure`; an empty one never is.
 
     These tokens are rows beside a step's draft, which follow the text's last token and are dropped again. The answer
     before is their draft: one that is the same takes one step, another one a step for each token from the first that
     differs. So what is found depends on the text alone.
 
     Questions in between: Fu et al. 2024, arXiv 2412.20993. The same answer in a row: Liu and Wang 2025, arXiv
-    2506.02536.
+    2506.02536. How sure the model is of it: arXiv 2509.07820.
 
     start: tokens behind the thought before those that are compared. tokens: most of these. times: equal answers in a
-    row. ends: tokens that end an answer.
+    row. sure: least probability of each of their tokens. ends: tokens that end an answer.
     """
 
     def __init__(
-        self, start: Sequence[int], tokens: int, times: int, ends: Collection[int]
+        self, start: Sequence[int], tokens: int, times: int, sure: float, ends: Collection[int]
     ) -> None:
-        self.settled = False
+        self.settled, self.sure = False, sure
         self.answer: list[int] = []  # of the latest question
         self.draft: list[int] = []  # what it answers this time, as far as is known or guessed
         self._start, self._tokens, self._times, self._ends = list(start), tokens, times, ends
@@ -143,9 +144,9 @@ class AnswerProbe:
         """Rows of a step, at most."""
         return len(self._start) + self._tokens - 1
 
-    def take(self, likeliest: Sequence[int]) -> bool:
-        """The likeliest tokens after these rows; -1 where logits are not finite. False: the same text is asked
-        again."""
+    def take(self, likeliest: Sequence[int], logprobs: Sequence[float]) -> bool:
+        """The likeliest tokens after these rows; -1 where logits are not finite. With `sure`, their log-probabilities.
+        False: the same text is asked again."""
         answer = list[int]()
         for place, token in enumerate(likeliest):
             answer.append(token)
@@ -154,7 +155,9 @@ class AnswerProbe:
             if self.draft[place : place + 1] != [token]:
                 self.draft = answer
                 return False
-        some = answer[0] >= 0 and answer[0] not in self._ends and answer[-1] >= 0
+        some = answer[0] not in self._ends and answer[-1] >= 0
+        if self.sure and some:
+            some = min(logprobs[: len(answer)]) >= math.log(self.sure)
         self._same = (self._same + 1 if answer == self.answer else 1) if some else 0
         self.answer, self.draft = answer, answer[:-1]
         self.settled = self._same >= self._times

@@ -144,8 +144,8 @@ class Thinking:
     @property
     def bounded(self) -> bool:
         """Whether tokens may be forced."""
-        steering = self._steering
-        return not (self._policy is steering.cut is steering.every is None)
+        cut, every = self._steering.cut, self._steering.every
+        return self._policy is not None or cut is not None or every is not None
 
     def at(self, tokens: Sequence[int], drafted: Sequence[int]) -> OneHot | LogitBoost | None:
         if not self.bounded:

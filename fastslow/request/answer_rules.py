@@ -50,7 +50,7 @@ class ThinkingRules:
             if loop is not None and loop.answer:
                 steering = Steering(ThinkingLimits(loop=loop))
                 return Thinking(None, False, len(prompt.tokens), steering)
-            if not most is loop is mode.confidence is None:
+            if most is not None or loop is not None or mode.confidence is not None:
                 self._inputs.said.note(
                     f"mode {mode.name!r} bounds its thoughts, but this model has no thinking tags: "
                     "name them in fastslow.json or as thinking_tags",
@@ -109,7 +109,7 @@ class ThinkingRules:
                 "WARNING",
             )
         ends = {*params.stop_token_ids, *(() if params.ignore_eos else self._ends)}
-        return AnswerProbe(start, rule.tokens, rule.times, ends)
+        return AnswerProbe(start, rule.tokens, rule.times, rule.sure, ends)
 
 
 class Compiler(Protocol):

@@ -193,12 +193,14 @@ def test_what_a_budget_cannot_do_is_said_once(
 ) -> None:
     for _ in range(2):
         llms["opening"].chat("hello", TWENTY, mode={"thinking": "on", "thinking_budget": 20})
+        llms["opening"].chat("hello", TWENTY, mode={"thinking": "on", "confidence": True})
     assert sum("leaves no room" in line for line in logged) == 1
+    assert sum("there is no room for that" in line for line in logged) == 1
     folder = write_chat(tmp_path, PLAIN)
     path = folder / "tokenizer.json"
     path.write_text(path.read_text("utf-8").replace("think>", "thonk>"), "utf-8")
     with open_llm(folder) as llm:
-        out = llm.chat("hello", TWENTY, mode={"base": "deep", "thinking_budget": 0})
+        out = llm.chat("hello", TWENTY, mode={"base": "deep", "confidence": True})
         assert (out.metrics.thinking_tokens, out.metrics.thinking_ended) == (0, None)
     assert any("no thinking tags" in line for line in logged)
 

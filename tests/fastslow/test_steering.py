@@ -201,7 +201,7 @@ def test_thought_and_answer_are_drafted_each_in_its_own_way(llm: LLM) -> None:
         ({"loop": {"times": 1}}, "loop.times=1 must be greater than or equal to 2"),
         ({"loop": {"time": 4}}, "field 'loop.time' is unknown"),
         ({"confidence": 1}, "confidence=1 must "),
-        ({"confidence": {"times": 1}}, "confidence.times=1 must be greater than or equal to 2"),
+        ({"confidence": {"times": 1, "sure": 0}}, "times=1 needs sure above 0"),
         ({"confidence": {"tokens": 65}}, "confidence.tokens=65 must be less than or equal to 64"),
         ({"warn_at": 1.0}, "warn_at=1.0 must be less than 1"),
         ({"warn_at": 0.5, "thinking_budget": 9, "warning": "a</think>"}, "must not hold the tag"),

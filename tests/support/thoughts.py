@@ -32,6 +32,7 @@ class Bound:
     ends: frozenset[int] = frozenset()
     every: int | None = None  # tokens of thought, after which it is asked for its answer
     asked: tuple[int, int] = (2, 2)  # tokens that are compared, equal answers in a row
+    sure: float = 0.0
     prefix: tuple[int, ...] = ()
 
     def of(self, tokenizer: Tokenizer, prompt_length: int) -> Thinking:
@@ -40,7 +41,9 @@ class Bound:
         warning = tags.written(self.warning) if self.warning else ()
         closing = tags.closing(self.closing)
         probe = (
-            None if self.every is None else AnswerProbe([*closing, *self.prefix], *self.asked, ())
+            None
+            if self.every is None
+            else AnswerProbe([*closing, *self.prefix], *self.asked, self.sure, ())
         )
         steering = Steering(limits, closing, warning, self.ends, self.room, self.every, probe)
         return Thinking(tags, self.opened, prompt_length, steering)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
+from distributions import uniform_fits
 from engine_tools import Ask, Bench, Setting, answer
-from exact_tools import EVERY, PROMPTS, check, params
+from exact_tools import EVERY, PROMPTS, VOCAB, check, params
 from thoughts import Bound
 
 from fastslow.engine.params import Loop
+from fastslow.engine.types import FORCED
 
 OPEN, CLOSE = 3, 4
 PHRASE = "\nNow the answer.\n"
@@ -137,6 +141,7 @@ SETTLING: list[tuple[Bound, dict[str, Any]]] = [
     (Bound(opened=True, every=2, asked=(1, 2), prefix=(80, 81, 82)), {"frequency_penalty": 1.0}),
     (Bound(opened=True, every=7, asked=(4, 2), ends_at=36, room=44), {"temperature": 1.1}),
     (Bound(opened=True, every=1, asked=(5, 2)), {"logprobs": 1, "presence_penalty": 0.5}),
+    (Bound(opened=True, every=3, asked=(2, 1), sure=0.2), {"temperature": 0.7}),
 ]  # fmt: skip
 
 
@@ -173,16 +178,17 @@ def test_a_settled_thought_is_one_that_is_cut_there(moge: Bench) -> None:
         if bound.warning:
             continue
         start = [*(closing(moge) if bound.closing else [CLOSE]), *bound.prefix]
-        said, same, most = [], 0, 43
+        said, same, most = list[int](), 0, 43
         for place in range(bound.every, spent + 1, bound.every):
             text = (*ask.tokens, *free[:place], *start)
-            if len(ask.tokens) + place + len(start) + bound.asked[0] - 1 > len(ask.tokens) + most:
+            if place + len(start) + bound.asked[0] - 1 > most:
                 break
-            now = answer(
-                moge.alone(Ask(text, params(max_tokens=bound.asked[0]), groups=ask.groups))
-            )
-            same = same + 1 if now == said else 1
-            said = now
+            asked = params(max_tokens=bound.asked[0], logprobs=1)
+            told = moge.alone(Ask(text, asked, groups=ask.groups))
+            least = min(each[token] for each, token in zip(told.logprobs, answer(told)))
+            same = same + 1 if answer(told) == said else 1
+            same = 0 if bound.sure and math.exp(least) < bound.sure else same
+            said = answer(told)
             assert (same >= bound.asked[1]) == (place == spent and ended == "confident")
         found += ended == "confident"
         if ended == "confident":
@@ -190,6 +196,26 @@ def test_a_settled_thought_is_one_that_is_cut_there(moge: Bench) -> None:
             assert answer(request) == answer(cut)
             assert [*request.logprobs] == [*cut.logprobs]
     assert found > 2
+
+
+@pytest.mark.parametrize("drafter", ["sampled", "self1"])
+def test_drawn_tokens_have_their_law_where_answers_are_asked_for(moge: Bench, drafter: str) -> None:
+    """By the integral transform of each token, also of those that were drawn while a question went on."""
+    drawn = params(max_tokens=14, temperature=1.0)
+    bound = Bound(opened=True, every=2, asked=(3, 2))
+    asks = [Ask((*PROMPTS[n % 5], OPEN), drawn, drafter, seed=n, bound=bound) for n in range(80)]
+    requests = moge.run(asks)
+    assert sum(r.spec_stats.accepted for r in requests) > 0
+    assert sum(r.spec_stats.probe_rows for r in requests) > 1000
+    scored = params(max_tokens=1, prompt_logprobs=VOCAB)
+    random, values = np.random.default_rng(0), list[float]()
+    for request, told in zip(requests, moge.run([Ask(tuple(r.tokens), scored) for r in requests])):
+        tables = told.prompt_logprobs[request.prompt_length - 1 :]
+        for token, source, table in zip(answer(request), request.sources, tables):
+            if source != FORCED:
+                below = sum(math.exp(value) for other, value in table.items() if other < token)
+                values.append(below + random.random() * math.exp(table[token]))
+    uniform_fits(np.array(values))
 
 
 @pytest.mark.parametrize("drafter", EVERY)
