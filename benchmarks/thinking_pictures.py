@@ -28,8 +28,8 @@ TITLES = {
     "budgets.svg": "Right answers by tokens, of thoughts that are ended early",
     "groups.svg": "Right answers by routed groups",
 }
-EARLY = {"hard budget": ("budget ", ORANGE), "soft budget": ("soft budget ", BLUE)}
-EARLY |= {"early stop": ("early stop", GREEN)}
+EARLY = {"hard budget": ("budget ", ORANGE, "none"), "soft budget": ("soft budget ", BLUE, "4 6")}
+EARLY |= {"early stop": ("early stop", GREEN, "none")}
 
 
 class Line(NamedTuple):
@@ -136,9 +136,9 @@ def panels(run: dict[str, Any]) -> dict[str, Panel]:
         points = [(name, c, ways[name]) for name, c in named.items() if name in ways]
         made["auto.svg"] = Panel("tokens of an answer", lines, points)
     lines = []
-    for name, (start, colour) in EARLY.items():
+    for name, (start, colour, dashes) in EARLY.items():
         some = sorted(point for way, point in ways.items() if way.startswith(start))
-        lines += [Line(name, colour, some, dots=True)] if some else []
+        lines += [Line(name, colour, some, dashes, True)] if some else []
     if lines:
         points = [(name, GREY, ways[name]) for name in ("fast", "deep") if name in ways]
         made["budgets.svg"] = Panel("tokens of an answer", lines, points)
