@@ -116,7 +116,7 @@ class AnswerProbe:
 
     These tokens are rows beside a step's draft, which follow the text's last token and are dropped again. The answer
     before is their draft: one that is the same takes one step, another one a step for each token from the first that
-    differs. So what is found depends on the text alone.
+    differs, to the first that is not sure. So what is found depends on the text alone.
 
     Questions in between: Fu et al. 2024, arXiv 2412.20993. The same answer in a row: Liu and Wang 2025, arXiv
     2506.02536. How sure the model is of it: arXiv 2509.07820.
@@ -147,17 +147,16 @@ class AnswerProbe:
     def take(self, likeliest: Sequence[int], logprobs: Sequence[float]) -> bool:
         """The likeliest tokens after these rows; -1 where logits are not finite. With `sure`, their log-probabilities.
         False: the same text is asked again."""
-        answer = list[int]()
+        answer, doubt = list[int](), False
         for place, token in enumerate(likeliest):
             answer.append(token)
-            if token in self._ends or token < 0 or len(answer) == self._tokens:
+            doubt = token < 0 or (self.sure > 0 and logprobs[place] < math.log(self.sure))
+            if doubt or token in self._ends or len(answer) == self._tokens:
                 break
             if self.draft[place : place + 1] != [token]:
                 self.draft = answer
                 return False
-        some = answer[0] not in self._ends and answer[-1] >= 0
-        if self.sure and some:
-            some = min(logprobs[: len(answer)]) >= math.log(self.sure)
+        some = not doubt and answer[0] not in self._ends
         self._same = (self._same + 1 if answer == self.answer else 1) if some else 0
         self.answer, self.draft = answer, answer[:-1]
         self.settled = self._same >= self._times
