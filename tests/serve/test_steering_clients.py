@@ -1,7 +1,5 @@
-"""Each field that steers a thought, over HTTP by the clients that people build on: the answer is the library's own.
-
-LangChain and pydantic-ai are skipped where they are not installed: the project does not need them.
-"""
+"""Each field that steers a thought, over HTTP by the official clients, and by frameworks where they are installed (the
+project does not need them): the answer is the library's own."""
 
 from __future__ import annotations
 
