@@ -61,9 +61,9 @@ STEERING: dict[str, tuple[Any, ...]] = {
     "loop": (True, {"times": 2, "least": 16, "stale": 20, "answer": True}, {"stale": 16}),
     "answer_room": (1, 5, 12, "auto"),
     "confidence": (
-        {"every": 4, "tokens": 1},
-        {"every": 7, "tokens": 3},
-        {"every": 3, "prefix": "It"},
+        {"every": 2, "tokens": 1, "sure": 0},
+        {"every": 7, "tokens": 3, "sure": 0},
+        {"every": 5, "prefix": "It", "tokens": 2, "times": 1, "sure": 0.005},
     ),
     "warn_at": (0.1, 0.5),
     "turn_budget": (2, 12, 40),
