@@ -2,9 +2,11 @@
 
     python benchmarks/thinking.py --count 1000 --out thinking.json
 
-It asks a built-in model, `abacus` or `--mix atlas`, held-out tasks of its own kind, one at a time, each in every way before the next task: the presets
-fast, deep and auto, fast with escalation to deep, 0 to 8 groups with thinking off and on, and deep with thinking
-budgets, or ended where the answer is settled. `--only budgets` and so on measure a part of it.
+It asks a built-in model, `abacus` or `--mix atlas`, held-out tasks of its own kind, one at a time, each in every way
+before the next task: the presets fast and deep, auto as it learned it (`--auto FILE` of `fastslow tune --modes`) and
+by the weights set by hand, fast with escalation to deep, 0 to 8 groups with thinking off and on, and deep with hard and
+soft thinking budgets, or ended where the answer is settled. `--only budgets` and so on measure a part of
+it. `thinking_pictures.py` draws the file.
 """
 
 from __future__ import annotations
@@ -16,22 +18,35 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
+import numpy as np
 from figures import options, percentiles, show, write
 from rich.progress import track
 
 from fastslow import LLM, Mode, Speculation
+from fastslow.engine.host.progress import silent
 from fastslow.engine.params import AnswerConfidence, Escalation
+from fastslow.models.locate import resolve_model
+from fastslow.policies.auto import BUILT_IN, checkpoint_selector, read_selector
+from fastslow.policies.features import features
+from fastslow.policies.learned_auto import LearnedModeRouter
+from fastslow.policies.mode_router import ModeRouter
+from fastslow.tools.prompts import Task as GradedTask
+from fastslow.tools.tune.learned import curves, hidden_states
+from fastslow.tools.tune.modes import situation
+from fastslow.tools.tune.selector import AnswersByMode, GradedAnswer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
 from abacus.task import Task, graded
 from abacus.tasks import MIXES
 
-PARTS = ("modes", "groups", "budgets", "early")
+PARTS = ("modes", "groups", "budgets", "soft", "early")
 SETTLED = (  # tokens between questions, equal answers, probability of each of their tokens
     (8, 3, 0.0), (4, 2, 0.8), (8, 2, 0.9), (4, 2, 0.95), (8, 1, 0.99), (16, 1, 0.98)
 )  # fmt: skip
+SOFT = (16, 32, 48, 64, 96)  # budgets whose last third is soft
 BUDGETS = (0, 4, 8, 16, 32, 48, 64, 96, 128, 192)
+Way = Mode | str | ModeRouter
 BELOW = 0.6  # of a token's probability: the fast answer is given up for a deep one
 
 
@@ -62,21 +77,28 @@ def figures_of(answers: list[TaskAnswer]) -> dict[str, Any]:
     }
 
 
-def ways(llm: LLM, parts: list[str], below: float) -> dict[str, Mode | str]:
-    """Name -> mode, of every way of asking that is measured."""
-    found: dict[str, Mode | str] = {}
+def ways(llm: LLM, parts: list[str], between: tuple[str, ...], below: float) -> dict[str, Way]:
+    """Name -> mode, of every way of asking that is measured; `between`: the presets that auto takes."""
+    found: dict[str, Way] = {}
     if "modes" in parts:
-        found |= {"fast": "fast", "deep": "deep", "auto": "auto"}
+        found |= {name: name for name in ("fast", *between, "deep", "auto")}
+        found["auto by hand"] = BUILT_IN
         doubt = Escalation(below=below, window=1, how="restart")
         found["escalation"] = Mode(name="escalation", base="fast", escalate=doubt)
     if "groups" in parts:
-        kinds, counts = (("fast", "off"), ("deep", "on")), range(llm.model.config.groups + 1)
+        kinds, counts = (("fast", "off"), ("deep", "on")), (0, 1, 2, 4, 8)
         for n, (base, thinking) in product(counts, kinds):
             name = f"{n} groups, thinking {thinking}"
             found[name] = Mode(name=name, base=base, groups=n)
     if "budgets" in parts:
         for n in BUDGETS:
             found[f"budget {n}"] = Mode(name=f"budget {n}", base="deep", thinking_budget=n)
+    if "soft" in parts:
+        for n in SOFT:
+            soft = Mode(
+                base="deep", thinking_budget=n, thinking_soft=n // 3, name=f"soft budget {n}"
+            )
+            found[soft.name] = soft
     for every, times, sure in SETTLED if "early" in parts else ():
         name = f"early stop {every}x{times}, {sure:g}"
         settled = AnswerConfidence(every=every, times=times, sure=sure)
@@ -85,7 +107,7 @@ def ways(llm: LLM, parts: list[str], below: float) -> dict[str, Mode | str]:
 
 
 def ask(
-    llm: LLM, tasks: list[Task], modes: dict[str, Mode | str], speculation: Speculation
+    llm: LLM, tasks: list[Task], modes: dict[str, Way], speculation: Speculation
 ) -> dict[str, list[TaskAnswer]]:
     """Every task in every mode, interleaved."""
     found: dict[str, list[TaskAnswer]] = {name: [] for name in modes}
@@ -97,6 +119,21 @@ def ask(
             right = graded(out.text, task.answer)
             found[name].append(TaskAnswer(right, seconds, m.tokens, task.kind, m.mode))
     return found
+
+
+def choices(
+    llm: LLM, tasks: list[Task], router: LearnedModeRouter, measured: dict[str, list[TaskAnswer]]
+) -> dict[str, list[tuple[float, float]]]:
+    """Tokens and accuracy by what a token may cost: of the learned auto, of the weights by hand, and of an oracle."""
+    own = [GradedTask([{"role": "user", "content": t.prompt}], t.answer, "number") for t in tasks]
+    hidden = hidden_states(llm, own, router.between[0], router.layer, silent)
+    by_hand = np.array([BUILT_IN.score(features(situation(task))) for task in own])
+    sides = [measured[mode] for mode in router.between]
+    answers = AnswersByMode.of_modes(
+        [[GradedAnswer(a.right, a.seconds, tokens=a.tokens) for a in side] for side in sides]
+    )
+    found = curves(answers, *router.outlook(hidden), by_hand)
+    return {name: [(x.tokens, x.accuracy) for x in each] for name, each in found.items()}
 
 
 def main() -> None:
@@ -113,10 +150,15 @@ def main() -> None:
 
     speculation = Speculation(drafter="model" if args.draft else "off", model=args.draft)
     tasks = list(islice(MIXES[args.mix].held_out(args.seed), args.count))
-    with LLM(args.model or args.mix, auto=args.auto) as llm:
-        modes = ways(llm, args.only, args.below)
+    folder = resolve_model(args.model or args.mix)
+    router = checkpoint_selector(folder) if args.auto is None else read_selector(args.auto, folder)
+    with LLM(folder, auto=args.auto) as llm:
+        modes = ways(llm, args.only, router.between, args.below)
         ask(llm, tasks[:3], modes, speculation)  # warms up
         measured = ask(llm, tasks, modes, speculation)
+        curves_of = {}
+        if isinstance(router, LearnedModeRouter) and {*router.between} <= {*measured}:
+            curves_of = choices(llm, tasks, router, measured)
     figures = {name: figures_of(answers) for name, answers in measured.items()}
     rows = []
     for name, row in figures.items():
@@ -126,7 +168,8 @@ def main() -> None:
     kinds = next(iter(figures.values()))["by_kind"]
     show(["", "accuracy", "median ms", "p95 ms", "tokens", "deep", *kinds], rows)
     tasks_of = {"count": args.count, "seed": args.seed}
-    write(args.out, model=args.model or args.mix, draft=args.draft, tasks=tasks_of, figures=figures)
+    found = {"draft": args.draft, "tasks": tasks_of, "figures": figures, "curves": curves_of}
+    write(args.out, model=args.model or args.mix, **found)
 
 
 if __name__ == "__main__":

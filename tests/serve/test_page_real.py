@@ -17,7 +17,7 @@ from fastslow.serve.http.app import create_app
 pytestmark = IN_CHROMIUM
 LONG = 20_000
 MORE = """
-window.more = {ignore_eos: true}; // fields that the page has no setting for
+window.more = {ignore_eos: true, speculation: {drafter: "suffix", nodes: 3}}; // the page has no setting for them
 const before = bodyFor;
 bodyFor = (...given) => ({...before(...given), ...more});
 """

@@ -48,6 +48,20 @@ def area(points: Sequence[Figures], least: float, most: float) -> float:
     return float(np.min(bought, 0).mean())
 
 
+def curves(
+    answers: AnswersByMode, chances_NM: F64s, tokens_NM: F64s, by_hand_N: F64s
+) -> dict[str, list[Figures]]:
+    """Of a router with this outlook, of the weights by hand, which send tasks with scores above a threshold to the last
+    mode, and of an oracle, which knows the outcomes."""
+    last = answers.right.shape[1] - 1
+    cuts = np.quantile(by_hand_N, np.linspace(0, 1, len(COSTS)))
+    return {
+        "learned": curve(answers, chances_NM, tokens_NM),
+        "by hand": [answers.of(last * (by_hand_N > cut)) for cut in (cuts[0] - 1, *cuts)],
+        "oracle": curve(answers, answers.right.astype(float), answers.tokens),
+    }
+
+
 class _Recorder(LearnedModeRouter):
     """Keeps hidden states, and stays in the mode that read the prompt."""
 
@@ -154,14 +168,9 @@ def learn(
     for own, others in folds(count):
         cost = _cheapest(answers.only(others), chances[others], tokens[others], keep)
         goes[own] = taken(chances[own], tokens[own], cost)
-    cuts = np.quantile(by_hand_N, np.linspace(0, 1, len(COSTS)))
-    curves = {
-        "learned": curve(answers, chances, tokens),
-        "by hand": [answers.of(last * (by_hand_N > cut)) for cut in (cuts[0] - 1, *cuts)],
-        "oracle": curve(answers, answers.right.astype(float), answers.tokens),
-    }
+    found = curves(answers, chances, tokens, by_hand_N)
     ends = answers.all_in(0).tokens, answers.all_in(last).tokens
-    areas = {name: area(points, *ends) for name, points in curves.items()}
+    areas = {name: area(points, *ends) for name, points in found.items()}
     gap = areas["oracle"] - areas["by hand"]
     router = fit_learned(hidden_NH, answers, between, layer)
     cost = _cheapest(answers, chances, tokens, keep)
@@ -169,7 +178,7 @@ def learn(
         router.model_copy(update={"cost": cost}),
         answers.of(goes),
         calibration(chances.ravel(), answers.right.ravel()),
-        curves,
+        found,
         (areas["learned"] - areas["by hand"]) / gap if gap > 0 else 0.0,
     )
 
