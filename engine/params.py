@@ -255,18 +255,14 @@ class Loop(Params):
         default=200,
         description="so many tokens in a row without 8 tokens that are new are a circle too; None = never",
     )
-    answer: StrictBool = Field(
-        default=False, description="an answer that goes round in circles ends, too"
-    )
+    answer: StrictBool = Field(default=False, description="an answer in circles ends, too")
 
 
 class AnswerConfidence(Params):
     """When a thought is over because its answer is settled: the model is asked in between what it would answer if the
     thought ended here, and says the same several times in a row."""
 
-    every: Positive = Field(
-        default=32, description="tokens of thought from one question to the next"
-    )
+    every: Positive = Field(default=32, description="tokens of thought between two questions")
     tokens: Annotated[StrictInt, Field(ge=1, le=64)] = Field(
         default=8, description="first tokens of the answer that are compared"
     )
@@ -279,8 +275,7 @@ class AnswerConfidence(Params):
     )
     prefix: Text = Field(
         default="",
-        description="what the answer begins with where the model is asked, such as 'The answer is'; the real "
-        "answer does not",
+        description="begins the answer where the model is asked, not the real one: 'The answer is'",
     )
 
     def model_post_init(self, _context: object) -> None:
@@ -295,9 +290,7 @@ class Mode(Params):
     """
 
     name: Name = Field(default="custom", description="shown in metrics")
-    base: Name | None = Field(
-        default=None, description="the preset whose fields hold where none is given"
-    )
+    base: Name | None = Field(default=None, description="the preset that gives all other fields")
     effort: Effort | None = Field(
         default=None,
         description="none to max: each stands for a preset with a budget, and for a template's nearest level",
@@ -361,9 +354,7 @@ class Mode(Params):
         default=None, description="sampling and drafts outside of thoughts, where they are other"
     )
     sampling: SamplingParams | None = Field(default=None, description="used when a call gives none")
-    speculation: Speculation | None = Field(
-        default=None, description="used when a call says 'auto'"
-    )
+    speculation: Speculation | None = Field(default=None, description="if a call says 'auto'")
     latency_ms: Number | None = Field(
         default=None,
         description="target of the time to the first token, and of each after it, in milliseconds",
