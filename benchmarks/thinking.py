@@ -31,7 +31,7 @@ from fastslow.policies.features import features
 from fastslow.policies.learned_auto import LearnedModeRouter
 from fastslow.policies.mode_router import ModeRouter
 from fastslow.tools.prompts import Task as GradedTask
-from fastslow.tools.tune.learned import curves, hidden_states
+from fastslow.tools.tune.learned import closed, curves, hidden_states
 from fastslow.tools.tune.modes import situation
 from fastslow.tools.tune.selector import AnswersByMode, GradedAnswer
 
@@ -123,8 +123,9 @@ def ask(
 
 def choices(
     llm: LLM, tasks: list[Task], router: LearnedModeRouter, measured: dict[str, list[TaskAnswer]]
-) -> dict[str, list[tuple[float, float]]]:
-    """Tokens and accuracy by what a token may cost: of the learned auto, of the weights by hand, and of an oracle."""
+) -> dict[str, Any]:
+    """Tokens and accuracy by what a token may cost: of the learned auto, of the weights by hand, and of an oracle; and
+    the share between the last two that the first closes."""
     own = [GradedTask([{"role": "user", "content": t.prompt}], t.answer, "number") for t in tasks]
     hidden = hidden_states(llm, own, router.between[0], router.layer, silent)
     by_hand = np.array([BUILT_IN.score(features(situation(task))) for task in own])
@@ -133,7 +134,8 @@ def choices(
         [[GradedAnswer(a.right, a.seconds, tokens=a.tokens) for a in side] for side in sides]
     )
     found = curves(answers, *router.outlook(hidden), by_hand)
-    return {name: [(x.tokens, x.accuracy) for x in each] for name, each in found.items()}
+    points = {name: [(x.tokens, x.accuracy) for x in each] for name, each in found.items()}
+    return {"curves": points, "closed": closed(answers, found)}
 
 
 def main() -> None:
@@ -152,13 +154,15 @@ def main() -> None:
     tasks = list(islice(MIXES[args.mix].held_out(args.seed), args.count))
     folder = resolve_model(args.model or args.mix)
     router = checkpoint_selector(folder) if args.auto is None else read_selector(args.auto, folder)
+    learned = router if isinstance(router, LearnedModeRouter) else None
     with LLM(folder, auto=args.auto) as llm:
-        modes = ways(llm, args.only, router.between, args.below)
+        modes = ways(llm, args.only, learned.between if learned else (), args.below)
         ask(llm, tasks[:3], modes, speculation)  # warms up
         measured = ask(llm, tasks, modes, speculation)
-        curves_of = {}
-        if isinstance(router, LearnedModeRouter) and {*router.between} <= {*measured}:
-            curves_of = choices(llm, tasks, router, measured)
+        curves_of: dict[str, Any] = {"curves": {}}
+        if learned and {*learned.between} <= {*measured}:
+            curves_of = choices(llm, tasks, learned, measured)
+            print(f"auto closes {curves_of['closed']:.0%} of what is between weights by hand and an oracle")
     figures = {name: figures_of(answers) for name, answers in measured.items()}
     rows = []
     for name, row in figures.items():
@@ -168,8 +172,8 @@ def main() -> None:
     kinds = next(iter(figures.values()))["by_kind"]
     show(["", "accuracy", "median ms", "p95 ms", "tokens", "deep", *kinds], rows)
     tasks_of = {"count": args.count, "seed": args.seed}
-    found = {"draft": args.draft, "tasks": tasks_of, "figures": figures, "curves": curves_of}
-    write(args.out, model=args.model or args.mix, **found)
+    found = {"draft": args.draft, "tasks": tasks_of, "figures": figures}
+    write(args.out, model=args.model or args.mix, **found, **curves_of)
 
 
 if __name__ == "__main__":

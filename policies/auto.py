@@ -19,19 +19,14 @@ MIN_SHOWN = 0.05  # smaller terms are shown as one sum
 
 
 class LinearModeRouter(Params):
-    """Takes the second mode where the score is above the threshold: score = bias + the sum of
-    weight * (feature - mean). The weights of BUILT_IN are set by hand. It is data: nothing in it is run.
+    """Takes deep instead of fast where the score is above 0: score = bias + the sum of weight * feature. The weights of
+    BUILT_IN are set by hand. It is data: nothing in it is run.
     """
 
-    between: tuple[str, str] = Field(
-        default=("fast", "deep"), description="the cheaper mode and the better one"
-    )
     weights: dict[str, Number] = Field(description="feature -> what one unit of it adds")
-    means: dict[str, Number] = Field(default={}, description="feature -> its usual value")
-    bias: Number = Field(default=0.0, description="the score of a usual prompt")
-    threshold: Number = Field(default=0.0, description="the second mode's scores lie above")
+    bias: Number = Field(default=0.0, description="the score without any feature")
 
-    @field_validator("weights", "means")
+    @field_validator("weights")
     @classmethod
     def _known(cls, value: dict[str, float]) -> dict[str, float]:
         for name in value:
@@ -40,22 +35,18 @@ class LinearModeRouter(Params):
         return value
 
     def score(self, seen: Mapping[str, float]) -> float:
-        """Of these features; where it was fitted, a logit."""
+        """Of these features."""
         return self.bias + sum(part for _, part in self._parts(seen))
 
     def __call__(self, facts: PromptFacts) -> ModeChoice:
         seen = features(facts)
         score = self.score(seen)
-        deep = score > self.threshold
-        mode, sign = self.between[deep], ">" if deep else "<="
-        why = f"{mode}: {self._sum(seen)} = {score:.1f} {sign} {self.threshold:.3g}"
+        mode, sign = ("deep", ">") if score > 0 else ("fast", "<=")
+        why = f"{mode}: {self._sum(seen)} = {score:.1f} {sign} 0"
         return ModeChoice(mode, why)
 
     def _parts(self, seen: Mapping[str, float]) -> list[tuple[str, float]]:
-        return [
-            (name, weight * (seen[name] - self.means.get(name, 0.0)))
-            for name, weight in self.weights.items()
-        ]
+        return [(name, weight * seen[name]) for name, weight in self.weights.items()]
 
     def _sum(self, seen: Mapping[str, float]) -> str:
         parts = sorted(self._parts(seen), key=lambda part: -abs(part[1]))
@@ -103,9 +94,7 @@ BUILT_IN = LinearModeRouter(
     # Most prompts of a chat are talk. Two signs of a task are needed, or one and a sentence.
     bias=-1.0,
 )
-"""Set by hand, each weight for the reason beside it. Features of LABELS that are missing here (lines, long
-numbers) say the same as others here; they are for fitted ones."""
-
+"""Set by hand, each weight for the reason beside it."""
 
 Selector = LinearModeRouter | LearnedModeRouter
 

@@ -12,13 +12,11 @@ MOST = 3.0  # limit of features that count marks and numbers
 
 LABELS: dict[str, str] = {
     "length": "length",
-    "lines": "lines",
     "code": "code marks",
     "maths": "maths marks",
     "products": "products and powers",
     "numbers": "numbers",
     "digits": "digits",
-    "long_numbers": "long numbers",
     "question": "short question",
     "reasons": "asks for reasons",
     "history": "history",
@@ -79,14 +77,11 @@ def features(facts: PromptFacts) -> dict[str, float]:
     lengths = [len(number) for number in DIGITS.findall(text)]
     return {
         "length": math.log2(1 + max(words, facts.words)),
-        "lines": min(math.log2(1 + text.strip().count("\n")), MOST),
         "code": _marks(CODE, text),
         "maths": maths,
         "products": _marks(PRODUCTS, text),
         "numbers": min(per_ten_words, MOST),
         "digits": float(min(max(lengths, default=0), LONGEST)),
-        # multiplying by hand takes about as many steps as the square of the digits
-        "long_numbers": min(sum(min(n, LONGEST) ** 2 for n in lengths) / 10, 10.0),
         "question": float(short),
         "reasons": float(bool(REASONS.search(text))),
         "history": math.log2(1 + facts.turns),

@@ -2,7 +2,8 @@
 
     python examples/abacus/tasks.py --count 1000 --seed 7 > graded.jsonl
 
-prints held-out tasks, one JSON object a line: prompt, answer, kind, steps.
+prints held-out tasks, one JSON object a line: prompt, answer, kind, steps. With `--trained` it prints others, for what
+is fitted and then tested on held-out ones.
 """
 
 from __future__ import annotations
@@ -66,6 +67,14 @@ class Mix:
             seen.add(task.prompt)
             yield task
 
+    def trained(self, seed: int) -> Iterator[Task]:
+        """Endless tasks of the same sizes that training may have had, each once."""
+        rng, seen = Random(f"trained {seed}"), set[str]()
+        while True:
+            if not (task := self.draw(rng)).held_out and task.prompt not in seen:
+                seen.add(task.prompt)
+                yield task
+
     def _unseen(self, rng: Random, size: int, seen: set[str]) -> Task | None:
         (kind,) = rng.choices(list(self.kinds), list(self.kinds.values()))
         for _ in range(TRIES):
@@ -113,8 +122,11 @@ def main() -> None:
     parser.add_argument("--mix", choices=MIXES, default="abacus", help="of which model (abacus)")
     parser.add_argument("--count", type=int, default=1000, help="tasks to print (default 1000)")
     parser.add_argument("--seed", type=int, default=7, help="of the numbers drawn (default 7)")
+    parser.add_argument("--trained", action="store_true", help="none that is held out")
     options = parser.parse_args()
-    for task in islice(MIXES[options.mix].held_out(options.seed), options.count):
+    mix = MIXES[options.mix]
+    stream = mix.trained if options.trained else mix.held_out
+    for task in islice(stream(options.seed), options.count):
         print(json.dumps(asdict(task), ensure_ascii=False))
 
 

@@ -195,6 +195,9 @@ def test_held_out_tasks_are_apart_whatever_the_seed() -> None:
     tested = {task.prompt for task in islice(ABACUS.held_out(7), 200)}
     assert len(tested) == 200  # each once
     assert all(task.held_out for task in islice(ABACUS.held_out(8), 200))
+    others = list(islice(ABACUS.trained(7), 400))
+    assert len({task.prompt for task in others}) == 400
+    assert not any(task.held_out for task in others)
     rng = Random("train 0 0 0")
     drawn = [ABACUS.draw(rng) for _ in range(3000)]
     share = sum(task.held_out for task in drawn) / len(drawn)

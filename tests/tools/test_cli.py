@@ -78,7 +78,7 @@ def test_inspect_shows_tokenizer_and_own_presets(tmp_path: Path) -> None:
 
 def test_mode_auto_goes_by_a_file(endless: Path, tmp_path: Path) -> None:
     tuned = tmp_path / "tuned.json"
-    selector = LinearModeRouter(weights={"digits": 1.0}, threshold=1.5)
+    selector = LinearModeRouter(weights={"digits": 1.0}, bias=-1.5)
     tuned.write_text(json.dumps({"auto": selector.model_dump()}), "utf-8")
     few = ("--model", endless, "--max-tokens", 4, "--mode", "auto", "--auto", tuned)
     for asked, taken in (("Why 7?", "mode fast"), ("hi 77", "mode deep")):

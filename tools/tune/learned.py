@@ -22,7 +22,7 @@ from fastslow.tools.prompts import Task
 from fastslow.tools.tune.candidates import PLAIN
 from fastslow.tools.tune.selector import AnswersByMode, Bools, F64s, Figures, fit, folds
 
-SIZES = (4, 16, 64)  # components that the chances depend on: what predicts best is taken
+SIZES = (16, 64, 256)  # components that the chances depend on: what predicts best is taken
 COSTS = np.concatenate([[0.0], np.geomspace(1e-5, 1.0, 60)])  # of a token, in right answers
 PRICES = np.concatenate([[0.0], np.geomspace(1e-6, 10.0, 1000)])
 BINS = 10  # of chances that are compared with what came out
@@ -60,6 +60,14 @@ def curves(
         "by hand": [answers.of(last * (by_hand_N > cut)) for cut in (cuts[0] - 1, *cuts)],
         "oracle": curve(answers, answers.right.astype(float), answers.tokens),
     }
+
+
+def closed(answers: AnswersByMode, found: dict[str, list[Figures]]) -> float:
+    """Of the area between these curves by hand and of the oracle, the share below the learned one; 0 without any."""
+    last = answers.right.shape[1] - 1
+    ends = answers.all_in(0).tokens, answers.all_in(last).tokens
+    low, own, high = (area(found[name], *ends) for name in ("by hand", "learned", "oracle"))
+    return (own - low) / (high - low) if high > low else 0.0
 
 
 class _Recorder(LearnedModeRouter):
@@ -159,7 +167,7 @@ def learn(
 ) -> Learned:
     """Fit a router whose cost is the one with fewest tokens of those that keep `keep` of what the last mode is better
     by. by_hand_N: scores above which tasks go to the last mode, to be compared with."""
-    count, last = len(hidden_NH), len(between) - 1
+    count = len(hidden_NH)
     chances, tokens = np.zeros_like(answers.tokens), np.zeros_like(answers.tokens)
     for own, others in folds(count):
         fitted = fit_learned(hidden_NH[others], answers.only(others), between, layer)
@@ -169,9 +177,6 @@ def learn(
         cost = _cheapest(answers.only(others), chances[others], tokens[others], keep)
         goes[own] = taken(chances[own], tokens[own], cost)
     found = curves(answers, chances, tokens, by_hand_N)
-    ends = answers.all_in(0).tokens, answers.all_in(last).tokens
-    areas = {name: area(points, *ends) for name, points in found.items()}
-    gap = areas["oracle"] - areas["by hand"]
     router = fit_learned(hidden_NH, answers, between, layer)
     cost = _cheapest(answers, chances, tokens, keep)
     return Learned(
@@ -179,7 +184,7 @@ def learn(
         answers.of(goes),
         calibration(chances.ravel(), answers.right.ravel()),
         found,
-        (areas["learned"] - areas["by hand"]) / gap if gap > 0 else 0.0,
+        closed(answers, found),
     )
 
 

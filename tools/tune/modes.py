@@ -170,8 +170,9 @@ def tune_modes(
     sides = {mode: [pair[place] for pair in pairs] for place, mode in enumerate(MODES)}
     if brief is not None:
         sides = {CHEAP: sides[CHEAP], BRIEF: brief[1], GOOD: sides[GOOD]}
-    looked = sorted({layers * 3 // 4, layers - 1})
+    looked = sorted({0, layers // 3, layers * 2 // 3, layers - 1})
     hidden = {n: hidden_states(llm, order, CHEAP, n, report) for n in looked}
+    report(1.0, f"fitting to {len(order)} tasks")
     return find(order, sides, hidden, keep, brief and brief[0], stopped)
 
 
@@ -196,7 +197,7 @@ def find(
     figures = {mode: answers.all_in(place) for place, mode in enumerate(between)}
     figures |= {"auto": learned.figures, ESCALATING: escalating}
     figures["built-in auto"] = answers.of(
-        last * (by_hand > BUILT_IN.threshold), np.zeros(len(tasks))
+        last * (by_hand > 0), np.zeros(len(tasks))
     )
     return ModesFound(tasks, keep, figures, learned, escalation, brief, stopped)
 
