@@ -162,7 +162,9 @@ def main() -> None:
         curves_of: dict[str, Any] = {"curves": {}}
         if learned and {*learned.between} <= {*measured}:
             curves_of = choices(llm, tasks, learned, measured)
-            print(f"auto closes {curves_of['closed']:.0%} of what is between weights by hand and an oracle")
+            print(
+                f"auto closes {curves_of['closed']:.0%} of what is between weights by hand and an oracle"
+            )
     figures = {name: figures_of(answers) for name, answers in measured.items()}
     rows = []
     for name, row in figures.items():

@@ -22,7 +22,8 @@ from fastslow.tools.prompts import Task
 from fastslow.tools.tune.candidates import PLAIN
 from fastslow.tools.tune.selector import AnswersByMode, Bools, F64s, Figures, fit, folds
 
-SIZES = (16, 64, 256)  # components that the chances depend on: what predicts best is taken
+SIZES = (4, 16, 64, 256)  # components that the chances depend on: what predicts best is taken
+EACH = 8  # tasks for a component, at least
 COSTS = np.concatenate([[0.0], np.geomspace(1e-5, 1.0, 60)])  # of a token, in right answers
 PRICES = np.concatenate([[0.0], np.geomspace(1e-6, 10.0, 1000)])
 BINS = 10  # of chances that are compared with what came out
@@ -104,8 +105,9 @@ def fit_learned(
     x_NH = (hidden_NH - means) / scale
     _, _, directions = np.linalg.svd(x_NH, full_matrices=False)
     parts: dict[str, Any] = {"weights": [], "bias": [], "token_weights": [], "tokens": []}
+    sizes = [k for k in SIZES if k == SIZES[0] or k * EACH <= len(x_NH)]
     for m in range(len(between)):
-        tries = (_held_out(x_NH @ directions[:k].T, answers.right[:, m]) for k in SIZES)
+        tries = (_held_out(x_NH @ directions[:k].T, answers.right[:, m]) for k in sizes)
         _, k, slope, offset = min(tries)
         z_NK = x_NH @ directions[:k].T
         found = fit(z_NK, answers.right[:, m])

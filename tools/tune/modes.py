@@ -196,9 +196,7 @@ def find(
     last = len(between) - 1
     figures = {mode: answers.all_in(place) for place, mode in enumerate(between)}
     figures |= {"auto": learned.figures, ESCALATING: escalating}
-    figures["built-in auto"] = answers.of(
-        last * (by_hand > 0), np.zeros(len(tasks))
-    )
+    figures["built-in auto"] = answers.of(last * (by_hand > 0), np.zeros(len(tasks)))
     return ModesFound(tasks, keep, figures, learned, escalation, brief, stopped)
 
 
