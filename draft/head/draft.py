@@ -14,7 +14,7 @@ from fastslow.draft.head.tree import NO_MASS, HeadChain
 from fastslow.engine.backends.cpu.draft_head import NewRows, TreeLimits
 from fastslow.engine.types import AcceptResult, MarginalValue, RequestView, TargetProbs, Tree
 
-MIN_SCORE = 0.08  # a less likely node hardly pays for its row, even where rows cost next to nothing
+MIN_SCORE = 0.05  # a less likely node hardly pays for its row, even where rows cost next to nothing
 MAX_WAITING = 256  # rows of a text without drafts; then the runner takes them in any case
 MAX_FINISHED_ROWS = 16384
 NO_ROWS = torch.empty(0)

@@ -56,7 +56,7 @@ class SpeculationTuning:
         4.0  # that a request may lose after it gained much: a text that turns is noticed
     )
     loss_share: float = 0.015  # of a request's time that drafts may lose in the long run
-    trial_loss: float = 0.5  # earned before a request that rests is drafted for again
+    trial_loss: float = 1.0  # earned before a request that rests is drafted for again
     most_pooled: float = (
         6.0  # for each place of a batch, for new requests; half of it to begin with
     )

@@ -147,7 +147,7 @@ def test_sources_and_counts_by_drafter(llm: LLM, wish: str) -> None:
     counted = Counter(choice.sources)
     assert counted.total() == 60 and counted["target"] == metrics.steps
     assert set(counted) - {"target"} <= names and set(metrics.by_drafter) <= names
-    if wish in ("auto", "self"):
+    if wish == "self":
         assert set(metrics.by_drafter) == names
         assert metrics.by_drafter[drafters].accepted == metrics.accepted
     assert {n: c.accepted for n, c in metrics.by_drafter.items() if c.accepted} == {

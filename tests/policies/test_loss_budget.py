@@ -11,7 +11,7 @@ import pytest
 from fastslow.engine.params import Speculation
 from fastslow.engine.types import StepTiming, Tree
 from fastslow.policies.speculation.controller import SpeculationController
-from fastslow.policies.speculation.loss_budget import LossBudget
+from fastslow.policies.speculation.loss_budget import LossAccount, LossBudget
 from fastslow.policies.speculation.step_cost import StepCostCurve
 from fastslow.policies.speculation.tuning import TUNING
 
@@ -50,13 +50,14 @@ def controller_at(price: float, running: int = 1) -> SpeculationController:
 
 
 @pytest.mark.parametrize("price", [0.01, 0.3, 0.9])
-@pytest.mark.parametrize("running", [1, 4, 8])
+@pytest.mark.parametrize("running", [1, 4, 8, 64])
+@pytest.mark.parametrize("tokens", [66, 96])
 def test_drafts_that_are_never_accepted_cost_little_in_every_answer(
-    price: float, running: int
+    price: float, running: int, tokens: int
 ) -> None:
     controller = controller_at(price, running)
-    found = [answered(controller, 0.0, price, running, asking=0.3)[0] for _ in range(10)]
-    assert max(found) < 1.03
+    found = [answered(controller, 0.0, price, running, tokens, 0.3)[0] for _ in range(10)]
+    assert max(found) < 1 / 0.97
     assert max(found) > 1.0, "they are tried"
 
 
@@ -79,14 +80,22 @@ def test_a_request_that_rests_tries_again_with_what_it_earned() -> None:
 
 def test_what_others_gained_pays_for_the_first_drafts_of_a_new_request() -> None:
     budget = LossBudget()
-    assert [budget.open(1) for _ in range(20)][-1].resting and not budget.open(8).resting
-    account = budget.open(8)
     for _ in range(20):
-        account.asked, account.nodes, account.accepted = True, 1, 1
-        budget.take(account)
-        budget.note(8, StepTiming(9, 1.1, 0.0, 9, pure=True), 1.0, 1.1)
+        step(budget, budget.open(1), 1, accepted=0)
+    assert budget.open(1).resting and not budget.open(8).resting
+    account = budget.open(1)
+    for _ in range(20):
+        step(budget, account, 1, accepted=1)
     assert account.left == TUNING.most_loss
-    assert budget.open(8).left == TUNING.first_loss
+    assert budget.open(1).left == TUNING.first_loss
+
+
+def step(budget: LossBudget, account: LossAccount, running: int, accepted: int) -> None:
+    """A step of the requests that run, of which one has a node; it takes half as long again."""
+    account.asked, account.nodes, account.accepted = True, 1, accepted
+    budget.take(account)
+    seconds = 1.0 + 0.5 / running
+    budget.note(running, StepTiming(running + 1, seconds, 0.0, 1, pure=True), 1.0, seconds)
 
 
 def test_a_delay_and_a_step_that_reads_a_prompt_say_nothing() -> None:

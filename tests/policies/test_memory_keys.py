@@ -77,7 +77,10 @@ def test_a_key_that_lost_much_costs_another_nothing() -> None:
     budget = LossBudget()
     before = budget.open(1, "b").left
     for _ in range(100):
-        budget.open(1, "a")
+        account = budget.open(1, "a")
+        account.asked, account.nodes = True, 1
+        budget.take(account)
+        budget.note(1, StepTiming(2, 1.5, 0.0, 1, pure=True), 1.0, 1.5)
     assert budget.open(1, "a").resting
     assert budget.open(1, "b").left == before > 0
 

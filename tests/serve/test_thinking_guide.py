@@ -89,17 +89,14 @@ def test_a_wish_is_the_same_everywhere(wish: str, llm: LLM, client: TestClient) 
     assert seen(made["metrics"]), made
     message = made["choices"][0]["message"]
     said = [(message.get("reasoning") or "", message["content"])]
-    if python:
-        call = eval(f"dict({python.replace('order-17', 'order-18')})", {"Mode": Mode})
-        out = llm.chat(ASKED, SamplingParams(**SAMPLED), **call)
-        said.append((out.reasoning, out.text))
-    if shell:
-        words = [f"--{name.replace('_', '-')}={value}" for name, value in SAMPLED.items()]
-        words += ["--speculation=off", "--kv-memory=4MiB", "--model=abacus", *shlex.split(shell)]
-        done = record("generate", ASKED, *words)
-        said.append((done["reasoning"], done["text"]))
+    call = eval(f"dict({python.replace('order-17', 'order-18')})", {"Mode": Mode})
+    out = llm.chat(ASKED, SamplingParams(**SAMPLED), **call)
+    said.append((out.reasoning, out.text))
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in SAMPLED.items()]
+    words += ["--speculation=off", "--kv-memory=4MiB", "--model=abacus", *shlex.split(shell)]
+    done = record("generate", ASKED, *words)
+    said.append((done["reasoning"], done["text"]))
     assert len({*said}) == 1 and all(text for _, text in said)
-    assert bool(python) is bool(shell) is ("effort" not in wish)
 
 
 def test_the_whole_request_and_the_figures_of_its_answer(client: TestClient, llm: LLM) -> None:

@@ -162,6 +162,8 @@ def break_(request: Request, place: str) -> None:
             lifts=lambda _: False,
             no_end=lambda *_: (frozenset(), None),
             circles_at=lambda *_: None,
+            asks=lambda _: None,
+            asks_at=lambda *_: None,
         )
         request.thinking = thinking
     else:
