@@ -80,7 +80,9 @@ def test_tags_alone_are_no_answer(llm: LLM, most: int) -> None:
         params = SamplingParams(max_tokens=most, logit_bias=tags, **shape)  # type: ignore[arg-type]
         for mode in ({"thinking_budget": 0}, {"confidence": {"every": 1}}, {}):
             for speculation in ("off", "ngram"):
-                out = llm.generate(CHAT, params, mode={"base": "deep", **mode}, speculation=speculation)
+                out = llm.generate(
+                    CHAT, params, mode={"base": "deep", **mode}, speculation=speculation
+                )
                 assert out.text and len(out.token_ids) == most, out.token_ids
 
 
