@@ -77,7 +77,7 @@ def test_tags_alone_are_no_answer(llm: LLM, most: int) -> None:
     """The model would open and close thoughts to the end."""
     tags = {OPEN: 100.0, CLOSE: 99.0}
     for shape in ({"ignore_eos": True}, {"temperature": 0.9}, {"frequency_penalty": 2.0}):
-        params = SamplingParams(max_tokens=most, logit_bias=tags, **shape)  # type: ignore[arg-type]
+        params = SamplingParams(max_tokens=most, logit_bias=tags, **shape)
         for mode in ({"thinking_budget": 0}, {"confidence": {"every": 1}}, {}):
             for speculation in ("off", "ngram"):
                 out = llm.generate(
