@@ -258,6 +258,7 @@ class Request:
         size = len(tokens) - 1
         if asks and self.thinking is not None:
             found = self.thinking.asks_at(self.tokens, tokens[:size])
+            found = 0 if self.thinking.asks(self.tokens) is not None else found
             size = size if found is None else found
         self.answered, self.unread = (*self.answered, *tokens[: size + 1]), tokens[size + 1 :]
         kept = self.stopper.scan(tokens[:size])

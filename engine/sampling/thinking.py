@@ -166,6 +166,8 @@ class Thinking:
         if state.thinking:
             return ends, self._rest_of_tag(state)[0]
         ends = ends if state.blank else NONE
+        if state.blank and room is not None and len(self._close) == 1:
+            ends = ends.union(self._close)  # a tag of no thought, which the text does not show
         if self._tags is None or room is None or room - state.made > len(self._close) + 1:
             return ends, None
         text = b"".join(piece.data for piece in state.tail)  # a thought would be all that follows

@@ -72,6 +72,20 @@ def test_few_tokens_are_an_answer(tmp_path: Path, most: int, opened: bool) -> No
         assert llm.generate(CHAT, schema, mode="deep").text
 
 
+@pytest.mark.parametrize("most", [4, 5, 8])
+def test_tags_alone_are_no_answer(llm: LLM, most: int) -> None:
+    """The model would open and close thoughts to the end."""
+    tags = {OPEN: 100.0, CLOSE: 99.0}
+    for shape in ({"ignore_eos": True}, {"temperature": 0.9}, {"frequency_penalty": 2.0}):
+        params = SamplingParams(max_tokens=most, logit_bias=tags, **shape)
+        for mode in ({"thinking_budget": 0}, {"confidence": {"every": 1}}, {}):
+            for speculation in ("off", "ngram"):
+                out = llm.generate(
+                    CHAT, params, mode={"base": "deep", **mode}, speculation=speculation
+                )
+                assert out.text and len(out.token_ids) == most, out.token_ids
+
+
 def test_an_end_token_closes_the_thought_where_an_answer_must_come(llm: LLM) -> None:
     assert llm.tokenizer is not None
     end = next(iter(llm.tokenizer.eos_ids))

@@ -44,6 +44,9 @@ def kinds(bench: Bench) -> dict[str, Ask]:
         "settled": Ask(
             thought, params(max_tokens=LENGTH + 4), bound=Bound(opened=True, every=2, asked=(1, 2))
         ),
+        "settled at each token": Ask(
+            thought, params(max_tokens=LENGTH + 8), bound=Bound(opened=True, every=1, asked=(1, 3))
+        ),
         "grammar": Ask(PROMPTS[2], params(**spelt), grammar=WORD),
         "thought and grammar": Ask(
             thought, params(**spelt, temperature=0.8), seed=5, rule="reproducible",
