@@ -58,9 +58,7 @@ PRESETS: dict[str, Any] = {
         "brief": {"base": "fast", "thinking_budget": 4, "speculation": {"drafter": "suffix"}},
     },
     "auto": {
-        "between": ["fast", "deep"],
         "weights": {"length": 0.1, "code": 0.6},
-        "means": {"length": 1.0},
         "bias": -1.0,
     },
     "thinking_tags": ["<think>", "</think>"],
