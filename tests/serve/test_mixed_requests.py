@@ -199,7 +199,7 @@ def broken(one: Completion, wish: Wish) -> str:
         closed = one.token_ids.index(CLOSE) + 1 if CLOSE in one.token_ids else 0
         if made.thinking_tokens and not closed:
             return "the thought is open"
-        if closed and not {*one.token_ids[closed:]} - {OPEN, CLOSE}:
+        if closed and not one.text and not {*one.token_ids[closed:]} - {OPEN, CLOSE}:
             return "empty"
     return ""
 
