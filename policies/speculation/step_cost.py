@@ -30,6 +30,7 @@ class StepCostCurve:
         self._speed = RunningMean(1.0, 1 / tuning.step_rate)
         self._shape = [1.0] * len(rows)
         self._seen = [0.0] * len(rows)  # steps of each
+        self._lately = set[int]()  # places of steps since the latest table
         self._steps = 0
         self._table: list[float] = []
         self._renew()
@@ -56,15 +57,26 @@ class StepCostCurve:
         before = self._speed.value * shape
         ratio = min(max(ratio, before / tuning.step_limit), before * tuning.step_limit)
         self._seen[place] = seen = min(self._seen[place] + 1, tuning.shape_memory)
-        if seen > 1:  # the first time says what such a step takes, not how fast the machine is
+        if seen == 1:
+            return  # the first step of a kind finds cold caches
+        self._lately.add(place)
+        if (
+            seen > tuning.shape_begun
+        ):  # till then it says what such a step takes, not how fast the machine is
             self._speed.add(ratio / shape)
-        self._shape[place] = shape + (ratio / self._speed.value - shape) / seen
+        self._shape[place] = shape + (ratio / self._speed.value - shape) / (seen - 1)
         self._steps += 1
-        if self._steps % tuning.table_every == 0 or seen == 1:
+        if self._steps % tuning.table_every == 0 or seen == 2:
             self._renew()
 
     def _renew(self) -> None:
-        known = np.flatnonzero(self._seen)
+        # what was slow by chance may run no more and not be seen to be fast: it fades to what was measured
+        plain = self._shape[0]
+        for place, shape in enumerate(self._shape):
+            if place not in self._lately:
+                self._shape[place] = plain + (shape - plain) * self._tuning.shape_fading
+        self._lately.clear()
+        known = np.flatnonzero(np.array(self._seen) > 1)
         places = np.arange(len(self._rows))
         # of every measured row count, the nearest where such a step ran: its shape is taken
         near = known[np.abs(places[:, None] - known).argmin(1)] if len(known) else places

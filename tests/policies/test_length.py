@@ -159,10 +159,13 @@ def test_a_curve_is_corrected_by_the_steps_that_run() -> None:
     assert curve.seconds(16) == pytest.approx(7.0 / 1.2 * 4.0, rel=0.01), (
         "the nearest speaks for it"
     )
-    for _ in range(1000):
+    for _ in range(40):
         curve.note(1, 4.0)  # the machine is half as fast now: so it is with 4 rows
     assert curve.seconds(1) == pytest.approx(4.0, rel=0.01)
-    assert curve.seconds(4) / curve.seconds(1) == pytest.approx(3.5, rel=0.1)
+    assert curve.seconds(4) / curve.seconds(1) == pytest.approx(3.5, rel=0.15)
+    for _ in range(4000):
+        curve.note(1, 4.0)  # what runs no more is tried again
+    assert curve.seconds(4) / curve.seconds(1) == pytest.approx(1.2, rel=0.1)
 
 
 def test_a_step_that_was_held_up_hardly_counts() -> None:
