@@ -209,14 +209,14 @@ def _tip(text: _HeadText) -> Tensor:
 
 
 def made_for(target: Path, heads: Iterable[Path]) -> Path | None:
-    """The head among some that was trained for the very weights in a checkpoint folder."""
+    """The head among some that was made for the very weights in a checkpoint folder; a head may name several."""
     theirs = ModelConfig.from_folder(target)
-    fitting: dict[str | None, Path] = {}
+    fitting: dict[str, Path] = {}
     for path in heads:
         metadata = read_metadata(path)
         config = HeadConfig.from_metadata(metadata)
         if config.hidden == theirs.hidden_size and max(config.layers) < theirs.layers:
-            fitting[metadata.get("target")] = path
+            fitting |= dict.fromkeys(metadata.get("target", "").split(), path)
     return fitting.get(fingerprint(target)) if fitting else None
 
 
@@ -229,7 +229,7 @@ def load_head(path: Path, target: Path) -> HeadRunner:
         raise ValueError(f"head {path}: give the folder of a published head, {path.parent}")
     config, weights = read_head(path)
     theirs = read_metadata(path).get("target")
-    if theirs is not None and theirs != fingerprint(target):
+    if theirs is not None and fingerprint(target) not in theirs.split():
         logger.warning("head {} was trained for another target: few drafts may be accepted", path)
     layers = ModelConfig.from_folder(target).layers
     if max(config.layers) >= layers:

@@ -60,9 +60,7 @@ class StepCostCurve:
         if seen == 1:
             return  # the first step of a kind finds cold caches
         self._lately.add(place)
-        if (
-            seen > tuning.shape_begun
-        ):  # till then it says what such a step takes, not how fast the machine is
+        if seen > tuning.shape_begun:
             self._speed.add(ratio / shape)
         self._shape[place] = shape + (ratio / self._speed.value - shape) / (seen - 1)
         self._steps += 1

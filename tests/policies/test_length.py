@@ -168,6 +168,16 @@ def test_a_curve_is_corrected_by_the_steps_that_run() -> None:
     assert curve.seconds(4) / curve.seconds(1) == pytest.approx(1.2, rel=0.1)
 
 
+def test_the_first_step_of_a_row_count_locks_nothing_out() -> None:
+    curve = StepCostCurve([1, 4], [1.0, 1.2])
+    for _ in range(20):
+        curve.note(1, 1.0)
+    curve.note(4, 2.4)  # it found cold caches
+    for _ in range(20):
+        curve.note(1, 1.0)
+    assert curve.seconds(4) == pytest.approx(1.2, rel=0.02)
+
+
 def test_a_step_that_was_held_up_hardly_counts() -> None:
     curve = StepCostCurve([1, 4], [1.0, 1.2])
     for step in range(32):
