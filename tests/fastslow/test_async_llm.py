@@ -134,9 +134,9 @@ def test_a_call_that_is_cancelled_ends_nobody_else(
     llm: LLM, name: str, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
-        served = AsyncLLM.around(llm)
+        served, left = AsyncLLM.around(llm), threading.Event()
         if name == "close":
-            monkeypatch.setattr(llm, "close", lambda: time.sleep(0.1))
+            monkeypatch.setattr(llm, "close", lambda: left.wait(SOON))
         bystander = served.submit("quick", LONG)
         await asyncio.to_thread(gate.reached.acquire, timeout=SOON)  # inside a step
         task = asyncio.ensure_future(CALLS[name](served, bystander))
@@ -144,6 +144,7 @@ def test_a_call_that_is_cancelled_ends_nobody_else(
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+        left.set()
         gate.open()
         out = await asyncio.wait_for(bystander, SOON)
         assert out.finish_reason == "length" and len(out.token_ids) == 400

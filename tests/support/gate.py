@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -43,6 +44,14 @@ class Gate:
     def open(self) -> None:
         self._open = True
         self._passes.release()
+
+
+def later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """The engine's clock, by which requests end, goes this far ahead."""
+    clock = SimpleNamespace(
+        monotonic=lambda: time.monotonic() + seconds, perf_counter=time.perf_counter
+    )
+    monkeypatch.setattr("fastslow.engine.core.engine_core.time", clock)
 
 
 class SlowTokenizer:
