@@ -67,24 +67,23 @@ def test_a_handle_is_not_pickled(llm: LLM) -> None:
     handle.result()
 
 
-def test_it_is_loaded_in_a_thread_and_closed(folder: Path) -> None:
+def test_it_is_loaded_in_a_thread_and_closed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load, ticked = AsyncLLM._load, threading.Event()
+
+    def after_a_tick(served: AsyncLLM, loading: Any) -> None:
+        ticked.wait(SOON)
+        load(served, loading)
+
     async def main() -> None:
         unloaded = AsyncLLM(folder)
         assert not unloaded.accepting
         with pytest.raises(RuntimeError, match="^this AsyncLLM is not loaded: use `async with"):
             await unloaded.generate("The")
-        ticks: list[None] = []
-
-        async def tick() -> None:
-            while True:
-                await asyncio.sleep(0.001)
-                ticks.append(None)
-
-        ticking = asyncio.create_task(tick())
+        monkeypatch.setattr(AsyncLLM, "_load", after_a_tick)
+        asyncio.get_running_loop().call_later(0.01, ticked.set)
         async with AsyncLLM(folder, kv_memory="4MiB", progress=False) as served:
-            assert len(ticks) > 3, "the loop ran on"
+            assert ticked.is_set(), "the loop ran on"
             assert (await served.generate("The", TEN)).finish_reason == "length"
-        ticking.cancel()
         assert not served.accepting
         await served.close()
         with pytest.raises(RuntimeError, match="^this AsyncLLM takes no more requests"):

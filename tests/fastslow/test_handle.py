@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gate import SOON, Gate, SlowTokenizer, later, open_llm, settled
+from gate import SOON, Gate, SlowTokenizer, later, open_llm, settled, slowly
 
 from fastslow import (
     LLM,
@@ -324,13 +324,7 @@ def test_a_timeout_ends_what_runs_and_what_waits(folder: Path, monkeypatch: Any)
 
 
 def test_a_timeout_in_the_other_calls(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    forward = llm.model.forward
-
-    def slowly(*arguments: Any) -> Any:
-        time.sleep(0.01)
-        return forward(*arguments)
-
-    monkeypatch.setattr(llm.model, "forward", slowly)
+    monkeypatch.setattr(llm.model, "forward", slowly(llm.model.forward))
     first, second = llm.generate(["The", "quick"], [TEN, LONG], timeout=[None, 0.1])
     assert (first.finish_reason, second.finish_reason) == ("length", "timeout")
     assert llm.chat("The", LONG, timeout=0.1).finish_reason == "timeout"

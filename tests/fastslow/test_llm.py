@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gate import open_llm, settled
+from gate import open_llm, settled, slowly
 
 from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.llm import LLM
@@ -162,10 +162,13 @@ def test_close_cancels_what_runs_and_frees_the_model(folder: Path) -> None:
     llm = open_llm(folder)
     outs: list[Output] = []
     params = SamplingParams(max_tokens=490, ignore_eos=True)
-    waiting = [
-        threading.Thread(target=lambda: outs.append(llm.generate("The", params))) for _ in range(3)
-    ]
-    stream = llm.stream("The", params)
+    llm.model.forward = slowly(llm.model.forward)  # type: ignore[method-assign] # 5 s an answer
+
+    def ask() -> None:
+        outs.append(llm.generate("The", params, speculation="off"))
+
+    waiting = [threading.Thread(target=ask) for _ in range(3)]
+    stream = llm.stream("The", params, speculation="off")
     next(stream)
     for thread in waiting:
         thread.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,6 +45,16 @@ class Gate:
     def open(self) -> None:
         self._open = True
         self._passes.release()
+
+
+def slowly(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A model's `forward` that takes ten milliseconds and more."""
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(0.01)
+        return forward(*arguments)
+
+    return slow
 
 
 def later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:

@@ -124,10 +124,10 @@ def test_what_was_sampled_does_not_decide_whether_a_step_counts(
             first_made.set()
             given_up.wait(SOON)
 
-    def waits(jobs: Any, *patience: float) -> None:
-        if not patience:  # the step waits for the first mask alone
+    def waits(jobs: Any, patience: float | None = None) -> None:
+        if patience is None:  # the step waits for the first mask alone
             given_up.set()
-        wait(jobs, *patience)
+        wait(jobs, patience)
 
     monkeypatch.setattr("fastslow.engine.core.target_probs.wait", waits)
     assert moge.tokenizer is not None
