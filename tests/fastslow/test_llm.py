@@ -262,11 +262,15 @@ def test_pages_are_checked_in_a_pause_and_not_between_two_calls(
     llm: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checks: list[float] = []
-    monkeypatch.setattr("fastslow.engine.core.worker.PAUSE", 1.5)  # a busy machine is slow
+    one = SamplingParams(max_tokens=1)
+    monkeypatch.setattr("fastslow.engine.core.worker.PAUSE", 60.0)
+    llm.generate([5, 6, 7], one)  # from here on pauses are as long
     monkeypatch.setattr(llm._kv, "check_integrity", lambda: checks.append(time.monotonic()))
     for _ in range(3):
-        llm.generate([5, 6, 7], SamplingParams(max_tokens=1))
-        assert not checks
+        llm.generate([5, 6, 7], one)
+    assert not checks
+    monkeypatch.setattr("fastslow.engine.core.worker.PAUSE", 0.01)
+    llm.generate([5, 6, 7], one)
     deadline = time.monotonic() + 20
     while not checks and time.monotonic() < deadline:
         time.sleep(0.01)
