@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 from checkpoints import write_moge
-from gate import open_llm, settled
+from gate import SOON, open_llm, settled
 from grammar_tools import holds
 from tokenizers_tiny import write_spm
 
+from fastslow.engine.core import target_probs
 from fastslow.engine.params import GrammarSpec, SamplingParams
 from fastslow.llm import LLM
 from fastslow.output import GenerationError
@@ -85,8 +86,12 @@ def test_a_stream_gives_the_text_of_the_answer_alone(llm: LLM) -> None:
 
 @pytest.mark.parametrize("drafter", ["off", "ngram", "self", "suffix"])
 @pytest.mark.parametrize("regex", ["<think>(ab){12}c", "(ab){6}<think>(ab){6}</think>c"])
-def test_an_answer_may_spell_the_tags(llm: LLM, regex: str, drafter: str) -> None:
+def test_an_answer_may_spell_the_tags(
+    llm: LLM, regex: str, drafter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No thought comes in fast mode, so what looks like one is the answer: for drafts and counts, too."""
+    for wait in ("PATIENCE", "LONGEST_WAIT"):  # where a mask comes late, nothing is drafted
+        monkeypatch.setattr(target_probs, wait, SOON)
     params = asked({"regex": regex})
     for attempt in range(2):  # the second time "suffix" knows the answer
         *_, last = llm.stream_chat("hello", params, mode="fast", speculation=drafter)
