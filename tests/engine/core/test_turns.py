@@ -89,7 +89,7 @@ def test_a_request_that_is_let_in_again_in_the_same_step_takes_its_rows_once() -
     assert run(step) == {1: 40}
     added(step, [2], prompt=92)
     assert run(step) == run(step) == {2: 40}
-    step._kv.open(99, [1] * 40, 0, 0, None, False)
+    step._kv.open(99, [1] * 40, 0, 0)
     assert step._kv.reserve(99, 4 * (step._kv.free_pages - 1))
     step._overtakes = OVERTAKEN  # so that the oldest of those that wait is the most urgent
     assert run(step) == {2: 12, 0: 12} and step._left == 40 - 24

@@ -129,7 +129,9 @@ def test_logits_that_a_soft_cap_makes_equal_are_told_apart(backend: str, tmp_pat
         BACKENDS[backend](write(tmp_path, config, table(config)), "float32"),
         {"random": lambda kv: RandomDraft()},
     )
-    for ways in ([{}, {"logprobs": 2}], [{"min_tokens": 9}, {"min_tokens": 9, "logprobs": 0}]):
+    late = {"min_tokens": 9}
+    pairs: list[list[dict[str, Any]]] = [[{}, {"logprobs": 2}], [late, late | {"logprobs": 0}]]
+    for ways in pairs:
         wishes = [SamplingParams(max_tokens=24, ignore_eos=True, **way) for way in ways]
         asks = [Ask((5, 6, 7), wish, name) for wish in wishes for name in ("off", "random")]
         first, *others = map(answer, [*bench.run(asks), *map(bench.alone, asks)])
