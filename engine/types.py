@@ -195,7 +195,7 @@ class ModelOutput:
 
     Rows of `only_best` have no logits (the memory holds anything, and where all rows are such, logits
     may be [0, V]) but a token in `best` [M]: the first of the likeliest, or -1 where some logit is
-    not finite. `best` is -1 for all other rows.
+    not finite. `best` is -1 for all other rows; where a soft cap makes large logits equal, theirs is there, too.
     """
 
     logits: torch.Tensor

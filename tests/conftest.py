@@ -19,6 +19,7 @@ from hypothesis import settings
 from loguru import logger
 
 import fastslow  # noqa: F401 - it turns its log off
+from fastslow.policies.speculation.planner import AdaptiveLength
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 logger.enable("fastslow")  # tests read it
@@ -33,8 +34,18 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return 0 if named else min(4, os.cpu_count() or 1)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    how = (
+        "adaptive drafts have this length whatever steps take; 0 = they rest, as on a slow machine"
+    )
+    parser.addoption("--adaptive", type=int, metavar="NODES", help=how)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Slow runs try more examples; `--hypothesis-profile` still chooses."""
+    if (nodes := config.getoption("--adaptive")) is not None:
+        AdaptiveLength.plan = lambda *_: nodes  # type: ignore[method-assign]
+        AdaptiveLength.survival = lambda *_: None  # type: ignore[assignment, method-assign]
     if not config.getoption("--hypothesis-profile"):
         settings.load_profile("quick" if config.option.markexpr == "not slow" else "full")
 

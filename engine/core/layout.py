@@ -135,7 +135,7 @@ def ask_probes(
         request.spec_stats.probe_rows += len(probe.rows)
         best, logprobs = [int(out.best[row]) for row in rows], list[float]()
         if not layout.rows.only_best[verified]:
-            best = [best_token(out.logits[row]) for row in rows]
+            best = [best_token(out.logits[row]) if n < 0 else n for row, n in zip(rows, best)]
             some = zip(rows, best) if probe.sure else ()
             logprobs = [log_probability(out.logits[row], token) for row, token in some]
         if not probe.take(best, logprobs):

@@ -221,8 +221,8 @@ class Scheduler:
         return True
 
     def _serve(self, requests: Sequence[Request], work: dict[int, ScheduledChunk]) -> None:
-        """Give rows to running requests."""
-        for request in sorted(requests, key=_running_rank):
+        """Give rows to running requests, but for those that were preempted and let in again in this step."""
+        for request in sorted((r for r in requests if r.id not in work), key=_running_rank):
             left = self._left
             if request.skipped_steps >= PATIENCE and not self.latency_budget.limited:
                 # more urgent ones want some, too

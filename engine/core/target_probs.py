@@ -56,7 +56,7 @@ def target_probs(
         for row, run in enumerate(drafted_runs(tree), first):
             try:
                 if not only_best[first]:
-                    rows.append(probs(out.logits[row], request, run))
+                    rows.append(probs(out.logits[row], request, run, best[row]))
                 elif best[row] < 0:
                     raise FloatingPointError("the model's logits are not finite numbers")
                 else:

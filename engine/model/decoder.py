@@ -268,7 +268,7 @@ class Decoder(LayeredModel[Weights]):
         return ModelOutput(
             soft_cap(logits_MV, self.config.logit_cap),
             torch.cat([taken[n] for n in features], -1) if features else None,
-            best_tokens(logits_MV, rows.only_best),
+            best_tokens(logits_MV, rows.only_best | bool(self.config.logit_cap)),
         )
 
     def _logits(self, last_MH: Tensor) -> Tensor:

@@ -242,7 +242,7 @@ class ShardDecoder:
         if parts is None:
             return None
         whole = torch.cat(parts, -1)[:, : w.config.vocab_size].to(wide(w.dtype))
-        best = best_tokens(whole, only_best)
+        best = best_tokens(whole, only_best | bool(w.config.logit_cap))
         return ModelOutput(soft_cap(whole, w.config.logit_cap), features_SF, best)
 
     def _features(self, mine_sF: Tensor, holders: Ints) -> Tensor | None:

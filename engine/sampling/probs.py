@@ -24,9 +24,12 @@ from fastslow.engine.types import Floats, LogitBoost, OneHot, Probs, RequestView
 COLDEST = 1e-30  # float32 divides by it; below, a temperature would round to 0 and make 0 / 0
 
 
-def probs_at(logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int]) -> Probs:
+def probs_at(
+    logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int], likeliest: int = -1
+) -> Probs:
     """The probabilities of the token after `request.tokens` and `drafted`, by logits f32 [V]: f32 [V] that
     sum to 1; where all is at temperature 0 the first of the likeliest tokens, or the forced one.
+    likeliest: by the logits before a soft cap, where there is one, and nothing else shapes them; -1 = these say it.
 
     Raises FloatingPointError where the logits are not finite.
     """
@@ -38,7 +41,7 @@ def probs_at(logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int
     params = _params_at(request, drafted, mask)
     ends, barred = _ends_at(request, drafted, mask)
     shaped_V = _shaped(logits_V, request, params, drafted, forced, mask, barred)
-    token = _argmax(shaped_V)
+    token = likeliest if likeliest >= 0 and shaped_V is logits_V else _argmax(shaped_V)
     best = shaped_V[token]
     if not math.isfinite(best):
         by = "min_tokens forbids" if mask is None else "min_tokens and the grammar forbid"
@@ -123,10 +126,12 @@ def one_hot(best: int, request: RequestView, drafted: Sequence[int]) -> OneHot:
     return OneHot(ends.get(best, best))
 
 
-def scored_probs_at(logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int]) -> Probs:
+def scored_probs_at(
+    logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int], likeliest: int = -1
+) -> Probs:
     """`probs_at`; at temperature 0 with the probabilities of temperature 1 as `OneHot.probs`. A forced
     token has none: no other token may come there."""
-    decided = probs_at(logits_V, request, drafted)
+    decided = probs_at(logits_V, request, drafted, likeliest)
     forced, mask = forced_at(request, drafted)
     if not isinstance(decided, OneHot) or isinstance(forced, OneHot):
         return decided

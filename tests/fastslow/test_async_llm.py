@@ -67,24 +67,23 @@ def test_a_handle_is_not_pickled(llm: LLM) -> None:
     handle.result()
 
 
-def test_it_is_loaded_in_a_thread_and_closed(folder: Path) -> None:
+def test_it_is_loaded_in_a_thread_and_closed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load, ticked = AsyncLLM._load, threading.Event()
+
+    def after_a_tick(served: AsyncLLM, loading: Any) -> None:
+        ticked.wait(SOON)
+        load(served, loading)
+
     async def main() -> None:
         unloaded = AsyncLLM(folder)
         assert not unloaded.accepting
         with pytest.raises(RuntimeError, match="^this AsyncLLM is not loaded: use `async with"):
             await unloaded.generate("The")
-        ticks: list[None] = []
-
-        async def tick() -> None:
-            while True:
-                await asyncio.sleep(0.001)
-                ticks.append(None)
-
-        ticking = asyncio.create_task(tick())
+        monkeypatch.setattr(AsyncLLM, "_load", after_a_tick)
+        asyncio.get_running_loop().call_later(0.01, ticked.set)
         async with AsyncLLM(folder, kv_memory="4MiB", progress=False) as served:
-            assert len(ticks) > 3, "the loop ran on"
+            assert ticked.is_set(), "the loop ran on"
             assert (await served.generate("The", TEN)).finish_reason == "length"
-        ticking.cancel()
         assert not served.accepting
         await served.close()
         with pytest.raises(RuntimeError, match="^this AsyncLLM takes no more requests"):
@@ -134,9 +133,9 @@ def test_a_call_that_is_cancelled_ends_nobody_else(
     llm: LLM, name: str, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
-        served = AsyncLLM.around(llm)
+        served, left = AsyncLLM.around(llm), threading.Event()
         if name == "close":
-            monkeypatch.setattr(llm, "close", lambda: time.sleep(0.1))
+            monkeypatch.setattr(llm, "close", lambda: left.wait(SOON))
         bystander = served.submit("quick", LONG)
         await asyncio.to_thread(gate.reached.acquire, timeout=SOON)  # inside a step
         task = asyncio.ensure_future(CALLS[name](served, bystander))
@@ -144,6 +143,7 @@ def test_a_call_that_is_cancelled_ends_nobody_else(
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+        left.set()
         gate.open()
         out = await asyncio.wait_for(bystander, SOON)
         assert out.finish_reason == "length" and len(out.token_ids) == 400

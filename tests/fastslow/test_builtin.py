@@ -104,7 +104,7 @@ def test_ctrl_c_does_not_wait_for_layers_in_the_queue(
 
     def tensors(dense: Any, recipe: Any, layer: int, dtype: Any) -> list[Any]:
         made.append(layer)
-        time.sleep(0.01)
+        time.sleep(0.05)
         return []
 
     def interrupted(*_: object) -> None:

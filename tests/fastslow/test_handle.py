@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gate import SOON, Gate, SlowTokenizer, open_llm, settled
+from gate import SOON, Gate, SlowTokenizer, later, open_llm, settled, slowly
 
 from fastslow import (
     LLM,
@@ -280,9 +280,10 @@ def test_a_loop_that_waits_no_longer_cancels_the_request(
     llm: LLM, gate: Gate, streamed: bool
 ) -> None:
     async def main() -> None:
+        handle = llm.submit("The", LONG)
+        assert await asyncio.to_thread(gate.reached.acquire, timeout=SOON)
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
-                handle = llm.submit("The", LONG)
                 _ = [piece async for piece in handle] if streamed else await handle
         assert not llm._core.idle
         gate.open()
@@ -308,11 +309,11 @@ def test_a_timeout_ends_what_runs_and_what_waits(folder: Path, monkeypatch: Any)
     with open_llm(folder, max_running=1) as llm:
         whole = llm.generate([5, 6], TEN, timeout=60).token_ids
         gate = Gate(llm, monkeypatch)
-        runs = llm.submit([5, 6], LONG, timeout=0.2, speculation="off")
+        runs = llm.submit([5, 6], LONG, timeout=600, speculation="off")
         assert gate.reached.acquire(timeout=SOON)
-        waits = llm.submit([5, 7], TEN, timeout=0.05)
+        waits = llm.submit([5, 7], TEN, timeout=500)
         gate.steps(3)
-        time.sleep(0.2)
+        later(monkeypatch, 600)
         gate.open()
         out = runs.result(SOON)
         assert out.finish_reason == "timeout" and 3 <= len(out.token_ids) <= 4
@@ -323,13 +324,7 @@ def test_a_timeout_ends_what_runs_and_what_waits(folder: Path, monkeypatch: Any)
 
 
 def test_a_timeout_in_the_other_calls(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    forward = llm.model.forward
-
-    def slowly(*arguments: Any) -> Any:
-        time.sleep(0.01)
-        return forward(*arguments)
-
-    monkeypatch.setattr(llm.model, "forward", slowly)
+    monkeypatch.setattr(llm.model, "forward", slowly(llm.model.forward))
     first, second = llm.generate(["The", "quick"], [TEN, LONG], timeout=[None, 0.1])
     assert (first.finish_reason, second.finish_reason) == ("length", "timeout")
     assert llm.chat("The", LONG, timeout=0.1).finish_reason == "timeout"
@@ -337,12 +332,14 @@ def test_a_timeout_in_the_other_calls(llm: LLM, monkeypatch: pytest.MonkeyPatch)
     assert last.output is not None and last.output.finish_reason == "timeout"
 
 
-def test_a_timeout_of_the_second_mode(llm: LLM, gate: Gate) -> None:
+def test_a_timeout_of_the_second_mode(
+    llm: LLM, gate: Gate, monkeypatch: pytest.MonkeyPatch
+) -> None:
     doubt = Mode(groups=0, escalate=Escalation(below=1.0, window=1, how="restart"))
-    handle = llm.submit([5, 6], LONG, mode=doubt, timeout=0.2, speculation="off")
+    handle = llm.submit([5, 6], LONG, mode=doubt, timeout=600, speculation="off")
     assert gate.reached.acquire(timeout=SOON)
     gate.steps(3)  # one of the first mode, then it began again
-    time.sleep(0.2)
+    later(monkeypatch, 600)
     gate.open()
     out = handle.result(SOON)
     assert out.finish_reason == "timeout" and out.metrics.escalated_at == 1

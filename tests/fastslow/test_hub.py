@@ -312,10 +312,14 @@ def test_a_server_offers_what_its_operator_named(
             found += [[piece async for piece in engine.stream(request)][-1].output]
         assert hub.asked == loaded, "all was fetched at the start"
         await engine.close()
-        return [output.metrics.drafted for output in found if output]
+        return [(output.metrics.drafter, output.metrics.drafted > 0) for output in found if output]
 
-    named = {"drafter": "model", "model": MODEL, "nodes": 2}
-    assert sum(n > 0 for n in asyncio.run(drafted(None, "head", "model", named))) == 4
+    # a fixed length: the adaptive one, as of who asks for nothing, may rightly draft nothing
+    head, model = ({"drafter": name, "nodes": 2} for name in ("head", "model"))
+    usual, *others = asyncio.run(drafted(None, head, model, {**model, "model": MODEL}))
+    assert usual[0] == "suffix|head"
+    assert others == [("head", True), ("model", True), ("model", True)]
+    assert _speculation_of("head", settings) == {"drafter": "head", "head": "tiny/head"}
     for name, value, words in (
         ("head", MODEL, "not for clients; it offers tiny/head"),
         ("model", "tiny/other", f"not for clients; it offers {MODEL}"),

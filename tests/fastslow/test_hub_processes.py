@@ -36,15 +36,20 @@ def test_a_download_that_ends_early(how: signal.Signals, hub: FakeHub, tmp_path:
     repo = hub.repos["tiny/chat"]
     repo.wrong["slow", WEIGHTS] = 5.0  # of each quarter
     process = start(hub, tmp_path, "-m", "fastslow", "generate", "abc", "--model", "tiny/chat")
-    while f"GET /cdn/tiny/chat/{WEIGHTS}" not in hub.asked:
+    begun, folder = f"GET /cdn/tiny/chat/{WEIGHTS}", "hub/models--tiny--chat"
+    while not (
+        begun in hub.asked  # and all others are there
+        and len(list(tmp_path.rglob("*.incomplete"))) == 1
+        and len(list(tmp_path.glob(f"{folder}/snapshots/*/*"))) == len(repo.files) - 1
+    ):
+        assert process.poll() is None
         time.sleep(0.01)
-    time.sleep(0.2)
     process.send_signal(how)
     began = time.monotonic()
     _, said = process.communicate(timeout=60)
     assert process.returncode == (-9 if how == signal.SIGKILL else 130)
     assert time.monotonic() - began < 5.0 and "Traceback" not in said
-    snapshot = next(tmp_path.glob("hub/models--tiny--chat/snapshots/*"))
+    snapshot = next(tmp_path.glob(f"{folder}/snapshots/*"))
     halves = list(tmp_path.rglob("*.incomplete"))
     assert not (snapshot / WEIGHTS).exists() and len(halves) == (how == signal.SIGKILL)
     repo.wrong.clear()

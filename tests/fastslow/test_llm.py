@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from gate import open_llm, settled
+from gate import open_llm, settled, slowly
 
 from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.llm import LLM
@@ -162,10 +162,13 @@ def test_close_cancels_what_runs_and_frees_the_model(folder: Path) -> None:
     llm = open_llm(folder)
     outs: list[Output] = []
     params = SamplingParams(max_tokens=490, ignore_eos=True)
-    waiting = [
-        threading.Thread(target=lambda: outs.append(llm.generate("The", params))) for _ in range(3)
-    ]
-    stream = llm.stream("The", params)
+    llm.model.forward = slowly(llm.model.forward)  # type: ignore[method-assign] # 5 s an answer
+
+    def ask() -> None:
+        outs.append(llm.generate("The", params, speculation="off"))
+
+    waiting = [threading.Thread(target=ask) for _ in range(3)]
+    stream = llm.stream("The", params, speculation="off")
     next(stream)
     for thread in waiting:
         thread.start()
@@ -259,11 +262,15 @@ def test_pages_are_checked_in_a_pause_and_not_between_two_calls(
     llm: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checks: list[float] = []
-    monkeypatch.setattr("fastslow.engine.core.worker.PAUSE", 1.5)  # a busy machine is slow
+    one = SamplingParams(max_tokens=1)
+    monkeypatch.setattr("fastslow.engine.core.worker.PAUSE", 60.0)
+    llm.generate([5, 6, 7], one)  # from here on pauses are as long
     monkeypatch.setattr(llm._kv, "check_integrity", lambda: checks.append(time.monotonic()))
     for _ in range(3):
-        llm.generate([5, 6, 7], SamplingParams(max_tokens=1))
-        assert not checks
+        llm.generate([5, 6, 7], one)
+    assert not checks
+    monkeypatch.setattr("fastslow.engine.core.worker.PAUSE", 0.01)
+    llm.generate([5, 6, 7], one)
     deadline = time.monotonic() + 20
     while not checks and time.monotonic() < deadline:
         time.sleep(0.01)

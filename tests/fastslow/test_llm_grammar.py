@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 from checkpoints import write_moge
-from gate import open_llm, settled
+from gate import SOON, open_llm, settled
 from grammar_tools import holds
 from tokenizers_tiny import write_spm
 
-from fastslow.engine.params import GrammarSpec, SamplingParams
+from fastslow.engine.core import target_probs
+from fastslow.engine.params import GrammarSpec, SamplingParams, Speculation
+from fastslow.engine.sampling import grammar as grammar_module
 from fastslow.llm import LLM
 from fastslow.output import GenerationError
 
@@ -85,11 +87,18 @@ def test_a_stream_gives_the_text_of_the_answer_alone(llm: LLM) -> None:
 
 @pytest.mark.parametrize("drafter", ["off", "ngram", "self", "suffix"])
 @pytest.mark.parametrize("regex", ["<think>(ab){12}c", "(ab){6}<think>(ab){6}</think>c"])
-def test_an_answer_may_spell_the_tags(llm: LLM, regex: str, drafter: str) -> None:
+def test_an_answer_may_spell_the_tags(
+    llm: LLM, regex: str, drafter: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No thought comes in fast mode, so what looks like one is the answer: for drafts and counts, too."""
+    # where a mask comes late, a walk takes long or rows are dear, nothing need be drafted
+    for limit in ("PATIENCE", "LONGEST_WAIT"):
+        monkeypatch.setattr(target_probs, limit, SOON)
+    monkeypatch.setattr(grammar_module, "LONG_WALK", SOON)
+    wish = Speculation(drafter=drafter, nodes=9)
     params = asked({"regex": regex})
     for attempt in range(2):  # the second time "suffix" knows the answer
-        *_, last = llm.stream_chat("hello", params, mode="fast", speculation=drafter)
+        *_, last = llm.stream_chat("hello", params, mode="fast", speculation=wish)
         out = last.output
         assert out is not None and out.finish_reason == "stop" and out.reasoning == ""
         assert out.text.startswith(("<think>", "abab")) and out.text.endswith("c")

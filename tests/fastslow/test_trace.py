@@ -203,7 +203,7 @@ def test_stats_before_and_while_requests_run(folder: Path, monkeypatch: pytest.M
         assert (fresh.running, fresh.waiting, fresh.steps, fresh.ended) == (0, 0, 0, {})
         assert fresh.pages_free == fresh.pages > 0 and fresh.prefix_hit_rate == 0.0
         prompt = list(range(10, 60))
-        outs = [llm.generate(prompt, TEN, speculation=wish) for wish in ("off", "self", "self")]
+        outs = [llm.generate(prompt, TEN, speculation=wish) for wish in ("off", SELF, SELF)]
         assert settled(llm)
         seen = llm.stats()
         assert seen.ended == {"length": 3} and seen.tokens == 30

@@ -316,7 +316,7 @@ async def test_a_pause_between_two_tries_ends_with_the_server() -> None:
 @within(10)
 async def test_a_new_request_waits_for_replicas_that_start_again(ran: bool) -> None:
     inner = ScriptedReplicas([ANSWER])
-    engine = ContinuedEngine(inner, replace(QUICK, held=0.2))
+    engine = ContinuedEngine(inner, replace(QUICK, held=60.0))
     if ran:
         await taken(engine, ASK)
     inner.there, inner.breaks = False, [NOBODY] * 3
@@ -328,7 +328,7 @@ async def test_a_new_request_waits_for_replicas_that_start_again(ran: bool) -> N
     await taken(engine, timed)
     assert len(inner.asked) == 5 and (inner.asked[-1].options.timeout or 9) < 5
     assert engine.retried == engine.given_up == 0
-    inner.breaks = [NOBODY] * 9999
+    engine._retries, inner.breaks = replace(QUICK, held=0.05), [NOBODY] * 9999
     with pytest.raises(NotReady, match="nobody is there"):
         await taken(engine, ASK)
 

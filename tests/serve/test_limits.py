@@ -11,6 +11,7 @@ import pytest
 from fake_engine import TINY, FakeEngine, output
 from loops import within
 from requests_made import made_request
+from serve_engines import until
 from serve_tools import Clock, call
 
 from fastslow.output import Piece
@@ -155,7 +156,7 @@ async def script(request: GenerateRequest) -> AsyncGenerator[Piece, None]:
 
 @within(20)
 async def test_the_place_comes_back_whatever_happens() -> None:
-    app = create_app(FakeEngine(script), ServerConfig(max_requests=1))
+    app = create_app(engine := FakeEngine(script), ServerConfig(max_requests=1))
 
     def sent(prompt: str, leave_after: int = 10**9) -> Coroutine[Any, Any, list[Any]]:
         body = json.dumps({"prompt": prompt, "stream": prompt == "endless"}).encode()
@@ -167,8 +168,8 @@ async def test_the_place_comes_back_whatever_happens() -> None:
     assert [await status(prompt) for prompt in ("whole", "broken", "whole")] == [200, 500, 200]
     await sent("endless", leave_after=20)
     assert await status("whole") == 200, "its client went away"
-    task = asyncio.create_task(sent("endless"))
-    await asyncio.sleep(0.05)
+    before, task = len(engine.asked), asyncio.create_task(sent("endless"))
+    await until(lambda: len(engine.asked) > before)
     assert await status("whole") == 429
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -77,7 +77,7 @@ async def test_a_drain_loses_nothing_where_the_server_is_late(
         link._transport.pause_reading()
         _, answer = link.ask(asked())
         await made.wait()
-        link.send(Drain(1.0))
+        link.send(Drain(15.0))
         await asyncio.sleep(0.1)
         link._transport.resume_reading()
         await link.lost

@@ -234,10 +234,13 @@ async def test_a_look_that_fails_is_not_the_last(logged: list[str]) -> None:
 
 
 class Engine:
-    """Its answer takes a while, and ends by its own limit of time."""
+    """Its answer comes once it may, and ends by its own limit of time."""
+
+    def __init__(self) -> None:
+        self.may = asyncio.Event()
 
     async def stream(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
-        await asyncio.sleep(0.3)
+        await self.may.wait()
         yield Piece(text="at last", token_ids=[1])
         raise TimeoutError("the engine has a limit of time")
 
@@ -247,11 +250,13 @@ async def test_a_replica_says_that_it_is_there_while_nothing_comes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(replica_module, "ALIVE", 0.05)
-    own: Any = SimpleNamespace(_id="this", _engine=Engine())
+    own: Any = SimpleNamespace(_id="this", _engine=(engine := Engine()))
     own._fill = partial(EngineReplica._fill, own)
     stream = EngineReplica.stream(own, "this", packed(plain([asked()])))
-    *silent, answer, last = [reply_of(data) async for data in stream]
-    assert len(silent) > 3 and all(item == Reply("this") for item in silent)
+    silent = [reply_of(await anext(stream)) for _ in range(4)]
+    engine.may.set()
+    *more, answer, last = [reply_of(data) async for data in stream]
+    assert all(item == Reply("this") for item in (*silent, *more))
     assert answer.pieces[0].text == "at last" and answer.failure is None
     assert last.failure is not None, "no pause, but an error"
 

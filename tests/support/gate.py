@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -43,6 +45,24 @@ class Gate:
     def open(self) -> None:
         self._open = True
         self._passes.release()
+
+
+def slowly(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A model's `forward` that takes ten milliseconds and more."""
+
+    def slow(*arguments: Any) -> Any:
+        time.sleep(0.01)
+        return forward(*arguments)
+
+    return slow
+
+
+def later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """The engine's clock, by which requests end, goes this far ahead."""
+    clock = SimpleNamespace(
+        monotonic=lambda: time.monotonic() + seconds, perf_counter=time.perf_counter
+    )
+    monkeypatch.setattr("fastslow.engine.core.engine_core.time", clock)
 
 
 class SlowTokenizer:

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any, Self
 
 import pytest
+from processes_served import wait_for
 
 from fastslow.tools.simulate import measured
 from fastslow.tools.simulate.measured import StepMeter, measured_costs
@@ -133,7 +134,6 @@ class Endless:
 
 
 def state_of(pid: int) -> str:
-    time.sleep(0.05)
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
@@ -147,7 +147,8 @@ def test_other_engines_run_and_stand_still_and_one_that_ends_is_noticed(
     with ended, measured.other_engines(2, "model", {}, "fast") as pids:
         for count in (0, 2, 1):
             measured.run_only(pids, count)
-            assert [state_of(pid) == "T" for pid in pids] == [n >= count for n in range(2)]
+            stand = [n >= count for n in range(2)]
+            wait_for(lambda: [state_of(pid) == "T" for pid in pids] == stand)  # noqa: B023
         os.kill(pids[0], signal.SIGKILL)
         multiprocessing.active_children()[0].join(5)
     assert not multiprocessing.active_children()

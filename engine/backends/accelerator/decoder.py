@@ -62,7 +62,8 @@ class PagedDecoder(LayeredModel[Stacked]):
                 layouts = self._plan.layouts(rows, self.ops.most_rows)
                 step = PagedStep.of(rows, angles, layouts, self._plan)
                 found = self._run(step.to(self.device, self._staging), kv, features)
-            best = np.where(rows.only_best, found.best.cpu().numpy(), -1)
+            known = rows.only_best | bool(self.config.logit_cap)
+            best = np.where(known, found.best.cpu().numpy(), -1)
             logits = found.logits[:0] if rows.only_best.all() else found.logits
             seen = _fetched(found.features) if features else None
             return ModelOutput(_fetched(logits), seen, best)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import wait
 from dataclasses import replace
 from typing import Any
 
@@ -110,7 +111,9 @@ def test_a_request_may_end_while_its_mask_is_made(moge: Bench) -> None:
 
 
 @pytest.mark.parametrize("sampled", [False, True])
-def test_what_was_sampled_does_not_decide_whether_a_step_counts(moge: Bench, sampled: bool) -> None:
+def test_what_was_sampled_does_not_decide_whether_a_step_counts(
+    moge: Bench, sampled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first mask is ready, one after a drafted token is not."""
     ask = Ask(PROMPTS[0], params(), grammar=WORD)
     request, first_made = moge.request(0, ask), threading.Event()
@@ -119,8 +122,14 @@ def test_what_was_sampled_does_not_decide_whether_a_step_counts(moge: Bench, sam
     def before(_: list[int], drafted: list[int]) -> None:
         if len(drafted) == 1:
             first_made.set()
-            given_up.wait(0.1)
+            given_up.wait(SOON)
 
+    def waits(jobs: Any, patience: float | None = None) -> None:
+        if patience is None:  # the step waits for the first mask alone
+            given_up.set()
+        wait(jobs, patience)
+
+    monkeypatch.setattr("fastslow.engine.core.target_probs.wait", waits)
     assert moge.tokenizer is not None
     grammar = WatchedGrammar(request.grammar, before)
     request.grammar = grammar  # type: ignore[assignment]
@@ -129,6 +138,7 @@ def test_what_was_sampled_does_not_decide_whether_a_step_counts(moge: Bench, sam
     tree = replace(Tree.chain([a, b]), probs=probs)
     with MaskMaker().beside([request], [tree]) as late:
         assert first_made.wait(SOON)
+    given_up.set()
     assert list(late) == ([] if sampled else [request])
     if sampled:  # its last mask is made no more: where the answer comes there, its step ends
         assert grammar.at(request.tokens, [a]).allowed is not None

@@ -80,6 +80,22 @@ def test_the_oldest_starts_after_so_many_that_are_more_urgent() -> None:
     assert started.index(0) == OVERTAKEN, "and it gives way to nobody from then on"
 
 
+def test_a_request_that_is_let_in_again_in_the_same_step_takes_its_rows_once() -> None:
+    step = scheduler(rows=40, pages=40)  # of four tokens each
+    added(step, [11], prompt=38, room=1, priority=-1)
+    [oldest] = added(step, [0], prompt=12, priority=9)
+    assert run(step) == {11: 38, 0: 2}
+    [less] = added(step, [1], prompt=100, priority=8)
+    assert run(step) == {1: 40}
+    added(step, [2], prompt=92)
+    assert run(step) == run(step) == {2: 40}
+    step._kv.open(99, [1] * 40, 0, 0)
+    assert step._kv.reserve(99, 4 * (step._kv.free_pages - 1))
+    step._overtakes = OVERTAKEN  # so that the oldest of those that wait is the most urgent
+    assert run(step) == {2: 12, 0: 12} and step._left == 40 - 24
+    assert [one.spec_stats.preemptions for one in (oldest, less)] == [1, 1]
+
+
 def test_a_prompt_that_is_read_gets_a_turn_beside_urgent_ones() -> None:
     step = scheduler(rows=80)
     step.add(request(0, prompt=100, priority=5))

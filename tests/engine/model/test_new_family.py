@@ -17,6 +17,7 @@ import pytest
 import texts
 import torch
 from checkpoints import DENSE, tensors, write
+from engine_tools import Ask, Bench, RandomDraft, answer
 from family_tools import check_drafts, load
 from reference_model import ReferenceModel
 from torch import Tensor
@@ -31,6 +32,7 @@ from fastslow.engine.model.base import Model
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.family import ConfigJson, Family, number, register
 from fastslow.engine.model.shape import DecoderShape
+from fastslow.engine.params import SamplingParams
 
 CONFIG: dict[str, Any] = {
     **DENSE,
@@ -49,14 +51,15 @@ def read(raw: ConfigJson) -> DecoderShape:
     """What differs from Llama."""
     shape = decoder(raw)
     partial, values = raw.get("partial"), raw.get("values")
+    score_cap, logit_cap = (number(raw, name) if name in raw else 0.0 for name in CAPS)
     return replace(
         shape,
         norm_offset=1.0,
         post_norms=True,
         query_norm=True,
         embedding_scale=math.sqrt(shape.hidden_size),
-        score_cap=number(raw, "attn_logit_softcapping") if CAPS.keys() <= raw.keys() else 0.0,
-        logit_cap=number(raw, "final_logit_softcapping") if CAPS.keys() <= raw.keys() else 0.0,
+        score_cap=score_cap,
+        logit_cap=logit_cap,
         rotary_dim=partial or 0,
         rotary_layout="interleaved-first" if partial else "halves-first",
         value_dim=values or 0,
@@ -116,6 +119,23 @@ def test_logprobs_are_the_references(backend: str, variant: str, tmp_path: Path)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_drafts_change_no_token(backend: str, tmp_path: Path) -> None:
     check_drafts(BACKENDS[backend](write(tmp_path, CONFIG, table(CONFIG)), "float32"))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_logits_that_a_soft_cap_makes_equal_are_told_apart(backend: str, tmp_path: Path) -> None:
+    """Whether an answer shows its logprobs or not, and where other rules than the largest logit end in it."""
+    config = CONFIG | {"final_logit_softcapping": 1e-3, "tie_word_embeddings": False}
+    bench = Bench(
+        BACKENDS[backend](write(tmp_path, config, table(config)), "float32"),
+        {"random": lambda kv: RandomDraft()},
+    )
+    late = {"min_tokens": 9}
+    pairs: list[list[dict[str, Any]]] = [[{}, {"logprobs": 2}], [late, late | {"logprobs": 0}]]
+    for ways in pairs:
+        wishes = [SamplingParams(max_tokens=24, ignore_eos=True, **way) for way in ways]
+        asks = [Ask((5, 6, 7), wish, name) for wish in wishes for name in ("off", "random")]
+        first, *others = map(answer, [*bench.run(asks), *map(bench.alone, asks)])
+        assert others == [first] * 7 and len(set(first)) > 1
 
 
 def test_an_activation_that_nothing_runs_is_refused() -> None:

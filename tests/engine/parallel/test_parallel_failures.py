@@ -40,8 +40,8 @@ def kill_soon(pid: int, after: float = 0.3) -> list[float]:
 
     def kill() -> None:
         time.sleep(after)
-        os.kill(pid, signal.SIGKILL)
         died.append(time.monotonic())
+        os.kill(pid, signal.SIGKILL)
 
     threading.Thread(target=kill).start()
     return died

@@ -124,7 +124,7 @@ void HeadPlan::finish(const Step& step) const {
             if (some.token < 0) found.token = -1;
             if (found.token >= 0 && some.logit > found.logit) found = some;
         }
-        step.args.best[m] = only_best[m] ? found.token : -1;
+        step.args.best[m] = only_best[m] || step.model.shape.logit_cap > 0.0f ? found.token : -1;
     }
 }
 
@@ -159,11 +159,10 @@ static void whole_head(Step& step, int thread, int& phase) {
                          for (int i = 0; i < got; i++) {
                              const size_t m = first + i;
                              const float* logits = out + i * TILE;
-                             if (plan.only_best[m]) {
-                                 take(plan.best[c * count + m], logits, tile * TILE, size);
-                                 continue;
-                             }
-                             if (s.logit_cap > 0.0f) soft_cap(out + i * TILE, 0, TILE, s.logit_cap);
+                             const bool only = plan.only_best[m], capped = s.logit_cap > 0.0f;
+                             if (only || capped) take(plan.best[c * count + m], logits, tile * TILE, size);
+                             if (only) continue;
+                             if (capped) soft_cap(out + i * TILE, 0, TILE, s.logit_cap);
                              std::memcpy(step.args.logits + m * s.vocabulary + tile * TILE, logits,
                                          sizeof(float) * size);
                          }
