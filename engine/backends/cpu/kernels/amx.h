@@ -44,9 +44,11 @@ struct UseTiles {
     UseTiles(const UseTiles&) = delete;
 };
 
-// The compiler's own functions do not say that a load reads memory.
-template <int TILE> static inline void tile_load(const void* from, size_t stride) {
-    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(TILE) : "memory");
+// The compiler's own functions do not say that a load reads memory. ONCE: past L1, where other lines stay.
+template <int TILE, bool ONCE = false> static inline void tile_load(const void* from, size_t stride) {
+    if constexpr (ONCE)
+        asm volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(TILE) : "memory");
+    else asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride), "i"(TILE) : "memory");
 }
 template <int TILE> static inline void tile_store(void* to, size_t stride) {
     asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(stride), "i"(TILE) : "memory");

@@ -21,6 +21,18 @@ constexpr int AHEAD = 8192;    // bytes between what is read and what is asked f
 typedef void (*Product)(const uint8_t* tile, const uint8_t* soon, int inputs, const uint8_t* const* rows,
                         float* out);
 
+// What a product does meanwhile, since vectors are idle while tiles are multiplied: some of it at each call.
+struct Beside {
+    void (*call)(void* of);
+    void* of;
+};
+
+// A product of PASS_ROWS rows at one distance; their sums lie `width` floats apart. It asks for so many lines of `soon`
+// and calls Beside about once for each PASS_INPUTS inputs.
+constexpr int PASS_ROWS = 32, PASS_INPUTS = 32;
+typedef void (*Pass)(const uint8_t* tile, const uint8_t* soon, int lines, int inputs, const uint8_t* rows,
+                     size_t stride, float* out, size_t width, const Beside& beside);
+
 struct Format {
     int step;  // inputs are padded to a multiple of this
     int rows;  // most rows of one product
@@ -49,6 +61,7 @@ struct Format {
     // From so many rows on, not 0, they go in whole tiles of 16: they lie at one distance from each other, and as
     // many as fill the tiles can be read, and their sums written, though nobody looks at them.
     int tile_rows = 0;
+    Pass pass = nullptr;  // null where a product does nothing beside
 };
 
 // Mirror of formats.py.

@@ -10,7 +10,7 @@ namespace {
 
 constexpr int STEP = 16;
 #if defined(FASTSLOW_AMX)
-constexpr int MOST = MOST_ROWS;
+constexpr int MOST = PASS_ROWS;
 #elif defined(FASTSLOW_AVX512)
 constexpr int MOST = 10;  // with more rows compilers spill sums, and two products take less
 #else
@@ -56,15 +56,15 @@ struct Kernel {
     static constexpr int TURN_INPUTS = 32;  // of a tile's row
     static constexpr size_t TURN = 2 * (size_t)TILE * TURN_INPUTS;
 
-    // Adds 32 inputs of N tiles of rows to the sums: C 0 to 3.
-    template <int N> INLINE static void turn(const uint8_t* w, const uint8_t* x, size_t stride) {
+    // Adds 32 inputs of N tiles of rows to the sums: C 0 to 3. Rows are read ONCE where many pass over the weights.
+    template <int N, bool ONCE> INLINE static void turn(const uint8_t* w, const uint8_t* x, size_t stride) {
         tile_load<4>(w, 4 * TILE);
-        tile_load<6>(x, stride);
+        tile_load<6, ONCE>(x, stride);
         tile_bf16<0, 6, 4>();
         tile_load<5>(w + AMX_BYTES, 4 * TILE);
         tile_bf16<1, 6, 5>();
         if constexpr (N == 1) return;
-        tile_load<7>(x + AMX_ROWS * stride, stride);
+        tile_load<7, ONCE>(x + AMX_ROWS * stride, stride);
         tile_bf16<2, 7, 4>();
         tile_bf16<3, 7, 5>();
     }
@@ -78,52 +78,53 @@ struct Kernel {
             std::memcpy(inputs + i * AMX_BYTES, x + i * stride, AMX_BYTES / 2);
             std::memset(inputs + i * AMX_BYTES + AMX_BYTES / 2, 0, AMX_BYTES / 2);
         }
-        turn<N>(weights, inputs, AMX_BYTES);
+        turn<N, false>(weights, inputs, AMX_BYTES);
     }
 
-    // N tiles of rows, asking for LINES a turn: to L2 where others pass over this tile before they are read.
-    template <int N, int LINES>
-    static void pass(const uint8_t* w, const uint8_t* soon, int inputs, const uint8_t* x, size_t stride, float* out) {
+    // N tiles of rows; between() comes before each turn.
+    template <int N, bool ONCE, class Between>
+    INLINE static void pass(const uint8_t* w, int inputs, const uint8_t* x, size_t stride, float* out,
+                            size_t width, Between between) {
         tile_zero<0>();
         tile_zero<1>();
         tile_zero<2>();
         tile_zero<3>();
         int k = 0;
         for (; k + TURN_INPUTS <= inputs; k += TURN_INPUTS, w += TURN, x += AMX_BYTES) {
-            for (int i = 0; i < LINES; i++, soon += LINE)
-                if constexpr (LINES < (int)TURN / LINE) prefetch_to_l2(soon);
-                else prefetch(soon);
-            turn<N>(w, x, stride);
+            between();
+            turn<N, ONCE>(w, x, stride);
         }
         if (k < inputs) half_turn<N>(w, x, stride);
-        constexpr int NEXT = AMX_ROWS * TILE;
-        tile_store<0>(out, 4 * TILE);
-        tile_store<1>(out + TILE / 2, 4 * TILE);
+        tile_store<0>(out, 4 * width);
+        tile_store<1>(out + TILE / 2, 4 * width);
         if constexpr (N == 1) return;
-        tile_store<2>(out + NEXT, 4 * TILE);
-        tile_store<3>(out + NEXT + TILE / 2, 4 * TILE);
+        out += AMX_ROWS * width;
+        tile_store<2>(out, 4 * width);
+        tile_store<3>(out + TILE / 2, 4 * width);
+    }
+
+    static void in_pass(const uint8_t* tile, const uint8_t* soon, int lines, int inputs, const uint8_t* x,
+                        size_t stride, float* out, size_t width, const Beside& beside) {
+        pass<2, true>(tile, padded(inputs, STEP), x, stride, out, width, [&]() __attribute__((always_inline)) {
+            for (int i = 0; i < lines; i++, soon += LINE) prefetch_to_l2(soon);
+            beside.call(beside.of);
+        });
     }
 
     template <int T>
     static void product(const uint8_t* tile, const uint8_t* soon, int inputs, const uint8_t* const* rows, float* out) {
-        constexpr int TILES = (T + AMX_ROWS - 1) / AMX_ROWS, PASSES = (TILES + 1) / 2;
         const size_t stride = T > 1 ? rows[T > 1] - rows[0] : 0;  // one row stands in for all of its tile
-        const int padded_inputs = padded(inputs, STEP);
-        const size_t bytes = tile_bytes(inputs);
-        UNROLL for (int p = 0; p < PASSES; p++) {
-            const size_t first = 2 * (size_t)p * AMX_ROWS;
-            const uint8_t* ask = PASSES == 1 ? soon : soon + bytes - AHEAD + p * (bytes / PASSES);
-            constexpr int LINES = TURN / LINE / PASSES;
-            const uint8_t* x = rows[0] + first * stride;
-            if (TILES - 2 * p > 1) pass<2, LINES>(tile, ask, padded_inputs, x, stride, out + first * TILE);
-            else pass<1, LINES>(tile, ask, padded_inputs, x, stride, out + first * TILE);
-        }
+        pass<(T > AMX_ROWS) + 1, false>(tile, padded(inputs, STEP), rows[0], stride, out, TILE,
+                                        [&]() __attribute__((always_inline)) {
+            for (size_t i = 0; i < TURN / LINE; i++, soon += LINE) prefetch(soon);
+        });
     }
 };
 
 #else
 struct Kernel : FloatPasses<Pairs> {
     static constexpr int TILE_ROWS = 0;
+    static constexpr Pass in_pass = nullptr;
 
     template <int T>
     static void product(const uint8_t* __restrict tile, const uint8_t* soon, int inputs,
@@ -192,7 +193,7 @@ void unpack(const uint8_t* tile, int inputs, int output, float* out) {
 
 extern const Format bf16_format = {
     STEP, MOST, Products<Kernel, MOST>::table, tile_bytes, row_bytes, pack, prepare, unpack,
-    pack_pairs, 2, 4, Kernel::TILE_ROWS,
+    pack_pairs, 2, 4, Kernel::TILE_ROWS, Kernel::in_pass,
 };
 
 }  // namespace fastslow

@@ -17,7 +17,7 @@ constexpr int STEP = HALF;
 constexpr int QUAD_BYTES = 4 * TILE;
 
 #if defined(FASTSLOW_AMX)
-constexpr int MOST = MOST_ROWS, TILE_ROWS = 2;
+constexpr int MOST = PASS_ROWS, TILE_ROWS = 2;
 constexpr int STRETCH = 4096;  // inputs that are summed as whole numbers
 
 // A row: for each 64 inputs their high bytes and then their low ones; its scale, and for each stretch 128 times the
@@ -76,34 +76,29 @@ struct Kernel {
     static constexpr int SUMS = AMX_BYTES / 4;
     static constexpr int FEW = AMX_ROWS / 2;
 
-    // 64 inputs of the rows, whose bytes are `stride` apart: in C 0 and 1, low ones of many rows in C 2 and 3. It asks
-    // for LINES, to L2 where others pass over this tile before they are read.
-    template <bool BOTH, int LINES>
-    INLINE static void turn(const uint8_t* w, const uint8_t* x, size_t stride, const uint8_t* soon) {
-        auto ask = [&](int part) __attribute__((always_inline)) {
-            UNROLL for (int i = LINES * part / 4; i < LINES * (part + 1) / 4; i++)
-                if constexpr (LINES < TURN / LINE) prefetch_to_l2(soon + LINE * i);
-                else prefetch(soon + LINE * i);
-        };
+    // 64 inputs of the rows, whose bytes are `stride` apart: in C 0 and 1, low ones of many rows in C 2 and 3. Rows are
+    // read ONCE where many pass over the weights. between(0) to between(3) come within.
+    template <bool BOTH, bool ONCE, class Between>
+    INLINE static void turn(const uint8_t* w, const uint8_t* x, size_t stride, Between& between) {
         tile_load<4>(w, QUAD_BYTES);
-        ask(0);
+        between(0);
         tile_load<5>(w + AMX_BYTES, QUAD_BYTES);
-        ask(1);
-        tile_load<6>(x, stride);
+        between(1);
+        tile_load<6, ONCE>(x, stride);
         tile_signed_unsigned<0, 6, 4>();
-        ask(2);
+        between(2);
         tile_signed_unsigned<1, 6, 5>();
-        ask(3);
+        between(3);
         if constexpr (BOTH) return;
-        tile_load<7>(x + AMX_BYTES, stride);
+        tile_load<7, ONCE>(x + AMX_BYTES, stride);
         tile_signed_unsigned<2, 7, 4>();
         tile_signed_unsigned<3, 7, 5>();
     }
 
     // A stretch of n inputs: its sums of T rows are added. end: of the first row, `less` what it has to take back.
-    template <int T, int LINES>
-    static void add(const uint8_t* w, const uint8_t* soon, int n, const uint8_t* x, size_t stride, const uint8_t* end,
-                    int less, float* out) {
+    template <int T, bool ONCE, class Between>
+    INLINE static void add(const uint8_t* w, int n, const uint8_t* x, size_t stride, const uint8_t* end, int less,
+                           float* out, size_t width, Between& between) {
         constexpr bool BOTH = T <= FEW;
         constexpr int STEP_BYTES = BOTH && T > 1 ? AMX_ROWS * AMX_BYTES : Row::TURN;  // from turn to turn
         constexpr bool PACKS = BOTH && T > 1;  // one row is packed as it is
@@ -124,12 +119,12 @@ struct Kernel {
                               load<vu>(x + t * stride + 2 * k + part));
             const uint8_t* some = PACKS ? packed : x;
             int k = first;
-            for (; k + AMX_BYTES <= last; k += AMX_BYTES, w += TURN, some += STEP_BYTES, soon += LINES * LINE)
-                turn<BOTH, LINES>(w, some, apart, soon);
+            for (; k + AMX_BYTES <= last; k += AMX_BYTES, w += TURN, some += STEP_BYTES)
+                turn<BOTH, ONCE>(w, some, apart, between);
             if (k == last) continue;
             alignas(64) uint8_t rest[TURN] = {};  // what the rows have then are zeros
             std::memcpy(rest, w, (size_t)TILE * (last - k));
-            turn<BOTH, LINES>(rest, some, apart, soon);
+            turn<BOTH, ONCE>(rest, some, apart, between);
         }
         tile_store<0>(dot[0], AMX_BYTES);
         tile_store<1>(dot[1], AMX_BYTES);
@@ -144,36 +139,48 @@ struct Kernel {
                 const vi a = load<vi>(high) - splat(load<int32_t>(end + less));
                 const vi b = load<vi>(low) - splat(load<int32_t>(end + less + 4));
                 const vf sum = fma(to_float(a), splat(256.0f), to_float(b));
-                float* to = out + t * TILE + v * W;
+                float* to = out + t * width + v * W;
                 store(to, fma(sum, splat(load<float>(end)), load<vf>(to)));
             }
     }
 
-    template <int T, int LINES>
-    static void pass(const uint8_t* tile, const uint8_t* soon, int inputs, const uint8_t* x, size_t stride,
-                     float* out) {
+    template <int T, bool ONCE, class Between>
+    static void pass(const uint8_t* tile, int inputs, const uint8_t* x, size_t stride, float* out, size_t width,
+                     Between between) {
         const int n = padded(inputs, STEP);
         const uint8_t *end = x + (size_t)Row::turns(inputs) * Row::TURN, *scales = tile + (size_t)TILE * n;
-        std::memset(out, 0, sizeof(float) * T * TILE);
+        for (int t = 0; t < T; t++) std::memset(out + t * width, 0, sizeof(float) * TILE);
         for (int k = 0, less = 4; k < n; k += STRETCH, less += 8)
-            add<T, LINES>(tile + (size_t)TILE * k, soon + (size_t)TILE * k, std::min(n - k, STRETCH), x + 2 * (size_t)k,
-                          stride, end, less, out);
+            add<T, ONCE>(tile + (size_t)TILE * k, std::min(n - k, STRETCH), x + 2 * (size_t)k, stride, end, less, out,
+                         width, between);
         UNROLL for (int v = 0; v < VECTORS; v++) {
             const vf some = load<vf>(scales + sizeof(vf) * v);
-            for (float* to = out + v * W; to < out + T * TILE; to += TILE) store(to, load<vf>(to) * some);
+            for (float* to = out + v * W; to < out + T * width; to += width) store(to, load<vf>(to) * some);
         }
+    }
+
+    static void in_pass(const uint8_t* tile, const uint8_t* soon, int lines, int inputs, const uint8_t* x,
+                        size_t stride, float* out, size_t width, const Beside& beside) {
+        for (int i = 0; i < PASS_ROWS; i += AMX_ROWS)
+            pass<AMX_ROWS, true>(tile, inputs, x + i * stride, stride, out + i * width, width,
+                                 [&](int part) __attribute__((always_inline)) {
+                for (int l = 0; l < lines && part == 0; l++, soon += LINE) prefetch_to_l2(soon);
+                if (part == 2) beside.call(beside.of);
+            });
     }
 
     template <int T>
     static void product(const uint8_t* tile, const uint8_t* soon, int inputs, const uint8_t* const* rows, float* out) {
-        constexpr int TILES = (T + AMX_ROWS - 1) / AMX_ROWS, LAST = T - (TILES - 1) * AMX_ROWS;
-        constexpr int LINES = TURN / LINE / TILES;
-        const size_t stride = T > 1 ? rows[T > 1] - rows[0] : 0, bytes = (size_t)TILE * padded(inputs, STEP);
-        for (int i = 0; i + 1 < TILES; i++)
-            pass<AMX_ROWS, LINES>(tile, soon + i * (bytes / TILES), inputs, rows[i * AMX_ROWS], stride,
-                                  out + i * AMX_ROWS * TILE);
-        pass<LAST, LINES>(tile, soon + (TILES - 1) * (bytes / TILES), inputs, rows[T - LAST], stride,
-                          out + (T - LAST) * TILE);
+        constexpr int SECOND = T > AMX_ROWS ? T - AMX_ROWS : 0, LINES = TURN / LINE / (SECOND ? 8 : 4);
+        const size_t stride = T > 1 ? rows[T > 1] - rows[0] : 0;
+        auto ask = [&](int) __attribute__((always_inline)) {
+            UNROLL for (int i = 0; i < LINES; i++, soon += LINE)
+                if constexpr (SECOND) prefetch_to_l2(soon);  // others pass over this tile before they are read
+                else prefetch(soon);
+        };
+        pass<T - SECOND, false>(tile, inputs, rows[0], stride, out, TILE, ask);
+        if constexpr (SECOND)
+            pass<SECOND, false>(tile, inputs, rows[AMX_ROWS], stride, out + AMX_ROWS * TILE, TILE, ask);
     }
 };
 
@@ -191,6 +198,8 @@ constexpr int MOST = ROWS;
 #endif
 
 struct Kernel {
+    static constexpr Pass in_pass = nullptr;
+
     // A block: each row's integer and float sums stay in registers, and weights pass by.
     template <int T, int N>
     INLINE static void block(const uint8_t* w, ptrdiff_t ahead, const uint8_t* const* x, size_t at,
@@ -348,7 +357,7 @@ void pack_int8(uint8_t* tile, const int8_t* const* rows, const float* const* sca
 
 extern const Format int8_format = {
     STEP, MOST, Products<Kernel, MOST>::table, tile_bytes, Row::bytes, pack, Row::prepare, unpack,
-    nullptr, 0, 0, TILE_ROWS,
+    nullptr, 0, 0, TILE_ROWS, Kernel::in_pass,
 };
 
 }  // namespace fastslow

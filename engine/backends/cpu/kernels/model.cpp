@@ -93,7 +93,7 @@ void Model::make_room(int rows, int threads, size_t partial_floats) {
     space.level = floats((size_t)rows * level_width);
     const bool wide = rows > NARROW;
     constexpr int OVER = 16;  // rows that fill a tile, see Format::tile_rows
-    space.ready = bytes(wide ? (rows + OVER) * ready_bytes : 0);
+    space.ready = bytes(wide ? (rows + PASS_ROWS) * ready_bytes : 0);  // passes read whole ones
     space.ready_router = bytes(wide ? rows * ready_router_bytes : 0);
     space.ready_expert = bytes(wide ? (entries + OVER) * ready_expert_bytes : 0);
     if (!shape.embedding && (int)file_rows.size() < threads) {

@@ -210,31 +210,39 @@ void Step::project(int thread, int n, int& phase, int first_part, int last_part)
                   if (width == s.hidden) return normed(thread, i, l.attention_norm);
                   return (const float*)model.space.pair + (size_t)i * model.pair_width;
               });
+    const bool asks = narrow() || args.requests > 1;
     phases.run(phase++, thread, heads, [&](int c) {
         const int head = first_head + c, part = head < ends[1] ? 0 : head < ends[2] ? 1 : 2;
         const Matrix& m = l.qkv[part];
-        const size_t bytes = tile_bytes(m);
-        float* whole = own.head;  // [rows of a block][tiles * TILE]
         const Format& format = format_of(m.format);
+        const int tile = (head - ends[part]) * tiles;
+        const uint8_t* weights = m.tiles + tile * tile_bytes(m);
+        float* whole = own.head;  // [rows of a block][tiles * TILE]
         // a block of rows through all tiles of the head, so that the head is whole when it is turned
-        const int blocks = blocks_of(format, args.rows);
-        for (int b = 0; b < blocks; b++) {
-            const int first = block_start(format, args.rows, b);
-            const int count = block_start(format, args.rows, b + 1) - first;
-            if (narrow() || args.requests > 1)
-                for (int i = 0; i < count; i++) ask_place(*this, n, head, first + i);
-            for (int t = 0; t < tiles; t++) {
-                int tile = (head - ends[part]) * tiles + t;
-                multiply(m, m.tiles + tile * bytes, rows + first * model.ready_bytes,
-                         model.ready_bytes, count, [&](int, int got, float* out) {
-                             add_bias(m.bias, tile, got, out);
+        for (int first = 0, count; first < args.rows; first += count) {
+            const int left = args.rows - first;
+            const bool passes = in_passes(format, left);
+            count = !passes ? block_start(format, left, 1) : asks ? std::min(left, MOST_ROWS) : left;
+            for (int i = 0; i < count && asks; i++) ask_place(*this, n, head, first + i);
+            const uint8_t* some = rows + first * model.ready_bytes;
+            auto place = [&](int at, int got, float* out) {
+                for (int i = at; i < at + got; i++, out += tiles * TILE) {
+                    for (int t = 0; t < tiles; t++) add_bias(m.bias, tile + t, 1, out + t * TILE);
+                    place_head(*this, n, head, first + i, out);
+                }
+            };
+            if (passes) {
+                multiply_in_passes(m, weights, tiles, some, model.ready_bytes, count, whole, place);
+                continue;
+            }
+            for (int t = 0; t < tiles; t++)
+                multiply(m, weights + t * tile_bytes(m), some, model.ready_bytes, count,
+                         [&](int at, int got, float* out) {
                              for (int i = 0; i < got; i++)
-                                 std::memcpy(whole + ((size_t)i * tiles + t) * TILE, out + i * TILE,
+                                 std::memcpy(whole + ((size_t)(at + i) * tiles + t) * TILE, out + i * TILE,
                                              sizeof(float) * TILE);
                          });
-            }
-            for (int i = 0; i < count; i++)
-                place_head(*this, n, head, first + i, whole + (size_t)i * tiles * TILE);
+            place(0, count, whole);
         }
     });
 }

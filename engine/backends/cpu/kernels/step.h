@@ -193,9 +193,48 @@ void multiply_run(const Matrix& m, const Run& run, const uint8_t* base, size_t s
     for (int b = 0; b < blocks; b++) some(block_start(format, count, b), block_start(format, count, b + 1));
 }
 
+// Whether so many rows are multiplied in passes, which read whole ones.
+static inline bool in_passes(const Format& format, int count) { return format.pass && count > PASS_ROWS; }
+
+// A run of tiles times the rows, in passes: done(first row, rows, out[rows][tiles][TILE]), which runs while the next
+// pass does. out: room for two passes.
+template <class Done>
+void multiply_in_passes(const Matrix& m, const uint8_t* tile, int tiles, const uint8_t* base, size_t stride,
+                        int count, float* out, Done done) {
+    const Format& format = format_of(m.format);
+    const size_t bytes = format.tile_bytes(m.inputs);
+    const int width = tiles * TILE, turns = tiles * std::max(m.inputs / PASS_INPUTS, 1);
+    const int each = (PASS_ROWS + turns - 1) / turns, calls = (count + PASS_ROWS - 1) / PASS_ROWS * turns;
+    const int lines = std::max((int)(tiles * bytes / 64 + calls / 2) / calls, 1);
+    int ready = 0, at = 0;
+    float* late = out;
+    auto some = [&] {
+        const int rows = std::min(each, ready - at);
+        if (rows) done(at, rows, late);
+        at += rows;
+        late += rows * width;
+    };
+    const Beside beside{[](void* some_of) { (*(decltype(some)*)some_of)(); }, &some};
+    const uint8_t* soon = tile + tiles * bytes;
+    for (int first = 0; first < count; first += PASS_ROWS) {
+        float* to = out + first / PASS_ROWS % 2 * (PASS_ROWS * width);
+        for (int t = 0; t < tiles; t++, soon += (size_t)lines * turns / tiles * 64)
+            format.pass(tile + t * bytes, soon, lines, m.inputs, base + first * stride, stride, to + t * TILE, width,
+                        beside);
+        while (at < ready) some();
+        ready = std::min(first + PASS_ROWS, count);
+        late = to;
+    }
+    while (at < ready) some();
+}
+
 // One tile of many: done(first row, rows, out[rows][TILE]).
 template <class Done>
 void multiply(const Matrix& m, const uint8_t* tile, const uint8_t* base, size_t stride, int count, Done done) {
+    if (in_passes(format_of(m.format), count)) {
+        alignas(64) float out[2 * PASS_ROWS * TILE];
+        return multiply_in_passes(m, tile, 1, base, stride, count, out, done);
+    }
     multiply_run(m, Run{tile, 1, 0, tile + AHEAD}, base, stride, nullptr, nullptr, count,
                  [&](int, int first, int got, float* out) { done(first, got, out); });
 }
