@@ -165,10 +165,8 @@ void route(Step& step, int thread, int n, int& phase) {
         for (int tile = c * batch; tile < tiles && tile < (c + 1) * batch; tile++)
             multiply(l.gate_up, l.gate_up.tiles + tile * bytes, rows, model.ready_bytes, rows_count,
                      [&](int first, int got, float* out) {
-                         for (int i = 0; i < got; i++)
-                             activate(s, out + i * TILE, model.space.h +
-                                                             (size_t)(first + i) * model.neurons_pad +
-                                                             tile * (TILE / 2));
+                         float* h = model.space.h + (size_t)first * model.neurons_pad + tile * (TILE / 2);
+                         activate(s, out, got, h, model.neurons_pad);
                      });
     });
     const int expert_tiles = tiles_of(l.expert_gate_up);
@@ -192,11 +190,8 @@ void route(Step& step, int thread, int n, int& phase) {
                      [&](int t, int first, int got, float* out) {
                          const int tile = first_tile + t;
                          add_bias(bias_of(l.expert_gate_up, l, job.expert), tile, got, out);
-                         for (int i = 0; i < got; i++)
-                             activate(s, out + i * TILE,
-                                      model.space.expert_h +
-                                          (size_t)(job.start + first + i) * model.expert_pad +
-                                          tile * (TILE / 2));
+                         const size_t place = (size_t)(job.start + first) * model.expert_pad + tile * (TILE / 2);
+                         activate(s, out, got, model.space.expert_h + place, model.expert_pad);
                      });
     }, stream_of(l.down).slice(thread, step.threads));
 }

@@ -145,16 +145,18 @@ template <class T> void soften(float* scores, int first, int count, float& most,
     vi lane;
     for (int i = 0; i < W; i++) lane[i] = i;
     const int start = first / LANES * LANES, padded = (count + LANES - 1) / LANES * LANES;
+    auto whole = [&](int k) { return k >= first && k + W <= count; };
     auto real = [&](int k) { return (vu)(lane + (k - first)) < splat((uint32_t)(count - first)); };
     for (int k = start; k < padded; k += W) {
-        vf s = real(k) ? load<vf>(scores + k) : splat(-INFINITY);
-        store(scores + k, s);
+        vf s = load<vf>(scores + k);
+        if (!whole(k)) store(scores + k, s = real(k) ? s : splat(-INFINITY));
         top = max(s, top);
     }
     most = largest(top);
     vf sums{};
     for (int k = start; k < padded; k += W) {
-        vf mass = real(k) ? exp(load<vf>(scores + k) - splat(most)) : vf{};
+        vf mass = exp(load<vf>(scores + k) - splat(most));
+        if (!whole(k)) mass = real(k) ? mass : vf{};
         WordMath<T>::keep((Scalar<T>*)scores, k, mass);  // behind what is still to be read
         sums = sums + WordMath<T>::kept(mass);
     }

@@ -67,8 +67,14 @@ static inline vf fma(vf a, vf b, vf c) {
 #endif
 }
 
+// The second number where one is NaN.
+#if defined(FASTSLOW_AVX512)
+static inline vf max(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
+static inline vf min(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
+#else
 static inline vf max(vf a, vf b) { return a > b ? a : b; }
 static inline vf min(vf a, vf b) { return a < b ? a : b; }
+#endif
 static inline vf abs(vf a) { return (vf)((vu)a & splat(0x7fffffffu)); }
 
 // Sum of the lanes, halves upon halves: one fixed order.
@@ -129,7 +135,7 @@ static inline uint16_t narrow(float value) {
 
 // e^x to about 1 unit in the last place; below -87 it is taken at -87, and a NaN stays one. After Cephes' expf.
 static inline vf exp(vf given) {
-    vf x = max(min(given, splat(88.0f)), splat(-87.0f));
+    vf x = max(splat(-87.0f), min(splat(88.0f), given));  // a NaN stays
     const vf big = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
     vf shifted = fma(x, splat(1.44269504f), big);
     vf n = shifted - big;
@@ -142,8 +148,12 @@ static inline vf exp(vf given) {
     p = fma(p, r, splat(1.6666665459e-1f));
     p = fma(p, r, splat(5.0000001201e-1f));
     p = fma(p, r * r, r + 1.0f);
+#if defined(FASTSLOW_AVX512)
+    return (vf)_mm512_scalef_ps((__m512)p, (__m512)n);
+#else
     vi power = (vi)shifted - (vi)big;
     return given == given ? (vf)((vi)p + (power << 23)) : given;
+#endif
 }
 
 // Ask for a line that will be needed soon; past the end of an allocation this does nothing.

@@ -22,23 +22,22 @@ int tiles_per_chunk(int tiles, int threads) {
     return std::clamp(tiles / (threads * 16), 1, 8);
 }
 
-// h = neuron(gate, up), a vector at a time.
-template <class Neuron>
-__attribute__((always_inline)) static inline void each_neuron(const float* gate_up, float* h, Neuron neuron) {
-    for (int i = 0; i < TILE / 2; i += W)
-        store(h + i, neuron(load<vf>(gate_up + i), load<vf>(gate_up + TILE / 2 + i)));
-}
-
-void activate(const Shape& s, const float* gate_up, float* h) {
+void activate(const Shape& s, const float* gate_up, int rows, float* h, size_t stride) {
+    // h = neuron(gate, up), a vector at a time
+    auto each = [&](auto neuron) {
+        for (int row = 0; row < rows; row++, gate_up += TILE, h += stride)
+            for (int i = 0; i < TILE / 2; i += W)
+                store(h + i, neuron(load<vf>(gate_up + i), load<vf>(gate_up + TILE / 2 + i)));
+    };
     if (s.activation == SILU) {
-        each_neuron(gate_up, h, [](vf g, vf up) { return g / (exp(-g) + 1.0f) * up; });
+        each([](vf g, vf up) { return g / (exp(-g) + 1.0f) * up; });
     } else if (s.activation == GELU_TANH) {  // g * sigmoid(2 * sqrt(2 / pi) * (g + 0.044715 g^3))
-        each_neuron(gate_up, h, [](vf g, vf up) {
+        each([](vf g, vf up) {
             return g / (exp(-(g * (g * g * 0.044715f + 1.0f) * 1.5957691216f)) + 1.0f) * up;
         });
     } else {
         const vf limit = splat(s.swiglu_limit), alpha = splat(s.swiglu_alpha);
-        each_neuron(gate_up, h, [=](vf g, vf up) {  // a NaN passes min and max on their right
+        each([=](vf g, vf up) {  // a NaN passes min and max on their right
             g = min(limit, g);
             up = max(-limit, min(limit, up));
             return g / (exp(-(g * alpha)) + 1.0f) * (up + 1.0f);
@@ -325,10 +324,8 @@ void Step::dense(int thread, int n, int& phase) {
             multiply(l.gate_up, l.gate_up.tiles + tile * bytes, rows, model.ready_bytes, args.rows,
                      [&](int first, int got, float* out) {
                          add_bias(l.gate_up.bias, tile, got, out);
-                         for (int i = 0; i < got; i++)
-                             activate(s, out + i * TILE, model.space.h +
-                                                      (size_t)(first + i) * model.neurons_pad +
-                                                      tile * (TILE / 2));
+                         float* h = model.space.h + (size_t)first * model.neurons_pad + tile * (TILE / 2);
+                         activate(s, out, got, h, model.neurons_pad);
                      });
     }, stream_of(l.down).slice(thread, threads));
     mark(thread, GATE_UP);

@@ -251,9 +251,9 @@ static inline Stream qkv_stream(const Layer& l) {
 // Zhang and Sennrich, arXiv 1910.07467.
 void norm(const float* x, int count, int width, const float* weight, float eps, float* to);
 
-// 16 neurons from their gates and ups: silu(gate) * up, or gelu(gate) * up by tanh (Shazeer, arXiv 2002.05202); or
-// gate * sigmoid(alpha * gate) * (up + 1) with gate at most the limit and up within +- it.
-void activate(const Shape& s, const float* gate_up, float* h);
+// 16 neurons of each row, `stride` apart, from a tile of gates and ups: silu(gate) * up, or gelu(gate) * up by tanh (Shazeer, arXiv
+// 2002.05202); or gate * sigmoid(alpha * gate) * (up + 1) with gate at most the limit and up within +- it.
+void activate(const Shape& s, const float* gate_up, int rows, float* h, size_t stride);
 
 // Add a bias to a tile of outputs of some rows; null adds nothing.
 void add_bias(const float* bias, int tile, int rows, float* out);
