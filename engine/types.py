@@ -344,7 +344,7 @@ class StepTiming(NamedTuple):
     seconds: float  # drafting not counted
     drafting: float  # seconds
     tokens: int  # committed
-    pure: bool  # no prompt was read: all rows are last tokens and drafts
+    pure: bool  # no prompt was read: all rows are last tokens of answers, and drafts
 
 
 class StepCostModel(Protocol):
