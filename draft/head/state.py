@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastslow.engine.checkpoint.row_file import RowFile
+from fastslow.engine.types import Floats
 
 MAX_OWN = 512  # own tokens: names and numbers of a prompt, not a long document's whole vocabulary
 
@@ -69,7 +70,7 @@ class HeadState:
     position: int
     tokens: list[int]
     first: int
-    features: list[Tensor] = field(default_factory=list)
+    features: list[Floats] = field(default_factory=list)
     after: list[int] = field(default_factory=list)
     can_draft: bool = False
     key: str | None = None

@@ -147,7 +147,7 @@ class EngineCore:
             trace_step(work, trees, verdicts, result, rows, took)
         pure = all(chunk == 1 and r.computed >= r.prompt_length for r, chunk in work)
         self._commit(work, ready, trees, verdicts, result)
-        out.features = see_prompts(ready, layout, out.features, layers, self.drafter.features)
+        out.seen = see_prompts(ready, layout, out.seen, layers, self.drafter.features)
         shown = read_features(out, layout)
         if shown is not None:
             self.drafter.read([request for request, _ in work], read, shown)

@@ -52,7 +52,7 @@ class Watch(HeadDraft):
         self, batch: Sequence[RequestView], result: AcceptResult, features: torch.Tensor | None
     ) -> None:
         assert features is not None
-        parts = features.split([len(path) + 1 for path in result.accepted_nodes])
+        parts = torch.as_tensor(features).split([len(path) + 1 for path in result.accepted_nodes])
         for request, tokens, part in zip(batch, result.tokens, parts):
             first = len(request.tokens) - len(tokens) - 1
             own = self.verified.setdefault(request.id, {})

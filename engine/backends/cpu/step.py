@@ -67,7 +67,7 @@ class KernelStep:
     cos: Floats
     sin: Floats
     logits: torch.Tensor
-    features: torch.Tensor
+    features: Floats
     best: Ints
 
     def parts(self, most: int) -> Iterator[KernelStep]:
@@ -95,12 +95,12 @@ class KernelStep:
                 self.cos[part],
                 self.sin[part],
                 self.logits[picked] if len(self.logits) else self.logits,
-                self.features[looked] if self.features.numel() else self.features,
+                self.features[looked] if self.features.size else self.features,
                 self.best[picked],
             )
             yield own
             if len(self.logits):
                 self.logits[picked] = own.logits
-            if self.features.numel():
+            if self.features.size:
                 self.features[looked] = own.features
             self.best[picked] = own.best
