@@ -100,7 +100,7 @@ class KernelRunner(DraftKernels):
     def add_tokens(self, text: int, tokens: Sequence[int]) -> None:
         vocab = self._vocabs[text]
         if new := vocab.add(tokens):
-            self.extend_vocab(text, vocab.ids[-new:].tolist(), vocab.rows[-new:])
+            self.extend_vocab(text, new, vocab.latest)
 
     def vocab_ids(self, text: int) -> Ints:
         ids: Ints = self._vocabs[text].ids.numpy()
