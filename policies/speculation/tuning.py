@@ -42,7 +42,10 @@ class SpeculationTuning:
 
     # Costs of steps and drafts
     table_rows: int = 1024  # beyond, a step takes as much more as its rows
-    step_rate: float = 0.2  # weight of the newest step: the machine's speed changes within seconds
+    # weight of the newest step without drafts, and with: the machine's speed changes within seconds
+    plain_rate: float = 0.4
+    drafted_rate: float = 0.1
+    most_drafted: int = 32  # steps with drafts, before one without says how fast the machine is
     step_limit: float = 2.0  # a step counts as at most this many times as fast or slow as lately
     # steps of a row count that say what it takes beside others: in use caches are colder than measured
     shape_memory: float = 32.0
