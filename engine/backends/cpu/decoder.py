@@ -143,8 +143,9 @@ class CpuDecoder:
             raise ValueError(f"kv of {shape} is not that of this model")
         T, M, half = len(rows.tokens), len(rows.outputs), c.head_dim // 2
         B, seen = len(rows.contexts), rows.feature_rows if features else rows.feature_rows[:0]
-        sizes = [len(slots) for slots in rows.contexts]
-        each = [address("contexts", slots, INT64, n) for slots, n in zip(rows.contexts, sizes)]
+        contexts = [np.ascontiguousarray(slots) for slots in rows.contexts]
+        sizes = [len(slots) for slots in contexts]
+        each = [address("contexts", slots, INT64, n) for slots, n in zip(contexts, sizes)]
         texts = np.array([*each, *sizes], dtype=np.int64)
         at = address("contexts and their lengths", texts, INT64, 2 * B)
         if (wanted := self._places.get(features)) is None:  # the kernels count the layers that run
