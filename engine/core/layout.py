@@ -166,7 +166,8 @@ def see_prompts(
     for request, row in zip(ready, layout.verify_seen, strict=True):
         if (probe := request.probe) is None or request.error is not None:
             continue
-        probe.see(torch.as_tensor(layer_columns(features, layers, (probe.layer,))[row]))
+        seen = layer_columns(features[row : row + 1], layers, (probe.layer,))
+        probe.see(torch.as_tensor(seen)[0])
         if probe.taken:
             request.escape = request.escapes[probe.taken - 1]
         else:
