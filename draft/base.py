@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 import numpy as np
-import torch
 
 from fastslow.engine.sampling.rng import Purpose, draw, stream
-from fastslow.engine.types import AcceptResult, Floats, OneHot, RequestView, Tree
+from fastslow.engine.types import AcceptResult, Features, Floats, OneHot, RequestView, Tree
 
 
 class BaseDrafter:
@@ -19,13 +18,11 @@ class BaseDrafter:
     def wants(self, batch: Sequence[RequestView], rows: Sequence[range]) -> list[range]:
         return [range(0)] * len(batch)
 
-    def read(
-        self, batch: Sequence[RequestView], rows: Sequence[range], features: torch.Tensor
-    ) -> None:
+    def read(self, batch: Sequence[RequestView], rows: Sequence[range], features: Features) -> None:
         """No features are used."""
 
     def commit(
-        self, batch: Sequence[RequestView], result: AcceptResult, features: torch.Tensor | None
+        self, batch: Sequence[RequestView], result: AcceptResult, features: Features | None
     ) -> None:
         """Nothing to learn."""
 

@@ -11,7 +11,7 @@ from fastslow.draft.grammar_filter import certain_chain, filter_by_grammar
 from fastslow.draft.prediction import PredictionDraft
 from fastslow.draft.several import AdaptiveDrafter, columns, counted, on_each, union
 from fastslow.engine.params import Speculation
-from fastslow.engine.types import AcceptResult, Drafter, RequestView, Tree
+from fastslow.engine.types import AcceptResult, Drafter, Features, RequestView, Tree
 
 WATCHED = 2  # steps without a draft for which a drafter still sees features; then it rests
 
@@ -67,7 +67,7 @@ class DrafterRouter:
         return trees
 
     def commit(
-        self, batch: Sequence[RequestView], result: AcceptResult, features: torch.Tensor | None
+        self, batch: Sequence[RequestView], result: AcceptResult, features: Features | None
     ) -> None:
         parts = self._parts(batch)
         if len(parts) == 1 and len(parts[0][1]) == len(batch):  # the usual case: nothing is copied
@@ -75,7 +75,7 @@ class DrafterRouter:
             drafter.commit(batch, result, columns(features, self.features, drafter.features))
             return
         counts = [len(path) + 1 for path in result.accepted_nodes]
-        rows = None if features is None else torch.split(features, counts)
+        rows = None if features is None else torch.split(torch.as_tensor(features), counts)
         for drafter, members in parts:
             part = AcceptResult(
                 [result.accepted_nodes[b] for b in members], [result.tokens[b] for b in members]
@@ -99,10 +99,8 @@ class DrafterRouter:
         self.features = tuple(sorted({*self.features, *union(asking)}))
         return found
 
-    def read(
-        self, batch: Sequence[RequestView], rows: Sequence[range], features: torch.Tensor
-    ) -> None:
-        parts = torch.split(features, [len(some) for some in rows])
+    def read(self, batch: Sequence[RequestView], rows: Sequence[range], features: Features) -> None:
+        parts = torch.split(torch.as_tensor(features), [len(some) for some in rows])
         for drafter, members in self._parts(batch):
             some = [rows[b] for b in members]
             if any(some):

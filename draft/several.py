@@ -7,11 +7,9 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
-import torch
-
 from fastslow.draft.merge import merge_trees
 from fastslow.engine.model.base import layer_columns
-from fastslow.engine.types import AcceptResult, Drafter, RequestView, Tree
+from fastslow.engine.types import AcceptResult, Drafter, Features, RequestView, Tree
 
 T = TypeVar("T")
 
@@ -43,8 +41,8 @@ def union(drafters: Iterable[Drafter]) -> tuple[int, ...]:
 
 
 def columns(
-    features: torch.Tensor | None, layers: tuple[int, ...], wanted: tuple[int, ...]
-) -> torch.Tensor | None:
+    features: Features | None, layers: tuple[int, ...], wanted: tuple[int, ...]
+) -> Features | None:
     """The `wanted` layers' columns out of features [C, F] of `layers`; None where none is wanted, or
     one is not there."""
     if features is None or not wanted or not set(wanted) <= set(layers):
@@ -60,7 +58,7 @@ class SeveralDrafters:
         self.features = union(drafters)
 
     def commit(
-        self, batch: Sequence[RequestView], result: AcceptResult, features: torch.Tensor | None
+        self, batch: Sequence[RequestView], result: AcceptResult, features: Features | None
     ) -> None:
         for drafter in self.drafters:
             drafter.commit(batch, result, columns(features, self.features, drafter.features))
@@ -75,9 +73,7 @@ class SeveralDrafters:
         self.features = tuple(sorted({*self.features, *union(asking)}))
         return found
 
-    def read(
-        self, batch: Sequence[RequestView], rows: Sequence[range], features: torch.Tensor
-    ) -> None:
+    def read(self, batch: Sequence[RequestView], rows: Sequence[range], features: Features) -> None:
         for drafter in self.drafters:
             own = columns(features, self.features, drafter.features)
             if own is not None:
@@ -177,7 +173,7 @@ class AdaptiveDrafter(SeveralDrafters):
         ]
 
     def commit(
-        self, batch: Sequence[RequestView], result: AcceptResult, features: torch.Tensor | None
+        self, batch: Sequence[RequestView], result: AcceptResult, features: Features | None
     ) -> None:
         super().commit(batch, result, features)
         self.selection.judge(batch, result)

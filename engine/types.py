@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
+Features: TypeAlias = "torch.Tensor | Floats"  # the CPU kernels give arrays
 
 TARGET = "target"  # where a token came from: the model itself
 PREDICTION = "prediction"  # that the caller gave
@@ -199,8 +200,15 @@ class ModelOutput:
     """
 
     logits: torch.Tensor
-    features: torch.Tensor | None
+    seen: Features | None
     best: Ints
+
+    @property
+    def features(self) -> torch.Tensor | None:
+        """`seen`, as a tensor."""
+        import torch
+
+        return None if self.seen is None else torch.as_tensor(self.seen)
 
 
 @dataclass(slots=True)
@@ -303,14 +311,12 @@ class Drafter(Protocol):
         (without the last one), a range, perhaps empty. Asked after `propose`, where there are such
         rows; `features` may grow by it. Rows from the prefix cache are never offered."""
 
-    def read(
-        self, batch: Sequence[RequestView], rows: Sequence[range], features: torch.Tensor
-    ) -> None:
+    def read(self, batch: Sequence[RequestView], rows: Sequence[range], features: Features) -> None:
         """Called after the step, before `commit`: features [C, F] of the wanted rows, by request. F may
         hold more layers than `features`, where other drafters read them."""
 
     def commit(
-        self, batch: Sequence[RequestView], result: AcceptResult, features: torch.Tensor | None
+        self, batch: Sequence[RequestView], result: AcceptResult, features: Features | None
     ) -> None:
         """Called after every step, when the requests hold the new tokens. `features` [C, F], request by
         request: the rows of the last token before the step and of its accepted nodes; None where no
@@ -344,7 +350,7 @@ class StepTiming(NamedTuple):
     seconds: float  # drafting not counted
     drafting: float  # seconds
     tokens: int  # committed
-    pure: bool  # no prompt was read: all rows are last tokens and drafts
+    pure: bool  # no prompt was read: all rows are last tokens of answers, and drafts
 
 
 class StepCostModel(Protocol):

@@ -6,18 +6,25 @@ from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fastslow.draft.head.runner import HeadRunner
 from fastslow.draft.head.state import FinishedTexts, HeadState
 from fastslow.draft.head.tree import NO_MASS, HeadChain
-from fastslow.engine.backends.cpu.draft_head import NewRows, TreeLimits
-from fastslow.engine.types import AcceptResult, MarginalValue, RequestView, TargetProbs, Tree
+from fastslow.engine.backends.cpu.draft_head import NewRows, TreeLimits, as_floats
+from fastslow.engine.types import (
+    AcceptResult,
+    Features,
+    Floats,
+    MarginalValue,
+    RequestView,
+    TargetProbs,
+    Tree,
+)
 
 MIN_SCORE = 0.05  # a less likely node hardly pays for its row, even where rows cost next to nothing
 MAX_WAITING = 256  # rows of a text without drafts; then the runner takes them in any case
 MAX_FINISHED_ROWS = 16384
-NO_ROWS = torch.empty(0)
+NO_ROWS: Floats = np.empty(0, dtype=np.float32)
 
 
 class HeadDraft:
@@ -94,10 +101,11 @@ class HeadDraft:
         return trees
 
     def commit(
-        self, batch: Sequence[RequestView], result: AcceptResult, features: Tensor | None
+        self, batch: Sequence[RequestView], result: AcceptResult, features: Features | None
     ) -> None:
         if features is None:
             return
+        features = as_floats(features)
         end = 0
         for request, accepted, tokens in zip(batch, result.accepted_nodes, result.tokens):
             own = features[end : end + len(accepted) + 1]
@@ -119,10 +127,10 @@ class HeadDraft:
             found.append(range(self._first_missing(request, first), some.stop))
         return found
 
-    def read(self, batch: Sequence[RequestView], rows: Sequence[range], features: Tensor) -> None:
+    def read(self, batch: Sequence[RequestView], rows: Sequence[range], features: Features) -> None:
         if not self._prompt_rows:
             return
-        states, sizes, after, parts = list[HeadState](), list[int](), list[int](), list[Tensor]()
+        states, sizes, after, parts = list[HeadState](), list[int](), list[int](), list[Floats]()
         end = 0
         for request, some in zip(batch, rows, strict=True):
             end += len(some)
@@ -133,11 +141,13 @@ class HeadDraft:
             self._flush(state)
             states.append(state)
             sizes.append(some.stop - first)
-            parts.append(features[end - sizes[-1] : end])
+            parts.append(as_floats(features[end - sizes[-1] : end]))
             after += request.tokens[first + 1 : some.stop + 1]
         if states:
-            whole = torch.cat(parts).to("cpu", torch.float32)
-            self._runner.read(NewRows([state.text for state in states], sizes, after, whole))
+            rows_read = NewRows(
+                [state.text for state in states], sizes, after, np.concatenate(parts)
+            )
+            self._runner.read(rows_read)
         for state, size in zip(states, sizes):
             state.position += size
             state.can_draft = False
@@ -226,10 +236,10 @@ class HeadDraft:
         for state in states:
             self._runner.add_tokens(state.text, state.after)
         parts = [part for state in states for part in state.features]
-        features = torch.cat(parts) if len(parts) > 1 else parts[0] if parts else NO_ROWS
+        features = np.concatenate(parts) if len(parts) > 1 else parts[0] if parts else NO_ROWS
         return NewRows(
             [state.text for state in states],
             [len(state.after) for state in states],
             [token for state in states for token in state.after],
-            features.to("cpu", torch.float32),
+            features,
         )

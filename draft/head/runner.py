@@ -100,7 +100,7 @@ class KernelRunner(DraftKernels):
     def add_tokens(self, text: int, tokens: Sequence[int]) -> None:
         vocab = self._vocabs[text]
         if new := vocab.add(tokens):
-            self.extend_vocab(text, vocab.ids[-new:].tolist(), vocab.rows[-new:])
+            self.extend_vocab(text, new, vocab.latest)
 
     def vocab_ids(self, text: int) -> Ints:
         ids: Ints = self._vocabs[text].ids.numpy()
@@ -146,7 +146,9 @@ class TorchRunner:
     @torch.inference_mode()
     def read(self, rows: NewRows) -> None:
         held = [self._texts[text] for text in rows.texts]
-        self._head.store(rows.features, rows.after, [text.kv for text in held], rows.sizes)
+        self._head.store(
+            torch.as_tensor(rows.features), rows.after, [text.kv for text in held], rows.sizes
+        )
         for text in held:
             text.hidden = text.tip = None
 
@@ -164,7 +166,7 @@ class TorchRunner:
         if fed:
             kvs = [text.kv for text, _ in fed]
             sizes = [size for _, size in fed]
-            hidden = self._head.read(rows.features, rows.after, kvs, sizes)
+            hidden = self._head.read(torch.as_tensor(rows.features), rows.after, kvs, sizes)
             for (text, _), row in zip(fed, hidden):
                 text.hidden = row
         growing: dict[int, GrowingTree] = {}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastslow.engine.checkpoint.row_file import RowFile
+from fastslow.engine.types import Floats
 
 MAX_OWN = 512  # own tokens: names and numbers of a prompt, not a long document's whole vocabulary
 
@@ -25,29 +26,38 @@ class DraftVocab:
 
 
 class RequestVocab:
-    """The tokens that can be drafted in one text: `shared`, and those of the text itself. ids: int64 [D + E], the
-    shared tokens and then the text's own. rows: f32 [E, H], the target's head rows of its own tokens."""
+    """The tokens that can be drafted in one text: `shared`, and those of the text itself. latest: f32 [n, H], the
+    target's head rows of the own tokens that were added last."""
 
     def __init__(self, shared: DraftVocab) -> None:
         self._shared = shared
         self._own: dict[int, None] = {}
-        self.ids = shared.ids
-        self.rows = torch.empty(0, 0 if shared.head is None else shared.head.shape[1])
+        self.latest = torch.empty(0, 0 if shared.head is None else shared.head.shape[1])
+        self._parts = [self.latest]
 
-    def add(self, tokens: Iterable[int]) -> int:
-        """Add tokens; gives how many were new."""
-        if self._shared.head is None:
-            return 0
-        before = len(self._own)
-        for token in tokens:
-            if token not in self._shared.known and len(self._own) < MAX_OWN:
-                self._own[token] = None
-        if len(self._own) > before:
-            own = torch.tensor(list(self._own))
-            self.ids = torch.cat((self._shared.ids, own))
-            fresh = self._shared.head[own[before:]].to("cpu", torch.float32)
-            self.rows = torch.cat((self.rows, fresh))
-        return len(self._own) - before
+    @property
+    def ids(self) -> Tensor:
+        """int64 [D + E], the shared tokens and then the text's own."""
+        own = torch.tensor(list(self._own), dtype=torch.long)
+        return torch.cat((self._shared.ids, own)) if self._own else self._shared.ids
+
+    @property
+    def rows(self) -> Tensor:
+        """f32 [E, H], the target's head rows of its own tokens."""
+        self._parts = [torch.cat(self._parts)]
+        return self._parts[0]
+
+    def add(self, tokens: Iterable[int]) -> list[int]:
+        """Add tokens; gives those that were new."""
+        known, own = self._shared.known, self._own
+        new = [token for token in dict.fromkeys(tokens) if token not in known and token not in own]
+        new = new[: MAX_OWN - len(own)]
+        if self._shared.head is None or not new:
+            return []
+        own.update(dict.fromkeys(new))
+        self.latest = self._shared.head[torch.tensor(new)].to("cpu", torch.float32)
+        self._parts.append(self.latest)
+        return new
 
 
 @dataclass(slots=True)
@@ -69,7 +79,7 @@ class HeadState:
     position: int
     tokens: list[int]
     first: int
-    features: list[Tensor] = field(default_factory=list)
+    features: list[Floats] = field(default_factory=list)
     after: list[int] = field(default_factory=list)
     can_draft: bool = False
     key: str | None = None

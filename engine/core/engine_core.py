@@ -145,14 +145,14 @@ class EngineCore:
         if any(request.trace is not None for request, _ in work):
             took = drafted - started, verified - drafted
             trace_step(work, trees, verdicts, result, rows, took)
+        pure = all(chunk == 1 and r.computed >= r.prompt_length for r, chunk in work)
         self._commit(work, ready, trees, verdicts, result)
-        out.features = see_prompts(ready, layout, out.features, layers, self.drafter.features)
+        out.seen = see_prompts(ready, layout, out.seen, layers, self.drafter.features)
         shown = read_features(out, layout)
         if shown is not None:
             self.drafter.read([request for request, _ in work], read, shown)
         self.drafter.commit(ready, result, committed_features(out, layout, result))
         if ready:
-            pure = len(ready) == sum(chunk for _, chunk in work)
             seconds = time.perf_counter() - drafted
             made = sum(map(len, result.tokens))
             self.cost_model.note(ready, StepTiming(rows, seconds, drafted - started, made, pure))

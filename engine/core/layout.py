@@ -12,7 +12,7 @@ from fastslow.engine.core.scheduler import ScheduledChunk
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import layer_columns
 from fastslow.engine.sampling.probs import best_token, log_probability, only_best
-from fastslow.engine.types import ModelOutput, Rows, Segment, Tree
+from fastslow.engine.types import Features, ModelOutput, Rows, Segment, Tree
 
 
 @dataclass(slots=True)
@@ -156,17 +156,18 @@ def with_probed(ready: Sequence[Request], layers: tuple[int, ...]) -> tuple[int,
 def see_prompts(
     ready: Sequence[Request],
     layout: StepLayout,
-    features: torch.Tensor | None,
+    features: Features | None,
     layers: tuple[int, ...],
     wanted: tuple[int, ...],
-) -> torch.Tensor | None:
+) -> Features | None:
     """Show probes the prompts' ends; the features [S, F] that drafters `wanted`, out of all `layers`."""
     if features is None:
         return None
     for request, row in zip(ready, layout.verify_seen, strict=True):
         if (probe := request.probe) is None or request.error is not None:
             continue
-        probe.see(layer_columns(features[row : row + 1], layers, (probe.layer,))[0])
+        seen = layer_columns(features[row : row + 1], layers, (probe.layer,))
+        probe.see(torch.as_tensor(seen)[0])
         if probe.taken:
             request.escape = request.escapes[probe.taken - 1]
         else:

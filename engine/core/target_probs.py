@@ -32,6 +32,7 @@ from fastslow.engine.types import (
     TARGET,
     AcceptResult,
     FailedRow,
+    Features,
     ModelOutput,
     OneHot,
     Probs,
@@ -133,27 +134,27 @@ def cut_where_unsure(
 
 def committed_features(
     out: ModelOutput, layout: StepLayout, result: AcceptResult
-) -> torch.Tensor | None:
+) -> Features | None:
     """Features [C, F], request by request: of the last token's row, then of each accepted node's."""
-    if out.features is None:
+    if out.seen is None:
         return None
     accepted = result.accepted_nodes
     if len(accepted) == 1 and accepted[0] == list(range(len(accepted[0]))):
         first = layout.verify_seen[0]  # the usual case: adjacent rows, which need no copy
-        return out.features[first : first + len(accepted[0]) + 1]
+        return out.seen[first : first + len(accepted[0]) + 1]
     rows = [
         first + i
         for first, nodes in zip(layout.verify_seen, accepted, strict=True)
         for i in (0, *(node + 1 for node in nodes))
     ]
-    return out.features[torch.tensor(rows, dtype=torch.long)]
+    return out.seen[rows]
 
 
-def read_features(out: ModelOutput, layout: StepLayout) -> torch.Tensor | None:
+def read_features(out: ModelOutput, layout: StepLayout) -> Features | None:
     """Features [C, F] of the rows of text that drafters wanted, request by request."""
-    if out.features is None or not layout.read_seen:
+    if out.seen is None or not layout.read_seen:
         return None
-    return out.features[torch.tensor(layout.read_seen, dtype=torch.long)]
+    return out.seen[layout.read_seen]
 
 
 class MaskMaker:

@@ -357,7 +357,7 @@ class Rotary:
         positions = rows.positions
         if self._moves:  # the base depends on how long a request may become
             return self._computed(positions, np.repeat(rows.max_len, np.diff(rows.starts)))
-        most = int(positions.max()) + 1
+        most = max(positions.tolist(), default=0) + 1
         if most > len(self._cos):
             size = max(FIRST, 1 << (most - 1).bit_length())
             all_of_them = np.arange(size)

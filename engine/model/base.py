@@ -14,7 +14,7 @@ from torch import Tensor
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.types import Ints, ModelOutput, Rows
+from fastslow.engine.types import Features, Ints, ModelOutput, Rows
 
 
 class Model(Protocol):
@@ -136,11 +136,9 @@ def kv_cache_for(
     )
 
 
-def layer_columns(
-    features: torch.Tensor, layers: Sequence[int], wanted: Sequence[int]
-) -> torch.Tensor:
+def layer_columns(features: Features, layers: Sequence[int], wanted: Sequence[int]) -> Features:
     """The `wanted` layers' columns out of features [C, F] of `layers`, all of which are there."""
     if layers == wanted:
         return features
-    parts = features.chunk(len(layers), -1)
+    parts = torch.as_tensor(features).chunk(len(layers), -1)
     return torch.cat([parts[layers.index(layer)] for layer in wanted], -1)

@@ -31,6 +31,9 @@ class SpeculationController:
         self._costs = StepCosts(measure, tuning)
         self._budget = LossBudget(tuning)
         self._acceptance: dict[tuple[str, object], ByKey[AcceptanceModel]] = {}
+        self._warm = (
+            tuning.cold_steps
+        )  # steps since a prompt was read; below 1 they find a cold machine
         self.drafted = self._costs.drafted
         self.draft_seconds = self._costs.node_seconds
 
@@ -91,10 +94,20 @@ class SpeculationController:
         """What a step took, and what it made."""
         running, curve = len(batch), self._costs.curve(_most_groups(batch))
         plain, usual = curve.seconds(running), curve.seconds(step.rows)
+        if step.pure:
+            self._warm += 1
+        elif self._warm >= self._tuning.cold_steps:
+            self._warm = -self._tuning.cold_steps
+        if (
+            step.pure and self._warm <= 0
+        ):  # what drafts take of a slow step is what they usually take
+            self._budget.note(running, step._replace(seconds=usual), plain, usual)
+            return
         self._budget.note(running, step, plain, usual)
         # a plain step is slower after a drafter was asked for nothing: its weights left the caches
         if step.rows > running or step.drafting < self._tuning.free_node * plain:
-            self._costs.note(_most_groups(batch), step.rows, step.seconds)
+            plain_step = step.pure and step.rows == running
+            self._costs.note(_most_groups(batch), step.rows, step.seconds, plain_step)
 
 
 def _most_groups(batch: Sequence[RequestView]) -> int | None:

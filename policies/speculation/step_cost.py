@@ -27,11 +27,12 @@ class StepCostCurve:
         self._nearest: list[int] = np.abs(self._rows - at[:, None]).argmin(1).tolist()
         self._between: list[float] = np.interp(at, self._rows, self._curve).tolist()
         # what steps take lately, over the curve; and those of each row count, over this speed
-        self._speed = RunningMean(1.0, 1 / tuning.step_rate)
+        self._speed = 1.0
         self._shape = [1.0] * len(rows)
         self._seen = [0.0] * len(rows)  # steps of each
         self._lately = set[int]()  # places of steps since the latest table
         self._steps = 0
+        self._drafted = False  # the latest one had drafts
         self._table: list[float] = []
         self._renew()
 
@@ -47,25 +48,28 @@ class StepCostCurve:
         step = self.seconds(running)
         return (self.seconds(running + more) - step) / more / (step / running)
 
-    def note(self, rows: int, seconds: float) -> None:
-        """A step took this long, drafting not counted."""
+    def note(self, rows: int, seconds: float, plain: bool = True) -> None:
+        """A step took this long, drafting not counted. plain: without drafts, so that it says how fast the machine is;
+        of one with drafts, some is what drafts take besides."""
         if not 1 <= rows < len(self._nearest):
             return
         tuning, place = self._tuning, self._nearest[rows]
         ratio = seconds / self._between[rows]
         shape = self._shape[self._alike[place]]
-        before = self._speed.value * shape
+        before = self._speed * shape
         ratio = min(max(ratio, before / tuning.step_limit), before * tuning.step_limit)
         self._seen[place] = seen = min(self._seen[place] + 1, tuning.shape_memory)
         if seen == 1:
             return  # the first step of a kind finds cold caches
         self._lately.add(place)
         if seen > tuning.shape_begun:
-            self._speed.add(ratio / shape)
-        self._shape[place] = shape + (ratio / self._speed.value - shape) / (seen - 1)
+            rate = self._tuning.plain_rate if plain else self._tuning.drafted_rate
+            self._speed += rate * (ratio / shape - self._speed)
+        self._shape[place] = shape + (ratio / self._speed - shape) / (seen - 1)
         self._steps += 1
-        if self._steps % tuning.table_every == 0 or seen == 2:
+        if self._steps % tuning.table_every == 0 or seen == 2 or (plain and self._drafted):
             self._renew()
+        self._drafted = not plain
 
     def _renew(self) -> None:
         # what was slow by chance may run no more and not be seen to be fast: it fades to what was measured
@@ -80,7 +84,7 @@ class StepCostCurve:
         near = known[np.abs(places[:, None] - known).argmin(1)] if len(known) else places
         self._alike: list[int] = near.tolist()
         at = np.arange(self._tuning.table_rows + 1)
-        curve = np.maximum.accumulate(self._curve * self._speed.value * np.array(self._shape)[near])
+        curve = np.maximum.accumulate(self._curve * self._speed * np.array(self._shape)[near])
         last, most = int(self._rows[-1]), curve[-1]
         table = np.interp(at, self._rows, curve)
         self._table = np.where(at > last, most * at / last, table).tolist()
@@ -96,6 +100,7 @@ class StepCosts:
         self._measure = measure
         self._tuning = tuning
         self._curves: dict[int | None, StepCostCurve] = {}
+        self.unsure = 0  # steps since one had no drafts
         self._node: dict[object, RunningMean] = {}
         self._question: dict[object, RunningMean] = {}
 
@@ -105,10 +110,11 @@ class StepCosts:
             self._curves[groups] = self._measure(groups)
         return self._curves[groups]
 
-    def note(self, groups: int | None, rows: int, seconds: float) -> None:
-        """A step took this long, drafting not counted."""
+    def note(self, groups: int | None, rows: int, seconds: float, plain: bool) -> None:
+        """See `StepCostCurve.note`."""
+        self.unsure = 0 if plain else self.unsure + 1
         if groups in self._curves:
-            self._curves[groups].note(rows, seconds)
+            self._curves[groups].note(rows, seconds, plain)
 
     def value(self, groups: int | None, running: int) -> MarginalValue:
         """What one more token gains and one more row costs in a step of `running` requests."""

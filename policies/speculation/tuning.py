@@ -42,7 +42,10 @@ class SpeculationTuning:
 
     # Costs of steps and drafts
     table_rows: int = 1024  # beyond, a step takes as much more as its rows
-    step_rate: float = 0.2  # weight of the newest step: the machine's speed changes within seconds
+    # weight of the newest step without drafts, and with: the machine's speed changes within seconds
+    plain_rate: float = 0.4
+    drafted_rate: float = 0.1
+    most_drafted: int = 32  # steps with drafts, before one without says how fast the machine is
     step_limit: float = 2.0  # a step counts as at most this many times as fast or slow as lately
     # steps of a row count that say what it takes beside others: in use caches are colder than measured
     shape_memory: float = 32.0
@@ -53,6 +56,10 @@ class SpeculationTuning:
     table_every: int = 8  # steps between new tables, which take some 50 us
     held_up: float = 4.0  # a time counts as at most this many times the usual: the rest was a delay
     draft_memory: float = 10.0  # proposals: times depend on the text's length
+
+    # after a prompt, till the machine is fast again: its steps do not count as usual ones, but for
+    # prompts that come so often that few others would be left
+    cold_steps: int = 6
 
     # Loss budget, in plain steps
     first_loss: float = 1.0  # of a new request: a draft or two that fail

@@ -15,7 +15,7 @@ from head_tools import node_paths
 from fastslow.draft.base import BaseDrafter
 from fastslow.draft.merge import MAX_DRAFTERS, merge_trees
 from fastslow.draft.several import AdaptiveDrafter
-from fastslow.engine.types import AcceptResult, MarginalValue, RequestView, Tree
+from fastslow.engine.types import AcceptResult, Features, MarginalValue, RequestView, Tree
 from fastslow.policies.speculation.selection import AdaptiveSelection
 from fastslow.policies.speculation.tuning import TUNING
 
@@ -31,7 +31,7 @@ class Says(BaseDrafter):
         self.tree, self.seconds, self.features = tree, seconds, features
         self.clock = [0.0]  # moves when a drafter takes its time
         self.asked = 0
-        self.shown: list[torch.Tensor | None] = []
+        self.shown: list[Features | None] = []
         self.gone: list[int] = []
 
     def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
@@ -40,7 +40,7 @@ class Says(BaseDrafter):
         return [self.tree if n else Tree() for n in nodes]
 
     def commit(
-        self, batch: Sequence[RequestView], result: AcceptResult, features: torch.Tensor | None
+        self, batch: Sequence[RequestView], result: AcceptResult, features: Features | None
     ) -> None:
         self.shown.append(features)
 

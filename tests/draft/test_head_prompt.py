@@ -23,7 +23,7 @@ from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model.base import Model
 from fastslow.engine.params import SamplingParams
 from fastslow.engine.sampling.probs import probs_at
-from fastslow.engine.types import AcceptResult, MarginalValue, RequestView
+from fastslow.engine.types import AcceptResult, Features, MarginalValue, RequestView
 from fastslow.policies.speculation.selection import AdaptiveSelection
 from fastslow.policies.speculation.tuning import TUNING
 from fastslow.tools.forward import forward_texts
@@ -49,22 +49,20 @@ class Watch(HeadDraft):
         self.verified: dict[int, dict[int, torch.Tensor]] = {}
 
     def commit(
-        self, batch: Sequence[RequestView], result: AcceptResult, features: torch.Tensor | None
+        self, batch: Sequence[RequestView], result: AcceptResult, features: Features | None
     ) -> None:
         assert features is not None
-        parts = features.split([len(path) + 1 for path in result.accepted_nodes])
+        parts = torch.as_tensor(features).split([len(path) + 1 for path in result.accepted_nodes])
         for request, tokens, part in zip(batch, result.tokens, parts):
             first = len(request.tokens) - len(tokens) - 1
             own = self.verified.setdefault(request.id, {})
             own |= {first + n: row.clone() for n, row in enumerate(part)}
         super().commit(batch, result, features)
 
-    def read(
-        self, batch: Sequence[RequestView], rows: Sequence[range], features: torch.Tensor
-    ) -> None:
+    def read(self, batch: Sequence[RequestView], rows: Sequence[range], features: Features) -> None:
         assert len(features) == sum(map(len, rows))
         places = [(r.id, place) for r, some in zip(batch, rows) for place in some]
-        for (number, place), row in zip(places, features):
+        for (number, place), row in zip(places, torch.as_tensor(features)):
             assert place not in self.shown.setdefault(number, {}), "shown twice"
             self.shown[number][place] = row.clone()
         super().read(batch, rows, features)
@@ -298,12 +296,12 @@ class Looks(BaseDrafter):
 
     def __init__(self, features: tuple[int, ...], most: int) -> None:
         self.features, self.most = features, most
-        self.seen: list[tuple[list[range], torch.Tensor]] = []
+        self.seen: list[tuple[list[range], Features]] = []
 
     def wants(self, batch: Sequence[Any], rows: Sequence[range]) -> list[range]:
         return [some[max(0, len(some) - self.most) :] for some in rows]
 
-    def read(self, batch: Sequence[Any], rows: Sequence[range], features: torch.Tensor) -> None:
+    def read(self, batch: Sequence[Any], rows: Sequence[range], features: Features) -> None:
         self.seen.append((list(rows), features))
 
 

@@ -12,6 +12,7 @@ from fastslow.engine.params import Speculation
 from fastslow.engine.types import StepTiming, Tree
 from fastslow.policies.speculation.controller import SpeculationController
 from fastslow.policies.speculation.loss_budget import LossAccount, LossBudget
+from fastslow.policies.speculation.planner import AdaptiveLength
 from fastslow.policies.speculation.step_cost import StepCostCurve
 from fastslow.policies.speculation.tuning import TUNING
 
@@ -112,3 +113,41 @@ def test_a_delay_and_a_step_that_reads_a_prompt_say_nothing() -> None:
         budget.take(late)
         budget.note(1, StepTiming(1, 1.0, drafting, 1, pure=True), 1.0, 1.0)
     assert late.left > 0
+
+
+def controller_of_rows() -> SpeculationController:
+    curve = StepCostCurve([1, 2, 4, 64], [1.0, 1.2, 1.6, 9.0])
+    return SpeculationController(lambda groups: curve)
+
+
+def test_steps_right_after_a_prompt_are_booked_and_learnt_as_usual_ones() -> None:
+    """They take up to twice as long, with drafts and without."""
+    controller = controller_of_rows()
+    left = []
+    for cold in (1.0, 2.0):
+        policy = controller.policy(Speculation(), "drafter")
+        controller.note([REQUEST], StepTiming(60, 9.0, 0.0, 1, pure=False))
+        for _ in range(TUNING.cold_steps):
+            policy.plan(REQUEST, 1)
+            policy.record(NODE, [])
+            controller.note([REQUEST], StepTiming(2, cold * 1.2, 0.0, 1, pure=True))
+        assert isinstance(policy, AdaptiveLength) and policy._account is not None
+        left.append(policy._account.left)
+        for _ in range(TUNING.cold_steps):
+            controller.note([REQUEST], StepTiming(1, 1.0, 0.0, 1, pure=True))
+    assert left[0] == left[1] and controller.seconds(None, 2) == pytest.approx(1.2, rel=0.05)
+
+
+def test_where_all_steps_draft_one_without_drafts_is_measured_now_and_then() -> None:
+    controller = controller_of_rows()
+    policy = controller.policy(Speculation(), "drafter")
+    plain = 0
+    for n in range(5 * TUNING.most_drafted):
+        tree = NODE if policy.plan(REQUEST, 1) else Tree()
+        policy.record(tree, [0] if tree.tokens else [])
+        plain += n >= TUNING.most_drafted and not tree.tokens
+        # what a draft takes besides its row must not count as a slower machine
+        seconds = 1.6 if tree.tokens else 1.0
+        controller.note([REQUEST], StepTiming(1 + len(tree.tokens), seconds, 0.0, 1, pure=True))
+    assert 3 <= plain <= 5
+    assert controller.seconds(None, 1) == pytest.approx(1.0, rel=0.1)

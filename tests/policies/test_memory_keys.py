@@ -44,6 +44,7 @@ def test_a_bad_key_changes_no_plan_of_another() -> None:
         bad.plan(view("a"), 1)
         bad.record(CHAIN, [])
         controller.note([view("a")], StepTiming(4, USUAL, 0.0, 1, True))
+    controller.note([view("a")], StepTiming(1, DEAR.seconds(1), 0.0, 1, True))  # no drafts
     assert plans(controller, "b") == alone
     assert plans(controller, "a") != alone, "it learns of its own"
 

@@ -23,7 +23,6 @@ from fastslow.engine.backends.cpu.library import (
     FLOAT32,
     INT64,
     UINT8,
-    UINT64,
     address,
     tensor_address,
 )
@@ -35,7 +34,7 @@ from fastslow.engine.model.attention import Rotary
 from fastslow.engine.model.base import check_layers, check_step
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.shape import ACTIVATIONS, Activation, ClampedSwiglu
-from fastslow.engine.types import ModelOutput, Rows
+from fastslow.engine.types import Floats, Ints, ModelOutput, Rows
 
 if TYPE_CHECKING:
     from fastslow.engine.kv.storage import KVStorage
@@ -74,6 +73,7 @@ class CpuDecoder:
         self._kernels = library.kernels()
         self.layers = check_layers(layers, range(config.layers))
         self._no_logits = torch.empty(0, config.vocab_size)
+        self._places: dict[tuple[int, ...], Ints] = {}  # of layers among those that run
         running = (library.CLayer * len(self.layers))(*map(self._layer, self.layers))
         made = ctypes.c_void_p()
         failed = self._kernels.fs_model_new(
@@ -121,12 +121,15 @@ class CpuDecoder:
                 raise ValueError(f"{len(some)} {name} are more than the {len(rows.tokens)} rows")
         count, hidden = len(rows.outputs), self.config.hidden_size
         # no logits are written where every row wants only its best token
-        none = rows.only_best.all()
+        none = False not in rows.only_best.tolist()
         logits = self._no_logits if none else torch.empty(count, self.config.vocab_size)
-        seen = torch.empty(len(rows.feature_rows), len(features) * hidden) if features else NOTHING
+        # torch's code is out of the caches after every step: a call takes twenty times as long as usual
+        seen = NOTHING
+        if features:
+            seen = np.empty((len(rows.feature_rows), len(features) * hidden), dtype=np.float32)
         best = np.empty(count, dtype=np.int64)
         cos, sin = self._rotary.at(rows)
-        step = KernelStep(rows, Tails.of(rows), cos, sin, logits, seen, best)
+        step = KernelStep(rows, Tails.of(rows), cos, sin, None if none else logits, seen, best)
         if len(rows.tokens) <= MOST_ROWS:
             self._call(kv, features, step)
         else:
@@ -140,12 +143,14 @@ class CpuDecoder:
             raise ValueError(f"kv of {shape} is not that of this model")
         T, M, half = len(rows.tokens), len(rows.outputs), c.head_dim // 2
         B, seen = len(rows.contexts), rows.feature_rows if features else rows.feature_rows[:0]
-        sizes = np.array([len(x) for x in rows.contexts], dtype=np.int64)
-        contexts = np.concatenate(rows.contexts) if B else rows.slots[:0]
-        first = address("contexts", contexts, INT64, int(sizes.sum()))
-        starts = (first + contexts.itemsize * (np.cumsum(sizes) - sizes)).astype(np.uint64)
-        # the kernels count the layers that run
-        wanted = np.array([self.layers.index(n) for n in features], dtype=np.int64)
+        contexts = [np.ascontiguousarray(slots) for slots in rows.contexts]
+        sizes = [len(slots) for slots in contexts]
+        each = [address("contexts", slots, INT64, n) for slots, n in zip(contexts, sizes)]
+        texts = np.array([*each, *sizes], dtype=np.int64)
+        at = address("contexts and their lengths", texts, INT64, 2 * B)
+        if (wanted := self._places.get(features)) is None:  # the kernels count the layers that run
+            wanted = np.array([self.layers.index(n) for n in features], dtype=np.int64)
+            self._places[features] = wanted
         keys, values = kv.addresses(self.layers)
         logits, width = step.logits, len(features) * c.hidden_size
         args = library.StepArgs(
@@ -164,8 +169,8 @@ class CpuDecoder:
             cos=address("cos", step.cos, FLOAT32, T * half),
             sin=address("sin", step.sin, FLOAT32, T * half),
             starts=address("starts", rows.starts, INT64, B + 1),
-            contexts=address("contexts", starts, UINT64, B),
-            context_lengths=address("context_lengths", sizes, INT64, B),
+            contexts=at,
+            context_lengths=at + 8 * B,
             chains=address("chains", tails.chains, UINT8, B),
             tails=address("tails", tails.slots, INT64, len(tails.slots)),
             tail_starts=address("tail_starts", tails.starts, INT64, T),
@@ -175,10 +180,10 @@ class CpuDecoder:
             wanted=address("outputs", rows.outputs, INT64, M),
             only_best=address("only_best", rows.only_best, BOOL, M),
             best=address("best", step.best, INT64, M),
-            logits=tensor_address("logits", logits, M * c.vocab_size if len(logits) else 0),
+            logits=0 if logits is None else tensor_address("logits", logits, M * c.vocab_size),
             seen=address("feature_rows", seen, INT64, len(seen)),
             feature_layers=address("feature layers", wanted, INT64, len(features)),
-            feature_values=tensor_address("features", step.features, len(seen) * width),
+            feature_values=address("features", step.features, FLOAT32, len(seen) * width),
         )
         if failed := self._kernels.fs_step(self._handle, ctypes.byref(args)):
             library.check(failed, f"a step of {T} rows")
@@ -315,4 +320,4 @@ VECTORS = (
     *("sink_keys", "sink_values", "mlp_norm", "mlp_post_norm", "router_scale", "choice_bias"),
 )
 ROUTERS = {None: 0, "softmax": 1, "chosen": 2, "sigmoid": 3}  # by Router.kind, see kernels/model.h
-NOTHING = torch.empty(0, 0)
+NOTHING: Floats = np.empty((0, 0), dtype=np.float32)

@@ -19,7 +19,7 @@ from fastslow.engine.backends.cpu.formats import Format, float_format, pack_rows
 from fastslow.engine.backends.cpu.library import FLOAT32, FLOAT64, INT64, address, tensor_address
 from fastslow.engine.checkpoint.row_file import RowFile
 from fastslow.engine.host.files import shown
-from fastslow.engine.types import Floats, Ints, Tree
+from fastslow.engine.types import Features, Floats, Ints, Tree
 
 PADDING = 4096  # kernels fetch past the end of a matrix
 MOST = 1e30  # of rope_theta and eps, which the kernels hold as floats
@@ -79,7 +79,7 @@ class NewRows(NamedTuple):
     texts: Sequence[int]
     sizes: Sequence[int]
     after: Sequence[int]
-    features: Tensor
+    features: Features
 
 
 class TreeLimits(NamedTuple):
@@ -224,7 +224,7 @@ class DraftKernels:
             contexts=start,
             fresh=start + 8 * count,
             after=address("after", tokens, INT64, len(tokens)),
-            features=values.data_ptr(),
+            features=address("features", values, FLOAT32, values.size),
         )
         self._check(self._kernels.fs_draft_read(self._handle, ctypes.byref(args)))
 
@@ -261,7 +261,7 @@ class DraftKernels:
             fresh=start + 8 * count,
             nodes=start + 16 * count,
             after=address("after", tokens, INT64, len(tokens)),
-            features=values.data_ptr(),
+            features=address("features", values, FLOAT32, values.size),
             counts=into,
             tokens=into + 8 * count,
             parents=into + 8 * count * (1 + most),
@@ -302,11 +302,11 @@ class DraftKernels:
     def _check(self, failed: int) -> None:
         library.check(failed, "drafting")
 
-    def _given(self, rows: NewRows) -> tuple[Ints, Tensor]:
+    def _given(self, rows: NewRows) -> tuple[Ints, Floats]:
         """Tokens and features of rows. ValueError where there are not as many of both."""
         tokens = np.array(rows.after, dtype=np.int64)
-        values = rows.features.float().contiguous()
-        tensor_address("features", values, len(tokens) * self.features)
+        values = np.ascontiguousarray(as_floats(rows.features))
+        address("features", values, FLOAT32, len(tokens) * self.features)
         return tokens, values
 
     def _pack(
@@ -335,6 +335,14 @@ class DraftKernels:
         memory = np.zeros(size + PADDING, dtype=np.uint8)
         self._memory.append(memory)
         return memory[-memory.ctypes.data % 64 :][:size]
+
+
+def as_floats(features: Features) -> Floats:
+    """As an array of float32 on the CPU."""
+    if isinstance(features, np.ndarray):
+        return features
+    found: Floats = features.to("cpu", torch.float32).numpy()
+    return found
 
 
 def _place(embedding: Tensor | RowFile, width: int) -> dict[str, int]:

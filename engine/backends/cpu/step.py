@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -33,32 +34,31 @@ class Tails:
             count = len(rows.tokens)
             ones = np.ones(count, dtype=np.int64)
             return cls(rows.slots, rows.starts[:-1], ones, np.ones(count, dtype=np.uint8))
-        sizes = rows.starts[1:] - rows.starts[:-1]
-        starts = rows.starts[:-1].repeat(sizes)
-        places = np.arange(len(rows.tokens)) - starts
-        follows = rows.parents == places - 1
-        chains = np.ones(len(sizes), dtype=np.uint8)
-        if follows.all():
-            return cls(rows.slots, starts, places + 1, chains)
-        extra, lengths = list[int](), places + 1
-        given, parents, first_tail = rows.slots.tolist(), rows.parents.tolist(), len(rows.slots)
-        for b in np.unique(np.repeat(np.arange(len(sizes)), sizes)[~follows]).tolist():
-            chains[b] = 0
-            first, last = int(rows.starts[b]), int(rows.starts[b + 1])
+        given, parents = rows.slots.tolist(), rows.parents.tolist()
+        starts, lengths, chains, extra = list[int](), list[int](), list[bool](), list[int]()
+        for first, last in itertools.pairwise(rows.starts.tolist()):
+            own = parents[first:last]
+            chains.append(own == list(range(-1, last - first - 1)))
+            if chains[-1]:
+                starts += [first] * (last - first)
+                lengths += range(1, last - first + 1)
+                continue
             tails: list[list[int]] = []  # slots from the root to each row
-            for row in range(first, last):
-                parent = parents[row]
-                tails.append([*(tails[parent] if parent >= 0 else ()), given[row]])
-                starts[row], lengths[row] = first_tail + len(extra), len(tails[-1])
+            for slot, parent in zip(given[first:last], own):
+                tails.append([*(tails[parent] if parent >= 0 else ()), slot])
+                starts.append(len(given) + len(extra))
+                lengths.append(len(tails[-1]))
                 extra += tails[-1]
-        return cls(np.array(given + extra, dtype=np.int64), starts, lengths, chains)
+        slots = np.array(given + extra, dtype=np.int64) if extra else rows.slots
+        begins, sizes = np.array(starts, dtype=np.int64), np.array(lengths, dtype=np.int64)
+        return cls(slots, begins, sizes, np.array(chains, dtype=np.uint8))
 
 
 @dataclass(slots=True)
 class KernelStep:
     """A step as the kernels take it, and the memory that they write its results to.
 
-    cos, sin: float32 [T, head_dim / 2]. logits: float32 [M, V], or none where all rows want only their
+    cos, sin: float32 [T, head_dim / 2]. logits: float32 [M, V]; None where all rows want only their
     best token. features: float32 [S, F]. best: int64 [M].
     """
 
@@ -66,8 +66,8 @@ class KernelStep:
     tails: Tails
     cos: Floats
     sin: Floats
-    logits: torch.Tensor
-    features: torch.Tensor
+    logits: torch.Tensor | None
+    features: Floats
     best: Ints
 
     def parts(self, most: int) -> Iterator[KernelStep]:
@@ -94,13 +94,13 @@ class KernelStep:
                 Tails(tails.slots, tails.starts[part], tails.lengths[part], tails.chains[owners]),
                 self.cos[part],
                 self.sin[part],
-                self.logits[picked] if len(self.logits) else self.logits,
-                self.features[looked] if self.features.numel() else self.features,
+                None if self.logits is None else self.logits[picked],
+                self.features[looked] if self.features.size else self.features,
                 self.best[picked],
             )
             yield own
-            if len(self.logits):
+            if self.logits is not None and own.logits is not None:
                 self.logits[picked] = own.logits
-            if self.features.numel():
+            if self.features.size:
                 self.features[looked] = own.features
             self.best[picked] = own.best
