@@ -31,9 +31,8 @@ class SpeculationController:
         self._costs = StepCosts(measure, tuning)
         self._budget = LossBudget(tuning)
         self._acceptance: dict[tuple[str, object], ByKey[AcceptanceModel]] = {}
-        self._warm = (
-            tuning.cold_steps
-        )  # steps since a prompt was read; below 1 they find a cold machine
+        # steps since a prompt was read; below 1 they find a cold machine
+        self._warm = tuning.cold_steps
         self.drafted = self._costs.drafted
         self.draft_seconds = self._costs.node_seconds
 
@@ -98,9 +97,8 @@ class SpeculationController:
             self._warm += 1
         elif self._warm >= self._tuning.cold_steps:
             self._warm = -self._tuning.cold_steps
-        if (
-            step.pure and self._warm <= 0
-        ):  # what drafts take of a slow step is what they usually take
+        if step.pure and self._warm <= 0:
+            # what drafts take of a slow step is what they usually take
             self._budget.note(running, step._replace(seconds=usual), plain, usual)
             return
         self._budget.note(running, step, plain, usual)

@@ -56,9 +56,8 @@ class SpeculationTuning:
     table_every: int = 8  # steps between new tables, which take some 50 us
     held_up: float = 4.0  # a time counts as at most this many times the usual: the rest was a delay
     draft_memory: float = 10.0  # proposals: times depend on the text's length
-
-    # after a prompt, till the machine is fast again: its steps do not count as usual ones, but for
-    # prompts that come so often that few others would be left
+    # after a prompt, till the machine is fast again: they do not count as usual steps, but where prompts come so
+    # often that few others would be left
     cold_steps: int = 6
 
     # Loss budget, in plain steps
