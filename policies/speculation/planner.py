@@ -118,7 +118,7 @@ class AdaptiveLength:
         self._asked = self._probing = False
         if self._account is None:
             self._account = self._budget.open(running, request.memory_key)
-        if self._account.resting or self._costs.unsure >= self._tuning.most_drafted:
+        if self._account.resting:
             return 0
         tuning, curve = self._tuning, self._costs.curve(request.groups)
         self._probing = self._probe.due

@@ -100,7 +100,6 @@ class StepCosts:
         self._measure = measure
         self._tuning = tuning
         self._curves: dict[int | None, StepCostCurve] = {}
-        self.unsure = 0  # steps since one had no drafts
         self._node: dict[object, RunningMean] = {}
         self._question: dict[object, RunningMean] = {}
 
@@ -112,7 +111,6 @@ class StepCosts:
 
     def note(self, groups: int | None, rows: int, seconds: float, plain: bool) -> None:
         """See `StepCostCurve.note`."""
-        self.unsure = 0 if plain else self.unsure + 1
         if groups in self._curves:
             self._curves[groups].note(rows, seconds, plain)
 

@@ -45,7 +45,6 @@ class SpeculationTuning:
     # weight of the newest step without drafts, and with: the machine's speed changes within seconds
     plain_rate: float = 0.4
     drafted_rate: float = 0.1
-    most_drafted: int = 32  # steps with drafts, before one without says how fast the machine is
     step_limit: float = 2.0  # a step counts as at most this many times as fast or slow as lately
     # steps of a row count that say what it takes beside others: in use caches are colder than measured
     shape_memory: float = 32.0

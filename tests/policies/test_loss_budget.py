@@ -136,18 +136,3 @@ def test_steps_right_after_a_prompt_are_booked_and_learnt_as_usual_ones() -> Non
         for _ in range(TUNING.cold_steps):
             controller.note([REQUEST], StepTiming(1, 1.0, 0.0, 1, pure=True))
     assert left[0] == left[1] and controller.seconds(None, 2) == pytest.approx(1.2, rel=0.05)
-
-
-def test_where_all_steps_draft_one_without_drafts_is_measured_now_and_then() -> None:
-    controller = controller_of_rows()
-    policy = controller.policy(Speculation(), "drafter")
-    plain = 0
-    for n in range(5 * TUNING.most_drafted):
-        tree = NODE if policy.plan(REQUEST, 1) else Tree()
-        policy.record(tree, [0] if tree.tokens else [])
-        plain += n >= TUNING.most_drafted and not tree.tokens
-        # what a draft takes besides its row must not count as a slower machine
-        seconds = 1.6 if tree.tokens else 1.0
-        controller.note([REQUEST], StepTiming(1 + len(tree.tokens), seconds, 0.0, 1, pure=True))
-    assert 3 <= plain <= 5
-    assert controller.seconds(None, 1) == pytest.approx(1.0, rel=0.1)

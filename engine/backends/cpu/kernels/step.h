@@ -37,7 +37,7 @@ struct StepArgs {
     void* const* values;
     const int64_t* wanted;         // [M] rows whose logits are wanted
     const uint8_t* only_best;      // [M] rows whose best token is enough
-    int64_t* best;                 // [M] these tokens; -1 elsewhere, and where a logit is not finite
+    int64_t* best;                 // [M] these tokens; -1 where a logit is not finite, and elsewhere but under a cap
     float* logits;                 // [M, V] of the other rows; those of `only_best` stay as they are
     const int64_t* seen;           // [S = seen_rows] rows whose features are wanted
     const int64_t* feature_layers; // [features]
@@ -251,8 +251,8 @@ static inline Stream qkv_stream(const Layer& l) {
 // Zhang and Sennrich, arXiv 1910.07467.
 void norm(const float* x, int count, int width, const float* weight, float eps, float* to);
 
-// 16 neurons of each row, `stride` apart, from a tile of gates and ups: silu(gate) * up, or gelu(gate) * up by tanh (Shazeer, arXiv
-// 2002.05202); or gate * sigmoid(alpha * gate) * (up + 1) with gate at most the limit and up within +- it.
+// 16 neurons of each row, `stride` apart, from a tile of gates and ups: silu(gate) * up, or gelu(gate) * up by tanh
+// (Shazeer, arXiv 2002.05202); or gate * sigmoid(alpha * gate) * (up + 1) with gate at most the limit, up within +- it.
 void activate(const Shape& s, const float* gate_up, int rows, float* h, size_t stride);
 
 // Add a bias to a tile of outputs of some rows; null adds nothing.
