@@ -32,7 +32,6 @@ class StepCostCurve:
         self._seen = [0.0] * len(rows)  # steps of each
         self._lately = set[int]()  # places of steps since the latest table
         self._steps = 0
-        self._drafted = False  # the latest one had drafts
         self._table: list[float] = []
         self._renew()
 
@@ -63,13 +62,12 @@ class StepCostCurve:
             return  # the first step of a kind finds cold caches
         self._lately.add(place)
         if seen > tuning.shape_begun:
-            rate = self._tuning.plain_rate if plain else self._tuning.drafted_rate
+            rate = tuning.plain_rate if plain else tuning.drafted_rate
             self._speed += rate * (ratio / shape - self._speed)
         self._shape[place] = shape + (ratio / self._speed - shape) / (seen - 1)
         self._steps += 1
-        if self._steps % tuning.table_every == 0 or seen == 2 or (plain and self._drafted):
+        if self._steps % tuning.table_every == 0 or seen == 2:
             self._renew()
-        self._drafted = not plain
 
     def _renew(self) -> None:
         # what was slow by chance may run no more and not be seen to be fast: it fades to what was measured

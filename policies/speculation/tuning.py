@@ -48,9 +48,8 @@ class SpeculationTuning:
     step_limit: float = 2.0  # a step counts as at most this many times as fast or slow as lately
     # steps of a row count that say what it takes beside others: in use caches are colder than measured
     shape_memory: float = 32.0
-    shape_begun: float = (
-        8.0  # steps of a row count, before which they say nothing of the machine's speed
-    )
+    # steps of a row count, before which they say nothing of the machine's speed
+    shape_begun: float = 8.0
     shape_fading: float = 0.99  # with each new table
     table_every: int = 8  # steps between new tables, which take some 50 us
     held_up: float = 4.0  # a time counts as at most this many times the usual: the rest was a delay
