@@ -6,9 +6,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from fastslow.engine.backends.cpu.draft_head import as_floats
 from fastslow.engine.checkpoint.row_file import RowFile
 from fastslow.engine.types import Floats
 
@@ -26,13 +28,14 @@ class DraftVocab:
 
 
 class RequestVocab:
-    """The tokens that can be drafted in one text: `shared`, and those of the text itself. latest: f32 [n, H], the
+    """The tokens that can be drafted in one text: `shared`, and those of the text itself. latest: [n, H], the
     target's head rows of the own tokens that were added last."""
 
     def __init__(self, shared: DraftVocab) -> None:
         self._shared = shared
         self._own: dict[int, None] = {}
-        self.latest = torch.empty(0, 0 if shared.head is None else shared.head.shape[1])
+        width = 0 if shared.head is None else shared.head.shape[1]
+        self.latest: Floats = np.empty((0, width), dtype=np.float32)
         self._parts = [self.latest]
 
     @property
@@ -44,18 +47,19 @@ class RequestVocab:
     @property
     def rows(self) -> Tensor:
         """f32 [E, H], the target's head rows of its own tokens."""
-        self._parts = [torch.cat(self._parts)]
-        return self._parts[0]
+        self._parts = [np.concatenate(self._parts)]
+        return torch.from_numpy(self._parts[0])
 
     def add(self, tokens: Iterable[int]) -> list[int]:
         """Add tokens; gives those that were new."""
-        known, own = self._shared.known, self._own
+        known, own, head = self._shared.known, self._own, self._shared.head
         new = [token for token in dict.fromkeys(tokens) if token not in known and token not in own]
         new = new[: MAX_OWN - len(own)]
-        if self._shared.head is None or not new:
+        if head is None or not new:
             return []
         own.update(dict.fromkeys(new))
-        self.latest = self._shared.head[torch.tensor(new)].to("cpu", torch.float32)
+        is_file = isinstance(head, RowFile)
+        self.latest = head.floats(new) if is_file else as_floats(head[torch.tensor(new)])
         self._parts.append(self.latest)
         return new
 

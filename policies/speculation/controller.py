@@ -99,7 +99,9 @@ class SpeculationController:
             self._warm = -self._tuning.cold_steps
         if step.pure and self._warm <= 0:
             # what drafts take of a slow step is what they usually take
-            self._budget.note(running, step._replace(seconds=usual), plain, usual)
+            drafting = min(step.drafting, self._budget.drafting)
+            slow = step._replace(seconds=usual, drafting=drafting)
+            self._budget.note(running, slow, plain, usual)
             return
         self._budget.note(running, step, plain, usual)
         # a plain step is slower after a drafter was asked for nothing: its weights left the caches

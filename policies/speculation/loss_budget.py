@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from fastslow.engine.types import StepTiming
@@ -75,6 +76,11 @@ class LossBudget:
             pool = pools[running.bit_length()] = LossPool(most / 2, most)
         return LossAccount(pool, self._tuning, min(self._tuning.first_loss, pool.left / running))
 
+    @property
+    def drafting(self) -> float:
+        """Seconds that drafting usually takes in a step; endless where nothing is known of it."""
+        return self._drafting.value if self._drafting.count else math.inf
+
     def take(self, account: LossAccount) -> None:
         """The account's request was part of this step."""
         self._step.append(account)
@@ -88,9 +94,7 @@ class LossBudget:
         nodes, asked = step.rows - running, sum(account.asked for account in accounts)
         slack = self._tuning.step_slack
         longer = min(max(step.seconds, usual / slack), usual * slack) / plain - 1
-        drafting = step.drafting
-        if asked and self._drafting.count:
-            drafting = min(drafting, self._tuning.held_up * self._drafting.value)
+        drafting = min(step.drafting, self._tuning.held_up * self.drafting)
         if asked:
             self._drafting.add_time(step.drafting, self._tuning.held_up)
         awake = sum(not account.resting for account in accounts)

@@ -58,6 +58,7 @@ class _Drafter:
             )
         )
         self.seconds = RunningMean(0.0, tuning.ask_memory)  # of asking, by request
+        self.rested = tuning.waking + 1  # steps since it was asked
         self.backoff = Backoff(*tuning.select_wait, wait=0)  # where it pays for no request
         self.turn = 0  # the request that it is tried for
 
@@ -88,7 +89,7 @@ class AdaptiveSelection:
 
     The cheapest drafter comes first. A drafter is asked where its usual gain, less what those before it
     promise in this step, exceeds the cost of its time and rows. A drafter that pays for no request is
-    retried for one request, at growing intervals; until shortly before, its features are not gathered.
+    retried for one request in two steps, at growing intervals; until shortly before, its features are not gathered.
     A promise is the sum of a tree's scores, corrected by how such promises came true in this request.
     Choices depend on accepted tokens and on scores alone, never on sampled tokens. `value` is of a token
     and a row in the batch's step; None: drafters and rows cost nothing.
@@ -116,9 +117,12 @@ class AdaptiveSelection:
             asked = self._asked(drafter, requests, nodes, value)
             if any(asked):
                 trees, seconds = ask(drafter, asked)
-                if any(tree.tokens for tree in trees):  # else it hardly took any time
+                known = self._drafters[drafter]
+                # else it hardly took any time, or several times what it usually takes: its weights left the caches
+                if any(tree.tokens for tree in trees) and self._warm(known):
                     share = seconds / sum(most > 0 for most in asked)
-                    self._drafters[drafter].seconds.add_time(share, self._tuning.held_up)
+                    known.seconds.add_time(share, self._tuning.held_up)
+                known.rested = 0
                 for request, tree in zip(requests, trees, strict=True):
                     if tree.tokens:
                         request.add(drafter, tree, value.row / value.token)
@@ -133,6 +137,8 @@ class AdaptiveSelection:
         return 1 if self._rows_cost_too_much(self._value_of(batch)) else self._count
 
     def judge(self, batch: Sequence[RequestView], result: AcceptResult) -> None:
+        for known in self._drafters:
+            known.rested += 1
         for view, tokens in zip(batch, result.tokens, strict=True):
             request = self._requests.get(view.id)
             if request is None:
@@ -170,11 +176,13 @@ class AdaptiveSelection:
             known.backoff.restart(0)
         elif not known.backoff.due:
             known.backoff.skip()
-        elif any(nodes):
-            around = ((known.turn + 1 + n) % len(nodes) for n in range(len(nodes)))
+        elif any(nodes):  # twice, since the first time does not tell what asking takes
+            again = self._warm(known)
+            around = ((known.turn + (not again) + n) % len(nodes) for n in range(len(nodes)))
             known.turn = next(b for b in around if nodes[b] > 0)
             asked[known.turn] = nodes[known.turn]
-            known.backoff.again(2)
+            if again:
+                known.backoff.again(2)
         return asked
 
     def _request(self, view: RequestView, size: int) -> _Request:
@@ -185,6 +193,9 @@ class AdaptiveSelection:
             request.by_size[size] = [gain.begun(self._tuning) for gain in gains]
         request.gains, request.proposals, request.promised = request.by_size[size], [], 0.0
         return request
+
+    def _warm(self, known: _Drafter) -> bool:
+        return known.rested <= self._tuning.waking
 
     def _value_of(self, batch: Sequence[RequestView]) -> MarginalValue:
         return FREE if self._value is None else self._value(batch)

@@ -16,12 +16,14 @@ from torch import Tensor
 
 from fastslow.engine.backends.cpu import library, packed
 from fastslow.engine.backends.cpu.formats import Format, float_format, pack_rows
-from fastslow.engine.backends.cpu.library import FLOAT32, FLOAT64, INT64, address, tensor_address
+from fastslow.engine.backends.cpu.library import FLOAT32, FLOAT64, INT64, address
+from fastslow.engine.backends.cpu.store import PAGE, huge_pages
 from fastslow.engine.checkpoint.row_file import RowFile
 from fastslow.engine.host.files import shown
 from fastslow.engine.types import Features, Floats, Ints, Tree
 
 PADDING = 4096  # kernels fetch past the end of a matrix
+LINE = 64
 MOST = 1e30  # of rope_theta and eps, which the kernels hold as floats
 SIZES = ("hidden", "heads", "kv_heads", "head_dim", "neurons", "window")
 
@@ -136,6 +138,7 @@ class DraftKernels:
             embedding = (embedding if known else embedding.float()).contiguous()
         self._ids: Ints = ids.numpy().astype(np.int64)
         self._memory: list[NDArray[np.generic]] = [self._ids]  # what the kernels point to
+        self._free = np.empty(0, dtype=np.uint8)
         inner = shape.heads * shape.head_dim
         heads = packed.heads_order(shape.heads + 2 * shape.kv_heads, shape.head_dim)
         plain, head_rows = packed.plain_order(shape.hidden), packed.plain_order(len(ids)).copy()
@@ -228,13 +231,12 @@ class DraftKernels:
         )
         self._check(self._kernels.fs_draft_read(self._handle, ctypes.byref(args)))
 
-    def extend_vocab(self, text: int, ids: Sequence[int], rows: Tensor) -> None:
+    def extend_vocab(self, text: int, ids: Sequence[int], rows: Floats) -> None:
         """Add tokens that only this text may get, with their rows [n, H] of the target's head."""
         count = len(ids)
         some = np.array(ids, dtype=np.int64)
-        values = rows.float().contiguous()
         at = address("ids", some, INT64, count)
-        data = tensor_address("rows of the head", values, count * self.shape.hidden)
+        data = address("rows of the head", rows, FLOAT32, count * self.shape.hidden)
         self._check(self._kernels.fs_draft_words(self._handle, text, at, data, count))
 
     def grow(self, rows: NewRows, limits: TreeLimits) -> list[Tree]:
@@ -331,10 +333,17 @@ class DraftKernels:
         return address("vector", memory, FLOAT32, len(values))
 
     def _room(self, size: int) -> NDArray[np.uint8]:
-        """Memory that starts on a cache line, kept as long as the head."""
-        memory = np.zeros(size + PADDING, dtype=np.uint8)
-        self._memory.append(memory)
-        return memory[-memory.ctypes.data % 64 :][:size]
+        """Memory that starts on a cache line, kept as long as the head: in huge pages where there are any, since a
+        head that rested is in no cache and its pages in no table."""
+        used = -(-(size + PADDING) // LINE) * LINE
+        if used > len(self._free):
+            memory = huge_pages(max(used, PAGE))
+            if memory is None:
+                memory = np.zeros(used + LINE, dtype=np.uint8)
+            self._memory.append(memory)
+            self._free = memory[-memory.ctypes.data % LINE :]
+        found, self._free = self._free[:size], self._free[used:]
+        return found
 
 
 def as_floats(features: Features) -> Floats:

@@ -197,7 +197,7 @@ def load(path: Path | None, arena: Arena) -> PackedFile | None:
     try:
         size = path.stat().st_size
         mapped = np.memmap(path, dtype=np.uint8, mode="r") if size == arena.nbytes + SEAL else None
-        hot = None if mapped is None else _huge(arena.hot)
+        hot = None if mapped is None else huge_pages(arena.hot)
         if mapped is not None and _sum(path, arena.nbytes, hot) == mapped[arena.nbytes :].tobytes():
             if hot is None:
                 return PackedFile(mapped[: arena.hot], mapped[arena.hot : arena.nbytes])
@@ -230,7 +230,7 @@ def _sum(path: Path, size: int, hot: NDArray[np.uint8] | None) -> bytes:
     return total.tobytes()
 
 
-def _huge(size: int) -> NDArray[np.uint8] | None:
+def huge_pages(size: int) -> NDArray[np.uint8] | None:
     """Zeros in huge pages, aligned to one; None where the system gives none."""
     if not hasattr(mmap, "MADV_HUGEPAGE") or not HUGE.is_file() or "[never]" in HUGE.read_text():
         return None
@@ -257,7 +257,7 @@ def create(
         return _in_memory(arena, sources)
     limit()  # refuses what is no number before anything is packed
     logger.info("packing weights, once, into {}", path)
-    if (whole := _huge(arena.nbytes)) is not None:
+    if (whole := huge_pages(arena.nbytes)) is not None:
         arena.write(whole, sources)
 
         def write(file: BinaryIO) -> None:
@@ -305,7 +305,7 @@ def _keep_packed(
 
 
 def _in_memory(arena: Arena, sources: Sources) -> PackedFile:
-    whole = _huge(arena.nbytes) if arena.nbytes > PAGE else None
+    whole = huge_pages(arena.nbytes) if arena.nbytes > PAGE else None
     if whole is None:
         # it starts at a page, so it is aligned
         memory = mmap.mmap(-1, max(arena.nbytes, 1))
