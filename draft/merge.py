@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from fastslow.engine.types import Tree
 
@@ -43,8 +42,8 @@ def merge_trees(trees: Sequence[tuple[int, Tree]], nodes: int, names: Sequence[s
     if len(trees) == 1:
         number, tree = trees[0]
         size = len(tree.tokens)
-        sources = [names[number]] * size if names else None
-        return replace(tree, drafter_ids=[1 << number] * size, drafter_names=sources)
+        made = [1 << number] * size, [names[number]] * size if names else None
+        return Tree(tree.tokens, tree.parents, tree.probs, tree.scores, *made)
     place: dict[tuple[int, int], int] = {}  # (parent, token) -> node
     wrong: list[float] = []  # chance that all who hold it err, given its parent
     holders: list[int] = []

@@ -98,6 +98,38 @@ class TreeLimits(NamedTuple):
     min_scores: Sequence[float]
 
 
+class _TreeRoom:
+    """Memory of a call of `grow` for so many texts, nodes and so on, which is used again: making it takes longer
+    than a level of a tree."""
+
+    def __init__(self, count: int, most: int, width: int, depth: int) -> None:
+        self._made_for = count, width, depth
+        self._most = most
+        self.numbers = np.empty(3 * count, dtype=np.int64)  # texts, sizes and nodes
+        self.least = np.empty(count, dtype=np.float32)
+        self.sizes = np.empty(count, dtype=np.int64)
+        self.tokens, self.parents = np.empty((2, count, most), dtype=np.int64)
+        self.scores = np.empty((count, most), dtype=np.float32)
+        start = address("texts, sizes and nodes", self.numbers, INT64, 3 * count)
+        self.args = library.DraftArgs(
+            requests=count,
+            most=most,
+            width=width,
+            depth=depth,
+            least=address("min_scores", self.least, FLOAT32, count),
+            contexts=start,
+            fresh=start + 8 * count,
+            nodes=start + 16 * count,
+            counts=address("sizes", self.sizes, INT64, count),
+            tokens=address("tokens", self.tokens, INT64, count * most),
+            parents=address("parents", self.parents, INT64, count * most),
+            scores=address("scores", self.scores, FLOAT32, count * most),
+        )
+
+    def fits(self, count: int, most: int, limits: TreeLimits) -> bool:
+        return most <= self._most and self._made_for == (count, limits.width, limits.depth)
+
+
 class DraftKernels:
     """Runs a head; `fastslow.draft.head.runner.HeadRunner` describes the methods.
 
@@ -139,6 +171,7 @@ class DraftKernels:
         self._ids: Ints = ids.numpy().astype(np.int64)
         self._memory: list[NDArray[np.generic]] = [self._ids]  # what the kernels point to
         self._free = np.empty(0, dtype=np.uint8)
+        self._trees = _TreeRoom(1, 1, 1, 1)
         inner = shape.heads * shape.head_dim
         heads = packed.heads_order(shape.heads + 2 * shape.kv_heads, shape.head_dim)
         plain, head_rows = packed.plain_order(shape.hidden), packed.plain_order(len(ids)).copy()
@@ -243,42 +276,26 @@ class DraftKernels:
         if not rows.texts:
             return []
         count, most = len(rows.texts), max(*limits.nodes, 1)
-        library.check_limits(nodes=int(most))
-        numbers = np.array([*rows.texts, *rows.sizes, *limits.nodes], dtype=np.int64)
+        if not self._trees.fits(count, most, limits):
+            library.check_limits(nodes=int(most))
+            self._trees = _TreeRoom(count, most, limits.width, limits.depth)
+        room = self._trees
+        room.numbers[:] = [*rows.texts, *rows.sizes, *limits.nodes]
+        room.least[:] = limits.min_scores
         tokens, values = self._given(rows)
-        found = np.empty(count * (1 + 2 * most), dtype=np.int64)
-        scores: Floats = np.empty(count * most, dtype=np.float32)
-        bounds: Floats = np.array(limits.min_scores, dtype=np.float32)
-        start = address("texts, sizes and nodes", numbers, INT64, 3 * count)
-        into = address("trees", found, INT64, count * (1 + 2 * most))
-        args = library.DraftArgs(
-            threads=torch.get_num_threads(),
-            requests=count,
-            rows=len(tokens),
-            width=limits.width,
-            depth=limits.depth,
-            most=most,
-            least=address("min_scores", bounds, FLOAT32, count),
-            contexts=start,
-            fresh=start + 8 * count,
-            nodes=start + 16 * count,
-            after=address("after", tokens, INT64, len(tokens)),
-            features=address("features", values, FLOAT32, values.size),
-            counts=into,
-            tokens=into + 8 * count,
-            parents=into + 8 * count * (1 + most),
-            scores=address("scores", scores, FLOAT32, count * most),
-        )
+        args = room.args
+        args.threads, args.rows = torch.get_num_threads(), len(tokens)
+        args.after = address("after", tokens, INT64, len(tokens))
+        args.features = address("features", values, FLOAT32, values.size)
         self._check(self._kernels.fs_draft_grow(self._handle, ctypes.byref(args)))
-        places, likely = found.tolist(), scores.tolist()
-        trees = []
-        for b, size in enumerate(places[:count]):
-            first = count + b * most
-            second = first + count * most
-            found_scores = likely[b * most : b * most + size]
-            parents = places[second : second + size]
-            trees.append(Tree(places[first : first + size], parents, scores=found_scores))
-        return trees
+        return [
+            Tree(
+                room.tokens[b, :size].tolist(),
+                room.parents[b, :size].tolist(),
+                scores=room.scores[b, :size].tolist(),
+            )
+            for b, size in enumerate(room.sizes.tolist())
+        ]
 
     def advance(self, contexts: Sequence[int], tokens: Sequence[int]) -> None:
         """One more token of each text's chain, which begins anew after `grow`."""

@@ -11,6 +11,7 @@ namespace fastslow {
 namespace {
 
 constexpr float NOTHING = -std::numeric_limits<float>::infinity();
+constexpr float TWICE = 0.6931472f;  // logarithm of how much likelier than the least a node must be to get children
 
 // Takes the large ones of a run of logits in.
 void gather(const float* logits, int size, int first, int count, std::vector<Likely>& best) {
@@ -108,7 +109,7 @@ void Forest::sprout(GrowingTree& tree, const std::vector<int>& parents, const fl
     if (scores.empty()) return;
     const size_t last = std::min<size_t>(tree.most, scores.size()) - 1;
     std::nth_element(scores.begin(), scores.begin() + last, scores.end(), std::greater<float>());
-    const float bar = std::max(scores[last], tree.least);
+    const float bar = std::max(scores[last], tree.least + TWICE);
     std::vector<int> fresh;
     for (int n = before; n < (int)tree.nodes.size(); n++) fresh.push_back(n);
     std::stable_sort(fresh.begin(), fresh.end(),
