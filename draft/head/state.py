@@ -58,8 +58,10 @@ class RequestVocab:
         if head is None or not new:
             return []
         own.update(dict.fromkeys(new))
-        is_file = isinstance(head, RowFile)
-        self.latest = head.floats(new) if is_file else as_floats(head[torch.tensor(new)])
+        if isinstance(head, RowFile):
+            self.latest = head.floats(new)
+        else:
+            self.latest = as_floats(head[torch.tensor(new)])
         self._parts.append(self.latest)
         return new
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from fastslow.engine.params import Speculation
 from fastslow.engine.types import PREDICTION, MarginalValue, Policy, RequestView, StepTiming
 from fastslow.policies.speculation.acceptance import AcceptanceModel
-from fastslow.policies.speculation.backoff import ByKey
+from fastslow.policies.speculation.backoff import ByKey, RunningMean
 from fastslow.policies.speculation.loss_budget import LossBudget
 from fastslow.policies.speculation.planner import AdaptiveLength, FixedLength, admit
 from fastslow.policies.speculation.selection import AdaptiveSelection
@@ -33,6 +33,8 @@ class SpeculationController:
         self._acceptance: dict[tuple[str, object], ByKey[AcceptanceModel]] = {}
         # steps since a prompt was read; below 1 they find a cold machine
         self._warm = tuning.cold_steps
+        # what a step takes more behind a drafter, in plain steps
+        self._behind = RunningMean(0.0, tuning.behind_memory)
         self.drafted = self._costs.drafted
         self.draft_seconds = self._costs.node_seconds
 
@@ -104,10 +106,13 @@ class SpeculationController:
             self._budget.note(running, slow, plain, usual)
             return
         self._budget.note(running, step, plain, usual)
-        # a plain step is slower after a drafter was asked for nothing: its weights left the caches
-        if step.rows > running or step.drafting < self._tuning.free_node * plain:
-            plain_step = step.pure and step.rows == running
-            self._costs.note(_most_groups(batch), step.rows, step.seconds, plain_step)
+        # a step is slower behind a drafter: its weights left the caches. That is no price of rows
+        asked, single = step.drafting >= self._tuning.free_node * plain, step.rows == running
+        if asked and single:
+            self._behind.add(min(max(step.seconds / plain - 1, 0.0), 1.0))
+            return
+        seconds = step.seconds - asked * self._behind.value * plain
+        self._costs.note(_most_groups(batch), step.rows, seconds, step.pure and single)
 
 
 def _most_groups(batch: Sequence[RequestView]) -> int | None:

@@ -25,12 +25,14 @@ class LossAccount:
 
     Attributes:
         left: plain steps that its drafts may still lose.
+        share: what each step adds to it.
         asked, nodes, accepted: of this step: whether its drafter was asked, nodes that ran, nodes accepted.
     """
 
     pool: LossPool
     tuning: SpeculationTuning
     left: float
+    share: float
     resting: bool = field(init=False)
     asked: bool = False
     nodes: int = 0
@@ -42,9 +44,13 @@ class LossAccount:
     def settle(self, cost: float) -> None:
         """A step is over that took the request this many plain steps more than a plain one."""
         tuning, pool, gained = self.tuning, self.pool, self.accepted - cost
-        self.left = min(self.left + tuning.loss_share + gained, tuning.most_loss)
-        pool.left = min(max(pool.left + tuning.pool_share + gained, 0.0), pool.most)
-        if self.left <= 0:
+        self.left = min(self.left + self.share + gained, tuning.most_loss)
+        if pool.left < pool.most / 2:
+            pool.left += tuning.pool_share
+        pool.left = min(max(pool.left + gained, 0.0), pool.most)
+        if self.left <= max(
+            0.0, cost / 2
+        ):  # another draft like this would leave it far below nothing
             self.resting = True
         elif self.left >= tuning.trial_loss:
             self.resting = False
@@ -55,9 +61,9 @@ class LossBudget:
 
     A step with drafts takes longer than a plain one. The requests pay for that by the nodes that they ran (all that do
     not rest, where none ran), and for the time of drafting where they were asked; they earn the tokens that were
-    accepted, and a small share of every step besides. What a new request may lose at first is in the pool of its memory
-    key, which holds what all of them gained and lost lately: so where drafts do not pay, few requests try them, and
-    none tries them for long.
+    accepted, and a small share of every step besides. What a new request may lose depends on the pool of its memory key,
+    which holds what all of them gained and lost lately: so where drafts pay, bad luck does not stop them at once, and
+    where they do not, few requests try them, and none tries them for long.
 
     Whether a step drafts depends on earlier steps alone, never on tokens that are drawn in it.
     """
@@ -74,7 +80,10 @@ class LossBudget:
         if (pool := pools.get(running.bit_length())) is None:
             most = running * self._tuning.most_pooled
             pool = pools[running.bit_length()] = LossPool(most / 2, most)
-        return LossAccount(pool, self._tuning, min(self._tuning.first_loss, pool.left / running))
+        full = 2 * pool.left / pool.most
+        return LossAccount(
+            pool, self._tuning, full * self._tuning.first_loss, full * self._tuning.loss_share
+        )
 
     @property
     def drafting(self) -> float:

@@ -52,6 +52,7 @@ class SpeculationTuning:
     shape_begun: float = 8.0
     shape_fading: float = 0.99  # with each new table
     table_every: int = 8  # steps between new tables, which take some 50 us
+    behind_memory: float = 64.0  # steps behind a drafter that proposed nothing that pays
     held_up: float = 4.0  # a time counts as at most this many times the usual: the rest was a delay
     draft_memory: float = 10.0  # proposals: times depend on the text's length
     # after a prompt, till the machine is fast again: they do not count as usual steps, but where prompts come so
@@ -59,11 +60,13 @@ class SpeculationTuning:
     cold_steps: int = 6
 
     # Loss budget, in plain steps
-    first_loss: float = 1.0  # of a new request: a draft or two that fail
+    first_loss: float = (
+        1.0  # of a new request where the pool is half full: a draft or two that fail
+    )
     most_loss: float = (
         4.0  # that a request may lose after it gained much: a text that turns is noticed
     )
-    loss_share: float = 0.015  # of a request's time that drafts may lose in the long run
+    loss_share: float = 0.015  # of such a request's time that drafts may lose in the long run
     trial_loss: float = 1.0  # earned before a request that rests is drafted for again
     most_pooled: float = (
         6.0  # for each place of a batch, for new requests; half of it to begin with

@@ -102,7 +102,7 @@ def test_every_drafter_hears_of_every_step_and_of_ends() -> None:
 @pytest.mark.parametrize(
     ("seconds", "row", "accepted", "least", "most"),
     [
-        pytest.param(5.0, 0.0, 1, 2, 10, id="takes five tokens' time: tried now and then"),
+        pytest.param(5.0, 0.0, 1, 2, 13, id="takes five tokens' time: tried now and then"),
         pytest.param(0.5, 0.0, 2, 300, 300, id="its time pays"),
         pytest.param(0.01, 0.9 * TUNING.max_row_price, 2, 300, 300, id="rows are not dear"),
         pytest.param(0.01, 0.5, 2, 0, 0, id="rows are dear: only the first is asked"),
@@ -118,6 +118,35 @@ def test_a_second_drafter_is_asked_where_it_pays(
     assert row > TUNING.max_row_price or cheap.asked == 300
     assert least <= dear.asked <= most
     assert best.features == (3,) or not most or seconds > 1
+
+
+class Cold(Says):
+    """Takes nine times as long where it was not asked in the last step."""
+
+    warm = False
+
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
+        if any(nodes) and not self.warm:
+            self.clock[0] += 8 * self.seconds
+        self.warm = any(nodes)
+        return super().propose(batch, nodes)
+
+
+def test_what_asking_takes_is_learnt_from_questions_in_turn() -> None:
+    """A head that rested finds its weights in no cache: that says nothing of the questions after it."""
+    cheap, dear = Says(SURE, 0.001), Cold(CHAIN, 0.5)
+    best = adaptive(cheap, dear, token=1.0)
+    for _ in range(100):
+        step(best, 2)
+        cheap.tree = SURE if cheap.tree is not SURE and dear.asked % 7 == 0 else UNSURE
+    assert dear.asked > 50, "it pays, though it is often interrupted"
+    cheap.tree = SURE
+    for _ in range(300):
+        step(best, 3)
+    cheap.tree, dear.asked = Tree(), 0
+    for _ in range(150):
+        step(best, 2)
+    assert dear.asked > 140, "it is asked again after its rest"
 
 
 @pytest.mark.parametrize(("row", "least", "most"), [(0.1, 200, 200), (0.6, 1, 29)])

@@ -18,6 +18,7 @@ from fastslow.draft.head import runner as runner_module
 from fastslow.draft.head.config import read_ends, stored_ends
 from fastslow.draft.head.head import TrainedHead
 from fastslow.draft.head.runner import HeadRunner, KernelRunner, TorchRunner
+from fastslow.engine.backends.cpu import store
 from fastslow.engine.backends.cpu.draft_head import DraftKernels, NewRows, TreeLimits
 from fastslow.engine.backends.cpu.formats import Format
 from fastslow.engine.types import Floats, Tree
@@ -231,3 +232,14 @@ def test_without_kernels_a_head_runs_in_torch(
     monkeypatch.setattr("fastslow.draft.head.runner.library.available", lambda: False)
     runner = runner_module.runner_of(*tiny_weights(wide_target), read_ends(wide_target))
     assert isinstance(runner, TorchRunner)
+
+
+def test_without_huge_pages_a_head_is_the_same(
+    wide_target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trees = []
+    for _ in range(2):
+        runner, _ = made(wide_target)
+        trees.append(grow(runner, begin(runner))[0])
+        monkeypatch.setattr(store, "HUGE", tmp_path / "nothing")
+    assert trees[0].tokens and trees[0] == trees[1]

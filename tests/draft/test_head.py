@@ -20,6 +20,7 @@ from fastslow.draft.head.head import TrainedHead
 from fastslow.draft.head.runner import KernelRunner, load_head
 from fastslow.draft.head.state import RequestVocab
 from fastslow.engine.backends.cpu.draft_head import NewRows, TreeLimits
+from fastslow.engine.checkpoint.row_file import RowFile
 from fastslow.tools.train_head.train import draft_vocabulary
 
 VOCABULARY, HIDDEN = 90, 64
@@ -59,6 +60,18 @@ def test_a_head_knows_its_draft_tokens(target: Path) -> None:
     assert mine.shape == (2, 8) and plain.shape == (1, 7)
     ready = head._layer.final_norm(hidden[:2])
     assert torch.allclose(mine[:, -1], ready @ read_ends(target).head[outside].float(), atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_rows_of_a_file_are_read_one_by_one(tmp_path: Path, dtype: torch.dtype) -> None:
+    matrix = torch.randn(9, 5).to(dtype)
+    save_file({"other": torch.ones(3), "head": matrix}, tmp_path / "model.safetensors")
+    rows = RowFile.of_tensor(tmp_path / "model.safetensors", "head")
+    assert rows is not None and len(rows) == 9
+    assert torch.equal(rows[torch.tensor([8, 0, 3])], matrix[[8, 0, 3]])
+    assert rows.floats([8, 0, 3]).tolist() == matrix[[8, 0, 3]].float().tolist()
+    with pytest.raises(OSError, match="ends before row 10"):
+        rows.floats([10])
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,13 @@ def test_chosen_chains_say_how_sure_they_are(
     assert sampled.scores is None and sampled.probs is not None
 
 
+def above(tree: Tree, least: float) -> list[float]:
+    """The scores of nodes of at least this, whose parents are twice as likely."""
+    scores = tree.scores or ()
+    parents = (1.0 if p < 0 else scores[p] for p in tree.parents)
+    return [own for own, before in zip(scores, parents) if own >= least and before >= 2 * least]
+
+
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_where_the_length_is_free_unlikely_paths_are_left_out(target: Path, runner: str) -> None:
     drafter, view = begun(target, runner, width=3, depth=5)
@@ -172,11 +179,11 @@ def test_where_the_length_is_free_unlikely_paths_are_left_out(target: Path, runn
     free = drafter.propose([view], [20])[0]
     assert fixed.scores is not None and free.scores is not None
     assert min(fixed.scores) < MIN_SCORE <= min(free.scores)
-    assert sorted(free.scores) == pytest.approx(sorted(x for x in fixed.scores if x >= MIN_SCORE))
+    assert sorted(free.scores) == pytest.approx(sorted(above(fixed, MIN_SCORE)))
     dear = sorted(fixed.scores)[-2]  # what a row takes: less likely nodes would be cut
     drafter._marginal_value = lambda batch: MarginalValue(2.0, 2.0 * dear * 0.999)
     paying = drafter.propose([view], [20])[0].scores
-    assert paying == pytest.approx([x for x in fixed.scores if x >= dear])
+    assert paying == pytest.approx(above(fixed, dear))
     assert paying is not None and len(paying) < len(free.scores)
     view.speculation = Speculation(nodes=12)
     assert drafter.propose([view], [20])[0].scores == pytest.approx(fixed.scores)
