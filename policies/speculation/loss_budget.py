@@ -26,6 +26,7 @@ class LossAccount:
     Attributes:
         left: plain steps that its drafts may still lose.
         share: what each step adds to it.
+        trial: what must be left before a request that rests is drafted for again.
         asked, nodes, accepted: of this step: whether its drafter was asked, nodes that ran, nodes accepted.
     """
 
@@ -33,6 +34,7 @@ class LossAccount:
     tuning: SpeculationTuning
     left: float
     share: float
+    trial: float = 0.0
     resting: bool = field(init=False)
     asked: bool = False
     nodes: int = 0
@@ -51,8 +53,10 @@ class LossAccount:
         if self.left <= max(
             0.0, cost / 2
         ):  # another draft like this would leave it far below nothing
+            if not self.resting:
+                self.trial = max(tuning.trial_loss, cost)
             self.resting = True
-        elif self.left >= tuning.trial_loss:
+        elif self.left >= self.trial:
             self.resting = False
 
 

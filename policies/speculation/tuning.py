@@ -64,12 +64,13 @@ class SpeculationTuning:
         1.0  # of a new request where the pool is half full: a draft or two that fail
     )
     most_loss: float = (
-        4.0  # that a request may lose after it gained much: a text that turns is noticed
+        6.0  # that a request may lose after it gained much: a text that turns is noticed
     )
     loss_share: float = 0.015  # of such a request's time that drafts may lose in the long run
-    trial_loss: float = 1.0  # earned before a request that rests is drafted for again
+    # earned before a request that rests is drafted for again; more where its last draft took more
+    trial_loss: float = 0.5
     most_pooled: float = (
-        6.0  # for each place of a batch, for new requests; half of it to begin with
+        12.0  # for each place of a batch, for new requests; half of it to begin with
     )
     pool_share: float = 0.015  # of all time, for new requests
     step_slack: float = 2.0  # a step counts as at most this many times as fast or slow as usual

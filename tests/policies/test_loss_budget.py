@@ -85,7 +85,7 @@ def test_what_others_gained_pays_for_the_first_drafts_of_a_new_request() -> None
         step(budget, budget.open(1), 1, accepted=0)
     assert budget.open(1).resting and not budget.open(8).resting
     account = budget.open(1)
-    for _ in range(20):
+    for _ in range(30):
         step(budget, account, 1, accepted=1)
     assert account.left == TUNING.most_loss
     assert budget.open(1).left == 2 * TUNING.first_loss, "the pool is full"
