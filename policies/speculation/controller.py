@@ -109,7 +109,8 @@ class SpeculationController:
         # a step is slower behind a drafter: its weights left the caches. That is no price of rows
         asked, single = step.drafting >= self._tuning.free_node * plain, step.rows == running
         if asked and single:
-            self._behind.add(min(max(step.seconds / plain - 1, 0.0), 1.0))
+            more = min(max(step.seconds / plain - 1, 0.0), self._tuning.most_behind)
+            self._behind.add(more)
             return
         seconds = step.seconds - asked * self._behind.value * plain
         self._costs.note(_most_groups(batch), step.rows, seconds, step.pure and single)

@@ -53,6 +53,7 @@ class SpeculationTuning:
     shape_fading: float = 0.99  # with each new table
     table_every: int = 8  # steps between new tables, which take some 50 us
     behind_memory: float = 64.0  # steps behind a drafter that proposed nothing that pays
+    most_behind: float = 0.25  # plain steps: were more believed, rows would seem to be free
     held_up: float = 4.0  # a time counts as at most this many times the usual: the rest was a delay
     draft_memory: float = 10.0  # proposals: times depend on the text's length
     # after a prompt, till the machine is fast again: they do not count as usual steps, but where prompts come so

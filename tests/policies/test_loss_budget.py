@@ -154,7 +154,7 @@ def test_what_a_step_takes_more_behind_a_drafter_is_no_price_of_rows() -> None:
     controller = controller_of_rows()
     for turn in range(200):
         rows = (1, 2, 4)[turn % 3]
-        seconds = {1: 1.0, 2: 1.2, 4: 1.6}[rows] + 0.3
+        seconds = {1: 1.0, 2: 1.2, 4: 1.6}[rows] + 0.2
         controller.note([REQUEST], StepTiming(rows, seconds, 0.2, 1, pure=True))
     for rows, seconds in ((1, 1.0), (2, 1.2), (4, 1.6)):
         assert controller.seconds(None, rows) == pytest.approx(seconds, rel=0.03)
