@@ -60,9 +60,8 @@ class StepCostCurve:
         self._seen[place] = seen = min(self._seen[place] + 1, tuning.shape_memory)
         if seen == 1:
             return  # the first step of a kind finds cold caches
-        faded = place not in self._lately and not plain  # its shape may be too low by now
         self._lately.add(place)
-        if seen > tuning.shape_begun and not faded:
+        if seen > tuning.shape_begun:
             rate = tuning.plain_rate if plain else tuning.drafted_rate
             self._speed += rate * (ratio / shape - self._speed)
         self._shape[place] = shape + (ratio / self._speed - shape) / (seen - 1)

@@ -158,12 +158,3 @@ def test_what_a_step_takes_more_behind_a_drafter_is_no_price_of_rows() -> None:
         controller.note([REQUEST], StepTiming(rows, seconds, 0.2, 1, pure=True))
     for rows, seconds in ((1, 1.0), (2, 1.2), (4, 1.6)):
         assert controller.seconds(None, rows) == pytest.approx(seconds, rel=0.03)
-
-
-def test_row_counts_that_seldom_run_do_not_move_the_speed() -> None:
-    """Their shape fades to the measured one: what they take more is no slower machine."""
-    controller = controller_of_rows()
-    for turn in range(2000):
-        rows, seconds = (4, 2.4) if turn < 40 or turn % 100 == 0 else (2, 1.2)
-        controller.note([REQUEST], StepTiming(rows, seconds, 0.0, 1, pure=True))
-    assert controller.seconds(None, 1) == pytest.approx(1.0, rel=0.03)
