@@ -106,7 +106,7 @@ class SpeculationController:
             self._budget.note(running, slow, plain, usual)
             return
         self._budget.note(running, step, plain, usual)
-        # a step is slower behind a drafter: its weights left the caches. That is no price of rows
+        # a step is slower behind a drafter, whatever its rows: its weights left the caches, and the clock is lower
         asked, single = step.drafting >= self._tuning.free_node * plain, step.rows == running
         if asked and single:
             more = min(max(step.seconds / plain - 1, 0.0), self._tuning.most_behind)
