@@ -28,7 +28,7 @@ class DraftVocab:
 
 
 class RequestVocab:
-    """The tokens that can be drafted in one text: `shared`, and those of the text itself. latest: [n, H], the
+    """The tokens that can be drafted in one text: `shared`, and those of the text itself. latest: f32 [n, H], the
     target's head rows of the own tokens that were added last."""
 
     def __init__(self, shared: DraftVocab) -> None:
@@ -57,12 +57,12 @@ class RequestVocab:
         new = new[: MAX_OWN - len(own)]
         if head is None or not new:
             return []
-        own.update(dict.fromkeys(new))
         if isinstance(head, RowFile):
             self.latest = head.floats(new)
         else:
             self.latest = as_floats(head[torch.tensor(new)])
         self._parts.append(self.latest)
+        own.update(dict.fromkeys(new))
         return new
 
 

@@ -19,9 +19,7 @@ from fastslow.draft.merge import likeliest_first
 from fastslow.engine.sampling.grammar import GrammarError
 from fastslow.engine.types import Floats, OneHot, RequestView, TargetProbs, Tree
 
-# logarithm of how much likelier than the least a node must be to get children: a level costs a pass over the head,
-# and a child has little more than half of its parent's chance
-TWICE = 0.6931472
+TWICE = 0.6931472  # as a logarithm
 NO_MASS = -1e30  # a logit: no probability at any temperature, and still a finite number
 
 
@@ -61,7 +59,8 @@ class GrowingTree:
         fresh = range(first, len(self.tokens))
         # A node that is not among the best so far has no child that is.
         bar = sorted(self.scores, reverse=True)[min(self.nodes, len(self.scores)) - 1]
-        bar = max(bar, self._min_score + TWICE)
+        # A level costs a pass over the head, and a child has little more than half of its parent's chance.
+        bar = max(bar, min(self._min_score + TWICE, self._min_score / 2))
         best = sorted(fresh, key=lambda node: -self.scores[node])[:width]
         self.frontier = sorted(node for node in best if self.scores[node] >= bar)
 

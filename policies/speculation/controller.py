@@ -33,7 +33,7 @@ class SpeculationController:
         self._acceptance: dict[tuple[str, object], ByKey[AcceptanceModel]] = {}
         # steps since a prompt was read; below 1 they find a cold machine
         self._warm = tuning.cold_steps
-        # what a step takes more behind a drafter, in plain steps
+        # seconds that a step takes more behind a drafter
         self._behind = RunningMean(0.0, tuning.behind_memory)
         self.drafted = self._costs.drafted
         self.draft_seconds = self._costs.node_seconds
@@ -109,10 +109,10 @@ class SpeculationController:
         # a step is slower behind a drafter, whatever its rows: its weights left the caches, and the clock is lower
         asked, single = step.drafting >= self._tuning.free_node * plain, step.rows == running
         if asked and single:
-            more = min(max(step.seconds / plain - 1, 0.0), self._tuning.most_behind)
-            self._behind.add(more)
+            most = self._tuning.most_behind * plain
+            self._behind.add(min(step.seconds - plain, most))
             return
-        seconds = step.seconds - asked * self._behind.value * plain
+        seconds = step.seconds - asked * max(self._behind.value, 0.0)
         self._costs.note(_most_groups(batch), step.rows, seconds, step.pure and single)
 
 

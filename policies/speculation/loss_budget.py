@@ -18,6 +18,11 @@ class LossPool:
     left: float
     most: float
 
+    @property
+    def full(self) -> float:
+        """0 to 2; 1: time alone fills it so far."""
+        return 2 * self.left / self.most
+
 
 @dataclass(slots=True)
 class LossAccount:
@@ -25,7 +30,6 @@ class LossAccount:
 
     Attributes:
         left: plain steps that its drafts may still lose.
-        share: what each step adds to it.
         trial: what must be left before a request that rests is drafted for again.
         asked, nodes, accepted: of this step: whether its drafter was asked, nodes that ran, nodes accepted.
     """
@@ -33,8 +37,7 @@ class LossAccount:
     pool: LossPool
     tuning: SpeculationTuning
     left: float
-    share: float
-    trial: float = 0.0
+    trial: float = field(init=False)
     resting: bool = field(init=False)
     asked: bool = False
     nodes: int = 0
@@ -42,19 +45,19 @@ class LossAccount:
 
     def __post_init__(self) -> None:
         self.resting = self.left <= 0
+        self.trial = self.tuning.trial_loss
 
     def settle(self, cost: float) -> None:
         """A step is over that took the request this many plain steps more than a plain one."""
         tuning, pool, gained = self.tuning, self.pool, self.accepted - cost
-        self.left = min(self.left + self.share + gained, tuning.most_loss)
-        if pool.left < pool.most / 2:
+        self.left = min(self.left + pool.full * tuning.loss_share + gained, tuning.most_loss)
+        if pool.full < 1:
             pool.left += tuning.pool_share
         pool.left = min(max(pool.left + gained, 0.0), pool.most)
-        if self.left <= max(
-            0.0, cost / 2
-        ):  # another draft like this would leave it far below nothing
+        # half of what the step took: another one like it would leave it far below nothing
+        if self.left <= max(0.0, cost / 2):
             if not self.resting:
-                self.trial = max(tuning.trial_loss, cost)
+                self.trial = min(max(tuning.trial_loss, cost), tuning.most_loss)
             self.resting = True
         elif self.left >= self.trial:
             self.resting = False
@@ -65,9 +68,9 @@ class LossBudget:
 
     A step with drafts takes longer than a plain one. The requests pay for that by the nodes that they ran (all that do
     not rest, where none ran), and for the time of drafting where they were asked; they earn the tokens that were
-    accepted, and a small share of every step besides. What a new request may lose depends on the pool of its memory key,
-    which holds what all of them gained and lost lately: so where drafts pay, bad luck does not stop them at once, and
-    where they do not, few requests try them, and none tries them for long.
+    accepted, and a small share of every step besides. What a new request may lose, and that share, follow the pool of its
+    memory key, which holds what all of them gained and lost lately: so where drafts pay, bad luck does not stop them
+    at once, and where they do not, few requests try them, and none tries them for long.
 
     Whether a step drafts depends on earlier steps alone, never on tokens that are drawn in it.
     """
@@ -84,14 +87,11 @@ class LossBudget:
         if (pool := pools.get(running.bit_length())) is None:
             most = running * self._tuning.most_pooled
             pool = pools[running.bit_length()] = LossPool(most / 2, most)
-        full = 2 * pool.left / pool.most
-        return LossAccount(
-            pool, self._tuning, full * self._tuning.first_loss, full * self._tuning.loss_share
-        )
+        return LossAccount(pool, self._tuning, pool.full * self._tuning.first_loss)
 
     @property
     def drafting(self) -> float:
-        """Seconds that drafting usually takes in a step; endless where nothing is known of it."""
+        """Seconds that drafting usually takes in a step; infinite where nothing is known of it."""
         return self._drafting.value if self._drafting.count else math.inf
 
     def take(self, account: LossAccount) -> None:

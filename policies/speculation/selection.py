@@ -50,17 +50,44 @@ class _Drafter:
     """One drafter in batches of about one size: with the size change the costs of rows and of drafting."""
 
     def __init__(self, tuning: SpeculationTuning) -> None:
-        memory = tuning.gain_memory
+        memory, self._tuning = tuning.gain_memory, tuning
         self.gains = ByKey(
             lambda: _Gain(
                 RunningMean(tuning.prior_gain, memory, 1.0),
                 RunningMean(1.0, memory, tuning.own_gain_memory),
             )
         )
-        self.seconds = RunningMean(0.0, tuning.ask_memory)  # of asking, by request
+        # of asking, by request: soon after another question, and after a rest, when its weights left the caches
+        self.seconds, self.cold = (RunningMean(0.0, tuning.ask_memory) for _ in range(2))
         self.rested = tuning.waking + 1  # steps since it was asked
+        self.runs = RunningMean(1.0, tuning.ask_memory)  # questions from one rest to the next
+        self._run = 0
         self.backoff = Backoff(*tuning.select_wait, wait=0)  # where it pays for no request
         self.turn = 0  # the request that it is tried for
+
+    @property
+    def warm(self) -> bool:
+        return self.rested <= self._tuning.waking
+
+    @property
+    def price(self) -> float:
+        """Seconds of asking it for a request, in a run of usual length: all its questions pay for the first."""
+        more = max(0.0, self.cold.value - self.seconds.value)
+        return self.seconds.value + more / max(self.runs.value, self._run)
+
+    def begin(self) -> bool:
+        """A question begins, and may yet raise; whether one came just before."""
+        warm = self.warm
+        if not warm and self._run:
+            self.runs.add(self._run)
+            self._run = 0
+        self._run += 1
+        self.rested = 0
+        return warm
+
+    def took(self, seconds: float, warm: bool) -> None:
+        kind = self.seconds if warm else self.cold
+        kind.add_time(seconds, self._tuning.held_up)
 
 
 @dataclass(slots=True)
@@ -116,13 +143,11 @@ class AdaptiveSelection:
         for drafter in range(self._count):
             asked = self._asked(drafter, requests, nodes, value)
             if any(asked):
-                trees, seconds = ask(drafter, asked)
                 known = self._drafters[drafter]
-                # else it hardly took any time, or several times what it usually takes: its weights left the caches
-                if any(tree.tokens for tree in trees) and self._warm(known):
-                    share = seconds / sum(most > 0 for most in asked)
-                    known.seconds.add_time(share, self._tuning.held_up)
-                known.rested = 0
+                warm = known.begin()
+                trees, seconds = ask(drafter, asked)
+                if any(tree.tokens for tree in trees):  # else it hardly took any time
+                    known.took(seconds / sum(most > 0 for most in asked), warm)
                 for request, tree in zip(requests, trees, strict=True):
                     if tree.tokens:
                         request.add(drafter, tree, value.row / value.token)
@@ -159,29 +184,30 @@ class AdaptiveSelection:
     ) -> list[int]:
         """How many nodes a drafter is asked for, by request; 0 where it is not asked."""
         known = self._drafters[drafter]
-        asked, pays = [0] * len(nodes), False
+        asked, pays, warm = [0] * len(nodes), False, known.warm
         if drafter > 0 and self._rows_cost_too_much(value):
             known.backoff.restart(known.backoff.first)
             return asked
-        price = 0.0
+        price = now = 0.0
         if self._value is not None:
-            price = self._tuning.ask_overhead * known.seconds.value
+            price = self._tuning.ask_overhead * known.price
+            now = self._tuning.ask_overhead * known.seconds.value if warm else price
         for b, (request, most) in enumerate(zip(requests, nodes)):
             gain = request.gains[drafter].tokens.value
             if most > 0 and gain * value.token > price:
                 pays = True  # even if another drafter is better now
-                if (gain - request.promised) * value.token > price:
-                    asked[b] = most
+            if most > 0 and (gain - request.promised) * value.token > now:
+                asked[b] = most
         if pays:
             known.backoff.restart(0)
         elif not known.backoff.due:
             known.backoff.skip()
-        elif any(nodes):  # twice, since the first time does not tell what asking takes
-            again = self._warm(known)
-            around = ((known.turn + (not again) + n) % len(nodes) for n in range(len(nodes)))
+        elif any(nodes):
+            # twice, since the first question after a rest does not tell what asking usually takes
+            around = ((known.turn + (not warm) + n) % len(nodes) for n in range(len(nodes)))
             known.turn = next(b for b in around if nodes[b] > 0)
             asked[known.turn] = nodes[known.turn]
-            if again:
+            if warm:
                 known.backoff.again(2)
         return asked
 
@@ -193,9 +219,6 @@ class AdaptiveSelection:
             request.by_size[size] = [gain.begun(self._tuning) for gain in gains]
         request.gains, request.proposals, request.promised = request.by_size[size], [], 0.0
         return request
-
-    def _warm(self, known: _Drafter) -> bool:
-        return known.rested <= self._tuning.waking
 
     def _value_of(self, batch: Sequence[RequestView]) -> MarginalValue:
         return FREE if self._value is None else self._value(batch)

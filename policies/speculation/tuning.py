@@ -52,8 +52,9 @@ class SpeculationTuning:
     shape_begun: float = 8.0
     shape_fading: float = 0.99  # with each new table
     table_every: int = 8  # steps between new tables, which take some 50 us
-    behind_memory: float = 64.0  # steps behind a drafter that proposed nothing that pays
-    most_behind: float = 0.25  # plain steps: were more believed, rows would seem to be free
+    # steps in which a drafter was asked and no node ran: they tell what asking makes a step longer
+    behind_memory: float = 64.0
+    most_behind: float = 0.25  # of a plain step: were more believed, rows would seem to be free
     held_up: float = 4.0  # a time counts as at most this many times the usual: the rest was a delay
     draft_memory: float = 10.0  # proposals: times depend on the text's length
     # after a prompt, till the machine is fast again: they do not count as usual steps, but where prompts come so
@@ -67,7 +68,7 @@ class SpeculationTuning:
     most_loss: float = (
         6.0  # that a request may lose after it gained much: a text that turns is noticed
     )
-    loss_share: float = 0.015  # of such a request's time that drafts may lose in the long run
+    loss_share: float = 0.015  # of its time, that drafts may lose in the long run
     # earned before a request that rests is drafted for again; more where its last draft took more
     trial_loss: float = 0.5
     most_pooled: float = (

@@ -121,15 +121,20 @@ def test_a_second_drafter_is_asked_where_it_pays(
 
 
 class Cold(Says):
-    """Takes nine times as long where it was not asked in the last step."""
+    """Takes nine times as long where it was not asked in one of the last four steps."""
 
-    warm = False
+    rested = 9
 
     def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
-        if any(nodes) and not self.warm:
-            self.clock[0] += 8 * self.seconds
-        self.warm = any(nodes)
+        if any(nodes):
+            self.clock[0] += 8 * self.seconds * (self.rested > 4)
+            self.rested = 0
         return super().propose(batch, nodes)
+
+    def commit(
+        self, batch: Sequence[RequestView], result: AcceptResult, features: Features | None
+    ) -> None:
+        self.rested += 1
 
 
 def test_what_asking_takes_is_learnt_from_questions_in_turn() -> None:
@@ -147,6 +152,29 @@ def test_what_asking_takes_is_learnt_from_questions_in_turn() -> None:
     for _ in range(150):
         step(best, 2)
     assert dear.asked > 140, "it is asked again after its rest"
+
+
+def test_a_drafter_that_rests_between_questions_is_asked_at_its_price_after_a_rest() -> None:
+    """It would bring two tokens in every sixth step, and asking takes 4.5 tokens' time each time."""
+    cheap, dear = Says(SURE, 0.001), Cold(CHAIN, 0.5)
+    best = adaptive(cheap, dear, token=1.0)
+    for turn in range(600):
+        cheap.tree = Tree() if turn % 6 == 0 else SURE
+        step(best, 2 if turn % 6 == 0 else 3)
+    assert 2 <= dear.asked <= 30, "tried now and then"
+
+
+def test_a_drafter_that_raises_is_tried_as_seldom_as_one_that_brings_nothing() -> None:
+    cheap, dear = Says(UNSURE, 0.001), Says(CHAIN, 50.0)
+    best, raised = adaptive(cheap, dear, token=1.0), 0
+    for turn in range(300):
+        if turn == 60:
+            dear.propose = None  # type: ignore[assignment]
+        try:
+            step(best, 0)
+        except TypeError:
+            raised += 1
+    assert 1 <= raised <= 10
 
 
 @pytest.mark.parametrize(("row", "least", "most"), [(0.1, 200, 200), (0.6, 1, 29)])

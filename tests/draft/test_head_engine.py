@@ -165,10 +165,11 @@ def test_chosen_chains_say_how_sure_they_are(
 
 
 def above(tree: Tree, least: float) -> list[float]:
-    """The scores of nodes of at least this, whose parents are twice as likely."""
+    """The scores of nodes of at least this, whose parents are likely enough to get children."""
+    bar = min(2 * least, least**0.5)
     scores = tree.scores or ()
     parents = (1.0 if p < 0 else scores[p] for p in tree.parents)
-    return [own for own, before in zip(scores, parents) if own >= least and before >= 2 * least]
+    return [own for own, before in zip(scores, parents) if own >= least and before >= bar]
 
 
 @pytest.mark.parametrize("runner", RUNNERS)

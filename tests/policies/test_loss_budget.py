@@ -91,6 +91,24 @@ def test_what_others_gained_pays_for_the_first_drafts_of_a_new_request() -> None
     assert budget.open(1).left == 2 * TUNING.first_loss, "the pool is full"
 
 
+@pytest.mark.parametrize("running", [1, 8, 32])
+def test_no_request_rests_for_good(running: int) -> None:
+    """Opened at an empty pool, and after a step that was held up."""
+    budget = LossBudget()
+    for _ in range(50):
+        step(budget, budget.open(running), running, accepted=0)
+    account = budget.open(running)
+    account.asked, account.nodes, account.accepted = True, 0, 0
+    budget.take(account)
+    budget.note(running, StepTiming(running, 2.0, 1.0, 1, pure=True), 1.0, 1.0)
+    assert account.resting
+    account.asked = False
+    for _ in range(4000):
+        budget.take(account)
+        budget.note(running, StepTiming(running, 1.0, 0.0, 1, pure=True), 1.0, 1.0)
+    assert not account.resting
+
+
 def test_a_pool_is_more_than_half_full_by_gains_alone() -> None:
     budget = LossBudget()
     first = budget.open(1)
@@ -148,6 +166,17 @@ def test_steps_right_after_a_prompt_are_booked_and_learnt_as_usual_ones() -> Non
         left.append(policy._account.left)
         assert controller.seconds(None, 2) == pytest.approx(1.2, rel=0.05)
     assert left[0] == pytest.approx(left[1])
+
+
+def test_noise_behind_a_drafter_makes_rows_no_cheaper() -> None:
+    controller, draws = controller_of_rows(), random.Random(2)
+    for turn in range(3000):
+        rows = (1, 1, 2)[turn % 3]
+        seconds = {1: 1.0, 2: 1.2}[rows] * draws.uniform(0.85, 1.15)
+        drafting = 0.2 if turn % 3 else 0.0
+        controller.note([REQUEST], StepTiming(rows, seconds, drafting, 1, pure=True))
+    more = controller.seconds(None, 2) - controller.seconds(None, 1)
+    assert more == pytest.approx(0.2, abs=0.05)
 
 
 def test_what_a_step_takes_more_behind_a_drafter_is_no_price_of_rows() -> None:

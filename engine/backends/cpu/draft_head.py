@@ -265,7 +265,7 @@ class DraftKernels:
         self._check(self._kernels.fs_draft_read(self._handle, ctypes.byref(args)))
 
     def extend_vocab(self, text: int, ids: Sequence[int], rows: Floats) -> None:
-        """Add tokens that only this text may get, with their rows [n, H] of the target's head."""
+        """Add tokens that only this text may get, with their rows f32 [n, H] of the target's head."""
         count = len(ids)
         some = np.array(ids, dtype=np.int64)
         at = address("ids", some, INT64, count)
@@ -351,7 +351,7 @@ class DraftKernels:
 
     def _room(self, size: int) -> NDArray[np.uint8]:
         """Memory that starts on a cache line, kept as long as the head: in huge pages where there are any, since a
-        head that rested is in no cache and its pages in no table."""
+        head that rested is read from memory, and finding small pages takes longer than reading them."""
         used = -(-(size + PADDING) // LINE) * LINE
         if used > len(self._free):
             memory = huge_pages(max(used, PAGE))

@@ -23,7 +23,7 @@ KERNEL_TESTS = [
     "engine/kv/test_kv_storage.py",
     "draft/test_draft_kernels.py",
     "draft/test_eagle.py",
-    "draft/test_head_checks.py",
+    "draft/test_head.py",
     "draft/test_suffix.py",
 ]
 
@@ -41,6 +41,10 @@ def run(level: str, *tests: str, **variables: str) -> None:
     )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert " skipped" not in done.stdout
+
+
+def test_what_runs_at_other_levels_is_there() -> None:
+    assert all((ROOT / "tests" / test).is_file() for test in KERNEL_TESTS)
 
 
 def where(compiler: str, library: str) -> Path:
