@@ -68,9 +68,9 @@ class LossBudget:
 
     A step with drafts takes longer than a plain one. The requests pay for that by the nodes that they ran (all that do
     not rest, where none ran), and for the time of drafting where they were asked; they earn the tokens that were
-    accepted, and a small share of every step besides. What a new request may lose, and that share, follow the pool of its
-    memory key, which holds what all of them gained and lost lately: so where drafts pay, bad luck does not stop them
-    at once, and where they do not, few requests try them, and none tries them for long.
+    accepted, and a small share of every step besides. What a new request may lose, and that share, follow the pool of
+    its memory key, which holds what all of them gained and lost lately: so where drafts pay, bad luck does not stop
+    them at once, and where they do not, few requests try them, and none tries them for long.
 
     Whether a step drafts depends on earlier steps alone, never on tokens that are drawn in it.
     """
