@@ -84,6 +84,8 @@ class SpeculationTuning:
     gain_begun: float = 3.0  # own proposals; the gain of all requests counts as this many then
     most_calibration: float = 1.5  # limit to which scores that promise too little are scaled up
     ask_memory: float = 50.0  # questions: what asking takes hardly changes
+    # questions from one rest to the next, memory, and runs as which that counts: the first question of all is dear
+    prior_run: tuple[float, float, float] = (8.0, 50.0, 2.0)
     ask_overhead: float = 1.5  # times the time of asking: features, and the work of larger steps
     select_wait: tuple[int, int] = (8, 128)  # steps without a drafter that pays for no request
     waking: int = 4  # last steps of that wait, which gather its features: drafting needs some
