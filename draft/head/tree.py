@@ -19,7 +19,7 @@ from fastslow.draft.merge import likeliest_first
 from fastslow.engine.sampling.grammar import GrammarError
 from fastslow.engine.types import Floats, OneHot, RequestView, TargetProbs, Tree
 
-TWICE = 0.6931472  # as a logarithm
+TWICE = math.log(2)
 NO_MASS = -1e30  # a logit: no probability at any temperature, and still a finite number
 
 

@@ -33,8 +33,8 @@ class SpeculationController:
         self._acceptance: dict[tuple[str, object], ByKey[AcceptanceModel]] = {}
         # steps since a prompt was read; below 1 they find a cold machine
         self._warm = tuning.cold_steps
-        # seconds that a step takes more behind a drafter
-        self._behind = RunningMean(0.0, tuning.behind_memory)
+        # seconds that a step takes more where a drafter was asked before it
+        self._after_ask = RunningMean(0.0, tuning.after_ask_memory)
         self.drafted = self._costs.drafted
         self.draft_seconds = self._costs.node_seconds
 
@@ -106,13 +106,13 @@ class SpeculationController:
             self._budget.note(running, slow, plain, usual)
             return
         self._budget.note(running, step, plain, usual)
-        # a step is slower behind a drafter, whatever its rows: its weights left the caches, and the clock is lower
+        # a step is slower after a drafter was asked, whatever its rows: weights left the caches, the clock is lower
         asked, single = step.drafting >= self._tuning.free_node * plain, step.rows == running
         if asked and single:
-            most = self._tuning.most_behind * plain
-            self._behind.add(min(step.seconds - plain, most))
+            most = self._tuning.most_after_ask * plain
+            self._after_ask.add(min(step.seconds - plain, most))
             return
-        seconds = step.seconds - asked * max(self._behind.value, 0.0)
+        seconds = step.seconds - asked * max(self._after_ask.value, 0.0)
         self._costs.note(_most_groups(batch), step.rows, seconds, step.pure and single)
 
 

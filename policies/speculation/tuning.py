@@ -53,8 +53,8 @@ class SpeculationTuning:
     shape_fading: float = 0.99  # with each new table
     table_every: int = 8  # steps between new tables, which take some 50 us
     # steps in which a drafter was asked and no node ran: they tell what asking makes a step longer
-    behind_memory: float = 64.0
-    most_behind: float = 0.25  # of a plain step: were more believed, rows would seem to be free
+    after_ask_memory: float = 64.0
+    most_after_ask: float = 0.25  # of a plain step: were more believed, rows would seem to be free
     held_up: float = 4.0  # a time counts as at most this many times the usual: the rest was a delay
     draft_memory: float = 10.0  # proposals: times depend on the text's length
     # after a prompt, till the machine is fast again: they do not count as usual steps, but where prompts come so
@@ -84,8 +84,8 @@ class SpeculationTuning:
     gain_begun: float = 3.0  # own proposals; the gain of all requests counts as this many then
     most_calibration: float = 1.5  # limit to which scores that promise too little are scaled up
     ask_memory: float = 50.0  # questions: what asking takes hardly changes
-    # questions from one rest to the next, memory, and runs as which that counts: the first question of all is dear
-    prior_run: tuple[float, float, float] = (8.0, 50.0, 2.0)
+    # questions from one rest to the next, and runs as which that counts: the first question of all is dear
+    prior_run: tuple[float, float] = (8.0, 2.0)
     ask_overhead: float = 1.5  # times the time of asking: features, and the work of larger steps
     select_wait: tuple[int, int] = (8, 128)  # steps without a drafter that pays for no request
     waking: int = 4  # last steps of that wait, which gather its features: drafting needs some

@@ -168,7 +168,7 @@ def test_steps_right_after_a_prompt_are_booked_and_learnt_as_usual_ones() -> Non
     assert left[0] == pytest.approx(left[1])
 
 
-def test_noise_behind_a_drafter_makes_rows_no_cheaper() -> None:
+def test_noise_of_steps_after_a_question_makes_rows_no_cheaper() -> None:
     controller, draws = controller_of_rows(), random.Random(2)
     for turn in range(3000):
         rows = (1, 1, 2)[turn % 3]
@@ -179,7 +179,7 @@ def test_noise_behind_a_drafter_makes_rows_no_cheaper() -> None:
     assert more == pytest.approx(0.2, abs=0.05)
 
 
-def test_what_a_step_takes_more_behind_a_drafter_is_no_price_of_rows() -> None:
+def test_what_a_step_takes_more_after_a_question_is_no_price_of_rows() -> None:
     controller = controller_of_rows()
     for turn in range(200):
         rows = (1, 2, 4)[turn % 3]

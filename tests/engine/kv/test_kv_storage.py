@@ -78,8 +78,9 @@ def test_populated_slots_are_written_without_faults(kind: type[KVStorage]) -> No
     storage = make(kind, 16384)
     storage.populate(np.r_[4096:8192, 12288:14336])
     tile = storage.tile
-    assert faults(slice(12288 // tile, 14336 // tile)) < 0.5  # a sanitizer has its own
-    assert faults(slice(4096 // tile, 8192 // tile)) < 0.5
+    most = 0.5 if library.level().endswith("sanitize") else 0.2  # a sanitizer has faults of its own
+    assert faults(slice(12288 // tile, 14336 // tile)) < most
+    assert faults(slice(4096 // tile, 8192 // tile)) < most
     assert faults(slice(0, 4000 // tile)) > 0.8
 
 

@@ -14,8 +14,8 @@ constexpr float NOTHING = -std::numeric_limits<float>::infinity();
 constexpr float TWICE = 0.6931472f;  // as a logarithm
 
 // The least likely node that gets children: a level costs a pass over the head, and a child has little more than half
-// of its parent's chance; where even sure nodes hardly pay, the mean of the least and 1.
-float fertile(float least) { return std::min(least + TWICE, least / 2); }
+// of its parent's chance; where even sure nodes hardly pay, halfway between the least and 1, as logarithms.
+float least_parent(float least) { return std::min(least + TWICE, least / 2); }
 
 // Takes the large ones of a run of logits in.
 void gather(const float* logits, int size, int first, int count, std::vector<Likely>& best) {
@@ -113,7 +113,7 @@ void Forest::sprout(GrowingTree& tree, const std::vector<int>& parents, const fl
     if (scores.empty()) return;
     const size_t last = std::min<size_t>(tree.most, scores.size()) - 1;
     std::nth_element(scores.begin(), scores.begin() + last, scores.end(), std::greater<float>());
-    const float bar = std::max(scores[last], fertile(tree.least));
+    const float bar = std::max(scores[last], least_parent(tree.least));
     std::vector<int> fresh;
     for (int n = before; n < (int)tree.nodes.size(); n++) fresh.push_back(n);
     std::stable_sort(fresh.begin(), fresh.end(),
