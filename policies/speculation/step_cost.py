@@ -56,7 +56,8 @@ class StepCostCurve:
         ratio = seconds / self._between[rows]
         shape = self._shape[self._alike[place]]
         before = self._speed * shape
-        ratio = min(max(ratio, before / tuning.step_limit), before * tuning.step_limit)
+        most = tuning.step_limit if plain else tuning.drafted_limit
+        ratio = min(max(ratio, before / tuning.step_limit), before * most)
         self._seen[place] = seen = min(self._seen[place] + 1, tuning.shape_memory)
         if seen == 1:
             return  # the first step of a kind finds cold caches
@@ -82,7 +83,8 @@ class StepCostCurve:
         near = known[np.abs(places[:, None] - known).argmin(1)] if len(known) else places
         self._alike: list[int] = near.tolist()
         at = np.arange(self._tuning.table_rows + 1)
-        curve = np.maximum.accumulate(self._curve * self._speed * np.array(self._shape)[near])
+        curve = self._curve * self._speed * np.array(self._shape)[near]
+        curve = np.minimum.accumulate(curve[::-1])[::-1]  # delays only make steps look dear
         last, most = int(self._rows[-1]), curve[-1]
         table = np.interp(at, self._rows, curve)
         self._table = np.where(at > last, most * at / last, table).tolist()

@@ -46,11 +46,13 @@ class SpeculationTuning:
     plain_rate: float = 0.4
     drafted_rate: float = 0.1
     step_limit: float = 2.0  # a step counts as at most this many times as fast or slow as lately
+    # with drafts, as slow: after some delays no such step would run and show that it is fast
+    drafted_limit: float = 1.3
     # steps of a row count that say what it takes beside others: in use caches are colder than measured
     shape_memory: float = 32.0
     # steps of a row count, before which they say nothing of the machine's speed
     shape_begun: float = 8.0
-    shape_fading: float = 0.99  # with each new table
+    shape_fading: float = 0.96  # with each new table
     table_every: int = 8  # steps between new tables, which take some 50 us
     # steps in which a drafter was asked and no node ran: they tell what asking makes a step longer
     after_ask_memory: float = 64.0

@@ -185,6 +185,34 @@ def test_a_step_that_was_held_up_hardly_counts() -> None:
     assert curve.seconds(1) == pytest.approx(1.0, rel=0.05)
 
 
+def test_slow_steps_of_few_rows_make_no_others_dear() -> None:
+    """Such a row count may not run for long then, and nothing would show that more rows are cheap."""
+    curve = StepCostCurve([1, 2, 4], [1.0, 1.1, 1.3])
+    for _ in range(16):
+        curve.note(1, 1.0)
+        curve.note(4, 1.3, plain=False)
+    for seconds in (1.1, 1.1, 2.2, 2.2):  # others used the machine
+        curve.note(2, seconds, plain=False)
+    for _ in range(8):
+        curve.note(1, 1.0)
+    assert curve.seconds(4) == pytest.approx(1.3, rel=0.02)
+    assert curve.seconds(2) <= curve.seconds(4)
+
+
+def test_delays_while_drafts_run_are_soon_forgotten() -> None:
+    curve = StepCostCurve([1, 4], [1.0, 1.3])
+    for _ in range(16):
+        curve.note(1, 1.0)
+    for seconds in (1.3, 1.3, 2.4, 2.4, 2.4):
+        curve.note(4, seconds, plain=False)
+    for _ in range(8):
+        curve.note(1, 1.0)
+    assert curve.seconds(4) < 1.9  # 2.1 if each counted as it was
+    for _ in range(120):
+        curve.note(1, 1.0)
+    assert curve.seconds(4) < 1.6
+
+
 def test_a_curve_grows_with_rows_whatever_noise_says() -> None:
     curve = StepCostCurve([1, 2, 4], [1.0, 0.5, 2.0])
     times = [curve.seconds(n) for n in (1, 2, 3, 4, 8, 1024, 4096)]
