@@ -167,6 +167,7 @@ class AdaptiveSelection:
     def judge(self, batch: Sequence[RequestView], result: AcceptResult) -> None:
         for known in self._drafters:
             known.rested += 1
+            known.backoff.skip()
         for view, tokens in zip(batch, result.tokens, strict=True):
             request = self._requests.get(view.id)
             if request is None:
@@ -203,9 +204,7 @@ class AdaptiveSelection:
                 asked[b] = most
         if pays:
             known.backoff.restart(0)
-        elif not known.backoff.due:
-            known.backoff.skip()
-        elif any(nodes):
+        elif known.backoff.due and any(nodes):
             # twice, since the first question after a rest does not tell what asking usually takes
             around = ((known.turn + (not warm) + n) % len(nodes) for n in range(len(nodes)))
             known.turn = next(b for b in around if nodes[b] > 0)

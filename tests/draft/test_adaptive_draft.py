@@ -201,6 +201,21 @@ def test_what_never_pays_is_tried_for_one_request_at_a_time_and_reads_nothing() 
     assert read < 30, "features are gathered shortly before it is tried"
 
 
+def test_steps_in_which_nobody_may_draft_are_waited_for_too() -> None:
+    cheap, dear = Says(UNSURE, 0.001), Says(CHAIN, 5.0)
+    best = adaptive(cheap, dear, token=1.0)
+    for _ in range(40):
+        step(best, 0)
+    asked = dear.asked
+    step(best, 0)
+    assert dear.asked == asked, "it waits"
+    for _ in range(TUNING.select_wait[1]):  # the request rests
+        best.propose([view()], [0])
+        best.commit([view()], AcceptResult([[]], [[7]]), None)
+    step(best, 0)
+    assert dear.asked == asked + 1
+
+
 def test_a_batch_of_another_size_is_another_case_and_a_new_request_is_not() -> None:
     dear = Says(CHAIN, 0.5)
     best = adaptive(dear, token=1.0)
