@@ -19,7 +19,7 @@ class Backoff:
 
     first: int  # turns between the first two tries
     most: float  # the longest wait between tries
-    wait: int  # turns until the next try; 0 = now
+    wait: int  # turns until the next try; 0 or less = now
     _patience: int = field(init=False)  # turns between the last try and the next
 
     def __post_init__(self) -> None:
@@ -30,7 +30,7 @@ class Backoff:
         return self.wait <= 0
 
     def skip(self) -> None:
-        """A turn without a try."""
+        """A turn is over."""
         self.wait -= 1
 
     def again(self, growth: float, most: float | None = None) -> None:

@@ -165,7 +165,7 @@ class AdaptiveSelection:
         return 1 if self._rows_cost_too_much(self._value_of(batch)) else self._count
 
     def judge(self, batch: Sequence[RequestView], result: AcceptResult) -> None:
-        for known in self._drafters:
+        for known in self._sizes.get(len(batch).bit_length(), ()):  # also where nobody may draft
             known.rested += 1
             known.backoff.skip()
         for view, tokens in zip(batch, result.tokens, strict=True):

@@ -31,6 +31,7 @@ class StepCostCurve:
         self._shape = [1.0] * len(rows)
         self._seen = [0.0] * len(rows)  # steps of each
         self._lately = set[int]()  # places of steps since the latest table
+        self._plain = 0  # place of the latest step without drafts
         self._steps = 0
         self._table: list[float] = []
         self._renew()
@@ -62,6 +63,7 @@ class StepCostCurve:
         if seen == 1:
             return  # the first step of a kind finds cold caches
         self._lately.add(place)
+        self._plain = place if plain else self._plain
         if seen > tuning.shape_begun:
             rate = tuning.plain_rate if plain else tuning.drafted_rate
             self._speed += rate * (ratio / shape - self._speed)
@@ -72,10 +74,11 @@ class StepCostCurve:
 
     def _renew(self) -> None:
         # what was slow by chance may run no more and not be seen to be fast: it fades to what was measured
-        plain = self._shape[0]
+        plain, alone = self._shape[0], len(self._lately) < 2
+        fading = self._tuning.shape_fading[alone]
         for place, shape in enumerate(self._shape):
             if place not in self._lately:
-                self._shape[place] = plain + (shape - plain) * self._tuning.shape_fading
+                self._shape[place] = plain + (shape - plain) * fading
         self._lately.clear()
         known = np.flatnonzero(np.array(self._seen) > 1)
         places = np.arange(len(self._rows))
@@ -83,8 +86,10 @@ class StepCostCurve:
         near = known[np.abs(places[:, None] - known).argmin(1)] if len(known) else places
         self._alike: list[int] = near.tolist()
         at = np.arange(self._tuning.table_rows + 1)
-        curve = self._curve * self._speed * np.array(self._shape)[near]
-        curve = np.minimum.accumulate(curve[::-1])[::-1]  # delays only make steps look dear
+        times = self._curve * self._speed * np.array(self._shape)[near]
+        # few steps that were delayed make no others dear, and few that were fast make plain ones no cheaper
+        curve = np.minimum.accumulate(times[::-1])[::-1]
+        curve[self._plain :] = np.maximum(curve[self._plain :], times[self._plain])
         last, most = int(self._rows[-1]), curve[-1]
         table = np.interp(at, self._rows, curve)
         self._table = np.where(at > last, most * at / last, table).tolist()

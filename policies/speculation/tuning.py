@@ -45,14 +45,16 @@ class SpeculationTuning:
     # weight of the newest step without drafts, and with: the machine's speed changes within seconds
     plain_rate: float = 0.4
     drafted_rate: float = 0.1
-    step_limit: float = 2.0  # a step counts as at most this many times as fast or slow as lately
-    # with drafts, as slow: after some delays no such step would run and show that it is fast
+    # a step counts as at most this many times as fast as lately, a plain one as slow
+    step_limit: float = 2.0
+    # a step with drafts as slow: a row count that looks dear runs no more, and nothing shows that it is not
     drafted_limit: float = 1.3
     # steps of a row count that say what it takes beside others: in use caches are colder than measured
     shape_memory: float = 32.0
     # steps of a row count, before which they say nothing of the machine's speed
     shape_begun: float = 8.0
-    shape_fading: float = 0.96  # with each new table
+    # with each new table, of row counts that did not run; where nothing but one did
+    shape_fading: tuple[float, float] = (0.99, 0.96)
     table_every: int = 8  # steps between new tables, which take some 50 us
     # steps in which a drafter was asked and no node ran: they tell what asking makes a step longer
     after_ask_memory: float = 64.0
@@ -89,7 +91,10 @@ class SpeculationTuning:
     # questions from one rest to the next, and runs as which that counts: the first question of all is dear
     prior_run: tuple[float, float] = (8.0, 2.0)
     ask_overhead: float = 1.5  # times the time of asking: features, and the work of larger steps
-    select_wait: tuple[int, int] = (8, 128)  # steps without a drafter that pays for no request
+    select_wait: tuple[int, int] = (
+        8,
+        128,
+    )  # steps from one try of a drafter that pays for none to the next
     waking: int = 4  # last steps of that wait, which gather its features: drafting needs some
 
 

@@ -199,6 +199,28 @@ def test_slow_steps_of_few_rows_make_no_others_dear() -> None:
     assert curve.seconds(2) <= curve.seconds(4)
 
 
+def test_fast_steps_of_few_rows_make_plain_ones_no_cheaper() -> None:
+    curve = StepCostCurve([1, 2, 4], [1.0, 1.05, 1.3])
+    for _ in range(16):
+        curve.note(1, 1.0)
+    for _ in range(4):
+        curve.note(2, 0.8, plain=False)  # what asking takes was taken off, and was less this time
+    for _ in range(8):
+        curve.note(1, 1.0)
+    assert curve.seconds(1) == pytest.approx(1.0, rel=0.01)
+    assert curve.seconds(1) <= curve.seconds(2) <= curve.seconds(4)
+
+
+def test_row_counts_that_take_turns_are_learnt() -> None:
+    times = [1 + 0.1 * n for n in range(12)]
+    curve = StepCostCurve(range(1, 13), times)
+    for turn in range(2000):
+        rows = 2 + 7 * turn % 11
+        curve.note(1, 1.0)
+        curve.note(rows, 1.4 * times[rows - 1], plain=False)
+    assert 1.28 < curve.seconds(6) / times[5] < 1.42  # they fade a little
+
+
 def test_delays_while_drafts_run_are_soon_forgotten() -> None:
     curve = StepCostCurve([1, 4], [1.0, 1.3])
     for _ in range(16):
