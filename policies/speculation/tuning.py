@@ -91,10 +91,8 @@ class SpeculationTuning:
     # questions from one rest to the next, and runs as which that counts: the first question of all is dear
     prior_run: tuple[float, float] = (8.0, 2.0)
     ask_overhead: float = 1.5  # times the time of asking: features, and the work of larger steps
-    select_wait: tuple[int, int] = (
-        8,
-        128,
-    )  # steps from one try of a drafter that pays for none to the next
+    # steps from one try of a drafter that pays for no request to the next
+    select_wait: tuple[int, int] = (8, 128)
     waking: int = 4  # last steps of that wait, which gather its features: drafting needs some
 
 
