@@ -60,10 +60,9 @@ class _Drafter:
         # of asking, by request: soon after another question, and after a rest, when its weights left the caches
         self.seconds, self.cold = (RunningMean(0.0, tuning.ask_memory) for _ in range(2))
         self.rested = tuning.waking + 1  # steps since it was asked
+        # questions from one rest to the next
         questions, runs = tuning.prior_run
-        self.runs = RunningMean(
-            questions, tuning.ask_memory, runs
-        )  # questions from one rest to the next
+        self.runs = RunningMean(questions, tuning.ask_memory, runs)
         self._run = 0
         self.backoff = Backoff(*tuning.select_wait, wait=0)  # where it pays for no request
         self.turn = 0  # the request that it is tried for

@@ -197,11 +197,10 @@ def test_peak_memory_stays_near_the_model(tmp_path: Path, monkeypatch: pytest.Mo
     folder = checkpoints.write_moge(tmp_path, **size)
     held = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     assert held > 150 << 20
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")  # what each thread's own keeps free is by chance
     script = [sys.executable, "-c", MEMORY, str(folder)]
     used = int(subprocess.run(script, check=True, capture_output=True, text=True).stdout)
-    head = 8192 * 512
-    besides = head + 2 * head + 4 * (4 * head)  # screen, embedding, copies
-    assert 0.9 * held < used < 1.1 * held + besides
+    assert 0.9 * held < used < 1.1 * held + 4 * 8192 * 512 * 4
     assert list((tmp_path / "cache" / "packed").iterdir())
 
 
