@@ -37,7 +37,7 @@ from fastslow.engine.text.tokenizer import same_vocabulary
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.engine.types import Drafter
 from fastslow.models.hub.repository import HEAD, OLD_HEAD
-from fastslow.models.locate import find_tokenizer, resolve_head, resolve_model
+from fastslow.models.locate import called, find_tokenizer, resolve_head, resolve_model
 from fastslow.policies.speculation.controller import SpeculationController
 
 SHIPPED = Path(str(files("fastslow.draft.head"))) / "shipped"
@@ -205,14 +205,15 @@ class DrafterFactory:
 
     def _load_model(self, path: str) -> tuple[Model, tuple[Tokenizer, Tokenizer] | None]:
         folder = resolve_model(path, self._options.get("progress", True))
-        theirs = find_tokenizer(folder)
+        with called(path, folder):
+            theirs = find_tokenizer(folder)
+            model = load_model(folder, **self._options)
         both = None
         if self._tokenizer is not None and theirs is not None:
             both = self._tokenizer, theirs
         differs = None if both is None else same_vocabulary(*both)
         if differs:
             logger.info("draft model {} has other tokens: {}", path, differs)
-        model = load_model(folder, **self._options)
         ours = self._deps.target.config.vocab_size
         padded = model.config.vocab_size != ours  # alone, where the tokenizers do not differ
         for one, size in zip(both or (), (ours, model.config.vocab_size)):
@@ -235,7 +236,8 @@ class DrafterFactory:
             head = TorchRunner(load_mtp(self.folder, self._deps.target.dtype))
         else:
             found = self._own_head or Path(HEAD) if path is None else resolve_head(path)
-            head = load_head(found, self.folder)
+            with called(path or found, found):
+                head = load_head(found, self.folder)
             give_back()  # matrices were in float32 before they were packed
         self._heads[path] = head
         if path is None:

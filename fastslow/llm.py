@@ -26,7 +26,7 @@ from fastslow.engine.text.tool_formats import ToolCalls
 from fastslow.engine_args import EngineArgs
 from fastslow.keywords import GenerateCall, takes_fields, takes_lists, takes_options
 from fastslow.models.hub.about import propose_drafts
-from fastslow.models.locate import find_tokenizer, resolve_model
+from fastslow.models.locate import called, find_tokenizer, resolve_model
 from fastslow.output import Output
 from fastslow.policies.modes import load_modes
 from fastslow.policies.speculation.controller import SpeculationController
@@ -79,18 +79,19 @@ class LLM:
         names = ("dtype", "quantization", "device", "kv_dtype", "progress")
         load = {name: getattr(args, name) for name in names}
         self._ranks = ExitStack()
-        self.tokenizer = find_tokenizer(folder)  # refused before any weight is packed
-        self.model = open_model(folder, args.parallel, self._ranks, **load)
+        with called(args.model, folder):
+            self.tokenizer = find_tokenizer(folder)  # refused before any weight is packed
+            self.model = open_model(folder, args.parallel, self._ranks, **load)
 
-        units = RoutedUnits.of(self.model.config)
-        context = args.context(self.model.config.context)
-        modes, router = args.modes, args.router(folder)
-        if modes is None and isinstance(args.auto, str | Path):
-            modes = args.auto  # the presets that it chooses between
-        self.modes = load_modes(folder, units, modes)
-        self._inputs = inputs = InputProcessor(
-            folder, self.model.config, self.tokenizer, context, args.thinking_tags
-        )
+            units = RoutedUnits.of(self.model.config)
+            context = args.context(self.model.config.context)
+            modes, router = args.modes, args.router(folder)
+            if modes is None and isinstance(args.auto, str | Path):
+                modes = args.auto  # the presets that it chooses between
+            self.modes = load_modes(folder, units, modes)
+            self._inputs = inputs = InputProcessor(
+                folder, self.model.config, self.tokenizer, context, args.thinking_tags
+            )
 
         pages = partial(args.pages, context=context)
         self._kv = pages(self.model, prefix_caching=args.prefix_caching, spill=args.kv_spill)

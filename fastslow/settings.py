@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from fastslow.engine.checkpoint.identity import DIGEST, check_model, model_digest
-from fastslow.engine.host.files import read_object
+from fastslow.engine.host.files import is_file, read_object
 from fastslow.engine.params import Speculation, sentence
 
 VERSION = 1
@@ -66,7 +66,7 @@ def read_settings(path: str | Path, folder: Path | None = None) -> Speculation:
     """The speculation settings in a file of `write_settings`; other parts are ignored. `folder`: of the model that
     they are for; None = any. ValueError: the file and what is wrong with it, or that it was found with another model.
     """
-    if not Path(path).is_file():
+    if not is_file(Path(path)):
         raise ValueError(f"settings file {str(path)!r} cannot be read: there is no such file")
     try:
         record = read_object(Path(path))

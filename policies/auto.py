@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field, ValidationError, field_validator
 
 from fastslow.engine.checkpoint.identity import check_model
-from fastslow.engine.host.files import read_object
+from fastslow.engine.host.files import is_file, read_object
 from fastslow.engine.params import Mode, Number, Params, nearest, sentence
 from fastslow.policies.features import LABELS, features
 from fastslow.policies.learned_auto import LearnedModeRouter
@@ -103,7 +103,7 @@ def read_selector(path: str | Path, folder: Path | None = None) -> Selector:
     """The selector in a settings file of `fastslow tune --modes`, for the model in a folder; None = any.
     ValueError in one sentence about the file, or that it was found with another model."""
     named = f"settings file {str(path)!r}"
-    if not Path(path).is_file():
+    if not is_file(Path(path)):
         raise ValueError(f"{named} cannot be read: there is no such file")
     record = read_object(Path(path))
     check_model(record, folder, named)

@@ -176,7 +176,7 @@ def _read(
     path: Path, modes: Mapping[str, Mode], units: RoutedUnits, folder: Path | None = None
 ) -> dict[str, Mode]:
     """`folder`: of the model that the presets must be for."""
-    if not path.is_file():
+    if not is_file(path):
         raise ValueError(f"presets in {path} cannot be read: there is no such file")
     try:
         record = read_object(path)
@@ -195,6 +195,8 @@ def _joined(modes: Mapping[str, Mode], layer: Any, units: RoutedUnits) -> dict[s
         raise ValueError(f"modes has {len(layer)} presets, and {MOST_MODES} are the most")
     given: dict[str, Fields] = {}
     for name, fields in layer.items():
+        if not isinstance(name, str):
+            raise ValueError(f"modes has {shown(name)}, which must be a preset's name")
         if not isinstance(fields, Mode | Mapping):
             raise ValueError(f"modes.{name:.60}={shown(fields)} must be a valid dictionary")
         given[name] = _given(fields, f"modes.{name}")

@@ -105,7 +105,7 @@ def read_head(path: Path) -> tuple[HeadConfig, dict[str, Tensor]]:
             names = set(file.keys())
             weights = {name: file.get_tensor(name) for name in config.shapes() if name in names}
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"head {path} cannot be read: {error}") from None
+        raise ValueError(f"head {path!s:.120} cannot be read: {error!s:.99}") from None
     except ValueError as error:
         raise ValueError(f"head {path}: {error}") from None
     for name, shape in config.shapes().items():

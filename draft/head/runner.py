@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,7 +226,7 @@ def made_for(target: Path, heads: Iterable[Path]) -> Path | None:
 def load_head(path: Path, target: Path) -> HeadRunner:
     """The head in a file, or a published head in a folder, for the target in a checkpoint folder. ValueError
     in one sentence about a file that is no head, or a head of another target."""
-    if path.is_dir():
+    if os.path.isdir(path):  # an overlong name is none
         return _load_published(path, target)
     if path.name == "config.json":
         raise ValueError(f"head {path}: give the folder of a published head, {path.parent}")

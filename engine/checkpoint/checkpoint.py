@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress
 from safetensors import SafetensorError, safe_open
@@ -25,7 +27,7 @@ from fastslow.engine.checkpoint.quantised import (
     quantised_tensors,
 )
 from fastslow.engine.checkpoint.row_file import RowFile
-from fastslow.engine.host.files import is_file, no_panic, read_object, shown
+from fastslow.engine.host.files import is_file, no_panic, open_file, read_object, shown
 from fastslow.engine.host.gguf_file import is_gguf
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.decoder import Read
@@ -38,6 +40,9 @@ BLOCKS = "q4_1.blocks"  # safetensors beside the weights: the 4-bit blocks they 
 DRAFT_LAYER = re.compile(r"model\.layers\.(\d+)\.")  # copies of embedding and head lie there
 BLOCK_INPUTS, BLOCK_BYTES = 32, 20  # scale and minimum in float16, then two inputs a byte
 EXPORT = "quant_model_weight*.safetensors"  # how exporters of W8A8 name their files
+MOST_HEADER = 100_000_000  # bytes, as the library has it
+LAST_BYTE = re.compile(rb'"data_offsets"\s*:\s*\[\s*\d+\s*,\s*(\d{1,18})\s*\]')
+PLAIN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 ENTRY = 64  # bytes that a tensor takes in a file's header, and more
 # Old exports carry frequencies along, which we compute; and ranges of keys and values, which need none here.
 CONSTANT = re.compile(r".*\.rotary_emb\.inv_freq|.*\.self_attn\.[kv]_(scale|proj\.output_scale)")
@@ -126,7 +131,7 @@ class Checkpoint:
                     if part is None
                     else shards[name].get_slice(spelled)[part]
                 )
-                return tensor
+                return _finite(name, tensor)
 
             yield read
 
@@ -268,6 +273,15 @@ def _bar(progress: bool, total: int) -> Iterator[Callable[[], None]]:
         yield lambda: bar.advance(task)
 
 
+def _finite(name: str, tensor: Tensor) -> Tensor:
+    """The same; ValueError where some number of a float tensor is not finite."""
+    if tensor.dtype in PLAIN and tensor.numel():
+        low, high = torch.aminmax(tensor)
+        if not -math.inf < low.item() <= high.item() < math.inf:
+            raise ValueError(f"tensor {name} has numbers that are not finite")
+    return tensor
+
+
 @contextmanager
 def open_shard(path: Path) -> Iterator[Any]:
     """A file of tensors: safetensors, or a GGUF file under the usual names."""
@@ -278,7 +292,7 @@ def open_shard(path: Path) -> Iterator[Any]:
         with no_panic(path), safe_open(path, framework="pt") as shard:
             yield shard
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a complete safetensors file: {error!s:.99}") from None
+        raise ValueError(f"{path} is no sound safetensors file: {error!s:.99}") from None
 
 
 def _check(path: Path, name: str, found: Fact, expected: Expected) -> None:
@@ -313,12 +327,20 @@ def _room(path: Path) -> int:
 
 
 def _header_bytes(path: Path) -> int:
+    """ValueError where the file ends before what its header speaks of, as one does that came in part."""
     try:
-        with path.open("rb") as file:
-            said = int.from_bytes(file.read(8), "little")
-            return min(said, file.seek(0, os.SEEK_END))
+        with open_file(path) as file:
+            said, size = int.from_bytes(file.read(8), "little"), file.seek(0, os.SEEK_END)
+            file.seek(8)
+            needs = 8 + said
+            if needs <= size and said <= MOST_HEADER:
+                ends = [int(end) for end in LAST_BYTE.findall(file.read(said))]
+                needs += max(ends, default=0)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    if needs > size:
+        raise ValueError(f"{path} is cut: it has {size} bytes of {needs}; fetch or write it again")
+    return said
 
 
 def _ignorable(name: str, config: ModelConfig) -> bool:

@@ -21,6 +21,12 @@ from fastslow.engine.model.family import GGUF_TOP, MOST_EXPERTS, GgufNames, gguf
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
+# Where a block's float16 scale and minimum are, of the types that run as they are; MXFP4 has a power of two.
+SCALES = {
+    **dict.fromkeys(("Q4_0", "Q5_0", "Q8_0"), (0,)),
+    **dict.fromkeys(("Q4_1", "Q4_K", "Q5_K"), (0, 2)),
+    "Q6_K": (208,),
+}
 PIECE = 4 << 20  # bytes that are quantised again at a time
 AT_ONCE = 1 << 19  # bytes to multiply out, as one row: of many gguf takes few at a time
 
@@ -86,6 +92,18 @@ def _floats(data: NDArray[np.uint8], kind: GGMLQuantizationType) -> Tensor:
     return torch.from_numpy(whole).view(*data.shape[:-1], data.shape[-1] // size * inputs)
 
 
+def finite_blocks(
+    name: str, rows: NDArray[np.uint8], kind: GGMLQuantizationType
+) -> NDArray[np.uint8]:
+    """The same blocks; ValueError where a scale or a minimum is not finite."""
+    blocks = rows.reshape(-1, GGML_QUANT_SIZES[kind][1])
+    for at in SCALES.get(kind.name, ()):
+        high = blocks[:, at + 1] & 0x7C  # a float16 whose exponent is all ones
+        if (high == 0x7C).any():
+            raise ValueError(f"tensor {name} has numbers that are not finite")
+    return rows
+
+
 def _as_q8_0(rows: NDArray[np.uint8], kind: GGMLQuantizationType) -> NDArray[np.uint8]:
     """A few rows at a time: all of them in float32 may be larger than the file."""
     step = max(1, PIECE // rows.shape[1])
@@ -121,8 +139,9 @@ class GgufShard:
         if found.kind.name in FLOATS:
             return None
         if found.kind.name in own:
-            return found.rows()
-        return _as_q8_0(found.rows(), found.kind) if again else None
+            return finite_blocks(name, found.rows(), found.kind)
+        kind = GGMLQuantizationType.Q8_0
+        return finite_blocks(name, _as_q8_0(found.rows(), found.kind), kind) if again else None
 
     def types(self) -> dict[str, str]:
         """ggml's type of every matrix."""

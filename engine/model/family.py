@@ -7,6 +7,7 @@ ValueError naming the field, its value, the limit.
 
 from __future__ import annotations
 
+import difflib
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -317,4 +318,13 @@ def gguf_family(file: GgufFile) -> tuple[Family, GgufNames]:
 
 
 def _unknown(field: str, value: object, known: Iterable[str]) -> ValueError:
-    return ValueError(f"{field} {_shown(value)} is not one of the known {', '.join(known)}")
+    stems = {_stem(name): name for name in known}  # all end alike, which makes none of them near
+    close = difflib.get_close_matches(_stem(str(value)[:99]), stems, n=1, cutoff=0.5)
+    runs = f"the nearest that does is {stems[close[0]]}" if close else f"{', '.join(known)} do"
+    return ValueError(
+        f"{field} {_shown(value)} does not run here: {runs}; docs/guide/models.md says where to ask for it"
+    )
+
+
+def _stem(architecture: str) -> str:
+    return architecture.partition("For")[0].lower()

@@ -9,7 +9,9 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -76,6 +78,18 @@ def resolve_model(model: str | Path, progress: bool = True, weights: bool = True
         f"model={shown(str(model))} is no folder, no GGUF file, no hub name ({FORMS}) and no built-in"
         f"{nearest(str(model), BUILTIN)}"
     )
+
+
+@contextmanager
+def called(model: str | Path, folder: Path) -> Iterator[None]:
+    """What is wrong with a model is said under the name that it was asked by, not its place in the cache."""
+    try:
+        yield
+    except ValueError as error:
+        said = str(error)
+        if str(model) == str(folder) or str(folder) not in said:
+            raise
+        raise ValueError(said.replace(str(folder), str(model))) from None
 
 
 def resolve_head(head: str | Path, progress: bool = True) -> Path:

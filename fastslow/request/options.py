@@ -68,6 +68,10 @@ def _key(value: object) -> str | None:
     raise ValueError(f"it should be text of 1 to {LONGEST_KEY} characters, or None{has}")
 
 
+def _named(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
+
+
 def _answered(value: object) -> ResumeState | None:
     if value is None or isinstance(value, ResumeState):
         return value
@@ -77,8 +81,10 @@ def _answered(value: object) -> ResumeState | None:
 
 
 _SAMPLING = _checked(
-    lambda value: isinstance(value, SamplingParams | Mapping | None), "SamplingParams, or None"
+    lambda value: isinstance(value, SamplingParams | None) or _named(value),
+    "SamplingParams, a dict of their fields by name, or None",
 )
+_FIELDS = _checked(_named, "a dict of fields of SamplingParams by name")
 _SECONDS = _checked(
     lambda value: value is None or (_are_seconds(value) and value > 0),
     f"seconds, above 0 and at most {LONGEST:g}, or None",
@@ -89,10 +95,7 @@ _PRIORITY = _checked(
     int,
 )
 _VARIABLES = _checked(
-    lambda value: (
-        value is None
-        or (isinstance(value, Mapping) and all(isinstance(name, str) for name in value))
-    ),
+    lambda value: value is None or _named(value),
     "a dict of the chat template's variables by name",
 )
 Flag = Annotated[bool, _checked(lambda value: type(value) is bool, "True or False", bool)]
@@ -128,7 +131,7 @@ class GenerateOptions(ClientOptions, Params):
         default=None,
         description="`SamplingParams`, or their fields; fields that are not given are the mode's",
     )
-    sampling_defaults: Annotated[Mapping[str, Any], kept_as(Any)] = Field(
+    sampling_defaults: Annotated[Mapping[str, Any], _FIELDS] = Field(
         default={}, description="fields that hold where neither `sampling` nor the mode gives them"
     )
     mode: Annotated[ModeLike | None, kept_as(Any)] = Field(

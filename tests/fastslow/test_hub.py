@@ -258,10 +258,11 @@ def test_a_gguf_variant(parts: int, hub: FakeHub, tiny_dense: Path, tmp_path: Pa
     same_answers("tiny/gguf:Q8_0", first)
     assert hub.fetched == [part_path(Path("M-Q8_0.gguf"), n, parts).name for n in range(parts)]
     hub.repos["tiny/gguf"].gguf = {"architecture": "whisper"}
-    refused("tiny/gguf:F16", "general.architecture 'whisper' is not one of the known")
+    refused("tiny/gguf:F16", "general.architecture 'whisper' does not run here: .*qwen3")
     config = {"architectures": ["OddForCausalLM"], "auto_map": {"AutoModel": "modeling.Odd"}}
     hub.repos[MODEL].files["config.json"] = json.dumps(config).encode()
-    refused(MODEL, "it comes with code, which is never run, and .*architecture 'OddForCausalLM'")
+    odd = "it comes with code, which is never run, and config.json: architecture 'OddForCausalLM'"
+    refused(MODEL, f"^{MODEL} does not run here: {odd}")
     for section, words in (({"quant_method": "bnb"}, "'bnb'"), ({"quant_method": "gptq"}, "bits")):
         config = json.loads((tiny_dense / "config.json").read_text())
         hub.repos[MODEL].files["config.json"] = json.dumps(

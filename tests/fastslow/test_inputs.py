@@ -136,11 +136,34 @@ def test_chats(llm: LLM) -> None:
         refused(r"^messages=.* must be text or a list", llm.stream_chat, messages)
 
 
+OVERLONG = "x" * 5000 + ".json"
+
+
 @pytest.mark.parametrize(
     ("options", "pattern"),
     [
         ({"sampling": {"max_tokens": 0}}, r"^max_tokens=0 must be greater than or equal to 1$"),
-        ({"sampling": 0}, r"^sampling=0 must be SamplingParams, or None$"),
+        (
+            {"sampling": 0},
+            r"^sampling=0 must be SamplingParams, a dict of their fields by name, or N",
+        ),
+        (
+            {"sampling": [{1: 2}]},
+            r"^sampling=\{1: 2\} must be SamplingParams, a dict of their fields",
+        ),
+        (
+            {"sampling_defaults": 5},
+            r"^sampling_defaults=5 must be a dict of fields of SamplingParams",
+        ),
+        (
+            {"sampling_defaults": {1: 2}},
+            r"^sampling_defaults=\{1: 2\} must be a dict of fields of Sa",
+        ),
+        ({"speculation": OVERLONG}, r"^x+ cannot be read: File name too long$"),
+        (
+            {"speculation": {"drafter": "head", "head": OVERLONG}},
+            r"^head x+ cannot be read: .* too",
+        ),
         ({"sampling": [None, None]}, r"^sampling has 2 entries for 1 prompts$"),
         ({"sampling": {"logit_bias": {VOCAB: 1.0}}}, r"^logit_bias: token id 320 is outside"),
         ({"sampling": {"stop_token_ids": (5, 999)}}, r"^stop_token_ids: token id 999 is outside"),
@@ -272,6 +295,9 @@ def test_draft_models_with_other_tokens(llm: LLM, tmp_path: Path) -> None:
         ({"prompt_rows": -(10**5000)}, r"^prompt_rows=<int> must be at least 1$"),
         ({"dtype": "float8"}, r"float8"),
         ({"device": "abacus"}, r"abacus"),
+        ({"modes": OVERLONG}, r"^x+ cannot be read: File name too long$"),
+        ({"auto": OVERLONG}, r"^x+ cannot be read: File name too long$"),
+        ({"modes": {1: {}}}, "^modes: modes has 1, which must be a preset's name$"),
     ],
     ids=lambda value: shown(value)[:40],
 )

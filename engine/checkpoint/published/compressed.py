@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fastslow.engine.checked import Params
 from fastslow.engine.checkpoint.fused import Expected, Facts
@@ -20,12 +20,28 @@ FORMATS = (*(f"{x}-quantized" for x in ("pack", "int", "float", "naive")), "mixe
 
 
 class ConfigGroup(Params):
-    """How one group of matrices is quantised."""
+    """How one group of matrices is quantised. strategy: what shares a scale; None: as the other fields say."""
 
     num_bits: Literal[4, 8]
+    type: Literal["int", "float"] = "int"
+    strategy: Literal["tensor", "channel", "group", "block"] | None = None
     symmetric: bool = True
     group_size: int | None = Field(None, ge=-1, le=1 << 20)
     block_structure: Block | None = None
+
+    @model_validator(mode="after")
+    def _agrees(self) -> ConfigGroup:
+        if self.group_size == 0:
+            raise ValueError("group_size=0 must be at least 1, or -1 for all inputs")
+        if self.type == "float" and self.num_bits != 8:
+            raise ValueError(f"num_bits={self.num_bits} must be 8 where type is 'float'")
+        for kind, field in (("group", "group_size"), ("block", "block_structure")):
+            value = getattr(self, field)
+            if self.strategy is not None and (value not in (None, -1)) is not (
+                self.strategy == kind
+            ):
+                raise ValueError(f"strategy={self.strategy!r} does not go with {field}={value}")
+        return self
 
 
 class Compressed(Params):
@@ -49,19 +65,21 @@ class Compressed(Params):
         return cls(weights=tuple(ConfigGroup(**known(ConfigGroup, x["weights"])) for x in some))
 
     def tensors(self, outputs: int, inputs: int) -> dict[str, Expected]:
-        scales, packed, zeros = [(outputs, 1), (outputs,), (1,), ()], [], []
+        scales, packed, zeros = list[tuple[int, ...]](), [], []
         symmetric = any(group.symmetric for group in self.weights)
+        stored = tuple({"int": "I8", "float": FP8}[group.type] for group in self.weights)
         for weights in self.weights:
             each, group = 32 // weights.num_bits, weights.group_size or -1
             rows, columns = weights.block_structure or (1, group if group > 0 else inputs)
             scale = (-(-outputs // rows), -(-inputs // columns))
-            scales.append(scale)
+            whole = group < 0 and weights.block_structure is None
+            scales += [scale, *(((outputs,), (1,), ()) if whole else ())]
             packed.append((outputs, inputs // each))
             zeros += [(outputs // each, scale[1]), scale]
         return {
             "weight_scale": Expected(tuple(scales)),
             "weight_packed": Expected(tuple(packed), ("I32",), optional=True),
-            "weight": Expected(((outputs, inputs),), ("I8", FP8), optional=True),
+            "weight": Expected(((outputs, inputs),), stored, optional=True),
             "weight_shape": Expected(((2,),), ("I64", "I32"), optional=True),
             "weight_zero_point": Expected(tuple(zeros), ("I32", "I8"), optional=symmetric),
             **INPUTS,
@@ -79,6 +97,9 @@ class Compressed(Params):
 
     def matrix(self, raw: Raw, outputs: int, inputs: int) -> Matrix:
         scale, zero, bits = raw["weight_scale"].float(), raw.get("weight_zero_point"), 8
+        said = raw.get("weight_shape")
+        if said is not None and said.tolist() != [outputs, inputs]:
+            raise ValueError(f"weight_shape {said.tolist()} must be {[outputs, inputs]}")
         if (words := raw.get("weight_packed")) is not None:
             bits = _bits(words.shape[1], inputs)
             numbers = unpack(words, bits)
@@ -101,6 +122,8 @@ class Compressed(Params):
             zeros = unpack(zero.T, bits).T.contiguous()
         else:
             zeros = zero.view(torch.uint8) + (1 << bits - 1)
+        if all(x.symmetric for x in self.weights) and (zeros != 1 << bits - 1).any():
+            raise ValueError("weight_zero_point has other numbers than 0, but symmetric is true")
         if zeros.shape != scale.shape:
             raise ValueError(f"weight_zero_point is none of {list(scale.shape)} groups")
         return Grouped(numbers, scale, zeros, bits, inputs // scale.shape[1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -75,7 +76,8 @@ def _of_folder(name: HubName, folder: Path) -> Iterator[str]:
     except ValueError as error:
         code = "auto_map" in read_object(folder / CONFIG)
         more = "it comes with code, which is never run, and " if code else ""
-        raise ValueError(f"{name} does not run here: {more}{error}") from None
+        said = str(error).replace(f"{folder}{os.sep}", "")  # its place in the cache says nothing
+        raise ValueError(f"{name} does not run here: {more}{said}") from None
     yield config.architecture
     units = RoutedUnits.of(config)
     modes = {

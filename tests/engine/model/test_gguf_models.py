@@ -11,9 +11,11 @@ from typing import Any
 import checkpoints
 import gguf
 import gguf_tools
+import numpy as np
 import pytest
 import texts
 import torch
+from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Kind
 from gguf_tools import matrices, write_gguf
 from kernel_tools import compiled
@@ -22,7 +24,9 @@ from fastslow.engine.backends.cpu import store
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.checkpoint.checkpoint import Checkpoint
+from fastslow.engine.checkpoint.gguf_shard import SCALES, finite_blocks
 from fastslow.engine.checkpoint.identity import model_digest
+from fastslow.engine.host.gguf_file import read_gguf
 from fastslow.engine.model.attention import inverse_frequencies
 from fastslow.engine.model.config import ModelConfig
 
@@ -88,6 +92,39 @@ def test_a_quantised_file_runs_in_its_own_numbers(tmp_path: Path, name: str, kin
     assert isinstance(floats, CpuDecoder) and floats.formats.name == "gguf-float32"
     found, wanted = texts.logits(floats, texts.tokens_of(20)), answers(folder, dtype="float32")
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", SCALES)
+def test_scales_are_where_gguf_has_them(name: str) -> None:
+    kind, blocks = Kind[name], 6
+    size = GGML_QUANT_SIZES[kind][1]
+    sound = np.random.default_rng(0).integers(0, 256, (blocks, size), dtype=np.uint8)
+    for at in SCALES[name]:
+        sound[:, at : at + 2] = np.array([0.5], np.float16).view(np.uint8)
+    assert np.isfinite(gguf.dequantize(sound, kind)).all()
+    assert finite_blocks("x", sound.reshape(2, -1), kind).shape == (2, blocks // 2 * size)
+    for at in SCALES[name]:
+        damaged = sound.copy()
+        damaged[-1, at : at + 2] = np.array([np.inf], np.float16).view(np.uint8)
+        with np.errstate(all="ignore"):
+            assert not np.isfinite(gguf.dequantize(damaged, kind)).all()
+        with pytest.raises(ValueError, match="^tensor x has numbers that are not finite$"):
+            finite_blocks("x", damaged.reshape(2, -1), kind)
+
+
+@compiled
+@pytest.mark.parametrize("kind", [Kind.Q4_1, Kind.Q5_1], ids=lambda kind: kind.name)
+def test_a_scale_that_is_not_finite_is_refused_at_load(tmp_path: Path, kind: Kind) -> None:
+    """Also where the matrix is quantised again, as Q5_1 is."""
+    folder = checkpoints.write_family(tmp_path / "model", "llama", hidden_size=128, head_dim=32)
+    file = write_gguf(folder, tmp_path / "m.gguf", matrices(kind))
+    whole, size = bytearray(file.read_bytes()), GGML_QUANT_SIZES[kind][1]
+    tensor = next(t for t in read_gguf(file).tensors if t.name == "blk.1.ffn_up.weight")
+    last = whole.find(tensor.data.tobytes()) + tensor.data.nbytes - size
+    whole[last : last + 2] = np.float16(np.nan).tobytes()
+    file.write_bytes(whole)
+    with pytest.raises(ValueError, match="layers.1.mlp.up_proj.weight has numbers that are not fi"):
+        load_model(file, quantization="auto")
 
 
 def test_rope_factors_are_honoured(tmp_path: Path) -> None:

@@ -38,8 +38,23 @@ def test_counts_are_the_published_ones() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("architectures", ["GPT2LMHeadModel"], "'GPT2LMHeadModel' is not one of the known Pangu"),
-        ("architectures", None, "architecture None is not one of"),
+        ("architectures", ["GPT2LMHeadModel"], "'GPT2LMHeadModel' does not run here: Pangu"),
+        (
+            "architectures",
+            ["Qwen2MoeForCausalLM"],
+            "the nearest that does is Qwen3MoeForCausalLM; docs",
+        ),
+        (
+            "architectures",
+            ["Llama4ForConditionalGeneration"],
+            "nearest that does is LlamaForCausalLM;",
+        ),
+        (
+            "architectures",
+            ["PhiMoEForCausalLM"],
+            r"here: PanguProMoEForCausalLM, .*GptOss\w+(, \w+)* do;",
+        ),
+        ("architectures", None, "architecture None does not run here"),
         ("hidden_act", "gelu", "hidden_act 'gelu' is not supported"),
         ("hidden_size", None, "hidden_size is missing"),
         ("vocab_size", -1, "vocab_size -1 must be a whole number of at least 1"),

@@ -140,6 +140,12 @@ def test_products_are_those_of_the_numbers(bits: int, group: int) -> None:
 Q = "model.layers.0.self_attn.q_proj."
 
 
+def weights(section: dict[str, Any]) -> dict[str, Any]:
+    """What compressed-tensors says of its one group of weights."""
+    found: dict[str, Any] = section["config_groups"]["g"]["weights"]
+    return found
+
+
 @pytest.mark.parametrize(
     ("method", "damage", "sentence"),
     [
@@ -158,6 +164,43 @@ Q = "model.layers.0.self_attn.q_proj."
         ("w4a16", lambda t, s: s.update(config_groups=[]), "weights=.* must have at least 1"),
         ("w4a16", lambda t, s: t.pop(f"{Q}weight_packed"), "neither weight_packed nor weight"),
         ("w4a16, zeros", lambda t, s: t.pop(f"{Q}weight_zero_point"), "but lacks .*zero_point"),
+        (
+            "w4a16",
+            lambda t, s: weights(s).update(num_bits=8),
+            r"shape \[128, 32\], but .* \[128, 64\]",
+        ),
+        (
+            "w4a16",
+            lambda t, s: weights(s).update(strategy="channel"),
+            "'channel' does not go with gr",
+        ),
+        (
+            "w8a8",
+            lambda t, s: weights(s).update(strategy="group"),
+            "'group' does not go with group_",
+        ),
+        (
+            "w8a8",
+            lambda t, s: weights(s).update(group_size=32),
+            "'channel' does not go with group_s",
+        ),
+        (
+            "w8a8",
+            lambda t, s: weights(s).update(type="float"),
+            "of dtype I8, which is not one of F8",
+        ),
+        ("fp8", lambda t, s: weights(s).update(num_bits=4), "num_bits=4 must be 8 where type is"),
+        ("w4a16, zeros", lambda t, s: weights(s).update(symmetric=True), "but symmetric is true"),
+        (
+            "w4a16",
+            lambda t, s: t[f"{Q}weight_shape"].fill_(9),
+            r"weight_shape \[9, 9\] must be \[128,",
+        ),
+        (
+            "w4a16, zeros",
+            lambda t, s: weights(s).update(group_size=64),
+            "scale has shape .* asks for",
+        ),
         ("w8a8", lambda t, s: t.pop(f"{Q}weight_scale"), "q_proj.weight is of dtype I8, which is"),
         ("fp8 blocks", lambda t, s: t.pop(f"{Q}weight_scale_inv"), "q_proj.weight is of dtype F8"),
         ("fp8 blocks", lambda t, s: s.update(weight_block_size=[0, 9]), "size.*must be greater"),

@@ -18,7 +18,7 @@ from fastslow.engine.params import Mode
 from fastslow.engine.text.switches import ThinkingSwitch
 from fastslow.engine.text.templates import load_template
 from fastslow.models.hub.about import billions
-from fastslow.models.locate import find_tokenizer, resolve_model
+from fastslow.models.locate import called, find_tokenizer, resolve_model
 from fastslow.policies.meaning import THINKING, meaning
 from fastslow.policies.modes import load_modes
 from fastslow.tools.plan.shards import ShardPlan
@@ -49,7 +49,8 @@ class CheckpointFacts:
         """Read a checkpoint's small files, of a GGUF file the header, and the user's presets. ValueError
         in one sentence for what does not fit."""
         folder = resolve_model(model, weights=False)
-        config, tokenizer = ModelConfig.from_folder(folder), find_tokenizer(folder)
+        with called(model, folder):
+            config, tokenizer = ModelConfig.from_folder(folder), find_tokenizer(folder)
         weights = parameters(config)
         memory = {
             name: {
