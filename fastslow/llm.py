@@ -88,10 +88,10 @@ class LLM:
             modes, router = args.modes, args.router(folder)
             if modes is None and isinstance(args.auto, str | Path):
                 modes = args.auto  # the presets that it chooses between
-            self.modes = load_modes(folder, units, modes)
             self._inputs = inputs = InputProcessor(
                 folder, self.model.config, self.tokenizer, context, args.thinking_tags
             )
+            self.modes = load_modes(folder, units, modes, self.thinks)
 
         pages = partial(args.pages, context=context)
         self._kv = pages(self.model, prefix_caching=args.prefix_caching, spill=args.kv_spill)

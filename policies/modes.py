@@ -25,29 +25,36 @@ NAMING = "name", "base", "description", "auto"  # fields that are a mode's own
 MOST_MODES = 1000  # that a file or a call gives
 MOST_BASES = 32  # one above the other
 
+DESCRIBED = {  # fast and deep, by whether fast leaves experts out and whether the model thinks
+    (True, True): ("answers at once, with some of the experts", "thinks first, with all experts"),
+    (True, False): ("quicker: some of the experts", "the whole model: all experts"),
+    (False, True): ("answers at once, without a thought", "thinks first, then answers"),
+    (False, False): ("the same as deep: this model does not think", "the whole model"),
+}
+
 Fields = Mapping[str, Any]
 
 
-def builtin_modes(units: RoutedUnits) -> dict[str, Mode]:
+def builtin_modes(units: RoutedUnits, thinks: bool = True) -> dict[str, Mode]:
     """The presets that every checkpoint has. "fast" runs a quarter of the groups, or half of the experts of
-    a model without groups; modes of a dense model differ in thinking only."""
-    share, few, whole = 4, "mostly shared experts", "all expert groups"
-    if units.name == "experts":
-        share, few, whole = 2, "half of the experts", "all experts that the router chooses"
+    a model without groups; modes of a dense model differ in thinking only. thinks: whether descriptions speak of
+    thoughts."""
+    share = 2 if units.name == "experts" else 4
     count = max(units.least, units.most // share)
     fewer: dict[str, Any] = {units.name: count} if count < units.most else {}
+    fast, deep = DESCRIBED[bool(fewer), thinks]
     return {
         "fast": Mode(
             name="fast",
             **fewer,
             thinking="off",
-            description=f"{few + ', ' if fewer else ''}no thinking: low latency",
+            description=fast,
         ),
         "deep": Mode(
             name="deep",
             thinking="on",
             answer_room="auto",
-            description=f"{whole + ', ' if units.most else ''}thinking on",
+            description=deep,
         ),
         "auto": Mode(
             name="auto",
@@ -58,7 +65,10 @@ def builtin_modes(units: RoutedUnits) -> dict[str, Mode]:
 
 
 def load_modes(
-    folder: Path, units: RoutedUnits, own: str | Path | Mapping[str, Mode | Fields] | None = None
+    folder: Path,
+    units: RoutedUnits,
+    own: str | Path | Mapping[str, Mode | Fields] | None = None,
+    thinks: bool = True,
 ) -> dict[str, Mode]:
     """Built-in presets, changed and joined by the checkpoint's, and these by the user's.
 
@@ -67,10 +77,10 @@ def load_modes(
     begins with its `base`, another preset, or else with the fields' defaults.
 
     units: what the checkpoint's modes may run fewer of. own: the user's: a JSON file, or name -> `Mode` or its
-    fields. ValueError: a file is not JSON, a field is unknown or out of range, a base is unknown or goes round in a
+    fields. thinks: as of `builtin_modes`. ValueError: a file is not JSON, a field is unknown or out of range, a base is unknown or goes round in a
     circle; the user's file was found with another model.
     """
-    modes = builtin_modes(units)
+    modes = builtin_modes(units, thinks)
     if is_file(path := folder / "fastslow.json"):
         modes = _read(path, modes, units)
     if isinstance(own, str | Path):

@@ -54,13 +54,13 @@ def presets(groups: int, few: int) -> dict[str, Any]:
         "groups": few,
         "thinking": "off",
         "sampling": {"max_tokens": 32},
-        "description": f"The answer at once; shared expert and the {few} strongest of {groups} groups.",
+        "description": f"Answers at once, with {few} of the {groups} groups of experts.",
     }
     deep = {
         "groups": None,
         "thinking": "on",
         "sampling": {"max_tokens": 384},
-        "description": f"Worked out step by step, with all {groups} groups.",
+        "description": f"Thinks first, step by step, with all {groups} groups of experts.",
     }
     return {"modes": {"fast": fast, "deep": deep}}
 

@@ -135,10 +135,13 @@ def write_moge(
     }
     if not dense.config.tie_word_embeddings:
         tensors["lm_head.weight"] = dense.head
-    strongest = f"Shared expert and the {fast} strongest of {groups} groups."
+    strongest = f"Quicker: {fast} of the {groups} groups of experts."
     modes = {
         "fast": {"groups": fast, "description": strongest},
-        "deep": {"groups": None, "description": f"All {groups} groups: the whole model."},
+        "deep": {
+            "groups": None,
+            "description": f"The whole model: all {groups} groups of experts.",
+        },
     }
     with fresh_folder(out) as folder:
 

@@ -6,17 +6,23 @@ import asyncio
 import base64
 import hashlib
 import re
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, cast
 
 from fastapi import APIRouter, Request, Response
 
-from fastslow.serve.api.engine import NotReady
+from fastslow.engine.model.config import RoutedUnits, Unit
+from fastslow.engine.params import Mode
+from fastslow.policies.meaning import meaning
+from fastslow.serve.api.engine import ModelCard, NotReady
 from fastslow.serve.api.limits import Who
 
 router = APIRouter()
 PATIENCE = 5.0  # seconds that an engine has for its figures
+THINKS = {"on": "thinks first", "off": "answers at once", "auto": "thinks where the model likes"}
+SIDES = "budget", "latency", "escalation"  # of what a mode means, for who chats
 INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 
@@ -60,6 +66,37 @@ async def show(request: Request) -> Response:
     if headers["ETag"] in (tag.strip().removeprefix("W/") for tag in known.split(",")):
         return Response(status_code=304, headers=headers)
     return Response(body, media_type="text/html; charset=utf-8", headers=headers)
+
+
+@router.get("/v1/page", include_in_schema=False)
+async def shown(request: Request, who: Who) -> dict[str, Any]:
+    """What the page has to know of the model, and of the modes that are open to this key."""
+    card, settings = request.app.state.engine.card, request.app.state.settings
+    allowed, usual = who.limits.modes, settings.default_mode
+    modes = {n: mode for n, mode in card.modes.items() if allowed is None or n in allowed}
+    return {
+        "model": card.name,
+        "modes": {
+            name: {"description": _said(mode, card), "thinking_budget": mode.get("thinking_budget")}
+            for name, mode in modes.items()
+        },
+        "default_mode": usual if usual in modes else next(iter(modes), None),
+        "thinks": card.thinks,
+        "has_head": card.has_head,
+        "temperature": settings.sampling_of(card)["temperature"],
+    }
+
+
+def _said(fields: Mapping[str, Any], card: ModelCard) -> str:
+    """A mode in a line: its own description, or else what its fields mean."""
+    if said := fields.get("description"):
+        return str(said)
+    mode, unit = Mode(**fields), cast(Unit, card.units or "groups")
+    means = meaning(mode, RoutedUnits(unit, card.most))
+    parts = [THINKS[mode.thinking]] if card.thinks else []
+    noun = "experts" if unit == "experts" else "groups of experts"
+    parts += [f"{means[unit]} {noun}"] if card.most else []
+    return "; ".join([*parts, *(means[side] for side in SIDES if means[side] != "-")])
 
 
 @router.get("/v1/stats")

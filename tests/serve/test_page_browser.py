@@ -95,6 +95,15 @@ def test_a_budget_fills_up(chat: Chat) -> None:
     assert chat.engine.bodies[-1]["thinking_budget"] == 500
 
 
+def test_it_begins_in_the_servers_default_mode(chat: Chat) -> None:
+    said = "Ask something. Fast answers at once, deep thinks first, and you choose each time."
+    assert chat.text("#greeting") == said
+    chat.answered("echo yes")
+    assert chat.engine.bodies[-1]["mode"] == "deep"
+    chat.run("card.thinks = false; drawModes()")
+    assert chat.text("#greeting") == "Ask something."
+
+
 def test_auto_says_what_it_chose_and_why(chat: Chat) -> None:
     chat.answered("echo yes", "auto")
     assert "Mode deep: the question asks for a proof." in chat.text(".why")

@@ -6,16 +6,23 @@ import asyncio
 import base64
 import hashlib
 import re
+from dataclasses import replace
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_engine import FakeEngine
+from fastapi.testclient import TestClient
 from metrics_client import client
 
 from fastslow.engine.model.config import RoutedUnits
+from fastslow.engine.params import Mode
 from fastslow.policies.modes import builtin_modes
 from fastslow.serve.api.config import ServerSettings
+from fastslow.serve.api.engine import ModelCard
+from fastslow.serve.api.keys import KeyLimits, KeyRing, add_key
+from fastslow.serve.http.app import create_app
 from fastslow.serve.page import route
 
 TEXT = files("fastslow.serve.page").joinpath("index.html").read_text("utf-8")
@@ -31,9 +38,41 @@ class Hanging(FakeEngine):
         raise AssertionError
 
 
-def test_people_read_plain_words_of_the_modes() -> None:
-    modes = builtin_modes(RoutedUnits("groups", 8, 0))
-    assert not [mode for mode in modes.values() if re.search(r"\w[._]\w", mode.description)]
+@pytest.mark.parametrize("thinks", [True, False])
+@pytest.mark.parametrize("most", [8, 0])
+def test_people_read_plain_words_of_the_modes(most: int, thinks: bool) -> None:
+    modes = builtin_modes(RoutedUnits("groups", most, 0), thinks)
+    said = [mode.description for mode in modes.values()]
+    assert not re.search(r"\w[._]\w|shared|group|latency", " ".join(said))
+    assert thinks or not re.search("thinking|thinks first", " ".join(said))
+
+
+class Named(FakeEngine):
+    """A model with a mode that nobody described, and one that a key may use."""
+
+    @property
+    def card(self) -> ModelCard:
+        support = Mode(name="support", thinking="on", thinking_budget=300, loop=True)
+        modes = builtin_modes(RoutedUnits("groups", 4)) | {"support": support}
+        fields = {name: mode.model_dump(mode="json") for name, mode in modes.items()}
+        return replace(super().card, modes=fields)
+
+
+def test_it_begins_in_the_servers_default_mode_and_explains_named_ones() -> None:
+    said = client(Named(), settings=ServerSettings(default_mode="support")).get("/v1/page").json()
+    assert (said["model"], said["default_mode"], said["thinks"]) == ("tiny", "support", True)
+    line = "thinks first; all 4 groups of experts; at most 300 tokens of thought; "
+    line += "ended where a thought goes round in circles"
+    assert said["modes"]["support"] == {"description": line, "thinking_budget": 300}
+    assert client(Named()).get("/v1/page").json()["default_mode"] == "deep"
+
+
+def test_a_key_sees_the_modes_that_are_open_to_it(tmp_path: Path) -> None:
+    secret = add_key(tmp_path / "keys.json", "bot", KeyLimits(modes=["support", "fast"]))
+    asking = TestClient(create_app(Named(), keys=KeyRing(tmp_path / "keys.json")))
+    assert asking.get("/v1/page").status_code == 401
+    said = asking.get("/v1/page", headers={"Authorization": f"Bearer {secret}"}).json()
+    assert list(said["modes"]) == ["fast", "support"] and said["default_mode"] == "fast"
 
 
 def test_it_is_small_and_loads_nothing() -> None:
@@ -96,3 +135,4 @@ def test_the_page_can_ask_how_a_request_without_sampling_is_sampled() -> None:
     asking = client(settings=ServerSettings(temperature=0.3))
     models = asking.get("/v1/models").json()["data"]
     assert models[0]["sampling"] == {"temperature": 0.3}
+    assert asking.get("/v1/page").json()["temperature"] == 0.3

@@ -63,7 +63,6 @@ class CheckpointFacts:
             size = sum(part.stat().st_size for part in gguf_parts(folder))
             kept = memory[config.dtype if config.dtype in SHOWN else "bfloat16"]
             memory = {FILE: {**kept, "weights": size}, **memory}
-        modes = load_modes(folder, RoutedUnits.of(config), own_modes)
         said, switch = "none: prompts are token ids", NO_SWITCH
         if tokenizer is not None:
             names = ("tokenizer.json", "tokenizer.model")
@@ -74,6 +73,7 @@ class CheckpointFacts:
                 switch = str(load_template(folder, tokenizer, config.architecture).switch)
             except ValueError as error:
                 switch = f"unknown, {error}"
+        modes = load_modes(folder, RoutedUnits.of(config), own_modes, switch != NO_SWITCH)
         return cls(config, said, switch, modes, weights, memory)
 
     def words(self, mode: Mode) -> dict[str, str]:
@@ -83,19 +83,12 @@ class CheckpointFacts:
             said["thinking"] = f"{THINKING['auto']}, which has no switch"
         return said
 
-    def description(self, mode: Mode) -> str:
-        """A preset's description, which promises no thinking of a model that has no switch for it."""
-        if self.switch != NO_SWITCH:
-            return mode.description
-        return mode.description.replace("thinking on", "thinking as the model likes")
-
     def record(self) -> dict[str, Any]:
         """For programs: sizes in bytes, counts in parameters."""
         c = self.config
         modes = {
             name: {
                 **mode.model_dump(exclude={"name"}),
-                "description": self.description(mode),
                 "active_parameters": active_parameters(c, mode.routed),
                 "words": self.words(mode),
             }

@@ -105,7 +105,7 @@ def _table(facts: CheckpointFacts, presets: Sequence[Mode], short: bool) -> Tabl
     names = (Column(mode.name, overflow="fold") for mode in presets)
     table = Table(Column(no_wrap=True), *names, show_lines=True)
     if any(mode.description for mode in presets):
-        table.add_row("description", *(facts.description(mode) or "-" for mode in presets))
+        table.add_row("description", *(mode.description or "-" for mode in presets))
     for side in (units.name, "thinking") if short else words[0]:
         table.add_row(side, *(each[side] for each in words))
         if side == units.name:
