@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from html import unescape
+from pathlib import Path
 
 import pytest
+from browser import IN_CHROMIUM, appear, browser
 from tune_tools import sample
 
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.tools.tune.candidates import PLAIN, label
 from fastslow.tools.tune.sample import Sample
-from fastslow.tools.tune.speculation import TuneResult
+from fastslow.tools.tune.speculation import COLUMNS, TuneResult
 
 NGRAM = Speculation(drafter="ngram", nodes=2)
 LONG = Speculation(drafter="ngram", nodes=8)
@@ -77,6 +79,27 @@ def test_the_page_needs_no_network_runs_no_script_and_escapes(found: TuneResult)
     assert not re.findall(r"<[^>]* (src|href|srcset|data|action|on\w+)=", html)
     assert "url(" not in html and "@import" not in html and not re.findall(r"https?:", html)
     assert EVIL not in html
+
+
+def test_every_figure_has_its_title(found: TuneResult) -> None:
+    """As where a phone is too narrow for a line of them."""
+    titles = re.findall(r'<td title="([^"]*)"', found.page())
+    assert titles == list(COLUMNS) * 5
+
+
+@IN_CHROMIUM[0]
+@IN_CHROMIUM[1]
+def test_nothing_scrolls_sideways(found: TuneResult, tmp_path: Path) -> None:
+    found.step_costs = {1: 1.2, 4: 1.6, 16: 3.1}
+    page = tmp_path / "tuned.html"
+    page.write_text(found.page(), "utf-8")
+    with browser(tmp_path / "profile") as window:
+        window.get(page.as_uri())
+        every = "[...document.querySelectorAll('html, section, table, pre, td, dd')]"
+        wide = f"return {every}.filter(n => n.scrollWidth > n.clientWidth).map(n => n.textContent)"
+        for width in (320, 375, 700, 980, 1280):
+            appear(window, width, 720, "light")
+            assert window.execute_script(wide) == [], width
 
 
 def test_faster_is_longer(found: TuneResult) -> None:
