@@ -5,7 +5,16 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, get_args
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Generic,
+    TypeVar,
+    get_args,
+    get_type_hints,
+    overload,
+)
 
 from pydantic import BaseModel, ConfigDict, GetPydanticSchema, ValidationError
 from pydantic.fields import FieldInfo
@@ -20,6 +29,27 @@ def kept_as(kind: Any) -> GetPydanticSchema:
     return GetPydanticSchema(lambda _given, schema_of: schema_of(kind))
 
 
+if TYPE_CHECKING:
+    Kept_co = TypeVar("Kept_co", covariant=True)
+    Given_contra = TypeVar("Given_contra", contravariant=True)
+
+    class Accepts(Generic[Kept_co, Given_contra]):
+        """A field that is kept, and read, as the first type; the second one may be given."""
+
+        @overload
+        def __get__(self, owner: None, kind: type, /) -> Any: ...
+        @overload
+        def __get__(self, owner: object, kind: type | None = None, /) -> Kept_co: ...
+        def __get__(self, owner: Any, kind: Any = None, /) -> Any: ...
+        def __set__(self, owner: object, value: Given_contra, /) -> None: ...
+else:
+
+    class Accepts:
+        def __class_getitem__(cls, kinds: tuple[Any, Any]) -> Any:
+            kept, given = kinds
+            return Annotated[given, kept_as(kept)]
+
+
 class Params(BaseModel):
     """Immutable, and no unknown or mistyped field slips through. ValueError: one sentence with the field, its value
     and the limit."""
@@ -31,6 +61,17 @@ class Params(BaseModel):
             super().__init__(**fields)
         except ValidationError as error:
             raise ValueError(sentence(error, type(self).model_fields)) from None
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """Show people the types that may be given, without what pydantic checks."""
+
+        def given() -> None: ...
+
+        given.__annotations__ = {name: field.annotation for name, field in cls.model_fields.items()}
+        kinds, own = get_type_hints(given), cls.__signature__
+        shown = [p.replace(annotation=kinds.get(n, Any)) for n, p in own.parameters.items()]
+        cls.__signature__ = own.replace(parameters=shown)
 
     # As in BaseModel itself: `model_validate` and nested fields need not call this.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, StrictInt, field_validator
 
 # Readers take these from here, too.
+from fastslow.engine.checked import Accepts, kept_as
 from fastslow.engine.checked import Params as Params  # noqa: PLC0414
-from fastslow.engine.checked import kept_as
 from fastslow.engine.checked import nearest as nearest  # noqa: PLC0414
 from fastslow.engine.checked import sentence as sentence  # noqa: PLC0414
 from fastslow.engine.checked import shown as shown  # noqa: PLC0414
 from fastslow.engine.grammar_spec import GrammarSpec as GrammarSpec  # noqa: PLC0414
 
 Number = StrictFloat  # takes an int too, but neither a bool nor text
+Fields = Mapping[str, Any]
+NONE: Any = None  # as a default, whose type is not compared
 MOST = 2**31 - 1  # of any count: more means no more than "all", and sums of such numbers stay exact
 Count = Annotated[StrictInt, Field(ge=0, le=MOST)]
 Positive = Annotated[StrictInt, Field(ge=1, le=MOST)]
@@ -29,6 +31,7 @@ LONGEST_NAME, LONGEST_TEXT = 256, 1000
 Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
 Text = Annotated[str, Field(max_length=LONGEST_TEXT)]
 Stops = tuple[Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)], ...]
+NO_STOPS: Any = ()
 
 WARNING = "\n\nThe time to think is nearly over. I should come to the answer now.\n\n"
 CHANGED = "*"  # ends the name of a preset that a call changed
@@ -72,8 +75,8 @@ class SamplingParams(Params):
     logit_bias: dict[int, Annotated[Number, Field(ge=-100, le=100)]] | None = Field(
         default=None, description="token id -> value added to its logit"
     )
-    stop: Annotated[str | Sequence[str] | None, kept_as(Stops)] = Field(
-        default=(),
+    stop: Accepts[Stops, str | Sequence[str] | None] = Field(
+        default=NO_STOPS,
         max_length=MOST_STOPS,
         description="a string or several that end the answer; they are not part of it",
     )
@@ -95,8 +98,8 @@ class SamplingParams(Params):
     prompt_logprobs: Annotated[StrictInt, Field(ge=0, le=1000)] | None = Field(
         default=None, description="the same for each token of the prompt"
     )
-    grammar: Annotated[GrammarSpec | Mapping[str, Any] | None, kept_as(GrammarSpec | None)] = Field(
-        default=None, description="what the answer, after a thought, has to look like"
+    grammar: Accepts[GrammarSpec | None, GrammarSpec | Fields | None] = Field(
+        default=NONE, description="what the answer, after a thought, has to look like"
     )
 
     @field_validator("stop", mode="before")
@@ -111,16 +114,6 @@ class SamplingParams(Params):
             if isinstance(key, bool | float):
                 raise ValueError(f"{shown(key)} is no token id")
         return value
-
-    @property
-    def stop_strings(self) -> tuple[str, ...]:
-        """`stop`, as it is kept."""
-        return cast(tuple[str, ...], self.stop)
-
-    @property
-    def grammar_spec(self) -> GrammarSpec | None:
-        """`grammar`, as it is kept."""
-        return cast(GrammarSpec | None, self.grammar)
 
     def model_post_init(self, _context: object) -> None:
         if self.min_tokens > self.max_tokens:
@@ -221,8 +214,9 @@ class Phase(Params):
     presence_penalty: Penalty | None = Field(default=None, description="of tokens generated before")
     frequency_penalty: Penalty | None = Field(default=None, description="for each time one was")
     speculation: Annotated[
-        Speculation | None, BeforeValidator(lambda x: {"drafter": x} if isinstance(x, str) else x)
-    ] = Field(default=None, description="how this part is drafted; a text is a drafter's name")
+        Accepts[Speculation | None, Speculation | Fields | str | None],
+        BeforeValidator(lambda name: {"drafter": name} if isinstance(name, str) else name),
+    ] = Field(default=NONE, description="how this part is drafted; a text is a drafter's name")
 
     def model_post_init(self, _context: object) -> None:
         for name in ("accept", "step_score") if self.speculation else ():
@@ -237,9 +231,8 @@ class Phase(Params):
         return params.model_copy(update=given) if given else params
 
 
-def _switched(value: object) -> object:
-    """Settings that true switches on, with their defaults."""
-    return {} if value is True else None if value is False else value
+# settings that true switches on, with their defaults
+SWITCH = BeforeValidator(lambda value: {} if value is True else None if value is False else value)
 
 
 class Loop(Params):
@@ -322,12 +315,14 @@ class Mode(Params):
         default=None,
         description="what a thought that is closed for the model says last, before the closing tag",
     )
-    loop: Annotated[Loop | None, BeforeValidator(_switched)] = Field(
-        default=None,
+    loop: Annotated[Accepts[Loop | None, Loop | Fields | bool | None], SWITCH] = Field(
+        default=NONE,
         description="close thoughts that go round in circles; true = as is usual, None or false = never",
     )
-    confidence: Annotated[AnswerConfidence | None, BeforeValidator(_switched)] = Field(
-        default=None,
+    confidence: Annotated[
+        Accepts[AnswerConfidence | None, AnswerConfidence | Fields | bool | None], SWITCH
+    ] = Field(
+        default=NONE,
         description="close thoughts whose answer is settled; true = as is usual, None or false = never",
     )
     answer_room: Count | Literal["auto"] | None = Field(
@@ -347,14 +342,18 @@ class Mode(Params):
         default=None,
         description="most tokens of thought for one turn of the user, over all calls of tools in it",
     )
-    thought: Phase | None = Field(
-        default=None, description="sampling and drafts inside thoughts, where they are other"
+    thought: Accepts[Phase | None, Phase | Fields | None] = Field(
+        default=NONE, description="sampling and drafts inside thoughts, where they are other"
     )
-    answer: Phase | None = Field(
-        default=None, description="sampling and drafts outside of thoughts, where they are other"
+    answer: Accepts[Phase | None, Phase | Fields | None] = Field(
+        default=NONE, description="sampling and drafts outside of thoughts, where they are other"
     )
-    sampling: SamplingParams | None = Field(default=None, description="used when a call gives none")
-    speculation: Speculation | None = Field(default=None, description="if a call says 'auto'")
+    sampling: Accepts[SamplingParams | None, SamplingParams | Fields | None] = Field(
+        default=NONE, description="used when a call gives none"
+    )
+    speculation: Accepts[Speculation | None, Speculation | Fields | None] = Field(
+        default=NONE, description="if a call says 'auto'"
+    )
     latency_ms: Number | None = Field(
         default=None,
         description="target of the time to the first token, and of each after it, in milliseconds",
@@ -364,8 +363,8 @@ class Mode(Params):
         description="what may be cut to keep the target; groups, and experts of a model without "
         "groups, are lossy",
     )
-    escalate: Escalation | None = Field(
-        default=None, description="change to another mode where the model is unsure; None = never"
+    escalate: Accepts[Escalation | None, Escalation | Fields | None] = Field(
+        default=NONE, description="change to another mode where the model is unsure; None = never"
     )
     description: Text = Field(default="", description="one line for people")
 

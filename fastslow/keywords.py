@@ -5,10 +5,12 @@ Type checkers and editors see every field as a keyword parameter, and so does `i
 
 from __future__ import annotations
 
+import ast
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from typing import (
+    Annotated,
     Any,
     Concatenate,
     ParamSpec,
@@ -26,7 +28,7 @@ from fastslow.engine.checked import nearest, shown
 from fastslow.engine.params import SamplingParams
 from fastslow.output import Output
 from fastslow.request.options import (
-    Flag,
+    FLAG,
     GenerateOptions,
     ListOf,
     ModeLike,
@@ -47,7 +49,7 @@ FIRST = inspect.Parameter.POSITIONAL_OR_KEYWORD
 class GenerateCall(GenerateOptions):
     """The keywords of `generate` and `chat`, which take lists of prompts, too."""
 
-    progress: Flag = Field(
+    progress: Annotated[bool, FLAG] = Field(
         default=True,
         description="for a list of prompts, draw a bar on a terminal: how many are answered",
     )
@@ -159,7 +161,7 @@ def _with_keywords(
     known = model.model_fields
     owner, first, _ = inspect.signature(method).parameters.values()
     annotations = {
-        name: str(text).removeprefix("Annotated[").rpartition(", ")[0] or text
+        name: _unchecked(str(text))
         for kind in reversed(model.__mro__)
         for name, text in getattr(kind, "__annotations__", {}).items()
     }
@@ -192,6 +194,14 @@ def _with_keywords(
     called.__doc__ = "\n".join([inspect.getdoc(method) or "", "", "Options:", *options])
     called.__signature__ = signature  # type: ignore[attr-defined]
     return called
+
+
+def _unchecked(annotation: str) -> str:
+    """The type of an `Annotated[type, check]`."""
+    match ast.parse(annotation, mode="eval").body:
+        case ast.Subscript(ast.Name("Annotated"), ast.Tuple([kind, *_])):
+            return ast.unparse(kind)
+    return annotation
 
 
 def refuse_unknown(given: Iterable[str], known: Iterable[str]) -> None:

@@ -69,7 +69,7 @@ class Stopper:
         self._room = room
         self._detokenizer = detokenizer
         self._count = 0
-        self._strings = stop_strings(params.stop_strings) if params.stop_strings else None
+        self._strings = stop_strings(params.stop) if params.stop else None
         self._state = 0  # of `_strings`
         self._length = 0  # characters so far
         self._text: list[str] = []  # joined on demand: to append to a text would copy it each time

@@ -256,8 +256,8 @@ class RequestBuilder:
         if not params.ignore_eos:
             end_ids |= self._eos_ids
         grammar = None
-        if params.grammar_spec is not None:
-            grammar = self._grammars.grammar(params.grammar_spec, prompt, mode, end_ids)
+        if params.grammar is not None:
+            grammar = self._grammars.grammar(params.grammar, prompt, mode, end_ids)
         usual, *parts = [
             self._drafting(one, plan, options, part)
             for one, part in zip((settings, *(plan.by_phase or ())), ("", "answer", "thought"))

@@ -132,7 +132,7 @@ class ChoiceState:
         self._sent = self.request.prompt_length
 
     def _new_splitter(self, opened: bool) -> ThoughtSplitter:
-        grammar, spec = self.request.grammar, self.request.params.grammar_spec
+        grammar, spec = self.request.grammar, self.request.params.grammar
         begun = grammar is not None and grammar.at_once
         calls = self.prompt.tools
         # in channels such a grammar in Lark holds messages with their headers, see `Grammars.grammar`

@@ -206,7 +206,7 @@ class InputProcessor:
                     raise ValueError(
                         f"{field}: token id {token} is outside the vocabulary 0..{last}"
                     )
-        if params.stop_strings and self.tokenizer is None:
+        if params.stop and self.tokenizer is None:
             raise ValueError("stop strings need a tokenizer, and this checkpoint has none")
 
     def _check_vocabulary(self, folder: Path, tokenizer: Tokenizer) -> None:

@@ -98,7 +98,7 @@ _VARIABLES = _checked(
     lambda value: value is None or _named(value),
     "a dict of the chat template's variables by name",
 )
-Flag = Annotated[bool, _checked(lambda value: type(value) is bool, "True or False", bool)]
+FLAG = _checked(lambda value: type(value) is bool, "True or False", bool)
 
 
 class ClientOptions(BaseModel):
@@ -114,7 +114,7 @@ class ClientOptions(BaseModel):
         description="names the user's turn, whose calls share the mode's `turn_budget`. None: its thoughts are "
         "counted in the messages since the user's latest one",
     )
-    trace: Flag = Field(
+    trace: Annotated[bool, FLAG] = Field(
         default=False,
         description="note what each step does, for `trace` of the handle or the stream",
     )
@@ -161,7 +161,7 @@ class GenerateOptions(ClientOptions, Params):
         description="who asks, where several are to have fair shares: text of at most 256 characters. While calls of "
         "several shares run or wait, the answers of a step are dealt out among the shares. No token depends on it",
     )
-    allow_special: Flag = Field(
+    allow_special: Annotated[bool, FLAG] = Field(
         default=False,
         description="special tokens that a prompt spells, such as <|im_end|>, are marks; otherwise they are "
         "text, since a user may have written them",
@@ -171,7 +171,7 @@ class GenerateOptions(ClientOptions, Params):
         description='variables of the chat template, such as {"reasoning_effort": "medium"}; they win over '
         "what the mode asks for",
     )
-    keep_thoughts: Flag = Field(
+    keep_thoughts: Annotated[bool, FLAG] = Field(
         default=False,
         description="thoughts of earlier turns (`reasoning` or `reasoning_content` of the assistant's messages) "
         "stay in the prompt, so that the next turn finds all of its past in the prefix cache. Else the chat "

@@ -173,9 +173,9 @@ def test_a_mode_in_words() -> None:
         turn_budget=800,
         warn_at=0.8,
         answer_room=100,
-        confidence=True,  # type: ignore[arg-type]
-        thought={"temperature": 1.0, "speculation": "off"},  # type: ignore[arg-type]
-        answer={"top_p": 0.5},  # type: ignore[arg-type]
+        confidence=True,
+        thought={"temperature": 1.0, "speculation": "off"},
+        answer={"top_p": 0.5},
     )
     words = meaning(steered, DENSE)
     assert words["budget"] == (

@@ -16,6 +16,7 @@ import runpy
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -27,7 +28,7 @@ from cli_tools import run
 from pages import Block, blocks, prose
 
 import fastslow
-from fastslow import LLM, AsyncLLM, SamplingParams, Speculation
+from fastslow import LLM, AsyncLLM, Mode, SamplingParams, Speculation
 from fastslow.models.locate import builtin_path
 from fastslow.tools.cli.app import LateCommand, app
 
@@ -119,6 +120,51 @@ def check_names(code: str) -> None:
 def test_the_python_of_a_page_fits(page: Path) -> None:
     for block in [block for block in blocks(page) if block.language == "python"]:
         check_names(block.text)
+
+
+CACHE = ROOT / ".mypy_cache"
+OTHERS = re.compile(
+    r"^from (?:openai|anthropic) import (.*)$", re.MULTILINE
+)  # their types are theirs
+
+
+@pytest.mark.skipif(not CACHE.is_dir(), reason="half a minute where mypy has not run here before")
+def test_the_python_of_all_pages_has_right_types(tmp_path: Path) -> None:
+    """As for a reader who runs `mypy --strict`; the lines are those of the pages."""
+    written = []
+    for page in PAGES:
+        lines: list[str] = []
+        for block in (block for block in blocks(page) if block.language == "python"):
+            text = OTHERS.sub(lambda m: f"from typing import Any; {m[1]}: Any", block.text)
+            lines += [""] * (block.line - 1 - len(lines)) + text.splitlines()
+        if lines:
+            written.append(tmp_path / f"{re.sub(r'[^a-z]', '_', named(page))}.py")
+            written[-1].write_text("\n".join(lines), "utf-8")
+    assert len(written) > 10
+    command = [sys.executable, "-m", "mypy", *map(str, written)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_signatures_are_for_people() -> None:
+    """Every type whole, and nothing that only pydantic understands."""
+    for call in (
+        LLM,
+        LLM.chat,
+        LLM.submit,
+        AsyncLLM.stream_chat,
+        Mode,
+        SamplingParams,
+        Speculation,
+    ):
+        said = str(inspect.signature(call))
+        assert not re.search(r"Annotated|FieldInfo|Validator|\w=[^ ]", said), said
+        for parameter in inspect.signature(call).parameters.values():
+            if isinstance(parameter.annotation, str):
+                ast.parse(parameter.annotation, mode="eval")
+    assert "Loop | collections.abc.Mapping[str, typing.Any] | bool | None" in str(
+        inspect.signature(Mode)
+    )
 
 
 def test_what_the_pages_say_of_abacus() -> None:

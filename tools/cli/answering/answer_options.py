@@ -75,7 +75,7 @@ class AnswerOptions(ModelOptions):
 
     def model_post_init(self, _context: object) -> None:
         check_text(self.system or "", "--system")
-        for text in self.sampling.stop_strings:
+        for text in self.sampling.stop:
             check_text(text, "--stop")
         self._variables()
         if isinstance(fields := self._mode, dict):
