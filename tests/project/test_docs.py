@@ -25,12 +25,13 @@ from typing import Any, NoReturn
 import pytest
 import typer
 from cli_tools import run
-from pages import Block, blocks, prose
+from pages import blocks, commands, ours, prose
 
 import fastslow
 from fastslow import LLM, AsyncLLM, Mode, SamplingParams, Speculation
 from fastslow.models.locate import builtin_path
 from fastslow.tools.cli.app import LateCommand, app
+from fastslow.tools.cli.serve import ASKED
 
 ROOT = Path(__file__).parents[2]
 GUIDES = sorted((ROOT / "docs" / "guide").glob("*.md"))
@@ -170,7 +171,7 @@ def test_signatures_are_for_people() -> None:
 def test_what_the_pages_say_of_abacus() -> None:
     """The guide calls fast wrong and deep right on its question, and the model card shows the thought."""
     with LLM("abacus") as llm:
-        asked, most = "What is 4827 + 396?", SamplingParams(max_tokens=96)
+        asked, most = ASKED["abacus"], SamplingParams(max_tokens=96)
         assert "5223" not in llm.chat(asked, mode="fast").text
         draft = Speculation(drafter="model", model="abacus-draft")
         deep = llm.chat(asked, most, speculation=draft)
@@ -180,56 +181,6 @@ def test_what_the_pages_say_of_abacus() -> None:
 
 
 # Commands
-
-
-def commands(page: Path) -> Iterator[tuple[int, list[str]]]:
-    """Every command of the bash blocks and code spans, as words; comments and redirections are gone."""
-    for block in blocks(page):
-        if block.language == "bash":
-            for number, line in _whole_lines(block):
-                yield from ((number, words) for words in _split(line))
-    lines = list(prose(page))
-    text = "\n".join(line for _, line in lines)
-    for span in re.finditer(r"`([^`]+)`", text):
-        start = text.count("\n", 0, span.start())
-        shell = re.match(r"(\w+=\S+ )*(fastslow|python|torchrun) ", span[1])
-        if shell:
-            yield from ((lines[start][0], words) for words in _split(span[1]))
-
-
-def _whole_lines(block: Block) -> Iterator[tuple[int, str]]:
-    """The lines of a block, with the number of each; those of one quotation are one."""
-    open_lines: list[str] = []
-    for number, line in enumerate(block.text.splitlines(), block.line):
-        open_lines.append(line)
-        try:
-            shlex.split("\n".join(open_lines), comments=True)
-        except ValueError:
-            continue
-        yield number + 1 - len(open_lines), "\n".join(open_lines)
-        open_lines = []
-    if open_lines:  # the quotation has no end
-        yield block.line, "\n".join(open_lines)
-
-
-def _split(line: str) -> Iterator[list[str]]:
-    for part in re.split(r"&&|\|\|", line.replace("\\|", "|").replace("...", "")):
-        words = shlex.split(part.partition(">")[0], comments=True)
-        while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
-            words.pop(0)
-        if words:
-            yield words
-
-
-def ours(words: list[str]) -> list[str] | None:
-    """The arguments of `fastslow`, if that is what is called."""
-    if words[0] == "fastslow":
-        return words[1:]
-    if "-m" in words and words[0] in ("python", "torchrun"):
-        module = words.index("-m") + 1
-        if words[module] == "fastslow":
-            return words[module + 1 :]
-    return None
 
 
 def check_ours(arguments: list[str]) -> None:

@@ -5,14 +5,21 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 from pathlib import Path
 
 import httpx
 import pytest
+from fake_engine import TINY, FakeEngine
+from guide_desk import needs_programs
 from processes_served import SUPPORT, line, program, wait_for
+from serve_tools import served
 
 import fastslow
+from fastslow.serve.api.keys import KeyLimits, KeyRing, add_key
+from fastslow.serve.http.app import create_app
 from fastslow.serve.http.listen import address_of, listen
+from fastslow.tools.cli.serve import usage
 
 PATIENCE = 120  # seconds
 
@@ -105,6 +112,19 @@ def test_the_command_serves_at_a_unix_socket(folder: Path, where: list[str]) -> 
         server.send_signal(signal.SIGTERM)
         assert server.wait(PATIENCE) == 0
     assert not path.exists()
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+def test_the_first_request_that_it_prints_is_answered(tmp_path: Path, keyed: bool) -> None:
+    needs_programs("bash", "curl")
+    limits, file = KeyLimits(modes=["deep"]), tmp_path / "keys.json"
+    key = add_key(file, "bot", limits) if keyed else ""
+    with served(create_app(FakeEngine(), keys=KeyRing(file) if keyed else None)) as url:
+        said = usage(url, TINY, "abacus", {"mode": "deep", "temperature": 0}, keyed)
+        assert "4827 + 396" in said
+        command = said[said.index("  curl ") :]
+        done = subprocess.check_output(["bash", "-c", command], env={**os.environ, "KEY": key})
+    assert b'"object":"chat.completion"' in done
 
 
 def test_addresses(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -42,3 +44,53 @@ def prose(page: Path) -> Iterator[tuple[int, str]]:
             inside = not inside
         elif not inside:
             yield number, line
+
+
+def commands(page: Path) -> Iterator[tuple[int, list[str]]]:
+    """Every command of the bash blocks and code spans, as words; comments and redirections are gone."""
+    for block in blocks(page):
+        if block.language == "bash":
+            for number, line in _whole_lines(block):
+                yield from ((number, words) for words in _split(line))
+    lines = list(prose(page))
+    text = "\n".join(line for _, line in lines)
+    for span in re.finditer(r"`([^`]+)`", text):
+        start = text.count("\n", 0, span.start())
+        shell = re.match(r"(\w+=\S+ )*(fastslow|python|torchrun) ", span[1])
+        if shell:
+            yield from ((lines[start][0], words) for words in _split(span[1]))
+
+
+def _whole_lines(block: Block) -> Iterator[tuple[int, str]]:
+    """The lines of a block, with the number of each; those of one quotation are one."""
+    open_lines: list[str] = []
+    for number, line in enumerate(block.text.splitlines(), block.line):
+        open_lines.append(line)
+        try:
+            shlex.split("\n".join(open_lines), comments=True)
+        except ValueError:
+            continue
+        yield number + 1 - len(open_lines), "\n".join(open_lines)
+        open_lines = []
+    if open_lines:  # the quotation has no end
+        yield block.line, "\n".join(open_lines)
+
+
+def _split(line: str) -> Iterator[list[str]]:
+    for part in re.split(r"&&|\|\|", line.replace("\\|", "|").replace("...", "")):
+        words = shlex.split(part.partition(">")[0], comments=True)
+        while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+            words.pop(0)
+        if words:
+            yield words
+
+
+def ours(words: list[str]) -> list[str] | None:
+    """The arguments of `fastslow`, if that is what is called."""
+    if words[0] == "fastslow":
+        return words[1:]
+    if "-m" in words and words[0] in ("python", "torchrun"):
+        module = words.index("-m") + 1
+        if words[module] == "fastslow":
+            return words[module + 1 :]
+    return None

@@ -6,7 +6,7 @@ import json
 import os
 import shlex
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from fastslow.serve.api.engine import ModelCard
 
 NEEDED = ("fastapi", "uvicorn", "httptools", "msgspec", "prometheus_client", "llguidance")
+ASKED = {  # what models know that know little
+    "abacus": "What is 4827 + 396?",
+    "atlas": "What is the desk of the friend of Gorin?",
+}
 
 
 @expand_options
@@ -103,21 +107,26 @@ async def _serve(config: ServerConfig, place: Place, listener: socket.socket) ->
 
     def announce(card: ModelCard) -> None:
         config.settings.fit(card)
-        errors().print(_usage(address, card), soft_wrap=True)
+        usual = {"mode": config.settings.default_mode, "temperature": 0}
+        errors().print(usage(address, card, config.engine.model, usual, keys is not None))
 
     app = create_app(engine, config, keys, host, tracing())
     await serve_app(app, engine, listener, config.drain_seconds, announce, started)
 
 
-def _usage(address: str, card: ModelCard) -> str:
+def usage(address: str, card: ModelCard, model: str, fields: dict[str, Any], keys: bool) -> str:
+    """What is there, and a command that gets an answer. model: as `LLM` takes it. fields: of the request. keys: it
+    takes one from the variable KEY."""
     at, url = "", address
     if address.startswith("unix:"):
         at, url = f"--unix-socket {shlex.quote(address.removeprefix('unix:'))} ", "http://localhost"
     page = "" if at else f"\nA page to chat: {url}/"
-    asked = [{"role": "user", "content": "Why is the sky blue?"}]
-    body = json.dumps({"model": card.name, "messages": asked, "mode": "fast", "temperature": 0})
+    asked = [{"role": "user", "content": ASKED.get(model, "Why is the sky blue?")}]
+    body = json.dumps({"model": card.name, "messages": asked, **fields})
+    what = "A first request, with your key in $KEY" if keys else "A first request"
+    key = ' -H "Authorization: Bearer $KEY"' if keys else ""
     return (
-        f"{card.name} is served at {address}, on {card.device}.{page}\nA first request:\n"
-        f"  curl {at}{url}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
+        f"{card.name} is served at {address}, on {card.device}.{page}\n{what}:\n"
+        f"  curl {at}{url}/v1/chat/completions{key} -H 'Content-Type: application/json' \\\n"
         f"    -d {shlex.quote(body)}"
     )
