@@ -10,11 +10,9 @@ import argparse
 import ast
 import importlib
 import inspect
-import json
 import re
 import runpy
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,26 +21,20 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-import typer
-from cli_tools import run
-from pages import blocks, commands, ours, prose
+from cli_tools import check_ours, run
+from pages import LOG, PAGES, ROOT, blocks, commands, named, ours, prose
 
 import fastslow
 from fastslow import LLM, AsyncLLM, Mode, SamplingParams, Speculation
-from fastslow.models.locate import builtin_path
-from fastslow.tools.cli.app import LateCommand, app
 from fastslow.tools.cli.serve import ASKED
 
-ROOT = Path(__file__).parents[2]
 GUIDES = sorted((ROOT / "docs" / "guide").glob("*.md"))
 SERVED = {  # need a server: tests/serve/test_guide.py and test_cluster_guide.py run them
     ROOT / "docs" / "guide" / name for name in ("serving.md", "cluster.md")
 }
 RUN = [ROOT / "README.md", *(ROOT / "docs" / name for name in ("abacus.md", "extend.md"))]
 RUN += [page for page in GUIDES if page not in SERVED]
-LOG = ROOT / "docs" / "dev" / "log.md"  # dated: what it says was true then
 CHANGELOG = ROOT / "CHANGELOG.md"  # like the log it names files of its time
-PAGES = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")} - {LOG})
 MOST_LINES = {"README.md": 130, "CONTRIBUTING.md": 89}
 WIDTH = 120
 
@@ -54,24 +46,6 @@ STANDS_IN = {
     '"path/to/moge"': '"moge"',
 }
 FEW_TOKENS = 24
-
-
-def named(page: Path) -> str:
-    return str(page.relative_to(ROOT))
-
-
-@pytest.fixture
-def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A current folder with every file that the pages speak of."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(builtin_path("abacus"), tmp_path / "moge")
-    modes = {"brief": {"base": "deep", "thinking_budget": 200}}
-    (tmp_path / "my.json").write_text(json.dumps({"modes": modes}))
-    settings = {"version": 1, "speculation": {"drafter": "suffix", "nodes": 2}}
-    (tmp_path / "tuned.json").write_text(json.dumps(settings))
-    turns = [{"role": "user", "content": "1 + 1 ="}, {"role": "assistant", "content": "2"}]
-    (tmp_path / "answers.jsonl").write_text(json.dumps({"messages": turns}) + "\n")
-    return tmp_path
 
 
 def adapted(text: str) -> str:
@@ -181,25 +155,6 @@ def test_what_the_pages_say_of_abacus() -> None:
 
 
 # Commands
-
-
-def check_ours(arguments: list[str]) -> None:
-    """Refuses what the command line would refuse before it looks at any file."""
-    command: Any = typer.main.get_command(app)
-    context: Any = None
-    while hasattr(command, "commands") and arguments:
-        context = command.context_class(command, parent=context, info_name=command.name)
-        assert arguments[0] in command.commands, f"no command {arguments[0]!r}"
-        command, arguments = command.commands[arguments[0]], arguments[1:]
-        command = command.real() if isinstance(command, LateCommand) else command
-    context = command.context_class(command, parent=context, info_name=command.name)
-    given, left, _ = command.make_parser(context).parse_args(args=list(arguments))
-    assert not left, f"left over: {left}"
-    if "--help" not in arguments and len(arguments) > 1:
-        for parameter in command.params:
-            value = given.get(parameter.name)
-            missing = parameter.required and (value is None or not str(value).strip())
-            assert not missing, f"{parameter.name} is missing"
 
 
 class ParserMade(Exception):

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import typer
 
-from fastslow.tools.cli.app import main
+from fastslow.tools.cli.app import LateCommand, app, main
 
 
 class Done(NamedTuple):
@@ -67,3 +68,22 @@ def write_lines(path: Path, *lines: object) -> Path:
     )
     path.write_text("".join(f"{line}\n" for line in made), "utf-8")
     return path
+
+
+def check_ours(arguments: list[str]) -> None:
+    """Refuses what the command line would refuse before it looks at any file."""
+    command: Any = typer.main.get_command(app)
+    context: Any = None
+    while hasattr(command, "commands") and arguments:
+        context = command.context_class(command, parent=context, info_name=command.name)
+        assert arguments[0] in command.commands, f"no command {arguments[0]!r}"
+        command, arguments = command.commands[arguments[0]], arguments[1:]
+        command = command.real() if isinstance(command, LateCommand) else command
+    context = command.context_class(command, parent=context, info_name=command.name)
+    given, left, _ = command.make_parser(context).parse_args(args=list(arguments))
+    assert not left, f"left over: {left}"
+    if "--help" not in arguments and len(arguments) > 1:
+        for parameter in command.params:
+            value = given.get(parameter.name)
+            missing = parameter.required and (value is None or not str(value).strip())
+            assert not missing, f"{parameter.name} is missing"

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+ROOT = Path(__file__).parents[2]
+LOG = ROOT / "docs" / "dev" / "log.md"  # dated: what it says was true then
+PAGES = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")} - {LOG})
 NOT_RUN = "<!-- not run: "
 
 
@@ -94,3 +97,7 @@ def ours(words: list[str]) -> list[str] | None:
         if words[module] == "fastslow":
             return words[module + 1 :]
     return None
+
+
+def named(page: Path) -> str:
+    return str(page.relative_to(ROOT))
