@@ -183,6 +183,7 @@ def test_tune_writes_both_files(
     if runs is not None:
         terminate_after(runs, monkeypatch)
     monkeypatch.setattr(sample, "CLIP", 1e9)  # no run counts as disturbed
+    monkeypatch.setattr(sample, "CONTENDED", 1.0)
     monkeypatch.setattr(halving, "LOSS", 1e9)  # nor do they scatter too much
     out, report = tmp_path / "tuned.json", tmp_path / "tuned.html"
     options = ("--lengths", "1,3", "--tokens", 8, "--minutes", 1, "--limit", 2 if runs else 1)
@@ -198,6 +199,24 @@ def test_tune_writes_both_files(
         assert label(read_settings(out)) in measured["settings"]
         page = report.read_text("utf-8")
         assert page.startswith("<!doctype html>") and ("stopped early" in page) == bool(runs)
+
+
+@pytest.mark.parametrize("kind", [(), ("--groups",)])
+def test_beside_other_programs_there_is_no_verdict(
+    tiny: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: tuple[str]
+) -> None:
+    """Steps that take the same time do not help: they are slow together. Runs too short to tell take what was found of
+    the time around them."""
+    shares = itertools.cycle((0.4, None))
+    monkeypatch.setattr(Watch, "others", lambda _: next(shares) if not kind else 0.4)
+    monkeypatch.setattr(halving, "LOSS", 1e9)
+    monkeypatch.setattr(sample, "CLIP", 1e9)
+    out, report = tmp_path / "tuned.json", tmp_path / "tuned.html"
+    options = ("--drafters", "ngram", "--lengths", "1", "--tokens", 8, "--limit", 1, *kind)
+    done = call("tune", tiny, "--prompts", questions, "-o", out, "--report", report, *options)
+    assert done.code == 1 and not out.exists() and not report.exists()
+    said = "took 40% of the machine" if kind else "other programs took much of the machine in "
+    assert said in done.out and "No file is written" in done.out
 
 
 def test_without_a_verdict_the_exit_code_says_so(

@@ -11,6 +11,7 @@ from browser import IN_CHROMIUM, appear, browser
 from tune_tools import sample
 
 from fastslow.engine.params import SamplingParams, Speculation
+from fastslow.tools.cli.screen import show
 from fastslow.tools.tune.candidates import PLAIN, label
 from fastslow.tools.tune.sample import Sample
 from fastslow.tools.tune.speculation import COLUMNS, TuneResult
@@ -79,6 +80,16 @@ def test_the_page_needs_no_network_runs_no_script_and_escapes(found: TuneResult)
     assert not re.findall(r"<[^>]* (src|href|srcset|data|action|on\w+)=", html)
     assert "url(" not in html and "@import" not in html and not re.findall(r"https?:", html)
     assert EVIL not in html
+
+
+def test_words_of_a_piped_table_are_whole(
+    found: TuneResult, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    show(found.table())
+    said = capsys.readouterr().out
+    for words in (*COLUMNS, "ngram · adaptive", "dropped out, cannot pay"):
+        assert words in said
 
 
 def test_every_figure_has_its_title(found: TuneResult) -> None:

@@ -142,6 +142,18 @@ def test_one_disturbed_run_carries_no_verdict_and_fixes_no_length() -> None:
         assert search.best == PLAIN and search.carried == carried
 
 
+def test_disturbed_runs_carry_no_verdict_and_count_where_there_are_no_others() -> None:
+    fixed = Speculation(drafter="ngram", nodes=4)
+    search = SuccessiveHalving([fixed], 1, "deep")
+    search.samples[PLAIN] = [sample(n) for n in range(10)]
+    search.samples[fixed] = [sample(n, seconds=5.0, others=0.3) for n in range(10)]
+    assert search.best == fixed and search.score(fixed) == 2.0 and not search.carried
+    search.samples[fixed] += [sample(n, seconds=8.0, others=0.01) for n in range(3)]
+    assert search.carried and search.score(fixed) == 1.25
+    search.samples[PLAIN][2] = sample(2, others=0.3)
+    assert not search.carried, "nor where plain decoding was disturbed"
+
+
 def test_of_equals_the_adaptive_length_wins() -> None:
     fixed = Speculation(drafter="ngram", nodes=4)
     free = fixed.model_copy(update={"nodes": None})

@@ -4,6 +4,7 @@ one line of figures, errors in one line."""
 from __future__ import annotations
 
 import json
+import os
 import sys
 from functools import cache
 
@@ -17,6 +18,7 @@ from rich.text import Text
 from fastslow.output import Completion, Output, Piece
 
 WIDE = 10_000  # characters, more than any table has
+PIPED = 160  # that a table may take where it is no terminal's, and nobody says how many
 
 
 @cache
@@ -34,6 +36,8 @@ def errors() -> Console:
 def show(table: Table) -> None:
     """Print a table in which nothing is cut: one that is too wide loses its lines, then it wraps."""
     out = console()
+    if not out.is_terminal and "COLUMNS" not in os.environ:
+        out = Console(highlight=False, emoji=False, markup=False, width=PIPED)
     for column in table.columns:
         column.overflow = "fold"
     if Measurement.get(out, out.options.update(max_width=WIDE), table).maximum > out.width:

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
+from fastslow.engine.host.machine import CONTENDED, Watch
 from fastslow.engine.host.progress import Report
 from fastslow.engine.model.config import RoutedUnits
 from fastslow.engine.params import Mode, SamplingParams
@@ -45,8 +46,14 @@ class GroupsFound:
     places: int  # tokens that were compared
     prompts: int
     keep: float
+    others: float | None = None  # share of the machine that other programs took while times were
     stopped: bool = False  # by Ctrl-C
     circumstances: dict[str, Any] = field(default_factory=circumstances)
+
+    @property
+    def carried(self) -> bool:
+        """Whether times carry a proposal."""
+        return self.others is None or self.others <= CONTENDED
 
     @property
     def all(self) -> GroupsRow:
@@ -70,6 +77,11 @@ class GroupsFound:
     def headline(self) -> str:
         """What is proposed."""
         row, every, noun = self.proposed, self.all, self.units.name
+        if not self.carried:
+            return (
+                f"No proposal: other programs took {self.others:.0%} of the machine while times were measured. No file is "
+                "written: try again on a quieter machine."
+            )
         if row is every:
             return (
                 f"On {self.prompts} prompts, no smaller number of {noun} keeps {self.keep:.0%} and "
@@ -145,7 +157,7 @@ def _mode(found: GroupsFound, row: GroupsRow) -> Mode:
 
 def _time(found: GroupsFound, llm: LLM, prompt: Conversation, end: float) -> None:
     taken: dict[int, list[float]] = {row.count: [] for row in found.rows}
-    begun = time.monotonic()
+    begun, watch = time.monotonic(), Watch()
     for turn in range(ROUNDS):
         if turn and (now := time.monotonic()) + (now - begun) / turn > end:
             break
@@ -154,6 +166,7 @@ def _time(found: GroupsFound, llm: LLM, prompt: Conversation, end: float) -> Non
             taken[row.count].append(out.metrics.tpot)
     for row in found.rows:
         row.seconds = median(taken[row.count])
+    found.others = watch.others()
 
 
 def likeliest(llm: LLM, text: list[int], first: int, mode: Mode) -> list[int]:

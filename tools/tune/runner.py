@@ -33,6 +33,8 @@ class TuneRunner:
     def __init__(self, llm: LLM, sampling: SamplingParams) -> None:
         self._llm = llm
         self._sampling = sampling
+        self._since = Watch()
+        self._lately: float | None = None
 
     def check(self, prompts: Sequence[Conversation], modes: Iterable[str]) -> None:
         """ValueError if a prompt does not fit the model in one of the modes; its number is given."""
@@ -62,7 +64,13 @@ class TuneRunner:
             some = slice(start, start + cell.batch)
             outputs = self._answer(cell, prompts[some], self._sampling)
             batches.append([output.metrics for output in outputs])
-        return sample_of(batches, part, turn, watch.others())
+        return sample_of(batches, part, turn, self._others(watch))
+
+    def _others(self, run: Watch) -> float | None:
+        """What others took in a run, and for one too short to tell in the latest half second and more."""
+        if (lately := self._since.others()) is not None:
+            self._since, self._lately = Watch(), lately
+        return self._lately if (found := run.others()) is None else found
 
     def _answer(
         self, cell: Cell, prompts: Sequence[Conversation], sampling: SamplingParams

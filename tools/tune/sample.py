@@ -8,6 +8,7 @@ from math import inf, sqrt
 from statistics import fmean, median_low, stdev
 from typing import NamedTuple
 
+from fastslow.engine.host.machine import CONTENDED
 from fastslow.engine.params import Speculation
 from fastslow.output import Metrics
 
@@ -43,6 +44,11 @@ class Sample:
     def rate(self) -> float:
         """Tokens a second."""
         return self.tokens / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether other programs took much of the machine; False where that is unknown."""
+        return self.others is not None and self.others > CONTENDED
 
 
 def sample_of(
@@ -104,8 +110,10 @@ def error(samples: Samples, plain: Samples) -> float:
 
 
 def whole_runs(samples: Samples, plain: Samples) -> int:
-    """Runs of both whose step cost nothing disturbed: it is within CLIP of the median."""
-    costs = _costs(_pairs(samples, plain))
+    """Runs of both that nothing disturbed: neither was beside other programs, and the step cost is within CLIP of the
+    median."""
+    pairs = _pairs(samples, plain)
+    costs = [] if any(pair_disturbed(pair) for pair in pairs) else _costs(pairs)
     return sum(cost == near for cost, near in zip(costs, _clipped(costs)))
 
 
@@ -119,13 +127,20 @@ def _clipped(costs: list[float]) -> list[float]:
 
 
 def _pairs(samples: Samples, plain: Samples) -> list[tuple[Sample, Sample]]:
-    """Runs of both on the same prompts in the same turn, if there was anything to measure."""
+    """Runs of both on the same prompts in the same turn, if there was anything to measure. Disturbed ones count only
+    where there are no others."""
     there = {(p.part, p.turn): p for p in plain if p.forwards and p.seconds}
-    return [
+    pairs = [
         (s, there[s.part, s.turn])
         for s in samples
         if s.forwards and s.seconds and (s.part, s.turn) in there
     ]
+    return [pair for pair in pairs if not pair_disturbed(pair)] or pairs
+
+
+def pair_disturbed(pair: tuple[Sample, Sample]) -> bool:
+    """Whether one of two runs was."""
+    return any(sample.disturbed for sample in pair)
 
 
 def tokens_per_forward(samples: Samples) -> float:

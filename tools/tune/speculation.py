@@ -71,6 +71,12 @@ class TuneResult:
         order = lambda s: (s == self.best, len(self.samples[s]), self.ratio(s))
         return sorted(there, key=order, reverse=True)
 
+    @property
+    def disturbed(self) -> tuple[int, int]:
+        """Runs beside other programs, and runs of which that is known."""
+        every = [s for some in self.samples.values() for s in some if s.others is not None]
+        return sum(s.disturbed for s in every), len(every)
+
     def figures(self) -> dict[str, Any]:
         """For the settings file: rates in tokens a second, and under which circumstances."""
         best = self.samples[self.best]
@@ -95,9 +101,12 @@ class TuneResult:
     def headline(self) -> str:
         """How much faster the best setting is than plain decoding, and what it is."""
         if not self.carried:
+            noisy, known = self.disturbed
+            why = f"the runs are fewer than {ENOUGH}, or scatter too much to say what is faster"
+            if noisy > NOISY * known:
+                why = f"other programs took much of the machine in {noisy} of {known} runs"
             return (
-                f"No verdict: the runs are fewer than {ENOUGH}, disturbed, or scatter too much to say what is faster. No "
-                "file is written: give more --minutes, or a quieter machine."
+                f"No verdict: {why}. No file is written: give more --minutes, or a quieter machine."
             )
         if is_plain(self.best):
             tried = len([s for s in self.measured if not is_plain(s)])
@@ -133,14 +142,13 @@ class TuneResult:
     def page(self, settings: str = "tuned.json") -> str:
         """The report for a browser, `report.html`: without scripts, and without anything to download; text in
         it is escaped. settings: name of the settings file."""
-        shares = [s.others for some in self.samples.values() for s in some if s.others is not None]
-        noisy = sum(share > CONTENDED for share in shares)
+        noisy, known = self.disturbed
         warnings = []
         if self.stopped:
             warnings.append("The search was stopped early: this is the best until then.")
-        if noisy > NOISY * len(shares):
+        if noisy > NOISY * known:
             warnings.append(
-                f"Other programs took much of the machine in {noisy} of {len(shares)} runs. Where "
+                f"Other programs took much of the machine in {noisy} of {known} runs. Where "
                 "settings lie close to each other, run this again when it is quiet."
             )
         model, file = (json.dumps(text, ensure_ascii=False) for text in (self.model, settings))
@@ -150,7 +158,7 @@ class TuneResult:
             "took": f"{self.seconds / 60:.1f} minutes, {sum(map(len, self.samples.values()))} runs",
             "answers": json.dumps(self.sampling.model_dump(mode="json", exclude_defaults=True)),
             "side by side": "every run beside plain decoding on the same prompts, in changing order",
-            "other work": f"took over {CONTENDED:.0%} of the machine in {noisy} of {len(shares)} runs",
+            "other work": f"took over {CONTENDED:.0%} of the machine in {noisy} of {known} runs",
             "command": " ".join(self.circumstances["command"]),
         }
         if self.step_costs:

@@ -70,7 +70,8 @@ def tune(options: TuneOptions) -> None:
       fastslow tune --prompts mine.jsonl --drafters ngram,self --lengths 2,4,8
 
     Writes a settings file; without --modes and --groups also an HTML page that shows why. Ctrl-C or SIGTERM ends the
-    search early and still writes both, if what was measured carries a verdict; without one the exit code is 1.
+    search early and still writes both. Where other programs disturbed what was measured, or it carries no verdict for
+    other reasons, nothing is written, and the exit code is 1.
     """
     from fastslow.engine.host.progress import progress_bar
     from fastslow.settings import add_settings, check_settings, write_settings
@@ -105,14 +106,14 @@ def tune(options: TuneOptions) -> None:
             how |= {"batch": batch, "mode": options.mode}
             found = tune_speculation(llm, model, asked, options.settings(llm), **how)
     written = f"settings in {out}"
-    if options.modes or options.groups:
+    if not (options.modes or found.carried):
+        written = ""
+    elif options.modes or options.groups:
         add_settings(out, model, folder, **parts)
-    elif found.carried:
+    else:
         write_settings(out, model, found.best, found.figures(), folder)
         options.report.write_text(found.page(out.name), "utf-8")
         written += f", report in {options.report}"
-    else:
-        written = ""
     show(found.table())
     console().print(found.headline() + said)
     if not (options.modes or options.groups):
