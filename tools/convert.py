@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from fastslow.models.folder import require_vacant
 from fastslow.models.moge import write_moge
 from fastslow.models.recipe import TEMPERATURE, ExpertLayout, Recipe
 from fastslow.tools.job_options import ConvertOptions
+from fastslow.tools.kept import KeptWork, Tensors
 from fastslow.tools.quantize.calibration import answered, prompts_of
 from fastslow.tools.quantize.plain_layer import PlainLayer, plain, watched
 
@@ -26,7 +28,7 @@ def convert(
     dense_folder: Path, out: Path, options: ConvertOptions | None = None, report: Report = silent
 ) -> Path:
     """Turn a dense checkpoint (LlamaForCausalLM or PanguEmbeddedForCausalLM, with a tokenizer) into a MoGE
-    checkpoint (PanguProMoEForCausalLM); `out` appears only when complete.
+    checkpoint (PanguProMoEForCausalLM); `out` appears only when complete. Until then `KeptWork` has what is done.
 
     The FFN neurons that matter most become the shared expert; the others are dealt to one pool
     for each group, and each pool gives overlapping experts found by clustering tokens of the model's own
@@ -36,23 +38,29 @@ def convert(
     options = options or ConvertOptions()
     inner = dense_config(dense_folder).intermediate_size
     split = NeuronSplit.of(inner, options.groups, options.experts, options.shared, options.width)
-    report(0.0, "calibration text")
-    texts = calibration_texts(dense_folder, options)
+    kept = KeptWork(out, dense_folder, options)
+    texts = kept.lists("texts", lambda: calibration_texts(dense_folder, options, report))
     dense = Dense(dense_folder, torch.float32)
 
-    def done(layer: int) -> None:
-        report((layer + 1) / dense.config.layers, "choosing experts")
+    def done(layers: float) -> None:
+        report(0.3 + 0.7 * layers / dense.config.layers, "choosing experts")
 
-    layout = calibrate(dense, texts, split, seed=options.seed, done=done)
-    return write_moge(dense_folder, Recipe.untrained(layout), out, fast=options.fast)
+    layout = calibrate(dense, texts, split, seed=options.seed, done=done, part=kept.part)
+    made = write_moge(dense_folder, Recipe.untrained(layout), out, fast=options.fast)
+    kept.drop()
+    return made
 
 
-def calibration_texts(folder: Path, options: ConvertOptions) -> list[list[int]]:
+def calibration_texts(
+    folder: Path, options: ConvertOptions, report: Report = silent
+) -> list[list[int]]:
     """Token ids of answers that the model gives to a few prompts of many kinds."""
     texts: list[list[int]] = []
     with LLM(folder, remember=False, progress=False) as llm:
         for text in answered(llm, prompts_of(None, folder), seed=options.seed):
             texts.append(text)
+            share = min(1.0, sum(map(len, texts)) / options.tokens)
+            report(0.3 * share, "calibration text")
             if sum(map(len, texts)) >= options.tokens:
                 break
     return texts
@@ -153,14 +161,16 @@ def calibrate(
     *,
     rounds: int = 8,
     seed: int = 0,
-    done: Callable[[int], None] = lambda layer: None,
+    done: Callable[[float], None] = lambda layers: None,
+    part: Callable[[str, Callable[[], Tensors]], Tensors] = lambda name, make: make(),
 ) -> ExpertLayout:
     """Ranks the neurons of every FFN, deals them to pools and clusters pools into experts, layer by
     layer while the dense model reads the texts once. Memory: one layer's inner neurons for all tokens.
 
     The shared expert has the neurons of largest mean (|h| * ||down column||)^2; the others are dealt
     to the pools in turn, in rank order. The router picks, in each group, the expert that captures most
-    energy. rounds: of k-means and of refinement. done: called after each layer.
+    energy. rounds: of k-means and of refinement. done: called with how many layers are, and with each group of one.
+    part: makes what is not kept.
     """
     config, layers = dense.config, []
     lengths = [len(text) for text in texts]
@@ -174,16 +184,26 @@ def calibrate(
         x_NH = layer(x_NH, watched(plain(tensors), seen.__setitem__))
         norms = tensors["mlp.down_proj.weight"].norm(dim=0)
         energy_TN = (seen["mlp.down_proj"] * norms).square()
-        layers.append(_layer(seen["mlp.gate_proj"], energy_TN, split, rounds, seed))
-        done(n)
-    layout = ExpertLayout(*(torch.stack(parts) for parts in zip(*layers, strict=True)))
+        said = lambda share, n=n: done(n + share)
+        rows_TH = seen["mlp.gate_proj"]
+        layers.append(
+            part(f"layer-{n}", partial(_layer, rows_TH, energy_TN, split, rounds, seed, said))
+        )
+    layout = ExpertLayout(
+        **{name: torch.stack([one[name] for one in layers]) for name in layers[0]}
+    )
     layout.check(config.intermediate_size)
     return layout
 
 
 def _layer(
-    x_TH: Tensor, energy_TN: Tensor, split: NeuronSplit, rounds: int, seed: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    x_TH: Tensor,
+    energy_TN: Tensor,
+    split: NeuronSplit,
+    rounds: int,
+    seed: int,
+    done: Callable[[float], None],
+) -> Tensors:
     """A layer's shared neurons, pools, experts, router and scales."""
     groups, experts = split.groups, split.experts
     rank = energy_TN.mean(0).argsort(descending=True)
@@ -195,9 +215,11 @@ def _layer(
         member = torch.zeros(experts, len(pool)).scatter_(1, pick, 1.0)
         picks.append(pick)
         targets.append((part @ member.T + 1e-12).log())
+        done((group + 1) / groups)
     router = fit_router(x_TH, routing_goal(torch.stack(targets, 1)).flatten(1), ridge=1e-3)
     p = torch.softmax(x_TH @ router.bfloat16().float().T / TEMPERATURE, -1)
     p = torch.unflatten(p, -1, (groups, experts))
     scale = torch.full((groups * experts,), 1.0 / float(p.amax(-1).mean()))
     shared = rank[: split.shared].sort().values
-    return shared, pool_GN, torch.stack(picks), router, scale
+    chosen = {"shared": shared, "pools": pool_GN, "experts": torch.stack(picks)}
+    return {**chosen, "router": router, "scale": scale}

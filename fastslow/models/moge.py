@@ -135,13 +135,10 @@ def write_moge(
     }
     if not dense.config.tie_word_embeddings:
         tensors["lm_head.weight"] = dense.head
-    strongest = f"Quicker: {fast} of the {groups} groups of experts."
+    strongest = f"Quicker: {fast} of {groups} groups of experts."
     modes = {
         "fast": {"groups": fast, "description": strongest},
-        "deep": {
-            "groups": None,
-            "description": f"The whole model: all {groups} groups of experts.",
-        },
+        "deep": {"groups": None, "description": f"All {groups} groups: the whole model."},
     }
     with fresh_folder(out) as folder:
 

@@ -80,14 +80,12 @@ def balanced_texts(
     enough: int,
     least: int,
     most: int,
-    note: Callable[[int, int], None] = lambda tokens, starved: None,
 ) -> Calibration:
     """Take texts until they are `enough` tokens and every expert of every layer saw `least` of them, or they
     end, or `most` tokens were looked at. Past `enough`, a text stays only if it brings tokens to an expert
     that is short of them.
 
-    embed: token ids -> rows [N, H] in float32. layer: number -> the layer's tensors in float32. note: called
-    after every few texts with the tokens kept, and how many experts starve.
+    embed: token ids -> rows [N, H] in float32. layer: number -> the layer's tensors in float32.
     """
     found = Calibration(counts=torch.zeros(config.layers, config.experts, dtype=torch.int64))
     looked = 0
@@ -99,9 +97,7 @@ def balanced_texts(
             if found.tokens < enough or bool((short & (counts > 0)).any()):
                 found.texts.append(text)
                 found.counts += counts
-        starved = len(found.starved(least))
-        note(found.tokens, starved)
-        if found.tokens >= enough and not starved:
+        if found.tokens >= enough and not found.starved(least):
             break
     return found
 

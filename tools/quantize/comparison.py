@@ -68,7 +68,7 @@ def record(
             "starved": made.calibration.starved(least),
         },
         "compared": None if compared is None else asdict(compared),
-        "drift": [layer.drift for layer in made.layers],
+        "drift": made.drifts,
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -12,19 +13,21 @@ from loguru import logger
 from torch import Tensor
 
 from fastslow.engine.checkpoint.checkpoint import Checkpoint
-from fastslow.engine.checkpoint.quantised import KV_TYPE, Scheme
+from fastslow.engine.checkpoint.quantised import KV_TYPE, QuantKind, Scheme
 from fastslow.engine.host.progress import Report, silent
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ops import QuantLinear
 from fastslow.engine.model.tensors import decoder_layer, tensor_shapes
 from fastslow.models.folder import fresh_folder, require_vacant
 from fastslow.tools.job_options import QuantizeOptions
+from fastslow.tools.kept import KeptWork
 from fastslow.tools.quantize.calibration import Calibration, balanced_texts
 from fastslow.tools.quantize.plain_layer import ROUTER, Tensors
-from fastslow.tools.quantize.quantize_layer import Quantised, kv_scales, quantize_layer
-from fastslow.tools.quantize.writer import CheckpointWriter
+from fastslow.tools.quantize.quantize_layer import kv_scales, quantize_layer
+from fastslow.tools.quantize.writer import CheckpointWriter, of_matrix
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+DRIFT = "drift"  # among a kept layer's tensors
 LIMIT = 0.52  # of the float checkpoint's bytes
 # fields of a shape that `PlainLayer` does not look at: all of them must be as usual
 AS_USUAL = (
@@ -49,11 +52,11 @@ def int8_embedding(config: ModelConfig) -> bool:
 
 @dataclass(slots=True)
 class QuantizedCheckpoint:
-    """What became of a checkpoint: where it lies, its calibration, its layers, less their tensors."""
+    """What became of a checkpoint: where it lies, its calibration, the drift of each layer."""
 
     folder: Path
     calibration: Calibration
-    layers: list[Quantised] = field(default_factory=list)
+    drifts: list[float] = field(default_factory=list)
     nbytes: int = 0
     source_bytes: int = 0
 
@@ -73,28 +76,33 @@ def quantize(
     options: QuantizeOptions | None = None,
     report: Report = silent,
 ) -> QuantizedCheckpoint:
-    """Write the W8A8 of a float checkpoint to a folder that is new or empty. texts: calibration, token ids,
-    as many as are needed. ValueError: the source is quantised already, of an unknown architecture or not
-    finite, the folder is not free, or there are no texts."""
+    """Write the W8A8 of a float checkpoint to a folder that is new or empty; until then `KeptWork` has what is done.
+    texts: calibration, token ids, as many as are needed. ValueError: the source is quantised already, of an unknown
+    architecture or not finite, the folder is not free, or there are no texts."""
     require_vacant(out)
     options = options or QuantizeOptions()
     if Scheme.from_folder(source) is not None:
         raise ValueError(f"{source} is quantised already")
     config = check_known(source)
-    checkpoint = Checkpoint.open(source, config)
+    checkpoint, kept = Checkpoint.open(source, config), KeptWork(out, source, options)
     with checkpoint.reader(False) as read, fresh_folder(out) as folder, torch.inference_mode():
         work = _Work(config, read, options, report)
-        made = QuantizedCheckpoint(out, work.calibrate(texts))
+        made = QuantizedCheckpoint(out, work.calibrate(texts, kept))
         writer = CheckpointWriter(folder, options.kv)
         for name, tensor in work.outer():
             put = writer.matrix if isinstance(tensor, QuantLinear) else writer.tensor
             put(name, tensor)  # type: ignore[arg-type]
         for n in range(config.layers):
-            made.layers.append(work.layer(n, made.calibration, writer))
-            report(0.5 + 0.5 * (n + 1) / config.layers, f"layer {n + 1} of {config.layers}")
+            layer = kept.part(f"layer-{n}", partial(work.layer, n, made.calibration.texts, kept))
+            kept.drop(f"rows-{n}")
+            made.drifts.append(float(layer.pop(DRIFT)))
+            for key, tensor in sorted(layer.items()):
+                kind, _, name = key.partition(" ")
+                writer.tensor(name, tensor, kind)
         writer.close(source)
         made.nbytes = writer.nbytes
         made.source_bytes = sum(read(name).nbytes for name in tensor_shapes(config))
+    kept.drop()
     return made
 
 
@@ -104,8 +112,6 @@ class _Work:
     read: Callable[[str], Tensor]
     options: QuantizeOptions
     report: Report
-    _float: Tensor = field(init=False)
-    _int8: Tensor = field(init=False)
     _embedding: Tensor | QuantLinear = field(init=False)
 
     def __post_init__(self) -> None:
@@ -114,22 +120,32 @@ class _Work:
         small = int8_embedding(self.config) if wanted == "auto" else wanted == "int8"
         self._embedding = QuantLinear.of(own) if small else own
 
-    def calibrate(self, texts: Iterator[list[int]]) -> Calibration:
-        options, embedding = self.options, self.read(EMBEDDING)
+    def calibrate(self, texts: Iterator[list[int]], kept: KeptWork) -> Calibration:
+        options = self.options
 
-        def embed(tokens: list[int]) -> Tensor:
-            return embedding[torch.tensor(tokens)].float()
+        def drawn() -> Iterator[list[int]]:
+            tokens = 0
+            for text in texts:
+                tokens += len(text)
+                share = 0.5 * min(1.0, tokens / options.tokens)
+                self.report(share, f"answers to calibrate with, {tokens:,} tokens")
+                yield text
 
-        found = balanced_texts(
-            self.config,
-            embed,
-            self._tensors,
-            texts,
-            enough=options.tokens,
-            least=options.least,
-            most=max(options.most, options.tokens),
-            note=self._calibrated,
-        )
+        def make() -> list[list[int]]:
+            embedding = self.read(EMBEDDING)
+            found = balanced_texts(
+                self.config,
+                lambda tokens: embedding[torch.tensor(tokens)].float(),
+                self._tensors,
+                drawn(),
+                enough=options.tokens,
+                least=options.least,
+                most=max(options.most, options.tokens),
+            )
+            return [*found.counts.tolist(), *found.texts]
+
+        lists, layers = kept.lists("texts", make), self.config.layers
+        found = Calibration(lists[layers:], torch.tensor(lists[:layers], dtype=torch.int64))
         if not found.texts:
             raise ValueError("calibration needs at least one text, got none")
         starved = found.starved(options.least)
@@ -139,18 +155,16 @@ class _Work:
                 f"{len(starved)} experts saw fewer than {options.least} calibration tokens, {never} "
                 "of them none: those are quantised by their weights alone"
             )
-        tokens = [token for text in found.texts for token in text]
-        self._float = embed(tokens)
-        table = self._embedding
-        self._int8 = self._float
-        if isinstance(table, QuantLinear):
-            at = torch.tensor(tokens)
-            self._int8 = QuantLinear(table.weight_OI[at], table.scale_O[at]).dequantised()
         return found
 
-    def _calibrated(self, tokens: int, starved: int) -> None:
-        text = f"calibration, {starved} experts wait for tokens" if starved else "calibration"
-        self.report(0.5 * min(1.0, tokens / self.options.tokens), text)
+    def rows(self, texts: list[list[int]]) -> Tensors:
+        """What the first layer is given, in the float model and in the quantised one."""
+        at, table = torch.tensor([token for text in texts for token in text]), self._embedding
+        rows = self.read(EMBEDDING)[at].float()
+        if not isinstance(table, QuantLinear):
+            return {"float": rows, "int8": rows.clone()}
+        int8 = QuantLinear(table.weight_OI[at], table.scale_O[at])
+        return {"float": rows, "int8": int8.dequantised()}
 
     def outer(self) -> Iterator[tuple[str, Tensor | QuantLinear]]:
         """The tensors that belong to no layer."""
@@ -161,26 +175,29 @@ class _Work:
             small = isinstance(self._embedding, QuantLinear)
             yield HEAD, QuantLinear.of(head) if small else head
 
-    def layer(self, n: int, calibration: Calibration, writer: CheckpointWriter) -> Quantised:
-        """Quantise a layer and write it; what is returned holds no tensors."""
-        lengths = [len(text) for text in calibration.texts]
-        made, self._float, self._int8 = quantize_layer(
-            self.config, n, self._tensors(n), lengths, self._float, self._int8
+    def layer(self, n: int, texts: list[list[int]], kept: KeptWork) -> Tensors:
+        """A quantised layer's tensors by kind and name, with its drift. The rows that it hands on are kept."""
+        report = lambda share: self.report(
+            0.5 + 0.5 * (n + share) / self.config.layers, f"layer {n + 1} of {self.config.layers}"
         )
-        prefix, attention = f"model.layers.{n}", f"model.layers.{n}.self_attn"
+        rows, lengths = kept.part(f"rows-{n}", lambda: self.rows(texts)), [*map(len, texts)]
+        made, float_NH, int8_NH = quantize_layer(
+            self.config, n, self._tensors(n), lengths, rows["float"], rows["int8"], report
+        )
+        prefix, found = f"model.layers.{n}", {DRIFT: torch.tensor(made.drift)}
         for name in decoder_layer(self.config, n):
             own = name.removeprefix(f"{prefix}.")
             matrix = made.matrices.get(own.removesuffix(".weight"))
             if matrix is not None and name.endswith(".weight"):
-                writer.matrix(name, matrix)
+                found |= {f"{QuantKind.DYNAMIC} {key}": t for key, t in of_matrix(name, matrix)}
                 continue
             # what smoothing changed by powers of two fits the dtype it had
-            writer.tensor(name, made.tensors[own].to(self.read(name).dtype))
+            found[f"{QuantKind.FLOAT} {name}"] = made.tensors[own].to(self.read(name).dtype)
         if self.options.kv:
             for part, scale in zip("kv", kv_scales(made.kv)):
-                writer.tensor(f"{attention}.{part}_proj.kv_cache_scale", scale, KV_TYPE)
-        made.matrices, made.tensors = {}, {}
-        return made
+                found[f"{KV_TYPE} {prefix}.self_attn.{part}_proj.kv_cache_scale"] = scale
+        kept.keep(f"rows-{n + 1}", {"float": float_NH, "int8": int8_NH})
+        return found
 
     def _tensors(self, n: int) -> Tensors:
         prefix = f"model.layers.{n}."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -122,6 +122,7 @@ def quantize_layer(
     lengths: Sequence[int],
     float_NH: Tensor,
     int8_NH: Tensor,
+    done: Callable[[float], None] = lambda share: None,
 ) -> tuple[Quantised, Tensor, Tensor]:
     """Layer `n` in W8A8, and its outputs in the float model and in the quantised one, [N, H]. tensors: float32,
     changed in place. float, int8: the rows that the layers before it made."""
@@ -133,8 +134,10 @@ def quantize_layer(
     float_NH = layer(float_NH, watching, lambda scores_NE, _: scores.append(scores_NE))
     matrices: dict[str, QuantLinear] = {}
     smoothed = [smooth_site(site, tensors, seen) for site in sites]
-    for site, columns in zip(sites, smoothed):  # all are folded before one is rounded
-        matrices |= _rounded(site, tensors, seen.grams.get(site.consumers[0]), columns)
+    for place, site in enumerate(sites, 1):  # all are folded before one is rounded
+        gram_II, columns = seen.grams.get(site.consumers[0]), smoothed[place - 1]
+        matrices |= _rounded(site, tensors, gram_II, columns)
+        done(place / len(sites))
     product = Int8Product(matrices, tensors, config.groups, scores[0] if scores else None)
     int8_NH = layer(int8_NH, product, kept=lambda k, v: kv.extend((k, v)))
     others = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,12 @@ from fastslow.engine.model.ops import QuantLinear
 SHARD = 4 << 30  # bytes
 LEFT_OUT = (".safetensors", ".blocks", ".head", ".index.json", "_report.json")
 OWN = ("config.json", DESCRIPTION)
+
+
+def of_matrix(name: str, matrix: QuantLinear) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a matrix `X.weight`."""
+    yield name, matrix.weight_OI
+    yield f"{name}_scale", matrix.scale_O[:, None].bfloat16()
 
 
 @dataclass(slots=True)
@@ -44,8 +51,8 @@ class CheckpointWriter:
 
     def matrix(self, name: str, matrix: QuantLinear) -> None:
         """Take the matrix `X.weight` in int8, with its scales in bfloat16."""
-        self.tensor(name, matrix.weight_OI, QuantKind.DYNAMIC)
-        self.tensor(f"{name}_scale", matrix.scale_O[:, None].bfloat16(), QuantKind.DYNAMIC)
+        for each, tensor in of_matrix(name, matrix):
+            self.tensor(each, tensor, QuantKind.DYNAMIC)
 
     def close(self, source: Path) -> None:
         """Write what is left, the description, and the small files of the source's folder."""

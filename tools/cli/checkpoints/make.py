@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from itertools import islice
 from pathlib import Path
 from typing import Annotated
@@ -78,7 +79,7 @@ def quantize(
     facts = record(made, options.least, compared, sizes if all(sizes) else [])
     (out / FILE).write_text(json.dumps(facts, indent=1), "utf-8")
     show(table_of(facts))
-    console().print(f'done: fastslow generate "Hello" --model {out}')
+    console().print(f'done: fastslow generate "Hello" --model {shlex.quote(str(out))}')
 
 
 @expand_options
@@ -104,4 +105,4 @@ def convert(
     quiet_log()
     with progress_bar() as report:
         folder = job.convert(resolve_model(source), out, options, report)
-    console().print(f'done: fastslow generate "Hello" --model {folder}')
+    console().print(f'done: fastslow generate "Hello" --model {shlex.quote(str(folder))}')
