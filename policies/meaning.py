@@ -8,6 +8,7 @@ from fastslow.engine.model.config import RoutedUnits
 from fastslow.engine.params import Mode, Phase, SamplingParams, Speculation
 
 THINKING = {"off": "off", "on": "on, where the model can", "auto": "as the model likes"}
+BRIEFLY = {"off": "answers at once", "on": "thinks first", "auto": "thinks where the model likes"}
 CHOSEN = "as the preset that is taken"
 
 
@@ -24,6 +25,18 @@ def meaning(mode: Mode, units: RoutedUnits) -> dict[str, str]:
         "latency": _latency(mode),
         "escalation": _escalation(mode),
     }
+
+
+def in_a_line(mode: Mode, units: RoutedUnits, thinks: bool) -> str:
+    """A mode's own description, or else what its fields mean. thinks: whether the model can."""
+    if mode.description:
+        return mode.description
+    means = meaning(mode, units)
+    parts = [BRIEFLY[mode.thinking]] if thinks else []
+    noun = "experts" if units.name == "experts" else "groups of experts"
+    parts += [f"{means[units.name]} {noun}"] if units.most else []
+    sides = (means[side] for side in ("budget", "latency", "escalation"))
+    return "; ".join([*parts, *(side for side in sides if side != "-")])
 
 
 def _running(count: int | None, most: int) -> str:

@@ -6,7 +6,6 @@ import asyncio
 import base64
 import hashlib
 import re
-from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any, cast
@@ -15,14 +14,12 @@ from fastapi import APIRouter, Request, Response
 
 from fastslow.engine.model.config import RoutedUnits, Unit
 from fastslow.engine.params import Mode
-from fastslow.policies.meaning import meaning
-from fastslow.serve.api.engine import ModelCard, NotReady
+from fastslow.policies.meaning import in_a_line
+from fastslow.serve.api.engine import NotReady
 from fastslow.serve.api.limits import Who
 
 router = APIRouter()
 PATIENCE = 5.0  # seconds that an engine has for its figures
-THINKS = {"on": "thinks first", "off": "answers at once", "auto": "thinks where the model likes"}
-SIDES = "budget", "latency", "escalation"  # of what a mode means, for who chats
 INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 
@@ -73,11 +70,15 @@ async def shown(request: Request, who: Who) -> dict[str, Any]:
     """What the page has to know of the model, and of the modes that are open to this key."""
     card, settings = request.app.state.engine.card, request.app.state.settings
     allowed, usual = who.limits.modes, settings.default_mode
-    modes = {n: mode for n, mode in card.modes.items() if allowed is None or n in allowed}
+    modes = {n: Mode(**m) for n, m in card.modes.items() if allowed is None or n in allowed}
+    units = RoutedUnits(cast(Unit, card.units or "groups"), card.most)
     return {
         "model": card.name,
         "modes": {
-            name: {"description": _said(mode, card), "thinking_budget": mode.get("thinking_budget")}
+            name: {
+                "description": in_a_line(mode, units, card.thinks),
+                "thinking_budget": mode.thinking_budget,
+            }
             for name, mode in modes.items()
         },
         "default_mode": usual if usual in modes else next(iter(modes), None),
@@ -85,18 +86,6 @@ async def shown(request: Request, who: Who) -> dict[str, Any]:
         "has_head": card.has_head,
         "temperature": settings.sampling_of(card)["temperature"],
     }
-
-
-def _said(fields: Mapping[str, Any], card: ModelCard) -> str:
-    """A mode in a line: its own description, or else what its fields mean."""
-    if said := fields.get("description"):
-        return str(said)
-    mode, unit = Mode(**fields), cast(Unit, card.units or "groups")
-    means = meaning(mode, RoutedUnits(unit, card.most))
-    parts = [THINKS[mode.thinking]] if card.thinks else []
-    noun = "experts" if unit == "experts" else "groups of experts"
-    parts += [f"{means[unit]} {noun}"] if card.most else []
-    return "; ".join([*parts, *(means[side] for side in SIDES if means[side] != "-")])
 
 
 @router.get("/v1/stats")

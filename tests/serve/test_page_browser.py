@@ -102,6 +102,7 @@ def test_it_begins_in_the_servers_default_mode(chat: Chat) -> None:
     assert chat.engine.bodies[-1]["mode"] == "deep"
     chat.run("card.thinks = false; drawModes()")
     assert chat.text("#greeting") == "Ask something."
+    assert len(chat.all("[data-thinks][hidden]")) == 2, "nor is there a budget to set"
 
 
 def test_auto_says_what_it_chose_and_why(chat: Chat) -> None:

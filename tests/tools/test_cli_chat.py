@@ -11,6 +11,7 @@ import pytest
 from fake_engine import output
 
 from fastslow.engine.params import Loop, Mode, SamplingParams, Speculation
+from fastslow.llm import LLM
 from fastslow.output import Output, Piece
 from fastslow.request.options import GenerateOptions
 from fastslow.tools.cli.answering.answer_options import AnswerOptions
@@ -78,6 +79,13 @@ def test_chat_changes_modes() -> None:
     engine = Engine("one", "two", "three", "four")
     talk(engine, ["a", "/fast", "b", "/mode deep", "c", "/mode slow", "d"])
     assert engine.used == ["deep", "fast", "deep", "deep"]
+
+
+def test_chat_explains_modes_that_nobody_described(capsys: pytest.CaptureFixture[str]) -> None:
+    with LLM("abacus", modes={"support": Mode(base="deep", thinking_budget=30)}) as llm:
+        talk(llm, ["/mode"])  # type: ignore[arg-type]
+    said = next(line for line in capsys.readouterr().err.splitlines() if "support" in line)
+    assert "thinks first; all 8 groups of experts; at most 30 tokens of thought" in said
 
 
 def test_chat_keeps_half_an_answer(capsys: pytest.CaptureFixture[str]) -> None:

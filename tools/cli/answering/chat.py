@@ -123,7 +123,9 @@ class Chat:
                 errors().print("Ctrl-C again, Ctrl-D or /quit leaves.", style="dim")
 
     def _command(self, name: str, argument: str = "") -> None:
+        from fastslow.engine.model.config import RoutedUnits
         from fastslow.engine.params import nearest
+        from fastslow.policies.meaning import in_a_line
         from fastslow.tools.cli.screen import complain, errors
 
         if name in ("/fast", "/deep"):
@@ -136,9 +138,10 @@ class Chat:
         elif name != "/mode":
             complain(ValueError(f"{name} is no command; /help lists them"))
         elif not argument:
-            widest = max(map(len, self._llm.modes))
+            units, widest = RoutedUnits.of(self._llm.model.config), max(map(len, self._llm.modes))
             for preset in self._llm.modes.values():
-                errors().print(f"{preset.name:<{widest}} {preset.description}", style="dim")
+                said = in_a_line(preset, units, self._llm.thinks)
+                errors().print(f"{preset.name:<{widest}} {said}", style="dim")
             errors().print("`fastslow modes` shows more.", style="dim")
         elif argument in self._llm.modes:
             self._call = self._options.call(self._llm, argument)
