@@ -45,6 +45,12 @@ def test_modes(tiny: Path, tasks: Path, tmp_path: Path) -> None:
 FITTED = {"auto": {}, "measured_modes": {"tasks": 9}}
 
 
+@pytest.fixture(autouse=True)
+def whatever_else_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests do not depend on other programs."""
+    monkeypatch.setattr("fastslow.tools.tune.groups.CONTENDED", 1.0)
+
+
 @pytest.mark.parametrize("noun", ["groups", "experts"])
 def test_groups(noun: str, tiny: Path, tmp_path: Path) -> None:
     """Or experts, of a model without groups."""
