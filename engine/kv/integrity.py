@@ -65,23 +65,25 @@ def _check_pool(
     pool: PagePool, index: PrefixIndex, places: Mapping[int, list[tuple[int, int]]]
 ) -> None:
     idle = set(pool.idle_pages())
-    free = 0
-    for page in range(pool.pages):
+    elsewhere, free = {*places, *idle, *index}, 0
+    for page, references in enumerate(pool.references):
+        is_free = pool.is_free(page)
+        free += is_free
+        if is_free and not references and page not in elsewhere:
+            continue  # most pages are free
         held = len(places.get(page, ()))
-        _require(
-            pool.references[page] == held,
-            f"page {page}: {pool.references[page]} references counted, {held} tables hold it",
-        )
-        known = {"free": pool.is_free(page), "idle": page in idle, "held": held > 0}
-        states = [name for name, is_so in known.items() if is_so]
-        _require(len(states) == 1, f"page {page} is {' and '.join(states) or 'in no state'}")
-        free += states == ["free"]
-        _require(
-            states != ["idle"] or page in index, f"page {page} is idle, but not in the prefix index"
-        )
-        _require(
-            states != ["free"] or page not in index, f"page {page} is free, but still published"
-        )
+        if references != held:
+            raise IntegrityError(
+                f"page {page}: {references} references counted, {held} tables hold it"
+            )
+        known = {"free": is_free, "idle": page in idle, "held": held > 0}
+        if sum(known.values()) != 1:
+            states = " and ".join(name for name, is_so in known.items() if is_so)
+            raise IntegrityError(f"page {page} is {states or 'in no state'}")
+        if page in idle and page not in index:
+            raise IntegrityError(f"page {page} is idle, but not in the prefix index")
+        if is_free and page in index:
+            raise IntegrityError(f"page {page} is free, but still published")
     _require(pool.free == free, f"{pool.free} free pages counted, {free} are free")
 
 

@@ -1,10 +1,18 @@
-"""Which tests need the compiled kernels."""
+"""Which tests need the compiled kernels, and how far these may be from the exact numbers."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import pytest
+import texts
+from torch import Tensor
 
 from fastslow.engine.backends.cpu import library
+from fastslow.engine.backends.loader import load_model
+from fastslow.engine.backends.torch.reference import ReferenceOps
+from fastslow.engine.model.base import Model
 
 
 def wanted() -> bool:
@@ -21,3 +29,30 @@ def wanted() -> bool:
 
 
 compiled = pytest.mark.skipif(not wanted(), reason="no compiler, or the kernels are switched off")
+
+
+def check_error(
+    model: Model, plain: Path, tokens: Sequence[int], weights: bool, patch: pytest.MonkeyPatch
+) -> None:
+    """A model's error is that of products of its weights, in float64, whose inputs are rounded to int8; where
+    these, or the weights, were twice as coarse, it would be about twice that. weights: they are rounded, too.
+    A mixture must run all its experts: a router's near tie would change more than any rounding."""
+    exactly, product = load_model(plain, "float64", "cpu"), ReferenceOps._product
+
+    def rounded(ops: ReferenceOps, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+        weight_OI = _in_int8(weight_OI) if weights else weight_OI
+        return product(ops, _in_int8(x_TI), weight_OI, bias_O)
+
+    exact = texts.logits(exactly, tokens).log_softmax(-1)
+    found = texts.logits(model, tokens).double().log_softmax(-1)
+    patch.setattr(ReferenceOps, "_product", rounded)
+    coarse = texts.logits(exactly, tokens).log_softmax(-1)
+    error, usual = ((x - exact).square().mean().sqrt() for x in (found, coarse))
+    assert 0 < error < 1.5 * usual, f"{error:.4f} where {usual:.4f} is usual"
+
+
+def _in_int8(x: Tensor) -> Tensor:
+    """With a scale for each 32."""
+    blocks = x.unflatten(-1, (-1, 32))
+    step = blocks.abs().amax(-1, keepdim=True).clamp(min=1e-30) / 127
+    return ((blocks / step).round() * step).flatten(-2)

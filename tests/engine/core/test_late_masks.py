@@ -43,14 +43,15 @@ def test_late_masks_change_no_token(
     asks = asks_for(drafter, temperature)
     tell(moge, asks)
     waiting: dict[tuple[int, ...], threading.Event] = {}
-    left = list[Request]()
+    left, stuck = list[Request](), list[list[int]]()
 
     def before(tokens: list[int], drafted: list[int]) -> None:
-        if threading.current_thread() is threading.main_thread():
-            return  # a drafter asks for itself
+        if not threading.current_thread().name.startswith("fastslow-masks"):
+            return  # a drafter asks for itself, or no step waits for this mask
         if not drafted and len(tokens) % 2 and tuple(tokens) not in waiting:
             over = waiting[tuple(tokens)] = threading.Event()
-            assert over.wait(SOON), "the step waits for the mask"
+            if not over.wait(SOON):
+                stuck.append(tokens)
 
     def noted(late: Any, *step: Any) -> Any:
         for one in late:
@@ -61,7 +62,7 @@ def test_late_masks_change_no_token(
     watch(moge, monkeypatch, before)
     monkeypatch.setattr("fastslow.engine.core.engine_core.left_out", noted)
     check(moge, asks)
-    assert left
+    assert left and not stuck, "a step waits for a late mask"
 
 
 @pytest.mark.parametrize("drafter", ["model", "sampled", "erring"])
