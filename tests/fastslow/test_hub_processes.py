@@ -34,7 +34,7 @@ def start(hub: FakeHub, home: Path, *command: str) -> Popen[str]:
 )
 def test_a_download_that_ends_early(how: signal.Signals, hub: FakeHub, tmp_path: Path) -> None:
     repo = hub.repos["tiny/chat"]
-    repo.wrong["slow", WEIGHTS] = 5.0  # of each quarter
+    repo.wrong["slow", WEIGHTS] = 30.0  # of each quarter: longer than anybody waits here
     process = start(hub, tmp_path, "-m", "fastslow", "generate", "abc", "--model", "tiny/chat")
     begun, folder = f"GET /cdn/tiny/chat/{WEIGHTS}", "hub/models--tiny--chat"
     while not (
@@ -45,10 +45,9 @@ def test_a_download_that_ends_early(how: signal.Signals, hub: FakeHub, tmp_path:
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(how)
-    began = time.monotonic()
     _, said = process.communicate(timeout=60)
     assert process.returncode == (-9 if how == signal.SIGKILL else 130)
-    assert time.monotonic() - began < 5.0 and "Traceback" not in said
+    assert "Traceback" not in said
     snapshot = next(tmp_path.glob(f"{folder}/snapshots/*"))
     halves = list(tmp_path.rglob("*.incomplete"))
     assert not (snapshot / WEIGHTS).exists() and len(halves) == (how == signal.SIGKILL)

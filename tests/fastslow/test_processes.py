@@ -55,7 +55,7 @@ def test_an_answer_in_flight_of_a_dropped_llm_ends(folder: Path) -> None:
     thread, model = llm._worker._thread, weakref.ref(llm.model)
     del llm, left
     assert handle.result(WAIT).finish_reason == "length"  # who holds a handle waits for it
-    thread.join(10)
+    thread.join(60)
     assert not thread.is_alive() and model() is None
     assert handle.result().finish_reason == "length"
 
@@ -69,7 +69,7 @@ def test_a_broken_llm_that_is_dropped_is_freed(folder: Path) -> None:
 
     with pytest.raises(RuntimeError, match="SystemExit"):
         llm._worker.between_steps(fail)
-    llm._worker._thread.join(10)
+    llm._worker._thread.join(60)
     model = weakref.ref(llm.model)
     del llm
     assert model() is None

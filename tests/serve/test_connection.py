@@ -121,7 +121,7 @@ async def empty(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body"})
 
 
-@within(60)
+@within()
 async def test_few_requests_are_read_ahead() -> None:
     """What waits for its turn waits as bytes, and no more of them come."""
     config = uvicorn.Config(empty, http=Connection, lifespan="off", log_config=None)

@@ -270,7 +270,7 @@ def test_what_is_not_streamed_is_asked_again_whole(logged: list[str]) -> None:
 
 
 @pytest.mark.parametrize("leave", [False, True])
-@within(10)
+@within()
 async def test_a_pause_ends_where_the_request_is_cancelled_or_left(leave: bool) -> None:
     inner = ScriptedReplicas([ANSWER], [Break(after=1)])
     engine = ContinuedEngine(inner, Retries(first=60.0, longest=60.0))
@@ -288,7 +288,7 @@ async def test_a_pause_ends_where_the_request_is_cancelled_or_left(leave: bool) 
 
 
 @pytest.mark.parametrize("closes", [False, True])
-@within(10)
+@within()
 async def test_after_a_cancel_or_the_end_of_the_server_nobody_is_asked(closes: bool) -> None:
     inner = ScriptedReplicas([ANSWER], [Break(after=2)])
     engine = ContinuedEngine(inner, QUICK)
@@ -299,7 +299,7 @@ async def test_after_a_cancel_or_the_end_of_the_server_nobody_is_asked(closes: b
     assert len(inner.asked) == 1
 
 
-@within(10)
+@within()
 async def test_a_pause_between_two_tries_ends_with_the_server() -> None:
     inner = ScriptedReplicas([ANSWER], [gone(after=2)])
     engine = ContinuedEngine(inner, replace(QUICK, first=60.0, longest=60.0))
@@ -313,7 +313,7 @@ async def test_a_pause_between_two_tries_ends_with_the_server() -> None:
 
 
 @pytest.mark.parametrize("ran", [False, True])
-@within(10)
+@within()
 async def test_a_new_request_waits_for_replicas_that_start_again(ran: bool) -> None:
     inner = ScriptedReplicas([ANSWER])
     engine = ContinuedEngine(inner, replace(QUICK, held=60.0))
@@ -343,7 +343,7 @@ class OnItsWay(ScriptedReplicas):
         return self.calls > 2 and await super().cancel(id)
 
 
-@within(10)
+@within()
 async def test_a_request_that_no_replica_knows_yet_is_cancelled_once_one_does() -> None:
     engine = ContinuedEngine(inner := OnItsWay([ANSWER], seconds=1.0), QUICK)
     task = asyncio.ensure_future(taken(engine, ASK))
@@ -388,7 +388,7 @@ class Thinker(ScriptedReplicas):
 
 
 @pytest.mark.parametrize("streamed", [True, False])
-@within(10)
+@within()
 async def test_a_thought_that_was_stopped_before_it_came_is_stopped_on_each_engine(
     streamed: bool,
 ) -> None:

@@ -154,7 +154,7 @@ async def script(request: GenerateRequest) -> AsyncGenerator[Piece, None]:
     yield Piece(output=output())
 
 
-@within(20)
+@within()
 async def test_the_place_comes_back_whatever_happens() -> None:
     app = create_app(engine := FakeEngine(script), ServerConfig(max_requests=1))
 

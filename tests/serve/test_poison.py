@@ -126,7 +126,7 @@ class Fragile(FakeEngine):
             one.set_exception(error)
 
 
-@within(20)
+@within()
 async def test_those_that_were_new_beside_it_are_tried_one_by_one() -> None:
     inner = Fragile()
     engine = ContinuedEngine(inner, QUICK)
@@ -141,7 +141,7 @@ async def test_those_that_were_new_beside_it_are_tried_one_by_one() -> None:
     assert engine._suspect is None and not engine._running and engine.given_up == 1
 
 
-@within(20)
+@within()
 async def test_a_suspected_one_that_is_left_or_cancelled_holds_up_nobody() -> None:
     inner = Fragile()
     engine = ContinuedEngine(inner, QUICK)

@@ -58,7 +58,7 @@ async def pieces_of(answer: AnswerStream) -> list[Piece]:
     return found
 
 
-@within(20)
+@within()
 async def test_a_drain_loses_nothing_where_the_server_is_late(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -110,7 +110,7 @@ class Large(FakeEngine):
         return {"steps": [LARGE if id == "large" else object()]}
 
 
-@within(20)
+@within()
 async def test_what_cannot_be_sent_ends_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(messages, "LONGEST", MOST)
     ids = ("small", "large", "end", "number", "other")

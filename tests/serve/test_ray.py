@@ -150,7 +150,7 @@ async def all_of(own: RayReplicas) -> list[Piece]:
     return [piece async for piece in own.stream("a", asked())]
 
 
-@within(20)
+@within()
 async def test_a_whole_answer_is_not_cancelled_and_one_that_is_left_is() -> None:
     handle = Handle(Reply("a", PIECES[:1]), Reply("a"), Reply("a", PIECES[1:]))
     own = replicas_of(handle)
@@ -161,7 +161,7 @@ async def test_a_whole_answer_is_not_cancelled_and_one_that_is_left_is() -> None
     assert [response.cancelled for response in handle.responses] == [0, 1]
 
 
-@within(20)
+@within()
 async def test_where_its_replica_is_gone_another_one_is_not_used_unseen() -> None:
     """Else a cancel would be sent to the replica that is gone."""
     handle = Handle(Reply("b", PIECES), accepts="b")
@@ -172,7 +172,7 @@ async def test_where_its_replica_is_gone_another_one_is_not_used_unseen() -> Non
         await replicas_of(Handle(replies=[OF_B])).call("a", "cancel", "one")
 
 
-@within(20)
+@within()
 async def test_a_call_that_is_left_ends_once_it_is_taken() -> None:
     handle = Handle(taken=False)
     own = replicas_of(handle)
@@ -188,7 +188,7 @@ async def test_a_call_that_is_left_ends_once_it_is_taken() -> None:
     assert response.cancelled and not own._abandoned
 
 
-@within(20)
+@within()
 async def test_a_replica_that_says_nothing_is_left() -> None:
     own = replicas_of(Handle(taken=False))
     with pytest.raises(NotReady, match=r"no replica took the request within 0\.1 s"):
@@ -199,7 +199,7 @@ async def test_a_replica_that_says_nothing_is_left() -> None:
     assert not raised.value.refused, "it may have ended because of the request"
 
 
-@within(20)
+@within()
 async def test_replicas_that_end_before_they_give_their_card_are_waited_for(
     logged: list[str],
 ) -> None:
@@ -210,7 +210,7 @@ async def test_replicas_that_end_before_they_give_their_card_are_waited_for(
     assert sum("no replica answers yet" in line for line in logged) == 4
 
 
-@within(20)
+@within()
 async def test_where_none_ever_answers_the_start_ends_in_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -221,7 +221,7 @@ async def test_where_none_ever_answers_the_start_ends_in_one_sentence(
         assert "\n" not in str(raised.value)
 
 
-@within(20)
+@within()
 async def test_a_look_that_fails_is_not_the_last(logged: list[str]) -> None:
     there = DeploymentState(running=1)
     none = DeploymentState(failed=RuntimeError("no node has it"))
@@ -245,7 +245,7 @@ class Engine:
         raise TimeoutError("the engine has a limit of time")
 
 
-@within(20)
+@within()
 async def test_a_replica_says_that_it_is_there_while_nothing_comes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -281,7 +281,7 @@ class Router(NamedReplicaRouter):
         return SimpleNamespace(get=lambda id: self.lengths.get(id.unique_id), update=update)
 
 
-@within(20)
+@within()
 async def test_a_call_goes_to_the_replica_that_it_names() -> None:
     def named(name: str) -> Any:
         return SimpleNamespace(args=(name, "call"))

@@ -159,7 +159,7 @@ async def test_a_model_that_does_not_fit_ends_the_start_of_replicas_with_devices
     assert [one.devices for one in no_start.made] == devices
 
 
-@within(20)
+@within()
 async def test_a_server_that_closes_while_replicas_load_does_not_wait(
     no_start: type[Client], monkeypatch: pytest.MonkeyPatch
 ) -> None:

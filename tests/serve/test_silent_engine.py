@@ -62,7 +62,7 @@ async def test_a_process_is_silent_until_it_answers(logged: list[str]) -> None:
     ]
 
 
-@within(10)
+@within()
 async def test_a_process_that_stays_silent_or_whose_engine_broke_is_ended() -> None:
     link = cast(EngineConnection, Link())
     assert await Heartbeat(0.01, 1, missed=4).watch(link) == "answered nothing for 0.04 s"
@@ -71,7 +71,7 @@ async def test_a_process_that_stays_silent_or_whose_engine_broke_is_ended() -> N
     assert said == "lives on without its engine, which broke"
 
 
-@within(10)
+@within()
 async def test_a_silent_engine_is_not_ready_and_its_last_figures_stay() -> None:
     engine = EngineClient(settings_of(Path("x")))
     link = engine._connection = EngineConnection()
@@ -92,7 +92,7 @@ async def test_a_silent_engine_is_not_ready_and_its_last_figures_stay() -> None:
         assert (await http.get("/ready")).status_code == 200
 
 
-@within(10)
+@within()
 async def test_figures_that_do_not_come_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the heartbeat has seen that."""
     monkeypatch.setattr("fastslow.serve.engines.process.client.STATS", 0.01)

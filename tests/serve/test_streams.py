@@ -190,7 +190,7 @@ def test_a_silent_stream_has_pings(
     assert any(first in line for line in seen[: seen.index(ping)]), "it comes before the first ping"
 
 
-@within(60)
+@within()
 async def test_the_slower_of_two_answers_is_waited_for_without_turns() -> None:
     async def script(request: GenerateRequest) -> AsyncGenerator[Piece, None]:
         await asyncio.sleep(0.2 if request.prompt == "slow" else 0)

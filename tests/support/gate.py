@@ -13,7 +13,7 @@ import pytest
 
 from fastslow import LLM
 
-SOON = 20.0  # seconds in which all of a test should be over
+SOON = 120.0  # seconds: other tests may run beside it
 
 
 def open_llm(folder: Path, **options: Any) -> LLM:

@@ -29,7 +29,7 @@ from fastslow.engine.sampling.probs import only_best, probs_at
 
 VOCAB, CHOSEN = 24, 4
 PROMPTS = [tuple(np.random.default_rng(n).integers(3, VOCAB, n).tolist()) for n in (9, 21, 14, 17)]
-PARAMS = SamplingParams(max_tokens=24, ignore_eos=True)
+PARAMS = SamplingParams(max_tokens=16, ignore_eos=True)
 DRAFTERS = ("ngram", "random", "fewest", "two", "two tree", "skip")
 KINDS: dict[str, dict[str, Any]] = {
     "pangu v2": {"num_mtp_layers": 0},

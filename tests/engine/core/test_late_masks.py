@@ -19,7 +19,7 @@ from fastslow.engine.sampling.grammar import GrammarError
 from fastslow.engine.types import Tree
 
 DRAFTERS = ("off", *CHAINS, *TREES, *ORACLES)
-SOON = 20.0
+SOON = 60.0
 WORD = GrammarSpec(regex="[a-f]{12,16}")
 
 

@@ -78,7 +78,7 @@ def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def asks(bench: Bench, kinds: tuple[str, ...], **params: Any) -> list[Ask]:
     counts = (None, 2, 1, None) if bench.model.config.router else (None,) * 4
-    settings = {"max_tokens": 24, "ignore_eos": True, **params}
+    settings = {"max_tokens": 16, "ignore_eos": True, **params}
     return [
         Ask(prompt, SamplingParams(**settings), kind, groups=count, seed=n)
         for n, (prompt, kind, count) in enumerate(zip(PROMPTS, kinds, counts, strict=True))

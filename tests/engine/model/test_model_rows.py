@@ -131,13 +131,13 @@ def _check_tree(model: Model, context: int, groups: int | None) -> None:
     )
     tree = found.pop(2)
     assert torch.equal(torch.cat(found), torch.cat(wanted))
-    for node in range(len(nodes)):
-        path = [node]
-        while PARENTS[path[-1]] >= 0:
-            path.append(PARENTS[path[-1]])
-        line = text + [nodes[i] for i in reversed(path)]
+    for leaf in {*range(len(nodes))} - {*PARENTS}:  # their paths hold every node
+        path = [leaf]
+        while PARENTS[path[0]] >= 0:
+            path.insert(0, PARENTS[path[0]])
+        line = text + [nodes[i] for i in path]
         alone = texts.logits(model, line, [context] + [1] * len(path), groups)
-        assert torch.equal(tree[node], alone[-1]), node
+        assert torch.equal(tree[path], alone[context:]), leaf
 
 
 @compiled

@@ -134,11 +134,13 @@ def test_templates_that_take_too_much_are_stopped(
     source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sandbox, "CHARACTERS", 2**22)
-    monkeypatch.setattr(sandbox, "SECONDS", 0.2)
+    monkeypatch.setattr(sandbox, "SECONDS", 0.05)
     begun = time.thread_time()
     with pytest.raises(ValueError, match=r"^t( line \d+|): .|^t has \d+ characters") as caught:
         JinjaTemplate(source, "t", None, None).render([{"role": "user", "content": "hi"}])
-    assert time.thread_time() - begun < 1.5 and "\n" not in str(caught.value)
+    spent, begun = time.thread_time() - begun, time.thread_time()
+    sum(range(10**6))  # how fast this machine is
+    assert spent < 1 + 50 * (time.thread_time() - begun) and "\n" not in str(caught.value)
 
 
 DEEP = "{% set ns = namespace(x=[]) %}{% for i in range(1000) %}{% set ns.x = [1] | batch(2, ns.x) | first %}{% endfor %}"
