@@ -96,7 +96,9 @@ def test_logits(name: str, ops: PagedOps) -> None:
     near(texts.logits(model, TOKENS, sizes, slots=scattered), wanted)
 
 
-@pytest.mark.parametrize(("name", "count"), pairwise(ROUTED_NAMES, (1, 2, 7)))
+@pytest.mark.parametrize(
+    ("name", "count", "ops"), pairwise(ROUTED_NAMES, (1, 2, 7), DEVICES), indirect=["ops"]
+)
 def test_fewer_experts(name: str, count: int, ops: PagedOps) -> None:
     model, plain = load(FAMILIES[name], ops)
     for wanted in (count, 0) if name in ("moge", "sigmoid") else (count,):
