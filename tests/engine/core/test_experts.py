@@ -97,7 +97,7 @@ def bench_of(tmp_path_factory: pytest.TempPathFactory) -> MakeBench:
     return cache(lambda *of: ExpertsBench(load(tmp_path_factory.mktemp("experts"), *of)))
 
 
-PRESSURE = Setting(prompt_rows=5, pages=15)
+PRESSURE = Setting(prompt_rows=5, pages=12)
 
 
 @pytest.mark.parametrize(

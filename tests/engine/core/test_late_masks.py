@@ -48,15 +48,15 @@ def test_late_masks_change_no_token(
     def before(tokens: list[int], drafted: list[int]) -> None:
         if not threading.current_thread().name.startswith("fastslow-masks"):
             return  # a drafter asks for itself, or no step waits for this mask
-        if not drafted and len(tokens) % 2 and tuple(tokens) not in waiting:
-            over = waiting[tuple(tokens)] = threading.Event()
-            if not over.wait(SOON):
-                stuck.append(tokens)
+        new = not drafted and len(tokens) % 2 and tuple(tokens) not in waiting
+        if new and not waiting.setdefault(tuple(tokens), threading.Event()).wait(SOON):
+            stuck.append(tokens)
 
     def noted(late: Any, *step: Any) -> Any:
         for one in late:
             left.append(one)
-            waiting.get(tuple(one.tokens), threading.Event()).set()
+            # perhaps its thread has not begun yet
+            waiting.setdefault(tuple(one.tokens), threading.Event()).set()
         return left_out(late, *step)
 
     watch(moge, monkeypatch, before)
