@@ -52,11 +52,12 @@ def check_error(
     patch.setattr(ReferenceOps, "_product", rounded)
     coarse = texts.logits(exactly, tokens).log_softmax(-1)
     error, usual = ((x - exact).square().mean().sqrt() for x in (found, coarse))
-    assert 0 < error < 1.5 * usual, f"{error:.4f} where {usual:.4f} is usual"
+    assert 0 < error < 1.3 * usual, f"{error:.4f} where {usual:.4f} is usual"
 
 
 def _in_int8(x: Tensor) -> Tensor:
     """With a scale for each 32."""
     blocks = x.unflatten(-1, (-1, 32))
     step = blocks.abs().amax(-1, keepdim=True).clamp(min=1e-30) / 127
-    return ((blocks / step).round() * step).flatten(-2)
+    rounded: Tensor = (blocks / step).round() * step
+    return rounded.flatten(-2)
