@@ -42,7 +42,8 @@ async def get_model(name: str, request: Request, who: Who) -> dict[str, Any]:
 
 
 def _models(card: ModelCard, settings: ServerSettings) -> list[dict[str, Any]]:
-    """Names that requests may give as their `model`: the model's, its aliases, and those of its modes."""
+    """Names that requests may give as their `model`: the model's, its aliases, and those of its modes. The first one
+    says what each mode is."""
     same = {
         "object": "model",
         "created": card.created,
@@ -50,18 +51,15 @@ def _models(card: ModelCard, settings: ServerSettings) -> list[dict[str, Any]]:
         "root": card.name,
         "max_model_len": card.context,
         "default_max_tokens": min(settings.sampling["max_tokens"], card.context),
-        "modes": dict(card.modes),
+        "default_mode": settings.default_mode,
         "thinks": card.thinks,
         "efforts": list(card.efforts),
         "sampling": {n: v for n, v in settings.sampling_of(card).items() if n != "max_tokens"},
     }
-    names: list[tuple[str, str | None]] = [(card.name, None)]
-    names += [(alias, None) for alias in settings.aliases]
+    own = {**same, "id": card.name, "parent": None, "mode": None, "modes": dict(card.modes)}
+    names: list[tuple[str, str | None]] = [(alias, None) for alias in settings.aliases]
     names += [(f"{card.name}{MODE}{mode}", mode) for mode in card.modes]
-    return [
-        {**same, "id": id, "parent": None if id == card.name else card.name, "mode": mode}
-        for id, mode in names
-    ]
+    return [own, *({**same, "id": id, "parent": card.name, "mode": mode} for id, mode in names)]
 
 
 class TokenizeRequest(SharedFields):

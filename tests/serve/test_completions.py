@@ -101,7 +101,8 @@ def test_models(http: httpx.Client) -> None:
     assert names == ["tiny", "tiny:fast", "tiny:deep", "tiny:auto", "tiny:brief"]
     one = http.get("/v1/models/tiny").json()
     assert one == listed["data"][0] and one["max_model_len"] == 512
-    assert one["thinks"] and "fast" in one["modes"]
+    assert one["thinks"] and "fast" in one["modes"] and one["default_mode"] == "deep"
+    assert not any("modes" in other for other in listed["data"][1:]), "they are said once"
     assert one["default_max_tokens"] == 512, "what the context holds of 8,192"
     assert one["modes"]["brief"]["sampling"] == {"max_tokens": 3, "temperature": 0}
     missing = http.get("/v1/models/other")
