@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass
+from threading import Lock
+from weakref import WeakSet
 
+from fastslow.engine.fair_table import FairTable
 from fastslow.engine.params import Loop
 from fastslow.engine.sampling.repeats import Repeats
 from fastslow.engine.sampling.thinking import Ending, Thought
 
 SURE = 12.0  # added to the closing tag's logit at the last token of a soft budget
 MOST_ROOM = 256  # tokens for the answer, of itself
-MOST_TURNS = 10_000  # that are remembered: those named last
+MOST_TURNS = 10_000  # that are remembered, of all shares
 SHARE = 4  # of an answer's tokens, of which one is for what follows the thought
 
 
@@ -85,25 +87,53 @@ def answer_room(wish: int | str | None, room: int) -> int | None:
 
 
 class Turn:
-    """One turn of a user. `spent`: tokens of thought so far."""
+    """One turn of a user: tokens of thought in calls that are over, and what those that run may yet use."""
 
     def __init__(self) -> None:
         self.spent = 0
+        self._lock = Lock()
+        self._running: WeakSet[TurnCall] = WeakSet()  # one that fails before it runs is let go of
 
-    def note(self, before: int, thought: int) -> None:
-        """An answer is over that began after `before` tokens; of several at a time the longest counts."""
-        self.spent = max(self.spent, before + thought)
+    def begin(self, most: int, answers: int = 1) -> TurnCall:
+        """A call that may think so much in each of its answers; all others count from now on."""
+        with self._lock:
+            call = TurnCall(self, self.spent + sum(one.most for one in self._running), most)
+            call.open = answers
+            self._running.add(call)
+        return call
+
+    def end(self, call: TurnCall) -> None:
+        with self._lock:
+            self._running.discard(call)
+            continued = max(self.spent, call.before + call.thought)
+            self.spent = continued if call.resumed else self.spent + call.thought
+
+
+class TurnCall:
+    """One call of a turn. before: tokens of thought that other calls spent, or may yet. most: its own may spend.
+    resumed: it continues an answer, whose thoughts so far may be counted in `before` or not."""
+
+    def __init__(self, turn: Turn, before: int, most: int) -> None:
+        self.turn, self.before, self.most = turn, before, most
+        self.thought = self.open = 0  # of its longest answer; answers that are not over
+        self.resumed = False
+
+    def note(self, thought: int) -> None:
+        """One of its answers is over; of several the longest counts."""
+        self.thought, self.open = max(self.thought, thought), self.open - 1
+        if not self.open:
+            self.turn.end(self)
 
 
 class Turns:
-    """The turns that calls name, by whoever names them."""
+    """The turns that calls name, of each share its own."""
 
     def __init__(self) -> None:
-        self._turns = OrderedDict[tuple[str | None, str], Turn]()
+        self._lock = Lock()
+        self._turns = FairTable[tuple[str | None, str], Turn](MOST_TURNS)
 
-    def of(self, memory_key: str | None, name: str) -> Turn:
-        turn = self._turns.setdefault((memory_key, name), Turn())
-        self._turns.move_to_end((memory_key, name))
-        while len(self._turns) > MOST_TURNS:
-            self._turns.popitem(last=False)
+    def of(self, share: str | None, memory_key: str | None, name: str) -> Turn:
+        with self._lock:
+            turn = self._turns.get(share, (memory_key, name)) or Turn()
+            self._turns.put(share, (memory_key, name), turn)
         return turn

@@ -28,9 +28,10 @@ from fastslow.engine.sampling.thinking import Thinking
 from fastslow.engine.text.vocabulary import Detokenizer
 from fastslow.policies.mode_router import ModeChoice
 from fastslow.policies.speculation.controller import SpeculationController
+from fastslow.policies.thinking_limits import TurnCall
 from fastslow.request.answer_rules import Grammars, ThinkingRules
 from fastslow.request.input_processor import EncodedPrompt, InputProcessor
-from fastslow.request.mode_finder import ModeFinder
+from fastslow.request.mode_finder import Chosen, ModeFinder
 from fastslow.request.options import GENERATION, GenerateOptions, Prompt, SpeculationLike
 from fastslow.settings import read_settings
 
@@ -122,20 +123,38 @@ class RequestBuilder:
         self._home.check()
         self.inputs.measure(prompt)
         answered = options.answered
-        mode, decided, probe, later = self.modes.find(
-            options.mode, prompt, None if answered is None else answered.chosen
-        )
-        plans, escalated = [self._plan(prompt, options, one) for one in (mode, *later)], None
+        found = self.modes.find(options.mode, prompt, None if answered is None else answered.chosen)
+        mode, _, probe, later = found
+        escalated = None
+        if probe is None and mode.escalate is not None:
+            escalated = self.modes.escalated(mode.escalate.to, options.mode, prompt)
+        turn = self._turn(options, [mode, *later, *filter(None, [escalated])])
+        try:
+            return self._build(prompt, options, called, found, escalated, turn)
+        except BaseException:
+            if turn is not None:
+                turn.turn.end(turn)
+            raise
+
+    def _build(
+        self,
+        prompt: Prompt,
+        options: GenerateOptions,
+        called: float,
+        found: Chosen,
+        escalated: Mode | None,
+        turn: TurnCall | None,
+    ) -> BuiltChoices:
+        answered, (mode, decided, probe, later) = options.answered, found
+        plans = [self._plan(prompt, options, one, turn) for one in (mode, *later)]
         if probe is not None:
             probe().check(self._config.layers, self._config.hidden_size)
             if answered is not None and any(answered.tokens):
                 raise ValueError(
                     "answered.decided is missing: the mode is chosen as the prompt ends"
                 )
-        elif mode.escalate is not None:
-            escalated = self.modes.escalated(mode.escalate.to, options.mode, prompt)
-            if mode.escalate.how == "restart":
-                plans.append(self._plan(prompt, options, escalated))
+        elif escalated and mode.escalate and mode.escalate.how == "restart":
+            plans.append(self._plan(prompt, options, escalated, turn))
         params = plans[0].params
         if params.n > 1 and params.temperature == 0 and plans[0].thought is None:
             self.inputs.said.warn(
@@ -155,12 +174,23 @@ class RequestBuilder:
                 answered.begin(first.request, n, mode, plans[0].room, self.units)
         return BuiltChoices(candidates, decided)
 
-    def _plan(self, prompt: Prompt, options: GenerateOptions, mode: Mode) -> _Plan:
+    def _turn(self, options: GenerateOptions, modes: Sequence[Mode]) -> TurnCall | None:
+        """The turn that a call names, of which it may spend what one of these modes allows."""
+        if options.turn is None:
+            return None
+        params = self._sampling(options, modes[0])
+        limits = [(m.thinking_budget, m.turn_budget, params.max_tokens) for m in modes]
+        most = max(min(n for n in each if n is not None) for each in limits)
+        return self.inputs.begin_turn(options, most, params.n)
+
+    def _plan(
+        self, prompt: Prompt, options: GenerateOptions, mode: Mode, turn: TurnCall | None
+    ) -> _Plan:
         params, thoughts = self._sampling(options, mode), self.inputs.thoughts
         # a thought would be the whole answer
         if mode.answer_room and thoughts and params.max_tokens < len(thoughts.close_ids) + 2:
             mode = mode.model_copy(update={"thinking": "off"})
-        encoded = self.inputs.encode(prompt, mode, options)
+        encoded = self.inputs.encode(prompt, mode, options, turn)
         thought = params if mode.thought is None else mode.thought.over(params)
         params = params if mode.answer is None else mode.answer.over(params)
         usual = self._speculation(options.speculation, mode)

@@ -167,7 +167,7 @@ class ChoiceState:
     def _note_turn(self) -> None:
         """The thoughts of an answer that is over count for the turn that its call names."""
         if self.prompt.turn is not None:
-            self.prompt.turn.note(self.prompt.turn_spent, self._thought(self._counted()[1])[0])
+            self.prompt.turn.note(self._thought(self._counted()[1])[0])
 
     def _piece(self, text: str, reasoning: str) -> Piece:
         """The next piece, with the tokens that no other one held."""

@@ -21,7 +21,7 @@ from fastslow.engine.text.thought import END, HARMONY, TagTokens, ThoughtTags, f
 from fastslow.engine.text.tool_formats import GENERIC, ToolCalls
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.output import Completion, FastslowWarning
-from fastslow.policies.thinking_limits import Turn, Turns
+from fastslow.policies.thinking_limits import TurnCall, Turns
 from fastslow.request.options import GenerateOptions, Prompt, model_sampling
 
 MOST_SAID = 100  # things: clients may name any number of modes
@@ -58,7 +58,7 @@ class EncodedPrompt(NamedTuple):
     continues: bool = True  # the answer continues a text, the assistant's own where it is a chat
     tools: bool = False  # the chat offers tools, and the answer's text shows the marks of calls
     turn_spent: int = 0  # tokens of thought of the user's turn, so far
-    turn: Turn | None = None  # where the call names it
+    turn: TurnCall | None = None  # where the call names it
 
     def turn_left(self, mode: Mode) -> int | None:
         """Tokens of thought that are left of a mode's budget for a turn; None = it has none."""
@@ -118,7 +118,7 @@ class InputProcessor:
             self._advised = True
             self.said.warn(
                 "the answer to a plain text is empty: this model expects its chat template, so ask "
-                f"llm.chat({shown(prompt.text)})"
+                "llm.chat(prompt)"
             )
 
     def split(self, prompts: Any) -> tuple[list[Prompt], bool]:
@@ -154,14 +154,23 @@ class InputProcessor:
             else:
                 self._measure_text(sum(map(_characters, prompt)))
 
-    def encode(self, prompt: Prompt, mode: Mode, options: GenerateOptions) -> EncodedPrompt:
+    def begin_turn(self, options: GenerateOptions, most: int, answers: int) -> TurnCall | None:
+        """The call in the turn that it names. most: tokens that each of its answers may think."""
+        if options.turn is None:
+            return None
+        turn = self._turns.of(options.share, options.memory_key, options.turn)
+        return turn.begin(most, answers)
+
+    def encode(
+        self, prompt: Prompt, mode: Mode, options: GenerateOptions, turn: TurnCall | None = None
+    ) -> EncodedPrompt:
         """Token ids of one prompt; messages go through the chat template, and texts and token ids are taken as
         they are. Where a chat must not think, but its template opens a thought, the prompt closes the thought."""
-        turn = self._turns.of(options.memory_key, options.turn) if options.turn else None
-        spent, left = turn.spent if turn else self._thought_in_turn(prompt), mode.turn_budget
+        spent, left = turn.before if turn else self._thought_in_turn(prompt), mode.turn_budget
         if left is not None:
             if turn and options.answered and options.answered.turn_left is not None:
                 spent = left - options.answered.turn_left  # it began in another engine, perhaps
+                turn.before, turn.resumed = spent, True
             left = max(0, left - spent)
         most = min((n for n in (mode.thinking_budget, left) if n is not None), default=None)
         encoded = self._encoded(prompt, mode, options, most)._replace(turn_spent=spent, turn=turn)

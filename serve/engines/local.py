@@ -12,6 +12,7 @@ from loguru import logger
 
 from fastslow.async_llm import MAX_WAITING, AsyncLLM
 from fastslow.engine.core.step_trace import StepTrace
+from fastslow.engine.fair_table import FairTable
 from fastslow.engine.model.config import RoutedUnits
 from fastslow.engine.params import Mode
 from fastslow.llm import LLM
@@ -35,7 +36,7 @@ class LocalEngine:
         self._llm = AsyncLLM.around(llm, max_waiting)
         self._running: dict[str, RequestHandle] = {}
         self._cancelled: set[str] = set()  # of them, by who asked
-        self._traces: dict[str, Sequence[StepTrace]] = {}  # of requests that are over
+        self._traces = FairTable[str, Sequence[StepTrace]](MOST_TRACES)  # of requests that are over
         units = RoutedUnits.of(llm.model.config)
         inputs = llm._inputs
         switch = inputs.switch
@@ -109,10 +110,7 @@ class LocalEngine:
                 del self._running[ask.id]
                 self._cancelled.discard(ask.id)
             if traces := handle.step_traces:  # the answer itself is let go of
-                self._traces.pop(ask.id, None)
-                self._traces[ask.id] = traces
-                if len(self._traces) > MOST_TRACES:
-                    del self._traces[next(iter(self._traces))]
+                self._traces.put(ask.options.share, ask.id, traces)
             handle.cancel()
 
     async def warm(self, prefix: WarmPrefix) -> None:
@@ -139,7 +137,7 @@ class LocalEngine:
 
     async def trace(self, id: str) -> Mapping[str, Any] | None:
         running = self._running.get(id)
-        traces = self._traces.get(id) if running is None else running.step_traces
+        traces = self._traces.find(id) if running is None else running.step_traces
         if not traces:
             return None
         choices = [{"index": i, **trace.to_dict()} for i, trace in enumerate(traces)]

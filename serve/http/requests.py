@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from fastapi import Request
 
+from fastslow.engine.fair_table import FairTable
 from fastslow.engine.params import shown
 from fastslow.serve.api.errors import ApiError
 from fastslow.serve.api.limits import Caller, Who
@@ -17,7 +17,7 @@ from fastslow.serve.http.body import json_router
 REMEMBERED = 1000  # of those that are over, for their traces
 router = json_router()
 Name = tuple[str, str]
-"""The caller's, and one that it gave or got: callers take no names from each other."""
+"""The caller's share, and a name that it gave or got: callers take no names from each other."""
 
 
 class Requests:
@@ -25,26 +25,25 @@ class Requests:
 
     def __init__(self) -> None:
         self._running: dict[Name, list[str]] = {}
-        self._over: OrderedDict[Name, list[str]] = OrderedDict()
+        self._over = FairTable[str, list[str]](REMEMBERED)
 
     @contextmanager
     def running(self, names: list[str], ids: list[str], who: Caller) -> Iterator[None]:
         """While a request runs. A name that runs already keeps its meaning."""
-        own = [name for each in names if (name := (who.name, each)) not in self._running]
+        own = [
+            name for each in names if (name := (who.share or who.name, each)) not in self._running
+        ]
         self._running.update(dict.fromkeys(own, ids))
         try:
             yield
         finally:
             for name in own:
-                self._over[name] = self._running.pop(name)
-                self._over.move_to_end(name)
-            while len(self._over) > REMEMBERED:
-                self._over.popitem(last=False)
+                self._over.put(*name, self._running.pop(name))
 
     def find(self, name: str, who: Caller) -> list[str]:
         """The engine's ids of a request. Raises ApiError where the caller has none of this name."""
-        own = who.name, name
-        found = self._running.get(own) or self._over.get(own)
+        own = who.share or who.name, name
+        found = self._running.get(own) or self._over.get(*own)
         if found is None:
             raise _unknown(name)
         return found

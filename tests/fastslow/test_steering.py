@@ -12,6 +12,7 @@ from gate import open_llm
 from fastslow import LLM, Loop, Mode, Output, Phase, ResumeState, SamplingParams, Speculation
 from fastslow.engine.params import GrammarSpec
 from fastslow.engine.text.switches import find_switch
+from fastslow.policies.thinking_limits import MOST_TURNS, Turns
 
 OPEN, CLOSE, DOT = 3, 4, 18
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}<think>"
@@ -179,6 +180,7 @@ def test_a_turn_may_be_named(llm: LLM) -> None:
     assert stream.output is not None
     rest = llm.generate(CHAT, SIXTY, mode=mode, turn="left")
     assert rest.metrics.thinking_tokens == 30 - stream.output.metrics.thinking_tokens < 30
+    assert ended(llm.generate(CHAT, SIXTY, mode=mode, turn="left", share="b")) == (30, "turn")
     with pytest.raises(ValueError, match="^turn=3 must be text of 1 to 256 characters"):
         llm.generate(CHAT, SIXTY, mode=mode, turn=3)  # type: ignore[call-overload]
 
@@ -204,6 +206,39 @@ def test_budgets_of_a_mode_that_is_escalated_to(folder: Path, how: str) -> None:
         assert ask(mode={"base": "quick", "thinking_budget": 7}) == (7, 5)
         assert ask(mode={"base": "quick", "thinking_budget": 7}, turn="a") == (7, 5)
         assert ask(mode="quick", turn="a") == (5, 0)
+
+
+def test_calls_of_a_turn_at_once_share_its_budget(llm: LLM) -> None:
+    mode: dict[str, Any] = {"base": "deep", "turn_budget": 30}
+
+    def spent(params: SamplingParams = SIXTY, **more: Any) -> int:
+        calls = [
+            llm.submit(CHAT, params, mode={**mode, **more}, turn="at once", share=str(more))
+            for _ in range(12)
+        ]
+        return sum(call.result().metrics.thinking_tokens for call in calls)
+
+    assert spent() == spent(thinking_budget=12) == 30, "each has what the others leave"
+    several = {**HOT, "n": 3}
+    out = llm.generate(CHAT, several, mode={**mode, "thinking_budget": 12}, turn="several")
+    assert [choice.metrics.thinking_tokens for choice in out.choices] == [12] * 3
+    assert ended(llm.generate(CHAT, SIXTY, mode=mode, turn="several")) == (18, "turn")
+    with pytest.raises(ValueError, match="cannot be used"):
+        llm.generate(CHAT, {**HOT, "grammar": {"regex": "("}}, mode=mode, turn="failed")
+    left = llm.submit(CHAT, SIXTY, mode=mode, turn="failed")
+    left.cancel()
+    spent_there = left.result().metrics.thinking_tokens
+    assert ended(llm.generate(CHAT, SIXTY, mode=mode, turn="failed")) == (30 - spent_there, "turn")
+
+
+def test_names_of_one_share_push_out_its_own() -> None:
+    turns = Turns()
+    turns.of("a", None, "order-17").spent = 5
+    for n in range(MOST_TURNS + 5):
+        turns.of("b", None, str(n)).spent = n
+    assert turns.of("a", None, "order-17").spent == 5
+    assert turns.of("b", None, "1").spent == 0 < turns.of("b", None, "17").spent
+    assert turns.of("b", "other", "17").spent == turns.of(None, None, "17").spent == 0
 
 
 def test_a_thought_that_nothing_opened_counts_for_its_turn(tmp_path: Path) -> None:
