@@ -50,7 +50,7 @@ class Caller:
     @property
     def share(self) -> str | None:
         """Whose share of the places its requests take: the key's, or its address's."""
-        return self.memory_key or _network(self.address) or None
+        return self.memory_key or network_of(self.address) or None
 
     def memory(self, cache_salt: str | None = None) -> str | None:
         """The memory key of a request: the caller's, or a hash of the salt, keyed by the caller. No two callers, and
@@ -134,7 +134,7 @@ def _base(mode: Any) -> str:
     return str((mode.get("base") if isinstance(mode, Mapping) else mode) or ORDINARY)
 
 
-def _network(address: str) -> str:
+def network_of(address: str) -> str:
     """An address, or the first half of one of IPv6: whoever has one has all that begin so."""
     with suppress(ValueError):
         ip = ipaddress.ip_address(address)

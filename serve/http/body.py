@@ -14,6 +14,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.routing import APIRoute
 from starlette.types import Message, Receive
 
+from fastslow.engine.fair_table import FairTable
 from fastslow.engine.params import shown
 from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.errors import ERRORS, SOON, ApiError
@@ -98,10 +99,13 @@ def json_router() -> APIRouter:
 
 class IncomingBody:
     """A body as it comes, within its seconds and the bytes of all. receive: of the request's scope. bodies: all that
-    come. seconds: from now to its end."""
+    come. share: whose it is. seconds: from now to its end."""
 
-    def __init__(self, receive: Receive, bodies: IncomingBodies, seconds: float) -> None:
+    def __init__(
+        self, receive: Receive, bodies: IncomingBodies, share: str | None, seconds: float
+    ) -> None:
         self._receive, self._bodies, self._seconds = receive, bodies, seconds
+        self.share, self.size = share, 0
         self._deadline = asyncio.get_running_loop().time() + seconds
         self._timeout: asyncio.Timeout | None = None
         self._whole = self._given_up = False
@@ -115,7 +119,7 @@ class IncomingBody:
             async with asyncio.timeout_at(self._deadline) as self._timeout:
                 message = await self._receive()
         if self._given_up:
-            said = "the server holds too many unfinished bodies, and this was the longest silent"
+            said = "the server holds too many unfinished bodies, and this client has most of them"
             raise ApiError(503, said, "server_error", None, "server_busy", SOON)
         if message is None:
             said = f"the body was not there after {self._seconds:g} s"
@@ -124,7 +128,8 @@ class IncomingBody:
         if self._whole:
             self._bodies.remove(self)
         else:
-            self._bodies.add(self, len(message.get("body", b"")))
+            self.size += len(message.get("body", b""))
+            self._bodies.add(self)
         return message
 
     def give_up(self) -> None:
@@ -136,25 +141,20 @@ class IncomingBody:
 
 
 class IncomingBodies:
-    """The bodies that are not whole yet. Where they have more than `most` bytes together, those that were silent
-    for longest are given up."""
+    """The bodies that are not whole yet. Where they have more than `most` bytes together, those of the share that has
+    most of them are given up: that one first which was silent for longest."""
 
     def __init__(self, most: float) -> None:
-        self._most, self._bytes = most, 0
-        self._sizes: dict[IncomingBody, int] = {}  # the longest silent is the first
+        self._bodies = FairTable[IncomingBody, IncomingBody](most)
 
-    def add(self, body: IncomingBody, size: int) -> None:
+    def add(self, body: IncomingBody) -> None:
         """A further piece came."""
-        self._sizes[body] = self._sizes.pop(body, 0) + size
-        self._bytes += size
-        while self._bytes > self._most:
-            silent = next(iter(self._sizes))
-            self.remove(silent)
-            silent.give_up()
+        for one in self._bodies.put(body.share, body, body, body.size):
+            one.give_up()
 
     def remove(self, body: IncomingBody) -> None:
         """It is whole, or its request is over."""
-        self._bytes -= self._sizes.pop(body, 0)
+        self._bodies.pop(body.share, body)
 
 
 class JsonCount:

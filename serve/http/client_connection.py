@@ -11,6 +11,9 @@ from loguru import logger
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from fastslow.serve.api.limits import network_of
+from fastslow.serve.http.client_places import ClientPlaces
+
 HEAD_BYTES = 64 * 1024  # of a request's first line and headers
 HEAD_SECONDS = 30.0  # in which they must have come
 WRITE_SECONDS = 60.0  # in which a client must take something of what waits for it
@@ -25,6 +28,7 @@ class Connection(HttpToolsProtocol):
     if it had not. Of requests that are sent before the answer to the first one, few are read ahead."""
 
     write_seconds = WRITE_SECONDS
+    places = ClientPlaces()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -45,8 +49,15 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         self.flow = InTurn(transport, self)
         self._await_head()
+        self._share = network_of(self.client[0]) if self.client else None
+        self.places.enter(self._share, self)
+
+    def close_unused(self) -> None:
+        """Others need its place."""
+        self.transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.places.leave(self._share, self)
         self._stop(self._head_timer)
         self._stop(self._write_timer)
         self._unread = b""
@@ -95,9 +106,13 @@ class Connection(HttpToolsProtocol):
             return
         super().on_message_complete()
         self._head = 0
+        if not self.cycle.response_complete:
+            self.places.use(self._share, self)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if self.cycle.response_complete:  # else a further request is answered now
+            self.places.rest(self._share, self)
         if self.flow.read_paused:
             self.loop.call_soon(self._read_on)
 

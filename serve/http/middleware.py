@@ -154,7 +154,7 @@ class RequestAccess:
             await error_response(scope, error)(scope, receive, send)
             return
         rates = [(name.encode(), value.encode()) for name, value in left.items()]
-        body = IncomingBody(receive, self._bodies, self._seconds)
+        body = IncomingBody(receive, self._bodies, caller.share, self._seconds)
         head = scope["method"] == "HEAD"
 
         async def send_with_rates(message: Message) -> None:

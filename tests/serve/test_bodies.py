@@ -121,6 +121,21 @@ async def test_unfinished_bodies_have_a_limit_together() -> None:
     assert (b"retry-after", b"1") in sent[0][0]["headers"]
 
 
+@within(60)
+async def test_who_has_most_unfinished_bodies_gives_up_first() -> None:
+    """24 of one address, of which each adds a little all the time, and 8 slow uploads of others."""
+    settings = ServerSettings(body_bytes=1000)
+    app = create_app(FakeEngine(), ServerConfig(settings=settings, body_seconds=0.5))
+    sent = b" " * 900
+    honest = [call(app, "POST", CHAT, sent, whole=False, address=f"10.0.0.{n}") for n in range(8)]
+    tasks = [asyncio.create_task(one) for one in honest]
+    await asyncio.sleep(0.05)
+    flood = [call(app, "POST", CHAT, sent, whole=False, address="10.0.1.1") for _ in range(24)]
+    statuses = [one[0]["status"] for one in await asyncio.gather(*tasks, *flood)]
+    assert statuses[:8] == [408] * 8, "they had their time"
+    assert statuses[8:].count(503) == 24 + 8 - TOGETHER * 1000 // 900
+
+
 def test_a_body_that_says_that_it_is_too_large_is_not_waited_for(url: str) -> None:
     host, port = url.removeprefix("http://").split(":")
     head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"

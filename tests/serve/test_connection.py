@@ -6,6 +6,7 @@ import asyncio
 import re
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from unittest.mock import Mock
 
 import pytest
@@ -18,6 +19,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from fastslow.serve.http.client_connection import HEAD_BYTES, Connection
+from fastslow.serve.http.client_places import ClientPlaces
 
 HOST = b"Host: localhost\r\n"
 
@@ -46,6 +48,59 @@ def said(address: tuple[str, int], *parts: bytes) -> tuple[bytes, bytes]:
         answer = b"".join(iter(lambda: connection.recv(65536), b""))
     head, _, body = answer.partition(b"\r\n\r\n")
     return head.lower(), body
+
+
+def test_who_has_many_connections_gives_up_unused_ones(
+    address: tuple[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Connection, "places", ClientPlaces(8))
+    get = b"GET /parts HTTP/1.1\r\n" + HOST + b"\r\n"
+    with ExitStack() as stack:
+
+        def connected(source: str) -> socket.socket:
+            opened = socket.create_connection(address, 10, (source, 0))
+            return stack.enter_context(opened)
+
+        modest = connected("127.0.0.1")
+        greedy = [connected("127.0.0.2") for _ in range(40)]
+        begun = b"POST /body HTTP/1.1\r\nContent-Length: 9\r\n" + HOST + b"\r\nx"
+        greedy[-1].sendall(begun)  # as little in use as one on which nothing was sent
+        for one in (modest, connected("127.0.0.3"), connected("127.0.0.4"), modest):
+            one.sendall(get)
+            answer = b""
+            while not answer.endswith(b"0\r\n\r\n"):
+                more = one.recv(9999)
+                assert more, "others closed it out"
+                answer += more
+        assert greedy[0].recv(1) == b"", "the oldest unused one is closed"
+        greedy[-1].sendall(b"12345678")
+        assert greedy[-1].recv(100).startswith(b"HTTP/1.1 200"), "the newest are kept"
+
+
+def test_connections_in_use_are_not_closed() -> None:
+    """One address has at most three places in four, and then only its own unused ones make room."""
+    places, closed = ClientPlaces(8), list[Mock]()
+
+    def entered(share: str) -> Mock:
+        def close() -> None:
+            closed.append(made)
+            places.leave(share, made)
+
+        made = Mock(close_unused=close)
+        places.enter(share, made)
+        return made
+
+    used = [entered("a") for _ in range(6)]
+    for one in used[1:]:
+        places.use("a", one)
+    other = entered("b")
+    entered("a")
+    assert closed == [used[0]]
+    places.use("a", used.pop(0))  # of one that is gone nothing is left
+    newest = entered("a")
+    assert closed[-1] is not newest and other not in closed
+    for one in used:
+        places.rest("a", one)
 
 
 OFFERS = {

@@ -85,6 +85,7 @@ async def call(
     body: bytes = b"",
     whole: bool = True,
     leave_after: int = 10**9,
+    address: str = "127.0.0.1",
 ) -> list[Any]:
     """What an application sends to a client that leaves after some messages, or whose body is never whole."""
     sent: list[Any] = []
@@ -103,7 +104,7 @@ async def call(
 
     scope: dict[str, Any] = {"type": "http", "method": method, "path": path, "query_string": b""}
     scope |= {"raw_path": path.encode(), "headers": [(b"content-type", b"application/json")]}
-    scope |= {"http_version": "1.1", "scheme": "http", "client": ("127.0.0.1", 1)}
+    scope |= {"http_version": "1.1", "scheme": "http", "client": (address, 1)}
     await app({**scope, "asgi": {"version": "3.0", "spec_version": "2.3"}}, receive, send)
     return sent
 
