@@ -139,7 +139,8 @@ def worker_loop(
     address: tuple[str, int], token: str, rank: int, local: int, store: Store
 ) -> NoReturn:
     """Serve rank 0, which knows its ranks by `token`, until it is done; then the process ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for rank 0, which ends the others
+    for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(ignored, signal.SIG_IGN)  # they are for rank 0, which ends the others
     logger.enable("fastslow")  # a process of our own, with nobody else's log in it
     logger.remove()
     logger.add(sys.stderr, level="WARNING", format=f"rank {rank}: {{message}}")

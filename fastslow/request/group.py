@@ -142,7 +142,8 @@ class RequestGroup:
     def fail(self, error: BaseException) -> None:
         """It does not get to the engine. Neither the group nor the error, which its caller may keep, holds the
         model from now on."""
-        logger.opt(exception=error).debug("a request did not get to the engine")
+        own = None if isinstance(error, ValueError) else error  # that one may quote its prompt
+        logger.opt(exception=own).debug("a request did not get to the engine")
         link: BaseException | None = error
         while link is not None:
             link.__traceback__, link = None, link.__context__

@@ -144,7 +144,8 @@ def _place(loc: Sequence[int | str], body: object) -> tuple[str, object]:
             if isinstance(value, list) and part < len(value):
                 path, value = f"{path}[{part}]", value[part]
         elif not within or (isinstance(value, dict) and part in value):
-            path, value = f"{path}.{part}".lstrip("."), value[part] if within else part  # type: ignore[index]
+            named = f".{part}" if re.fullmatch(r"\w{1,64}", part) else f"[{shown(part)}]"
+            path, value = f"{path}{named}".lstrip("."), value[part] if within else part  # type: ignore[index]
         elif part.isidentifier() and loc[-1] == part and isinstance(value, dict):
             path = f"{path}.{part}".lstrip(".")  # what is missing
     return path, value

@@ -270,7 +270,7 @@ def _speculation_of(
                 f"speculation.{name} is a file of the server, and not for clients{names}"
             )
         if name not in Speculation.model_fields:
-            raise ValueError(f"speculation.{shown(name)[1:-1]} is unknown{nearest(name, OPEN)}")
+            raise ValueError(f"speculation has no field {shown(name)}{nearest(name, OPEN)}")
     if not isinstance(wish, str) and "drafter" in fields:
         _drafter("speculation.drafter", fields["drafter"])
     for name in split_names(str(fields.get("drafter", ""))):

@@ -24,6 +24,7 @@ STEERING = (
 )
 DIRECT = "groups", "experts", "latency_ms", *STEERING  # fields of a mode, under its names
 OWN = "speculation", "sampling"  # fields of a mode that are fields of the request itself
+OWN_NAME = "custom"  # of every mode that a client names itself
 
 
 def optional(description: str) -> Any:
@@ -247,7 +248,9 @@ def _fields(mode: str | Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"mode.{own} must be left out: the request itself has such a field")
     if not isinstance(mode.get("base"), str | None):
         raise ValueError(f"mode.base={shown(mode['base'])} must be a preset's name")
-    return {name: value for name, value in mode.items() if value is not None or name != "base"}
+    named = {"name": OWN_NAME} if "name" in mode else {}  # any number of names is no use to figures
+    kept = {name: value for name, value in mode.items() if value is not None or name != "base"}
+    return kept | named
 
 
 def _agreed(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -18,6 +20,10 @@ from fastslow.serve.http.client_connection import Connection
 
 KEEP_ALIVE = 75  # seconds that an idle connection stays open
 LAST = 5  # seconds for the last bytes of answers, once the engine is closed
+UNUSED = [
+    getattr(signal, name, None) for name in ("SIGUSR1", "SIGUSR2")
+]  # Windows has none of them
+ALSO = [*filter(None, [getattr(signal, "SIGHUP", None), *UNUSED])]  # would end the process, too
 
 
 class StoppedError(RuntimeError):
@@ -25,9 +31,9 @@ class StoppedError(RuntimeError):
 
 
 class Server(uvicorn.Server):
-    """Serves an application until a signal comes, and then drains. SIGTERM or Ctrl-C: the engine takes no more
+    """Serves an application until a signal comes, and then drains. SIGTERM, SIGHUP or Ctrl-C: the engine takes no more
     requests, those that run have `drain` seconds, and meanwhile connections are still accepted, and get HTTP 503.
-    Ctrl-C again ends at once."""
+    Ctrl-C again ends at once. SIGUSR1 and SIGUSR2 do nothing."""
 
     def __init__(self, app: FastAPI, engine: Engine, drain: float) -> None:
         super().__init__(
@@ -50,11 +56,23 @@ class Server(uvicorn.Server):
         self.draining: asyncio.Task[None] | None = None  # since a signal came
         self.stopped = False
 
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """What is ignored already, as SIGHUP under nohup, stays so."""
+        with super().capture_signals():
+            if threading.current_thread() is threading.main_thread():
+                for number in ALSO:
+                    if signal.getsignal(number) is signal.SIG_DFL:
+                        signal.signal(number, self.handle_exit)
+            yield
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._loop.call_soon_threadsafe(self._signalled, sig)
 
     def _signalled(self, sig: int) -> None:
-        if self.draining is None:
+        if sig in UNUSED:
+            logger.info("{} means nothing here: it is ignored", signal.Signals(sig).name)
+        elif self.draining is None:
             logger.info("no more requests are taken; those that run have {:g} s", self._seconds)
             self.draining = self._loop.create_task(self._drain())
         elif sig == signal.SIGINT:

@@ -83,7 +83,7 @@ counter fastslow:thinking_tokens{mode} choice.thinking_tokens  Tokens between th
 counter fastslow:thinking_ended{reason}  Thoughts by what ended them: model, budget, turn, room, loop, confident, caller, length.
 counter fastslow:probe_rows{mode} choice.probe_rows  Rows that asked for the answer before the thought was over.
 counter fastslow:targets{mode,kept}  Answers with a latency target, and whether it was kept.
-counter fastslow:refusals{reason}  Requests without an answer: busy, not_ready, invalid.
+counter fastslow:refusals{reason}  Requests without an answer: busy, not_ready, invalid, or the code of the error, as key_limit and rate_limit_exceeded.
 # counted at the end of a request
 counter fastslow:http_requests{method,route,status}  HTTP requests; status 0: nothing was sent.
 gauge fastslow:http_requests_running  Requests that hold a place.

@@ -16,20 +16,21 @@ from prometheus_client.metrics_core import HistogramMetricFamily
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
+from fastslow.draft.registry import split_names
 from fastslow.engine.params import CHANGED
 from fastslow.output import Completion, Metrics, Output
 from fastslow.serve.api.engine import Engine, NotReady
 from fastslow.serve.api.limits import Limits
+from fastslow.serve.api.mode_fields import OWN_NAME
 from fastslow.serve.observe.logs import lost_lines
 from fastslow.serve.observe.metric_table import TABLE, Metric
-from fastslow.serve.observe.request_record import AnswerRecord, RequestRecord, tokens_of
+from fastslow.serve.observe.request_record import UNMATCHED, AnswerRecord, RequestRecord, tokens_of
 
 MOST_VALUES = 200  # of one label; those that come later are "other"
 OTHER = "other"
 BATCHES = frozenset({"vllm:inter_token_latency_seconds"})
 PATIENCE = 2.0  # seconds that a scrape waits for the engine
 MOST_POSITIONS = 64  # of drafts
-OWN = "custom"  # modes that calls made up
 REASONS = {
     "stop": "stop",
     "length": "length",
@@ -155,6 +156,9 @@ class ServerMetrics:
         labels = {"method": record.method, "route": record.route, "status": str(record.status)}
         self._counts.add("fastslow:http_requests", 1, **labels)
         self._counts.add("fastslow:clients_left", record.left)
+        error, counted = record.error, any(answer.failed for answer in record.answers)  # below
+        if error and error.status != 500 and record.route != UNMATCHED and not counted:
+            self._counts.add("fastslow:refusals", reason=error.code or "invalid")
         for answer in record.answers:
             self._take_answer(answer, record.started)
         if not self._by_key:
@@ -255,7 +259,8 @@ class ServerMetrics:
     def _take_choice(self, choice: Completion) -> None:
         counts, one = self._counts, choice.metrics
         mode = self._mode(one.mode)
-        labels = {"mode": mode, "drafter": one.drafter}
+        several = len(split_names(one.drafter)) > 2  # clients may join any
+        labels = {"mode": mode, "drafter": "several" if several else one.drafter}
         for metric in _of("choice"):
             own = {label: labels[label] for label in metric.labels}
             counts.add(metric.name, getattr(one, metric.field), **own)
@@ -292,7 +297,7 @@ class ServerMetrics:
     def _mode(self, name: str) -> str:
         """A preset's name, or two of an answer that continued in another mode; else `custom`."""
         known, parts = self._engine.card.modes, name.replace(CHANGED, "").split(">")
-        return ">".join(parts) if all(part in known for part in parts) else OWN
+        return ">".join(parts) if all(part in known for part in parts) else OWN_NAME
 
 
 @cache

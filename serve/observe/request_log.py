@@ -12,9 +12,11 @@ from fastslow.serve.observe.request_record import UNMATCHED, AnswerRecord, Reque
 QUIET = ("/health", "/ready", "/metrics")  # every few seconds: only with level debug
 MOST_SHOWN = 2000  # characters of a text
 MOST_REASON = 300
-# Texts in a sentence as repr shows them, the last one maybe cut, but for fields' names; lists and objects to its end.
+# Texts in a sentence as repr shows them, the last one maybe cut, but for fields' names; lists and objects to its end;
+# what follows a colon, where other libraries have their say.
 VALUE = re.compile(
-    r"""(?<!\w)(?<!field )(?<!mean )(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|['"].*)|(?<==)[\[{].*""",
+    r"""(?<!\w)(?:(?<!field )(?<!mean )|(?!'[\w.]{1,64}'))(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|['"].*)|(?<==)[\[{].*"""
+    r"""|(?<!Host)(?<!Origin): .*""",
     re.DOTALL,
 )
 
@@ -37,6 +39,10 @@ class RequestLog:
             fields["texts"] = [choice.text[:MOST_SHOWN] for choice in choices]
         failed = record.status >= 500 or (record.status == 0 and not record.left)
         level = "DEBUG" if record.route in QUIET else "ERROR" if failed else "INFO"
+        if (
+            record.status == 503
+        ):  # it drains, or has no room: whoever is at fault has a line of its own
+            level = "WARNING" if level == "ERROR" else level
         # the id is given: the request's own context is over
         logger.bind(request_id=record.id, **fields).log(level, "request")
 

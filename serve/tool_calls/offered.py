@@ -119,7 +119,7 @@ def callable_tools(tools: Sequence[Tool], choice: ToolChoice) -> list[Tool]:
         raise ValueError("tool_choice wants a call, but there are no tools")
     names = [tool.name for tool in tools]
     if twice := next((name for i, name in enumerate(names) if name in names[:i]), None):
-        raise ValueError(f"tools: two functions are named {twice}")
+        raise ValueError(f"tools: two functions are named {shown(twice)}")
     size = sum(len(json.dumps(tool.parameters)) for tool in tools)
     if size > LONGEST_SCHEMAS:
         raise ValueError(

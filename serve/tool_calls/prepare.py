@@ -80,7 +80,7 @@ def _schema_of(tool: Tool, place: str) -> dict[str, Any]:
         return schema
     if tool.strict:
         raise ValueError(f"{place}.parameters cannot be held to: {error}")
-    logger.warning("arguments of {} are any object: {}", tool.name, error)
+    logger.warning("arguments of {} are any object: its schema cannot be held to", place)
     return {"type": "object", "x-guidance": options}
 
 

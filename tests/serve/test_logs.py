@@ -13,12 +13,16 @@ from typing import Any
 
 import pytest
 from fake_engine import FakeEngine
+from fastapi.testclient import TestClient
 from loguru import logger
 from metrics_client import ASK, ask, client, scraped
 from serve_tools import call
 
+from fastslow.llm import LLM
 from fastslow.output import Piece
+from fastslow.serve.api.engine import NotReady
 from fastslow.serve.api.generate_request import GenerateRequest
+from fastslow.serve.engines.local import LocalEngine
 from fastslow.serve.http.app import create_app
 from fastslow.serve.observe.logs import ServerLog, lost_lines
 
@@ -205,6 +209,54 @@ def test_a_refused_request_says_why_and_shows_no_text_of_it(path: Path, opened: 
     assert reasons[2].endswith("=...") and reasons[-1] == "Not Found"
     text = path.read_text("utf-8")
     assert "secret" not in text and SECRET[:20] not in text and "7654" not in text
+
+
+Z = "my zebra"
+TOOL = {"name": "zebra", "parameters": {"properties": {"a": {"pattern": f"({Z}"}}}}
+WRONG: list[dict[str, Any]] = [
+    *({"guided_regex": text} for text in (f"({Z}", f"{Z}[", f"{Z}(?=x)")),
+    *({"guided_grammar": text} for text in (f"{Z} x", f"start: {Z}", f"root ::= {Z}")),
+    {"guided_json": {"type": Z}},
+    {"guided_json": {Z: Z, "$ref": f"#/{Z}"}},
+    {"guided_json": {"required": [Z], "type": "object", "additionalProperties": False}},
+    *({field: {Z: Z}} for field in ("logit_bias", "mode", "speculation", "chat_template_kwargs")),
+    {"mode": {"base": "deep", "loop": {Z: 1}}},
+    *({Z: 1, field: Z} for field in ("mode", "model", "stop", "turn")),
+    {"tools": [{"type": "function", "function": TOOL}], "tool_choice": "required"},
+    {"tools": [{"type": "function", "function": TOOL}] * 2},
+    {"messages": [{"role": Z, "content": Z}]},
+    {"messages": [{"role": "user", "content": [{"type": Z, "text": Z}]}]},
+]
+
+
+def test_no_text_of_a_client_is_in_a_log_of_everything(
+    path: Path, opened: Opened, llm: LLM
+) -> None:
+    """Nor a mode's name, or what a library says of a grammar."""
+    log = opened(level="debug")
+    with TestClient(create_app(LocalEngine(llm, "tiny"))) as ours:
+        for wrong in WRONG:
+            body = {"messages": [{"role": "user", "content": Z}], "max_tokens": 2, **wrong}
+            ours.post("/v1/chat/completions", json=body)
+            ask(ours, Z, max_tokens=1, **{k: v for k, v in wrong.items() if k[:2] == "gu"})
+        named = {"base": "fast", "name": Z}
+        assert ask(ours, Z, max_tokens=2, mode=named).status_code == 200
+    log.close()
+    assert len(requests(path)) == 2 * len(WRONG) + 1
+    assert not [line for line in path.read_text("utf-8").splitlines() if "zebra" in line]
+
+
+def test_a_server_that_drains_is_no_error(path: Path, opened: Opened) -> None:
+    async def script(request: GenerateRequest) -> AsyncGenerator[Piece, None]:
+        raise NotReady("the server is closing")
+        yield
+
+    log = opened()
+    with client(FakeEngine(script)) as ours:
+        assert ask(ours).status_code == 503
+    log.close()
+    (line,) = requests(path)
+    assert line["level"] == "WARNING" and line["reason"] == "the server is closing"
 
 
 def test_the_prompt_of_a_client_that_left_is_counted(path: Path, opened: Opened) -> None:

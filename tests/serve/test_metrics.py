@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from fake_engine import FakeEngine, output
@@ -16,6 +17,9 @@ from fastslow.engine.core.spec_decode_stats import DraftCounts
 from fastslow.output import Piece
 from fastslow.serve.api.engine import Busy, NotReady
 from fastslow.serve.api.generate_request import GenerateRequest
+from fastslow.serve.api.keys import KeyLimits
+from fastslow.serve.api.limits import Caller
+from fastslow.serve.http.middleware import RequestAccess
 from fastslow.serve.observe import metrics
 from fastslow.serve.observe.metric_table import TABLE
 
@@ -115,6 +119,39 @@ def test_refusals(error: Exception, reason: str) -> None:
         found = scraped(ours)
     assert found["fastslow:refusals_total", (("reason", reason),)] == 1
     assert not any(name == "vllm:request_success_total" for name, _ in found)
+
+
+def test_what_the_server_itself_refuses_is_counted() -> None:
+    limits = KeyLimits(modes=["fast"], requests_per_minute=3)
+    caller = Caller("bot", "m", limits)
+    with client() as ours, patch.object(RequestAccess, "_caller", return_value=caller):
+        for fields in ({"mode": "deep"}, {"top_p": 7}, {"mode": "fast"}, {}):
+            ask(ours, **fields)
+        found = scraped(ours)
+    reasons = {labels[0][1]: n for (name, labels), n in found.items() if "refusals_total" in name}
+    assert reasons == {"key_limit": 1, "invalid": 1, "rate_limit_exceeded": 1}
+
+
+def test_names_of_clients_do_not_fill_the_figures() -> None:
+    with client(engine := FakeEngine()) as ours:
+        for n in range(3):
+            ask(ours, mode={"base": "fast", "name": f"name {n}"}, speculation="off")
+    modes: list[Any] = [asked.options.mode for asked in engine.asked]
+    assert [mode["name"] for mode in modes] == ["custom"] * 3
+    names = ["suffix", "off", "suffix|head", "suffix|head|ngram", "ngram+self+suffix"]
+    scripts = [output(drafter=name) for name in names]
+
+    async def script(request: GenerateRequest) -> AsyncGenerator[Piece, None]:
+        yield Piece(output=scripts.pop())
+
+    with client(FakeEngine(script)) as ours:
+        for _ in names:
+            ask(ours)
+        found = scraped(ours)
+    drafters = {
+        dict(labels)["drafter"] for name, labels in found if name == "fastslow:answers_total"
+    }
+    assert drafters == {"suffix", "off", "suffix|head", "several"}
 
 
 def test_what_fails_in_the_middle_counts_what_was_sent() -> None:

@@ -40,13 +40,17 @@ def test_it_loads_serves_and_drains(folder: Path) -> None:
             with client.stream("GET", "/stream?tokens=1500") as answer:
                 lines = answer.iter_lines()
                 tokens = int(next(lines))
-                server.send_signal(signal.SIGTERM)
+                for unused in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
+                    server.send_signal(unused)
+                    os.kill(int(pid), unused)  # the engine's
                 wait_for(lambda: client.get("/ready").status_code == 503)
                 assert client.get("/ready").json()["why"] == "the server is closing"
                 assert client.get("/stream?tokens=1").status_code == 503
                 *rest, last = lines
                 assert tokens + sum(map(int, rest)) == 1500 and last == "over"
         assert server.wait(PATIENCE) == 0
+        said = server.communicate()[1]
+        assert said.count("SIGUSR1 means nothing here") == said.count("SIGUSR2 means") == 1
         _gone(int(pid))
 
 

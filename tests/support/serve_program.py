@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from loguru import logger
 from serve_engines import asked, settings_of
 
 from fastslow.serve.api.engine import Engine, ModelCard, NotReady
@@ -34,6 +35,7 @@ async def _texts(engine: Engine, tokens: int) -> AsyncIterator[str]:
 
 
 async def main() -> None:
+    logger.enable("fastslow")
     with listen("127.0.0.1", 0) as listener:
         engine = EngineClient(settings_of(Path(sys.argv[1])))
         app = create_app(engine)

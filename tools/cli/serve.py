@@ -51,7 +51,7 @@ def serve(
     another process; if that dies, running requests get an error and a new one is started. With --replicas
     several engines run; if one dies, others continue its answers.
 
-    Ctrl-C or SIGTERM: running answers have --drain-seconds, new requests get HTTP 503, then it ends.
+    Ctrl-C, SIGTERM or SIGHUP: running answers have --drain-seconds, new requests get HTTP 503, then it ends.
     Ctrl-C twice ends it now.
 
     Exit codes: 0 drained; 1 the engine failed for good; 2 the input does not fit; 130 Ctrl-C twice.

@@ -231,8 +231,8 @@ def end_with_parent() -> None:
 def main() -> None:
     """Serve the connection that the command line names."""
     end_with_parent()
-    for ignored in (signal.SIGINT, signal.SIGTERM):  # the server says when to end, after a drain
-        signal.signal(ignored, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)  # the server says when to end
     log = ServerLog.of_environment()
     connection = socket.socket(fileno=int(sys.argv[1]))
     connection.setblocking(False)
