@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Generic, TypeVar
 
 K = TypeVar("K")
@@ -11,52 +11,45 @@ V = TypeVar("V")
 
 class FairTable(Generic[K, V]):
     """Entries by who made them, their share, and by name. Where it is full, the share that holds most gives up its
-    oldest entry. most: size of all entries together."""
+    oldest entry; of equal ones that share which added least lately. most: size of all entries together."""
 
     def __init__(self, most: float) -> None:
         self._most, self._size = most, 0
         self._entries: dict[str | None, dict[K, tuple[V, int]]] = {}
-        self._sizes: dict[
-            str | None, int
-        ] = {}  # of shares; the one that added least lately is the first
 
     def put(self, share: str | None, name: K, value: V, size: int = 1) -> list[V]:
         """Add an entry, or change it: it is the newest. Returns what was given up."""
         self.pop(share, name)
-        self._sizes[share] = self._sizes.pop(share, 0) + size
-        self._entries.setdefault(share, {})[name] = value, size
+        self._entries[share] = entries = self._entries.pop(share, {})
+        entries[name] = value, size
         self._size += size
         gone: list[V] = []
         while self._size > self._most:
             gone += self.give_up()
         return gone
 
-    def give_up(self, of: Sequence[str | None] = ()) -> list[V]:
-        """Take the oldest entry of the share that holds most, of all or of these; nothing where there is none."""
-        shares = [one for one in of or self._sizes if one in self._sizes]
+    def give_up(self, among: Collection[str | None] = ()) -> list[V]:
+        """Take the oldest entry of the share that holds most, among these or, with (), of all; [] where none does."""
+        shares = [share for share in among or self._entries if share in self._entries]
         if not shares:
             return []
-        share = max(shares, key=self._sizes.__getitem__)
+        share = max(shares, key=lambda one: sum(size for _, size in self._entries[one].values()))
         name, (value, _) = next(iter(self._entries[share].items()))
         self.pop(share, name)
         return [value]
 
     def get(self, share: str | None, name: K) -> V | None:
-        found = self._entries.get(share, {}).get(name)
-        return None if found is None else found[0]
+        return self._entries.get(share, {}).get(name, (None, 0))[0]
 
     def find(self, name: K) -> V | None:
         """An entry of any share."""
-        return next((entry[name][0] for entry in self._entries.values() if name in entry), None)
+        return next((each[name][0] for each in self._entries.values() if name in each), None)
 
     def pop(self, share: str | None, name: K) -> V | None:
         """Take an entry out; None: there is none."""
         entries = self._entries.get(share, {})
         value, size = entries.pop(name, (None, 0))
         self._size -= size
-        if share in self._sizes:
-            self._sizes[share] -= size
         if not entries:
             self._entries.pop(share, None)
-            self._sizes.pop(share, None)
         return value

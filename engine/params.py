@@ -26,8 +26,7 @@ Thinking = Literal["off", "on", "auto"]
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Accept = Literal["auto", "token", "block", "reproducible", "lossy-stepwise"]
 TokenId = Annotated[StrictInt, Field(ge=0)]
-MOST_STOPS, LONGEST_STOP = 64, 1000
-LONGEST_NAME, LONGEST_TEXT = 256, 1000
+MOST_STOPS, LONGEST_STOP, LONGEST_NAME, LONGEST_TEXT = 64, 1000, 256, 1000
 Name = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
 Text = Annotated[str, Field(max_length=LONGEST_TEXT)]
 Stops = tuple[Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)], ...]
@@ -366,7 +365,9 @@ class Mode(Params):
     escalate: Accepts[Escalation | None, Escalation | Fields | None] = Field(
         default=NONE, description="change to another mode where the model is unsure; None = never"
     )
+    bounds: tuple[str, ...] | None = Field(default=None, description="no call gets more of these")
     description: Text = Field(default="", description="one line for people")
+    _held: tuple[str, ...] = ()  # bounds that a call met
 
     @field_validator("latency_ms", mode="before")
     @classmethod

@@ -11,6 +11,7 @@ from fastslow.engine.host.files import is_file, read_object, shown
 from fastslow.engine.model.config import FIELDS, RoutedUnits
 from fastslow.engine.params import CHANGED, Mode, Params, nearest
 from fastslow.engine.text.switches import EFFORTS
+from fastslow.policies.thinking_limits import MOST_ROOM
 
 NESTED = (
     "sampling",
@@ -21,6 +22,10 @@ NESTED = (
     "loop",
     "confidence",
 )  # fields that hold fields
+BOUNDS = (  # fields that a preset may hold calls to
+    *("thinking", "thinking_budget", "turn_budget", "answer_room", "loop", "confidence"),
+    *("latency_ms", "groups", "experts"),
+)
 NAMING = "name", "base", "description", "auto"  # fields that are a mode's own
 MOST_MODES = 1000  # that a file or a call gives
 MOST_BASES = 32  # one above the other
@@ -103,13 +108,45 @@ def find_mode(mode: str | Mode | Fields, presets: Mapping[str, Mode], units: Rou
     base = given.get("base")
     if base is None:
         return check_units(mode if isinstance(mode, Mode) else Mode(**given), units)
-    return check_units(_over(_named(base, presets), {"name": f"{base}{CHANGED}", **given}), units)
+    preset = _named(base, presets)
+    made = check_units(_over(preset, {"name": f"{base}{CHANGED}", **given}), units)
+    return bounded(made, preset)
 
 
-def in_either(taken: Mode, auto: Mode) -> Mode:
-    """A preset that was chosen for a request, with the fields that the mode `auto` itself gives."""
-    own = {name: value for name, value in fields_of(auto).items() if name not in NAMING}
-    return _over(taken, {**own, "name": taken.name}) if own else taken
+def bounded(mode: Mode, preset: Mode) -> Mode:
+    """A mode that a call made of a preset, with the preset's own value of each bound that the call would go beyond."""
+    names = mode.bounds if preset.bounds is None else preset.bounds
+    names = BOUNDS if "all" in (names or ()) else names
+    each = {name: getattr(preset, name) for name in names or ()}
+    held = {name: own for name, own in each.items() if _beyond(name, getattr(mode, name), own)}
+    if not held:
+        return mode
+    made = mode.model_copy(update=held)
+    said = (f"{name} stays {shown(own)}, a bound of the mode" for name, own in held.items())
+    made._held = (*mode._held, *said)
+    return made
+
+
+def _beyond(field: str, wish: Any, bound: Any) -> bool:
+    """Whether a call wants more than a preset has."""
+    if bound is None or wish == bound:
+        return False
+    if field == "thinking":
+        return bool(bound == "off")
+    if field == "answer_room":  # of which less is more; "auto" may be any number up to its most
+        least = 1 if wish == "auto" else wish or 0
+        return bool(least < (MOST_ROOM if bound == "auto" else bound))
+    return field in ("loop", "confidence", "latency_ms") or wish is None or bool(wish > bound)
+
+
+def in_either(taken: Mode, auto: Mode, usual: Mode) -> Mode:
+    """A preset that was chosen for a request, with the fields that the mode `auto` itself gives. usual: the preset that
+    a call made this mode of."""
+    both = []
+    for one in (auto, usual):
+        own = {name: value for name, value in fields_of(one).items() if name not in NAMING}
+        both.append(_over(taken, {**own, "name": taken.name}) if own else taken)
+    return bounded(*both)
 
 
 def check_units(mode: Mode, units: RoutedUnits) -> Mode:
@@ -137,7 +174,12 @@ def _given(mode: Mode | Fields, where: str) -> dict[str, Any]:
     """`fields_of`, whose names must be texts."""
     if isinstance(mode, Mapping) and not all(isinstance(name, str) for name in mode):
         raise ValueError(f"{where}={shown(dict(mode))} must have names of fields as its keys")
-    return _in_full(fields_of(mode))
+    given = fields_of(mode)
+    bounds = given.get("bounds")
+    for name in bounds if isinstance(bounds, list | tuple) else ():
+        if name not in (*BOUNDS, "all"):
+            raise ValueError(f"{where}.bounds: {shown(name)} is none{nearest(str(name), BOUNDS)}")
+    return _in_full(given)
 
 
 def _in_full(fields: dict[str, Any]) -> dict[str, Any]:

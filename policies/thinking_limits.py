@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
 from weakref import WeakSet
@@ -86,43 +88,52 @@ def answer_room(wish: int | str | None, room: int) -> int | None:
     return max(1, min(MOST_ROOM, room // SHARE)) if wish == "auto" else wish  # type: ignore[return-value]
 
 
+@dataclass(eq=False)
+class TurnCall:
+    """One call of a turn. before: tokens of thought that other calls spent, or may yet. most: its own may spend.
+    answers: that are not over. thought: of its longest answer. resumed: it continues an answer, whose thoughts so far
+    may be counted in `before` or not."""
+
+    turn: Turn
+    before: int
+    most: int
+    answers: int
+    thought: int = 0
+    resumed: bool = False
+
+    def note(self, thought: int) -> None:
+        """One of its answers is over; of several the longest counts."""
+        self.thought, self.answers = max(self.thought, thought), self.answers - 1
+        if not self.answers:
+            self.turn.end(self)
+
+
 class Turn:
     """One turn of a user: tokens of thought in calls that are over, and what those that run may yet use."""
 
     def __init__(self) -> None:
         self.spent = 0
+        self._running: WeakSet[TurnCall] = WeakSet()  # one that never runs is let go of
         self._lock = Lock()
-        self._running: WeakSet[TurnCall] = WeakSet()  # one that fails before it runs is let go of
 
-    def begin(self, most: int, answers: int = 1) -> TurnCall:
-        """A call that may think so much in each of its answers; all others count from now on."""
+    @contextmanager
+    def begin(self, most: int, answers: int = 1) -> Iterator[TurnCall]:
+        """A call that may think so much in each answer. From now on all others count it, unless it fails in here."""
         with self._lock:
-            call = TurnCall(self, self.spent + sum(one.most for one in self._running), most)
-            call.open = answers
+            before = self.spent + sum(call.most for call in self._running)
+            call = TurnCall(self, before, most, answers)
             self._running.add(call)
-        return call
+        try:
+            yield call
+        except BaseException:
+            self.end(call)
+            raise
 
     def end(self, call: TurnCall) -> None:
         with self._lock:
             self._running.discard(call)
-            continued = max(self.spent, call.before + call.thought)
-            self.spent = continued if call.resumed else self.spent + call.thought
-
-
-class TurnCall:
-    """One call of a turn. before: tokens of thought that other calls spent, or may yet. most: its own may spend.
-    resumed: it continues an answer, whose thoughts so far may be counted in `before` or not."""
-
-    def __init__(self, turn: Turn, before: int, most: int) -> None:
-        self.turn, self.before, self.most = turn, before, most
-        self.thought = self.open = 0  # of its longest answer; answers that are not over
-        self.resumed = False
-
-    def note(self, thought: int) -> None:
-        """One of its answers is over; of several the longest counts."""
-        self.thought, self.open = max(self.thought, thought), self.open - 1
-        if not self.open:
-            self.turn.end(self)
+            spent = self.spent + call.thought
+            self.spent = max(self.spent, call.before + call.thought) if call.resumed else spent
 
 
 class Turns:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -31,7 +32,7 @@ from fastslow.policies.speculation.controller import SpeculationController
 from fastslow.policies.thinking_limits import TurnCall
 from fastslow.request.answer_rules import Grammars, ThinkingRules
 from fastslow.request.input_processor import EncodedPrompt, InputProcessor
-from fastslow.request.mode_finder import Chosen, ModeFinder
+from fastslow.request.mode_finder import ModeFinder
 from fastslow.request.options import GENERATION, GenerateOptions, Prompt, SpeculationLike
 from fastslow.settings import read_settings
 
@@ -123,65 +124,51 @@ class RequestBuilder:
         self._home.check()
         self.inputs.measure(prompt)
         answered = options.answered
-        found = self.modes.find(options.mode, prompt, None if answered is None else answered.chosen)
-        mode, _, probe, later = found
+        mode, decided, probe, later = self.modes.find(
+            options.mode, prompt, None if answered is None else answered.chosen
+        )
         escalated = None
         if probe is None and mode.escalate is not None:
             escalated = self.modes.escalated(mode.escalate.to, options.mode, prompt)
-        turn = self._turn(options, [mode, *later, *filter(None, [escalated])])
-        try:
-            return self._build(prompt, options, called, found, escalated, turn)
-        except BaseException:
-            if turn is not None:
-                turn.turn.end(turn)
-            raise
-
-    def _build(
-        self,
-        prompt: Prompt,
-        options: GenerateOptions,
-        called: float,
-        found: Chosen,
-        escalated: Mode | None,
-        turn: TurnCall | None,
-    ) -> BuiltChoices:
-        answered, (mode, decided, probe, later) = options.answered, found
-        plans = [self._plan(prompt, options, one, turn) for one in (mode, *later)]
-        if probe is not None:
-            probe().check(self._config.layers, self._config.hidden_size)
-            if answered is not None and any(answered.tokens):
-                raise ValueError(
-                    "answered.decided is missing: the mode is chosen as the prompt ends"
+        with self._turn(options, [mode, *later, *filter(None, [escalated])]) as turn:
+            plans = [self._plan(prompt, options, one, turn) for one in (mode, *later)]
+            if probe is not None:
+                probe().check(self._config.layers, self._config.hidden_size)
+                if answered is not None and any(answered.tokens):
+                    raise ValueError(
+                        "answered.decided is missing: the mode is chosen as the prompt ends"
+                    )
+            elif escalated and mode.escalate and mode.escalate.how == "restart":
+                plans.append(self._plan(prompt, options, escalated, turn))
+            params = plans[0].params
+            if params.n > 1 and params.temperature == 0 and plans[0].thought is None:
+                self.inputs.said.warn(
+                    "n above 1 at temperature 0 gives equal answers: set a temperature"
                 )
-        elif escalated and mode.escalate and mode.escalate.how == "restart":
-            plans.append(self._plan(prompt, options, escalated, turn))
-        params = plans[0].params
-        if params.n > 1 and params.temperature == 0 and plans[0].thought is None:
-            self.inputs.said.warn(
-                "n above 1 at temperature 0 gives equal answers: set a temperature"
-            )
-        if answered is not None and len(answered.tokens) > params.n:
-            raise ValueError(
-                f"answered.tokens has {len(answered.tokens)} entries, and n={params.n}"
-            )
-        seed = secrets.randbits(63) if params.seed is None else params.seed
-        candidates = [
-            self._candidates(plans, escalated, sibling_seed(seed, n), options, called, probe)
-            for n in range(params.n)
-        ]
-        for n, (first, *_) in enumerate(candidates):
-            if answered is not None and answered.begun(n):
-                answered.begin(first.request, n, mode, plans[0].room, self.units)
-        return BuiltChoices(candidates, decided)
+            if answered is not None and len(answered.tokens) > params.n:
+                raise ValueError(
+                    f"answered.tokens has {len(answered.tokens)} entries, and n={params.n}"
+                )
+            seed = secrets.randbits(63) if params.seed is None else params.seed
+            candidates = [
+                self._candidates(plans, escalated, sibling_seed(seed, n), options, called, probe)
+                for n in range(params.n)
+            ]
+            for n, (first, *_) in enumerate(candidates):
+                if answered is not None and answered.begun(n):
+                    answered.begin(first.request, n, mode, plans[0].room, self.units)
+            return BuiltChoices(candidates, decided)
 
-    def _turn(self, options: GenerateOptions, modes: Sequence[Mode]) -> TurnCall | None:
-        """The turn that a call names, of which it may spend what one of these modes allows."""
+    def _turn(
+        self, options: GenerateOptions, modes: Sequence[Mode]
+    ) -> AbstractContextManager[TurnCall | None]:
+        """The call in the turn that it names, of which it may spend what one of these modes allows."""
         if options.turn is None:
-            return None
-        params = self._sampling(options, modes[0])
+            return nullcontext()
+        params, turn = self._sampling(options, modes[0]), self.inputs.turn(options)
         limits = [(m.thinking_budget, m.turn_budget, params.max_tokens) for m in modes]
         most = max(min(n for n in each if n is not None) for each in limits)
-        return self.inputs.begin_turn(options, most, params.n)
+        return turn.begin(most, params.n)
 
     def _plan(
         self, prompt: Prompt, options: GenerateOptions, mode: Mode, turn: TurnCall | None
@@ -332,6 +319,7 @@ class RequestBuilder:
             may_cut_groups=self.units.name in mode.may_shorten,
             confidence=confidence,
             escape=escalation,
+            notes=[*mode._held],
         )
         for part in (usual, *parts):
             self._drafters.use(part.speculation, request)

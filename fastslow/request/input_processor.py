@@ -21,7 +21,7 @@ from fastslow.engine.text.thought import END, HARMONY, TagTokens, ThoughtTags, f
 from fastslow.engine.text.tool_formats import GENERIC, ToolCalls
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.output import Completion, FastslowWarning
-from fastslow.policies.thinking_limits import TurnCall, Turns
+from fastslow.policies.thinking_limits import Turn, TurnCall, Turns
 from fastslow.request.options import GenerateOptions, Prompt, model_sampling
 
 MOST_SAID = 100  # things: clients may name any number of modes
@@ -154,12 +154,9 @@ class InputProcessor:
             else:
                 self._measure_text(sum(map(_characters, prompt)))
 
-    def begin_turn(self, options: GenerateOptions, most: int, answers: int) -> TurnCall | None:
-        """The call in the turn that it names. most: tokens that each of its answers may think."""
-        if options.turn is None:
-            return None
-        turn = self._turns.of(options.share, options.memory_key, options.turn)
-        return turn.begin(most, answers)
+    def turn(self, options: GenerateOptions) -> Turn:
+        """The turn that a call names."""
+        return self._turns.of(options.share, options.memory_key, options.turn or "")
 
     def encode(
         self, prompt: Prompt, mode: Mode, options: GenerateOptions, turn: TurnCall | None = None

@@ -20,7 +20,7 @@ from fastslow.policies.mode_router import ModeChoice, ModeRouter, PromptFacts
 from fastslow.policies.modes import fields_of, find_mode, in_either
 from fastslow.request.options import ModeLike, Prompt
 
-BOUNDS = "thinking_budget", "turn_budget", "answer_room"  # of thoughts
+BOUNDS = "thinking_budget", "turn_budget", "answer_room", "bounds"  # of thoughts
 
 
 class Chosen(NamedTuple):
@@ -61,6 +61,7 @@ class ModeFinder:
         given = self.given(wish)
         if not given.auto:
             return Chosen(given)
+        usual = self._usual(wish)
         if decided is not None:
             before = ModeChoice(decided.mode, decided.why)
             choice = choose(lambda _: before, PromptFacts(""), self._presets)
@@ -71,7 +72,7 @@ class ModeFinder:
             if isinstance(router, LearnedModeRouter):
                 for name in router.between[1:]:
                     choose(partial(_always, name), facts, self._presets)
-                first, *later = (in_either(self._presets[n], given) for n in router.between)
+                first, *later = (in_either(self._presets[n], given, usual) for n in router.between)
                 if unsure := [mode.name for mode in (first, *later) if mode.escalate]:
                     raise ValueError(
                         f"mode {unsure[0]!r} has escalate, which a learned auto does not follow: leave it out of "
@@ -81,16 +82,22 @@ class ModeFinder:
                     PromptProbe, router.layer, len(router.weights[0]), router.judge(facts)
                 )
                 return Chosen(first, choice, probe, later)
-        return Chosen(in_either(self._presets[choice.mode], given), choice)
+        return Chosen(in_either(self._presets[choice.mode], given, usual), choice)
 
     def escalated(self, to: str, wish: ModeLike | None, prompt: Prompt) -> Mode:
         """The mode that a call's text goes on in. The fields of `auto` hold in it, and of another mode those bounds of
         thoughts that the call itself gives; a preset's own are the preset's."""
-        given = self.given(wish)
+        given, usual = self.given(wish), self._usual(wish)
         if not given.auto:
+            usual = Mode()
             own = fields_of(wish) if isinstance(wish, Mode | Mapping) else {}
             given = Mode(**{name: own[name] for name in BOUNDS if own.get(name) is not None})
-        return in_either(self.find(to, prompt).mode, given)
+        return in_either(self.find(to, prompt).mode, given, usual)
+
+    def _usual(self, wish: ModeLike | None) -> Mode:
+        """The preset that a call begins with, as it is."""
+        base = fields_of(wish).get("base") if isinstance(wish, Mode | Mapping) else wish
+        return self.given(base) if isinstance(base, str) else Mode()
 
     def _facts(self, prompt: Prompt, latency_ms: float | None) -> PromptFacts:
         """Invalid prompts are refused later, by `encode`."""

@@ -15,7 +15,9 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from fastslow.admission import KEPT, FairPlaces
-from fastslow.engine.params import shown
+from fastslow.engine.params import Effort, shown
+from fastslow.engine.text.switches import EFFORT, nearest_level
+from fastslow.request.options import GenerateOptions
 from fastslow.serve.api.engine import ModelCard
 from fastslow.serve.api.errors import SOON, ApiError
 from fastslow.serve.api.generate_request import GenerateRequest
@@ -26,6 +28,7 @@ OPEN = secrets.token_hex(16)  # stands for those who need no key, as a key's id 
 ORDINARY = "deep"  # the mode where a request names none
 # fields of a mode that say how and for how long it thinks; others make another mode of it, which may cost more
 FREE = frozenset({"base", "thinking", "thinking_budget", "latency_ms", *STEERING})
+ALL = ("all",)  # a mode's bounds, where its preset says nothing
 NO_LIMITS = KeyLimits()
 MINUTE = 60.0
 ROUNDING = 1e-6  # of a request or token, that seconds as they are counted may leave missing
@@ -64,7 +67,11 @@ class Caller:
         prompts: of its call, each with such a request."""
         limits = self.limits
         if limits.modes is not None:
-            self._check_mode(request.options.mode, limits.modes)
+            mode = request.options.mode
+            self._check_mode(mode, limits.modes)
+            _check_effort(request.options, card)
+            if isinstance(mode, Mapping):  # a preset that names its bounds has its own
+                request = request.with_options(mode={**mode, "bounds": ALL})
         if limits.priority is not None:
             priority = self._priority(request.options.priority, *limits.priority)
             request = request.with_options(priority=priority)
@@ -114,6 +121,20 @@ def answer_tokens(request: GenerateRequest, card: ModelCard) -> tuple[int | None
     known = {name: value for layer in layers for name, value in layer.items() if value is not None}
     most = known.get("max_tokens")
     return (None if most is None else min(most, card.context)), known.get("n", 1)
+
+
+def _check_effort(options: GenerateOptions, card: ModelCard) -> None:
+    """Refuse a level of effort of the chat template above that of the preset."""
+    preset = card.modes.get(_base(options.mode), {})
+    bounds = ALL if preset.get("bounds") is None else preset["bounds"]
+    wish = (options.chat_template_kwargs or {}).get(EFFORT)
+    most: Effort | None = "none" if preset.get("thinking") == "off" else preset.get("effort")
+    if wish is None or most is None or not card.efforts or not {"all", "thinking"} & {*bounds}:
+        return
+    level = nearest_level(most, card.efforts)
+    if wish not in card.efforts[: card.efforts.index(level) + 1]:
+        said = f"{EFFORT}={shown(wish)} is above {level!r}, the most of this mode with this key"
+        raise _refusal(EFFORT, said)
 
 
 def _refusal(param: str, message: str) -> ApiError:

@@ -50,11 +50,7 @@ class Connection(HttpToolsProtocol):
         self.flow = InTurn(transport, self)
         self._await_head()
         self._share = network_of(self.client[0]) if self.client else None
-        self.places.enter(self._share, self)
-
-    def close_unused(self) -> None:
-        """Others need its place."""
-        self.transport.close()
+        self.places.enter(self._share, self, transport.close)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.places.leave(self._share, self)
@@ -107,12 +103,12 @@ class Connection(HttpToolsProtocol):
         super().on_message_complete()
         self._head = 0
         if not self.cycle.response_complete:
-            self.places.use(self._share, self)
+            self.places.unused.pop(self._share, self)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self.cycle.response_complete:  # else a further request is answered now
-            self.places.rest(self._share, self)
+            self.places.unused.put(self._share, self, self.transport.close)
         if self.flow.read_paused:
             self.loop.call_soon(self._read_on)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
@@ -20,10 +19,8 @@ from fastslow.serve.http.client_connection import Connection
 
 KEEP_ALIVE = 75  # seconds that an idle connection stays open
 LAST = 5  # seconds for the last bytes of answers, once the engine is closed
-UNUSED = [
-    getattr(signal, name, None) for name in ("SIGUSR1", "SIGUSR2")
-]  # Windows has none of them
-ALSO = [*filter(None, [getattr(signal, "SIGHUP", None), *UNUSED])]  # would end the process, too
+# they would end the process, too; Windows has none of them
+ALSO = [getattr(signal, name, 0) for name in ("SIGHUP", "SIGUSR1", "SIGUSR2")]
 
 
 class StoppedError(RuntimeError):
@@ -60,17 +57,17 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Generator[None, None, None]:
         """What is ignored already, as SIGHUP under nohup, stays so."""
         with super().capture_signals():
-            if threading.current_thread() is threading.main_thread():
-                for number in ALSO:
-                    if signal.getsignal(number) is signal.SIG_DFL:
-                        signal.signal(number, self.handle_exit)
+            ours = signal.getsignal(signal.SIGTERM) == self.handle_exit  # as in the main thread
+            for number in filter(None, ALSO if ours else ()):
+                if signal.getsignal(number) is signal.SIG_DFL:
+                    signal.signal(number, self.handle_exit)
             yield
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._loop.call_soon_threadsafe(self._signalled, sig)
 
     def _signalled(self, sig: int) -> None:
-        if sig in UNUSED:
+        if sig in ALSO[1:]:
             logger.info("{} means nothing here: it is ignored", signal.Signals(sig).name)
         elif self.draining is None:
             logger.info("no more requests are taken; those that run have {:g} s", self._seconds)

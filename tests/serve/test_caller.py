@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -49,7 +51,7 @@ def test_what_is_within_the_limits_passes() -> None:
     assert admitted(ask) is ask
     assert admitted(ask, modes=["fast"], priority=[0, 3], max_tokens=5) == ask
     shorter = made_request("1", "x", mode={"base": "fast", "thinking": "off", "thinking_budget": 0})
-    assert admitted(shorter, modes=["fast"]) is shorter
+    assert admitted(shorter, modes=["fast"]).options.mode["bounds"] == ("all",)  # type: ignore[index]
     assert admitted(made_request("1", "x", priority=0), priority=[5, 9]).options.priority == 5
     assert admitted(made_request("1", "x", priority=0), priority=[-9, -5]).options.priority == -5
 
@@ -83,6 +85,16 @@ def test_what_is_beyond_them_is_refused(
     with pytest.raises(ApiError, match=said) as error:
         admitted(made_request("1", "x", **options), **limits)
     assert error.value.status == 403
+
+
+def test_a_templates_effort_is_bounded_too() -> None:
+    card = replace(CARD, efforts=("low", "high"), modes={"fast": {"thinking": "off"}, "deep": {}})
+    for level, mode, refused in (("low", "fast", 0), ("high", "fast", 1), ("high", "deep", 0)):
+        variables = {"reasoning_effort": level}
+        ask = made_request("1", "x", mode=mode, chat_template_kwargs=variables)
+        caller = Caller.of(stored(1, modes=["fast", "deep"]))
+        with pytest.raises(ApiError, match="above 'low'") if refused else nullcontext():
+            caller.admit(ask, card)
 
 
 @pytest.mark.parametrize(

@@ -86,21 +86,19 @@ def test_connections_in_use_are_not_closed() -> None:
             closed.append(made)
             places.leave(share, made)
 
-        made = Mock(close_unused=close)
-        places.enter(share, made)
+        made = Mock()
+        places.enter(share, made, close)
         return made
 
     used = [entered("a") for _ in range(6)]
     for one in used[1:]:
-        places.use("a", one)
+        places.unused.pop("a", one)
     other = entered("b")
     entered("a")
     assert closed == [used[0]]
-    places.use("a", used.pop(0))  # of one that is gone nothing is left
+    places.unused.pop("a", used.pop(0))  # of one that is gone nothing is left
     newest = entered("a")
     assert closed[-1] is not newest and other not in closed
-    for one in used:
-        places.rest("a", one)
 
 
 OFFERS = {

@@ -96,7 +96,7 @@ def test_bad_choices_are_refused(read: Callable[[Any], object], given: list[Any]
 def test_names_are_known_and_differ() -> None:
     tools = [Tool("get"), Tool("put")]
     assert offered.callable_tools(tools, ToolChoice(names=("put",))) == tools[1:]
-    with pytest.raises(ValueError, match="two functions are named get"):
+    with pytest.raises(ValueError, match="two functions are named 'get'"):
         offered.callable_tools([*tools, Tool("get")], ToolChoice())
     with pytest.raises(ValueError, match="'pet', which is not among the tools"):
         offered.callable_tools(tools, ToolChoice("required", ("pet",)))
