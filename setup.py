@@ -64,7 +64,8 @@ class BuildKernels(build_py):
         link = ["-static-libstdc++", "-static-libgcc", "-s", f"-Wl,--version-script={exports}"]
         command = [COMPILER["find_compiler"](), *COMPILER["FLAGS"], *LEVELS["level_flags"](level)]
         print(f"compiling the CPU kernels ({level})", flush=True)
-        COMPILER["compile_library"](command, CPU / "kernels", work, library, *link)
+        sources = sorted((CPU / "kernels").glob("*.cpp"))
+        COMPILER["compile_library"](command, sources, work, library, *link)
 
 
 class Wheel(bdist_wheel):

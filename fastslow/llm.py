@@ -13,6 +13,7 @@ from typing import Any, NoReturn, Self, SupportsIndex, cast
 from fastslow.draft.router import DrafterRouter
 from fastslow.draft.suffix.sources import AnswerMemory
 from fastslow.drafters import Closed, DrafterFactory
+from fastslow.engine.backends.cpu.compiled.kernel_cache import prepare
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.stats import EngineLoad, EngineStats
 from fastslow.engine.core.worker import Worker
@@ -74,6 +75,7 @@ class LLM:
         if args.parallel is not None:
             join()
         memory = AnswerMemory(common=args.remember is True) if args.remember else None
+        prepare(args.device)
         folder = resolve_model(args.model, args.progress)
         self._name = str(args.model)
         names = ("dtype", "quantization", "device", "kv_dtype", "progress")

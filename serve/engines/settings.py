@@ -37,6 +37,9 @@ class EngineSettings:
         sentence about what does not fit. RuntimeError: a rank failed."""
         if self.devices is not None:
             _see(device_kind(self.options), self.devices)
+        from fastslow.engine.backends.cpu.compiled.kernel_cache import prepare
+
+        prepare(self.options.get("device", "auto"))  # beside the import of torch
         # with torch, which only the process that runs the model needs
         import torch
 

@@ -246,6 +246,9 @@ class ModelOptions(Params):
 
     def load(self, **more: Any) -> LLM:
         """The model, loaded. more: further arguments of `LLM`."""
+        from fastslow.engine.backends.cpu.compiled.kernel_cache import prepare
+
+        prepare(self.device)  # beside the import of torch
         from fastslow.llm import LLM
 
         return LLM(self.model, **self.arguments, **more)

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from fastslow.engine.backends.cpu.compiled.compiler import find_compiler
 from fastslow.engine.backends.cpu.compiled.kernel_cache import (
+    FILES,
     SOURCES,
     VARIABLE,
     build,
@@ -45,7 +46,10 @@ from fastslow.engine.host.files import shown
 __all__ = ["VARIABLE", "build", "find_compiler", "level", "prebuilt"]  # beside what is here
 # Measured with 135 M parameters in bfloat16, one answer, two cores of an Intel Xeon: 5.4 to 6.3 times.
 SLOWER = "plain torch runs instead of the CPU kernels, about 6 times slower"
-TILE = 32
+TILE, LAST_OWN = (
+    32,
+    3,
+)  # LAST_OWN: number of the last format before those of files, see kernels/format.h
 NO_MEMORY, UNREADABLE, REFUSED = 1, 2, 3  # what the kernels' functions return; see check.h
 INT64, INT32, INT8, UINT64, UINT8, BOOL, FLOAT32, FLOAT64 = map(
     np.dtype,
@@ -201,6 +205,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "fs_vector_width": (c_int, []),
     "fs_dot_instructions": (c_int, []),
     "fs_read_bandwidth": (c_double, [c_void_p, Int64, Int32]),
+    "fs_add_formats": (None, [c_void_p]),
     "fs_tile_bytes": (c_size_t, [Int32, Int32]),
     "fs_packs": (c_int, [Int32]),
     "fs_pack": (None, [Int32, c_void_p, c_void_p, Int32, Int32]),
@@ -221,6 +226,20 @@ def kernels() -> ctypes.CDLL:
         function.restype = result
         function.argtypes = arguments
     return library
+
+
+def kernels_with(form: int) -> ctypes.CDLL:
+    """The library, with a format that it may have from a second one, which is compiled when it is first needed."""
+    if form > LAST_OWN:
+        _add_file_formats()
+    return kernels()
+
+
+@cache
+def _add_file_formats() -> None:
+    formats = load(level(), FILES).fs_file_formats
+    formats.restype = c_void_p
+    kernels().fs_add_formats(formats())
 
 
 def check(failed: int, action: str) -> None:
@@ -263,7 +282,7 @@ def tensor_address(name: str, tensor: torch.Tensor, size: int) -> int:
 def tile_bytes(form: int, inputs: int) -> int:
     """Bytes of a tile of 32 outputs in a format."""
     check_limits(inputs=inputs)
-    return int(kernels().fs_tile_bytes(form, inputs))
+    return int(kernels_with(form).fs_tile_bytes(form, inputs))
 
 
 def _room(into: NDArray[np.uint8], form: int, rows: NDArray[Any], inputs: int) -> int:
@@ -278,7 +297,7 @@ def _room(into: NDArray[np.uint8], form: int, rows: NDArray[Any], inputs: int) -
 def pack(into: NDArray[np.uint8], form: int, rows: NDArray[np.float32]) -> None:
     """Pack rows [outputs, inputs] in a format."""
     outputs, inputs = rows.shape
-    if not kernels().fs_packs(form):
+    if not kernels_with(form).fs_packs(form):
         raise ValueError(f"format {form} has numbers of a file's only: floats are not packed in it")
     at = _room(into, form, rows, inputs)
     kernels().fs_pack(form, at, address("rows", rows, FLOAT32, outputs * inputs), outputs, inputs)
@@ -300,7 +319,7 @@ def pack_int8(
 def block_of(form: int) -> tuple[int, int]:
     """Inputs and bytes of a block of GGUF that a format is packed from; zeros where there is none."""
     inputs, size = c_int(), c_int()
-    kernels().fs_block(form, ctypes.byref(inputs), ctypes.byref(size))
+    kernels_with(form).fs_block(form, ctypes.byref(inputs), ctypes.byref(size))
     return inputs.value, size.value
 
 

@@ -43,7 +43,7 @@ class Grouped:
         return self.scale_OG[:, at] * (self.numbers_OI.float() - self.zero_OG[:, at].float())
 
     def blocks(self) -> Tensor:
-        """uint8 [O, bytes of a row], the same numbers as kernels/format_u.cpp reads them."""
+        """uint8 [O, bytes of a row], the same numbers as kernels/file_u.cpp reads them."""
         outputs, inputs = self.numbers_OI.shape
         step = step_of(inputs, self.group)
         assert step is not None and self.of_input is None

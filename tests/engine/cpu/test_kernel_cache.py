@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from kernel_tools import compiled
 
 from fastslow.engine.backends.cpu.compiled import kernel_cache
-from fastslow.engine.backends.cpu.library import build
+from fastslow.engine.backends.cpu.library import build, find_compiler
 
 pytestmark = [compiled, pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no owners here")]
 STRANGER = 12345
@@ -116,7 +117,7 @@ def test_what_is_loaded_is_what_was_looked_at(root: Path, monkeypatch: pytest.Mo
         return number
 
     monkeypatch.setattr(kernel_cache, "_open", swapped)
-    monkeypatch.setattr(kernel_cache, "build", lambda level: path)
+    monkeypatch.setattr(kernel_cache, "build", lambda *_: path)
     assert answer() == 42
 
 
@@ -154,3 +155,69 @@ def test_kernels_for_every_chip_are_found_on_another(
 
     monkeypatch.setattr(kernel_cache, "find_compiler", none)
     assert build("avx2") == made["avx2"]
+
+
+def compiler_that(root: Path, does: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """CXX, which does something first; the file that it may write to."""
+    wrapper, said = root.with_name("c++"), root.with_name("said")
+    wrapper.write_text(f'#!/bin/sh\nsaid={said}\n{does}\nexec {find_compiler()} "$@"\n')
+    wrapper.chmod(0o755)
+    said.touch()
+    monkeypatch.setenv("CXX", str(wrapper))
+    return said
+
+
+def test_what_is_prepared_is_waited_for(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = compiler_that(root, 'echo "$@" >> $said; sleep 0.2', monkeypatch)
+    monkeypatch.setenv("FASTSLOW_KERNELS", "plain")
+    monkeypatch.setattr(kernel_cache, "_begun", [])
+    kernel_cache.prepare("cuda")
+    assert not kernel_cache._begun
+    for _ in range(3):
+        kernel_cache.prepare("cpu")
+    assert kernel_cache._begun == ["cpu"] and answer() == 42
+    assert len([line for line in said.read_text().splitlines() if " -c " in line]) == 1
+
+
+def test_formats_of_files_are_compiled_when_they_are_needed(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (kernel_cache.SOURCES / "file_formats.cpp").write_text(ANSWER.replace("42", "43"))
+    said = compiler_that(root, 'echo "$@" >> $said', monkeypatch)
+    assert answer() == 42 and "file_formats" not in said.read_text()
+    assert kernel_cache.load("plain", kernel_cache.FILES).fs_answer() == 43
+    said.write_text("")
+    assert kernel_cache.load("plain", kernel_cache.FILES).fs_answer() == 43
+    assert answer() == 42 and " -c " not in said.read_text()
+
+
+def test_headers_that_cannot_be_read_ahead_are_read_by_each(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (kernel_cache.SOURCES / "precompiled.h").write_text("#include <cstdint>\n")
+    fails = 'echo "error: had to relocate PCH" >&2; exit 1'
+    compiler_that(root, f'case "$*" in *-include*) {fails};; esac', monkeypatch)
+    assert answer() == 42 and not list((root / "kernels").glob(".*"))
+
+
+ENDS = """
+import sys, time
+from pathlib import Path
+from fastslow.engine.backends.cpu.compiled import kernel_cache
+
+kernel_cache.SOURCES = Path(sys.argv[1])
+kernel_cache.prepare("auto")
+while not Path(sys.argv[2]).read_text().endswith("\\n"):
+    time.sleep(0.01)
+"""
+
+
+def test_no_compiler_runs_on_when_the_process_ends(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = "trap 'echo ended >> $said; exit 1' TERM; echo begun >> $said; sleep 60 & wait"
+    said = compiler_that(root, f'if [ "$2" ]; then {waits}; fi', monkeypatch)
+    monkeypatch.setenv("FASTSLOW_KERNELS", "plain")
+    command = [sys.executable, "-c", ENDS, str(kernel_cache.SOURCES), str(said)]
+    assert subprocess.run(command, timeout=30, check=True, capture_output=True).stderr == b""
+    assert said.read_text() == "begun\nended\n"

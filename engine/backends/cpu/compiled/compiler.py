@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
+import signal
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from threading import Lock
+from typing import cast
 
 # Contraction is off since a product that is fused in one template and not in another would make
 # a row's bits depend on how many rows share its kernel.
 FLAGS = ["-O3", "-std=c++20", "-fPIC", "-pthread", "-ffp-contract=off", "-fno-math-errno"]
 FLAGS += ["-fvisibility=hidden"]
+PRECOMPILED = "precompiled.h"  # beside the sources; to read what it names is half of a compile
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 HELP = "install a C++ compiler (g++ or clang++) or point CXX at one, or install a wheel with kernels inside"
 
 
@@ -25,24 +32,63 @@ def find_compiler() -> str:
 
 
 def compile_library(
-    command: list[str], sources: Path, work: Path, library: Path, *link: str
+    command: list[str], sources: list[Path], work: Path, library: Path, *link: str
 ) -> None:
-    """All sources of a folder side by side, then a link. command: the compiler with its flags. work: an empty folder.
-    RuntimeError: the compiler's first complaint."""
+    """Sources of a folder side by side, then a link. command: the compiler with its flags. work: an empty folder.
+    RuntimeError: the compiler's first complaint. However it ends, no compiler runs on."""
+    largest = sorted(sources, key=lambda path: (-path.stat().st_size, path.name))
+    each = {work / f"{path.stem}.o": ["-c", str(path)] for path in largest}
+    header, included, ahead = largest[0].with_name(PRECOMPILED), work / PRECOMPILED, list[str]()
+    if header.is_file():
+        shutil.copyfile(header, included)
+        _run(command, {Path(f"{included}.gch"): ["-x", "c++-header", str(included)]})
+        ahead = ["-include", str(included)]
+    try:
+        _run([*command, *ahead], each)
+    except RuntimeError as error:
+        if "PCH" not in str(error):  # of g++, where the place that it wants in memory is taken
+            raise
+        _run(command, each)
+    _run([*command, "-shared"], {library: [*map(str, each), *link]})
 
-    def one(source: Path) -> Path:
-        made = work / f"{source.stem}.o"
-        _run([*command, "-c", str(source), "-o", str(made)])
-        return made
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        objects = list(pool.map(one, sorted(sources.glob("*.cpp"))))
-    _run([*command, "-shared", *map(str, objects), *link, "-o", str(library)])
+def _run(command: list[str], every: dict[Path, list[str]]) -> None:
+    """Make files, as many at once as there are cores, and one that waits for a core."""
+    running, starting = list[subprocess.Popen[str]](), Lock()
+    stop = partial(_stop, running, starting)
+    atexit.register(stop)  # a thread in the background is not asked
+    no, said = subprocess.DEVNULL, subprocess.PIPE
+    start = partial(subprocess.Popen, stdin=no, stdout=no, stderr=said, text=True)
+    try:
+        for made, some in every.items():
+            if len(running) > CORES:
+                _end(running)
+            whole = [*command, *some, "-o", str(made)]
+            with starting:
+                running.append(start(whole, start_new_session=True))
+        while running:
+            _end(running)
+    finally:
+        atexit.unregister(stop)
+        stop()
 
 
-def _run(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def _stop(running: list[subprocess.Popen[str]], starting: Lock) -> None:
+    """End them with all that they started, and have no more started; their temporary files go."""
+    starting.acquire()
+    for compiler in running:
+        with suppress(OSError):
+            os.killpg(compiler.pid, signal.SIGTERM)
+        compiler.wait()
+
+
+def _end(running: list[subprocess.Popen[str]]) -> None:
+    """Wait for the one that was started first."""
+    done = running[0]
+    said = done.communicate()[1]
+    del running[0]
     if done.returncode:
-        lines = [x for x in done.stderr.splitlines() if "error" in x] or done.stderr.splitlines()
+        lines = [x for x in said.splitlines() if "error" in x] or said.splitlines()
         reason = lines[0] if lines else f"exit code {done.returncode}"
-        raise RuntimeError(f"{command[0]} could not compile the CPU kernels ({reason}): {HELP}")
+        compiler = cast(list[str], done.args)[0]
+        raise RuntimeError(f"{compiler} could not compile the CPU kernels ({reason}): {HELP}")

@@ -12,6 +12,7 @@ import time
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from threading import Lock, Thread
 
 from loguru import logger
 
@@ -36,8 +37,15 @@ PREBUILT = Path(__file__).with_name("prebuilt")  # a library for each level, whi
 VARIABLE = "FASTSLOW_KERNELS"
 SANITIZE = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 OWN = "point FASTSLOW_CACHE at a folder of your own"
+FILES = (
+    "-files"  # part of a name: the second library, for the formats of files, which few models need
+)
 SEAL = hashlib.sha256().digest_size  # bytes of a digest that follow the library in its file
 OWN_FILES = Path("/proc/self/fd")
+_building, _begun = (
+    Lock(),
+    list[str](),
+)  # _begun: not empty where kernels were asked for in this process
 SAFE = {
     name: getattr(os, name, 0)
     for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_DIRECTORY", "O_BINARY")
@@ -90,18 +98,36 @@ def _tiles() -> bool:
     return amx_permitted()
 
 
-def load(level: str) -> ctypes.CDLL:
-    """The library for a level: the wheel's, else compiled on first use (seconds), or RuntimeError: what to do.
+def prepare(device: object) -> None:
+    """Begin to compile in the background where a model on a device will need it: who loads kernels waits for that.
+    The end of the process ends it, and an error is told by who loads."""
+
+    def compile_them() -> None:
+        with suppress(RuntimeError, ValueError, OSError):
+            if (name := level()) != "off" and prebuilt(name) is None:
+                build(name)
+
+    if str(device) in ("auto", "cpu") and not _begun:
+        _begun.append(str(device))
+        cache_folder()  # not in two threads at once: it may have to make one
+        with suppress(RuntimeError):  # no more threads here
+            Thread(target=compile_them, name="fastslow-compile", daemon=True).start()
+
+
+def load(level: str, part: str = "") -> ctypes.CDLL:
+    """The library for a level: the wheel's, else compiled on first use (seconds), or RuntimeError: what to do. part:
+    "" or FILES; a wheel's library has both.
 
     A compiled one is loaded by the descriptor that was looked at, so nothing can take its place in between.
     """
+    _begun.append(level)
     if path := prebuilt(level):
         try:
             return ctypes.CDLL(str(path))
         except OSError as error:
             logger.warning("the wheel's kernels do not load here, they are compiled: {}", error)
     for last in (False, True):
-        path = build(level)
+        path = build(level, part)
         try:
             # it stays open: the linker takes two libraries of one name for the same
             name = OWN_FILES / str(_open(path))
@@ -114,33 +140,47 @@ def load(level: str) -> ctypes.CDLL:
     raise AssertionError("the last turn returns or raises")
 
 
-def build(level: str) -> Path:
-    """The library's file, whole and nobody else's to write, compiled where there is none, or RuntimeError.
+def build(level: str, part: str = "") -> Path:
+    """The library's file, whole and nobody else's to write, compiled where there is none, or RuntimeError. One thread
+    builds, others wait for it.
 
     Where no compiler is found, any that was compiled from these sources for this chip will do.
     """
-    base = level.removesuffix("+sanitize")
-    flags = [*FLAGS, *_chosen(base), *(SANITIZE if base != level else [])]
-    folder = _own_folder()
-    name = f"{level}-{_key(flags)}"
-    try:
-        compiler = find_compiler()
-    except RuntimeError:
-        for target in sorted(folder.glob(f"{name}-*.so")):
-            if _whole(target):
-                logger.info("no C++ compiler was found, cached kernels run: {}", target)
-                return target
-        raise
-    target = folder / f"{name}-{_digest(_version(compiler).encode())}.so"
-    if not _whole(target):
-        logger.info("compiling the CPU kernels ({}), once, with {}", level, compiler)
-        started = time.perf_counter()
+    with _building:
+        base = level.removesuffix("+sanitize")
+        flags = [*FLAGS, *_chosen(base), *(SANITIZE if base != level else [])]
+        folder = _own_folder()
+        name = f"{level}{part}-{_key(flags)}"
         try:
-            _compile(compiler, flags, target)
-        except OSError as error:
-            raise RuntimeError(f"the CPU kernels could not be kept in {folder}: {error}") from None
-        logger.info("compiled in {:.0f} s: {}", time.perf_counter() - started, target)
-    return target
+            compiler = find_compiler()
+        except RuntimeError:
+            for target in sorted(folder.glob(f"{name}-*.so")):
+                if _whole(target):
+                    logger.info("no C++ compiler was found, cached kernels run: {}", target)
+                    return target
+            raise
+        target = folder / f"{name}-{_digest(_version(compiler).encode())}.so"
+        if not _whole(target):
+            logger.info("compiling the CPU kernels ({}{}), once, with {}", level, part, compiler)
+            started = time.perf_counter()
+            try:
+                _compile(compiler, flags, target, part)
+            except OSError as error:
+                raise RuntimeError(
+                    f"the CPU kernels could not be kept in {folder}: {error}"
+                ) from None
+            logger.info("compiled in {:.0f} s: {}", time.perf_counter() - started, target)
+        return target
+
+
+def _after_fork() -> None:
+    """In the child: another thread may have held the lock, and runs in the parent only."""
+    global _building
+    _building = Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _chosen(level: str) -> list[str]:
@@ -263,12 +303,14 @@ def _chip() -> str:
     return "\0".join([platform.machine(), *facts] if facts else [platform.processor()])
 
 
-def _compile(compiler: str, flags: list[str], target: Path) -> None:
+def _compile(compiler: str, flags: list[str], target: Path, part: str) -> None:
     """The library appears only when it is whole, whoever compiles beside."""
     with unfinished(target) as work:
         work.mkdir(mode=0o700)
         whole = work / target.name
-        compile_library([compiler, *flags], SOURCES, work, whole)
+        every = SOURCES.glob("*.cpp")
+        sources = [path for path in every if path.name.startswith("file_") == (part == FILES)]
+        compile_library([compiler, *flags], sources, work, whole)
         digest = hashlib.sha256(whole.read_bytes()).digest()
         with whole.open("ab") as file:  # what follows its sections is nothing to a linker
             file.write(digest)

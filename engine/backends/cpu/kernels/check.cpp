@@ -21,7 +21,7 @@ void check_matrix(const char* name, const Matrix& m, int64_t inputs, int64_t out
         refuse("matrix %s is %d by %d, not %lld by %lld", name, m.outputs, m.inputs, (long long)outputs,
                (long long)inputs);
     check(limits::INPUTS, inputs);
-    if (m.format < F32 || m.format >= FORMATS) refuse("format %d of matrix %s is unknown", m.format, name);
+    if (!has_format(m.format)) refuse("format %d of matrix %s is unknown", m.format, name);
     const Format& format = format_of(m.format);
     if (format.block_inputs && !format.pack && inputs % format.block_inputs)
         refuse("%lld inputs of matrix %s are no multiple of %d", (long long)inputs, name, format.block_inputs);
@@ -35,7 +35,7 @@ void check_vector(const char* name, const void* numbers) {
 void check_embedding(const Shape& s) {
     check(limits::VOCABULARY, s.embedding_rows);
     const bool floats = !s.embedding_tiles && (s.embedding_format == F32 || s.embedding_format == BF16);
-    if (!floats && (!s.embedding_tiles || s.embedding_format < F32 || s.embedding_format >= FORMATS))
+    if (!floats && (!s.embedding_tiles || !has_format(s.embedding_format)))
         refuse("format %d of the embedding is unknown", s.embedding_format);
     if (!s.embedding && (!floats || s.embedding_file < 0 || s.embedding_at < 0))
         refuse("the embedding is neither in memory nor in a file");

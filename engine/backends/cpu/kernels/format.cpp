@@ -1,21 +1,21 @@
 #include "format.h"
 
-#include <iterator>
-
 namespace fastslow {
 
-extern const Format f32_format, bf16_format, int8_format, int4_format, q4_0_format, q4_1_format, q5_0_format,
-    q8_0_format, q4_k_format, q5_k_format, q6_k_format, mxfp4_format, f16_format, u4_32_format, u4_128_format,
-    u8_32_format, u8_128_format;
+extern const Format f32_format, bf16_format, int8_format, int4_format, f16_format;
 
-const Format& format_of(int id) {
-    static const Format* const formats[] = {
-        &f32_format,  &bf16_format, &int8_format, &int4_format, &q4_0_format,  &q4_1_format, &q5_0_format,
-        &q8_0_format, &q4_k_format, &q5_k_format, &q6_k_format, &mxfp4_format, &f16_format,
-        &u4_32_format, &u4_128_format, &u8_32_format, &u8_128_format,
-    };
-    static_assert(std::size(formats) == FORMATS, "in the order of FormatId");
-    return *formats[id >= 0 && id < FORMATS ? id : F32];
+static const Format* formats[FORMATS] = {
+    &f32_format, &bf16_format, &int8_format, &int4_format, 0, 0, 0, 0, 0, 0, 0, 0, &f16_format,
+};
+
+bool has_format(int id) { return id >= 0 && id < FORMATS && formats[id]; }
+
+const Format& format_of(int id) { return has_format(id) ? *formats[id] : f32_format; }
+
+// What `fs_file_formats` of the other library gives. Nobody has asked for one of them before.
+extern "C" __attribute__((visibility("default"))) void fs_add_formats(const Format* const* more) {
+    for (int i = 0; i < FILE_FORMATS; i++)
+        if (more[i]) formats[Q4_0 + i] = more[i];
 }
 
 }  // namespace fastslow
