@@ -14,6 +14,7 @@ from fastslow.draft.router import DrafterRouter
 from fastslow.draft.suffix.sources import AnswerMemory
 from fastslow.drafters import Closed, DrafterFactory
 from fastslow.engine.backends.cpu.compiled.kernel_cache import prepare
+from fastslow.engine.backends.cpu.store import finish_writing
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.stats import EngineLoad, EngineStats
 from fastslow.engine.core.worker import Worker
@@ -284,7 +285,8 @@ class LLM:
         return self._inputs.text(tokens)
 
     def close(self) -> None:
-        """Cancel what runs, end the engine's thread, free the model. Closing twice is fine."""
+        """Cancel what runs, end the engine's thread, free the model. Closing twice is fine. At a first start it waits
+        until the packed weights, which are memory till then, are on disk."""
         self._worker.close()
         self._ranks.close()
         if not isinstance(self.model, Closed):
@@ -293,6 +295,7 @@ class LLM:
             self.model = self._kv = self._core = self._inputs = cast(Any, Closed())
             self._pinner = self._parts = cast(Any, Closed())
             self._drafters.clear()
+            finish_writing()
             give_back(device)
 
     def _start(self, group: RequestGroup) -> RequestHandle:

@@ -105,6 +105,7 @@ PAGE = 2 << 20
 SMALL = 64 << 20  # packing less than this is so quick that no file is written
 PIECE = 4 << 20  # bytes that are read, and added to a sum while they are in the caches
 SEAL = 16  # bytes of the sum after the packed ones
+_writing: dict[Path, tuple[Thread, PackedFile]] = {}  # what threads write, by file
 SETTLED = 2 * 10**9  # nanoseconds after which another edit of a file gets another time
 
 
@@ -186,7 +187,8 @@ class PackedFile:
 
 
 def load(path: Path | None, arena: Arena) -> PackedFile | None:
-    """The file's bytes; None if it is not there, or with a line in the log if it is damaged.
+    """The file's bytes, or those that a thread writes into it; None if it is not there, or with a line in the log if
+    it is damaged.
 
     Where the system has huge pages, what every step reads is read into those: streaming from them is
     up to a third faster than from a mapped file. Rows of the rest are read as they are needed, since
@@ -194,6 +196,8 @@ def load(path: Path | None, arena: Arena) -> PackedFile | None:
     """
     if path is None:
         return None
+    if (written := _writing.get(path)) is not None:
+        return written[1]
     try:
         size = path.stat().st_size
         mapped = np.memmap(path, dtype=np.uint8, mode="r") if size == arena.nbytes + SEAL else None
@@ -244,6 +248,13 @@ def huge_pages(size: int) -> NDArray[np.uint8] | None:
     return whole[first : first + size]
 
 
+def finish_writing() -> None:
+    """Wait until the packed weights of this process are in their files: until then they stay in memory."""
+    for thread, _ in list(_writing.values()):
+        if thread.is_alive():  # else it starts in this moment, for another model
+            thread.join()
+
+
 def create(
     path: Path | None, arena: Arena, sources: Sources, now: Callable[[], Path | None] | None = None
 ) -> PackedFile:
@@ -265,11 +276,15 @@ def create(
                 os.setpriority(os.PRIO_PROCESS, get_native_id(), 19)
             file.write(whole.data)
 
+        packed = PackedFile(whole[: arena.hot], whole[arena.hot :])
+        thread = Thread(target=_keep_packed, args=(path, len(whole), write, now))
+        _writing[path] = thread, packed
         try:
-            Thread(target=_keep_packed, args=(path, len(whole), write, now)).start()
+            thread.start()
         except RuntimeError as error:  # no more threads here
+            _writing.pop(path, None)
             logger.warning("packed weights cannot be kept, so each start packs anew: {}", error)
-        return PackedFile(whole[: arena.hot], whole[arena.hot :])
+        return packed
     _keep_packed(path, arena.nbytes, partial(arena.save, sources=sources), now)
     found = load(path, arena)
     return _in_memory(arena, sources) if found is None else found
@@ -302,6 +317,7 @@ def _keep_packed(
         logger.warning("packed weights cannot be kept, so each start packs anew: {}", error)
     finally:
         work.close()
+        _writing.pop(path, None)
 
 
 def _in_memory(arena: Arena, sources: Sources) -> PackedFile:

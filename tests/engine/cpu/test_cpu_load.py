@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import signal
 import subprocess
 import sys
+import weakref
+from contextlib import ExitStack
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import checkpoints
@@ -21,9 +24,11 @@ from gguf.quants import dequantize, quantize
 from kernel_tools import compiled
 from safetensors.torch import load_file, save_file
 
+from fastslow import LLM
 from fastslow.engine.backends.cpu import library, store
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.backends.cpu.library import checksum
+from fastslow.engine.backends.cpu.packed import Arena
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.checkpoint.checkpoint import BLOCKS
 from fastslow.engine.host.files import cache_folder
@@ -266,3 +271,40 @@ def test_a_full_disk_packs_into_memory(
     folder = checkpoints.write_dense(tmp_path / "model")
     assert answers(load_model(folder, "bfloat16")).isfinite().all()
     assert [line for line in logged if "No space left" in line] and not list(cache.iterdir())
+
+
+@pytest.mark.skipif(not store.HUGE.is_file(), reason="there are no huge pages")
+def test_what_is_being_written_is_packed_once_and_freed_by_close(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packings, written = list[object](), Event()
+    whole, summed = Arena.write, store._sum
+
+    def packed(arena: Arena, into: Any, sources: Any) -> None:
+        packings.append(arena)
+        whole(arena, into, sources)
+
+    def wait(*given: Any) -> bytes:
+        assert written.wait(60)
+        return summed(*given)
+
+    monkeypatch.setattr(store, "Thread", Thread)
+    monkeypatch.setattr(Arena, "write", packed)
+    monkeypatch.setattr(store, "_sum", wait)
+    folder = checkpoints.write_dense(tmp_path / "model")
+    first, second = (LLM(folder, dtype="bfloat16", kv_memory="1MiB") for _ in range(2))
+    assert first.generate([1, 2]).token_ids == second.generate([1, 2]).token_ids
+    assert isinstance(first.model, CpuDecoder)
+    held = weakref.ref(first.model._memory.hot)
+    both = ExitStack()
+    both.callback(first.close)
+    both.callback(second.close)
+    (closing := Thread(target=both.close)).start()
+    closing.join(0.2)
+    assert closing.is_alive() and held() is not None and not list(cache.glob("*.packed"))
+    written.set()
+    closing.join()
+    gc.collect()
+    assert held() is None and len(list(cache.glob("*.packed"))) == 1
+    with LLM(folder, dtype="bfloat16", kv_memory="1MiB"):
+        assert len(packings) == 1
