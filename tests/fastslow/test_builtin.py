@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shutil
@@ -19,11 +20,12 @@ import pytest
 import torch
 from checkpoints import write_dense
 from gguf_tools import BYTE_TOKENS
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from fastslow import LLM, Mode, SamplingParams, Speculation
-from fastslow.models import locate, moge
+from fastslow.models import gguf, locate, moge
 from fastslow.models.dense import LINEARS, Dense
 from fastslow.models.folder import fresh_folder
 from fastslow.models.gguf import gguf_to_dense, write_files
@@ -184,6 +186,28 @@ def test_builtin_model_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert locate.builtin_gguf().read_bytes() == content
     with pytest.raises(ValueError, match="smollm3"):
         locate.builtin_path("smollm3")
+
+
+@pytest.mark.parametrize("where", ["fetched", "made"])
+def test_a_full_disk_names_the_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def full(*_: object) -> None:
+        if where == "made":  # as safetensors says it
+            raise SafetensorError("Error while serializing: No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_gguf(tmp_path / "tiny.gguf")
+    content = (tmp_path / "tiny.gguf").read_bytes()
+    monkeypatch.setattr(locate, "GGUF_SHA256", hashlib.sha256(content).hexdigest())
+    monkeypatch.setenv(locate.WHEEL_VARIABLE, str(wheel(tmp_path / "tiny.whl", content)))
+    monkeypatch.setenv("FASTSLOW_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(
+        *((gguf, "save_file") if where == "made" else (shutil, "copyfileobj")), full
+    )
+    with pytest.raises(OSError, match="smollm2 cannot .*No space left.*point FASTSLOW_CACHE at"):
+        locate.builtin_path("smollm2")
+    assert {path.suffix for path in (tmp_path / "cache").iterdir()} <= {".gguf"}
 
 
 def test_folders_of_before_keep_their_blocks_under_a_name_that_no_program_reads(

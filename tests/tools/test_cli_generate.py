@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,10 @@ import pytest
 from chat_templates import TEMPLATES, write_marked
 from checkpoints import write_moge
 from cli_tools import call, printed, record, records, refusal, write_lines
+from safetensors import SafetensorError
 
+from fastslow import llm
+from fastslow.engine.backends.cpu.compiled import kernel_cache
 from fastslow.request.handle import RequestHandle
 from fastslow.tools.cli.answering.prompt_file import in_order
 
@@ -260,3 +264,53 @@ def test_ctrl_c_keeps_finished_answers_after_an_unfinished_one() -> None:
         for index, _ in in_order(handles):
             shown.append(index)
     assert shown == [0, 2]
+
+
+# First starts
+
+
+EARLY = """
+import sys
+from fastslow.engine.backends.cpu.compiled import kernel_cache
+from fastslow.tools.cli.app import main
+kernel_cache.prepare = lambda device: sys.exit(3 if "torch" in sys.modules else 4)
+main(["generate", "hi"])
+"""
+
+
+def test_the_compiler_starts_before_torch_is_imported() -> None:
+    assert subprocess.run([sys.executable, "-c", EARLY], check=False).returncode == 4
+
+
+def test_the_compiler_starts_before_the_model_is_looked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[object] = []
+
+    def resolved(*_: object) -> None:
+        raise ValueError(f"after {asked}")
+
+    monkeypatch.setattr(llm, "prepare", asked.append)
+    monkeypatch.setattr(llm, "resolve_model", resolved)
+    with pytest.raises(ValueError, match=r"after \['cpu'\]"):
+        llm.LLM("smollm2-moge", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (ImportError("libtorch_cpu.so: failed to map"), "cpu.so: failed to map: .*not enough memo"),
+        (MemoryError(), "error: MemoryError: there is not enough memory"),
+        (SafetensorError("No space left on device"), "error: No space left on device\n"),
+    ],
+)
+def test_what_the_system_refuses_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, says: str
+) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(kernel_cache, "prepare", fail)
+    done = call("generate", "hi")
+    assert done.code == 1 and re.search(says, done.err), done.err
+    assert done.err.startswith("error: ") and done.err.count("\n") == 1

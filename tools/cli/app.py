@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from loguru import logger
+from safetensors import SafetensorError
 from typer.core import TyperCommand, TyperGroup
 
 CLI = "fastslow.tools.cli"
@@ -126,7 +127,14 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(130)
     except ValueError as error:
         _fail(error, 2)
-    except (OSError, RuntimeError) as error:
+    except (
+        ImportError,
+        MemoryError,
+        SystemError,
+    ) as error:  # as of torch, for which there is no room
+        said = str(error) or type(error).__name__
+        _fail(OSError(f"{said}: there is not enough memory, or fastslow is not whole"), 1)
+    except (OSError, RuntimeError, SafetensorError) as error:
         _fail(error, 1)
 
 

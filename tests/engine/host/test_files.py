@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 from collections.abc import Callable
@@ -111,3 +112,52 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path, make: Callable[[Path]
         with pytest.raises(ValueError, match="odd cannot be read: .*it is no file"):
             read(path)
     assert _known(path) == {}
+
+
+def file(path: Path) -> Path:
+    path.write_text("no folder")
+    return path
+
+
+@pytest.mark.parametrize("variable", ["FASTSLOW_CACHE", "XDG_CACHE_HOME"])
+@pytest.mark.parametrize("below", [True, False])
+def test_where_nothing_can_be_kept_a_temporary_folder_is_used(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    logged: list[str],
+    variable: str,
+    below: bool,
+) -> None:
+    """Also by processes that are started; it goes at the end."""
+    monkeypatch.setenv("FASTSLOW_CACHE", "")
+    place = file(tmp_path / "fastslow")
+    monkeypatch.setenv(variable, str(place / "cache" if below or variable[0] == "X" else place))
+    ends: list[Any] = []
+    monkeypatch.setattr(atexit, "register", lambda *given: ends.append(given))
+    folder = files.cache_folder()
+    assert folder == files.cache_folder() == Path(os.environ["FASTSLOW_CACHE"])
+    assert folder.is_dir() and len(logged) == len(ends) == 1
+    assert f"kept in {place}" in logged[0] and "Point FASTSLOW_CACHE at a folder" in logged[0]
+    ((remove, *given),) = ends
+    remove(given[0], given[1] + 1)  # by another process
+    assert folder.is_dir()
+    remove(*given)
+    assert not folder.exists()
+
+
+def test_a_folder_that_is_there_or_can_be_made_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]
+) -> None:
+    """One that cannot be written, too: a full cache may come with an image. What is left is who writes."""
+    monkeypatch.setenv("FASTSLOW_CACHE", str(tmp_path / "some" / "where"))
+    assert files.cache_folder() == tmp_path / "some" / "where"
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setenv("FASTSLOW_CACHE", str(tmp_path))
+    assert files.cache_folder() == tmp_path and not logged
+
+    def none(**_: str) -> None:
+        raise OSError("no usable temporary directory")
+
+    monkeypatch.setattr(files, "mkdtemp", none)
+    monkeypatch.setenv("FASTSLOW_CACHE", str(tmp_path / "new"))
+    assert files.cache_folder() == tmp_path / "new"
