@@ -129,12 +129,18 @@ def chat(prompt: str, tokens: int, **fields: Any) -> dict[str, Any]:
     }
 
 
-async def ask(address: str, body: Mapping[str, Any]) -> Reply:
-    """Send a request and read its answer. TimeoutError: it hangs."""
+async def ask(address: str, body: Mapping[str, Any], source: str = "") -> Reply:
+    """Send a request and read its answer. source: the address that it comes from. TimeoutError: it hangs."""
     loop, where = asyncio.get_running_loop(), urlsplit(address)
     assert where.hostname is not None and where.port is not None
-    _, stream = await loop.create_connection(
-        lambda: Stream(request_of(body)), where.hostname, where.port
+    transport, stream = await loop.create_connection(
+        lambda: Stream(request_of(body)),
+        where.hostname,
+        where.port,
+        local_addr=(source, 0) if source else None,
     )
-    await asyncio.wait_for(stream.over, WAIT)
+    try:
+        await asyncio.wait_for(stream.over, WAIT)
+    finally:
+        transport.abort()  # where nobody waits any more
     return stream.reply
