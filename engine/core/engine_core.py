@@ -12,11 +12,11 @@ from loguru import logger
 from fastslow.engine.core.admission import admitted
 from fastslow.engine.core.latency_budget import SHARE, LatencyBudget, RunEverything
 from fastslow.engine.core.layout import ask_probes, lay_rows, see_prompts, with_probed
+from fastslow.engine.core.mask_maker import MaskMaker
 from fastslow.engine.core.request import KVHistory, Request
 from fastslow.engine.core.scheduler import ScheduledChunk, Scheduler
 from fastslow.engine.core.stats import EngineLoad, EngineStats, EngineTotals, LoadMeter
 from fastslow.engine.core.target_probs import (
-    MaskMaker,
     committed_features,
     cut_where_unsure,
     left_out,

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import sys
-import threading
-import time
-from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 
@@ -38,10 +31,6 @@ from fastslow.engine.types import (
     Probs,
     Tree,
 )
-
-MASK_THREADS = 4
-PATIENCE = 0.005  # seconds after a forward
-LONGEST_WAIT = 0.05  # seconds of a step that has nothing to run
 
 
 def target_probs(
@@ -157,111 +146,6 @@ def read_features(out: ModelOutput, layout: StepLayout) -> Features | None:
     return out.seen[layout.read_seen]
 
 
-class MaskMaker:
-    """Makes the masks of a step's rows in its threads; each request's grammar keeps them.
-
-    A step waits PATIENCE for them after its forward. A request whose first mask is not ready then is left out:
-    it runs again, with the same text, in a later step. Whether it is left out depends on no token that was
-    drafted in the step by chance. Where a mask takes longer than a step waits, the grammar follows the request's
-    next token, and makes the mask after it, beside the steps of others; then the request runs again.
-    """
-
-    def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(MASK_THREADS, "fastslow-masks")
-        self._lane = ThreadPoolExecutor(1, "fastslow-late-masks", _stand_back)
-        self._late: dict[Request, Future[None]] = {}
-        self._again = WeakSet[Request]()  # they were late, and run again without a draft
-        self._followed = WeakKeyDictionary[Request, int]()  # the length of its text then
-        self._forward = 0.0  # seconds of the latest ones
-        self._patience = PATIENCE
-
-    def slow(self, request: Request) -> bool:
-        """Whether no step should wait for its masks, and nothing drafts for it."""
-        if request.grammar is None:
-            return False
-        return request in self._again or request.grammar.walks_slowly or self._takes_long(request)
-
-    def _takes_long(self, request: Request) -> bool:
-        seconds = 0.0 if request.grammar is None else request.grammar.seconds
-        return seconds > self._forward + self._patience
-
-    def runnable(self, work: list[ScheduledChunk]) -> list[ScheduledChunk]:
-        """A step's work without requests whose next mask is still being made. Where nothing else is left, it
-        waits for one of them."""
-        self._patience = PATIENCE if len(work) > 1 else LONGEST_WAIT
-        for request in [item.request for item in work if item.ready]:
-            if request.grammar is not None and request not in self._late:
-                made = request in self._again or request.grammar.knows(request.tokens)
-                if self._takes_long(request) and not made:
-                    self._late[request] = self._lane.submit(_Job(request, Tree()).run)
-        if not self._late:
-            return work
-        if work and not self._without_late(work):
-            wait(self._late.values(), LONGEST_WAIT, FIRST_COMPLETED)
-        return self._without_late(work)
-
-    def _without_late(self, work: Sequence[ScheduledChunk]) -> list[ScheduledChunk]:
-        made = [request for request, job in self._late.items() if job.done()]
-        self._again.update(made)
-        for request in made:
-            del self._late[request]
-        return [item for item in work if item.request not in self._late]
-
-    def beside(
-        self, ready: Sequence[Request], trees: Sequence[Tree]
-    ) -> AbstractContextManager[Collection[Request]]:
-        """Make them while a block runs. The block must not ask these grammars. At its end the masks are made,
-        but for those of the requests that it gives."""
-        work = [(r, tree) for r, tree in zip(ready, trees, strict=True) if r.grammar is not None]
-        return self._made(work) if work else nullcontext(())
-
-    @contextmanager
-    def _made(self, work: Sequence[tuple[Request, Tree]]) -> Iterator[Collection[Request]]:
-        jobs = [_Job(request, tree) for request, tree in work]
-        made = [self._threads.submit(job.run) for job in jobs]
-        self._again.difference_update(job.request for job in jobs)
-        late = set[Request]()
-        began = time.perf_counter()
-        try:
-            yield late
-        finally:
-            seconds = time.perf_counter() - began  # other masks may slow it down
-            self._forward = min(seconds, 1.05 * self._forward) if self._forward else seconds
-            wait(made, self._patience)
-            for job, done in zip(jobs, made):
-                if done.done():
-                    continue
-                job.given_up = True
-                if job.first_made and job.tree.probs is not None:
-                    wait([done])  # a sampled token must not decide whether its step counts
-                else:
-                    self._late[job.request] = done
-                    late.add(job.request)
-
-    def unfollowed(
-        self, ready: Sequence[Request], trees: Sequence[Tree], result: AcceptResult
-    ) -> Collection[Request]:
-        """Requests with slow masks whose grammar has not followed their next token yet: it does so now, and
-        the step does not count for them."""
-        late = set[Request]()
-        for request, tree, tokens in zip(ready, trees, result.tokens, strict=True):
-            grammar = request.grammar
-            sampled = tree.probs is not None  # its time must not decide whether its step counts
-            if grammar is None or sampled or request.error or not self._takes_long(request):
-                continue
-            if not grammar.follows(tokens) and self._followed.get(request) != len(request.tokens):
-                self._followed[request] = len(request.tokens)
-                self._late[request] = self._lane.submit(_Job(request, Tree.chain(tokens)).run)
-                late.add(request)
-        return late
-
-
-def _stand_back() -> None:
-    """Slow masks wait for all else."""
-    if sys.platform == "linux":  # where a thread has a priority of its own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
-
-
 def left_out(
     late: Collection[Request],
     work: Sequence[ScheduledChunk],
@@ -286,26 +170,6 @@ def left_out(
             [result.accepted_nodes[b] for b in kept], [result.tokens[b] for b in kept]
         )
     return items, [ready[b] for b in kept], [trees[b] for b in kept], layout, result
-
-
-class _Job:
-    """Makes the masks of one request's rows."""
-
-    def __init__(self, request: Request, tree: Tree) -> None:
-        self.request, self.tree = request, tree
-        self.first_made = False
-        self.given_up = False  # only the first mask is made any more
-
-    def run(self) -> None:
-        if self.request.done or self.request.grammar is None:
-            return
-        for run in drafted_runs(self.tree):
-            if run and self.given_up:
-                self.request.grammar.leave_out(run)
-                continue
-            with suppress(Exception):  # raised again where the row is judged
-                self.request.grammar.at(self.request.tokens, run)
-            self.first_made = True
 
 
 def token_sources(

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
+import threading
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,12 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def stand_back() -> None:
+    """This thread, and those that it starts, wait for all else from now on."""
+    if sys.platform == "linux":  # where a thread has a priority of its own
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 def give_back(device: torch.device | None = None) -> None:

@@ -63,7 +63,7 @@ class GrammarCompiler:
         self._columns = columns
         self._tokenizer = self._library.LLTokenizer(_Vocabulary(tokenizer, columns, marks))
         self._limits = self._library.LLParserLimits(**LIMITS)
-        self._executor = self._library.LLExecutor(num_threads=1)
+        self._executors = threading.local()  # whose threads are as urgent as the one that made them
         self._made: OrderedDict[GrammarSpec, LLGuidanceMatcher] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -107,7 +107,9 @@ class GrammarCompiler:
     def _take(self, matcher: Any, token: int) -> bool:
         """Take a token that fits, while other threads run: the library lets them where it has two matchers."""
         other = self._library.LLMatcher(self._tokenizer, "", log_level=0)  # of no grammar
-        return bool(self._executor.consume_token_par([(matcher, token), (other, token)])[0])
+        if not hasattr(self._executors, "own"):
+            self._executors.own = self._library.LLExecutor(num_threads=1)
+        return bool(self._executors.own.consume_token_par([(matcher, token), (other, token)])[0])
 
     def _source(self, spec: GrammarSpec) -> str:
         """The grammar in the library's own form."""

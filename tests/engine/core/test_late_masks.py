@@ -12,8 +12,10 @@ import pytest
 from engine_tools import Ask, Bench, answer, finish, outcome
 from exact_tools import CHAINS, ORACLES, PROMPTS, TREES, WatchedGrammar, check, params, tell, watch
 
+from fastslow.engine.core.mask_maker import PATIENCE, MaskMaker, _Job, _Lanes
 from fastslow.engine.core.request import Request
-from fastslow.engine.core.target_probs import MaskMaker, left_out
+from fastslow.engine.core.scheduler import ScheduledChunk
+from fastslow.engine.core.target_probs import left_out
 from fastslow.engine.params import GrammarSpec
 from fastslow.engine.sampling.grammar import GrammarError
 from fastslow.engine.types import Tree
@@ -130,7 +132,7 @@ def test_what_was_sampled_does_not_decide_whether_a_step_counts(
             given_up.set()
         wait(jobs, patience)
 
-    monkeypatch.setattr("fastslow.engine.core.target_probs.wait", waits)
+    monkeypatch.setattr("fastslow.engine.core.mask_maker.wait", waits)
     assert moge.tokenizer is not None
     grammar = WatchedGrammar(request.grammar, before)
     request.grammar = grammar  # type: ignore[assignment]
@@ -145,3 +147,37 @@ def test_what_was_sampled_does_not_decide_whether_a_step_counts(
         assert grammar.at(request.tokens, [a]).allowed is not None
         with pytest.raises(GrammarError, match="not made in time"):
             grammar.at(request.tokens, [a, b])
+
+
+def test_a_step_has_little_time_for_the_masks_of_a_share(
+    moge: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """16 short masks of one share take long together: the others are made beside the steps."""
+    opened = threading.Event()
+    watch(moge, monkeypatch, lambda *_: opened.wait(SOON), seconds=PATIENCE / 2)
+    ask = Ask(PROMPTS[0], params(), grammar=WORD)
+    requests = [moge.request(n, ask, share="greedy") for n in range(16)]
+    requests.append(moge.request(16, ask, share="modest"))
+    monkeypatch.setattr("fastslow.engine.core.mask_maker.MASK_THREADS", 2)
+    maker = MaskMaker()
+    work = maker.runnable([ScheduledChunk(request, request.pending) for request in requests])
+    opened.set()
+    assert [item.request for item in work] == [*requests[:2], requests[16]]
+    assert [maker.slow(request) for request in requests] == [False] * 2 + [True] * 14 + [False]
+
+
+def test_slow_masks_are_made_in_turns_of_shares(moge: Bench) -> None:
+    lane, opened, order = _Lanes(1, "masks"), threading.Event(), list[str]()
+    jobs = list[Any]()
+    for number, share in enumerate(["greedy"] * 4 + ["modest"] * 2):
+        request = moge.request(number, Ask(PROMPTS[0], params(), grammar=WORD), share=share)
+
+        def before(*_: Any, share: str = share) -> None:
+            assert opened.wait(SOON)
+            order.append(share)
+
+        request.grammar = WatchedGrammar(request.grammar, before)  # type: ignore[assignment]
+        jobs.append(lane.submit(_Job(request, Tree())))
+    opened.set()
+    wait(jobs)
+    assert "modest" in order[:3] and order[-1] == "greedy"

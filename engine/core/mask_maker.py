@@ -1,0 +1,188 @@
+"""Makes the masks of grammars beside the steps, and keeps slow ones out of them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from operator import itemgetter
+from weakref import WeakKeyDictionary, WeakSet
+
+from fastslow.engine.core.request import Request
+from fastslow.engine.core.scheduler import ScheduledChunk
+from fastslow.engine.core.target_probs import drafted_runs
+from fastslow.engine.host.machine import cores, stand_back
+from fastslow.engine.types import AcceptResult, Tree
+
+MASK_THREADS = min(4, cores())
+PATIENCE = 0.005  # seconds after a forward
+LONGEST_WAIT = 0.05  # seconds of a step that has nothing to run
+
+
+class MaskMaker:
+    """Makes the masks of a step's rows in its threads; each request's grammar keeps them.
+
+    A step waits PATIENCE for them after its forward. A request whose first mask is not ready then is left out:
+    it runs again, with the same text, in a later step. Whether it is left out depends on no token that was
+    drafted in the step by chance. Where a mask takes longer than a step waits, the grammar follows the request's
+    next token, and makes the mask after it, beside the steps of others; then the request runs again. So it is where
+    the masks of a share take longer together in its part of the threads, for the slowest of them.
+    """
+
+    def __init__(self) -> None:
+        self._lanes = _Lanes(MASK_THREADS, "fastslow-masks")
+        self._slow_lane = _Lanes(1, "fastslow-late-masks", stand_back)
+        self._each = MASK_THREADS  # threads of a share in this step
+        self._long = set[Request]()  # whose masks this step does not wait for
+        self._late: dict[Request, Future[None]] = {}
+        self._again = WeakSet[Request]()  # they were late, and run again without a draft
+        self._followed = WeakKeyDictionary[Request, int]()  # the length of its text then
+        self._forward = 0.0  # seconds of the latest ones
+        self._patience = PATIENCE
+
+    def slow(self, request: Request) -> bool:
+        """Whether no step should wait for its masks, and nothing drafts for it."""
+        if request.grammar is None:
+            return False
+        return request in self._again or request.grammar.walks_slowly or request in self._long
+
+    def _slowest(self, requests: Sequence[Request]) -> set[Request]:
+        """Those for whose masks no time is left of what a step has for each share."""
+        spent, found = defaultdict[str | None, float](float), set[Request]()
+        timed = [(r.grammar.seconds, r) for r in requests if r.grammar is not None]
+        most = self._forward + self._patience
+        for seconds, request in sorted(timed, key=itemgetter(0)):
+            spent[request.share] += seconds
+            if seconds > most or spent[request.share] > self._each * most:
+                found.add(request)
+        return found
+
+    def runnable(self, work: list[ScheduledChunk]) -> list[ScheduledChunk]:
+        """A step's work without requests whose next mask is still being made. Where nothing else is left, it
+        waits for one of them."""
+        self._patience = PATIENCE if len(work) > 1 else LONGEST_WAIT
+        ready = [item.request for item in work if item.ready and item.request not in self._late]
+        self._each = max(1, MASK_THREADS // max(1, len({item.request.share for item in work})))
+        self._long = self._slowest(ready)
+        for request in ready:
+            made = request.grammar is None or request.grammar.knows(request.tokens)
+            if request in self._long and request not in self._again and not made:
+                self._late[request] = self._slow_lane.submit(_Job(request, Tree()))
+        if not self._late:
+            return work
+        if work and not self._without_late(work):
+            wait(self._late.values(), LONGEST_WAIT, FIRST_COMPLETED)
+        return self._without_late(work)
+
+    def _without_late(self, work: Sequence[ScheduledChunk]) -> list[ScheduledChunk]:
+        made = [request for request, job in self._late.items() if job.done()]
+        self._again.update(made)
+        for request in made:
+            del self._late[request]
+        return [item for item in work if item.request not in self._late]
+
+    def beside(
+        self, ready: Sequence[Request], trees: Sequence[Tree]
+    ) -> AbstractContextManager[Collection[Request]]:
+        """Make them while a block runs. The block must not ask these grammars. At its end the masks are made,
+        but for those of the requests that it gives."""
+        work = [(r, tree) for r, tree in zip(ready, trees, strict=True) if r.grammar is not None]
+        return self._made(work) if work else nullcontext(())
+
+    @contextmanager
+    def _made(self, work: Sequence[tuple[Request, Tree]]) -> Iterator[Collection[Request]]:
+        jobs = [_Job(request, tree) for request, tree in work]
+        made = [self._lanes.submit(job, self._each) for job in jobs]
+        self._again.difference_update(job.request for job in jobs)
+        late = set[Request]()
+        began = time.perf_counter()
+        try:
+            yield late
+        finally:
+            seconds = time.perf_counter() - began  # other masks may slow it down
+            self._forward = min(seconds, 1.05 * self._forward) if self._forward else seconds
+            wait(made, self._patience)
+            for job, done in zip(jobs, made):
+                if done.done():
+                    continue
+                job.given_up = True
+                if job.first_made and job.tree.probs is not None:
+                    wait([done])  # a sampled token must not decide whether its step counts
+                else:
+                    self._late[job.request] = done
+                    late.add(job.request)
+
+    def unfollowed(
+        self, ready: Sequence[Request], trees: Sequence[Tree], result: AcceptResult
+    ) -> Collection[Request]:
+        """Requests with slow masks whose grammar has not followed their next token yet: it does so now, and
+        the step does not count for them."""
+        late = set[Request]()
+        for request, tree, tokens in zip(ready, trees, result.tokens, strict=True):
+            grammar = request.grammar
+            sampled = tree.probs is not None  # its time must not decide whether its step counts
+            if grammar is None or sampled or request.error or request not in self._long:
+                continue
+            if not grammar.follows(tokens) and self._followed.get(request) != len(request.tokens):
+                self._followed[request] = len(request.tokens)
+                self._late[request] = self._slow_lane.submit(_Job(request, Tree.chain(tokens)))
+                late.add(request)
+        return late
+
+
+class _Job:
+    """Makes the masks of one request's rows."""
+
+    def __init__(self, request: Request, tree: Tree) -> None:
+        self.request, self.tree = request, tree
+        self.first_made = False
+        self.given_up = False  # only the first mask is made any more
+
+    def run(self) -> None:
+        if self.request.done or self.request.grammar is None:
+            return
+        for run in drafted_runs(self.tree):
+            if run and self.given_up:
+                self.request.grammar.leave_out(run)
+                continue
+            with suppress(Exception):  # raised again where the row is judged
+                self.request.grammar.at(self.request.tokens, run)
+            self.first_made = True
+
+
+class _Lanes:
+    """Threads that make masks of all shares in turns. begin: called in each."""
+
+    def __init__(self, threads: int, name: str, begin: Callable[[], None] | None = None) -> None:
+        self._threads = ThreadPoolExecutor(threads, name, begin)
+        self._lock = threading.Lock()
+        self._queues = defaultdict[str | None, deque[tuple[_Job, Future[None]]]](deque)
+        self._busy = Counter[str | None]()
+
+    def submit(self, job: _Job, most: int = 1) -> Future[None]:
+        """Have it run, in one of at most so many threads of its share."""
+        over, share = Future[None](), job.request.share
+        with self._lock:
+            self._queues[share].append((job, over))
+            if self._busy[share] < most:
+                self._busy[share] += 1
+                self._threads.submit(self._serve, share)
+        return over
+
+    def _serve(self, share: str | None) -> None:
+        """Run one job of a share; its next one comes after those of others."""
+        with self._lock:
+            found = self._queues[share].popleft() if self._queues[share] else None
+            if found is None:
+                self._busy[share] -= 1
+                if not self._busy[share]:
+                    del self._busy[share], self._queues[share]
+                return
+        try:
+            found[0].run()
+        finally:
+            found[1].set_result(None)
+            self._threads.submit(self._serve, share)
