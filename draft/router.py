@@ -11,7 +11,7 @@ from fastslow.draft.grammar_filter import certain_chain, filter_by_grammar
 from fastslow.draft.prediction import PredictionDraft
 from fastslow.draft.several import AdaptiveDrafter, columns, counted, on_each, union
 from fastslow.engine.params import Speculation
-from fastslow.engine.types import AcceptResult, Drafter, Features, RequestView, Tree
+from fastslow.engine.types import AcceptResult, Drafter, Features, Question, RequestView, Tree
 
 WATCHED = 2  # steps without a draft for which a drafter still sees features; then it rests
 
@@ -25,14 +25,13 @@ class DrafterRouter:
     again. A head then goes on behind a gap, with its next row.
 
     drafters: speculation settings -> drafter. The mapping may change while the engine runs; a request whose settings
-    are not in it is not drafted for. drafted: called after each proposal with the settings, seconds, number of
-    requests asked, and nodes of the largest tree.
+    are not in it is not drafted for. drafted: called after each proposal; a depth is the nodes of the largest tree.
     """
 
     def __init__(
         self,
         drafters: Mapping[Speculation, Drafter],
-        drafted: Callable[[Speculation, float, int, int], None] | None = None,
+        drafted: Callable[[Question], None] | None = None,
     ) -> None:
         self._drafters = drafters
         self._drafted = drafted
@@ -56,12 +55,15 @@ class DrafterRouter:
             for i, b in enumerate(members):
                 tree = known[i] if known[i].tokens else own[i]
                 trees[b] = filter_by_grammar(tree, batch[b], nodes[b])
-            # an adaptive drafter measures each of its drafters itself
-            if self._drafted is not None and not isinstance(drafter, AdaptiveDrafter):
+            if self._drafted is not None:
                 most = max(len(tree.tokens) for tree in own)
-                count = sum(n > 0 for n in left)
-                settings = batch[members[0]].speculation
-                self._drafted(settings, time.perf_counter() - started, count, most)
+                keys = [batch[b].memory_key for b, n in zip(members, left) if n > 0]
+                settings, adaptive = (
+                    batch[members[0]].speculation,
+                    isinstance(drafter, AdaptiveDrafter),
+                )
+                took = time.perf_counter() - started
+                self._drafted(Question(settings, took, len(keys), most, {*keys}, adaptive))
         # Only this step's drafters: another thread may add one before `commit`.
         self.features, self._unasked = union(watching), unasked
         return trees

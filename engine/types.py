@@ -353,6 +353,17 @@ class StepTiming(NamedTuple):
     pure: bool  # no prompt was read: all rows are last tokens of answers, and drafts
 
 
+class Question(NamedTuple):
+    """A drafter was asked. asked: for how many requests, which have these memory keys. depth: of the deepest tree."""
+
+    drafter: object
+    seconds: float
+    asked: int
+    depth: int
+    keys: Collection[str | None] = (None,)
+    adaptive: bool = False  # it chooses among several itself, by what each takes
+
+
 class StepCostModel(Protocol):
     """Knows how long steps take, and decides which drafted nodes to run."""
 
@@ -371,8 +382,11 @@ class StepCostModel(Protocol):
     def seconds(self, groups: int | None, rows: int) -> float:
         """What a step of these rows takes, if none runs more than these routed groups or experts."""
 
-    def draft_seconds(self, drafter: object) -> float | None:
+    def draft_seconds(self, drafter: object, key: str | None = None) -> float | None:
         """What a drafter takes for a node of depth; None: unknown, or nothing."""
+
+    def pass_seconds(self, drafter: object, key: str | None, asked: int) -> float | None:
+        """The same of a question for so many requests, by what those of a memory key took; None: unknown."""
 
 
 class MarginalValue(NamedTuple):

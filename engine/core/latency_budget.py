@@ -32,6 +32,7 @@ class LatencyBudget:
         self._seconds: float | None = None
         self._rows = 0
         self._groups: int | None = 0
+        self._shares = set[str | None]()  # of requests with a target
         self._forced = False  # a request that was skipped PATIENCE times runs in this step
 
     @property
@@ -42,23 +43,23 @@ class LatencyBudget:
     def begin(self, requests: Iterable[Request]) -> None:
         """Begin a step; `requests`: all that run or wait."""
         self._rows, self._groups, self._seconds, self._forced = 0, 0, None, False
-        targets = [r.latency_target for r in requests if r.latency_target is not None]
-        now = self._timer()
+        aiming = [r for r in requests if r.latency_target is not None]
+        targets, now = [r.latency_target for r in aiming if r.latency_target], self._timer()
         if targets:
-            self._last = min(targets), now
+            self._last, self._shares = (min(targets), now), {r.share for r in aiming}
         if self._last is not None and now - self._last[1] < LATER:
             self._seconds = SHARE * self._last[0]
 
     def take(self, request: Request, rows: int) -> None:
         """A request runs these rows in this step."""
-        self._groups = _more(self._groups, request.current_groups)
+        self._groups = more(self._groups, request.current_groups)
         self._rows += rows
 
     def rows(self, request: Request) -> int:
         """How many of a request's rows still fit, perhaps none."""
         if self._seconds is None:
             return WIDEST
-        groups, seconds = _more(self._groups, request.current_groups), self._cost_model.seconds
+        groups, seconds = more(self._groups, request.current_groups), self._cost_model.seconds
         most = bisect_right(range(1, WIDEST + 1), self._seconds, key=lambda n: seconds(groups, n))
         return max(0, most - self._rows)
 
@@ -66,12 +67,15 @@ class LatencyBudget:
         """How many of `rows` a request runs; 0: it is skipped.
 
         All where there is no limit, and for a request with a target: its first token needs its own
-        prompt anyway. Else what fits.
+        prompt anyway. Else what fits. Answers of shares that ask for no target run, too, and of their prompts
+        one has LEAST rows.
         """
         if not self.limited or request.latency_target is not None:
             return rows
-        fits = min(rows, self.rows(request))
-        if request.skipped_steps >= PATIENCE and not self._forced:
+        fits, other = min(rows, self.rows(request)), request.share not in self._shares
+        if other and rows == 1:
+            return rows
+        if (other or request.skipped_steps >= PATIENCE) and not self._forced:
             self._forced = True
             return max(fits, min(rows, LEAST))
         return fits
@@ -84,7 +88,7 @@ class LatencyBudget:
         if request.latency_target is not None and not request.may_cut_draft:
             return nodes
         nodes = min(nodes, self.rows(request) // max(among, 1))
-        node_seconds = self._cost_model.draft_seconds(request.speculation)
+        node_seconds = self._cost_model.draft_seconds(request.speculation, request.memory_key)
         if node_seconds:
             spare = self._seconds - self._cost_model.seconds(self._groups, max(self._rows, 1))
             nodes = min(nodes, max(0, int(spare / node_seconds)))
@@ -105,10 +109,13 @@ class RunEverything:
     def seconds(self, groups: int | None, rows: int) -> float:
         return 0.0
 
-    def draft_seconds(self, drafter: object) -> float | None:
+    def draft_seconds(self, drafter: object, key: str | None = None) -> float | None:
         return None
 
+    def pass_seconds(self, drafter: object, key: str | None, asked: int) -> float | None:
+        return 0.0
 
-def _more(a: int | None, b: int | None) -> int | None:
+
+def more(a: int | None, b: int | None) -> int | None:
     """The larger number of groups; None = all."""
     return None if a is None or b is None else max(a, b)

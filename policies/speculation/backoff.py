@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+MIXED = frozenset[object]()  # stands for the key of what those of several keys did together
 MOST_KEYS = 256  # memory keys for which something is learnt: the latest
 
 
@@ -60,6 +61,11 @@ class RunningMean:
     def add_time(self, seconds: float, held_up: float) -> None:
         """As `add`; a time counts as no more than `held_up` times the usual."""
         self.add(min(seconds, held_up * self.value) if self.count else seconds)
+
+
+def common_key(keys: Collection[Hashable]) -> Hashable:
+    """The one key of all, or MIXED: what several did together does not tell what each did."""
+    return next(iter(keys)) if len({*keys}) == 1 else MIXED
 
 
 class ByKey(Generic[T]):

@@ -37,6 +37,7 @@ class SpeculationController:
         self._after_ask = RunningMean(0.0, tuning.after_ask_memory)
         self.drafted = self._costs.drafted
         self.draft_seconds = self._costs.node_seconds
+        self.pass_seconds = self._costs.pass_seconds
 
     def policy(
         self,

@@ -120,12 +120,12 @@ class AdaptiveLength:
             self._account = self._budget.open(running, request.memory_key)
         if self._account.resting:
             return 0
-        tuning, curve = self._tuning, self._costs.curve(request.groups)
+        tuning, curve, key = self._tuning, self._costs.curve(request.groups), request.memory_key
         self._probing = self._probe.due
         step = curve.seconds(running)
         # one more token saves a request's share of a step
         gain = self._brought.gain(curve.row_price(running, 1)) * step / running
-        self._asked = gain > self._costs.ask_seconds(self._drafter) or self._asking.due
+        self._asked = gain > self._costs.ask_seconds(self._drafter, key) or self._asking.due
         if not self._asked:
             self._asking.skip()
             return 0
@@ -133,7 +133,7 @@ class AdaptiveLength:
             self._asking.skip()  # asked twice: a drafter that rested has nothing to say at first
         else:
             self._asking.again(1)
-        node = self._costs.node_seconds(self._drafter)
+        node = self._costs.node_seconds(self._drafter, key)
         if node is None or node < tuning.free_node * step:
             return min(tuning.most_nodes, tuning.least_budget + 2 * self._ran)
         chance, chances = 1.0, []

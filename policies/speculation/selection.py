@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from fastslow.engine.types import AcceptResult, MarginalValue, RequestView, Tree
-from fastslow.policies.speculation.backoff import Backoff, ByKey, RunningMean
+from fastslow.policies.speculation.backoff import Backoff, ByKey, RunningMean, common_key
 from fastslow.policies.speculation.tuning import TUNING, SpeculationTuning
 
 FREE = MarginalValue(1.0, 0.0)
@@ -94,8 +95,8 @@ class _Drafter:
 
 @dataclass(slots=True)
 class _Request:
-    by_size: dict[int, list[_Gain]] = field(default_factory=dict)  # by drafter
-    gains: list[_Gain] = field(default_factory=list)  # of this step's size
+    by_batch: dict[int, list[_Gain]] = field(default_factory=dict)  # by its drafters' identity
+    gains: list[_Gain] = field(default_factory=list)  # of this step's batch
     proposals: list[_Proposal] = field(default_factory=list)  # of this step
     promised: float = 0.0  # tokens, by the proposal that promises most
 
@@ -130,18 +131,18 @@ class AdaptiveSelection:
         self._count = drafters
         self._value = value
         self._tuning = tuning
-        self._sizes: dict[int, list[_Drafter]] = {}  # by the bits of a batch's size
+        # by the bits of a batch's size, and by key: what asking takes is learnt of who asked
+        self._sizes = defaultdict[int, ByKey[list[_Drafter]]](
+            lambda: ByKey(lambda: [_Drafter(tuning) for _ in range(drafters)])
+        )
         self._requests: dict[int, _Request] = {}
-        self._drafters: list[_Drafter] = []  # of this step's size
+        self._drafters: list[_Drafter] = []  # of this step's batch
 
     def collect(
         self, batch: Sequence[RequestView], nodes: Sequence[int], ask: Ask
     ) -> list[list[tuple[int, Tree]]]:
-        size, value = len(batch).bit_length(), self._value_of(batch)
-        if size not in self._sizes:
-            self._sizes[size] = [_Drafter(self._tuning) for _ in range(self._count)]
-        self._drafters = self._sizes[size]
-        requests = [self._request(request, size) for request in batch]
+        value, self._drafters = self._value_of(batch), self._known(batch)
+        requests = [self._request(request) for request in batch]
         for drafter in range(self._count):
             asked = self._asked(drafter, requests, nodes, value)
             if any(asked):
@@ -164,7 +165,7 @@ class AdaptiveSelection:
         return 1 if self._rows_cost_too_much(self._value_of(batch)) else self._count
 
     def judge(self, batch: Sequence[RequestView], result: AcceptResult) -> None:
-        for known in self._sizes.get(len(batch).bit_length(), ()):  # also where nobody may draft
+        for known in self._known(batch):  # also where nobody may draft
             known.rested += 1
             known.backoff.skip()
         for view, tokens in zip(batch, result.tokens, strict=True):
@@ -212,13 +213,18 @@ class AdaptiveSelection:
                 known.backoff.again(2)
         return asked
 
-    def _request(self, view: RequestView, size: int) -> _Request:
+    def _known(self, batch: Sequence[RequestView]) -> list[_Drafter]:
+        """The drafters in batches of this size, and of this key or of several."""
+        size = len(batch).bit_length()
+        return self._sizes[size].of(common_key([request.memory_key for request in batch]))
+
+    def _request(self, view: RequestView) -> _Request:
         if (request := self._requests.get(view.id)) is None:
             request = self._requests[view.id] = _Request()
-        if size not in request.by_size:
+        if (place := id(self._drafters)) not in request.by_batch:
             gains = (known.gains.of(view.memory_key) for known in self._drafters)
-            request.by_size[size] = [gain.begun(self._tuning) for gain in gains]
-        request.gains, request.proposals, request.promised = request.by_size[size], [], 0.0
+            request.by_batch[place] = [gain.begun(self._tuning) for gain in gains]
+        request.gains, request.proposals, request.promised = request.by_batch[place], [], 0.0
         return request
 
     def _value_of(self, batch: Sequence[RequestView]) -> MarginalValue:

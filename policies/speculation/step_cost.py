@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from fastslow.engine.types import MarginalValue
-from fastslow.policies.speculation.backoff import RunningMean
+from fastslow.engine.types import MarginalValue, Question
+from fastslow.policies.speculation.backoff import MIXED, ByKey, RunningMean, common_key
 from fastslow.policies.speculation.tuning import TUNING, SpeculationTuning
 
 
@@ -97,7 +98,7 @@ class StepCostCurve:
 
 class StepCosts:
     """The curves of all modes, and what each drafter takes. measure: gives the curve of steps with a number of routed
-    groups (None = all); asked once for each number."""
+    groups (None = all); asked once for each number. What a drafter takes is learnt by memory key."""
 
     def __init__(
         self, measure: Callable[[int | None], StepCostCurve], tuning: SpeculationTuning = TUNING
@@ -105,8 +106,7 @@ class StepCosts:
         self._measure = measure
         self._tuning = tuning
         self._curves: dict[int | None, StepCostCurve] = {}
-        self._node: dict[object, RunningMean] = {}
-        self._question: dict[object, RunningMean] = {}
+        self._asking: dict[object, ByKey[defaultdict[str, RunningMean]]] = {}
 
     def curve(self, groups: int | None) -> StepCostCurve:
         """The curve of steps whose rows run `groups` groups."""
@@ -125,25 +125,46 @@ class StepCosts:
         token = curve.seconds(running) / running
         return MarginalValue(token, token * curve.row_price(running, self._tuning.priced_nodes))
 
-    def node_seconds(self, drafter: object) -> float | None:
+    def node_seconds(self, drafter: object, key: str | None = None) -> float | None:
         """What one more node of depth takes to draft; None: not measured yet."""
-        known = self._node.get(drafter)
+        known = self._of(drafter, key, "node")
         return None if known is None else known.value
 
-    def ask_seconds(self, drafter: object) -> float:
+    def ask_seconds(self, drafter: object, key: str | None = None) -> float:
         """What asking a drafter takes by request, even if it proposes nothing."""
-        known = self._question.get(drafter)
+        known = self._of(drafter, key, "question")
         return 0.0 if known is None else known.value
 
-    def drafted(self, drafter: object, seconds: float, asked: int, depth: int) -> None:
-        """A drafter took `seconds` for `asked` requests and trees of at most this depth."""
-        for means, parts in ((self._node, depth), (self._question, asked)):
-            if parts > 0:
-                mean = means.get(drafter)
-                if mean is None:
-                    mean = means[drafter] = RunningMean(0.0, self._tuning.draft_memory)
-                mean.add_time(seconds / parts, self._tuning.held_up)
+    def pass_seconds(self, drafter: object, key: str | None, asked: int) -> float | None:
+        """As `node_seconds`, also of a drafter that chooses among several, and for so many requests: as a step of so
+        many rows is longer than one of those that were asked for lately."""
+        known, usual = self._of(drafter, key, "pass"), self._of(drafter, key, "asked")
+        if known is None or usual is None or not self._curves:
+            return None
+        curve = next(iter(self._curves.values()))
+        return known.value * max(1.0, curve.seconds(asked) / curve.seconds(round(usual.value)))
+
+    def drafted(self, question: Question) -> None:
+        """A drafter was asked."""
+        drafter, seconds, asked, depth, keys, adaptive = question
+        memory, held_up = self._tuning.draft_memory, self._tuning.held_up
+        means = self._asking.setdefault(
+            drafter, ByKey(lambda: defaultdict(lambda: RunningMean(0.0, memory)))
+        )
+        known = means.of(common_key(keys))
+        if depth > 0 and asked > 0:
+            known["asked"].add(asked)
+            known["pass"].add_time(seconds / depth, held_up)
+        if depth > 0 and not adaptive:
+            known["node"].add_time(seconds / depth, held_up)
+        if asked > 0 and not adaptive:
+            known["question"].add_time(seconds / asked, held_up)
 
     def forget(self, drafter: object) -> None:
-        for means in (self._node, self._question):
-            means.pop(drafter, None)
+        self._asking.pop(drafter, None)
+
+    def _of(self, drafter: object, key: str | None, what: str) -> RunningMean | None:
+        """What is known of those who asked alone; else of what several took together."""
+        means = self._asking.get(drafter)
+        known = (means.of(one).get(what) for one in (key, MIXED)) if means else ()
+        return next((mean for mean in known if mean is not None), None)

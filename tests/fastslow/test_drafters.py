@@ -61,7 +61,7 @@ def test_a_flood_of_settings_leaves_few_drafters(llm: LLM, kind: str, count: int
     parts = 1 + ("|" in kind)
     assert alive(SuffixDraft, ModelDraft, HeadDraft) <= before + parts * MOST
     controller = llm._parts.builder._controller
-    known = (controller._acceptance, controller._costs._node, controller._costs._question)
+    known = (controller._acceptance, controller._costs._asking)
     assert all(len(some) <= MOST + 1 for some in known)
     assert len(llm._drafters._keys) == len(llm._drafters._users) <= MOST
     if kind == "suffix|head":

@@ -19,7 +19,7 @@ from fastslow.engine.backends.loader import load_model
 from fastslow.engine.host.machine import Watch
 from fastslow.engine.model.base import Model
 from fastslow.engine.params import Speculation
-from fastslow.engine.types import Tree
+from fastslow.engine.types import Question, Tree
 from fastslow.policies.speculation import cost_curve
 from fastslow.policies.speculation.acceptance import AcceptanceModel, RequestBias
 from fastslow.policies.speculation.controller import SpeculationController
@@ -271,7 +271,7 @@ def test_good_drafts_run_to_the_end_and_bad_ones_recover() -> None:
 
 def test_a_slow_drafter_that_is_refused_is_hardly_asked() -> None:
     length, costs = policy(FLAT)
-    costs.drafted("drafter", 0.8, 1, 1)
+    costs.drafted(Question("drafter", 0.8, 1, 1))
     asked = []
     for _ in range(1000):
         asked.append(length.plan(REQUEST, 1))

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from fastslow.engine.params import Speculation
-from fastslow.engine.types import AcceptResult, MarginalValue, StepTiming, Tree
+from fastslow.engine.types import AcceptResult, MarginalValue, Question, StepTiming, Tree
 from fastslow.policies.speculation.backoff import MOST_KEYS, ByKey
 from fastslow.policies.speculation.controller import SpeculationController
 from fastslow.policies.speculation.loss_budget import LossBudget
@@ -72,6 +72,46 @@ def test_a_selection_learns_by_key() -> None:
     selection.release(range(100, 130))
     assert gains(selection, "b", 1)[:4] == alone[:4]
     assert gains(selection, "a", 2)[:4] != alone[:4]
+
+
+def test_what_asking_takes_is_learnt_by_key() -> None:
+    quick, slow = (Question("suffix", seconds, 1, 4, {"b"}) for seconds in (1e-6, 100 * USUAL))
+    known = SpeculationController(lambda groups: DEAR)
+    known.drafted(quick)
+    alone = plans(known, "b")
+    controller = SpeculationController(lambda groups: DEAR)
+    controller.drafted(quick)
+    for keys in ({"a"}, {"a", "b"}):  # of a question for several nobody knows whose it was
+        for _ in range(20):
+            controller.drafted(slow._replace(keys=keys))
+    assert plans(controller, "b") == alone and alone[0] == 4
+    assert plans(controller, "a")[0] == 0, "it learns of its own"
+    assert plans(controller, "c")[0] == 0, "who never asked alone knows what several took"
+
+
+def test_a_selection_learns_by_key_what_asking_takes() -> None:
+    def asked(selection: AdaptiveSelection, keys: list[str], seconds: float) -> int:
+        """How often the second drafter is asked in 30 steps."""
+        count, batch = [0, 0], [view(key, n) for n, key in enumerate(keys)]
+
+        def ask(drafter: int, nodes: Any) -> Any:
+            count[drafter] += 1
+            return [CHAIN] * len(batch), seconds * drafter
+
+        for _ in range(30):
+            selection.collect(batch, [4] * len(batch), ask)
+            selection.judge(batch, AcceptResult([[0]] * len(batch), [[1, 9]] * len(batch)))
+        selection.release(range(len(batch)))
+        return count[1]
+
+    def made() -> AdaptiveSelection:
+        return AdaptiveSelection(2, lambda batch: MarginalValue(1.0, 0.1))
+
+    alone, selection = asked(made(), ["b"], 0.01), made()
+    for keys in (["a"], ["a", "b"]):
+        asked(selection, keys, 100.0)
+    assert asked(selection, ["b"], 0.01) == alone
+    assert asked(selection, ["a"], 100.0) < alone
 
 
 def test_a_key_that_lost_much_costs_another_nothing() -> None:

@@ -33,7 +33,7 @@ class Linear(RunEverything):
     def seconds(self, groups: int | None, rows: int) -> float:
         return self.fixed + rows * (1.0 if groups is None else 0.5)
 
-    def draft_seconds(self, drafter: object) -> float | None:
+    def draft_seconds(self, drafter: object, key: str | None = None) -> float | None:
         return self.draft
 
 
@@ -53,6 +53,14 @@ def test_others_bring_what_the_tightest_target_leaves() -> None:
     step.add(request(1, prompt=1, latency_target=16.0))
     step.add(request(2, prompt=90))
     assert run(step) == {0: 1, 1: 1, 2: int(16 * SHARE) - 2}
+
+
+def test_a_target_of_one_share_skips_no_other() -> None:
+    """Not even one that no step keeps."""
+    step = scheduler(budget=LatencyBudget(Linear(fixed=100.0)))
+    step.add(request(0, prompt=1, room=99, share="greedy", latency_target=0.001))
+    step.add(request(1, prompt=30, share="modest"))
+    assert [run(step) for _ in range(3)] == [{0: 1, 1: LEAST}, {0: 1, 1: 30 - LEAST}, {0: 1, 1: 1}]
 
 
 def test_rows_of_few_groups_cost_less() -> None:
