@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from fastslow.admission import KEPT, FairPlaces
-from fastslow.engine.params import Effort, shown
+from fastslow.engine.params import MOST_PRIORITY, Effort, shown
 from fastslow.engine.text.switches import EFFORT, nearest_level
 from fastslow.request.options import GenerateOptions
 from fastslow.serve.api.engine import ModelCard
@@ -26,6 +26,7 @@ from fastslow.serve.api.mode_fields import STEERING
 
 OPEN = secrets.token_hex(16)  # stands for those who need no key, as a key's id does for its owner
 ORDINARY = "deep"  # the mode where a request names none
+ORDINARY_PRIORITY = 0, MOST_PRIORITY  # that may be asked for without a limit of the key
 # fields of a mode that say how and for how long it thinks; others make another mode of it, which may cost more
 FREE = frozenset({"base", "thinking", "thinking_budget", "latency_ms", *STEERING})
 ALL = ("all",)  # a mode's bounds, where its preset says nothing
@@ -72,8 +73,8 @@ class Caller:
             _check_effort(request.options, card)
             if isinstance(mode, Mapping):  # a preset that names its bounds has its own
                 request = request.with_options(mode={**mode, "bounds": ALL})
-        if limits.priority is not None:
-            priority = self._priority(request.options.priority, *limits.priority)
+        priority = self._priority(request.options.priority, *(limits.priority or ORDINARY_PRIORITY))
+        if priority != request.options.priority:
             request = request.with_options(priority=priority)
         mosts = [n for n in (limits.max_tokens, limits.tokens_per_minute) if n is not None]
         if mosts:
@@ -88,12 +89,16 @@ class Caller:
             field = f"{more[0]}={shown(mode[more[0]])}"
             said = f"{field} is not open to this key, but modes as they are: {known}"
             raise _refusal(more[0], said)
+        if isinstance(mode, Mapping) and isinstance(wish := mode.get("confidence"), Mapping):
+            said = f"confidence={shown(wish)} is not open to this key, but true or false"
+            raise _refusal("confidence", said)
 
     def _priority(self, priority: int, first: int, last: int) -> int:
         if priority == 0:  # as without the field
             return min(max(priority, first), last)
         if not first <= priority <= last:
-            limit = f"priority={shown(priority)} must be from {first} to {last} with this key"
+            whose = "with this key" if self.limits.priority else "without a key that allows more"
+            limit = f"priority={shown(priority)} must be from {first} to {last} {whose}"
             raise _refusal("priority", limit)
         return priority
 

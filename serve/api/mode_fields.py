@@ -23,6 +23,8 @@ STEERING = (
     *("turn_budget", "thought", "answer"),
 )
 DIRECT = "groups", "experts", "latency_ms", *STEERING  # fields of a mode, under its names
+MOST_ASKED = {"tokens": 16, "times": 16, "prefix": 64}  # of a client's `confidence`
+MOST_ROWS = 4  # that its questions may take for each token of thought
 OWN = "speculation", "sampling"  # fields of a mode that are fields of the request itself
 OWN_NAME = "custom"  # of every mode that a client names itself
 
@@ -137,6 +139,8 @@ class ModeFields(BaseModel):
         self, card: ModelCard, settings: ServerSettings, default_mode: str
     ) -> tuple[str | dict[str, Any], dict[str, Any]]:
         """The mode as the engine takes it, and the variables of the chat template."""
+        for own in (self.confidence, isinstance(self.mode, dict) and self.mode.get("confidence")):
+            _check_questions(own)
         efforts = {name: value for name, value in self.efforts().items() if value is not None}
         effort = _same(efforts)
         mode, variables = self.mode, self._variables(card, effort)
@@ -251,6 +255,20 @@ def _fields(mode: str | Mapping[str, Any]) -> dict[str, Any]:
     named = {"name": OWN_NAME} if "name" in mode else {}  # any number of names is no use to figures
     kept = {name: value for name, value in mode.items() if value is not None or name != "base"}
     return kept | named
+
+
+def _check_questions(wish: Any) -> None:
+    """ValueError: a client's questions would cost too much. Other errors are the engine's to say."""
+    given = wish if isinstance(wish, Mapping) else {}
+    every, tokens = given.get("every", 32), given.get("tokens", 8)
+    if isinstance(every, int) and isinstance(tokens, int) and tokens > MOST_ROWS * every:
+        said = f"confidence.every={every} must be at least {-(-tokens // MOST_ROWS)}"
+        raise ValueError(f"{said} with tokens={tokens}")
+    for name, most in MOST_ASKED.items():
+        size = len(value) if isinstance(value := given.get(name), str) else value
+        if isinstance(size, int) and size > most:
+            said = f"confidence.{name}={shown(value)} is above {most}"
+            raise ValueError(f"{said}, the most that clients may ask")
 
 
 def _agreed(

@@ -106,6 +106,10 @@ def test_tokens_of_thoughts_that_the_template_opens(tmp_path: Path, opening: str
         ({"answer_room": "all"}, "answer_room"),
         ({"loop": {"times": 0}}, "loop.times=0 must be"),
         ({"confidence": {"every": 0}}, "confidence.every=0 must be"),
+        ({"confidence": {"every": 1}}, "confidence.every=1 must be at least 2 with tokens=8"),
+        ({"mode": {"confidence": {"tokens": 17}}}, "confidence.tokens=17 is above 16"),
+        ({"confidence": {"times": 64}}, "confidence.times=64 is above 16"),
+        ({"confidence": {"prefix": "a" * 65}}, "above 64, the most that clients may ask"),
         ({"thought": {"temperature": 1000}}, "thought.temperature=1000 must be"),
         (
             {"mode": {"answer": {"temperature": 3}}},
