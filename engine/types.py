@@ -382,11 +382,9 @@ class StepCostModel(Protocol):
     def seconds(self, groups: int | None, rows: int) -> float:
         """What a step of these rows takes, if none runs more than these routed groups or experts."""
 
-    def draft_seconds(self, drafter: object, key: str | None = None) -> float | None:
-        """What a drafter takes for a node of depth; None: unknown, or nothing."""
-
-    def pass_seconds(self, drafter: object, key: str | None, asked: int) -> float | None:
-        """The same of a question for so many requests, by what those of a memory key took; None: unknown."""
+    def draft_seconds(self, drafter: object, key: str | None, asked: int) -> float | None:
+        """What a drafter takes for a node of depth, asked for so many requests, by what those of a memory key took;
+        None: unknown, or nothing."""
 
 
 class MarginalValue(NamedTuple):

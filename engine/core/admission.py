@@ -1,12 +1,52 @@
-"""Which drafted nodes a step runs: those that pay over its whole batch."""
+"""How far a step drafts, and which drafted nodes it runs: those that pay over its whole batch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 from fastslow.engine.core.request import Request
+from fastslow.engine.core.scheduler import ScheduledChunk, Scheduler
+from fastslow.engine.sampling.grammar import FURTHEST
 from fastslow.engine.token_mask import CERTAIN
 from fastslow.engine.types import StepCostModel, Tree
+
+
+def draft_sizes(
+    work: Sequence[ScheduledChunk], scheduler: Scheduler, slow: Callable[[Request], bool]
+) -> list[int]:
+    """How many nodes each request may draft that is ready: what its policy plans, as far as latency targets, its share
+    of the step and its pages allow, which are reserved. slow: says who has no draft."""
+    running, found, rows = len(scheduler.running), list[tuple[int, int]](), Counter[str | None]()
+    for request, chunk in work:
+        rows[request.share] += chunk + request.rows_after(request.computed + chunk)
+    ready = [item.request for item in work if item.ready]
+    for request in ready:
+        planned = fits = 0
+        try:
+            if request.next_answered is None and not slow(request):
+                planned = min(len(request.known), FURTHEST)
+                planned = planned or request.policy.plan(request, running)
+                planned = max(planned, _certain(request))
+            fits = scheduler.latency_budget.nodes(request, planned, len(ready))
+        except Exception as error:  # noqa: BLE001 - its own settings: the others run
+            request.fail(error)
+        found.append((planned, fits))
+    dealt = scheduler.budget.nodes(ready, [fits for _, fits in found], rows)
+    sizes = list(map(scheduler.room, ready, dealt))
+    for request, plan, own, size in zip(ready, found, dealt, sizes):
+        if request.trace is not None:
+            left = max(0, request.max_len - len(request.tokens))
+            request.trace.plan(*plan, own, left, size)
+    return sizes
+
+
+def _certain(request: Request) -> int:
+    """How many of the next tokens a grammar leaves no choice of: they pay whatever the policy says."""
+    speculation = request.speculation
+    if request.grammar is None or speculation.drafter == "off" or speculation.nodes is not None:
+        return 0
+    return len(request.grammar.ahead(request.tokens, (), FURTHEST))
 
 
 def admitted(

@@ -9,13 +9,14 @@ from contextlib import ExitStack, suppress
 
 from loguru import logger
 
-from fastslow.engine.core.admission import admitted
+from fastslow.engine.core.admission import admitted, draft_sizes
 from fastslow.engine.core.latency_budget import SHARE, LatencyBudget, RunEverything
 from fastslow.engine.core.layout import ask_probes, lay_rows, see_prompts, with_probed
 from fastslow.engine.core.mask_maker import MaskMaker
 from fastslow.engine.core.request import KVHistory, Request
 from fastslow.engine.core.scheduler import ScheduledChunk, Scheduler
 from fastslow.engine.core.stats import EngineLoad, EngineStats, EngineTotals, LoadMeter
+from fastslow.engine.core.step_budget import StepBudget
 from fastslow.engine.core.target_probs import (
     committed_features,
     cut_where_unsure,
@@ -30,7 +31,6 @@ from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.config import RoutedUnits
 from fastslow.engine.sampling.accept.accept import accept
-from fastslow.engine.sampling.grammar import FURTHEST
 from fastslow.engine.sampling.rng import Purpose, stream
 from fastslow.engine.sampling.stop import Reason
 from fastslow.engine.types import AcceptResult, Drafter, StepCostModel, StepTiming, Tree
@@ -61,7 +61,8 @@ class EngineCore:
         self.model = model
         self.kv = kv
         self.drafter = drafter
-        self.scheduler = Scheduler(kv, prompt_rows, max_running, LatencyBudget(self.cost_model))
+        latency, budget = LatencyBudget(self.cost_model), StepBudget(self.cost_model)
+        self.scheduler = Scheduler(kv, prompt_rows, max_running, latency, budget)
         self._masks = MaskMaker()
         self._totals = EngineTotals()
         self._meter = LoadMeter()
@@ -102,7 +103,7 @@ class EngineCore:
         ready = [item.request for item in work if item.ready]
         for request in ready:
             request.enter_phase()
-        most = [self._nodes(request, len(ready)) for request in ready]
+        most = draft_sizes(work, self.scheduler, self._masks.slow)
         nodes = [0 if request.known else own for request, own in zip(ready, most)]
         started = time.perf_counter()
         trees = self.drafter.propose(ready, nodes)
@@ -220,24 +221,6 @@ class EngineCore:
                 f"{asked} of {own} {units.name} to keep {1000 * target:g} ms (lossy)"
             )
 
-    def _nodes(self, request: Request, among: int) -> int:
-        """How many nodes a request may draft, pages reserved; `among` requests draft in this step."""
-        try:
-            planned = 0
-            if request.next_answered is None and not self._masks.slow(request):
-                planned = min(len(request.known), FURTHEST)
-                planned = planned or request.policy.plan(request, len(self.scheduler.running))
-                planned = max(planned, _certain(request))
-            fits = self.scheduler.latency_budget.nodes(request, planned, among)
-        except Exception as error:  # noqa: BLE001 - its own settings: the others run
-            request.fail(error)
-            return 0
-        nodes = self.scheduler.room(request, fits)
-        if request.trace is not None:
-            left = max(0, request.max_len - len(request.tokens))
-            request.trace.plan(planned, fits, left, nodes)
-        return nodes
-
     def _wanted(self, work: Sequence[ScheduledChunk]) -> list[range]:
         """Positions of text in this step, without the last ones, whose features the drafter wants."""
         rows = [range(r.computed, r.computed + chunk) for r, chunk in work]
@@ -343,14 +326,6 @@ class EngineCore:
                     self.end([request], "error", error)
             if request.done:
                 self._unnotified.pop(request.id, None)
-
-
-def _certain(request: Request) -> int:
-    """How many of the next tokens a grammar leaves no choice of: they pay whatever the policy says."""
-    speculation = request.speculation
-    if request.grammar is None or speculation.drafter == "off" or speculation.nodes is not None:
-        return 0
-    return len(request.grammar.ahead(request.tokens, (), FURTHEST))
 
 
 def _keep_answered(ready: Sequence[Request], result: AcceptResult) -> None:

@@ -88,7 +88,8 @@ class LatencyBudget:
         if request.latency_target is not None and not request.may_cut_draft:
             return nodes
         nodes = min(nodes, self.rows(request) // max(among, 1))
-        node_seconds = self._cost_model.draft_seconds(request.speculation, request.memory_key)
+        drafter, key = request.speculation, request.memory_key
+        node_seconds = self._cost_model.draft_seconds(drafter, key, among)
         if node_seconds:
             spare = self._seconds - self._cost_model.seconds(self._groups, max(self._rows, 1))
             nodes = min(nodes, max(0, int(spare / node_seconds)))
@@ -109,11 +110,8 @@ class RunEverything:
     def seconds(self, groups: int | None, rows: int) -> float:
         return 0.0
 
-    def draft_seconds(self, drafter: object, key: str | None = None) -> float | None:
+    def draft_seconds(self, drafter: object, key: str | None, asked: int) -> float | None:
         return None
-
-    def pass_seconds(self, drafter: object, key: str | None, asked: int) -> float | None:
-        return 0.0
 
 
 def more(a: int | None, b: int | None) -> int | None:

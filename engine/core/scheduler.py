@@ -6,18 +6,19 @@ import itertools
 import time
 from bisect import insort
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from operator import attrgetter, itemgetter
 from typing import NamedTuple
 
 from fastslow.engine.core.latency_budget import LEAST, PATIENCE, LatencyBudget
 from fastslow.engine.core.request import Request
+from fastslow.engine.core.step_budget import StepBudget
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.params import MOST_PRIORITY
 
 OVERTAKEN = 8  # more urgent requests that start in a row before the oldest that waits
 FIRST = -MOST_PRIORITY - 1  # before all of them
-_age, _priority = attrgetter("arrival"), attrgetter("priority")
+_age = attrgetter("arrival")
 
 
 class ScheduledChunk(NamedTuple):
@@ -36,21 +37,20 @@ class FairShares:
     """How many answers of each share run in a step, where requests of several shares run or wait.
 
     The step's places are dealt out: a share that wants few gets them, and the others get equal parts of what
-    is left. None gets more than all others want together, unless its equal part of all places is more: so a
-    share alone never makes steps much longer for others. Against a request only those count that are as
-    urgent. With one share there is nothing to deal out.
+    is left. None gets more than all others want together, unless its equal part of all places is more, and none
+    more than `StepBudget.beside` has: so a share alone never makes steps much longer for others, or for one that was
+    there lately. With one share there is nothing to deal out. Priorities and targets count within a share.
 
     places: most requests in a step.
     """
 
-    def __init__(self, places: int) -> None:
-        self._places = places
-        self._parts: dict[tuple[int, str | None], int] = {}  # by priority and share
+    def __init__(self, places: int, budget: StepBudget) -> None:
+        self._places, self._budget = places, budget
+        self._parts: dict[str | None, int] = {}
         self._turns: dict[int, int] = {}  # of requests that run
-        self._running: defaultdict[str | None, Counter[int]]  # by share and priority
+        self._running: defaultdict[str | None, Counter[tuple[bool, int]]]  # by share and urgency
         self._starts = 0
         self._latest: dict[str | None, int] = {}  # start of each share
-        self._next: dict[tuple[int, str | None], tuple[bool, int, int]] = {}  # what `next` has said
 
     @property
     def several(self) -> bool:
@@ -58,22 +58,21 @@ class FairShares:
 
     def begin(self, running: Sequence[Request], waiting: Iterable[Request]) -> None:
         """Deal out the places of a step."""
-        self._parts, self._turns, self._running, self._next = {}, {}, defaultdict(Counter), {}
-        every = (*running, *waiting)
-        shares = {r.share for r in every}
-        if len(shares) < 2:
+        self._parts, self._turns, self._running = {}, {}, defaultdict(Counter)
+        wants = Counter(r.share for r in (*running, *waiting))
+        if len(wants) < 2 and self._budget.alone:
             return
         newest = self._starts - 1  # before the share that started last, and after all others
-        self._latest = {share: self._latest.get(share, newest) for share in shares}
-        for priority in {r.priority for r in every}:
-            wants = Counter(r.share for r in every if r.priority <= priority)
-            left, equal = self._places, self._places // len(wants)
-            for after, (share, want) in enumerate(sorted(wants.items(), key=itemgetter(1))):
-                part = max(1, left // (len(wants) - after))
-                left -= min(want, part)
-                most = max(1, equal, wants.total() - want)
-                self._parts[priority, share] = min(part, most)
-        for request in sorted(running, key=_priority):
+        self._latest = {share: self._latest.get(share, newest) for share in wants}
+        left, equal = self._places, self._places // len(wants)
+        for after, (share, want) in enumerate(sorted(wants.items(), key=itemgetter(1))):
+            part = max(1, left // (len(wants) - after))
+            left -= min(want, part)
+            others = max(1, wants.total() - want)
+            most = max(equal, others)
+            beside = 1 if want == 1 else self._budget.beside(min(others, self._places))
+            self._parts[share] = min(part, most, beside)
+        for request in sorted(running, key=_urgency):
             self._count(request)
 
     def start(self, request: Request) -> None:
@@ -86,31 +85,23 @@ class FairShares:
     def turn(self, request: Request) -> int:
         """How many answers of its share go before it; 0 where there is one share."""
         turn = self._turns.get(request.id)
-        return self.next(request)[1] if turn is None else turn
+        return self._before(request) if turn is None else turn
 
     def waits(self, request: Request) -> bool:
         """Whether its share has its part of the step without it."""
-        part = self._parts.get((request.priority, request.share))
-        return part is not None and not _goes_first(request) and self.turn(request) >= part
+        return self.turn(request) >= self._parts.get(request.share, self._places)
 
-    def next(self, request: Request) -> tuple[bool, int, int]:
-        """Sort key of a request that waits: whether its share has its part, how many of its answers run, and a
-        number that is larger the later it started one."""
-        place = request.priority, request.share
-        if place not in self._next:
-            turn = self._before(request)
-            beyond = turn >= self._parts.get(place, self._places)
-            self._next[place] = beyond, turn, self._latest.get(request.share, 0)
-        return self._next[place]
+    def latest(self, request: Request) -> int:
+        """A number that is larger the later its share started an answer."""
+        return self._latest.get(request.share, 0)
 
     def _before(self, request: Request) -> int:
         running = self._running[request.share].items()
-        return sum(count for priority, count in running if priority <= request.priority)
+        return sum(count for urgency, count in running if urgency <= _urgency(request))
 
     def _count(self, request: Request) -> None:
         self._turns[request.id] = self._before(request)
-        self._running[request.share][request.priority] += 1
-        self._next.clear()
+        self._running[request.share][_urgency(request)] += 1
 
 
 class Scheduler:
@@ -122,9 +113,10 @@ class Scheduler:
     and it is computed again later), so the oldest of the most urgent requests always runs. A preempted
     request keeps its age.
 
-    Of requests that are as urgent, those start first, and have their prompts read first, whose share has the
-    fewest answers running; see `FairShares`. An answer beyond its share's part is not in the step, and keeps
-    its pages; where a request of another share lacks a place or pages, it is preempted for that.
+    Where there are several shares, those start first, and have their prompts read first, whose share has the
+    fewest answers running; see `FairShares`. All that is said here of priorities and targets holds within a share.
+    An answer beyond its share's part is not in the step, and keeps its pages; where a request of another share lacks
+    a place or pages, it is preempted for that. So does one whose question is put off; see `StepBudget`.
 
     Requests with a latency target go before all others, waiting or running, and the rows of others
     are cut to what the tightest target leaves. Of requests that were skipped PATIENCE times in a row,
@@ -137,20 +129,28 @@ class Scheduler:
         prompt_rows: most rows of text in a step, over all requests (chunked prefill).
         max_running: most requests in a step.
         latency_budget: how many rows fit into a step.
+        budget: what each share may take of it.
     """
 
     def __init__(
-        self, kv: KVCache, prompt_rows: int, max_running: int, latency_budget: LatencyBudget
+        self,
+        kv: KVCache,
+        prompt_rows: int,
+        max_running: int,
+        latency_budget: LatencyBudget,
+        budget: StepBudget,
     ) -> None:
         self.latency_budget = latency_budget
+        self.budget = budget
         self._kv = kv
         self._prompt_rows = prompt_rows
         self.max_running = max_running
         self._arrivals = itertools.count()
         self._overtakes = 0  # requests in a row that started before the oldest that waits
-        self._shares = FairShares(max_running)
+        self._shares = FairShares(max_running, budget)
         self._blocked = False  # in this step none of those that wait can start any more
         self._left = 0  # rows that are left of this step's
+        self._put_off = set[Request]()  # whose questions come in a later step
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # oldest first
 
@@ -173,9 +173,12 @@ class Scheduler:
         """This step's work, with pages reserved for it."""
         work: dict[int, ScheduledChunk] = {}
         self._blocked, self._left = False, self._prompt_rows
+        self._put_off.clear()
         self.latency_budget.begin((*self.running, *self.waiting))
+        self.budget.begin((*self.running, *self.waiting))
         self._shares.begin(self.running, self.waiting)
-        self._serve([r for r in self.running if _goes_first(r)], work)
+        running = [r for r in self.running if not self._shares.waits(r)]
+        self._serve([r for r in running if _goes_first(r)], work)
         self._take_in(work, _goes_first)
         others = [r for r in self.running if r.id not in work and not _goes_first(r)]
         others = [r for r in others if not self._shares.waits(r)]
@@ -185,7 +188,7 @@ class Scheduler:
             self._take_in(work, lambda r, than=rank: self._rank(r) < than)  # type: ignore[misc]
             self._serve(list(alike), work)
         self._take_in(work, lambda _: True)
-        self._count(work)
+        self._count({item.request for item in work.values()})
         for request, _ in work.values():
             kept = request.kv_from_previous_mode
             if kept is not None and request.computed >= kept.length:
@@ -228,6 +231,10 @@ class Scheduler:
                 # more urgent ones want some, too
                 left = min(left, max(LEAST, self._prompt_rows // 4))
             chunk = self.latency_budget.share(request, min(request.chunk_limit, left))
+            asks = chunk == request.pending and request.rows_after(len(request.tokens)) > 0
+            if asks and not self.budget.asks(request, len(self.running)):
+                self._put_off.add(request)
+                chunk -= 1
             rows = chunk + request.rows_after(request.computed + chunk)
             if chunk > 0 and self._kv.holds(request.id) and self._make_room(request, rows, work):
                 self._run(request, chunk, work)
@@ -251,7 +258,7 @@ class Scheduler:
             rows, chunk = self.latency_budget.share(request, self._left), 0
             while rows and not chunk:
                 chunk = self._admit(request, rows)
-                if not chunk and not self._make_place(request, work):
+                if not chunk and not self._make_place(work):
                     break
             if not chunk:
                 self._blocked = True
@@ -265,13 +272,14 @@ class Scheduler:
             self._shares.start(request)
             self._run(request, chunk, work)
 
-    def _count(self, work: Mapping[int, ScheduledChunk]) -> None:
+    def _count(self, served: Collection[Request]) -> None:
         """Count the steps in which requests were skipped for a latency target, or for more urgent prompts."""
         limited = self.latency_budget.limited
         contested = limited or len({r.priority for r in self.running}) > 1
         for request in self.running:
-            served = request.id in work or not contested or self._shares.waits(request)
-            request.skipped_steps = 0 if served else request.skipped_steps + 1
+            skipped = contested and request not in served and request not in self._put_off
+            skipped = skipped and not self._shares.waits(request)
+            request.skipped_steps = request.skipped_steps + 1 if skipped else 0
         if self.waiting:
             oldest = min(self.waiting, key=_age)
             oldest.skipped_steps = oldest.skipped_steps + 1 if limited else 0
@@ -288,10 +296,9 @@ class Scheduler:
                 return False
         return True
 
-    def _make_place(self, request: Request, work: Mapping[int, ScheduledChunk]) -> bool:
+    def _make_place(self, work: Collection[int]) -> bool:
         """Preempt an answer beyond its share's part for a request that waits. False: there is none."""
         beyond = [r for r in self.running if r.id not in work and self._shares.waits(r)]
-        beyond = [r for r in beyond if r.priority >= request.priority]
         if beyond:
             self._preempt(max(beyond, key=self._order))
         return bool(beyond)
@@ -338,19 +345,20 @@ class Scheduler:
         return chunk
 
     def _rank(self, request: Request) -> tuple[int, int]:
-        """Sort key: the most urgent, then those of shares with the fewest answers before them."""
-        return request.priority, self._shares.turn(request)
+        """Sort key: those of shares with the fewest answers before them, then the most urgent."""
+        return self._shares.turn(request), request.priority
 
     def _order(self, request: Request) -> tuple[int, int, int]:
         """The same, and then the oldest. The last one gives way."""
         return *self._rank(request), request.arrival
 
-    def _waiting_rank(self, request: Request) -> tuple[bool, int, int, int, int, int]:
-        """As `_running_rank`, but of equals the oldest of the share that started least lately."""
-        first, _, priority = _running_rank(request)
-        beyond, turn, latest = self._shares.next(request)
-        beyond = beyond and not _goes_first(request)
-        return beyond, first, priority, turn, latest, request.arrival
+    def _waiting_rank(self, request: Request) -> tuple[int, ...]:
+        """Sort key: those whose share has not its part yet, those that were skipped long enough; among these as
+        `_rank`, those with a latency target first; of equals the oldest of the share that started least lately."""
+        beyond, turn = self._shares.waits(request), self._shares.turn(request)
+        skipped = request.skipped_steps if request.skipped_steps >= PATIENCE else 0
+        latest = self._shares.latest(request)
+        return beyond, -skipped, turn, *_urgency(request), latest, request.arrival
 
 
 def _goes_first(request: Request) -> bool:
@@ -358,9 +366,15 @@ def _goes_first(request: Request) -> bool:
     return request.latency_target is not None or request.skipped_steps >= PATIENCE
 
 
-def _running_rank(request: Request) -> tuple[int, bool, int]:
+def _urgency(request: Request) -> tuple[bool, int]:
+    """Sort key of the requests of a share: those with a latency target, then the most urgent."""
+    return request.latency_target is None, request.priority
+
+
+def _running_rank(request: Request) -> tuple[int, bool, int, int]:
     """Sort key: those that were skipped long enough, those with a latency target, all others; among these,
-    decoding before prefill, then the most urgent. Equals stay in their order."""
+    decoding before prefill, then the most urgent, and who has asked least. Equals stay in their order."""
     if request.skipped_steps >= PATIENCE:
-        return -request.skipped_steps, False, 0
-    return int(request.latency_target is None), request.pending > 1, request.priority
+        return -request.skipped_steps, False, 0, 0
+    aims, reads = request.latency_target is not None, request.pending > 1
+    return int(not aims), reads, request.priority, request.spec_stats.probe_rows

@@ -26,13 +26,14 @@ class StepTrace:
         self._last = deque[str](maxlen=LAST)  # as text, which takes a quarter of the memory
         self._count = 0
 
-    def plan(self, planned: int, fits: int, left: int, nodes: int) -> None:
-        """A step's draft: nodes that its policy wanted, that fit the latency targets, that the text's
-        longest length leaves, and that may be drafted, for which free pages count, too."""
+    def plan(self, planned: int, fits: int, own: int, left: int, nodes: int) -> None:
+        """A step's draft: nodes that its policy wanted, that fit the latency targets, and its share of the step, that
+        the text's longest length leaves, and that may be drafted, for which free pages count, too."""
         self.planned = {"planned": planned, "cut": {}}
         self.cut("latency_target", planned - fits)
-        self.cut("max_len", fits - left)
-        self.cut("pages", min(fits, left) - nodes)
+        self.cut("share", fits - own)
+        self.cut("max_len", own - left)
+        self.cut("pages", min(own, left) - nodes)
 
     def cut(self, why: str, nodes: int) -> None:
         """Nodes that were not verified."""

@@ -36,8 +36,7 @@ class SpeculationController:
         # seconds that a step takes more where a drafter was asked before it
         self._after_ask = RunningMean(0.0, tuning.after_ask_memory)
         self.drafted = self._costs.drafted
-        self.draft_seconds = self._costs.node_seconds
-        self.pass_seconds = self._costs.pass_seconds
+        self.draft_seconds = self._costs.pass_seconds
 
     def policy(
         self,

@@ -8,6 +8,8 @@ from threading import Barrier, BrokenBarrierError
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from fastslow.engine.params import Speculation
 from fastslow.engine.types import AcceptResult, MarginalValue, Question, StepTiming, Tree
 from fastslow.policies.speculation.backoff import MOST_KEYS, ByKey
@@ -87,6 +89,18 @@ def test_what_asking_takes_is_learnt_by_key() -> None:
     assert plans(controller, "b") == alone and alone[0] == 4
     assert plans(controller, "a")[0] == 0, "it learns of its own"
     assert plans(controller, "c")[0] == 0, "who never asked alone knows what several took"
+
+
+def test_a_pass_for_more_requests_takes_longer() -> None:
+    controller = SpeculationController(lambda groups: DEAR)
+    assert controller.seconds(None, 8) == pytest.approx(3.1)
+    assert controller.draft_seconds("self", None, 1) is None
+    for adaptive in (False, True):
+        drafter = f"adaptive: {adaptive}"
+        controller.drafted(Question(drafter, 0.4, 1, 4, adaptive=adaptive))
+        assert controller.draft_seconds(drafter, None, 1) == pytest.approx(0.1)
+        assert controller.draft_seconds(drafter, None, 8) == pytest.approx(0.31)
+    assert controller._costs.node_seconds("adaptive: True") is None, "it plans by itself"
 
 
 def test_a_selection_learns_by_key_what_asking_takes() -> None:

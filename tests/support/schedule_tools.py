@@ -10,10 +10,12 @@ import torch
 from fastslow.engine.core.latency_budget import LatencyBudget, RunEverything
 from fastslow.engine.core.request import Request
 from fastslow.engine.core.scheduler import Scheduler
+from fastslow.engine.core.step_budget import StepBudget
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.sampling.accept.exact import tokenwise
 from fastslow.engine.sampling.stop import Stopper
+from fastslow.engine.types import StepCostModel
 from fastslow.policies.speculation.planner import FixedLength
 
 
@@ -35,9 +37,16 @@ def small_cache(pages: int = 200, **fields: Any) -> KVCache:
 
 
 def scheduler(
-    rows: int = 512, running: int = 8, pages: int = 400, budget: LatencyBudget | None = None
+    rows: int = 512,
+    running: int = 8,
+    pages: int = 400,
+    budget: LatencyBudget | None = None,
+    costs: StepCostModel | None = None,
 ) -> Scheduler:
-    return Scheduler(small_cache(pages), rows, running, budget or LatencyBudget(RunEverything()))
+    latency = budget or LatencyBudget(RunEverything())
+    return Scheduler(
+        small_cache(pages), rows, running, latency, StepBudget(costs or RunEverything())
+    )
 
 
 def added(step: Scheduler, numbers: Iterable[int], **fields: Any) -> list[Request]:

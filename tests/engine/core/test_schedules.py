@@ -111,7 +111,7 @@ class Slow(RunEverything):
     def seconds(self, groups: int | None, rows: int) -> float:
         return rows * (1.0 + 0.1 * (2 if groups is None else groups))
 
-    def draft_seconds(self, drafter: object, key: str | None = None) -> float | None:
+    def draft_seconds(self, drafter: object, key: str | None, asked: int) -> float | None:
         return 0.5
 
 

@@ -33,7 +33,7 @@ class Linear(RunEverything):
     def seconds(self, groups: int | None, rows: int) -> float:
         return self.fixed + rows * (1.0 if groups is None else 0.5)
 
-    def draft_seconds(self, drafter: object, key: str | None = None) -> float | None:
+    def draft_seconds(self, drafter: object, key: str | None, asked: int) -> float | None:
         return self.draft
 
 

@@ -187,17 +187,27 @@ def test_prompts_are_read_in_turns() -> None:
     assert found[4:] == [{0: 1, 3: 19}, {0: 1, 3: 11, 1: 8}]
 
 
-def test_priorities_keep_their_meaning_beside_shares() -> None:
+@pytest.mark.parametrize("wish", [{"priority": -1000}, {"latency_target": 0.001}])
+def test_shares_go_first_and_urgency_counts_within_a_share(wish: dict[str, Any]) -> None:
     step = scheduler()
-    added(step, range(30), share="greedy", room=50, priority=-1)
+    added(step, range(30), share="greedy", room=50, **wish)
     run(step)
-    added(step, [30], share="modest", priority=0)
-    assert list(run(step)) == list(range(8)), "who is less urgent takes nothing from it"
-    added(step, [31], share="modest", priority=-1)
-    assert list(run(step)) == [0, 1, 2, 3, 31]
-    [urgent] = added(step, [32], share="greedy", priority=-5)
+    added(step, [30], share="modest", priority=9)
+    assert list(run(step)) == [0, 1, 2, 3, 30], "each share has its half of the places"
+    added(step, [31, 32], share="modest", priority=-1)
+    assert list(run(step)) == [0, 1, 2, 3, 30, 31, 32]
+    [late] = added(step, [33], share="modest")
+    [urgent] = added(step, [34], share="modest", priority=-5)
     run(step)
-    assert urgent in step.running, "its own urgent request does not wait for its others"
+    assert urgent in step.running and late in step.waiting
+
+
+def test_prompts_of_an_urgent_share_are_read_in_turns() -> None:
+    step = scheduler(rows=20)
+    added(step, range(3), share="greedy", prompt=40, priority=-1000)
+    assert run(step) == {0: 20}
+    added(step, [3], share="modest", prompt=20)
+    assert [run(step) for _ in range(3)] == [{0: 20}, {0: 1, 3: 19}, {0: 1, 3: 1, 1: 18}]
 
 
 def test_where_pages_run_out_the_largest_share_gives_way() -> None:

@@ -1,0 +1,142 @@
+"""How much longer one share may make a step for the others: by its answers, its drafts, its questions."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_right
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import itemgetter
+
+from fastslow.engine.core.latency_budget import LATER, PATIENCE, WIDEST, more
+from fastslow.engine.core.request import Request
+from fastslow.engine.types import StepCostModel
+
+TWICE = 2.0  # times as long as without a share a step may take with it
+# seconds that drafts and questions add to a step where one share is alone: who comes in between waits for it, and
+# where nobody names shares, that is the same caller
+ALONE, UNNAMED = 0.1, 1.0
+UNKNOWN = 4  # nodes of depth that a drafter may try of which nobody knows what a pass takes
+Drafts = Sequence[tuple[Request, int]]  # and the nodes that it may draft
+Want = Callable[[int], float]
+
+
+class StepBudget:
+    """The seconds that each share may take of the step that is being scheduled, by what steps usually take.
+
+    A share alone makes no step more than TWICE as long as that of all others, but for one answer, which every share
+    has. What drafts and questions of all shares add is at most as long as the step without them, and is dealt out as
+    places are: a share that wants little has it, none gets more than all others want together, unless the step is short
+    enough. A share that was there lately counts as one answer: its next request may come in the middle of a step.
+
+    A question that does not fit is asked in a later step, once its share has saved enough for it: a part of each step
+    that it waits. No decision sees a token of its own step.
+    """
+
+    def __init__(
+        self, cost_model: StepCostModel, timer: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._cost_model = cost_model
+        self._timer = timer
+        self._seen: dict[str | None, float] = {}  # when a share was last there
+        self._there = Counter[str | None]()  # requests that run or wait
+        self._groups: int | None = 0
+        self._asked = Counter[str | None]()  # rows of questions in this step
+        self._saved = dict[str | None, float]()  # seconds, by shares whose questions wait
+        self._waited = set[str | None]()  # which did so in this step
+
+    def begin(self, requests: Iterable[Request]) -> None:
+        """Begin a step; `requests`: all that run or wait."""
+        now, self._there, self._groups = self._timer(), Counter(), 0
+        for request in requests:
+            self._there[request.share] += 1
+            self._groups = more(self._groups, request.current_groups)
+        self._seen |= dict.fromkeys(self._there, now)
+        self._seen = {share: at for share, at in self._seen.items() if now - at < LATER}
+        self._saved = {share: self._saved.get(share, 0.0) for share in self._seen}
+        self._asked, self._waited = Counter(), set()
+
+    @property
+    def alone(self) -> bool:
+        """Whether one share is there, and no other was lately."""
+        return len(self._seen) < 2
+
+    def beside(self, others: int) -> int:
+        """How many answers of one share run beside so many of others."""
+        limit = TWICE * self._seconds(others)
+        rows = range(others + 1, WIDEST + 1)
+        return max(1, bisect_right(rows, limit, key=self._seconds))
+
+    def asks(self, request: Request, running: int) -> bool:
+        """Whether a request asks its question in this step, in which so many answers run."""
+        share, rows = request.share, request.rows_after(len(request.tokens))
+        every, own = self._asked.total() + rows, self._asked[share] + rows
+        plain, alone = self._seconds(running), len(self._there) < 2
+        others = self._there.total() - self._there[share]
+        whole = self._seconds(running + own) - plain
+        fits = self._seconds(running + every) - plain <= self._most(plain)
+        fits = fits and whole <= self._spare(plain, others)
+        if not self._asked[share]:
+            fits = fits or alone or whole <= self._saved[share]
+        if fits:
+            self._asked[share] += rows
+            self._saved[share] = 0.0
+        elif share not in self._waited:
+            self._waited.add(share)
+            self._saved[share] += plain / PATIENCE
+        return fits
+
+    def nodes(
+        self, ready: Sequence[Request], wishes: Sequence[int], by_share: Mapping[str | None, int]
+    ) -> list[int]:
+        """How many nodes each request drafts, of what it may. by_share: rows of the step, without drafts."""
+        drafts = defaultdict[str | None, list[tuple[Request, int]]](list)
+        for request, wish in zip(ready, wishes, strict=True):
+            if wish:
+                drafts[request.share].append((request, wish))
+        rows, most = sum(by_share.values()), max(wishes, default=0)
+        wants = {share: self._want(some, rows, drafts) for share, some in drafts.items()}
+        whole, plain = {share: want(most) for share, want in wants.items()}, self._seconds(rows)
+        left, caps = self._most(plain), dict.fromkeys(wants, most)
+        for after, (share, want) in enumerate(sorted(whole.items(), key=itemgetter(1))):
+            spare = self._spare(plain, rows - by_share[share])
+            part = min(left / (len(whole) - after), max(spare, sum(whole.values()) - want))
+            left -= min(want, part)
+            if want > part:
+                caps[share] = bisect_right(range(1, most + 1), part, key=wants[share])
+        return [min(wish, caps.get(r.share, 0)) for r, wish in zip(ready, wishes)]
+
+    def _want(self, own: Drafts, rows: int, drafts: Mapping[str | None, Drafts]) -> Want:
+        """Seconds that a share's drafts add to a step of so many other rows, where each has at most so many nodes.
+        Shares that ask the same drafter share its passes."""
+        asking = Counter(r.speculation for some in drafts.values() for r, _ in some)
+        shares = Counter(
+            one for some in drafts.values() for one in {r.speculation for r, _ in some}
+        )
+        passes, tries, plain = list[tuple[float, int, int]](), UNKNOWN, self._seconds(rows)
+        depths = {r.speculation: nodes for r, nodes in sorted(own, key=itemgetter(1))}
+        for drafter, key in {r.speculation: r.memory_key for r, _ in own}.items():
+            each, free = self._cost_model.draft_seconds(drafter, key, asking[drafter]), 0
+            if each is None:  # as a step of the target, but for a few that show what it takes
+                each, free, tries = self._seconds(asking[drafter]), tries, 0
+            passes.append((each / shares[drafter], depths[drafter], free))
+
+        def seconds(cap: int) -> float:
+            more = sum(min(nodes, cap) for _, nodes in own)
+            drafting = sum(each * max(0, min(depth, cap) - free) for each, depth, free in passes)
+            return drafting + self._seconds(rows + more) - plain
+
+        return seconds
+
+    def _most(self, plain: float) -> float:
+        """Seconds that all drafts, or all questions, add to a step that takes so long without them."""
+        return max(plain, self.alone * (UNNAMED if None in self._seen else ALONE))
+
+    def _spare(self, plain: float, others: int) -> float:
+        """What a step that takes so long leaves of TWICE the time of so many rows of others."""
+        if self.alone:
+            return self._most(plain)
+        return max(0.0, TWICE * self._seconds(max(1, others)) - plain)
+
+    def _seconds(self, rows: int) -> float:
+        return self._cost_model.seconds(self._groups, rows)
