@@ -252,7 +252,7 @@ def _started(ranks: int) -> tuple[RankGroup, Store]:
         for rank in range(1, ranks):
             given = {"address": listener.getsockname(), "token": token, "rank": rank}
             given |= {"ranks": ranks, "store": str(room / "store")}
-            command = [sys.executable, "-m", "fastslow.engine.parallel.worker"]
+            command = [sys.executable, "-P", "-m", "fastslow.engine.parallel.worker"]
             # in another process group: Ctrl-C is for this process, which ends the others
             process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, env=environment, process_group=0

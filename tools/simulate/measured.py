@@ -173,6 +173,7 @@ def other_engines(
     """Processes with an engine each, on as many threads as this one has, which answers without end. RuntimeError: one
     did not load the model, or has ended."""
     context = multiprocessing.get_context("spawn")
+    os.environ.setdefault("PYTHONSAFEPATH", "1")  # else a child imports from the working folder
     begun = context.Semaphore(0)
     given = model, dict(options), mode, torch.get_num_threads(), begun
     processes = [context.Process(target=_run_beside, args=given) for _ in range(count)]

@@ -138,7 +138,7 @@ def _spawn(its: socket.socket) -> subprocess.Popen[bytes]:
     """The process, with its end of the connection."""
     paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
     return subprocess.Popen(
-        [sys.executable, "-m", "fastslow.serve.engines.process.child", str(its.fileno())],
+        [sys.executable, "-P", "-m", "fastslow.serve.engines.process.child", str(its.fileno())],
         stdin=subprocess.DEVNULL,
         stdout=2,  # with its log
         pass_fds=[its.fileno()],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from spellings import Pieces
 
 import fastslow.engine.sampling.grammar as grammar_module
 from fastslow.engine.params import GrammarSpec
+from fastslow.engine.sampling import llguidance_grammar
 from fastslow.engine.sampling.answer_start import AtOnce, BehindChannels
 from fastslow.engine.sampling.grammar import Ended, Grammar, GrammarError
 from fastslow.engine.sampling.llguidance_grammar import LLGuidanceMatcher
@@ -340,6 +342,33 @@ def test_a_long_gbnf_grammar_is_converted_in_a_process(kit: GrammarKit) -> None:
     (a,) = kit.tokenizer.encode("a", add_special=False)
     matcher = kit.matcher(gbnf="# ein Zeichen: ß\n" * 3000 + 'root ::= "a"\n')
     assert np.flatnonzero(matcher.mask()).tolist() == [a]
+
+
+LONG_GBNF = "# a note\n" * 3000 + 'root ::= "a"\n'
+
+
+def test_a_conversion_runs_no_code_of_the_working_folder(
+    kit: GrammarKit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor of where PYTHONPATH leads; a library of that place is found all the same."""
+    for name in ("llguidance", "re", "encodings"):
+        (tmp_path / f"{name}.py").write_text(
+            f"open({str(tmp_path / 'ran')!r}, 'a').write('{name} ')\n"
+        )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (a,) = kit.tokenizer.encode("a", add_special=False)
+    assert np.flatnonzero(kit.matcher(gbnf=LONG_GBNF).mask()).tolist() == [a]
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_conversion_that_is_killed_is_a_value_error(
+    kit: GrammarKit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = "import os\nos.kill(os.getpid(), 9)"
+    monkeypatch.setattr(llguidance_grammar, "CONVERT", killed)
+    with pytest.raises(ValueError, match=r"its conversion ended with exit code -9$"):
+        kit.matcher(gbnf=f"{LONG_GBNF}# killed")
 
 
 def test_an_answer_has_a_budget_of_long_masks(
