@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from fastslow.output import Metrics as Metrics
     from fastslow.output import Output as Output
     from fastslow.output import Piece as Piece
+    from fastslow.output import ToolCall as ToolCall
     from fastslow.policies.mode_router import ModeChoice as ModeChoice
     from fastslow.policies.mode_router import ModeRouter as ModeRouter
     from fastslow.policies.mode_router import PromptFacts as PromptFacts
@@ -67,7 +68,7 @@ _MODULES = {
     "request.handle": "PieceStream RequestHandle as_completed",
     "llm": "LLM",
     "request.pin": "PinnedPrefix",
-    "output": "Completion Decided FastslowWarning GenerationError Metrics Output Piece",
+    "output": "Completion Decided FastslowWarning GenerationError Metrics Output Piece ToolCall",
     "engine.core.stats": "EngineStats",
     "engine.parallel.sharding": "Parallel",
     "engine.params": "AnswerConfidence Escalation Loop Mode Phase SamplingParams Speculation",

@@ -35,6 +35,7 @@ from fastslow.request.options import (
     Sampling,
     Samplings,
     SpeculationLike,
+    Tools,
 )
 
 P = ParamSpec("P")
@@ -66,6 +67,9 @@ class ListOptions(TypedDict, total=False):
     turn: str | None | Sequence[str | None]
     allow_special: bool | Sequence[bool]
     chat_template_kwargs: Mapping[str, object] | None | Sequence[Mapping[str, object] | None]
+    tools: Tools | None | Sequence[Tools | None]
+    tool_choice: str | Mapping[str, Any] | None | Sequence[str | Mapping[str, Any] | None]
+    parallel_tool_calls: bool | Sequence[bool]
     keep_thoughts: bool | Sequence[bool]
     priority: int | Sequence[int]
     prediction: str | None | Sequence[str | Sequence[SupportsIndex] | None]

@@ -277,6 +277,7 @@ class LLM:
         """The token ids that a call with this prompt and these options would read; nothing runs."""
         builder, prompt = self._parts.builder, single_prompt("tokenize", prompt, self._inputs)
         builder.check(prompt, options)
+        options, _ = builder.with_tools(options)
         mode = builder.modes.find(options.mode, prompt).mode
         return builder.inputs.encode(prompt, mode, options).tokens
 

@@ -92,6 +92,20 @@ DERIVED = ("mean_accepted", "acceptance_rate", "tokens_per_step", "tokens_per_se
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of a function. In a piece of a stream its `arguments` are what is new of them."""
+
+    name: str
+    arguments: str  # JSON text; it is whole unless the answer was cut
+    id: str  # that no other call has
+
+    def to_dict(self) -> dict[str, Any]:
+        """As an assistant's message has it in `tool_calls`."""
+        function = {"name": self.name, "arguments": self.arguments}
+        return {"id": self.id, "type": "function", "function": function}
+
+
+@dataclass(frozen=True, slots=True)
 class Completion:
     """One answer. `token_ids` holds the end token if one was met; `text` does not."""
 
@@ -105,6 +119,7 @@ class Completion:
     error: str | None = None
     # of each token: "target", the name of the drafter that drafted it, "forced", or "answered": the call brought it
     sources: list[str] = field(default_factory=list)
+    tool_calls: list[ToolCall] = field(default_factory=list)  # of the call's `tools`; not in `text`
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; in log-probabilities token ids are texts, and minus infinity is null."""
@@ -163,6 +178,10 @@ class Output:
         return self.choices[0].reasoning
 
     @property
+    def tool_calls(self) -> list[ToolCall]:
+        return self.choices[0].tool_calls
+
+    @property
     def token_ids(self) -> list[int]:
         return self.choices[0].token_ids
 
@@ -210,6 +229,7 @@ class Piece:
     # in the first piece of an answer whose mode was chosen, whose experts may be cut to keep a target, or whose turn
     # is named
     decided: Decided | None = None
+    tool_calls: list[ToolCall] = field(default_factory=list)  # that begin or go on
 
 
 class FastslowWarning(UserWarning):

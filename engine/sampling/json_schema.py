@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import re
@@ -33,8 +34,8 @@ NOTES = (
 KNOWN = frozenset((*HELD, *NOTES))
 
 
-def check_schema(text: str) -> None:
-    """Raise ValueError for a schema that is no JSON, is too large, or has a keyword that the grammar would
+def check_schema(text: str) -> Any:
+    """The schema that a text holds. ValueError: it is no JSON, is too large, or has a keyword that the grammar would
     not hold to."""
     try:
         schema = json.loads(text)
@@ -63,6 +64,7 @@ def check_schema(text: str) -> None:
             raise ValueError(f"{where or 'the schema'} has items as a list, and prefixItems")
         todo += [(f"{where}.{name}".lstrip("."), part, depth + 1) for name, part in parts(one)]
     check_cost(schema)
+    return schema
 
 
 def _check_properties(where: str, schema: Mapping[str, Any]) -> None:
@@ -112,23 +114,15 @@ def check_cost(schema: object) -> None:
     """Raise ValueError for a schema, valid or not, whose grammar cannot be made in reasonable time."""
     steps: list[Decimal] = []
     meeting: list[dict[str, Any]] = []  # schemas that take in others
-    named: dict[str, Any] = {"#": schema}
-    todo = [schema]
-    while todo:
-        one = todo.pop()
-        if not isinstance(one, dict):
-            continue
+    for one in _every(schema):
         _check_texts(one)
         step = one.get("multipleOf")
         if isinstance(step, int | float) and step > 0 and not isinstance(step, bool):
             steps.append(Decimal(repr(step)))
         if "$ref" in one or any(keyword in one for keyword in OF_ONE_VALUE):
             meeting.append(one)
-        names = (f"#{one.get('$anchor')}", one.get("$id"), one.get("id"))
-        named.update((name, one) for name in names if isinstance(name, str))
-        todo += [part for _, part in parts(one)]
     _check_multiples(steps)
-    _check_meeting(meeting, named)
+    _check_meeting(meeting, named_in(schema))
 
 
 def _check_texts(schema: Mapping[str, Any]) -> None:
@@ -189,19 +183,11 @@ def _check_meeting(schemas: Sequence[dict[str, Any]], named: Mapping[str, Any]) 
     """Refuse a text that has to match many expressions at once."""
     steps = 0
     for schema in schemas:
-        seen: dict[int, object] = {}
-        todo: list[object] = [schema]
-        while todo:
-            one = todo.pop()
-            if not isinstance(one, dict) or id(one) in seen:
-                continue
-            seen[id(one)] = one
-            todo += [part for k in OF_ONE_VALUE if isinstance(one.get(k), list) for part in one[k]]
-            todo.append(_target(one.get("$ref"), named))
+        seen = together(schema, named)
         steps += len(seen)
         if steps > MOST_STEPS:
             raise ValueError("the schema's allOf, anyOf, oneOf and $ref lead to too many schemas")
-        count = sum(k in one for one in seen.values() for k in EXPRESSIONS)  # type: ignore[operator]
+        count = sum(k in one for one in seen for k in EXPRESSIONS)
         if count > MOST_MEETING:
             raise ValueError(
                 f"allOf, anyOf, oneOf and $ref bring {count} of pattern and format together; at most "
@@ -209,7 +195,42 @@ def _check_meeting(schemas: Sequence[dict[str, Any]], named: Mapping[str, Any]) 
             )
 
 
-def _target(reference: object, named: Mapping[str, Any]) -> object:
+def together(schema: object, named: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The schemas of one value: this one, and those that allOf, anyOf, oneOf and $ref bring."""
+    seen: dict[int, dict[str, Any]] = {}
+    todo = [schema]
+    while todo:
+        one = todo.pop()
+        if isinstance(one, dict) and id(one) not in seen:
+            seen[id(one)] = one
+            todo += [target(one.get("$ref"), named), *reversed(beside(one, *OF_ONE_VALUE))]
+    return [*seen.values()]
+
+
+def beside(schema: Mapping[str, Any], *keywords: str) -> list[Any]:
+    """The schemas of the same value in some of its keywords."""
+    return [part for k in keywords if isinstance(schema.get(k), list) for part in schema[k]]
+
+
+def _every(schema: object) -> Iterator[dict[str, Any]]:
+    todo = [schema]
+    while todo:
+        one = todo.pop()
+        if isinstance(one, dict):
+            yield one
+            todo += [part for _, part in parts(one)]
+
+
+def named_in(schema: object) -> dict[str, Any]:
+    """The schemas inside one that references call by names."""
+    named: dict[str, Any] = {"#": schema}
+    for one in _every(schema):
+        names = (f"#{one.get('$anchor')}", one.get("$id"), one.get("id"))
+        named.update((name, one) for name in names if isinstance(name, str))
+    return named
+
+
+def target(reference: object, named: Mapping[str, Any]) -> object:
     """The schema that a reference inside the schema names; None: there is none."""
     if not isinstance(reference, str):
         return None
@@ -225,3 +246,13 @@ def _target(reference: object, named: Mapping[str, Any]) -> object:
         else:
             return None
     return place
+
+
+def library() -> Any:
+    """llguidance, which makes grammars of schemas."""
+    try:
+        return importlib.import_module("llguidance")
+    except ImportError:
+        raise ValueError(
+            "grammars need the package llguidance: pip install 'fastslow[grammar]'"
+        ) from None

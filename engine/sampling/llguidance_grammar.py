@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from fastslow.engine.checked import shown
 from fastslow.engine.params import GrammarSpec
+from fastslow.engine.sampling.closed_objects import closed
 from fastslow.engine.sampling.grammar import FADE, SLOW, Ended, GrammarError
-from fastslow.engine.sampling.json_schema import check_embedded, check_schema
+from fastslow.engine.sampling.json_schema import check_embedded, check_schema, library
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.engine.token_mask import Allowed
 
@@ -61,7 +62,7 @@ class GrammarCompiler:
     """
 
     def __init__(self, tokenizer: Tokenizer, columns: int, marks: Collection[int]) -> None:
-        self._library = _library()
+        self._library = library()
         self._columns = columns
         self._tokenizer = self._library.LLTokenizer(_Vocabulary(tokenizer, columns, marks))
         self._limits = self._library.LLParserLimits(**LIMITS)
@@ -118,7 +119,7 @@ class GrammarCompiler:
         matcher = self._library.LLMatcher
         if spec.json_schema is not None or spec.json_object:
             schema = str(spec.json_schema) if spec.json_schema is not None else '{"type": "object"}'
-            check_schema(schema)
+            schema = json.dumps(closed(check_schema(schema)))
             return str(matcher.grammar_from_json_schema(schema, overrides=OPTIONS))
         if spec.regex is not None:
             return str(matcher.grammar_from_regex(spec.regex))
@@ -265,15 +266,6 @@ class _Vocabulary:
         return own
 
 
-def _library() -> Any:
-    try:
-        return importlib.import_module("llguidance")
-    except ImportError:
-        raise ValueError(
-            "grammars need the package llguidance: pip install 'fastslow[grammar]'"
-        ) from None
-
-
 def _lark(text: str) -> str:
     """A GBNF grammar as Lark. A long one is converted in a process: it takes seconds of Python."""
     if len(text) > LONGEST_HERE:
@@ -302,7 +294,7 @@ def _lark_elsewhere(text: str) -> str:
     except subprocess.TimeoutExpired:
         raise ValueError(f"to convert it takes more than {MOST_CONVERTING:g} s") from None
     except subprocess.CalledProcessError as error:
-        *_, last = ["", *error.stderr.decode(errors="replace").strip().splitlines()]
+        last = error.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         kind, _, said = last.partition(": ")
         if kind == RecursionError.__name__:
             raise RecursionError(said) from None

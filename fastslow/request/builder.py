@@ -33,8 +33,17 @@ from fastslow.policies.thinking_limits import TurnCall
 from fastslow.request.answer_rules import Grammars, ThinkingRules
 from fastslow.request.input_processor import EncodedPrompt, InputProcessor
 from fastslow.request.mode_finder import ModeFinder
-from fastslow.request.options import GENERATION, GenerateOptions, Prompt, SpeculationLike
+from fastslow.request.options import (
+    GENERATION,
+    GenerateOptions,
+    Prompt,
+    SpeculationLike,
+    given_sampling,
+    is_chat,
+)
 from fastslow.settings import read_settings
+from fastslow.tool_calls.offered import openai_choice, openai_tools
+from fastslow.tool_calls.prepare import ToolSupport
 
 STEPWISE = "lossy-stepwise"
 
@@ -49,10 +58,12 @@ class Candidate(NamedTuple):
 
 
 class BuiltChoices(NamedTuple):
-    """The candidates of each of n answers, and the preset that was chosen for all of them, with its reason."""
+    """The candidates of each of n answers, the preset that was chosen for all of them, with its reason, and
+    what reads their calls."""
 
     candidates: list[list[Candidate]]
     decided: ModeChoice | None
+    tools: ToolSupport | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +125,24 @@ class RequestBuilder:
             self._speculation(options.speculation, Mode())
         if options.answered is not None:
             options.answered.check(self._config.vocab_size, self.inputs.context)
+        if options.tools and not (prompt and is_chat(prompt)):
+            raise ValueError("tools are for messages, and this prompt is none")
+        openai_tools(options.tools)
+        openai_choice(options.tool_choice)
         return params.n
+
+    def with_tools(self, options: GenerateOptions) -> tuple[GenerateOptions, ToolSupport | None]:
+        """The options with what their tools change, and what reads the calls; None: there are none."""
+        if not options.tools and options.tool_choice is None:
+            return options, None
+        support = ToolSupport(
+            openai_tools(options.tools),
+            openai_choice(options.tool_choice),
+            options.parallel_tool_calls,
+            self.inputs.tool_calls,
+            given_sampling(options.sampling).get("grammar"),
+        )
+        return support.added_to(options), support
 
     def build(self, prompt: Prompt, options: GenerateOptions, called: float) -> BuiltChoices:
         """Check a prompt, and make the requests of its n answers.
@@ -123,6 +151,7 @@ class RequestBuilder:
         """
         self._home.check()
         self.inputs.measure(prompt)
+        options, tools = self.with_tools(options)
         answered = options.answered
         mode, decided, probe, later = self.modes.find(
             options.mode, prompt, None if answered is None else answered.chosen
@@ -157,7 +186,7 @@ class RequestBuilder:
             for n, (first, *_) in enumerate(candidates):
                 if answered is not None and answered.begun(n):
                     answered.begin(first.request, n, mode, plans[0].room, self.units)
-            return BuiltChoices(candidates, decided)
+            return BuiltChoices(candidates, decided, tools)
 
     def _turn(
         self, options: GenerateOptions, modes: Sequence[Mode]

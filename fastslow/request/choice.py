@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Literal
 
 from loguru import logger
@@ -17,10 +18,10 @@ from fastslow.engine.params import Mode
 from fastslow.engine.sampling.thinking import Ended, Thinking
 from fastslow.engine.text.thought import HARMONY, ThoughtSplitter, ThoughtTags, splitter
 from fastslow.engine.types import PREDICTION
-from fastslow.output import Completion, Decided, Metrics, Output, Piece
-from fastslow.policies.mode_router import ModeChoice
-from fastslow.request.builder import Candidate
+from fastslow.output import Completion, Decided, Metrics, Output, Piece, ToolCall
+from fastslow.request.builder import BuiltChoices, Candidate
 from fastslow.request.input_processor import EncodedPrompt, InputProcessor
+from fastslow.tool_calls.answer_parts import AnswerParts, Change
 
 ENOUGH = 100  # drafted tokens, before advice is given
 POOR = 0.02  # of them accepted
@@ -37,7 +38,7 @@ class ChoiceState:
     A second candidate replaces the first where its confidence falls. Nothing of the first is streamed while
     it may still be replaced.
 
-    decided: the preset that was chosen, and why; None = the call names its mode. called: when the call came, of
+    built: what it is one of. called: when the call came, of
     `time.monotonic`. index: which of the prompt's answers this is.
     """
 
@@ -46,13 +47,13 @@ class ChoiceState:
         candidates: list[Candidate],
         tags: ThoughtTags | None,
         units: RoutedUnits,
-        decided: ModeChoice | None,
+        built: BuiltChoices,
         called: float,
         index: int = 0,
     ) -> None:
         self._tags = tags
         self._units = units
-        self._decided = decided
+        self._decided, self._tools = built.decided, built.tools
         self._called = called
         self._index = index
         self._ended = False  # its last piece was made
@@ -89,7 +90,9 @@ class ChoiceState:
             reasoning, text = self._splitter.push(self.request.stopper.news())
             last_reasoning, last_text = self._splitter.finish()
             piece = self._piece(text + last_text, reasoning + last_reasoning)
-            if piece.text or piece.reasoning or piece.token_ids:
+            if self._tools is not None:
+                piece = _with_calls(piece, self._parts.push(piece) + self._parts.end())
+            if piece.text or piece.reasoning or piece.token_ids or piece.tool_calls:
                 self.pieces.append(piece)
 
     def completion(self) -> Completion:
@@ -99,7 +102,7 @@ class ChoiceState:
         opened, thinking = self._counted()
         whole = self._new_splitter(opened)
         parts = [whole.push(stopper.text), whole.finish()]
-        return Completion(
+        answer = Completion(
             text="".join(text for _, text in parts),
             reasoning="".join(reasoning for reasoning, _ in parts),
             token_ids=request.tokens[request.prompt_length :],
@@ -110,6 +113,14 @@ class ChoiceState:
             error=None if request.error is None else str(request.error) or repr(request.error),
             sources=list(request.sources),
         )
+        if self._tools is None:
+            return answer
+        read = AnswerParts(self._tools.parser(), True)
+        read.finish(answer)
+        for part, streamed in zip(read.calls, self._parts.calls):
+            part.id = streamed.id
+        calls = [ToolCall(part.name, part.text, part.id) for part in read.calls]
+        return replace(answer, text=read.text_of("text"), tool_calls=calls)
 
     def _counted(self) -> tuple[bool, Thinking | None]:
         """Whether the whole answer began inside a thought, and what counts its thoughts."""
@@ -130,6 +141,7 @@ class ChoiceState:
     def _begin(self) -> None:
         self._splitter = self._new_splitter(self.prompt.opened)
         self._sent = self.request.prompt_length
+        self._parts = AnswerParts(None if self._tools is None else self._tools.parser(), True)
 
     def _new_splitter(self, opened: bool) -> ThoughtSplitter:
         grammar, spec = self.request.grammar, self.request.params.grammar
@@ -160,6 +172,8 @@ class ChoiceState:
         if self.streaming and not unsure:
             reasoning, text = self._splitter.push(request.stopper.news())
             piece = self._piece(text, reasoning)
+            if self._tools is not None:
+                piece = _with_calls(piece, self._parts.push(piece))
             if piece.token_ids:
                 self.pieces.append(piece)
                 self.news()
@@ -259,6 +273,17 @@ class ChoiceState:
         if not still_open:
             return count, ended, put_in
         return count, "length" if self.request.stopper.reason == "length" else None, put_in
+
+
+def _with_calls(piece: Piece, found: Sequence[Change]) -> Piece:
+    """A piece whose text is what is said besides the calls that were found in it."""
+    calls = [
+        ToolCall(part.name, text, part.id)
+        for verb, part, text in found
+        if part.kind == "call" and verb != "ended"
+    ]
+    said = "".join([text for _, part, text in found if part.kind == "text"])
+    return replace(piece, text=said, tool_calls=calls)
 
 
 def advice(metrics: Metrics) -> str | None:

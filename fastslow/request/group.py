@@ -109,7 +109,7 @@ class RequestGroup:
         assert builder is not None and call is not None, "this was done before"
         built = builder.build(*call, self._called)
         choices = [
-            ChoiceState(one, builder.inputs.tags, builder.units, built.decided, self._called, n)
+            ChoiceState(one, builder.inputs.tags, builder.units, built, self._called, n)
             for n, one in enumerate(built.candidates)
         ]
         self._builder = self._call = None

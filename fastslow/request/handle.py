@@ -13,7 +13,7 @@ from fastslow.engine.params import shown
 from fastslow.output import GenerationError, Output, Piece
 from fastslow.request.group import GroupParts, RequestGroup, start
 from fastslow.request.input_processor import InputProcessor
-from fastslow.request.options import GenerateOptions, Prompt, as_wait, spread
+from fastslow.request.options import GenerateOptions, Prompt, as_wait, is_chat, spread
 
 
 class _AnswerInTheMaking:
@@ -194,6 +194,8 @@ def groups_of(
     batch, single = parts.builder.inputs.split(prompts)
     if single and "prediction" in options:  # which may be token ids
         options["prediction"] = [options["prediction"]]
+    if is_chat(options.get("tools")):  # one list for all prompts
+        options["tools"] = [options["tools"]] * len(batch)
     each = [spread(name, value, len(batch)) for name, value in options.items()]
     fields = [dict(zip(options, one)) for one in zip(*each)] or [{}] * len(batch)
     made = [GenerateOptions(**one) for one in fields]

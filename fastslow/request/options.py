@@ -24,6 +24,8 @@ ModeLike = str | Mode | Mapping[str, Any] | ModeRouter
 """A preset's name, a mode, the fields of one, or a function that names a preset for a prompt."""
 SpeculationLike = str | Speculation | Mapping[str, Any]
 """A drafter's name, "auto", "off", the path of a settings file (*.json), the settings, or their fields."""
+Tools = Sequence[Mapping[str, Any]]
+"""Functions that an answer may call, as OpenAI has them."""
 Presets = str | Path | Mapping[str, Mode | Mapping[str, Any]]
 """Presets by name, or the path of a JSON file that holds them."""
 
@@ -98,6 +100,7 @@ _VARIABLES = _checked(
     lambda value: value is None or _named(value),
     "a dict of the chat template's variables by name",
 )
+_TOOLS = _checked(lambda value: value is None or is_chat(value), "a list of dicts, or None")
 FLAG = _checked(lambda value: type(value) is bool, "True or False", bool)
 
 
@@ -171,6 +174,19 @@ class GenerateOptions(ClientOptions, Params):
         description='variables of the chat template, such as {"reasoning_effort": "medium"}; they win over '
         "what the mode asks for",
     )
+    tools: Annotated[Tools | None, _TOOLS] = Field(
+        default=None,
+        description="functions that the answer may call, as OpenAI has them: a list of "
+        '{"type": "function", "function": {"name": ..., "description": ..., "parameters": a JSON schema}}',
+    )
+    tool_choice: Annotated[str | Mapping[str, Any] | None, kept_as(Any)] = Field(
+        default=None,
+        description='"auto", "none", "required" (at least one call), or {"type": "function", "function": {"name": ...}} '
+        "(one call of this function)",
+    )
+    parallel_tool_calls: Annotated[bool, FLAG] = Field(
+        default=True, description="an answer may have several calls of `tools`"
+    )
     keep_thoughts: Annotated[bool, FLAG] = Field(
         default=False,
         description="thoughts of earlier turns (`reasoning` or `reasoning_content` of the assistant's messages) "
@@ -199,14 +215,15 @@ class GenerateOptions(ClientOptions, Params):
         layers = (model, self.sampling_defaults, own, given)
         # a class of the caller's may have defaults of its own
         kind = type(given) if isinstance(given, SamplingParams) else SamplingParams
-        return kind(**{k: v for layer in layers for k, v in _fields(layer).items()})
+        return kind(**{k: v for layer in layers for k, v in given_sampling(layer).items()})
 
     def given(self) -> dict[str, Any]:
         """The fields that were given, as they were."""
         return {name: getattr(self, name) for name in self.model_fields_set}
 
 
-def _fields(sampling: Sampling) -> Mapping[str, Any]:
+def given_sampling(sampling: Sampling) -> Mapping[str, Any]:
+    """The fields of `SamplingParams` that were given."""
     if isinstance(sampling, SamplingParams):
         return {name: getattr(sampling, name) for name in sampling.model_fields_set}
     return sampling or {}
@@ -251,7 +268,7 @@ def as_messages(messages: Any) -> list[Message]:
     """A text is one user message."""
     if isinstance(messages, str):
         return [{"role": "user", "content": messages}]
-    if _is_chat(messages):
+    if is_chat(messages):
         return list(messages)
     raise ValueError(
         f"messages={shown(messages)} must be text or a list of dicts with role and content"
@@ -261,7 +278,7 @@ def as_messages(messages: Any) -> list[Message]:
 def as_prompts(conversations: Any) -> Any:
     """One conversation, or a list of them, as `LLM.generate` takes it."""
     several = isinstance(conversations, Sequence) and not isinstance(conversations, str)
-    several = several and not _is_chat(conversations)
+    several = several and not is_chat(conversations)
     if several and all(isinstance(one, Sequence) for one in conversations):
         return [as_messages(one) for one in conversations]
     return as_messages(conversations)
@@ -272,5 +289,6 @@ def _are_seconds(value: object) -> TypeGuard[float]:
     return is_number and value <= LONGEST  # type: ignore[operator] # so nan are not
 
 
-def _is_chat(value: Any) -> bool:
+def is_chat(value: Any) -> bool:
+    """Whether it is a list of dicts."""
     return isinstance(value, Sequence) and all(isinstance(part, Mapping) for part in value)

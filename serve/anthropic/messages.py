@@ -18,8 +18,8 @@ from fastslow.serve.api.limits import Who
 from fastslow.serve.http.answer import STREAMED, PlacedPiece, event
 from fastslow.serve.http.body import json_router
 from fastslow.serve.http.route import ProtocolAnswer, answer, checked, metrics_of
-from fastslow.serve.tool_calls.answer_parts import AnswerPart, AnswerParts, Change
-from fastslow.serve.tool_calls.offered import anthropic_choice, anthropic_tools
+from fastslow.tool_calls.answer_parts import AnswerPart, AnswerParts, Change
+from fastslow.tool_calls.offered import anthropic_choice, anthropic_tools
 
 router = json_router()
 KINDS = {

@@ -7,10 +7,12 @@ import secrets
 import time
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Generic, TypeVar
 
 from fastapi import Request, Response
 
+from fastslow.engine.text.tool_formats import BY_NAME, ToolCalls
 from fastslow.output import Completion, Output
 from fastslow.serve.api.engine import Engine
 from fastslow.serve.api.errors import fitting
@@ -20,8 +22,8 @@ from fastslow.serve.api.limits import Caller
 from fastslow.serve.api.turns import check_turns
 from fastslow.serve.http.answer import Events, EventStream, all_whole, dumped, while_connected
 from fastslow.serve.http.middleware import request_id
-from fastslow.serve.tool_calls.offered import Tool, ToolChoice
-from fastslow.serve.tool_calls.prepare import ToolSupport
+from fastslow.tool_calls.offered import Tool, ToolChoice
+from fastslow.tool_calls.prepare import ToolSupport
 
 B = TypeVar("B", bound=SharedFields)
 
@@ -60,9 +62,9 @@ class ProtocolAnswer(Events, Generic[B]):
         """The same for a chat with tools; `field`: which holds it."""
         check_turns(field, turns, self.settings)
         request = self.request(turns, **options)
-        grammar = request.sampling.get("grammar")
-        support = ToolSupport(tools, choice, parallel, self.card, grammar)
-        return support.added_to(request), support
+        calls = ToolCalls(BY_NAME[self.card.tool_format], self.card.tool_tokens)
+        support = ToolSupport(tools, choice, parallel, calls, request.sampling.get("grammar"))
+        return replace(request, options=support.added_to(request.options)), support
 
     @abstractmethod
     def requests(self) -> list[GenerateRequest]:

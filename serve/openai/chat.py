@@ -18,8 +18,8 @@ from fastslow.serve.http.route import answer, metrics_of
 from fastslow.serve.openai.chat_body import ChatRequest, as_turns
 from fastslow.serve.openai.chunks import FINISH, ChunkedAnswer, usage_of
 from fastslow.serve.openai.logprobs import Places, chat_logprobs, tokens_in
-from fastslow.serve.tool_calls.answer_parts import AnswerPart, AnswerParts, Change
-from fastslow.serve.tool_calls.offered import openai_choice, openai_tools
+from fastslow.tool_calls.answer_parts import AnswerPart, AnswerParts, Change
+from fastslow.tool_calls.offered import openai_choice, openai_tools
 
 router = json_router()
 Delta = dict[str, Any]

@@ -19,7 +19,7 @@ from fastslow.serve.api.mode_fields import Tokens
 from fastslow.serve.api.turns import check_turns
 from fastslow.serve.http.body import json_router
 from fastslow.serve.openai.chat_body import ChatMessage, Tools, as_turns
-from fastslow.serve.tool_calls.offered import openai_tools
+from fastslow.tool_calls.offered import openai_tools
 
 router = json_router()
 MOST_IDS = 2**20

@@ -17,8 +17,8 @@ from fastslow.serve.http.body import json_router
 from fastslow.serve.http.route import ProtocolAnswer, answer, metrics_of
 from fastslow.serve.openai.chunks import FINISH, usage_of
 from fastslow.serve.openai.responses_body import ResponsesRequest, as_turns
-from fastslow.serve.tool_calls.answer_parts import AnswerPart, AnswerParts
-from fastslow.serve.tool_calls.offered import openai_choice, openai_tools
+from fastslow.tool_calls.answer_parts import AnswerPart, AnswerParts
+from fastslow.tool_calls.offered import openai_choice, openai_tools
 
 router = json_router()
 PREFIXES = {"thought": "rs", "text": "msg", "call": "fc"}

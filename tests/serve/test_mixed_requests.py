@@ -21,10 +21,10 @@ from tokenizers_tiny import write_bpe
 from tool_templates import CLOCK, HERMES, WEATHER
 
 from fastslow import LLM, Completion, ResumeState
+from fastslow.engine.text.tool_formats import ToolCalls
 from fastslow.output import GenerationError
-from fastslow.serve.api.engine import ModelCard
-from fastslow.serve.tool_calls.offered import ToolChoice, openai_tools
-from fastslow.serve.tool_calls.prepare import ToolSupport
+from fastslow.tool_calls.offered import ToolChoice, openai_tools
+from fastslow.tool_calls.prepare import ToolSupport
 
 REQUESTS = int(os.environ.get("FASTSLOW_REQUESTS", "200"))
 TOGETHER = 10  # requests in a batch
@@ -90,8 +90,8 @@ class Wish(NamedTuple):
 class Wishes:
     """Random ones."""
 
-    def __init__(self, card: ModelCard, seed: int) -> None:
-        self._random, self._card = Random(seed), card
+    def __init__(self, calls: ToolCalls, seed: int) -> None:
+        self._random, self._calls = Random(seed), calls
 
     def make(self) -> Wish:
         draw = self._random
@@ -102,7 +102,7 @@ class Wishes:
             choice = ToolChoice(draw.choice(("auto", "required")))
             grammar = grammar if "json_schema" in (grammar or {}) else None
             tools = openai_tools([WEATHER, CLOCK])
-            support = ToolSupport(tools, choice, draw.random() < 0.5, self._card, grammar)
+            support = ToolSupport(tools, choice, draw.random() < 0.5, self._calls, grammar)
             sampling |= support.sampling
             options["chat_template_kwargs"] = support.variables
         elif grammar is not None:
@@ -221,12 +221,10 @@ def test_drafts_change_none_of_them(llms: tuple[LLM, LLM]) -> None:
 def compared(llms: tuple[LLM, LLM], count: int, make: Callable[[Wishes], Wish]) -> Counter[str]:
     """What came of `count` random requests, each of which was answered with drafts as without."""
     plain, drafts = llms
-    card = ModelCard("m", 0, 512, {}, "", 1, False, False,
-        tool_format=drafts.tool_calls.form.name, tool_tokens=drafts.tool_calls.tokens)  # fmt: skip
     found: Counter[str] = Counter()
     wrong: list[Any] = []
     for seed in range(count // TOGETHER):
-        draw = Wishes(card, seed)
+        draw = Wishes(drafts.tool_calls, seed)
         wishes = [make(draw) for _ in range(TOGETHER)]
         alone = [one for w in wishes for one in ask(plain, [w], [{"speculation": "off"}])]
         more: list[dict[str, Any]] = []

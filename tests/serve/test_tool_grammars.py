@@ -16,13 +16,12 @@ from fake_engine import output
 from llguidance import LLMatcher, LLTokenizer
 
 from fastslow.engine.text.tokenizer import load_tokenizer
-from fastslow.engine.text.tool_formats import BY_NAME
+from fastslow.engine.text.tool_formats import BY_NAME, ToolCalls
 from fastslow.output import Piece
-from fastslow.serve.api.engine import ModelCard
-from fastslow.serve.tool_calls import prepare
-from fastslow.serve.tool_calls.answer_parts import AnswerParts
-from fastslow.serve.tool_calls.offered import Tool, ToolChoice
-from fastslow.serve.tool_calls.prepare import ToolSupport
+from fastslow.tool_calls import prepare
+from fastslow.tool_calls.answer_parts import AnswerParts
+from fastslow.tool_calls.offered import Tool, ToolChoice, anthropic_choice, openai_choice
+from fastslow.tool_calls.prepare import ToolSupport
 
 PLACE = {
     "type": "object",
@@ -52,13 +51,12 @@ class Speaker:
         self.tokenizer = load_tokenizer(folder)
         self._ll = LLTokenizer((folder / "tokenizer.json").read_text("utf-8"), eos_token=2)
 
-    def card(self, name: str) -> ModelCard:
-        tokens = BY_NAME[name].tokens(self.tokenizer)
-        return ModelCard("m", 0, 512, {}, "", 1, False, False, tool_format=name, tool_tokens=tokens)
+    def calls(self, name: str) -> ToolCalls:
+        return ToolCalls(BY_NAME[name], BY_NAME[name].tokens(self.tokenizer))
 
     def grammar(self, name: str, choice: Any = "auto", parallel: bool = True, **given: Any) -> str:
         """Of answers in a format, by a model that has the tools."""
-        held = ToolSupport(TOOLS, ToolChoice(choice), parallel, self.card(name), given or None)
+        held = ToolSupport(TOOLS, ToolChoice(choice), parallel, self.calls(name), given or None)
         return lark(held)
 
     def text(self, lark: str, begun: str, seed: int) -> str:
@@ -106,7 +104,7 @@ def check_calls(prepared: ToolSupport, text: str) -> tuple[str, list[str]]:
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("parallel", [True, False])
 def test_a_required_call_is_valid(speaker: Speaker, name: str, parallel: bool) -> None:
-    prepared = ToolSupport(TOOLS, ToolChoice("required"), parallel, speaker.card(name))
+    prepared = ToolSupport(TOOLS, ToolChoice("required"), parallel, speaker.calls(name))
     counts: set[int] = set()
     names: set[str] = set()
     for seed in range(8):
@@ -131,7 +129,7 @@ BEGINNINGS = {
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("parallel", [True, False])
 def test_an_answer_is_free_until_a_call_begins(speaker: Speaker, name: str, parallel: bool) -> None:
-    prepared = ToolSupport(TOOLS, ToolChoice(), parallel, speaker.card(name))
+    prepared = ToolSupport(TOOLS, ToolChoice(), parallel, speaker.calls(name))
     grammar, begun = lark(prepared), BEGINNINGS[name]
     assert speaker.fits(grammar, 'It is {"name": 5} or <tool, wörd\n')
     assert speaker.fits(grammar, '{"names": 1}')
@@ -159,6 +157,7 @@ def test_an_answer_without_calls_keeps_to_its_schema(speaker: Speaker, name: str
     for given in (held, any_object):
         grammar = speaker.grammar(name, **given)
         assert speaker.fits(grammar, '{"a": 5}') and not speaker.fits(grammar, "So.")
+        assert speaker.fits(grammar, '{"a": 5, "b": 5}') is (given == any_object)
         assert speaker.fits(grammar, "{}") is (given == any_object)
     with pytest.raises(ValueError, match="JSON without a mark, so its other answers cannot be hel"):
         speaker.grammar("llama3", **any_object)
@@ -173,10 +172,10 @@ def test_strict_functions_are_held_to_all_of_their_schema(speaker: Speaker) -> N
         "unevaluatedProperties": False,
         "not": {},
     }
-    card = speaker.card("hermes")
+    calls = speaker.calls("hermes")
     with pytest.raises(ValueError, match=r"^tools\[1\]\.parameters cannot be held to: "):
-        ToolSupport([TOOLS[0], Tool("f", parameters=odd, strict=True)], ToolChoice(), True, card)
-    loose = ToolSupport([Tool("f", parameters=odd)], ToolChoice("required"), True, card)
+        ToolSupport([TOOLS[0], Tool("f", parameters=odd, strict=True)], ToolChoice(), True, calls)
+    loose = ToolSupport([Tool("f", parameters=odd)], ToolChoice("required"), True, calls)
     text = '<tool_call>\n{"name": "f", "arguments": {"a": "x"}}\n</tool_call>'
     assert speaker.fits(lark(loose), text)
     assert not speaker.fits(lark(loose), text.replace('"x"', "1")), "what is known holds"
@@ -186,26 +185,60 @@ def test_what_cannot_be_held_to_at_all_is_said_in_the_log(
     speaker: Speaker, logged: list[str]
 ) -> None:
     broken = {"type": "object", "properties": {"a": {"$ref": "https://example.com/x"}}}
-    card = speaker.card("hermes")
-    loose = ToolSupport([Tool("f", parameters=broken)], ToolChoice("required"), True, card)
+    calls = speaker.calls("hermes")
+    loose = ToolSupport([Tool("f", parameters=broken)], ToolChoice("required"), True, calls)
     assert any("arguments of tools[0] are any object: " in line for line in logged)
     text = '<tool_call>\n{"name": "f", "arguments": {"b": [1]}}\n</tool_call>'
     assert speaker.fits(lark(loose), text)
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_named_choice_is_one_call_and_the_end(speaker: Speaker, name: str) -> None:
+    named = openai_choice({"type": "function", "function": {"name": "get"}})
+    also, _ = anthropic_choice({"type": "tool", "name": "get"})
+    for choice in (named, also):
+        prepared = ToolSupport(TOOLS, choice, True, speaker.calls(name))
+        said = {speaker.text(lark(prepared), "", seed) for seed in range(6)}
+        assert all(check_calls(prepared, text) == ("", ["get"]) for text in said)
+
+
+CITY = {"type": "object", "properties": {"name": {"type": "string", "enum": ["Ulm"]}}}
+LOOSE = {"properties": {"city": {"$ref": "#/$defs/c"}}, "required": ["city"], "$defs": {"c": CITY}}
+
+
+@pytest.mark.parametrize("name", ["hermes", "qwen3-coder"])
+@pytest.mark.parametrize("strict", [True, False])
+def test_arguments_have_the_fields_that_are_named(
+    speaker: Speaker, name: str, strict: bool
+) -> None:
+    def fits(schema: dict[str, Any], city: str) -> bool:
+        tool = Tool("f", parameters=schema, strict=strict)
+        held = ToolSupport([tool], ToolChoice("required"), False, speaker.calls(name))
+        text = f'<tool_call>\n{{"name": "f", "arguments": {{"city": {city}}}}}\n</tool_call>'
+        if name == "qwen3-coder":
+            value = f"<function=f>\n<parameter=city>\n{city}\n</parameter>\n</function>"
+            text = f"<tool_call>\n{value}\n</tool_call>"
+        return speaker.fits(lark(held), text)
+
+    more = '{"name": "Ulm", "more": 1}'
+    assert fits(LOOSE, '{"name": "Ulm"}') and not fits(LOOSE, more)
+    assert fits({**LOOSE, "x-additional-properties": True}, more)
+    assert fits({**LOOSE, "$defs": {"c": {**CITY, "additionalProperties": True}}}, more)
+
+
 def test_no_tools_no_change(speaker: Speaker) -> None:
-    card = speaker.card("hermes")
+    calls = speaker.calls("hermes")
     for tools, choice in (([], ToolChoice()), (TOOLS, ToolChoice("none"))):
-        prepared = ToolSupport(tools, choice, True, card)
+        prepared = ToolSupport(tools, choice, True, calls)
         assert (prepared.variables, prepared.sampling, prepared.parser()) == ({}, {}, None)
     with pytest.raises(ValueError, match="wants a call, but there are no tools"):
-        ToolSupport([], ToolChoice("required"), True, card)
+        ToolSupport([], ToolChoice("required"), True, calls)
 
 
 def test_end_tokens_of_the_format_end_the_answer(speaker: Speaker) -> None:
     number = speaker.tokenizer.token_id("<|eom_id|>")
     for name, stops in (("llama3", [number]), ("pangu", None)):
-        held = ToolSupport(TOOLS, ToolChoice(), True, speaker.card(name))
+        held = ToolSupport(TOOLS, ToolChoice(), True, speaker.calls(name))
         assert held.sampling.get("stop_token_ids") == stops
 
 
@@ -214,7 +247,7 @@ NEXT = "<|start|>assistant"
 
 
 def test_calls_in_channels_come_after_the_analysis(speaker: Speaker) -> None:
-    card = speaker.card("harmony")
+    calls = speaker.calls("harmony")
     must, may = (speaker.grammar("harmony", choice) for choice in ("required", "auto"))
     final = f"{NEXT}<|channel|>final<|message|>"
     word = f"{NEXT}<|channel|>commentary<|message|>I look.<|end|>"
@@ -227,7 +260,7 @@ def test_calls_in_channels_come_after_the_analysis(speaker: Speaker) -> None:
         assert speaker.fits(may, said) and not speaker.fits(must, said)
     held = speaker.grammar("harmony", json_schema={"type": "integer"})
     assert speaker.fits(held, f"{final}5") and not speaker.fits(held, f"{final}so")
-    stops = ToolSupport(TOOLS, ToolChoice(), True, card).sampling["stop_token_ids"]
+    stops = ToolSupport(TOOLS, ToolChoice(), True, calls).sampling["stop_token_ids"]
     assert stops == [speaker.tokenizer.token_id("<|call|>")]
 
 
@@ -245,14 +278,14 @@ def test_schemas_are_looked_at_beside_the_loop(
 ) -> None:
     looked: list[bool] = []
 
-    def look(schema: str) -> str:
+    def look(schema: str) -> tuple[dict[str, Any], str]:
         try:
             looked.append(bool(asyncio.get_running_loop()))
         except RuntimeError:
             looked.append(False)
-        return ""
+        return {}, ""
 
-    monkeypatch.setattr(prepare, "_error", look)
+    monkeypatch.setattr(prepare, "_held", look)
     parameters = {"type": "object", "properties": {"b": {"type": "string"}}}
     body: dict[str, Any] = {**ASKED, "tools": [tool(parameters=parameters)]}
     if path == "responses":

@@ -28,6 +28,66 @@ def test_what_a_schema_allows_is_valid(kit: GrammarKit, number: int) -> None:
         assert holds(GrammarSpec(json_schema=schema), text), text
 
 
+I: dict[str, Any] = {"type": "integer"}
+X, Y = (
+    {"type": "object", "properties": {"k": {"const": n}, n: I}, "required": ["k", n]} for n in "xy"
+)
+DEFS: dict[str, Any] = {
+    "$defs": {"a": {"type": "object", "properties": {"a": I}, "required": ["a"]}}
+}
+A: dict[str, Any] = {"$ref": "#/$defs/a"}
+B: dict[str, Any] = {"properties": {"b": A}, "required": ["b"]}
+CLOSED: list[tuple[dict[str, Any], str, str]] = [  # schema, what fits, what a closed object does not have
+    (DEFS | A, '{"a": 1}', '{"a": 1, "b"'),
+    ({"type": "array", "items": {"properties": {}, "type": "object"}}, "[{}, {}]", '[{"a"'),
+    (DEFS | {"allOf": [A], "title": "one"}, '{"a": 1}', '{"a": 1, "b"'),
+    (DEFS | {"allOf": [A, B]}, '{"a": 1, "b": {"a": 2}}', '{"a": 1, "b": {"a": 2}, "c"'),
+    (DEFS | {"allOf": [A, B]}, '{"a": 1, "b": {"a": 2}}', '{"a": 1, "b": {"a": 2, "c"'),
+    (DEFS | A | B, '{"a": 1, "b": {"a": 2}}', '{"a": 1, "b": {"a": 2}, "c"'),
+    (DEFS | {"anyOf": [A, {"type": "null"}]}, '{"a": 1}', '{"a": 1, "b"'),
+    (DEFS | {"anyOf": [A, {"required": ["c"]}], **B}, '{"a": 1, "b": {"a": 2}}', '{"a": 1, "b": {"a": 2}, "c"'),
+    ({"type": "object", "properties": {"k": {"type": "string"}}, "oneOf": [X, Y], "required": ["k"]},
+        '{"k": "y", "y": 1}', '{"k": "y", "x"'),
+    ({"properties": {"a": I}, "required": ["a", "b"]}, '{"a": 1, "b": {"c": []}}', '{"a": 1, "b": 2, "c"'),
+    ({"patternProperties": {"^x": I}}, '{"x1": 1}', '{"y1"'),
+]  # fmt: skip
+OPEN: list[tuple[dict[str, Any], str]] = [
+    ({"type": "object"}, '{"a": 1}'),
+    ({"properties": {"a": I}, "additionalProperties": True}, '{"a": 1, "b": 2}'),
+    ({"properties": {"a": I}, "x-additional-properties": True}, '{"a": 1, "b": 2}'),
+    ({"allOf": [{"properties": {"a": I}}, {"additionalProperties": I}]}, '{"a": 1, "b": 2}'),
+    ({"type": "object", "properties": {}, "minProperties": 1}, '{"a": 1}'),
+]
+
+
+def fits(kit: GrammarKit, schema: dict[str, Any], text: str) -> bool:
+    matcher = kit.matcher(json_schema=schema)
+    return all(map(matcher.accept, kit.tokenizer.encode(text, add_special=False)))
+
+
+@pytest.mark.parametrize(("schema", "text", "more"), CLOSED)
+def test_objects_have_the_fields_that_are_named(
+    kit: GrammarKit, schema: dict[str, Any], text: str, more: str
+) -> None:
+    """Else a model may invent fields until its tokens are used up. The switch opens them."""
+    assert fits(kit, schema, text) and not fits(kit, schema, more)
+    if "oneOf" not in schema:  # which needs them closed: its parts must exclude each other
+        opened = {**schema, "x-additional-properties": True}
+        assert fits(kit, opened, text) and fits(kit, opened, more)
+
+
+@pytest.mark.parametrize(("schema", "text"), OPEN)
+def test_objects_that_say_so_are_open(kit: GrammarKit, schema: dict[str, Any], text: str) -> None:
+    assert fits(kit, schema, text)
+
+
+def test_closing_is_bounded(kit: GrammarKit) -> None:
+    each = [{"properties": {"a": I}} for _ in range(1500)]
+    names = {f"n{i}": I for i in range(1900)}
+    with pytest.raises(ValueError, match="its objects are put together of too many schemas"):
+        kit.matcher(json_schema={"properties": names, "anyOf": each})
+
+
 UNKNOWN: list[tuple[dict[str, Any], str]] = [
     ({"type": "object", "minimun": 1}, "'minimun' is not supported; did you mean 'minimum'"),
     ({"properties": {"a": {"nullable": True}}}, "'properties.a.nullable' is not supported"),

@@ -47,10 +47,12 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class ToolChoice:
-    """Whether an answer calls functions. names: those that it may call; None: all that are offered."""
+    """Whether an answer calls functions. names: those that it may call; None: all that are offered. once: it is over
+    after one call."""
 
     mode: Mode = "auto"
     names: tuple[str, ...] | None = None
+    once: bool = False
 
 
 def openai_tools(given: Sequence[Mapping[str, Any]] | None) -> list[Tool]:
@@ -83,7 +85,7 @@ def openai_choice(given: Any) -> ToolChoice:
         return ToolChoice(MODES[given])
     kind = given.get("type") if isinstance(given, Mapping) else None
     if kind == "function":
-        return ToolChoice("required", (_name(given),))
+        return ToolChoice("required", (_name(given),), once=True)
     if kind == "allowed_tools":
         inner = given.get("allowed_tools", given)
         fields = inner if isinstance(inner, Mapping) else {}
@@ -110,7 +112,7 @@ def anthropic_choice(given: Mapping[str, Any] | None) -> tuple[ToolChoice, bool]
     if not isinstance(alone, bool):
         raise ValueError("tool_choice.disable_parallel_tool_use must be true or false")
     names = (_name(given),) if kind == "tool" else None
-    return ToolChoice(ANTHROPIC_MODES[kind], names), not alone
+    return ToolChoice(ANTHROPIC_MODES[kind], names, once=kind == "tool"), not alone
 
 
 def callable_tools(tools: Sequence[Tool], choice: ToolChoice) -> list[Tool]:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from fastslow.engine.text.tool_formats import BY_NAME
 from fastslow.output import Piece
-from fastslow.serve.tool_calls.answer_parts import AnswerParts
-from fastslow.serve.tool_calls.parser import ToolParser
+from fastslow.tool_calls.answer_parts import AnswerParts
+from fastslow.tool_calls.parser import ToolParser
 
 SCHEMA = {"properties": {"a": {"type": "string"}, "b": {"type": "integer"}, "c": {"enum": ["1"]}}}
 FUNCTIONS: dict[str, Any] = {"f": SCHEMA, "get_it-2": SCHEMA}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from fastslow.output import Completion, Piece
-from fastslow.serve.tool_calls.parser import Event, ToolParser
+from fastslow.tool_calls.parser import Event, ToolParser
 
 Kind = Literal["thought", "text", "call"]
 Verb = Literal["begun", "more", "ended"]
@@ -65,8 +65,11 @@ class AnswerParts:
     def finish(self, answer: Completion) -> list[Change]:
         """The rest, at the end; all of it, where nothing came in pieces."""
         changes = [] if self._came else self._take(answer.reasoning, answer.text)
-        if self._parser is not None:
-            changes += self._found(self._parser.finish())
+        return changes + self.end()
+
+    def end(self) -> list[Change]:
+        """What is left when no more pieces come."""
+        changes = [] if self._parser is None else self._found(self._parser.finish())
         return changes + self._end()
 
     def _take(self, thought: str, text: str) -> list[Change]:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from tool_templates import CLOCK, WEATHER
 
-from fastslow.serve.tool_calls import offered
-from fastslow.serve.tool_calls.offered import Tool, ToolChoice, openai_choice, openai_tools
+from fastslow.tool_calls import offered
+from fastslow.tool_calls.offered import Tool, ToolChoice, openai_choice, openai_tools
 
 MANY = {"type": "object", "properties": {f"p{i}": {} for i in range(2001)}}
 
@@ -65,7 +65,7 @@ def test_choices() -> None:
     assert openai_choice(None) == openai_choice("auto") == ToolChoice("auto")
     assert openai_choice("none") == ToolChoice("none")
     assert openai_choice("required") == ToolChoice("required")
-    named = ToolChoice("required", ("f",))
+    named = ToolChoice("required", ("f",), once=True)
     assert openai_choice({"type": "function", "function": {"name": "f"}}) == named
     assert openai_choice({"type": "function", "name": "f"}) == named
     some = {"mode": "auto", "tools": [function(), {"type": "function", "name": "g"}]}
@@ -73,6 +73,8 @@ def test_choices() -> None:
         "auto", ("f", "g")
     )
     assert openai_choice({"type": "allowed_tools", **some}) == ToolChoice("auto", ("f", "g"))
+    some = {"mode": "required", "tools": [function()]}  # a list of one: as many calls as it likes
+    assert openai_choice({"type": "allowed_tools", **some}) == ToolChoice("required", ("f",))
     assert offered.anthropic_choice(None) == (ToolChoice(), True)
     assert offered.anthropic_choice({"type": "any"}) == (ToolChoice("required"), True)
     alone = {"type": "tool", "name": "f", "disable_parallel_tool_use": True}
