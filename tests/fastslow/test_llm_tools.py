@@ -28,7 +28,12 @@ TOOLS = [
 ]
 NAMED = {"type": "function", "function": {"name": "clock"}}
 ASKED = "Does it rain?"
-ONE: dict[str, Any] = {"tools": TOOLS, "tool_choice": "required", "parallel_tool_calls": False}
+ONE: dict[str, Any] = {
+    "tools": TOOLS,
+    "tool_choice": "required",
+    "parallel_tool_calls": False,
+    "mode": "fast",
+}
 PARAMS = SamplingParams(max_tokens=99, temperature=0)
 
 

@@ -14,12 +14,14 @@ import openai
 import pytest
 from fake_engine import FakeEngine, output
 from protocols import CHAT, SAID, Clients, clients
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from serve_tools import served
 
 from fastslow.engine.text.tool_formats import GENERIC
+from fastslow.llm import LLM
 from fastslow.output import Piece
 from fastslow.serve.api.generate_request import GenerateRequest
+from fastslow.serve.engines.local import LocalEngine
 from fastslow.serve.http.app import create_app
 
 
@@ -28,6 +30,13 @@ class Weather(BaseModel):
 
     city: str
     days: int
+
+
+class Place(BaseModel):
+    """Where and how long."""
+
+    city: Literal["Ulm", "Rom"]
+    days: int = Field(ge=1, le=9)
 
 
 class Clock(BaseModel):
@@ -254,3 +263,67 @@ def test_llama_index(url: str) -> None:
     for made in (llm.chat_with_tools(**asked), streamed):
         (call,) = llm.get_tool_calls_from_response(made)
         assert (call.tool_name, call.tool_kwargs) == ("get_weather", ARGUMENTS)
+
+
+@pytest.fixture(scope="module")
+def real() -> Iterator[str]:
+    """A small model, which invents fields and calls again where it may."""
+    with (
+        LLM("smollm2-moge", progress=False) as llm,
+        served(create_app(LocalEngine(llm, "tiny"))) as url,
+    ):
+        yield url
+
+
+PERSON = "Write the weather request for Ulm and 3 days."
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["TOOLS", "JSON_SCHEMA"])
+def test_instructor_with_a_real_model(real: str, mode: str) -> None:
+    library = pytest.importorskip("instructor")
+    plain = openai.OpenAI(base_url=f"{real}/v1", api_key="none")
+    usual = {} if mode == "TOOLS" else {"mode": library.Mode[mode]}
+    client = library.from_openai(plain, **usual)
+    asked = {"model": "tiny", "response_model": Place, "max_tokens": 300, "max_retries": 0}
+    turns = [{"role": "user", "content": PERSON}]
+    made, raw = client.chat.completions.create_with_completion(
+        messages=turns, temperature=0, **asked
+    )
+    (choice,) = raw.choices
+    assert isinstance(made, Place) and choice.finish_reason in ("stop", "tool_calls")
+    assert len(choice.message.tool_calls or []) == (mode == "TOOLS")
+
+
+@pytest.mark.slow
+def test_langchain_with_a_real_model(real: str) -> None:
+    library = pytest.importorskip("langchain_openai")
+    own: dict[str, Any] = {"api_key": "none", "base_url": f"{real}/v1", "temperature": 0}
+    chat = library.ChatOpenAI(model="tiny", max_tokens=300, **own)
+    made = chat.bind_tools([Place], tool_choice="Place").invoke(PERSON)
+    (call,) = made.tool_calls
+    assert made.invalid_tool_calls == [] and Place(**call["args"])
+    for method in ("function_calling", "json_schema"):
+        assert isinstance(chat.with_structured_output(Place, method=method).invoke(PERSON), Place)
+
+
+@pytest.mark.slow
+def test_openai_agents_with_a_real_model(real: str) -> None:
+    library = pytest.importorskip("agents")
+    library.set_tracing_disabled(True)
+    given: list[str] = []
+
+    def forecast(city: Literal["Ulm", "Rom"], days: Literal[1, 2, 3]) -> str:
+        """Say the weather of a city for some days."""
+        given.append(city)
+        return "It rains."
+
+    async def asked() -> Any:
+        async with openai.AsyncOpenAI(base_url=f"{real}/v1", api_key="none") as client:
+            model = library.OpenAIChatCompletionsModel(model="tiny", openai_client=client)
+            fixed = library.ModelSettings(tool_choice="forecast", temperature=0, max_tokens=200)
+            tools = [library.function_tool(forecast)]
+            agent = library.Agent(name="one", model=model, tools=tools, model_settings=fixed)
+            return (await library.Runner.run(agent, PERSON, max_turns=3)).final_output
+
+    assert isinstance(asyncio.run(asked()), str) and len(given) == 1
