@@ -17,7 +17,7 @@ from fastslow.engine.sampling.json_schema import (
 )
 
 OPEN = "x-additional-properties"  # true at the top of a schema: objects are open, as the standard has it
-MOST_ADDED = 1_000_000  # names, and characters of schemas that are copied
+MOST_ADDED = 200_000  # names, and characters of schemas that are copied
 
 Names = dict[str | None, None]
 """Of properties, in their order; None among them: the value may have others, too."""
