@@ -85,7 +85,7 @@ def _schema_of(tool: Tool, place: str) -> dict[str, Any]:
         return held
     if tool.strict:
         raise ValueError(f"{place}.parameters cannot be held to: {error}")
-    logger.warning("arguments of {} are any object: {}", place, error)
+    logger.warning("arguments of {} are any object: its schema cannot be held to", place)
     return {"type": "object", "x-guidance": options}
 
 
