@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Each worker has one thread: products of tiny models are small.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,11 +16,11 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # tests that ask a hub run one of their own
 import pytest
 import torch
 from checkpoints import write_chat, write_dense, write_moge
+from drafts import enough_drafts, fix_adaptive
 from hypothesis import settings
 from loguru import logger
 
 import fastslow  # noqa: F401 - it turns its log off
-from fastslow.policies.speculation.planner import AdaptiveLength
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 logger.enable("fastslow")  # tests read it
@@ -44,10 +45,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Slow runs try more examples; `--hypothesis-profile` still chooses."""
     if (nodes := config.getoption("--adaptive")) is not None:
-        AdaptiveLength.plan = lambda *_: nodes  # type: ignore[method-assign]
-        AdaptiveLength.survival = lambda *_: None  # type: ignore[assignment, method-assign]
+        fix_adaptive(pytest.MonkeyPatch(), nodes)
     if not config.getoption("--hypothesis-profile"):
         settings.load_profile("quick" if config.option.markexpr == "not slow" else "full")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Any:
+    """Tests that are marked `drafts` are sure to draft; a case with a parameter "off" does not."""
+    marked, case = item.get_closest_marker("drafts"), getattr(item, "callspec", None)
+    wishes = (
+        [case.params.get(name) for name in ("draft", "drafter", "speculation", "wish")]
+        if case
+        else []
+    )
+    if marked is None or "off" in wishes:
+        return (yield)
+    with pytest.MonkeyPatch.context() as patch, enough_drafts(patch, *marked.args, **marked.kwargs):
+        return (yield)
 
 
 @pytest.fixture(scope="session")
