@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from engine_tools import RandomDraft, answer, cache_for
 from hypothesis import HealthCheck, given, settings
@@ -152,9 +153,10 @@ class Engine:
         self.told: dict[int, int] = {}
 
     def add(
-        self, shared: int, own: list[int], room: int, drafter: str, groups: int | None,
+        self, shared: int, own: list[int], room: int, turn: int, groups: int | None,
         doubt: Doubt | None, target: float | None,
     ) -> None:  # fmt: skip
+        drafter = DRAFTERS[(turn + len(self.asked)) % len(DRAFTERS)]
         ends, tokens = frozenset({EOS}), [*STORY[:shared], *own]
         stopper = Stopper(SamplingParams(max_tokens=room), ends, room, None)
         request = new_request(
@@ -240,8 +242,10 @@ additions = st.tuples(
     st.just("add"),
     st.integers(1, 14),  # tokens of the common story
     st.lists(st.sampled_from(LETTERS), max_size=2),  # and of its own
-    st.integers(1, 10),  # room
-    st.sampled_from(DRAFTERS),
+    st.integers(1, 10).map(
+        lambda n: 11 - n
+    ),  # room; a simple case has much, else nothing is drafted
+    st.integers(0, len(DRAFTERS) - 1),  # from its number on: a simple case has all drafters
     groups_of,
     st.one_of(st.none(), st.builds(Doubt, st.integers(1, 2), groups_of, st.booleans())),
     st.sampled_from([None, None, 0.5, 6.0]),  # a target: tighter than any step, or of some rows
@@ -256,16 +260,20 @@ operations = st.one_of(
 )
 
 
+@pytest.mark.drafts(300, 30, nodes=None)
 @settings(suppress_health_check=list(HealthCheck))
 @given(
-    schedule=st.lists(operations, min_size=8, max_size=30),
+    first=st.lists(additions, min_size=5, max_size=6),
+    schedule=st.lists(operations, min_size=4, max_size=30),
     pages=st.integers(13, 20),
     rows=st.sampled_from([3, 6, 64]),
     running=st.sampled_from([2, 8]),
 )
-def test_any_schedule(schedule: list[Any], pages: int, rows: int, running: int) -> None:
+def test_any_schedule(
+    first: list[Any], schedule: list[Any], pages: int, rows: int, running: int
+) -> None:
     engine = Engine(pages, rows, running)
-    for operation, *details in schedule:
+    for operation, *details in first + schedule:
         getattr(engine, operation)(*details)
     engine.drain()
     for request, groups, doubt in engine.asked:
