@@ -46,9 +46,12 @@ def alive(*kinds: type) -> int:
     return sum(type(thing) in kinds for thing in gc.get_objects())
 
 
-@pytest.mark.slow
+FLOODS = [("suffix", 1000), ("self|suffix", 1000), ("suffix|head", 200), ("off", 200)]
+
+
 @pytest.mark.parametrize(
-    ("kind", "count"), [("suffix", 1000), ("self|suffix", 1000), ("suffix|head", 200), ("off", 200)]
+    ("kind", "count"),
+    [("suffix|head", 40), *(pytest.param(*one, marks=pytest.mark.slow) for one in FLOODS)],
 )
 def test_a_flood_of_settings_leaves_few_drafters(llm: LLM, kind: str, count: int) -> None:
     few = TEN.model_copy(update={"max_tokens": 4})

@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from browser import browser
+from browser import SOON, browser
 from fake_chat import ChatEngine, FakeChat
 from fastapi import FastAPI
 from page_chat import Chat, fresh
@@ -22,6 +22,11 @@ from fastslow.serve.http.app import create_app
 
 # Ray reads it when it is imported: the token of the cluster that some tests start
 os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4})
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if "window" in getattr(item, "fixturenames", ()) and item.name != SOON:
+        item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

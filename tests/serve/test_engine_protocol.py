@@ -33,7 +33,7 @@ async def started(kind: str, folder: Path) -> Engine:
     return engine
 
 
-KINDS = [pytest.param("local", marks=pytest.mark.slow), "process"]
+KINDS = ["local", "process"]
 
 
 @pytest.fixture(scope="module", params=KINDS)

@@ -211,11 +211,11 @@ def test_steering_holds_to_the_token(llms: tuple[LLM, LLM], count: int) -> None:
     assert all(found[what] for what in ("resumed", "drafted", "put in", *reasons[: count // 60]))
 
 
-@pytest.mark.slow
-def test_drafts_change_none_of_them(llms: tuple[LLM, LLM]) -> None:
-    found = compared(llms, REQUESTS, Wishes.make)
+@pytest.mark.parametrize("count", [20, pytest.param(REQUESTS, marks=pytest.mark.slow)])
+def test_drafts_change_none_of_them(llms: tuple[LLM, LLM], count: int) -> None:
+    found = compared(llms, count, Wishes.make)
     shown = ("resumed", "drafted", "escalated", "thought", "calls")
-    assert all(found[what] >= REQUESTS // 50 for what in shown)
+    assert found["drafted"] and all(found[what] >= count // 50 for what in shown)
 
 
 def compared(llms: tuple[LLM, LLM], count: int, make: Callable[[Wishes], Wish]) -> Counter[str]:

@@ -224,7 +224,6 @@ def test_what_does_not_fit_is_one_sentence(
     assert said in refusal(*GENERATE, *arguments)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("command", [("generate", "-"), ("chat",)])
 def test_a_closed_standard_input_is_one_sentence(command: tuple[str, ...]) -> None:
     done = subprocess.run(

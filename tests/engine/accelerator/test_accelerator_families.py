@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from fastslow.engine.types import Rows, Segment
 CPU = torch.device("cpu")
 TOKENS = texts.tokens_of(170)
 DEVICES = ("cuda", *CHIPS)
+SOON = ("softmax", "cuda")  # whose drafts are tried also where slow tests do not run
 BASE = ModelConfig.from_json({**DENSE, "num_hidden_layers": 3})
 ROUTED = replace(BASE, experts=8, moe_intermediate_size=32, mlp_only_layers=frozenset({1}))
 SOFTMAX, CHOSEN = Router("softmax", 3), Router("chosen", 3, bias=True)
@@ -189,7 +191,13 @@ def test_pangu_v2(name: str, ops: PagedOps, tmp_path: Path) -> None:
         near(found, texts.logits(plain, tokens, groups=wanted).double())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["windows", "softmax", "gpt-oss"])
+SLOW = [one for one in product(("windows", "softmax", "gpt-oss"), DEVICES) if one != SOON]
+
+
+@pytest.mark.parametrize(
+    ("name", "ops"),
+    [SOON, *(pytest.param(*one, marks=pytest.mark.slow) for one in SLOW)],
+    indirect=["ops"],
+)
 def test_drafts_change_no_token(name: str, ops: PagedOps) -> None:
     check_drafts(load(FAMILIES[name], ops)[0])
