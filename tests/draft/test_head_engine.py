@@ -105,6 +105,7 @@ def test_every_kind_answers_in_one_batch_as_plain_decoding_does(
     assert setting is not TIGHT or any(r.spec_stats.preemptions for r in requests)
 
 
+@pytest.mark.drafts(100, 8, nodes=None)
 @pytest.mark.parametrize("setting", [Setting(prompt_rows=5), Setting(max_running=1)], ids=str)
 def test_reproducible_answers_are_those_of_plain_decoding(bench: Bench, setting: Setting) -> None:
     kinds = (JOINED[2], HEADS[-1], "off", "narrow tree", JOINED[2])
@@ -113,6 +114,7 @@ def test_reproducible_answers_are_those_of_plain_decoding(bench: Bench, setting:
     assert [answer(r) for r in requests] == [answer(bench.alone(ask)) for ask in some]
 
 
+@pytest.mark.drafts(500, 30, nodes=None)
 def test_a_seed_gives_one_answer_in_any_batch(bench: Bench) -> None:
     kinds = [kind for kind in KINDS if kind.endswith(("chain", "ngram+"))]
     wanted = asks(kinds, temperature=1.0, max_tokens=10)

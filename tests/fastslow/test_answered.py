@@ -35,6 +35,7 @@ PARAMS: dict[str, dict[str, Any]] = {
 
 
 MODES = ("fast", "deep", "short")
+SELF = {"drafter": "self", "groups": 3}
 
 
 def sampling(name: str) -> SamplingParams:
@@ -67,17 +68,20 @@ def close(ours: Sequence[Any] | None, theirs: Sequence[Any] | None) -> None:
         assert one == (None if other is None else pytest.approx(other, abs=1e-4))
 
 
+@pytest.mark.drafts(30, 15)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", PARAMS)
 def test_it_is_the_whole_answer_from_every_token_on(llm: LLM, name: str, mode: str) -> None:
     wish = sampling(name)
-    whole = llm.generate(CHAT, wish, mode=mode)
+    whole = llm.generate(CHAT, wish, mode=mode, speculation=SELF)
     longest = max(len(one.token_ids) for one in whole.choices)
     assert longest > 4
     handles = []
     for cut in range(longest + 2 * len(whole.choices) - 1):
         tokens = [one.token_ids[: max(0, cut - 2 * i)] for i, one in enumerate(whole.choices)]
-        handles.append(llm.submit(CHAT, wish, mode=mode, answered=ResumeState(tokens)))
+        options: dict[str, Any] = {"mode": mode, "speculation": SELF}
+        options["answered"] = ResumeState(tokens)
+        handles.append(llm.submit(CHAT, wish, **options))
     for cut, handle in enumerate(handles):
         output = handle.result()
         same(output, whole)
@@ -88,12 +92,13 @@ def test_it_is_the_whole_answer_from_every_token_on(llm: LLM, name: str, mode: s
     assert all(one.metrics.tokens_per_step == 0.0 for one in output.choices), "all was over"
 
 
+@pytest.mark.drafts(5, 2)
 @pytest.mark.parametrize(
     ("name", "speculation", "mode"),
-    pairwise([*PARAMS], ["off", "ngram", "self", "suffix|self"], MODES),
+    pairwise([*PARAMS], ["off", SELF, {**SELF, "drafter": "suffix|self"}], MODES),
 )
 def test_streams_begin_with_all_that_there_is(
-    llm: LLM, name: str, speculation: str, mode: str
+    llm: LLM, name: str, speculation: Any, mode: str
 ) -> None:
     wish = sampling(name)
     _, whole = streamed(llm, wish, mode=mode, speculation=speculation)

@@ -256,6 +256,7 @@ def smollm2() -> Iterator[LLM]:
         yield model
 
 
+@pytest.mark.drafts(30, 5)
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["deep", "fast", Mode(name="shared", groups=0)])
 def test_it_knows_the_capital_of_france_and_drafts_change_no_token(

@@ -47,6 +47,7 @@ def test_a_count_for_each_request_of_a_batch(llm: LLM) -> None:
         assert out.metrics.groups is None
 
 
+@pytest.mark.drafts(60, 10)
 @pytest.mark.parametrize("how", ["recompute", "restart", "keep"])
 def test_an_answer_continues_with_more_experts(llm: LLM, how: str) -> None:
     unsure = Escalation(below=1, window=2, to="deep", how=how)  # type: ignore[arg-type]
@@ -108,6 +109,7 @@ def test_a_file_of_modes_and_the_command_line(
     assert (metrics["experts"], metrics["drafter"]) == (1, "self")
 
 
+@pytest.mark.drafts(50, 30)
 def test_without_shared_experts_one_is_the_fewest(tmp_path: Path) -> None:
     write_bpe(tmp_path, None, VOCAB)
     write_family(tmp_path, "qwen3_moe", vocab=VOCAB, num_experts_per_tok=8)

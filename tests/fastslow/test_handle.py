@@ -78,8 +78,9 @@ def test_pieces_of_a_handle_join_to_the_answer(llm: LLM, gate: Gate) -> None:
     assert list(handle) == [], "all pieces were taken"
 
 
-@pytest.mark.parametrize("wish", ["off", "ngram"])
-def test_pieces_of_n_answers_mix(llm: LLM, wish: str) -> None:
+@pytest.mark.drafts(60, 3)
+@pytest.mark.parametrize("wish", ["off", {"drafter": "self", "groups": 3}], ids=str)
+def test_pieces_of_n_answers_mix(llm: LLM, wish: Any) -> None:
     params = SamplingParams(
         max_tokens=40, n=3, temperature=1.0, seed=5, logprobs=1, stop_token_ids=list(range(80))
     )

@@ -33,6 +33,7 @@ PRESETS = {
     }
 }
 TEN = SamplingParams(max_tokens=10, ignore_eos=True)
+SELF = {"drafter": "self", "groups": 3}
 SAMPLED = SamplingParams(max_tokens=10, ignore_eos=True, temperature=1.0, seed=7)
 
 
@@ -47,6 +48,7 @@ def test_one_prompt_one_output(llm: LLM) -> None:
     assert (ids.prompt, ids.token_ids) == (None, out.token_ids)
 
 
+@pytest.mark.drafts(15, 15)
 def test_many_prompts_many_outputs_in_order_each_with_its_own_settings(llm: LLM) -> None:
     chat = [{"role": "user", "content": "hi"}]
     prompts: list[Prompt] = ["The quick", [7, 8, 9], "Every expert", chat]
@@ -97,8 +99,9 @@ def test_n_answers_differ_and_the_first_is_that_of_n_1(llm: LLM) -> None:
     assert greedy.choices[0].token_ids == greedy.choices[1].token_ids
 
 
-@pytest.mark.parametrize("wish", ["off", "ngram", "self"])
-def test_a_seed_gives_the_same_alone_and_in_a_batch(llm: LLM, wish: str) -> None:
+@pytest.mark.drafts(100, 5)
+@pytest.mark.parametrize("wish", ["off", SELF], ids=str)
+def test_a_seed_gives_the_same_alone_and_in_a_batch(llm: LLM, wish: Any) -> None:
     alone = llm.generate("Every expert", SAMPLED, speculation=wish).token_ids
     beside = SamplingParams(max_tokens=25, temperature=2.0)
     outs = llm.generate(["x y z", "Every expert", "The"], [beside, SAMPLED, TEN], speculation=wish)
@@ -110,8 +113,9 @@ def test_a_seed_gives_the_same_alone_and_in_a_batch(llm: LLM, wish: str) -> None
     assert len(draws) == 3
 
 
-@pytest.mark.parametrize("wish", ["off", "ngram", "self"])
-def test_logprobs(llm: LLM, wish: str) -> None:
+@pytest.mark.drafts(20, 3)
+@pytest.mark.parametrize("wish", ["off", SELF], ids=str)
+def test_logprobs(llm: LLM, wish: Any) -> None:
     params = SAMPLED.model_copy(update={"logprobs": 3, "prompt_logprobs": 2})
     out = llm.generate("The quick brown fox", params, speculation=wish)
     assert out.logprobs is not None and out.prompt_logprobs is not None
@@ -135,6 +139,7 @@ def test_logprobs(llm: LLM, wish: str) -> None:
     assert [list(table) for table in out.logprobs] == [[t] for t in out.token_ids]
 
 
+@pytest.mark.drafts(300, 25)
 def test_threads_get_what_they_would_get_alone(llm: LLM) -> None:
     prompts = [f"{word} expert {i}" for i, word in enumerate(("The", "Every", "How", "你好"))] * 2
     wishes = ["off", "ngram", "self", "ngram+self"]
@@ -241,6 +246,7 @@ def test_forgotten_prompts_are_read_again_and_what_runs_continues(folder: Path) 
         llm.forget_prompts()
 
 
+@pytest.mark.drafts(20, 5)
 def test_an_answer_ends_where_it_should(folder: Path, llm: LLM) -> None:
     with open_llm(folder, max_model_len=12) as short:
         out = short.generate([7] * 9, SamplingParams(max_tokens=100, ignore_eos=True))

@@ -99,6 +99,7 @@ def test_deep_begins_inside_the_thought_that_a_template_opens(
     assert out.prompt is not None and out.prompt.rstrip().endswith(("<think>", ANALYSIS))
 
 
+@pytest.mark.drafts(15, 15)
 @pytest.mark.parametrize(
     ("name", "wish", "most"),
     pairwise(OPENING, ["off", "self", Speculation(drafter="ngram", nodes=6)], [0, 1, 6]),

@@ -49,6 +49,7 @@ KINDS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.drafts(20, 15, nodes=2)
 @pytest.mark.parametrize(
     ("mode", "drafter"),
     [("fast", "ngram"), ("fast", "auto"), ("deep", "self")]
@@ -107,6 +108,7 @@ def test_an_answer_may_spell_the_tags(
             assert out.metrics.steps <= out.metrics.tokens / 4, attempt
 
 
+@pytest.mark.drafts(100, 30)
 def test_several_answers_and_seeds(llm: LLM) -> None:
     params = asked({"json_schema": POINT}, n=4, temperature=1.0, seed=5)
     mode = {"base": "deep", "thinking_budget": 3}
@@ -124,6 +126,7 @@ def test_a_closing_phrase_that_continues_after_the_tag_gives_way(llm: LLM) -> No
     assert out.finish_reason == "stop" and out.text in ("yes", "no")
 
 
+@pytest.mark.drafts(8, 8)
 @pytest.mark.parametrize("how", ["recompute", "keep", "restart"])
 def test_an_answer_that_escalates_keeps_its_grammar(llm: LLM, how: str) -> None:
     escalate = {"below": 1.0, "window": 2, "to": "fast", "how": how}
@@ -192,6 +195,7 @@ def test_without_the_package_or_a_tokenizer_a_grammar_is_refused(
         other.generate("hello", asked({"json_object": True}))
 
 
+@pytest.mark.drafts(60, 60)
 def test_sentencepiece_models_answer_in_json(tmp_path: Path) -> None:
     vocab = write_spm(tmp_path)
     folder = write_moge(tmp_path, vocab=vocab, num_hidden_layers=2, hidden_size=32)

@@ -44,6 +44,7 @@ def test_a_published_head_drafts(folder: Path, tmp_path: Path, layout: str) -> N
             llm.generate("The", TEN, speculation=Speculation(drafter="head", head=other))
 
 
+@pytest.mark.drafts(30, 10, nodes=None)
 def test_stored_answers_are_drafted_from(folder: Path, tmp_path: Path) -> None:
     answers, stored = tmp_path / "answers.jsonl", tmp_path / "corpus.safetensors"
     long = SamplingParams(max_tokens=40, ignore_eos=True)

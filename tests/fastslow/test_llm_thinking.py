@@ -151,6 +151,7 @@ def test_pangus_tags_and_switch(tmp_path: Path) -> None:
         assert off.token_ids[:2] == [opens, closes] and off.reasoning == ""
 
 
+@pytest.mark.drafts(500, 50, nodes=2)
 def test_a_batch_of_sixteen_modes_equals_its_solo_runs(llms: dict[str, LLM]) -> None:
     llm = llms["opening"]
     modes: list[Any] = [
@@ -205,6 +206,7 @@ def test_what_a_budget_cannot_do_is_said_once(
     assert any("no thinking tags" in line for line in logged)
 
 
+@pytest.mark.drafts(30, 5)
 @pytest.mark.parametrize("wish", WISHES, ids=str)
 @pytest.mark.parametrize("params", [LONG, SEEDED], ids=["greedy", "seeded"])
 def test_a_closed_thought_is_a_budget_that_is_used_up(

@@ -25,6 +25,7 @@ def nothing_left(llm: LLM) -> bool:
     return not llm._core.drafter._predictions._places  # type: ignore[attr-defined]
 
 
+@pytest.mark.drafts(200, 150)
 @pytest.mark.parametrize("wish", WISHES, ids=str)
 @pytest.mark.parametrize("params", [GREEDY, SEEDED], ids=["greedy", "seeded"])
 def test_no_token_changes(llm: LLM, wish: Any, params: SamplingParams) -> None:

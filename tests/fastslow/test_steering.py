@@ -31,6 +31,7 @@ def ended(out: Output) -> tuple[int, str | None]:
     return out.metrics.thinking_tokens, out.metrics.thinking_ended
 
 
+@pytest.mark.drafts(12, 6, nodes=2)
 @pytest.mark.parametrize("speculation", ["off", "ngram", "self"])
 def test_deep_leaves_room_for_an_answer(llm: LLM, speculation: str) -> None:
     def ask(params: SamplingParams, **mode: Any) -> Output:
@@ -73,6 +74,7 @@ def test_few_tokens_are_an_answer(tmp_path: Path, most: int, opened: bool) -> No
         assert llm.generate(CHAT, schema, mode="deep").text
 
 
+@pytest.mark.drafts(10, 10)
 @pytest.mark.parametrize("most", [4, 5, 8])
 def test_tags_alone_are_no_answer(llm: LLM, most: int) -> None:
     """The model would open and close thoughts to the end."""
@@ -254,6 +256,7 @@ def test_a_thought_that_nothing_opened_counts_for_its_turn(tmp_path: Path) -> No
             assert made.turn_budget_left == 30 - spent
 
 
+@pytest.mark.drafts(12, 6, nodes=2)
 @pytest.mark.parametrize("speculation", ["off", "ngram", "suffix|self"])
 def test_thought_and_answer_are_sampled_each_in_its_own_way(llm: LLM, speculation: str) -> None:
     def ask(params: dict[str, Any], **mode: Any) -> Output:
@@ -273,6 +276,7 @@ def test_thought_and_answer_are_sampled_each_in_its_own_way(llm: LLM, speculatio
     assert llm.generate(CHAT, HOT, mode=preset).token_ids == sober.token_ids
 
 
+@pytest.mark.drafts(100, 80, nodes=None)
 def test_thought_and_answer_are_drafted_each_in_its_own_way(llm: LLM) -> None:
     params = DOTS.model_copy(update={"max_tokens": 60})
     mode = {"thinking_budget": 30}

@@ -20,6 +20,7 @@ SIXTY = SamplingParams(max_tokens=60, ignore_eos=True)
 LONG = SamplingParams(max_tokens=40, ignore_eos=True)
 PROMPT = [5, 6, 7, 8] * 6
 SELF = Speculation(drafter="self", groups=3, nodes=5)
+BOTH = [SELF.model_copy(update={"drafter": name}) for name in ("suffix|self", "ngram+self")]
 
 
 def traced(llm: LLM, prompt: Any, params: SamplingParams, **options: Any) -> tuple[Any, list[Any]]:
@@ -30,7 +31,8 @@ def traced(llm: LLM, prompt: Any, params: SamplingParams, **options: Any) -> tup
     return out, trace["steps"]
 
 
-@pytest.mark.parametrize("wish", ["off", SELF, "ngram+self", "suffix|self"])
+@pytest.mark.drafts(30, 20, nodes=None)
+@pytest.mark.parametrize("wish", ["off", SELF, *BOTH])
 def test_every_step_is_noted(llm: LLM, wish: Any) -> None:
     out, steps = traced(llm, PROMPT, LONG, speculation=wish)
     choice, metrics = out.choices[0], out.metrics
@@ -136,18 +138,17 @@ def test_an_answer_that_changes_its_mode_has_the_steps_of_both(llm: LLM, how: An
     assert {step["groups"] for step in steps} == {1, out.metrics.groups}
 
 
-@pytest.mark.parametrize("wish", ["off", "auto", "self", "suffix|self", "ngram+self"])
-def test_sources_and_counts_by_drafter(llm: LLM, wish: str) -> None:
-    drafters = {"off": "", "auto": "suffix"}.get(wish, wish)
+@pytest.mark.drafts(30, 20)
+@pytest.mark.parametrize("wish", ["off", "auto", SELF, *BOTH])
+def test_sources_and_counts_by_drafter(llm: LLM, wish: Any) -> None:
+    drafters: str = {"off": "", "auto": "suffix"}.get(wish) or getattr(wish, "drafter", "")
     names = set(re.findall(r"\w+", drafters))
-    out = llm.generate(
-        PROMPT, SIXTY, mode=Mode(name="deep"), speculation=SELF if wish == "self" else wish
-    )
+    out = llm.generate(PROMPT, SIXTY, mode=Mode(name="deep"), speculation=wish)
     choice, metrics = out.choices[0], out.metrics
     counted = Counter(choice.sources)
     assert counted.total() == 60 and counted["target"] == metrics.steps
     assert set(counted) - {"target"} <= names and set(metrics.by_drafter) <= names
-    if wish == "self":
+    if wish == SELF:
         assert set(metrics.by_drafter) == names
         assert metrics.by_drafter[drafters].accepted == metrics.accepted
     assert {n: c.accepted for n, c in metrics.by_drafter.items() if c.accepted} == {
@@ -187,6 +188,7 @@ def test_stats_by_mode_and_drafter(folder: Path) -> None:
     assert record["modes"]["fast"]["queued"] == {"count": 3, "seconds": mode.queued.seconds}
 
 
+@pytest.mark.drafts(18, 18)
 @pytest.mark.parametrize("wish", ["off", "ngram", "self"])
 def test_what_a_grammar_forces_is_forced(llm: LLM, wish: str) -> None:
     only = SamplingParams(max_tokens=40, grammar=GrammarSpec(choice=["yes, of course, why not"]))

@@ -21,7 +21,7 @@ from fastslow.llm import LLM
 
 TOOLS: Any = [{"name": "clock", "input_schema": {"type": "object"}}]
 BRIEF = {"most": 12, "thinking_budget": 3}
-SELF = {"drafter": "self", "nodes": 3}
+SELF = {"drafter": "self", "groups": 3, "nodes": 3}
 DRAWN: list[dict[str, Any]] = [
     GREEDY,
     {**SAMPLED, "top_k": 40, "top_p": 0.9, "repetition_penalty": 1.3},
@@ -41,9 +41,10 @@ def served_by(url: str) -> Iterator[Clients]:
         yield made
 
 
+@pytest.mark.drafts(10, 2)
 @pytest.mark.parametrize(
     ("protocol", "drawn", "mode", "speculation"),
-    pairwise([*PATHS], DRAWN, MODES, ["off", "auto", SELF]),
+    pairwise([*PATHS], DRAWN, MODES, ["off", SELF, {"drafter": "suffix|self", "groups": 3}]),
 )
 def test_streamed_is_whole_is_the_library_s_own(
     served_by: Clients, llm: LLM, protocol: str, drawn: Any, mode: Any, speculation: Any

@@ -99,6 +99,7 @@ CLIENTS = [pytest.param(official, protocol) for protocol in PATHS]
 CLIENTS += [pytest.param(*one, marks=pytest.mark.slow) for one in SLOW]
 
 
+@pytest.mark.drafts(5, accepted=0)
 @pytest.mark.parametrize(("ask", "kind"), CLIENTS)
 @pytest.mark.parametrize(("fields", "mode"), WISHES)
 def test_an_answer_is_the_librarys_own(

@@ -56,7 +56,7 @@ class UntimedController(SpeculationController):
 
     def __init__(self, curve: StepCostCurve) -> None:
         super().__init__(lambda groups: curve)
-        self.drafted = lambda *_: None  # type: ignore[method-assign]
+        self.drafted = lambda *_: None
 
     def note(self, batch: Sequence[RequestView], step: StepTiming) -> None:
         """Nothing is learnt from it."""

@@ -89,6 +89,7 @@ def test_it_thinks_with_any_number_of_groups(llm: LLM, groups: int) -> None:
     assert right(ask(llm, fewer), TASKS) >= right(ask(llm, "deep"), TASKS) - 0.1
 
 
+@pytest.mark.drafts(50, 40)
 def test_drafting_with_it_changes_no_token_and_pays(llm: LLM) -> None:
     for mode in ("deep", "fast"):
         for task in TASKS[:4]:

@@ -32,7 +32,7 @@ from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.decoder import Decoder, Weights
 from fastslow.engine.model.moge import ExpertChoice
-from fastslow.engine.params import SamplingParams
+from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.llm import LLM
 from fastslow.request.options import Prompt
 
@@ -75,6 +75,7 @@ def test_what_cannot_run_is_refused(
         load_model(folder, dtype, "npu")
 
 
+@pytest.mark.drafts(150, 10)
 @pytest.mark.parametrize("chip", CHIPS)
 def test_answers_are_the_cpus(folder: Path, chip: str) -> None:
     """The public face: messages and text, drafters, modes, logprobs, a batch."""
@@ -84,7 +85,8 @@ def test_answers_are_the_cpus(folder: Path, chip: str) -> None:
         sampling = SamplingParams(max_tokens=12, ignore_eos=True, logprobs=2)
         prompts: list[Prompt] = ["one two three one two", [5, 6, 7, 5, 6], "x" * 40]
         out = []
-        for mode, speculation in (("deep", "suffix"), ("fast", "off"), ("fast", "self")):
+        own = Speculation(drafter="self", groups=3)
+        for mode, speculation in (("deep", "suffix"), ("fast", "off"), ("deep", own)):
             out += llm.generate(
                 prompts, sampling, mode=mode, speculation=speculation, progress=False
             )

@@ -23,16 +23,20 @@ from fastslow.llm import LLM
 from fastslow.output import Output
 
 PATHS = ["off", pytest.param("native", marks=pytest.mark.skipif(not wanted(), reason="no kernels"))]
-DRAFTS = ["off", Speculation(drafter="ngram", nodes=6), Speculation(drafter="self", nodes=4)]
+DRAFTS = [
+    "off",
+    Speculation(drafter="ngram", nodes=6),
+    Speculation(drafter="self", groups=3, nodes=3),
+]
 QUESTIONS = ["one two one two one two", "tell me", "a b c a b c a b"]
 DRAWN = {"temperature": 0.8, "seed": 5}
 ROOM = 24
 
 
 def open_llm(folder: Path, **options: Any) -> LLM:
-    ngram = Speculation(drafter="ngram", nodes=4)
+    own = Speculation(drafter="self", groups=3, nodes=3)
     deep = {"deep": {"answer_room": None}}  # its room would depend on what came before
-    return LLM(folder, kv_memory="4MiB", progress=False, speculation=ngram, modes=deep, **options)
+    return LLM(folder, kv_memory="4MiB", progress=False, speculation=own, modes=deep, **options)
 
 
 @pytest.fixture(scope="module", params=PATHS)
@@ -69,6 +73,7 @@ def sampling(**fields: Any) -> SamplingParams:
     return SamplingParams(**{"max_tokens": ROOM, "ignore_eos": True, **fields})
 
 
+@pytest.mark.drafts(20, 2, nodes=None)
 @pytest.mark.parametrize(("draft", "drawn"), list(zip(DRAFTS, (DRAWN, {}, DRAWN))))
 def test_recomputed_tokens_are_deeps_for_the_same_text(
     llms: tuple[LLM, LLM], draft: str | Speculation, drawn: dict[str, Any]
@@ -101,6 +106,7 @@ def first_fall(out: Output, below: float, window: int) -> int | None:
     return None
 
 
+@pytest.mark.drafts(40, 4, nodes=None)
 @pytest.mark.parametrize("how", ["keep", "recompute"])
 def test_no_page_is_shared_under_a_wrong_root(llms: tuple[LLM, LLM], how: str) -> None:
     llm, judge = llms
@@ -119,6 +125,7 @@ def test_no_page_is_shared_under_a_wrong_root(llms: tuple[LLM, LLM], how: str) -
     assert again.metrics.cached_tokens > 0, "pages under the right root are shared"
 
 
+@pytest.mark.drafts(100, 10, nodes=None)
 def test_kept_keys_are_those_of_the_first_mode(llms: tuple[LLM, LLM]) -> None:
     llm, _ = llms
     kept = [llm.chat(q, sampling(), mode=unsure("keep", 0.9)) for q in QUESTIONS]
@@ -128,6 +135,7 @@ def test_kept_keys_are_those_of_the_first_mode(llms: tuple[LLM, LLM]) -> None:
     assert all("lossy" in k.metrics.decision for k in kept)
 
 
+@pytest.mark.drafts(20, 2, nodes=None)
 def test_begun_again_it_is_deeps_whole_answer(llm: LLM) -> None:
     """And a stream tells nothing that is dropped."""
     deep = llm.chat("one two", sampling(max_tokens=9), mode="deep")
@@ -147,6 +155,7 @@ def test_begun_again_it_is_deeps_whole_answer(llm: LLM) -> None:
     assert out.finish_reason == "length"
 
 
+@pytest.mark.drafts(100, 10, nodes=None)
 def test_escalating_in_a_batch_is_as_alone(llm: LLM) -> None:
     doubtful = [unsure(how, 0.6) for how in ("recompute", "keep", "restart")]
     modes: list[str | Mode] = ["deep", *doubtful, "fast"]

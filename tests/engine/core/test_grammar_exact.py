@@ -135,6 +135,7 @@ def test_the_grammar_ends_before_min_tokens_and_at_the_last_token(moge: Bench) -
         assert request.stopper.matched is None
 
 
+@pytest.mark.drafts(500, 200, nodes=None)
 def test_a_lossy_rule_stays_in_the_grammar(moge: Bench) -> None:
     for drafter in ("sampled", "model", "random"):
         hot = params(max_tokens=70, ignore_eos=False, temperature=1.0)

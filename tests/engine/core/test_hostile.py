@@ -114,6 +114,7 @@ MODES = [
 ]
 
 
+@pytest.mark.drafts(300, 50)
 def test_extremes_do_not_touch_the_request_beside_them(llm: LLM) -> None:
     plain = SamplingParams(max_tokens=12, ignore_eos=True)
     calls = [({"max_tokens": 12, **wish}, mode) for wish, mode in zip(EXTREMES, MODES)]
@@ -122,7 +123,7 @@ def test_extremes_do_not_touch_the_request_beside_them(llm: LLM) -> None:
         beside = llm.stream_chat("three", SamplingParams(**wish), mode=mode)
         with suppress(GenerationError):  # of its own making
             next(beside)
-        for name in ("off", "suffix", Speculation(drafter="self", nodes=3)):
+        for name in ("off", "suffix", Speculation(drafter="self", groups=3, nodes=3)):
             assert llm.chat("one two", plain, mode=Mode(), speculation=name).token_ids == alone
         beside.close()
 

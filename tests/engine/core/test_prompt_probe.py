@@ -79,6 +79,7 @@ def apart(llm: LLM) -> LearnedModeRouter:
     return router(weights=weights.tolist(), bias=bias.tolist())
 
 
+@pytest.mark.drafts(8, 8, nodes=None)
 @pytest.mark.parametrize("drafter", ["off", "ngram", "self", "head"])
 @pytest.mark.parametrize("drawn", [{}, {"temperature": 0.8, "seed": 5}], ids=["greedy", "drawn"])
 def test_it_is_the_answer_of_the_mode_that_it_takes(

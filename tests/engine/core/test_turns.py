@@ -256,6 +256,7 @@ def llm(tiny_chat: Path) -> Iterator[LLM]:
         yield llm
 
 
+@pytest.mark.drafts(20, 3, nodes=2)
 @pytest.mark.parametrize("wish", ["off", "ngram", "self"])
 def test_no_token_depends_on_priorities_and_shares(llm: LLM, wish: str) -> None:
     params = SamplingParams(max_tokens=30, ignore_eos=True, temperature=0.7, seed=3)

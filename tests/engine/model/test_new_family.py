@@ -121,6 +121,7 @@ def test_drafts_change_no_token(backend: str, tmp_path: Path) -> None:
     check_drafts(BACKENDS[backend](write(tmp_path, CONFIG, table(CONFIG)), "float32"))
 
 
+@pytest.mark.drafts(200, 4, nodes=None)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_logits_that_a_soft_cap_makes_equal_are_told_apart(backend: str, tmp_path: Path) -> None:
     """Whether an answer shows its logprobs or not, and where other rules than the largest logit end in it."""

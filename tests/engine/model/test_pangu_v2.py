@@ -81,6 +81,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_moe(tmp_path_factory.mktemp("moe") / "target", **FIELDS)
 
 
+@pytest.mark.drafts(1000, 40, nodes=None)
 def test_sampled_answers_have_the_targets_probabilities(folder: Path) -> None:
     """Chains and trees of the draft layer."""
     head = load_mtp(folder, torch.float32)

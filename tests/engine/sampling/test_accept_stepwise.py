@@ -80,6 +80,7 @@ def runs(llm: LLM, speculation: Speculation, **fields: Any) -> tuple[Sequence[in
     return out.token_ids, out.metrics.tokens_per_step
 
 
+@pytest.mark.drafts(30, 20, nodes=None)
 def test_in_the_engine_a_lower_score_keeps_more(llm: LLM) -> None:
     exact, exact_rate = runs(llm, setting(accept="auto"))
     strict, _ = runs(llm, setting(step_score=1.0))
@@ -91,6 +92,7 @@ def test_in_the_engine_a_lower_score_keeps_more(llm: LLM) -> None:
     assert loose != exact
 
 
+@pytest.mark.drafts(1, nodes=None)
 @pytest.mark.parametrize("most", [0, 1, 5, 9])
 def test_a_line_that_breaks_a_thinking_budget_is_not_kept(llm: LLM, most: int) -> None:
     """An answer remembered without a budget is drafted in one with it."""
@@ -105,6 +107,7 @@ def test_a_line_that_breaks_a_thinking_budget_is_not_kept(llm: LLM, most: int) -
     assert (out.metrics.thinking_tokens, out.metrics.thinking_ended) == (most, "budget")
 
 
+@pytest.mark.drafts(20, 10, nodes=None)
 def test_a_line_with_a_token_that_is_forbidden_is_not_kept(llm: LLM) -> None:
     told = setting(drafter="suffix", nodes=16, step_score=0.05)
     params = SamplingParams(max_tokens=24, ignore_eos=True)
