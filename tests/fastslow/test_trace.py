@@ -141,7 +141,7 @@ def test_an_answer_that_changes_its_mode_has_the_steps_of_both(llm: LLM, how: An
 @pytest.mark.drafts(30, 20)
 @pytest.mark.parametrize("wish", ["off", "auto", SELF, *BOTH])
 def test_sources_and_counts_by_drafter(llm: LLM, wish: Any) -> None:
-    drafters: str = {"off": "", "auto": "suffix"}.get(wish) or getattr(wish, "drafter", "")
+    drafters = str({"off": "", "auto": "suffix"}.get(wish, getattr(wish, "drafter", "")))
     names = set(re.findall(r"\w+", drafters))
     out = llm.generate(PROMPT, SIXTY, mode=Mode(name="deep"), speculation=wish)
     choice, metrics = out.choices[0], out.metrics
