@@ -98,8 +98,8 @@ def test_every_figure_has_its_title(found: TuneResult) -> None:
     assert titles == list(COLUMNS) * 5
 
 
-@IN_CHROMIUM[0]
-@IN_CHROMIUM[1]
+@pytest.mark.slow
+@IN_CHROMIUM
 def test_nothing_scrolls_sideways(found: TuneResult, tmp_path: Path) -> None:
     found.step_costs = {1: 1.2, 4: 1.6, 16: 3.1}
     page = tmp_path / "tuned.html"
