@@ -227,12 +227,17 @@ class AcceptResult:
 
 
 class ThinkingRule(Protocol):
-    """How the steering of a thought changes the target's probabilities: a function of the text alone, so it
-    holds for drafted tokens as for committed ones."""
+    """How the steering of a thought changes the target's probabilities: a function of the text and of the
+    model's own probabilities after it, so it holds for drafted tokens as for committed ones."""
 
-    def at(self, tokens: Sequence[int], drafted: Sequence[int]) -> OneHot | LogitBoost | None:
+    def at(
+        self,
+        tokens: Sequence[int],
+        drafted: Sequence[int],
+        likeliest: Callable[[], int] | None = None,
+    ) -> OneHot | LogitBoost | None:
         """For the token after `tokens` and then `drafted`: the one that is forced, or a logit that is
-        raised, or nothing."""
+        raised, or nothing. `likeliest`: the model's own token there, which some give way to; None = not known."""
 
     def ahead(self, tokens: Sequence[int]) -> Sequence[int]:
         """Tokens that are forced after `tokens`."""

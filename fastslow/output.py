@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from fastslow.engine.core.spec_decode_stats import DraftCounts
 from fastslow.engine.sampling.stop import Reason
-from fastslow.engine.sampling.thinking import Ended
+from fastslow.engine.sampling.thinking_policy import Ended
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,8 @@ class Metrics:
     escalated_at: int | None = None  # tokens of the first mode's answer; None = no other mode
     target_ms: float | None = None  # of the time to the first token, and of the mean of all others
     target_kept: bool | None = None  # None without a target
-    thinking_tokens: int = 0  # between the thinking tags, without them and without a closing phrase
+    # between the thinking tags, a warning included, without the tags and without a closing phrase
+    thinking_tokens: int = 0
     # what ended the thinking: the model, its budget, the turn's, the room that the answer needs, a loop, an answer
     # that was settled ("confident"), its caller, or length (max_tokens was met inside a thought). None: there was no thought, or the answer ended otherwise inside one
     thinking_ended: Ended | Literal["length"] | None = None
@@ -230,6 +231,7 @@ class Piece:
     # is named
     decided: Decided | None = None
     tool_calls: list[ToolCall] = field(default_factory=list)  # that begin or go on
+    stopped: int | None = None  # after how many tokens of the answer its caller stopped a thought
 
 
 class FastslowWarning(UserWarning):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from weakref import WeakSet
 from fastslow.engine.fair_table import FairTable
 from fastslow.engine.params import Loop
 from fastslow.engine.sampling.repeats import Repeats
-from fastslow.engine.sampling.thinking import Ending, Thought
+from fastslow.engine.sampling.thinking_policy import Ending, Thought
 
 SURE = 12.0  # added to the closing tag's logit at the last token of a soft budget
 MOST_ROOM = 256  # tokens for the answer, of itself
@@ -32,7 +33,7 @@ class ThinkingLimits:
 
     most: tokens of thought, over all thoughts of an answer. turn: the same, left of the turn's budget. soft: how many
     of the last tokens of `most` are soft. ends_at: the thought is closed before so many tokens of the answer were made,
-    tags included. warn_at: tokens of thought after which a warning is due.
+    tags included. warn_at: tokens of thought after which a warning is due. It needs room in the budget, since it counts.
     """
 
     most: int | None = None
@@ -56,8 +57,11 @@ class ThinkingLimits:
         return "loop" if self._circles(thought.repeats) else None
 
     def warns(self, thought: Thought, size: int) -> bool:
+        if self.warn_at is None or thought.spent < self.warn_at:
+            return False
+        left = min((n for n in (self.most, self.turn) if n is not None), default=math.inf)
         fits = self.ends_at is None or thought.made + size + thought.closing < self.ends_at
-        return fits and self.warn_at is not None and thought.spent >= self.warn_at
+        return fits and thought.spent + size < left
 
     def circles(self, repeats: Repeats) -> bool:
         return self.loop is not None and self.loop.answer and self._circles(repeats)

@@ -117,3 +117,26 @@ def _chain(tree: Tree, nodes: int) -> Tree:
     """A chain of this many nodes of the same drafter, without its tokens."""
     drafter = tree.drafter_ids[0] if tree.drafter_ids else 0
     return Tree([0] * nodes, range(-1, nodes - 1), drafter_ids=[drafter] * nodes)
+
+
+def check_trees(trees: Sequence[Tree], nodes: Sequence[int], vocab_size: int) -> None:
+    """Anyone may write a drafter, so an unusable tree is stopped before the model sees it."""
+    drafted = [len(tree.tokens) for tree in trees]
+    if len(drafted) != len(nodes) or any(size > most for size, most in zip(drafted, nodes)):
+        raise ValueError(f"the drafter proposed {drafted} nodes where {list(nodes)} fit")
+    for tree in trees:
+        if not tree.tokens:
+            continue
+        if min(tree.tokens) < 0 or max(tree.tokens) >= vocab_size:
+            raise ValueError(
+                f"the drafter proposed tokens {list(tree.tokens)}, and ids are 0 to {vocab_size - 1}"
+            )
+        parents = tree.parents
+        if len(parents) != len(tree.tokens) or any(not -1 <= p < i for i, p in enumerate(parents)):
+            raise ValueError(
+                f"the drafter proposed parents {list(parents)}: each must come earlier"
+            )
+        if tree.drafter_names is not None and len(tree.drafter_names) != len(tree.tokens):
+            raise ValueError(
+                f"the drafter named {len(tree.drafter_names)} sources for {len(tree.tokens)} nodes"
+            )

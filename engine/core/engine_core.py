@@ -9,9 +9,16 @@ from contextlib import ExitStack, suppress
 
 from loguru import logger
 
-from fastslow.engine.core.admission import admitted, draft_sizes
+from fastslow.engine.core.admission import admitted, check_trees, draft_sizes
 from fastslow.engine.core.latency_budget import SHARE, LatencyBudget, RunEverything
-from fastslow.engine.core.layout import ask_probes, lay_rows, see_prompts, with_probed
+from fastslow.engine.core.layout import (
+    ask_probes,
+    cut_at_ends,
+    keep_answered,
+    lay_rows,
+    see_prompts,
+    with_probed,
+)
 from fastslow.engine.core.mask_maker import MaskMaker
 from fastslow.engine.core.request import KVHistory, Request
 from fastslow.engine.core.scheduler import ScheduledChunk, Scheduler
@@ -107,7 +114,7 @@ class EngineCore:
         nodes = [0 if request.known else own for request, own in zip(ready, most)]
         started = time.perf_counter()
         trees = self.drafter.propose(ready, nodes)
-        _check(trees, nodes, self.model.config.vocab_size)
+        check_trees(trees, nodes, self.model.config.vocab_size)
         rows = sum(chunk + r.rows_after(r.computed + chunk) for r, chunk in work)
         trees = admitted(ready, trees, nodes, rows, self.cost_model)
         trees = [
@@ -133,7 +140,7 @@ class EngineCore:
             lambda b, depth: stream(ready[b].seed, len(ready[b].tokens) + depth, Purpose.ACCEPT),
             [request.judge for request in ready],
         )
-        _keep_answered(ready, result)
+        keep_answered(ready, result)
         for b, request in enumerate(ready):
             if request in waiting:
                 request.wait(result.tokens[b])
@@ -141,7 +148,7 @@ class EngineCore:
             work, ready, trees, layout, result = left_out(late, work, ready, trees, layout, result)
         verdicts = list(result.accepted_nodes)  # whole, also where the answer ends inside a run
         confidences = cut_where_unsure(ready, layout, result, out.logits)
-        _truncate(ready, result)
+        _truncate(ready, result, cut_at_ends(ready, layout, result, out))
         note_logprobs(work, ready, layout, result, out.logits)
         if any(request.trace is not None for request, _ in work):
             took = drafted - started, verified - drafted
@@ -328,15 +335,8 @@ class EngineCore:
                 self._unnotified.pop(request.id, None)
 
 
-def _keep_answered(ready: Sequence[Request], result: AcceptResult) -> None:
-    """The last token that a call brought of its answer stays what it is, whatever the target says now."""
-    for b, request in enumerate(ready):
-        if (token := request.next_answered) is not None:
-            result.accepted_nodes[b], result.tokens[b] = [], [token]
-
-
-def _truncate(ready: Sequence[Request], result: AcceptResult) -> None:
-    """Cut accepted tokens where the answer ends."""
+def _truncate(ready: Sequence[Request], result: AcceptResult, ended: Sequence[int]) -> None:
+    """Cut accepted tokens where the answer ends. `ended`: see `cut_at_ends`."""
     for b, request in enumerate(ready):
         if request.error is not None:
             request.stopper.finish("error")
@@ -350,26 +350,5 @@ def _truncate(ready: Sequence[Request], result: AcceptResult) -> None:
         if kept == circles_at:
             request.stopper.finish("loop")
         result.cut(b, kept)
-
-
-def _check(trees: Sequence[Tree], nodes: Sequence[int], vocab_size: int) -> None:
-    """Anyone may write a drafter, so an unusable tree is stopped before the model sees it."""
-    drafted = [len(tree.tokens) for tree in trees]
-    if len(drafted) != len(nodes) or any(size > most for size, most in zip(drafted, nodes)):
-        raise ValueError(f"the drafter proposed {drafted} nodes where {list(nodes)} fit")
-    for tree in trees:
-        if not tree.tokens:
-            continue
-        if min(tree.tokens) < 0 or max(tree.tokens) >= vocab_size:
-            raise ValueError(
-                f"the drafter proposed tokens {list(tree.tokens)}, and ids are 0 to {vocab_size - 1}"
-            )
-        parents = tree.parents
-        if len(parents) != len(tree.tokens) or any(not -1 <= p < i for i, p in enumerate(parents)):
-            raise ValueError(
-                f"the drafter proposed parents {list(parents)}: each must come earlier"
-            )
-        if tree.drafter_names is not None and len(tree.drafter_names) != len(tree.tokens):
-            raise ValueError(
-                f"the drafter named {len(tree.drafter_names)} sources for {len(tree.tokens)} nodes"
-            )
+        if request.thinking is not None and 0 < ended[b] == kept:
+            request.thinking.close_at(len(request.tokens) - request.prompt_length + kept, "model")

@@ -11,8 +11,8 @@ from fastslow.engine.core.request import Request
 from fastslow.engine.core.scheduler import ScheduledChunk
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import layer_columns
-from fastslow.engine.sampling.probs import best_token, log_probability, only_best
-from fastslow.engine.types import Features, ModelOutput, Rows, Segment, Tree
+from fastslow.engine.sampling.probs import best_token, log_probability, only_best, would_end
+from fastslow.engine.types import AcceptResult, Features, ModelOutput, Rows, Segment, Tree
 
 
 @dataclass(slots=True)
@@ -24,6 +24,10 @@ class StepLayout:
     verify_logits: list[int]  # by ready request: place after its last token; its nodes' follow
     verify_seen: list[int]  # the same among the rows whose features are wanted
     read_seen: list[int]  # among these, the rows of text whose features drafters want
+
+    def accepted(self, result: AcceptResult, b: int) -> list[int]:
+        """The rows of logits that the accepted tokens of request b came from."""
+        return [self.verify_logits[b] + i for i in (0, *(n + 1 for n in result.accepted_nodes[b]))]
 
 
 def lay_rows(
@@ -145,6 +149,36 @@ def ask_probes(
         if probe.settled and request.grammar is None:
             request.known = [*thinking.ahead(request.tokens), *probe.answer]
     return waiting
+
+
+def keep_answered(ready: Sequence[Request], result: AcceptResult) -> None:
+    """The last token that a call brought of its answer stays what it is, whatever the target says now."""
+    for b, request in enumerate(ready):
+        if (token := request.next_answered) is not None:
+            result.accepted_nodes[b], result.tokens[b] = [], [token]
+
+
+def cut_at_ends(
+    ready: Sequence[Request], layout: StepLayout, result: AcceptResult, out: ModelOutput
+) -> list[int]:
+    """Cut accepted tokens behind one that begins a closing tag where the model would rather have ended its answer,
+    inside the thought. Returns how many are left of each request's; 0 where there is none."""
+    found = [0] * len(ready)
+    for b, request in enumerate(ready):
+        thinking, run = request.thinking, result.tokens[b]
+        if thinking is None or request.error is not None:
+            continue
+        for place in thinking.tags_begun(request.tokens, run):
+            row, before = layout.accepted(result, b)[place], run[:place]
+            if layout.rows.only_best[row]:
+                ended = int(out.best[row]) in thinking.no_end(request.tokens, before)[0]
+            else:
+                ended = would_end(out.logits[row], request, before, run[place])
+            if ended:
+                found[b] = place + 1
+                result.cut(b, found[b])
+                break
+    return found
 
 
 def with_probed(ready: Sequence[Request], layers: tuple[int, ...]) -> tuple[int, ...]:

@@ -252,14 +252,16 @@ class Request:
         from a step, as all later ones do."""
         return self.params.logprobs is not None and len(self.logprobs) < len(self.answered) - 1
 
-    def read_answered(self, tokens: Sequence[int], asks: bool = True) -> int:
-        """Continue after these tokens that its call brought: all but the last one are text. Where its answer was asked
-        for in between, only those up to there, and the others follow. Returns how many belong to the answer."""
+    def read_answered(self, tokens: Sequence[int]) -> int:
+        """Continue after these tokens that its call brought: all but the last one are text. Where the model's outputs
+        decided in between what followed, only those up to there, and the others follow later: where its answer was
+        asked for, or an end token may have closed its thought. Returns how many belong to the answer."""
         size = len(tokens) - 1
-        if asks and self.thinking is not None:
-            found = self.thinking.asks_at(self.tokens, tokens[:size])
-            found = 0 if self.thinking.asks(self.tokens) is not None else found
-            size = size if found is None else found
+        if self.thinking is not None:
+            asked = self.thinking.asks_at(self.tokens, tokens[:size])
+            asked = 0 if self.thinking.asks(self.tokens) is not None else asked
+            begun = self.thinking.tags_begun(self.tokens, tokens)
+            size = min([size, *begun, *([] if asked is None else [asked])])
         self.answered, self.unread = (*self.answered, *tokens[: size + 1]), tokens[size + 1 :]
         kept = self.stopper.scan(tokens[:size])
         self.sources += [ANSWERED] * kept
@@ -274,7 +276,8 @@ class Request:
             return False
         if self.escape is not None and self.escape.thinking is not None:
             self.escape.thinking.close(self.tokens)
-        return self.thinking.close(self.tokens)
+        known = self.answered[len(self.tokens) - self.prompt_length :]  # which no step has read yet
+        return self.thinking.close(self.tokens, unread=[*known, *self.unread])
 
     def fail(self, error: Exception) -> None:
         """The step that runs ends this request alone, with the first error."""
@@ -320,9 +323,9 @@ class Request:
         self.error = error or self.error
         try:
             if (token := self.next_answered) is not None and not self.done:  # no step said it yet
-                self.tokens.append(token)
-                self.sources.append(ANSWERED)
-                self.stopper.scan([token])
+                kept = self.stopper.scan(rest := [token, *self.unread])
+                self.tokens += rest[:kept]
+                self.sources += [ANSWERED] * kept
             self.stopper.finish(reason)
         except BaseException as failed:  # noqa: BLE001 - its text cannot be ended, but it is over
             self.error = self.error or failed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -85,13 +86,8 @@ def note_logprobs(
     for b, request in enumerate(ready):
         if request.params.logprobs is None:
             continue
-        for row, token in zip(_rows(layout, result, b), result.tokens[b]):
+        for row, token in zip(layout.accepted(result, b), result.tokens[b]):
             request.logprobs.append(logprobs(logits_MV[row], token, request.params.logprobs))
-
-
-def _rows(layout: StepLayout, result: AcceptResult, b: int) -> list[int]:
-    """The rows of logits that the accepted tokens of request b came from."""
-    return [layout.verify_logits[b] + i for i in (0, *(n + 1 for n in result.accepted_nodes[b]))]
 
 
 def cut_where_unsure(
@@ -108,9 +104,9 @@ def cut_where_unsure(
             found.append([])
             continue
         values: list[float] = []
-        for i, (row, token) in enumerate(zip(_rows(layout, result, b), result.tokens[b])):
-            forced, mask = forced_at(request, result.tokens[b][:i])
-            if isinstance(forced, OneHot):
+        for i, (row, token) in enumerate(zip(layout.accepted(result, b), result.tokens[b])):
+            forced, mask = forced_at(request, result.tokens[b][:i], partial(int, token))
+            if isinstance(forced, OneHot) and forced.token == token:
                 values.append(0.0)  # a token that a budget or a grammar forced counts as sure
                 continue
             logits_V = logits_MV[row] if mask is None else mask.applied(logits_MV[row])
@@ -190,8 +186,9 @@ def token_sources(
         found.append(TARGET)
     bounded = request.thinking is not None and request.thinking.bounded
     if bounded or request.grammar is not None:
-        for i in range(len(tokens)):
-            if isinstance(forced_at(request, tokens[:i])[0], OneHot):
+        for i, token in enumerate(tokens):
+            forced = forced_at(request, tokens[:i], partial(int, token))[0]
+            if isinstance(forced, OneHot) and forced.token == token:
                 found[i] = FORCED
     return found
 

@@ -12,7 +12,8 @@ sampling parameters of its own.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -35,7 +36,8 @@ def probs_at(
     """
     if not _finite(logits_V):
         raise FloatingPointError("the model's logits are not finite numbers")
-    forced, mask = forced_at(request, drafted)
+    own = partial(int, likeliest) if likeliest >= 0 else partial(_argmax, logits_V)
+    forced, mask = forced_at(request, drafted, own)
     if isinstance(forced, OneHot):
         return _certain(forced.token, request, len(logits_V))
     params = _params_at(request, drafted, mask)
@@ -98,24 +100,37 @@ def _ends_at(
     return ({}, ends) if token is None else (dict.fromkeys(ends, token), frozenset())
 
 
+def would_end(
+    logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int], token: int
+) -> bool:
+    """Whether an end token was likelier than `token`, which stood for it inside a thought."""
+    lift, mask = forced_at(request, drafted, partial(int, token))
+    ends, barred = _ends_at(request, drafted, mask)
+    if isinstance(lift, OneHot) or token not in ends.values():
+        return False
+    params = _params_at(request, drafted, mask)
+    shaped_V = _shaped(logits_V, request, params, drafted, lift, mask, barred)
+    return max(float(shaped_V[end]) for end in ends) > float(shaped_V[token])
+
+
 def forced_at(
-    request: RequestView, drafted: Sequence[int]
+    request: RequestView, drafted: Sequence[int], likeliest: Callable[[], int]
 ) -> tuple[OneHot | LogitBoost | None, TokenMask | None]:
     """What a thinking budget and a grammar say of the token after `request.tokens` and `drafted`: one
-    that is forced, or a logit that is raised; and which tokens may come."""
+    that is forced, or a logit that is raised; and which tokens may come. `likeliest`: the model's own token there."""
     mask = None if request.grammar is None else request.grammar.at(request.tokens, drafted)
     if mask is not None and mask.only is not None:
         return OneHot(mask.only), mask
     if request.thinking is None or (mask is not None and not mask.before):
         return None, mask
-    return request.thinking.at(request.tokens, drafted), mask
+    return request.thinking.at(request.tokens, drafted, likeliest), mask
 
 
 def one_hot(best: int, request: RequestView, drafted: Sequence[int]) -> OneHot:
     """`probs_at` where `only_best` holds: the likeliest token, or the forced one."""
     if request.thinking is None and request.grammar is None:
         return OneHot(best)
-    forced, mask = forced_at(request, drafted)
+    forced, mask = forced_at(request, drafted, partial(int, best))
     assert not isinstance(forced, LogitBoost), "rows near a raised logit have all of their logits"
     assert mask is None, "rows under a grammar have all of their logits"
     if forced is not None:
@@ -132,8 +147,10 @@ def scored_probs_at(
     """`probs_at`; at temperature 0 with the probabilities of temperature 1 as `OneHot.probs`. A forced
     token has none: no other token may come there."""
     decided = probs_at(logits_V, request, drafted, likeliest)
-    forced, mask = forced_at(request, drafted)
-    if not isinstance(decided, OneHot) or isinstance(forced, OneHot):
+    if not isinstance(decided, OneHot):
+        return decided
+    forced, mask = forced_at(request, drafted, partial(int, decided.token))
+    if isinstance(forced, OneHot):
         return decided
     params, (_, barred) = _params_at(request, drafted, mask), _ends_at(request, drafted, mask)
     shaped_V = _shaped(logits_V, request, params, drafted, forced, mask, barred)

@@ -2,52 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple, Protocol, Self
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from fastslow.engine.sampling.confidence import AnswerProbe
 from fastslow.engine.sampling.repeats import RepeatFinder, Repeats
+from fastslow.engine.sampling.thinking_policy import Ended, Ending, ThinkingPolicy, Thought
 from fastslow.engine.text.thought import TagTokens, begun
 from fastslow.engine.types import LogitBoost, OneHot
 
 FURTHEST = 64  # tokens that one step may add: most nodes of a draft
-Ending = Literal["budget", "turn", "room", "loop", "confident", "caller"]
-"""Why a thought was closed for the model."""
-Ended = Literal["model", Ending]
 MARKS = (b".", b"!", b"?", *(mark.encode() for mark in "。！？"))  # that end a sentence
-
-
-class Thought(NamedTuple):
-    """The thought that a text ends in, as far as a policy may know it."""
-
-    spent: int  # tokens that began between the tags, over all thoughts of the answer
-    made: int = 0  # tokens of the answer so far, tags and all that was put in included
-    closing: int = 1  # tokens that closing it takes, at most
-    repeats: Repeats = Repeats()  # of this thought
-    paused: bool = False  # its last token ended a sentence, and no warning came yet
-
-
-class ThinkingPolicy(Protocol):
-    """Decides what a thought does next. A pure function of the thought."""
-
-    @property
-    def repeats(self) -> bool:
-        """Whether it looks at them."""
-
-    def judge(self, thought: Thought) -> Ending | None:
-        """Why the thought is to be closed now; None = it is not."""
-
-    def warns(self, thought: Thought, size: int) -> bool:
-        """Whether a warning of `size` tokens is put in now."""
-
-    def circles(self, repeats: Repeats) -> bool:
-        """Whether an answer goes round in circles."""
-
-    def lift(self, spent: int) -> float:
-        """What is added to the closing tag's logit after `spent` tokens; 0 = nothing."""
-
-    def lifts(self, spent: range) -> bool:
-        """Whether `lift` is other than 0 anywhere in the range."""
 
 
 class Steering(NamedTuple):
@@ -62,8 +27,6 @@ class Steering(NamedTuple):
     room: int | None = None
     every: int | None = None  # tokens of thought, after which `probe` asks
     probe: AnswerProbe | None = None
-    cut: int | None = None  # tokens of thought after which it was closed, for this reason
-    cut_by: Ending = "caller"
 
 
 FREE = Steering()
@@ -92,11 +55,12 @@ class _State(NamedTuple):
 
     thinking: bool
     made: int = 0  # tokens of the answer
-    spent: int = 0  # tokens that began inside a thought and were not forced
+    spent: int = 0  # tokens that began inside a thought and do not close it
     put_in: int = 0  # tokens that were forced
     tail: tuple[_Piece, ...] = ()
     todo: tuple[int, ...] = ()  # next tokens, which are forced
-    ending: Ending | None = None  # why they are; None: they are a warning
+    ending: Ended | None = None  # why they are; None: they are a warning
+    cut: Ending | None = None  # why thoughts are closed from here on
     said: bool = False  # whether a closing phrase was begun
     warned: bool = False
     digit: bool = False  # the text ends in one
@@ -105,16 +69,23 @@ class _State(NamedTuple):
     ended: Ended | None = None  # what closed the latest thought
     repeats: Repeats = Repeats()  # of the thought or the answer that the text ends in
 
+    @property
+    def due(self) -> bool:
+        """Whether a warning may be begun here."""
+        return bool(self.todo) and self.ending is None and not self.warned
+
 
 class Thinking:
     """One request's thinking: counts its tokens, warns, and ends it where the policy says so.
 
     All is a function of the text. A thought ends with the tokens of the closing phrase and tag, which
-    are forced, as those of a warning are; these do not count, and neither do tags. Drafts need no rule: a forced
-    token has probability 1, wherever in a tree it stands.
+    are forced and do not count; neither do tags. Drafts need no rule: a forced token has probability 1, wherever in a
+    tree it stands. The tokens of a warning are forced, too, and count; where the model is about to close its thought,
+    none is begun.
 
     The phrase and the warning come once in an answer: a later thought is ended by the tag alone. Where the model
-    has begun a tag of several tokens, only the rest of the tag is forced.
+    has begun a tag of several tokens, only the rest of the tag is forced. What was closed from outside is kept by its
+    place, so that it can be read again.
 
     Args:
         tags: the model's; None = it does not think.
@@ -138,20 +109,30 @@ class Thinking:
         self._opened = opened
         self._prompt_length = prompt_length
         self._read = prompt_length
+        self._closed: dict[int, Ended] = {}  # tokens of the answer -> who closed a thought there
         self._state = self._judged(_State(opened), False)
         self._drafts: dict[tuple[int, ...], _State] = {(): self._state}
 
     @property
     def bounded(self) -> bool:
         """Whether tokens may be forced."""
-        cut, every = self._steering.cut, self._steering.every
-        return self._policy is not None or cut is not None or every is not None
+        return self._policy is not None or self._steering.every is not None or bool(self._closed)
 
-    def at(self, tokens: Sequence[int], drafted: Sequence[int]) -> OneHot | LogitBoost | None:
+    @property
+    def stopped(self) -> int | None:
+        """After how many tokens of the answer its caller wanted no more of a thought."""
+        return next((place for place, by in self._closed.items() if by == "caller"), None)
+
+    def at(
+        self,
+        tokens: Sequence[int],
+        drafted: Sequence[int],
+        likeliest: Callable[[], int] | None = None,
+    ) -> OneHot | LogitBoost | None:
         if not self.bounded:
             return None
         state = self._after(tokens, tuple(drafted))
-        if state.todo:
+        if state.todo and not (likeliest and state.due and self._closes(state, likeliest())):
             return OneHot(state.todo[0])
         by = self._policy.lift(state.spent) if self._policy and state.thinking else 0.0
         return LogitBoost(self._rest_of_tag(state)[0], by) if by else None
@@ -165,16 +146,19 @@ class Thinking:
         state = self._after(tokens, tuple(drafted))
         if state.thinking:
             return ends, self._rest_of_tag(state)[0]
-        ends = ends if state.blank else NONE
-        if state.blank and room is not None and len(self._close) == 1:
+        ends, kept = ends if state.blank else NONE, room is not None and self._over(state)
+        if room is not None and (state.blank or kept) and len(self._close) == 1:
             ends = ends.union(self._close)  # a tag of no thought, which the text does not show
-        if self._tags is None or room is None or room - state.made > len(self._close) + 1:
+        if self._tags is None or room is None:
+            return ends, None
+        if room - state.made > len(self._close) + 1 and not kept:
             return ends, None
         text = b"".join(piece.data for piece in state.tail)  # a thought would be all that follows
         return ends | self._tags.opening(text), None
 
     def ahead(self, tokens: Sequence[int]) -> Sequence[int]:
-        return self._after(tokens, ()).todo if self.bounded else ()
+        state = self._after(tokens, ())
+        return () if state.due else state.todo
 
     def lifts(self, tokens: Sequence[int]) -> bool:
         if self._policy is None:
@@ -208,6 +192,16 @@ class Thinking:
         sizes = range(1, len(run) + 1)
         return next((n for n in sizes if self._after(tokens, tuple(run[:n])).asks), None)
 
+    def tags_begun(self, tokens: Sequence[int], run: Sequence[int]) -> list[int]:
+        """Places in `run`, after `tokens`, of what goes on with a closing tag of several tokens, perhaps where an end
+        token would have come."""
+        found = list[int]()
+        for place, token in enumerate(run if self._steering.ends and len(self._close) > 1 else ()):
+            state = self._after(tokens, tuple(run[:place]))
+            if state.thinking and not state.todo and token == self._rest_of_tag(state)[0]:
+                found.append(place)
+        return found
+
     def told(self, tokens: Sequence[int], settled: bool) -> None:
         """Whether the answer is settled where the probe asked, after `tokens`: then the thought is closed there."""
         if settled:
@@ -215,29 +209,46 @@ class Thinking:
         self._state = self._state._replace(asks=False)
         self._drafts = {(): self._state}
 
-    def close(self, tokens: Sequence[int], by: Ending = "caller") -> bool:
-        """Have the thought that `tokens` end in closed from the next token on, as a used-up budget does.
-        Later thoughts are closed as they open. Call it between two steps. False: there is no thought."""
+    def close(
+        self, tokens: Sequence[int], by: Ending = "caller", unread: Sequence[int] = ()
+    ) -> bool:
+        """Have the thought that `tokens` and then `unread` end in closed from the next token on, as a used-up budget
+        does; where it is being closed already, nothing changes. Later thoughts are closed as they open. Call it
+        between two steps. False: there is no thought."""
         state = self._after(tokens, ())
-        if not state.thinking:
-            return False
-        if not state.todo or state.ending is None:  # else it is being closed
-            self._steering = self._steering._replace(cut=state.spent, cut_by=by)
-            self._state = self._judged(state._replace(todo=(), asks=False), False)
-            self._drafts = {(): self._state}
-        return True
+        for token in unread:
+            state = self._step(state, token)
+        if by == "caller" and state.cut != by:  # it closed none before
+            self._closed = {place: one for place, one in self._closed.items() if one != by}
+        self.close_at(state.made, by)
+        return state.thinking
 
-    def outcome(self, tokens: Sequence[int]) -> Outcome:
-        """Of a text that ends, perhaps before what was read of it."""
+    def close_at(self, made: int, by: Ended) -> None:
+        """The same for the thought that the answer's first tokens end in, where there is one, once they are there.
+        `model`: it did so by an end token, and the rest of the tag that was begun is forced."""
+        self._closed.setdefault(made, by)
+        if self._state.made == made:
+            self._state = self._closed_here(self._state)
+        self._drafts = {(): self._state}
+
+    def outcome(self, tokens: Sequence[int], strayed: bool = False) -> Outcome:
+        """Of a text that ends, perhaps before what was read of it. `strayed`: it turned out to begin inside a
+        thought, which its first closing tag ended."""
         if len(tokens) < self._read:
             again = type(self)(self._tags, self._opened, self._prompt_length, self._steering)
-            return again.outcome(tokens)
+            again._closed = self._closed
+            return again.outcome(tokens, strayed)
         state = self._after(tokens, ())
-        return Outcome(state.spent, state.ended, state.thinking, state.put_in)
-
-    def reopened(self) -> Self:
-        """The same for a text that turned out to begin inside a thought, to count its tokens."""
-        return type(self)(self._tags, True, self._prompt_length)
+        found = Outcome(state.spent, state.ended, state.thinking, state.put_in)
+        if not strayed:
+            return found
+        free = type(self)(self._tags, True, self._prompt_length)
+        first = free._state
+        for token in tokens[self._prompt_length :]:
+            first = free._step(first, token)
+            if not first.thinking:
+                break
+        return found._replace(spent=first.spent + state.spent, ended=state.ended or first.ended)
 
     def _after(self, tokens: Sequence[int], drafted: tuple[int, ...]) -> _State:
         if self._read < len(tokens):
@@ -254,17 +265,22 @@ class Thinking:
         return state
 
     def _step(self, state: _State, token: int) -> _State:
+        state = self._next(state, token)
+        return self._closed_here(state) if state.made in self._closed else state
+
+    def _next(self, state: _State, token: int) -> _State:
         todo = state.todo
         forced = bool(todo) and token == todo[0]
         todo = todo[1:] if forced else ()  # under another mode other tokens may have come
-        counted = state.thinking and not forced
         closes = forced and state.ending is not None
+        counted = state.thinking and not closes
         state = state._replace(
             made=state.made + 1,
             spent=state.spent + counted,
             put_in=state.put_in + forced,
             todo=todo,
             said=state.said or closes,
+            warned=state.warned or (forced and not closes),
             asks=False,
         )
         digit, blank = state.digit, state.blank
@@ -282,12 +298,16 @@ class Thinking:
             state = state._replace(repeats=repeats)
         if not self.bounded or not state.thinking:
             return state
-        paused = counted and (data.endswith(b"\n") or (not digit and data.rstrip().endswith(MARKS)))
+        paused = (
+            counted
+            and not forced
+            and (data.endswith(b"\n") or (not digit and data.rstrip().endswith(MARKS)))
+        )
         state = self._judged(state._replace(digit=data[-1:].isdigit()), paused)
         every = self._steering.every
         if every is None or not counted or state.spent % every or state.todo or state.tail:
             return state
-        return state._replace(asks=self._steering.cut is None)
+        return state._replace(asks=state.cut is None)
 
     def _past_tags(self, state: _State, tags: TagTokens, ended: Ended | None) -> _State:
         """The state after the tags that the latest token completes."""
@@ -319,17 +339,39 @@ class Thinking:
         if not closing or state.said or (room is not None and state.made + len(closing) >= room):
             closing = self._close
         paused = paused and bool(warning) and not state.warned and not state.tail
-        thought = Thought(state.spent, state.made, len(closing), state.repeats, paused)
-        cut = self._steering.cut
-        ending = self._steering.cut_by if cut is not None and state.spent >= cut else None
+        thought = Thought(state.spent, state.made, len(closing), state.repeats)
+        ending = state.cut
         if ending is None and self._policy is not None:
             ending = self._policy.judge(thought)
             if ending is None and paused and self._policy.warns(thought, len(warning)):
-                return state._replace(todo=warning, warned=True, ending=None)
+                return state._replace(todo=warning, ending=None)
         if ending is None:
             return state
         rest = self._rest_of_tag(state)
         return state._replace(todo=rest if len(rest) < len(self._close) else closing, ending=ending)
+
+    def _closed_here(self, state: _State) -> _State:
+        """The state where a thought is closed from outside."""
+        by = self._closed[state.made]
+        if not state.thinking or (state.todo and state.ending is not None):
+            return state
+        if by == "model":
+            return state._replace(todo=self._rest_of_tag(state), ending=by)
+        return self._judged(state._replace(todo=(), asks=False, cut=by), False)
+
+    def _closes(self, state: _State, likeliest: int) -> bool:
+        """Whether the model is about to close its thought: its likeliest token does, or is a blank before that."""
+        tag = self._rest_of_tag(state)[0]
+        return likeliest == tag or (
+            self._tags is not None and not self._tags.spell(likeliest).strip()
+        )
+
+    def _over(self, state: _State) -> bool:
+        """Whether another thought would be closed as it opens."""
+        if state.ended is None:
+            return False
+        opened = state._replace(thinking=True, made=state.made + 1, tail=(), todo=())
+        return bool(self._judged(opened._replace(repeats=state.repeats.next_part()), False).todo)
 
     def _rest_of_tag(self, state: _State) -> tuple[int, ...]:
         """The closing tag without the part of it that the text ends in."""

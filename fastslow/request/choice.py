@@ -15,7 +15,7 @@ from fastslow.engine.core.request import Request
 from fastslow.engine.core.spec_decode_stats import DraftCounts
 from fastslow.engine.model.config import RoutedUnits
 from fastslow.engine.params import Mode
-from fastslow.engine.sampling.thinking import Ended, Thinking
+from fastslow.engine.sampling.thinking_policy import Ended
 from fastslow.engine.text.thought import HARMONY, ThoughtSplitter, ThoughtTags, splitter
 from fastslow.engine.types import PREDICTION
 from fastslow.output import Completion, Decided, Metrics, Output, Piece, ToolCall
@@ -99,8 +99,7 @@ class ChoiceState:
         """The whole answer of a request that is over."""
         request = self.request
         stopper = request.stopper
-        opened, thinking = self._counted()
-        whole = self._new_splitter(opened)
+        whole = self._new_splitter(self.prompt.opened or self._strayed)
         parts = [whole.push(stopper.text), whole.finish()]
         answer = Completion(
             text="".join(text for _, text in parts),
@@ -109,7 +108,7 @@ class ChoiceState:
             finish_reason=stopper.reason or "error",
             stop_reason=stopper.matched,
             logprobs=None if request.params.logprobs is None else request.logprobs,
-            metrics=self._metrics(thinking),
+            metrics=self._metrics(),
             error=None if request.error is None else str(request.error) or repr(request.error),
             sources=list(request.sources),
         )
@@ -122,15 +121,13 @@ class ChoiceState:
         calls = [ToolCall(part.name, part.text, part.id) for part in read.calls]
         return replace(answer, text=read.text_of("text"), tool_calls=calls)
 
-    def _counted(self) -> tuple[bool, Thinking | None]:
-        """Whether the whole answer began inside a thought, and what counts its thoughts."""
-        opened, thinking = self.prompt.opened, self.request.thinking
-        may_think = self._answers_in.thinking != "off" and not opened
+    @property
+    def _strayed(self) -> bool:
+        """Whether the whole answer turned out to begin inside a thought."""
+        may_think = self._answers_in.thinking != "off" and not self.prompt.opened
         held = self.request.grammar is not None  # where its answer begins is known
         strayed = self._tags is not None and self._tags.strayed(self.request.stopper.text)
-        if may_think and not held and strayed:
-            return True, thinking and thinking.reopened()
-        return opened, thinking
+        return may_think and not held and strayed
 
     @property
     def _answers_in(self) -> Mode:
@@ -169,7 +166,8 @@ class ChoiceState:
             self.news()
             return
         unsure = len(self._candidates) > 1 and request.watched
-        if self.streaming and not unsure:
+        reading = request.next_answered is not None  # what its call brought, piece by piece
+        if self.streaming and not unsure and not reading:
             reasoning, text = self._splitter.push(request.stopper.news())
             piece = self._piece(text, reasoning)
             if self._tools is not None:
@@ -181,7 +179,7 @@ class ChoiceState:
     def _note_turn(self) -> None:
         """The thoughts of an answer that is over count for the turn that its call names."""
         if self.prompt.turn is not None:
-            self.prompt.turn.note(self._thought(self._counted()[1])[0])
+            self.prompt.turn.note(self._thought()[0])
 
     def _piece(self, text: str, reasoning: str) -> Piece:
         """The next piece, with the tokens that no other one held."""
@@ -192,7 +190,10 @@ class ChoiceState:
         if request.params.logprobs is not None:
             logprobs = request.logprobs[first - request.prompt_length :]
         tokens, sources = request.tokens[first:], request.sources[first - request.prompt_length :]
-        return Piece(text, reasoning, tokens, None, logprobs, self._index, sources, decided)
+        stopped = None if request.thinking is None else request.thinking.stopped
+        return Piece(
+            text, reasoning, tokens, None, logprobs, self._index, sources, decided, stopped
+        )
 
     def _decisions(self) -> Decided | None:
         """For another engine that continues the answer."""
@@ -212,7 +213,7 @@ class ChoiceState:
         name, other = self._candidates[0].mode.name, self.request.escape
         return f"{name}>{other.mode}" if other is not None and self.request.escalated else name
 
-    def _metrics(self, thinking: Thinking | None) -> Metrics:
+    def _metrics(self) -> Metrics:
         request = self.request
         stats = request.spec_stats
         tokens = len(request.tokens) - request.prompt_length
@@ -222,7 +223,7 @@ class ChoiceState:
         tpot = (stats.last_token - stats.first_token) / max(1, request.later_tokens)
         target = first.latency_target
         notes = (note for one in self.requests for note in one.notes)
-        thought, ended, put_in = self._thought(thinking)
+        thought, ended, put_in = self._thought()
         left = self.prompt.turn_left(self._answers_in)
         predicted = stats.by_drafter.get(PREDICTION, DraftCounts())
         return Metrics(
@@ -260,16 +261,15 @@ class ChoiceState:
             **self._units.running(request.groups),
         )
 
-    def _thought(
-        self, thinking: Thinking | None
-    ) -> tuple[int, Ended | Literal["length"] | None, int]:
+    def _thought(self) -> tuple[int, Ended | Literal["length"] | None, int]:
         """Tokens of thought, what ended it, and how many were put in."""
+        thinking = self.request.thinking
         if thinking is None:
             return 0, None, 0
         tokens: Sequence[int] = self.request.tokens
         if self.request.grammar is not None:  # an answer may spell a tag
             tokens = self.request.grammar.thought(tokens)
-        count, ended, still_open, put_in = thinking.outcome(tokens)
+        count, ended, still_open, put_in = thinking.outcome(tokens, self._strayed)
         if not still_open:
             return count, ended, put_in
         return count, "length" if self.request.stopper.reason == "length" else None, put_in

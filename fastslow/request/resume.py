@@ -26,8 +26,8 @@ class ResumeState:
 
     tokens: of each of the n answers, from its first token on: an empty list where there is none yet, and none at all
     for the last ones that have not begun. decided: of each of these, `Piece.decided` of its first piece; () = nothing
-    was decided of any. stopped: of each of these, after how many tokens its caller had the thought closed, see
-    `RequestHandle.stop_thinking`; None = it did not, and () = of none.
+    was decided of any. stopped: of each of these, `Piece.stopped` of its latest piece, after how many tokens its caller
+    had the thought closed, see `RequestHandle.stop_thinking`; None = it did not, and () = of none.
     """
 
     tokens: Sequence[Sequence[int]]
@@ -124,20 +124,19 @@ class ResumeState:
             request.groups = units.checked(what, own.get("groups"), own.get("experts"))
             request.may_cut_groups = False
         stopped = self.stopped[index] if self.stopped else None
-        resume(request, tokens, asks=stopped is None)
         if stopped is not None and request.thinking is not None:
-            request.thinking.close([*request.tokens[: request.prompt_length], *tokens[:stopped]])
+            request.thinking.close_at(stopped, "caller")
+        resume(request, tokens)
 
 
-def resume(request: Request, answered: Sequence[int], asks: bool = True) -> None:
+def resume(request: Request, answered: Sequence[int]) -> None:
     """Have a request that was not submitted yet continue after tokens of its answer.
 
     It is then as a request that was preempted after them, and computes all of them again. All but the last
     are text from now on. The last one comes from the first step, as if the target had said it: so an answer
-    that is over ends there, as it did before, and its log-probabilities are given. asks: its thought may have been
-    closed because its answer was settled, so that is asked again.
+    that is over ends there, as it did before, and its log-probabilities are given.
     """
-    kept = request.read_answered(answered, asks)
+    kept = request.read_answered(answered)
     if request.stopper.reason is not None:
         raise ValueError(
             f"answered has {len(answered)} tokens, but this answer ends with token {kept} of them"

@@ -57,7 +57,7 @@ class _ContinuedRequest:
     try_started: float = 0.0
     # it was new to an engine that crashed, and nothing has come of it since
     suspected: bool = False
-    stop_again: bool = False  # its caller closed a thought before an engine had sent any of it
+    asked_to_stop: bool = False  # its caller closed a thought
     refused: str = ""  # why it cannot be continued: it is made again from its beginning
 
     @property
@@ -131,14 +131,9 @@ class ContinuedEngine(WrappedEngine):
             await asyncio.sleep(FIND)  # it is on its way to a replica, which does not know it yet
 
     async def stop_thinking(self, id: str) -> bool:
-        own = self._running.get(id)
-        sizes: dict[int, int] = {}
-        if own is not None:
-            sizes = dict.fromkeys(range(own.request.sampling.get("n") or 1), 0) | own.sent.sizes
-        stopped = await self.engine.stop_thinking(id)
+        own, stopped = self._running.get(id), await self.engine.stop_thinking(id)
         if stopped and own is not None:
-            own.sent.thought_stopped(sizes)
-            own.stop_again |= not all(sizes.values())
+            own.asked_to_stop = True
         return stopped
 
     async def close(self, drain: float = 0.0) -> None:
@@ -168,7 +163,7 @@ class ContinuedEngine(WrappedEngine):
         if own.since is not None or own.tries:
             request = _asked_again(own)
             sent.begin_again()
-            if own.stop_again:
+            if own.asked_to_stop and not sent.stopped(request.sampling.get("n") or 1):
                 stopping = asyncio.create_task(self._stop_again(own))
         try:
             async with aclosing(self.engine.stream(request)) as pieces:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from fastslow.engine.types import FORCED
 from fastslow.output import Decided, Piece
 from fastslow.request.resume import ResumeState
 
@@ -20,7 +19,9 @@ class SentChoice:
     reasoning: int = 0
     decided: Decided | None = None
     first: float | None = None  # when its first token was sent
-    stopped: int | None = None  # tokens after which, at the earliest, its caller closed the thought
+    stopped: int | None = (
+        None  # tokens after which its caller closed the thought, as its engine says
+    )
     # how much of it the present stream has brought, where it is not the first one
     came_tokens: int = 0
     came_text: int = 0
@@ -58,19 +59,13 @@ class SentPieces:
         return ResumeState(
             tokens=[list(one.tokens) for one in each],
             decided=[one.decided for one in each],
-            stopped=[_closed_from(one) for one in each],
+            stopped=[one.stopped for one in each],
         )
 
-    @property
-    def sizes(self) -> dict[int, int]:
-        """Tokens that were sent of each answer."""
-        return {index: len(sent.tokens) for index, sent in self.choices.items()}
-
-    def thought_stopped(self, sizes: Mapping[int, int]) -> None:
-        """The caller closed thoughts, when these numbers of tokens had been sent."""
-        for index, size in sizes.items():
-            sent = self.choices.setdefault(index, SentChoice())
-            sent.stopped = size if sent.stopped is None else sent.stopped
+    def stopped(self, n: int) -> bool:
+        """Whether its engine said of all n answers where their caller had closed their thoughts."""
+        each = [self.choices.get(index) for index in range(n)]
+        return all(one is not None and one.stopped is not None for one in each)
 
     def take(self, piece: Piece, now: float) -> Piece | None:
         """What is new of a piece, which the caller sends; None: nothing is. A piece with the output is the caller's.
@@ -78,6 +73,7 @@ class SentPieces:
         sent = self.choices.setdefault(piece.index, SentChoice())
         if sent.decided is None:
             sent.decided = piece.decided
+        sent.stopped = piece.stopped
         fresh = piece if self._first else _fresh(piece, sent)
         if not (self._first or fresh.text or fresh.reasoning or fresh.token_ids):
             return None
@@ -108,14 +104,6 @@ def _fresh(piece: Piece, sent: SentChoice) -> Piece:
         logprobs=None if piece.logprobs is None else piece.logprobs[len(known) :],
         sources=piece.sources[len(known) :],
     )
-
-
-def _closed_from(sent: SentChoice) -> int | None:
-    """The number of tokens before the forced closing of a thought that the caller closed."""
-    if sent.stopped is None:
-        return None
-    later = range(sent.stopped, len(sent.sources))
-    return next((n for n in later if sent.sources[n] == FORCED), len(sent.tokens))
 
 
 def whole_sources(sent: SentChoice | None, sources: Sequence[str]) -> list[str]:

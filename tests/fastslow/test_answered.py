@@ -20,6 +20,11 @@ TEMPLATE = (
 PRESETS = {
     "modes": {
         "short": {"thinking": "on", "thinking_budget": 5, "closing": "\nNow.\n"},
+        "settled": {
+            "thinking": "on",
+            "confidence": {"every": 1, "tokens": 1, "sure": 0},
+            "closing": "\nNow" * 30,
+        },
         "unsure": {"escalate": {"below": 0.5}},
         "quick": {"latency_ms": 0.001, "may_shorten": ["groups"]},
     }
@@ -34,7 +39,7 @@ PARAMS: dict[str, dict[str, Any]] = {
 }
 
 
-MODES = ("fast", "deep", "short")
+MODES = ("fast", "deep", "short", "settled")
 SELF = {"drafter": "self", "groups": 3}
 
 

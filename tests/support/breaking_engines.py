@@ -149,6 +149,7 @@ class Replicas(WrappedEngine):
     async def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
         name = next((name for name in self.engines if name not in ask.avoid), "a")
         self.names.append(name)
+        self.engine = self.engines[name]  # which calls about the request go to
         after, count = self.after.pop(0) if self.after else None, 0
         try:
             if after == 0:

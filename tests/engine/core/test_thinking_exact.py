@@ -14,9 +14,11 @@ from exact_tools import EVERY, PROMPTS, VOCAB, check, params
 from thoughts import Bound
 
 from fastslow.engine.params import Loop
+from fastslow.engine.text.thought import ThoughtTags
 from fastslow.engine.types import FORCED
 
 OPEN, CLOSE = 3, 4
+REASON = ThoughtTags("<reason>", "</reason>")  # several tokens each
 PHRASE = "\nNow the answer.\n"
 BUDGETS = (0, 1, 7, 64)
 
@@ -103,6 +105,7 @@ STEERED: list[tuple[Bound, dict[str, Any], dict[str, Any], dict[int, float]]] = 
     (WARNED, {}, {"frequency_penalty": 0.7}, {18: 12.0}),
     (Bound(opened=True, loop=CIRCLING, ends_at=36, room=44), {}, {}, {70: 60.0}),
     (Bound(opened=True, closing=PHRASE, ends=frozenset({70}), ends_at=40), {}, {}, {70: 3.0}),
+    (Bound(opened=True, tags=REASON, ends=frozenset({70}), ends_at=40), {}, {}, {70: 9.0}),
 ]
 
 
@@ -115,7 +118,7 @@ def test_what_steers_a_thought_holds_under_every_drafter(moge: Bench, drafter: s
         thought, answered = params(**{**shape, **own}), params(**{**shape, **rest})
         groups = (None, 0, 2)[n % 3]
         asks.append(
-            Ask((*PROMPTS[n], OPEN), answered, drafter, 9, groups, bound=bound, thought=thought)
+            Ask((*PROMPTS[n % 5], OPEN), answered, drafter, 9, groups, bound=bound, thought=thought)
         )
         warm = [
             p.model_copy(update={"temperature": t}) for p, t in ((answered, 0.0), (thought, 0.8))

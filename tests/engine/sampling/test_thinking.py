@@ -13,7 +13,7 @@ from thoughts import THINK, Bound, told
 
 from fastslow.engine.params import Loop
 from fastslow.engine.sampling.repeats import RepeatFinder, Repeats
-from fastslow.engine.sampling.thinking import Thought
+from fastslow.engine.sampling.thinking_policy import Thought
 from fastslow.engine.text.thought import TagTokens, ThoughtSplitter, ThoughtTags
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.engine.types import LogitBoost, OneHot
@@ -215,10 +215,22 @@ def test_a_warning_comes_once_where_a_sentence_ends(bpe: Tokenizer) -> None:
         asked = [A, dot, A, B, end, *ids, A, end]
         assert rules(bound, asked) == [None] * 5 + [*ids] + [None] * 3
         whole = bound.of(bpe, len(PROMPT)).outcome([*PROMPT, *asked])
-        assert (whole.spent, whole.put_in) == (7, len(ids)), "what is put in does not count"
+        assert (whole.spent, whole.put_in) == (7 + len(ids), len(ids)), "it counts"
+        due = bound.of(bpe, len(PROMPT))
+        for near in (CLOSE, line, None):  # of which the last is not known
+            likeliest = None if near is None else (lambda near=near: near)
+            rule = due.at([*PROMPT, *asked[:5]], [], likeliest)
+            assert rule == (OneHot(ids[0]) if near is None else None)
+        assert due.at([*PROMPT, *asked[:5]], [], lambda: A) == OneHot(ids[0])
+        assert due.at([*PROMPT, *asked[:6]], [], lambda: CLOSE) == OneHot(ids[1]), "it was begun"
+        assert due.ahead([*PROMPT, *asked[:6]]) == tuple(ids[1:])
+        again = bound.of(bpe, len(PROMPT))
+        free = [*PROMPT, *asked[:5], A, end]
+        assert not again.ahead(free[:-2]), "it may not come"
+        assert again.at(free, [], lambda: A) == OneHot(ids[0]), "it went on: so at the next end"
     assert rules(bound, [A, B, three, dot, A]) == [None] * 6, "a point in a number ends nothing"
-    late = Bound(3, opened=True, warning="Soon.", warn_at=2)
-    assert rules(late, [A, B, dot, CLOSE]) == [None] * 3 + [CLOSE, None], "too late for a warning"
+    late = Bound(2 + len(ids), opened=True, warning="Soon.", warn_at=2)
+    assert rules(late, [A, dot, A]) == [None] * 4, "the budget has no room for it"
     tight = Bound(20, opened=True, warning="Soon.", warn_at=1, ends_at=4 + len(ids))
     assert ids[0] not in rules(tight, [A, B, dot, A]), "it must leave the answer its room"
 
@@ -261,6 +273,59 @@ def test_an_end_token_closes_a_thought_and_comes_after_an_answer(bpe: Tokenizer)
     assert last in split.no_end([*PROMPT, A, *begun], [])[0]
     assert split.no_end([*PROMPT, *[A] * 9], [begun[0]]) == (frozenset(), None)
     assert Bound(opened=True).of(bpe, 3).no_end([*PROMPT, A], []) == (frozenset(), None)
+
+
+def test_no_thought_opens_that_would_be_closed_at_once(bpe: Tokenizer) -> None:
+    """Else its tags use up what is kept for the answer."""
+
+    def barred(bound: Bound, answer: list[int]) -> frozenset[int]:
+        return bound.of(bpe, len(PROMPT)).no_end([*PROMPT, *answer], [])[0]
+
+    used = Bound(2, opened=True, ends_at=90, room=99)
+    assert barred(used, [A, B, CLOSE, A]) == {OPEN, CLOSE}
+    assert not barred(used, [A, CLOSE, A]), "it may think one token more"
+    late = Bound(opened=True, ends_at=6, room=20)
+    assert barred(late, [A, CLOSE, *[B] * 3]) == {OPEN, CLOSE} and not barred(late, [A, CLOSE, B])
+    assert not barred(Bound(0, ends_at=90, room=99), [A]), "a first one may be asked for"
+    assert not barred(Bound(2, opened=True), [A, B, CLOSE, A]), "no room is kept"
+
+
+def test_a_text_that_began_inside_a_thought_counts_what_its_model_thought(bpe: Tokenizer) -> None:
+    so = bpe.encode("so", add_special=False)
+    thinking = Bound(3, closing="so").of(bpe, len(PROMPT))
+    text = [*PROMPT, A, B, A, B, CLOSE, C, OPEN, A, A, A, *so, CLOSE, C]
+    assert thinking.outcome(text, strayed=True) == (7, "budget", False, len(so) + 1)
+    assert thinking.outcome(text[:-1], strayed=True).spent == 7, "before what was read"
+    assert thinking.outcome([*PROMPT, A, CLOSE, C], strayed=True) == (1, "model", False, 0)
+    tagged = Bound(3, tags=REASON).of(bpe, len(PROMPT))
+    closed = bpe.encode("</reason>", add_special=False)
+    assert tagged.outcome([*PROMPT, A, B, *closed, C], strayed=True).spent == 2
+
+
+def test_what_was_closed_from_outside_is_read_again_at_its_place(bpe: Tokenizer) -> None:
+    """In the middle of a phrase, a warning, a thought; what a later engine makes of it is the same."""
+    so, hm = bpe.encode("so long.", add_special=False), bpe.encode("Hm.", add_special=False)
+    dot = bpe.encode(".", add_special=False)[0]
+    bound = Bound(20, closing="so long.", warning="Hm.", warn_at=2, opened=True)
+    warned = [A, dot, *hm[:1]]
+    for first, then, by in (
+        ([A] * 20 + so[:2], [*so[2:], CLOSE, C], "budget"),
+        (warned, [*so, CLOSE, C], "caller"),
+        ([A], [*so, CLOSE, C], "caller"),
+    ):
+        thinking, again = (bound.of(bpe, len(PROMPT)) for _ in range(2))
+        assert thinking.close([*PROMPT, *first]) and thinking.stopped == len(first)
+        assert list(thinking.ahead([*PROMPT, *first])) == then[:-1]
+        again.close_at(len(first), "caller")
+        assert again.outcome([*PROMPT, *first, *then]) == thinking.outcome([*PROMPT, *first, *then])
+        assert again.outcome([*PROMPT, *first, *then]).ended == by
+        assert again.outcome([*PROMPT, *first]).ended is None, "read from its beginning"
+    waiting = bound.of(bpe, len(PROMPT))
+    assert waiting.close(PROMPT, unread=warned) and waiting.stopped == 3, "which it is yet to read"
+    assert waiting.ahead([*PROMPT, A]) == () and list(waiting.ahead([*PROMPT, *warned])) == [
+        *so,
+        CLOSE,
+    ]
 
 
 def test_a_sentencepiece_ending_has_no_space_of_the_tokenizers_own(spm: Tokenizer) -> None:
