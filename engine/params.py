@@ -332,7 +332,7 @@ class Mode(Params):
     warn_at: Annotated[Number, Field(gt=0, lt=1)] | None = Field(
         default=None,
         description="once this share of the thinking budget is used, `warning` is put in where the next "
-        "sentence ends; None = never",
+        "sentence ends, unless the model is about to close; it counts in the budget; None = never",
     )
     warning: Annotated[str, Field(min_length=1, max_length=LONGEST_TEXT)] = Field(
         default=WARNING, description="what is put in then"

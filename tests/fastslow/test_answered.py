@@ -175,14 +175,44 @@ def test_a_thought_that_its_caller_closed_stays_closed(
         same(llm.submit(CHAT, wish, mode=mode, answered=answered).result(), whole)
 
 
+@pytest.mark.parametrize("steps", [3, 5])
+def test_a_stop_while_the_phrase_is_put_in_changes_nothing(
+    llm: LLM, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The phrase of a settled thought takes several steps; another engine goes on after each of them."""
+    wish = SamplingParams(max_tokens=140, ignore_eos=True, repetition_penalty=1.2, logprobs=0)
+    free = llm.generate(CHAT, wish, mode="settled", speculation="off")
+    with monkeypatch.context() as patch:
+        stop = StopThinking(llm, patch, steps)
+        pieces, whole = streamed(llm, wish, mode="settled", speculation="off")
+    same(whole, free)
+    assert stop.closed == [True] and whole.metrics.thinking_ended == "confident"
+    stopped = [piece.stopped for piece in pieces]
+    assert whole.choices[0].sources.index("forced") < max(place or 0 for place in stopped) < 120
+    tokens, cuts = list[int](), 0
+    for piece in pieces:
+        tokens += piece.token_ids
+        if not cuts and piece.stopped is None:
+            continue
+        cuts += 1
+        answered = ResumeState([tokens], stopped=[piece.stopped])
+        again, output = streamed(llm, wish, mode="settled", answered=answered)
+        same(output, whole)
+        assert again[0].token_ids[: len(tokens)] == tokens and again[-1].stopped == piece.stopped
+        if cuts > 2:
+            break
+    assert cuts
+
+
 def test_what_ends_before_its_first_step_has_all_that_was_answered(llm: LLM) -> None:
     """Whatever the client has is in the output: the answer so far, or the end that it had."""
     wish = sampling("stop")
-    whole = llm.generate(CHAT, wish)
-    for cut in (1, 4, 16):
+    for cut, mode in ((1, None), (4, None), (16, None), (12, "settled")):
+        whole = llm.generate(CHAT, wish, mode=mode)
         tokens = [one.token_ids[:cut] for one in whole.choices]
-        late = llm.submit(CHAT, wish, answered=ResumeState(tokens), timeout=1e-6).result()
-        stream = llm.stream(CHAT, wish, answered=ResumeState(tokens))
+        options: dict[str, Any] = {"mode": mode, "answered": ResumeState(tokens)}
+        late = llm.submit(CHAT, wish, timeout=1e-6, **options).result()
+        stream = llm.stream(CHAT, wish, **options)
         stream.close()
         for output, reason in ((late, "timeout"), (stream.output, "cancelled")):
             assert output is not None

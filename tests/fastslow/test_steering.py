@@ -103,6 +103,38 @@ def test_an_end_token_closes_the_thought_where_an_answer_must_come(llm: LLM) -> 
     assert llm.generate(CHAT, own, mode="deep").token_ids == [end], "the caller's own stop"
 
 
+def test_an_end_token_puts_in_a_whole_tag_of_several_tokens(folder: Path) -> None:
+    """Not its first token only, behind which the thought would run on."""
+    with open_llm(folder, thinking_tags=("<reason>", "</reason>")) as llm:
+        assert llm.tokenizer is not None
+        end = next(iter(llm.tokenizer.eos_ids))
+        closed = llm.tokenizer.encode("</reason>", add_special=False)
+        params = SamplingParams(max_tokens=40, logit_bias={end: 100.0}, frequency_penalty=2.0)
+        for shape in ({}, {"temperature": 0.9, "seed": 1}):
+            own = params.model_copy(update=shape)
+            whole = llm.generate("Think. <reason>", own, mode="deep", speculation="off")
+            assert whole.token_ids[: len(closed)] == closed and ended(whole) == (0, "model")
+            assert whole.metrics.put_in_tokens == len(closed) - 1 and whole.text.strip()
+            assert whole.token_ids[-1] == end and len(whole.token_ids) < 40
+            for cut in range(1, len(whole.token_ids) + 1):
+                state = ResumeState([whole.token_ids[:cut]])
+                out = llm.submit("Think. <reason>", own, mode="deep", answered=state).result()
+                assert (
+                    out.token_ids == whole.token_ids
+                    and out.metrics.put_in_tokens == len(closed) - 1
+                )
+
+
+@pytest.mark.parametrize("speculation", ["off", "ngram"])
+def test_the_room_of_an_answer_is_not_filled_with_tags(llm: LLM, speculation: str) -> None:
+    tags = {OPEN: 100.0, CLOSE: 99.0}
+    for mode in ({"thinking_budget": 3}, {}):
+        wish = {"base": "deep", "answer_room": 20, **mode}
+        params = SamplingParams(max_tokens=40, logit_bias=tags, ignore_eos=True)
+        out = llm.generate(CHAT, params, mode=wish, speculation=speculation)
+        assert not {OPEN, CLOSE} & {*out.token_ids[-19:]} and len(out.token_ids) == 40
+
+
 def test_circles_end_thoughts_and_where_asked_answers(llm: LLM) -> None:
     out = llm.generate(CHAT, DOTS, mode=Mode(loop=Loop()), speculation="ngram")
     assert ended(out) == (40, "loop") and out.finish_reason == "length"
@@ -128,7 +160,7 @@ def test_a_warning_and_an_announced_budget(tmp_path: Path) -> None:
     with open_llm(write_chat(tmp_path, TOLD), **OPTIONS) as llm:
         out = llm.generate(CHAT, DOTS, mode=mode)
         assert out.prompt == "You have 30 tokens. The quick<think>"
-        assert out.reasoning == "." * 15 + " Hm." + "." * 15 and ended(out) == (30, "budget")
+        assert out.reasoning == "." * 15 + " Hm." + "." * 11 and ended(out) == (30, "budget")
         assert out.metrics.put_in_tokens == out.choices[0].sources.count("forced") == 5
         told = llm.chat(CHAT, DOTS, mode=mode, chat_template_kwargs={"thinking_budget": 7})
         assert told.prompt is not None and "You have 7 tokens" in told.prompt
@@ -254,6 +286,21 @@ def test_a_thought_that_nothing_opened_counts_for_its_turn(tmp_path: Path) -> No
             assert made.thinking_tokens > 3
             spent += made.thinking_tokens
             assert made.turn_budget_left == 30 - spent
+
+
+def test_a_later_thought_is_closed_and_counted_where_nothing_opened_the_first(
+    tmp_path: Path,
+) -> None:
+    with open_llm(write_chat(tmp_path, TEMPLATE.removesuffix("<think>")), **OPTIONS) as llm:
+        said = [60, 61, 62, CLOSE, 63, OPEN, *[64] * 4]
+        mode = {"thinking": "on", "thinking_budget": 4, "closing": " so", "turn_budget": 90}
+        state = ResumeState([said])
+        out = llm.submit(CHAT, SIXTY, mode=mode, turn="a", answered=state).result()
+        assert ended(out) == (7, "budget") and out.reasoning.endswith(" so") and out.text
+        assert out.metrics.put_in_tokens == out.choices[0].sources.count("forced") > 1
+        assert out.metrics.turn_budget_left == 83
+        again = llm.generate(CHAT, SIXTY, mode={**mode, "thinking_budget": None}, turn="a")
+        assert again.metrics.turn_budget_left == 83 - again.metrics.thinking_tokens
 
 
 @pytest.mark.drafts(12, 6, nodes=2)

@@ -18,6 +18,7 @@ from tokenizers_tiny import write_bpe
 
 from fastslow.llm import LLM
 from fastslow.output import Completion, Output, Piece
+from fastslow.request.resume import ResumeState
 from fastslow.serve.api.engine import NotReady
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.continued_engine import ContinuedEngine, Retries
@@ -110,6 +111,29 @@ async def test_it_breaks_after_every_piece(llms: dict[str, LLM], name: str) -> N
         assert ("another engine" in output.metrics.decision) == (len(alike.names) > 1), after
         broken += len(alike.names) > 1
     assert broken > 1
+
+
+@within()
+async def test_a_thought_is_closed_on_the_engine_that_answers(llms: dict[str, LLM]) -> None:
+    """The second one; the third goes on from the place where that closed it."""
+    sampling = {"max_tokens": 900, "ignore_eos": True, "logprobs": 0}
+    mode = {"base": "deep", "closing": "\nNow.\n", "confidence": {"every": 300}}
+    ask = made_request("a", CHAT, sampling, mode=mode, speculation="off")
+    engine, stopped = ContinuedEngine(inner := replicas(llms, 3, 90), QUICK), False
+    pieces = list[Piece]()
+    async for piece in engine.stream(ask):
+        pieces.append(piece)
+        if len(inner.names) == 2 and not stopped:
+            stopped = await engine.stop_thinking("a")
+    output = pieces.pop().output
+    assert stopped and output is not None and len(inner.names) == 3
+    place = next(piece.stopped for piece in pieces if piece.stopped is not None)
+    answered = ResumeState([output.token_ids[:place]], stopped=[place])
+    alone = await answer_of(replicas(llms), ask.with_options(answered=answered))
+    assert said(output.choices[0]) == said(alone[1].choices[0])
+    assert output.metrics.thinking_ended == "caller" and output.metrics.thinking_tokens < 300
+    ours = joined(pieces, 0)
+    assert ours[2] == output.token_ids and len(ours[3]) == len(ours[2]), "each with its probability"
 
 
 @within()

@@ -43,7 +43,6 @@ SEEN: dict[str, Callable[[Any], bool]] = {  # by words of a wish, what its figur
     "only when": lambda m: m["decision"] != "",
     "always": lambda m: (m["thinking_tokens"], m["thinking_ended"]) == (50, "model"),
     "never more": lambda m: (m["thinking_tokens"], m["thinking_ended"]) == (26, "budget"),
-    "told before": lambda m: m["put_in_tokens"] > 10 and m["thinking_tokens"] <= 26,
     "turn": lambda m: (m["thinking_tokens"], m["turn_budget_left"]) == (30, 0),
     "empty": lambda m: m["thinking_ended"] == "room" and m["tokens"] <= 192,
     "circles": lambda m: m["thinking_ended"] == "model",

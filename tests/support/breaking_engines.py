@@ -23,6 +23,7 @@ class Token:
     reasoning: str = ""
     text: str = ""
     source: str = "target"
+    stopped: int | None = None  # as the piece that ends with it says
 
 
 @dataclass
@@ -122,6 +123,7 @@ def piece_of(part: Sequence[Token], index: int) -> Piece:
         logprobs=[{token.id: -0.5} for token in part],
         index=index,
         sources=[token.source for token in part],
+        stopped=part[-1].stopped,
     )
 
 
