@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from fastslow.engine.sampling.confidence import AnswerProbe
 from fastslow.engine.sampling.repeats import RepeatFinder, Repeats
 from fastslow.engine.sampling.thinking_policy import Ended, Ending, ThinkingPolicy, Thought
 from fastslow.engine.text.thought import TagTokens, begun
-from fastslow.engine.types import LogitBoost, OneHot
+from fastslow.engine.types import Likeliest, LogitBoost, OneHot
 
 FURTHEST = 64  # tokens that one step may add: most nodes of a draft
 MARKS = (b".", b"!", b"?", *(mark.encode() for mark in "。！？"))  # that end a sentence
@@ -124,10 +124,7 @@ class Thinking:
         return next((place for place, by in self._closed.items() if by == "caller"), None)
 
     def at(
-        self,
-        tokens: Sequence[int],
-        drafted: Sequence[int],
-        likeliest: Callable[[], int] | None = None,
+        self, tokens: Sequence[int], drafted: Sequence[int], likeliest: Likeliest = None
     ) -> OneHot | LogitBoost | None:
         if not self.bounded:
             return None

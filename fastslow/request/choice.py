@@ -166,8 +166,8 @@ class ChoiceState:
             self.news()
             return
         unsure = len(self._candidates) > 1 and request.watched
-        reading = request.next_answered is not None  # what its call brought, piece by piece
-        if self.streaming and not unsure and not reading:
+        # what its call brought may be read in several steps, and comes as one piece
+        if self.streaming and not unsure and request.next_answered is None:
             reasoning, text = self._splitter.push(request.stopper.news())
             piece = self._piece(text, reasoning)
             if self._tools is not None:
