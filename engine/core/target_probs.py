@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -105,7 +104,7 @@ def cut_where_unsure(
             continue
         values: list[float] = []
         for i, (row, token) in enumerate(zip(layout.accepted(result, b), result.tokens[b])):
-            forced, mask = forced_at(request, result.tokens[b][:i], partial(int, token))
+            forced, mask = forced_at(request, result.tokens[b][:i])
             if isinstance(forced, OneHot) and forced.token == token:
                 values.append(0.0)  # a token that a budget or a grammar forced counts as sure
                 continue
@@ -187,7 +186,7 @@ def token_sources(
     bounded = request.thinking is not None and request.thinking.bounded
     if bounded or request.grammar is not None:
         for i, token in enumerate(tokens):
-            forced = forced_at(request, tokens[:i], partial(int, token))[0]
+            forced = forced_at(request, tokens[:i])[0]
             if isinstance(forced, OneHot) and forced.token == token:
                 found[i] = FORCED
     return found

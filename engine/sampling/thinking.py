@@ -71,7 +71,7 @@ class _State(NamedTuple):
 
     @property
     def due(self) -> bool:
-        """Whether a warning may be begun here."""
+        """Whether a warning may be begun here, of which nothing but blanks was said."""
         return bool(self.todo) and self.ending is None and not self.warned
 
 
@@ -271,17 +271,17 @@ class Thinking:
         todo = todo[1:] if forced else ()  # under another mode other tokens may have come
         closes = forced and state.ending is not None
         counted = state.thinking and not closes
+        data = b"" if self._tags is None else self._tags.spell(token)
         state = state._replace(
             made=state.made + 1,
             spent=state.spent + counted,
             put_in=state.put_in + forced,
             todo=todo,
             said=state.said or closes,
-            warned=state.warned or (forced and not closes),
+            warned=state.warned or (forced and not closes and bool(data.strip())),
             asks=False,
         )
         digit, blank = state.digit, state.blank
-        data = b"" if self._tags is None else self._tags.spell(token)
         part = state.repeats.part
         if self._tags is not None:
             tag = self._tags.close if state.thinking else self._tags.open

@@ -224,6 +224,10 @@ def test_a_warning_comes_once_where_a_sentence_ends(bpe: Tokenizer) -> None:
         assert due.at([*PROMPT, *asked[:5]], [], lambda: A) == OneHot(ids[0])
         assert due.at([*PROMPT, *asked[:6]], [], lambda: CLOSE) == OneHot(ids[1]), "it was begun"
         assert due.ahead([*PROMPT, *asked[:6]]) == tuple(ids[1:])
+        blank = Bound(20, opened=True, warning="\nSoon.", warn_at=3).of(bpe, len(PROMPT))
+        said = [*PROMPT, A, dot, A, B, end, line]
+        assert blank.at(said, [], lambda: A) == OneHot(ids[0]), "the warning's or the model's own"
+        assert blank.at(said, [], lambda: CLOSE) is None, "of which it closes the thought next"
         again = bound.of(bpe, len(PROMPT))
         free = [*PROMPT, *asked[:5], A, end]
         assert not again.ahead(free[:-2]), "it may not come"
