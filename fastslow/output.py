@@ -230,8 +230,8 @@ class Piece:
     # in the first piece of an answer whose mode was chosen, whose experts may be cut to keep a target, or whose turn
     # is named
     decided: Decided | None = None
-    tool_calls: list[ToolCall] = field(default_factory=list)  # that begin or go on
     stopped: int | None = None  # after how many tokens of the answer its caller stopped a thought
+    tool_calls: list[ToolCall] = field(default_factory=list)  # that begin or go on
 
 
 class FastslowWarning(UserWarning):
