@@ -226,18 +226,15 @@ class AcceptResult:
         self.accepted_nodes[b] = self.accepted_nodes[b][: max(0, size - 1)]
 
 
-Likeliest = Callable[[], int] | None
-
-
 class ThinkingRule(Protocol):
     """How the steering of a thought changes the target's probabilities: a function of the text and of the
     model's own probabilities after it, so it holds for drafted tokens as for committed ones."""
 
     def at(
-        self, tokens: Sequence[int], drafted: Sequence[int], likeliest: Likeliest = None
+        self, tokens: Sequence[int], drafted: Sequence[int], best: Callable[[], int] | None = None
     ) -> OneHot | LogitBoost | None:
         """For the token after `tokens` and then `drafted`: the one that is forced, or a logit that is
-        raised, or nothing. `likeliest`: the model's own token there, which some give way to; None = not known."""
+        raised, or nothing. `best`: the model's likeliest there, which some give way to; None = not known."""
 
     def ahead(self, tokens: Sequence[int]) -> Sequence[int]:
         """Tokens that are forced after `tokens`."""

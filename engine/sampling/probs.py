@@ -12,7 +12,7 @@ sampling parameters of its own.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -20,7 +20,7 @@ import torch
 
 from fastslow.engine.params import SamplingParams
 from fastslow.engine.token_mask import TokenMask
-from fastslow.engine.types import Floats, Likeliest, LogitBoost, OneHot, Probs, RequestView
+from fastslow.engine.types import Floats, LogitBoost, OneHot, Probs, RequestView
 
 COLDEST = 1e-30  # float32 divides by it; below, a temperature would round to 0 and make 0 / 0
 
@@ -114,7 +114,7 @@ def would_end(
 
 
 def forced_at(
-    request: RequestView, drafted: Sequence[int], likeliest: Likeliest = None
+    request: RequestView, drafted: Sequence[int], likeliest: Callable[[], int] | None = None
 ) -> tuple[OneHot | LogitBoost | None, TokenMask | None]:
     """What a thinking budget and a grammar say of the token after `request.tokens` and `drafted`: one
     that is forced, or a logit that is raised; and which tokens may come. `likeliest`: the model's own token there."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from fastslow.engine.sampling.confidence import AnswerProbe
 from fastslow.engine.sampling.repeats import RepeatFinder, Repeats
 from fastslow.engine.sampling.thinking_policy import Ended, Ending, ThinkingPolicy, Thought
 from fastslow.engine.text.thought import TagTokens, begun
-from fastslow.engine.types import Likeliest, LogitBoost, OneHot
+from fastslow.engine.types import LogitBoost, OneHot
 
 FURTHEST = 64  # tokens that one step may add: most nodes of a draft
 MARKS = (b".", b"!", b"?", *(mark.encode() for mark in "。！？"))  # that end a sentence
@@ -124,12 +124,12 @@ class Thinking:
         return next((place for place, by in self._closed.items() if by == "caller"), None)
 
     def at(
-        self, tokens: Sequence[int], drafted: Sequence[int], likeliest: Likeliest = None
+        self, tokens: Sequence[int], drafted: Sequence[int], best: Callable[[], int] | None = None
     ) -> OneHot | LogitBoost | None:
         if not self.bounded:
             return None
         state = self._after(tokens, tuple(drafted))
-        if state.todo and not (likeliest and state.due and self._closes(state, likeliest())):
+        if state.todo and not (best and state.due and self._closes(state, best())):
             return OneHot(state.todo[0])
         by = self._policy.lift(state.spent) if self._policy and state.thinking else 0.0
         return LogitBoost(self._rest_of_tag(state)[0], by) if by else None

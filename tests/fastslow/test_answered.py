@@ -39,7 +39,10 @@ PARAMS: dict[str, dict[str, Any]] = {
 }
 
 
-MODES = ("fast", "deep", "short", "settled")
+MODES = ("fast", "deep", "short")
+DRAFTED = [pytest.param(mode, marks=pytest.mark.drafts(30, 15)) for mode in MODES]
+# it asks in every step, and no token that came while it did is counted as a draft's
+SETTLED = pytest.param("settled", marks=pytest.mark.drafts(30, 0))
 SELF = {"drafter": "self", "groups": 3}
 
 
@@ -73,8 +76,7 @@ def close(ours: Sequence[Any] | None, theirs: Sequence[Any] | None) -> None:
         assert one == (None if other is None else pytest.approx(other, abs=1e-4))
 
 
-@pytest.mark.drafts(30, 15)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [*DRAFTED, SETTLED])
 @pytest.mark.parametrize("name", PARAMS)
 def test_it_is_the_whole_answer_from_every_token_on(llm: LLM, name: str, mode: str) -> None:
     wish = sampling(name)
@@ -100,7 +102,10 @@ def test_it_is_the_whole_answer_from_every_token_on(llm: LLM, name: str, mode: s
 @pytest.mark.drafts(5, 2)
 @pytest.mark.parametrize(
     ("name", "speculation", "mode"),
-    pairwise([*PARAMS], ["off", SELF, {**SELF, "drafter": "suffix|self"}], MODES),
+    [
+        *pairwise([*PARAMS], ["off", SELF, {**SELF, "drafter": "suffix|self"}], MODES),
+        *((name, "off", "settled") for name in PARAMS),
+    ],
 )
 def test_streams_begin_with_all_that_there_is(
     llm: LLM, name: str, speculation: Any, mode: str

@@ -29,7 +29,7 @@ def refused(pattern: str, call: Any, *arguments: Any, **options: Any) -> None:
         call(*arguments, **options)
     message = str(caught.value)
     assert re.search(pattern, message), message
-    assert "\n" not in message and len(message) < 250, message
+    assert "\n" not in message and len(message) < 280, message
     assert type(caught.value) is ValueError, type(caught.value)
 
 

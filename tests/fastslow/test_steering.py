@@ -74,7 +74,7 @@ def test_few_tokens_are_an_answer(tmp_path: Path, most: int, opened: bool) -> No
         assert llm.generate(CHAT, schema, mode="deep").text
 
 
-@pytest.mark.drafts(10, 10)
+@pytest.mark.drafts(6, 6)
 @pytest.mark.parametrize("most", [4, 5, 8])
 def test_tags_alone_are_no_answer(llm: LLM, most: int) -> None:
     """The model would open and close thoughts to the end."""
@@ -303,7 +303,7 @@ def test_a_later_thought_is_closed_and_counted_where_nothing_opened_the_first(
         assert again.metrics.turn_budget_left == 83 - again.metrics.thinking_tokens
 
 
-@pytest.mark.drafts(12, 6, nodes=2)
+@pytest.mark.drafts(12, 2, nodes=2)
 @pytest.mark.parametrize("speculation", ["off", "ngram", "suffix|self"])
 def test_thought_and_answer_are_sampled_each_in_its_own_way(llm: LLM, speculation: str) -> None:
     def ask(params: dict[str, Any], **mode: Any) -> Output:

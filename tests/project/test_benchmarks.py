@@ -44,9 +44,14 @@ CASES = {  # may name {model}, {prompts}, {out} and {folder}
         " --prompts {prompts} --limit 2 --tokens 6 --threads 1 -o {out}"
     ),
     "thinking": "--count 3 --out {out}",
+    "bystander": "--model abacus --attacks plain --count 2 --repeat 1 --out {out}",
     "serving": "--model {model} --dtype float32 --clients 1,2 --least 1 --tokens 4 --repeat 1 --out {out}",
 }
-FIGURES = {"drafting": "cells", "thinking": "figures"}  # of the file; of the others: rows
+FIGURES = {
+    "drafting": "cells",
+    "thinking": "figures",
+    "bystander": "times",
+}  # of the file; of the others: rows
 PRINTED = {"replay": "--model {model} --dtype float32 --prompts {prompts} --limit 2 --tokens 8"}
 OWN = {"checkouts", "replicas", "peers", "thinking_pictures"}  # have separate tests
 
@@ -106,7 +111,7 @@ def test_every_benchmark_is_run_here() -> None:
     assert scripts == {*CASES, *PRINTED, *OWN}
 
 
-SLOW = {"exact", "thinking", "serving"}
+SLOW = {"exact", "thinking", "serving", "bystander"}
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ window.times = []; let before = performance.now();
 """
 
 
+@pytest.mark.slow
 def test_a_question_is_answered(chat: Chat) -> None:
     chat.mode("deep")
     chat.ask("Explain binary search")

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from fastslow.engine.core.step_budget import StepBudget
 from fastslow.engine.types import RequestView, StepTiming, Tree
 from fastslow.policies.speculation.controller import SpeculationController
 from fastslow.policies.speculation.planner import AdaptiveLength, FixedLength
@@ -20,7 +21,9 @@ from fastslow.policies.speculation.step_cost import StepCostCurve
 
 
 def fix_adaptive(patch: pytest.MonkeyPatch, nodes: int) -> None:
-    """Adaptive drafts have this length, and of several drafters each is asked. 0: they rest, as on a slow machine."""
+    """Adaptive drafts have this length, whatever else runs, and of several drafters each is asked. 0: they rest, as on a
+    slow machine."""
+    patch.setattr(StepBudget, "nodes", lambda _, ready, wishes, by_share: list(wishes))
     patch.setattr(AdaptiveLength, "plan", lambda *_: nodes)
     patch.setattr(AdaptiveLength, "survival", lambda *_: None)
     patch.setattr(AdaptiveSelection, "_asked", lambda _, drafter, batch, most, value: list(most))

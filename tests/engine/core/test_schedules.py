@@ -107,13 +107,13 @@ def fail_once(drafter: Drafter, method: str) -> None:
 
 
 class Slow(RunEverything):
-    """Steps that take a second for each row, and more with more groups."""
+    """Steps that take 10 ms for each row, and more with more groups."""
 
     def seconds(self, groups: int | None, rows: int) -> float:
-        return rows * (1.0 + 0.1 * (2 if groups is None else groups))
+        return rows * (0.01 + 0.001 * (2 if groups is None else groups))
 
     def draft_seconds(self, drafter: object, key: str | None, asked: int) -> float | None:
-        return 0.5
+        return 0.005
 
 
 class Doubt(NamedTuple):
@@ -248,7 +248,7 @@ additions = st.tuples(
     st.integers(0, len(DRAFTERS) - 1),  # from its number on: a simple case has all drafters
     groups_of,
     st.one_of(st.none(), st.builds(Doubt, st.integers(1, 2), groups_of, st.booleans())),
-    st.sampled_from([None, None, 0.5, 6.0]),  # a target: tighter than any step, or of some rows
+    st.sampled_from([None, None, 0.005, 0.06]),  # a target: tighter than any step, or of some rows
 )
 operations = st.one_of(
     additions,

@@ -100,7 +100,7 @@ def test_greedy_answers_are_those_of_plain_decoding(
     check(bench, asks(bench, kinds * 2), FEW if warm else PLENTY, warm)
 
 
-@pytest.mark.drafts(200, 50, nodes=None)
+@pytest.mark.drafts(140, 50, nodes=None)
 @pytest.mark.parametrize("bench", [(f, f != "qwen2") for f in QUICK], indirect=True, ids=str)
 def test_a_seed_gives_one_answer_in_any_batch(bench: Bench) -> None:
     wanted = asks(bench, ("kin", "tree", "random", "off"), temperature=1.0)
