@@ -82,8 +82,8 @@ def load_modes(
     begins with its `base`, another preset, or else with the fields' defaults.
 
     units: what the checkpoint's modes may run fewer of. own: the user's: a JSON file, or name -> `Mode` or its
-    fields. thinks: as of `builtin_modes`. ValueError: a file is not JSON, a field is unknown or out of range, a base is unknown or goes round in a
-    circle; the user's file was found with another model.
+    fields. thinks: as of `builtin_modes`. ValueError: a file is not JSON, a field is unknown or out of range, a base
+    is unknown or goes round in a circle; the user's file was found with another model.
     """
     modes = builtin_modes(units, thinks)
     if is_file(path := folder / "fastslow.json"):
@@ -119,6 +119,8 @@ def bounded(mode: Mode, preset: Mode) -> Mode:
     names = BOUNDS if "all" in (names or ()) else names
     each = {name: getattr(preset, name) for name in names or ()}
     held = {name: own for name, own in each.items() if _beyond(name, getattr(mode, name), own)}
+    if each.get("thinking") == "off" and preset.thinking_budget is None and mode.thinking_budget:
+        held["thinking_budget"] = None  # with one, thoughts that the model begins itself would run
     if not held:
         return mode
     made = mode.model_copy(update=held)

@@ -1,5 +1,5 @@
-"""Objects of a JSON schema that do not say `additionalProperties` are closed, as most servers have it: under an open one a
-model may invent fields until its tokens are used up."""
+"""Objects of a JSON schema that do not say `additionalProperties` are closed, as most servers have it: under an open
+one a model may invent fields until its tokens are used up."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from fastslow.engine.sampling.json_schema import (
 )
 
 OPEN = "x-additional-properties"  # true at the top of a schema: objects are open, as the standard has it
+# keywords that may bring other names, and which tools may have though no grammar holds to them
+OTHERS = ("then", "else", "dependentSchemas", "dependentRequired", "dependencies", "unevaluatedProperties")
+ELSE = frozenset(("patternProperties", "additionalProperties"))
 MOST_ADDED = 200_000  # names, and characters of schemas that are copied
 
 Names = dict[str | None, None]

@@ -24,8 +24,8 @@ WRITTEN = {"whitespace_flexible": False, "item_separator": ", ", "key_separator"
 
 class ToolSupport:
     """The tools of one request; nothing where none are offered. parallel: an answer may hold several calls. calls: how
-    the model writes them. grammar: that an answer without calls has to match. variables: of the chat template. sampling: fields of `SamplingParams`:
-    the grammar, and tokens that end an answer with calls."""
+    the model writes them. grammar: that an answer without calls has to match. variables: of the chat template.
+    sampling: fields of `SamplingParams`: the grammar, and tokens that end an answer with calls."""
 
     def __init__(
         self,

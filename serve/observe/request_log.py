@@ -39,10 +39,8 @@ class RequestLog:
             fields["texts"] = [choice.text[:MOST_SHOWN] for choice in choices]
         failed = record.status >= 500 or (record.status == 0 and not record.left)
         level = "DEBUG" if record.route in QUIET else "ERROR" if failed else "INFO"
-        if (
-            record.status == 503
-        ):  # it drains, or has no room: whoever is at fault has a line of its own
-            level = "WARNING" if level == "ERROR" else level
+        if level == "ERROR" and record.status == 503:  # whoever is at fault has a line of its own
+            level = "WARNING"
         # the id is given: the request's own context is over
         logger.bind(request_id=record.id, **fields).log(level, "request")
 
