@@ -17,9 +17,11 @@ from fastslow.engine.sampling.json_schema import (
 )
 
 OPEN = "x-additional-properties"  # true at the top of a schema: objects are open, as the standard has it
-# keywords that may bring other names, and which tools may have though no grammar holds to them
-OTHERS = ("then", "else", "dependentSchemas", "dependentRequired", "dependencies", "unevaluatedProperties")
-ELSE = frozenset(("patternProperties", "additionalProperties"))
+# what may bring further names; a tool may have these, though no grammar holds to them
+OTHERS = (
+    *("then", "else", "dependentSchemas", "dependentRequired", "dependencies"),
+    "unevaluatedProperties",
+)
 MOST_ADDED = 200_000  # names, and characters of schemas that are copied
 
 Names = dict[str | None, None]
@@ -63,7 +65,8 @@ class _Closing:
             self._todo += [(part, {} if alone else held) for part in beside(one, keyword)]
         lists = "properties" in one or "patternProperties" in one
         if others is not None and (lists or not alone and brought > bool(own)):
-            own.pop(None, None)  # what it says itself holds beside its own names
+            if not _says(one, *OTHERS):
+                own.pop(None, None)  # what it says itself holds beside its own names
             self._end(one, _joined(*rest, others, *either.values()))
 
     def _end(self, one: dict[str, Any], names: Names) -> None:
@@ -104,10 +107,15 @@ class _Closing:
 
 def _own(schema: Mapping[str, Any]) -> Names:
     """What a schema itself says of names."""
-    lists = [schema.get(keyword) for keyword in ("properties", "required")]
+    lists = [schema.get(keyword) for keyword in ("properties", "required", "const")]
+    lists += beside(schema, "enum")
     names = [name for one in lists if isinstance(one, dict | list) for name in one]
-    others = "patternProperties" in schema or schema.get("additionalProperties", False) is not False
+    others = "patternProperties" in schema or _says(schema, "additionalProperties", *OTHERS)
     return _joined({None: None} if others else {}, {n: None for n in names if isinstance(n, str)})
+
+
+def _says(schema: Mapping[str, Any], *keywords: str) -> bool:
+    return any(schema.get(keyword, False) is not False for keyword in keywords)
 
 
 def _joined(*each: Names) -> Names:

@@ -9,6 +9,7 @@ import pytest
 from grammar_tools import GrammarKit, holds, schemas, walked
 
 from fastslow.engine.params import GrammarSpec
+from fastslow.engine.sampling.closed_objects import closed
 from fastslow.engine.sampling.llguidance_grammar import MOST_KEPT
 from fastslow.engine.text.vocabulary import Tokenizer
 
@@ -57,6 +58,8 @@ OPEN: list[tuple[dict[str, Any], str]] = [
     ({"properties": {"a": I}, "x-additional-properties": True}, '{"a": 1, "b": 2}'),
     ({"allOf": [{"properties": {"a": I}}, {"additionalProperties": I}]}, '{"a": 1, "b": 2}'),
     ({"type": "object", "properties": {}, "minProperties": 1}, '{"a": 1}'),
+    ({"properties": {"a": I}, "enum": [{"a": 1, "b": 2}]}, '{"a": 1, "b": 2}'),
+    ({"properties": {"a": I}, "allOf": [{"const": {"a": 1, "b": 2}}]}, '{"a": 1, "b": 2}'),
 ]
 
 
@@ -79,6 +82,18 @@ def test_objects_have_the_fields_that_are_named(
 @pytest.mark.parametrize(("schema", "text"), OPEN)
 def test_objects_that_say_so_are_open(kit: GrammarKit, schema: dict[str, Any], text: str) -> None:
     assert fits(kit, schema, text)
+
+
+WHERE = {"if": {"required": ["a"]}, "then": {"properties": {"b": I}, "required": ["b"]}}
+
+
+@pytest.mark.parametrize(
+    "more", [WHERE, {"allOf": [WHERE]}, {"dependentRequired": {"a": ["b"]}}], ids=str
+)
+def test_what_may_bring_other_names_stays_open(more: dict[str, Any]) -> None:
+    """As a tool's parameters, of which these keywords are left out."""
+    schema = {"properties": {"a": I}, **more}
+    assert closed(schema) == schema and closed({"items": schema}) == {"items": schema}
 
 
 def test_closing_is_bounded(kit: GrammarKit) -> None:
