@@ -127,11 +127,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(130)
     except ValueError as error:
         _fail(error, 2)
-    except (
-        ImportError,
-        MemoryError,
-        SystemError,
-    ) as error:  # as of torch, for which there is no room
+    except (ImportError, MemoryError, SystemError) as error:  # as of torch without room for it
         said = str(error) or type(error).__name__
         _fail(OSError(f"{said}: there is not enough memory, or fastslow is not whole"), 1)
     except (OSError, RuntimeError, SafetensorError) as error:
