@@ -53,10 +53,12 @@ class _Closing:
         inner = {key: value for key, value in one.items() if key not in OF_ONE_VALUE}
         self._todo += [(part, {}) for _, part in parts(inner)]
         own, all_of = _own(one), beside(one, "allOf")
-        rest = [own, *map(self._names, (*all_of, target(one.get("$ref"), self._named)))]
+        with_it = *all_of, target(one.get("$ref"), self._named)
+        rest = [own, *map(self._names, with_it)]
         either = {keyword: self._names(*beside(one, keyword)) for keyword in ("anyOf", "oneOf")}
-        brought = sum(map(bool, (*rest, *either.values())))
-        alone = others == {} and brought < 2
+        sides = [*([part] for part in with_it), *(beside(one, keyword) for keyword in either)]
+        brought = sum(any(map(_lists, self._together(*side))) for side in sides)
+        alone = others == {} and brought + _lists(one) < 2
         if not alone and "$ref" in one:
             one["$ref"] = self._copy(one["$ref"])
         self._todo += [(part, {} if alone else None) for part in all_of]
@@ -64,7 +66,7 @@ class _Closing:
             held = None if others is None else _joined(others, *rest, other)
             self._todo += [(part, {} if alone else held) for part in beside(one, keyword)]
         lists = "properties" in one or "patternProperties" in one
-        if others is not None and (lists or not alone and brought > bool(own)):
+        if others is not None and (lists or not alone and brought):
             if not _says(one, *OTHERS):
                 own.pop(None, None)  # what it says itself holds beside its own names
             self._end(one, _joined(*rest, others, *either.values()))
@@ -96,8 +98,10 @@ class _Closing:
         return self._copies[id(found)]
 
     def _names(self, *schemas: Any) -> Names:
-        each = [one for schema in schemas for one in together(schema, self._named)]
-        return _joined(*map(_own, each))
+        return _joined(*map(_own, self._together(*schemas)))
+
+    def _together(self, *schemas: Any) -> list[dict[str, Any]]:
+        return [one for schema in schemas for one in together(schema, self._named)]
 
     def _add(self, count: int) -> None:
         self._added += count
@@ -112,6 +116,11 @@ def _own(schema: Mapping[str, Any]) -> Names:
     names = [name for one in lists if isinstance(one, dict | list) for name in one]
     others = "patternProperties" in schema or _says(schema, "additionalProperties", *OTHERS)
     return _joined({None: None} if others else {}, {n: None for n in names if isinstance(n, str)})
+
+
+def _lists(schema: Mapping[str, Any]) -> bool:
+    """Whether a schema itself says anything of names; that there are none, too."""
+    return "properties" in schema or bool(_own(schema))
 
 
 def _says(schema: Mapping[str, Any], *keywords: str) -> bool:

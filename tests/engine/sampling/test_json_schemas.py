@@ -51,6 +51,9 @@ CLOSED: list[tuple[dict[str, Any], str, str]] = [  # schema, what fits, what a c
         '{"k": "y", "y": 1}', '{"k": "y", "x"'),
     ({"properties": {"a": I}, "required": ["a", "b"]}, '{"a": 1, "b": {"c": []}}', '{"a": 1, "b": 2, "c"'),
     ({"patternProperties": {"^x": I}}, '{"x1": 1}', '{"y1"'),
+    (DEFS | {"allOf": [{"properties": {}}], **A}, '{"a": 1}', '{"a": 1, "b"'),
+    (DEFS | {"allOf": [{"properties": {}}, A]}, '{"a": 1}', '{"a": 1, "b"'),
+    (DEFS | {"properties": {}, **A}, '{"a": 1}', '{"a": 1, "b"'),
 ]  # fmt: skip
 OPEN: list[tuple[dict[str, Any], str]] = [
     ({"type": "object"}, '{"a": 1}'),
