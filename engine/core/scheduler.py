@@ -96,8 +96,8 @@ class FairShares:
         return self._latest.get(request.share, 0)
 
     def _before(self, request: Request) -> int:
-        running = self._running[request.share].items()
-        return sum(count for urgency, count in running if urgency <= _urgency(request))
+        running, own = self._running[request.share].items(), _urgency(request)
+        return sum([count for urgency, count in running if urgency <= own])
 
     def _count(self, request: Request) -> None:
         self._turns[request.id] = self._before(request)

@@ -76,11 +76,11 @@ class StepBudget:
         whole = self._seconds(running + own) - plain
         fits = self._seconds(running + every) - plain <= self._most(plain)
         fits = fits and whole <= self._spare(plain, others)
-        if not self._asked[share]:
-            fits = fits or alone or whole <= self._saved[share]
+        fits = fits or (alone and not self._asked[share])
+        if not fits and share not in self._waited and whole <= self._saved[share]:
+            fits, self._saved[share] = True, 0.0
         if fits:
             self._asked[share] += rows
-            self._saved[share] = 0.0
         elif share not in self._waited:
             self._waited.add(share)
             self._saved[share] += plain / PATIENCE

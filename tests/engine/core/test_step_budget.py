@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from types import SimpleNamespace
 from typing import Any
 
 from engine_tools import Ask, Bench, answer, finish
@@ -164,3 +165,20 @@ def test_questions_of_answers_wait_for_their_turn(moge: Bench) -> None:
     for one in greedy:
         assert answer(one) == answer(free)
         assert one.spec_stats.probe_rows == free.spec_stats.probe_rows
+
+
+def test_small_questions_of_a_share_keep_no_large_one_waiting() -> None:
+    """One that fits uses up nothing that was saved for a large one, and one that does not waits behind it."""
+
+    def asking(share: str, rows: int) -> Any:
+        fields: dict[str, Any] = {"share": share, "tokens": [1], "current_groups": None}
+        return SimpleNamespace(**fields, rows_after=lambda _: rows)
+
+    large, small, other = asking("one", 20), asking("one", 1), asking("other", 0)
+    for fixed, order in ((10.0, (large, small)), (10.0, (small, large)), (0.0, (large, small))):
+        budget, asked = StepBudget(Costs(fixed)), list[int]()
+        for step in range(60):
+            budget.begin([large, small, other])
+            found = {id(one): budget.asks(one, 3) for one in order}
+            asked += [step] * found[id(large)]
+        assert len(asked) >= 2 and min(b - a for a, b in zip(asked, asked[1:])) > 5, asked
