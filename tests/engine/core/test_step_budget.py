@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 from engine_tools import Ask, Bench, answer, finish
 from exact_tools import PROMPTS, params
@@ -140,6 +140,21 @@ def test_what_a_step_drafts_beside_another_share_is_bounded(moge: Bench, monkeyp
     finish(core, [])
     for one in greedy:
         assert answer(one) == answer(moge.alone(ask))
+
+
+def test_where_nobody_drafts_nor_shares_no_step_is_timed(moge: Bench) -> None:
+    """To know what steps take, a first start measures them before its answer."""
+
+    class Unknown(RunEverything):
+        def seconds(self, groups: int | None, rows: int) -> float:
+            raise AssertionError("nobody needs to know")
+
+    core, ran = engine(moge, cast(Costs, Unknown()))
+    ask = Ask(PROMPTS[1], params(max_tokens=4))
+    one = moge.request(0, ask, share="only")
+    core.add(one)
+    finish(core, [])
+    assert one.error is None and len(ran) == 4 and answer(one) == answer(moge.alone(ask))
 
 
 def test_questions_of_answers_wait_for_their_turn(moge: Bench) -> None:
