@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 
 import pytest
 from kernel_tools import compiled
 
 from fastslow.engine.backends.cpu.compiled import kernel_cache
+from fastslow.engine.backends.cpu.compiled.compiler import _stop
 from fastslow.engine.backends.cpu.library import build, find_compiler
 
 pytestmark = [compiled, pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no owners here")]
@@ -204,6 +207,7 @@ ENDS = """
 import sys, time
 from pathlib import Path
 from fastslow.engine.backends.cpu.compiled import kernel_cache
+from fastslow.engine.backends.cpu.compiled.compiler import _stop
 
 kernel_cache.SOURCES = Path(sys.argv[1])
 kernel_cache.prepare("auto")
@@ -221,3 +225,22 @@ def test_no_compiler_runs_on_when_the_process_ends(
     command = [sys.executable, "-c", ENDS, str(kernel_cache.SOURCES), str(said)]
     assert subprocess.run(command, timeout=30, check=True, capture_output=True).stderr == b""
     assert said.read_text() == "begun\nended\n"
+
+
+def test_whoever_takes_one_off_the_list_every_compiler_is_ended() -> None:
+    """The thread that waits for the first notes its end, and takes it off, while they are ended."""
+
+    class Compiler(subprocess.Popen[str]):
+        def wait(self, timeout: float | None = None) -> int:
+            running.remove(self)
+            return super().wait(timeout)
+
+    running = list[subprocess.Popen[str]]()
+    started = [Compiler(["sleep", "60"], start_new_session=True) for _ in range(3)]
+    running += started
+    try:
+        _stop(running, Lock())
+        assert [one.poll() for one in started] == [-signal.SIGTERM] * 3
+    finally:
+        for one in started:
+            one.kill()

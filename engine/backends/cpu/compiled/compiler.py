@@ -76,7 +76,7 @@ def _run(command: list[str], every: dict[Path, list[str]]) -> None:
 def _stop(running: list[subprocess.Popen[str]], starting: Lock) -> None:
     """End them with all that they started, and have no more started; their temporary files go."""
     starting.acquire()
-    for compiler in running:
+    for compiler in list(running):  # its thread takes those that end off
         with suppress(OSError):
             os.killpg(compiler.pid, signal.SIGTERM)
         compiler.wait()
