@@ -16,6 +16,7 @@ TWICE = 2.0  # times as long as without a share a step may take with it
 # seconds that drafts and questions add to a step where one share is alone: who comes in between waits for it, and
 # where nobody names shares, that is the same caller
 ALONE, UNNAMED = 0.1, 1.0
+AGAIN = 64  # steps without drafts after which a share tries one node: what a pass took may have been chance
 UNKNOWN = 4  # nodes of depth that a drafter may try of which nobody knows what a pass takes
 Drafts = Sequence[tuple[Request, int]]  # and the nodes that it may draft
 Want = Callable[[int], float]
@@ -44,6 +45,7 @@ class StepBudget:
         self._asked = Counter[str | None]()  # rows of questions in this step
         self._saved = dict[str | None, float]()  # seconds, by shares whose questions wait
         self._waited = set[str | None]()  # which did so in this step
+        self._refused = Counter[str | None]()  # steps in which a share had no draft that it wanted
 
     def begin(self, requests: Iterable[Request]) -> None:
         """Begin a step; `requests`: all that run or wait."""
@@ -54,6 +56,7 @@ class StepBudget:
         self._seen |= dict.fromkeys(self._there, now)
         self._seen = {share: at for share, at in self._seen.items() if now - at < LATER}
         self._saved = {share: self._saved.get(share, 0.0) for share in self._seen}
+        self._refused = Counter({share: self._refused[share] for share in self._seen})
         self._asked, self._waited = Counter(), set()
 
     @property
@@ -106,7 +109,12 @@ class StepBudget:
             left -= min(want, part)
             if want > part:
                 caps[share] = bisect_right(range(1, most + 1), part, key=wants[share])
-        return [min(wish, caps.get(r.share, 0)) for r, wish in zip(ready, wishes)]
+            self._refused[share] = 0 if caps[share] else self._refused[share] + 1
+        sizes = [min(wish, caps.get(r.share, 0)) for r, wish in zip(ready, wishes)]
+        for b, (request, wish) in enumerate(zip(ready, wishes)):
+            if wish and self._refused[request.share] >= AGAIN:
+                sizes[b], self._refused[request.share] = 1, 0
+        return sizes
 
     def _want(self, own: Drafts, rows: int, drafts: Mapping[str | None, Drafts]) -> Want:
         """Seconds that a share's drafts add to a step of so many other rows, where each has at most so many nodes.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from thoughts import Bound
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.latency_budget import LATER, PATIENCE, RunEverything
 from fastslow.engine.core.request import Request
-from fastslow.engine.core.step_budget import ALONE, UNKNOWN, StepBudget
+from fastslow.engine.core.step_budget import AGAIN, ALONE, UNKNOWN, StepBudget
 from fastslow.engine.params import Speculation
 
 
@@ -83,6 +84,18 @@ def test_passes_of_drafters_are_dealt_out_by_share() -> None:
     assert found["greedy"] == [0]
     found = dealt(Costs(fixed=12.0, draft=None), {"greedy": [64], "modest": [0] * 5})
     assert found["greedy"] == [UNKNOWN], "nobody knows what a pass takes: it may try"
+
+
+def test_a_drafter_that_took_too_long_once_is_tried_again() -> None:
+    """Else it never shows that this was chance: a call that read a long prompt first, a machine that slept."""
+    budget = StepBudget(Costs(draft=1e9))
+    ready = [request(n, share="only", prompt=1) for n in range(3)]
+    found = list[list[int]]()
+    for _ in range(2 * AGAIN):
+        budget.begin(ready)
+        found.append(budget.nodes(ready, [0, 8, 8], {"only": 3}))
+    tried = [step for step, nodes in enumerate(found) if any(nodes)]
+    assert tried == [AGAIN - 1, 2 * AGAIN - 1] and found[tried[0]] == [0, 1, 0]
 
 
 def test_one_share_alone_has_a_bound_too() -> None:
@@ -196,4 +209,4 @@ def test_small_questions_of_a_share_keep_no_large_one_waiting() -> None:
             budget.begin([large, small, other])
             found = {id(one): budget.asks(one, 3) for one in order}
             asked += [step] * found[id(large)]
-        assert len(asked) >= 2 and min(b - a for a, b in zip(asked, asked[1:])) > 5, asked
+        assert len(asked) >= 2 and min(b - a for a, b in pairwise(asked)) > 5, asked
