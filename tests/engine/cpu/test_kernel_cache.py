@@ -204,15 +204,19 @@ def test_headers_that_cannot_be_read_ahead_are_read_by_each(
 
 
 ENDS = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from fastslow.engine.backends.cpu.compiled import kernel_cache
-from fastslow.engine.backends.cpu.compiled.compiler import _stop
 
 kernel_cache.SOURCES = Path(sys.argv[1])
 kernel_cache.prepare("auto")
 while not Path(sys.argv[2]).read_text().endswith("\\n"):
     time.sleep(0.01)
+if not (child := os.fork()):
+    sys.exit()
+os.waitpid(child, 0)
+with open(sys.argv[2], "a") as said:
+    said.write("a fork ended\\n")
 """
 
 
@@ -222,9 +226,9 @@ def test_no_compiler_runs_on_when_the_process_ends(
     waits = "trap 'echo ended >> $said; exit 1' TERM; echo begun >> $said; sleep 60 & wait"
     said = compiler_that(root, f'if [ "$2" ]; then {waits}; fi', monkeypatch)
     monkeypatch.setenv("FASTSLOW_KERNELS", "plain")
-    command = [sys.executable, "-c", ENDS, str(kernel_cache.SOURCES), str(said)]
+    command = [sys.executable, "-W", "ignore", "-c", ENDS, str(kernel_cache.SOURCES), str(said)]
     assert subprocess.run(command, timeout=30, check=True, capture_output=True).stderr == b""
-    assert said.read_text() == "begun\nended\n"
+    assert said.read_text() == "begun\na fork ended\nended\n"
 
 
 def test_whoever_takes_one_off_the_list_every_compiler_is_ended() -> None:
@@ -239,7 +243,7 @@ def test_whoever_takes_one_off_the_list_every_compiler_is_ended() -> None:
     started = [Compiler(["sleep", "60"], start_new_session=True) for _ in range(3)]
     running += started
     try:
-        _stop(running, Lock())
+        _stop(running, Lock(), os.getpid())
         assert [one.poll() for one in started] == [-signal.SIGTERM] * 3
     finally:
         for one in started:

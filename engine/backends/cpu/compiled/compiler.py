@@ -55,7 +55,7 @@ def compile_library(
 def _run(command: list[str], every: dict[Path, list[str]]) -> None:
     """Make files, as many at once as there are cores, and one that waits for a core."""
     running, starting = list[subprocess.Popen[str]](), Lock()
-    stop = partial(_stop, running, starting)
+    stop = partial(_stop, running, starting, os.getpid())
     atexit.register(stop)  # a thread in the background is not asked
     no, said = subprocess.DEVNULL, subprocess.PIPE
     start = partial(subprocess.Popen, stdin=no, stdout=no, stderr=said, text=True)
@@ -73,8 +73,10 @@ def _run(command: list[str], every: dict[Path, list[str]]) -> None:
         stop()
 
 
-def _stop(running: list[subprocess.Popen[str]], starting: Lock) -> None:
+def _stop(running: list[subprocess.Popen[str]], starting: Lock, owner: int) -> None:
     """End them with all that they started, and have no more started; their temporary files go."""
+    if os.getpid() != owner:
+        return  # forked meanwhile: they are its parent's
     starting.acquire()
     for compiler in list(running):  # its thread takes those that end off
         with suppress(OSError):
