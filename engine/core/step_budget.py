@@ -67,7 +67,7 @@ class StepBudget:
     def beside(self, others: int) -> int:
         """How many answers of one share run beside so many of others."""
         limit = TWICE * self._seconds(others)
-        rows = range(others + 1, WIDEST + 1)
+        rows = range(others + 1, others + WIDEST + 1)
         return max(1, bisect_right(rows, limit, key=self._seconds))
 
     def asks(self, request: Request, running: int) -> bool:

@@ -50,6 +50,12 @@ def test_a_share_alone_makes_no_step_twice_as_long() -> None:
         assert len(run(step)) == 30
 
 
+def test_beside_very_many_answers_a_share_may_have_many() -> None:
+    """Where rows cost nothing."""
+    budget = StepBudget(Costs(fixed=1.0, row=0.0))
+    assert min(budget.beside(others) for others in (1, 1000, 3000)) >= 1000
+
+
 def dealt(
     costs: Costs, wishes: dict[str, list[int]], drafter: str = "self"
 ) -> dict[str, list[int]]:
