@@ -60,7 +60,7 @@ class FairShares:
         """Deal out the places of a step."""
         self._parts, self._turns, self._running = {}, {}, defaultdict(Counter)
         wants = Counter(r.share for r in (*running, *waiting))
-        if len(wants) < 2 and self._budget.alone:
+        if not wants or (len(wants) < 2 and self._budget.alone):
             return
         newest = self._starts - 1  # before the share that started last, and after all others
         self._latest = {share: self._latest.get(share, newest) for share in wants}

@@ -163,6 +163,7 @@ class Engine:
             len(self.asked), len(tokens), room, tokens=tokens, groups=groups, end_ids=ends,
             speculation=Speculation(drafter=drafter), stopper=stopper, latency_target=target,
             policy=FixedLength(0 if drafter == "off" else 4), listener=self._hear,
+            share="one" if shared % 3 else "other",
             **(doubt.fields() if doubt else {}),
         )  # fmt: skip
         self.asked.append((request, groups, doubt))

@@ -202,6 +202,14 @@ def test_shares_go_first_and_urgency_counts_within_a_share(wish: dict[str, Any])
     assert urgent in step.running and late in step.waiting
 
 
+def test_a_step_after_the_last_request_of_several_shares_is_empty() -> None:
+    """As where a step begins by ending one whose time is over."""
+    step = scheduler()
+    for number, share in enumerate(("one", "other")):
+        added(step, [number], share=share, room=1)
+    assert list(run(step)) == [0, 1] and run(step) == {}
+
+
 def test_prompts_of_an_urgent_share_are_read_in_turns() -> None:
     step = scheduler(rows=20)
     added(step, range(3), share="greedy", prompt=40, priority=-1000)
