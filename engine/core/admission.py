@@ -18,8 +18,6 @@ def draft_sizes(
     """How many nodes each request may draft that is ready: what its policy plans, as far as latency targets, its share
     of the step and its pages allow, which are reserved. slow: says who has no draft."""
     running, found, rows = len(scheduler.running), list[tuple[int, int]](), Counter[str | None]()
-    for request, chunk in work:
-        rows[request.share] += chunk + request.rows_after(request.computed + chunk)
     ready = [item.request for item in work if item.ready]
     for request in ready:
         planned = fits = 0
@@ -32,7 +30,11 @@ def draft_sizes(
         except Exception as error:  # noqa: BLE001 - its own settings: the others run
             request.fail(error)
         found.append((planned, fits))
-    dealt = scheduler.budget.nodes(ready, [fits for _, fits in found], rows)
+    dealt = [fits for _, fits in found]
+    if any(dealt):
+        for request, chunk in work:
+            rows[request.share] += chunk + request.rows_after(request.computed + chunk)
+        dealt = scheduler.budget.nodes(ready, dealt, rows)
     sizes = list(map(scheduler.room, ready, dealt))
     for request, plan, own, size in zip(ready, found, dealt, sizes):
         if request.trace is not None:

@@ -89,7 +89,7 @@ class FairShares:
 
     def waits(self, request: Request) -> bool:
         """Whether its share has its part of the step without it."""
-        return self.turn(request) >= self._parts.get(request.share, self._places)
+        return bool(self._parts) and self.turn(request) >= self._parts[request.share]
 
     def latest(self, request: Request) -> int:
         """A number that is larger the later its share started an answer."""
@@ -231,11 +231,11 @@ class Scheduler:
                 # more urgent ones want some, too
                 left = min(left, max(LEAST, self._prompt_rows // 4))
             chunk = self.latency_budget.share(request, min(request.chunk_limit, left))
-            asks = chunk == request.pending and request.rows_after(len(request.tokens)) > 0
-            if asks and not self.budget.asks(request, len(self.running)):
+            asked = request.rows_after(request.computed + chunk)
+            if asked and not self.budget.asks(request, len(self.running)):
                 self._put_off.add(request)
-                chunk -= 1
-            rows = chunk + request.rows_after(request.computed + chunk)
+                chunk, asked = chunk - 1, 0
+            rows = chunk + asked
             if chunk > 0 and self._kv.holds(request.id) and self._make_room(request, rows, work):
                 self._run(request, chunk, work)
 

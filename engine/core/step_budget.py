@@ -93,13 +93,11 @@ class StepBudget:
         self, ready: Sequence[Request], wishes: Sequence[int], by_share: Mapping[str | None, int]
     ) -> list[int]:
         """How many nodes each request drafts, of what it may. by_share: rows of the step, without drafts."""
-        if not any(wishes):
-            return list(wishes)
         drafts = defaultdict[str | None, list[tuple[Request, int]]](list)
         for request, wish in zip(ready, wishes, strict=True):
             if wish:
                 drafts[request.share].append((request, wish))
-        rows, most = sum(by_share.values()), max(wishes)
+        rows, most = sum(by_share.values()), max(wishes, default=0)
         wants = {share: self._want(some, rows, drafts) for share, some in drafts.items()}
         whole, plain = {share: want(most) for share, want in wants.items()}, self._seconds(rows)
         left, caps = self._most(plain), dict.fromkeys(wants, most)
