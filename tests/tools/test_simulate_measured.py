@@ -151,7 +151,7 @@ def test_other_engines_run_and_stand_still_and_one_that_ends_is_noticed(
             stand = [n >= count for n in range(2)]
             wait_for(lambda: [state_of(pid) == "T" for pid in pids] == stand)  # noqa: B023
         os.kill(pids[0], signal.SIGKILL)
-        wait_for(lambda: pids[0] not in [one.pid for one in multiprocessing.active_children()])  # noqa: B023
+        wait_for(lambda: pids[0] not in [one.pid for one in multiprocessing.active_children()])
     assert not multiprocessing.active_children()
     with (
         pytest.raises(RuntimeError, match="has ended, or hangs"),
