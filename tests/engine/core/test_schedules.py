@@ -261,7 +261,7 @@ operations = st.one_of(
 )
 
 
-@pytest.mark.drafts(300, 30, nodes=None)
+@pytest.mark.drafts(60, 15, nodes=None)
 @settings(suppress_health_check=list(HealthCheck))
 @given(
     first=st.lists(additions, min_size=5, max_size=6),
