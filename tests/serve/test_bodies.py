@@ -196,10 +196,8 @@ def test_pipelining_and_a_bystander(
     )
     _show(rows, capsys)
     assert answers == [50_000]
-    found = rows[
-        "50,000 requests"
-    ]  # thousands of waits: the worst one may be other work on the machine
-    assert len(found) > 500 and found[int(0.99 * len(found))] < SLOW / 4
+    found = rows["50,000 requests"]
+    assert len(found) > 500 and found[int(0.99 * len(found))] < SLOW / 4 and found[-1] < SLOW
 
 
 @pytest.mark.slow
