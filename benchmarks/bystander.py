@@ -24,13 +24,14 @@ PAUSE = 0.1  # seconds between two requests of the bystander, on average
 SETTLE = 1.0  # seconds after an attack begins, and after it ends
 WORST_MS = 250.0
 FLOOR = {"every": 4, "tokens": 16, "times": 16, "sure": 0}  # what clients may ask of `confidence`
-ATTACKS: dict[str, tuple[int, dict[str, Any]]] = {  # requests at a time, and their fields
-    "plain": (1, {"n": 16}),
-    "drafts": (1, {"n": 16, "speculation": {"drafter": "self", "nodes": 64}}),
-    "questions": (1, {"n": 16, "reasoning_effort": "high", "confidence": FLOOR}),
-    "priority": (16, {"n": 16, "priority": -1000}),
-    "target": (1, {"n": 16, "latency_ms": 1}),
-    "grammar": (16, {"guided_grammar": 'start: s\ns: s s | s s s | "a" |', "temperature": 1}),
+ATTACKS: dict[str, tuple[int, int, dict[str, Any]]] = {  # requests at a time, words, fields
+    "plain": (1, 1, {"n": 16}),
+    "prompts": (4, 1000, {}),
+    "drafts": (1, 1, {"n": 16, "speculation": {"drafter": "self", "nodes": 64}}),
+    "questions": (1, 1, {"n": 16, "reasoning_effort": "high", "confidence": FLOOR}),
+    "priority": (16, 1, {"n": 16, "priority": -1000}),
+    "target": (1, 1, {"n": 16, "latency_ms": 1}),
+    "grammar": (16, 1, {"guided_grammar": 'start: s\ns: s s | s s s | "a" |', "temperature": 1}),
 }
 
 
@@ -49,11 +50,13 @@ async def answer(address: str, body: dict[str, Any], said: set[str], source: str
 
 async def turn(address: str, name: str, count: int, said: set[str]) -> list[float]:
     """Milliseconds of so many answers beside an attack."""
-    clients, fields = ATTACKS.get(name, (0, {}))
+    clients, words, fields = ATTACKS.get(name, (0, 0, {}))
+    over = asyncio.Event()  # a cancelled task may miss that, where its answer ends at the same time
 
     async def attacker() -> None:
-        while True:
-            body = chat(f"Tell me of {random.randrange(10**6)}.", 200, **fields)
+        while not over.is_set():
+            asked = " ".join(str(random.randrange(10**6)) for _ in range(words))
+            body = chat(f"Tell me of {asked}.", 200, **fields)
             await answer(address, body, said, OTHER)
 
     others, found = [asyncio.create_task(attacker()) for _ in range(clients)], list[float]()
@@ -62,6 +65,7 @@ async def turn(address: str, name: str, count: int, said: set[str]) -> list[floa
         await asyncio.sleep(random.expovariate(1 / PAUSE))
         body = chat(f"Hi {random.randrange(10**6)}", 4, mode="fast")
         found.append(await answer(address, body, said))
+    over.set()
     for task in others:
         task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
