@@ -124,7 +124,9 @@ class MaskMaker:
         for request, tree, tokens in zip(ready, trees, result.tokens, strict=True):
             grammar = request.grammar
             sampled = tree.probs is not None  # its time must not decide whether its step counts
-            if grammar is None or sampled or request.error or request not in self._long:
+            if grammar is None or sampled or request.error:
+                continue
+            if request not in self._long and not grammar.walks_slowly:
                 continue
             if not grammar.follows(tokens) and self._followed.get(request) != len(request.tokens):
                 self._followed[request] = len(request.tokens)

@@ -16,7 +16,7 @@ from fastslow.engine.token_mask import Allowed, TokenMask
 FURTHEST = 64  # certain tokens that are looked for at a time
 LONG_MASK = 0.1  # seconds of processor time; usual masks take 10 ms at most
 MOST_LONG = 2.0  # seconds of all long ones of an answer
-LONG_WALK = 0.003  # seconds of processor time for a drafted token; usual ones take 0.1 ms
+LONG_WALK = 0.003  # seconds of processor time to follow a token; usual ones take 0.1 ms
 SLOW = 0.002  # seconds of a mask
 FADE = 0.9  # a token's, of what is expected of the next masks
 
@@ -97,7 +97,7 @@ class Grammar:
         self._path: list[int] = []  # what the matcher took after the committed tokens
         self._lock = threading.RLock()  # a mask may still be made when its request is over
         self._long = 0.0  # seconds of long masks
-        self._walk = 0.0  # seconds that a drafted token takes
+        self._walk = 0.0  # seconds that it takes to follow a token
         self.seconds = matcher.seconds  # of processor time, that a mask takes
         self.begins: int | None = None if start.first is not None else prompt_length
 
@@ -108,7 +108,7 @@ class Grammar:
 
     @property
     def walks_slowly(self) -> bool:
-        """Whether to follow drafts takes longer than they are worth."""
+        """Whether to follow a token takes longer than a step has for it, and than drafts are worth."""
         return self._walk > LONG_WALK
 
     def begun(self, tokens: Sequence[int]) -> bool:
@@ -146,7 +146,6 @@ class Grammar:
         finally:
             seconds = time.thread_time() - began
             self.seconds = max(seconds, FADE * self.seconds)
-            self._walk *= FADE
         if seconds > LONG_MASK:
             self._long += seconds
         if self._long > MOST_LONG:
@@ -157,20 +156,16 @@ class Grammar:
         return mask
 
     def fits(self, tokens: Sequence[int], drafted: Sequence[int]) -> bool:
-        began = time.thread_time()
         state = self._after(tokens, tuple(drafted))
-        self._walk = max(time.thread_time() - began, FADE * self._walk)
         return not state.lost and state.error is None
 
     def ahead(self, tokens: Sequence[int], drafted: Sequence[int], most: int) -> list[int]:
         run = list(drafted)
         while len(run) - len(drafted) < min(most, FURTHEST) and not self.walks_slowly:
-            began = time.thread_time()
             token = self._certain(self._after(tokens, tuple(run)))
             if token is None:
                 break
             run.append(token)
-            self._walk = max(time.thread_time() - began, FADE * self._walk)
         return run[len(drafted) :]
 
     def whole_at(self, tokens: Sequence[int], run: Sequence[int]) -> int | None:
@@ -194,8 +189,9 @@ class Grammar:
             self._commit(tokens, min(self._read + FURTHEST, len(tokens)))
         state = self._states.get(drafted)
         if state is None:
-            state = self._step(self._after(tokens, drafted[:-1]), drafted[-1])
-            self._states[drafted] = state
+            self._states[drafted] = state = self._timed(
+                self._after(tokens, drafted[:-1]), drafted[-1]
+            )
         return state
 
     def _commit(self, tokens: Sequence[int], end: int) -> None:
@@ -203,7 +199,7 @@ class Grammar:
         for place, token in enumerate(tokens[self._read : end], self._read):
             run = (*run, token)
             if run not in self._states:
-                self._states[run] = self._step(self._states[run[:-1]], token)
+                self._states[run] = self._timed(self._states[run[:-1]], token)
             if self.begins is None and self._states[run].place is None:
                 self.begins = place  # the token that the answer begins in
         state = self._states[run]
@@ -217,6 +213,15 @@ class Grammar:
         self._states = {(): self._state}
         mask = self._masks.get(run)
         self._masks = {} if mask is None or isinstance(mask, _NotMade) else {(): mask}
+
+    def _timed(self, state: _Progress, token: int) -> _Progress:
+        # a slow matcher works in a thread of its own
+        clock = time.perf_counter if self._matcher.seconds > SLOW else time.thread_time
+        began = clock()
+        try:
+            return self._step(state, token)
+        finally:
+            self._walk = max(clock() - began, FADE * self._walk)
 
     def _step(self, state: _Progress, token: int) -> _Progress:
         if state.error is not None:

@@ -159,13 +159,15 @@ class LLGuidanceMatcher:
         return allowed_V
 
     def accept(self, token: int) -> bool:
-        bits, began = self._bits, time.thread_time()
-        known = isinstance(bits, np.ndarray) and bits[token >> 3] >> (token & 7) & 1
-        if known and self.seconds > SLOW:  # other threads run meanwhile
+        bits, apart = self._bits, self.seconds > SLOW
+        apart = apart and isinstance(bits, np.ndarray) and bool(bits[token >> 3] >> (token & 7) & 1)
+        clock = time.perf_counter if apart else time.thread_time
+        began = clock()
+        if apart:  # other threads run meanwhile
             taken = self._tried(lambda: self._take(self._matcher, token))
         else:
             taken = bool(self._tried(lambda: self._matcher.try_consume_tokens([token])))
-        self._note(time.thread_time() - began)
+        self._note(clock() - began)
         if taken:
             self._taken.append(token)
             self._bits = None
