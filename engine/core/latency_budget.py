@@ -67,18 +67,16 @@ class LatencyBudget:
         """How many of `rows` a request runs; 0: it is skipped.
 
         All where there is no limit, and for a request with a target: its first token needs its own
-        prompt anyway. Else what fits. Answers of shares that ask for no target run, too, and of their prompts
-        one has LEAST rows.
+        prompt anyway. Else what fits. Answers of shares that ask for no target run, too, and their prompts have
+        LEAST rows at least, as far as `StepBudget` allows.
         """
         if not self.limited or request.latency_target is not None:
             return rows
-        fits, other = min(rows, self.rows(request)), request.share not in self._shares
-        if other and rows == 1:
-            return rows
-        if (other or request.skipped_steps >= PATIENCE) and not self._forced:
-            self._forced = True
-            return max(fits, min(rows, LEAST))
-        return fits
+        fits, own = min(rows, self.rows(request)), request.share in self._shares
+        if own and (self._forced or request.skipped_steps < PATIENCE):
+            return fits
+        self._forced |= own
+        return max(fits, min(rows, LEAST))
 
     def nodes(self, request: Request, nodes: int, among: int) -> int:
         """How many of a draft's nodes fit, where `among` requests share what is left. The draft of a

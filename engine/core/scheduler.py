@@ -149,6 +149,7 @@ class Scheduler:
         self._overtakes = 0  # requests in a row that started before the oldest that waits
         self._shares = FairShares(max_running, budget)
         self._blocked = False  # in this step none of those that wait can start any more
+        self._full = set[str | None]()  # shares of which none can start, for the time that it takes
         self._left = 0  # rows that are left of this step's
         self._put_off = set[Request]()  # whose questions come in a later step
         self.waiting: deque[Request] = deque()
@@ -174,10 +175,12 @@ class Scheduler:
         work: dict[int, ScheduledChunk] = {}
         self._blocked, self._left = False, self._prompt_rows
         self._put_off.clear()
+        self._full.clear()
         self.latency_budget.begin((*self.running, *self.waiting))
         self.budget.begin((*self.running, *self.waiting))
         self._shares.begin(self.running, self.waiting)
         running = [r for r in self.running if not self._shares.waits(r)]
+        self.budget.place(running)
         self._serve([r for r in running if _goes_first(r)], work)
         self._take_in(work, _goes_first)
         others = [r for r in self.running if r.id not in work and not _goes_first(r)]
@@ -231,6 +234,8 @@ class Scheduler:
                 # more urgent ones want some, too
                 left = min(left, max(LEAST, self._prompt_rows // 4))
             chunk = self.latency_budget.share(request, min(request.chunk_limit, left))
+            if chunk > 1:
+                chunk = self.budget.rows(request, chunk)
             asked = request.rows_after(request.computed + chunk)
             if asked and not self.budget.asks(request, len(self.running)):
                 self._put_off.add(request)
@@ -240,6 +245,8 @@ class Scheduler:
                 self._run(request, chunk, work)
 
     def _run(self, request: Request, chunk: int, work: dict[int, ScheduledChunk]) -> None:
+        if request.pending > 1:
+            self.budget.read(request, chunk)
         work[request.id] = ScheduledChunk(request, chunk)
         self._left -= chunk
         self.latency_budget.take(request, chunk)
@@ -252,11 +259,16 @@ class Scheduler:
             oldest = min(self.waiting, key=_age)
             if self._overtakes >= OVERTAKEN:
                 oldest.priority = FIRST
-            request = min(self.waiting, key=self._waiting_rank)
-            if self._left <= 0 or not may(request) or self._shares.waits(request):
+            able = [r for r in self.waiting if r.share not in self._full]
+            request = min(able, key=self._waiting_rank, default=oldest)
+            if not able or self._left <= 0 or not may(request) or self._shares.waits(request):
                 return
-            rows, chunk = self.latency_budget.share(request, self._left), 0
-            while rows and not chunk:
+            rows, chunk = self.latency_budget.share(request, min(self._left, request.pending)), 0
+            rows = self.budget.rows(request, rows)
+            if not rows:
+                self._full.add(request.share)
+                continue
+            while not chunk:
                 chunk = self._admit(request, rows)
                 if not chunk and not self._make_place(work):
                     break

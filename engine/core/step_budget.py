@@ -1,4 +1,4 @@
-"""How much longer one share may make a step for the others: by its answers, its drafts, its questions."""
+"""How much longer one share may make a step for the others: by its answers, prompts, drafts and questions."""
 
 from __future__ import annotations
 
@@ -8,14 +8,16 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import itemgetter
 
-from fastslow.engine.core.latency_budget import LATER, PATIENCE, WIDEST, more
+from fastslow.engine.core.latency_budget import LATER, LEAST, PATIENCE, WIDEST, more
 from fastslow.engine.core.request import Request
 from fastslow.engine.types import StepCostModel
 
-TWICE = 2.0  # times as long as without a share a step may take with it
-# seconds that drafts and questions add to a step where one share is alone: who comes in between waits for it, and
-# where nobody names shares, that is the same caller
+LONGER = 1.4  # times as long as without a share a step may take with it
+# seconds that a prompt, drafts or questions add to a step where one share is alone: who comes in between waits for it,
+# and where nobody names shares, that is the same caller
 ALONE, UNNAMED = 0.1, 1.0
+SOON = 0.05  # seconds that a step may take at least where one share is alone, but another was there lately
+SAVED = 0.125  # of the time that passes, which a share may use later for its prompts
 AGAIN = 64  # steps without drafts after which a share tries one node: what a pass took may have been chance
 UNKNOWN = 4  # nodes of depth that a drafter may try of which nobody knows what a pass takes
 Drafts = Sequence[tuple[Request, int]]  # and the nodes that it may draft
@@ -25,10 +27,13 @@ Want = Callable[[int], float]
 class StepBudget:
     """The seconds that each share may take of the step that is being scheduled, by what steps usually take.
 
-    A share alone makes no step more than TWICE as long as that of all others, but for one answer, which every share
-    has. What drafts and questions of all shares add is at most as long as the step without them, and is dealt out as
+    A share alone makes no step more than LONGER times as long as that of all others, but for one answer, which every
+    share has. What drafts and questions of all shares add is at most as long as the step without them, and is dealt out as
     places are: a share that wants little has it, none gets more than all others want together, unless the step is short
     enough. A share that was there lately counts as one answer: its next request may come in the middle of a step.
+
+    Prompts of all shares may add ALONE, too, where the step is shorter; each share that reads has an equal part of it.
+    What a share reads beyond that it pays of its credit: a part of the time that passes, up to ALONE.
 
     A question that does not fit is asked in a later step, once its share has saved enough for it: a part of each step
     that it waits. No decision sees a token of its own step.
@@ -42,6 +47,11 @@ class StepBudget:
         self._seen: dict[str | None, float] = {}  # when a share was last there
         self._there = Counter[str | None]()  # requests that run or wait
         self._groups: int | None = 0
+        self._answers = Counter[str | None]()  # that are in this step
+        self._readers = 1  # shares with prompts
+        self._read = Counter[str | None]()  # rows of these in this step
+        self._credit = dict[str | None, float]()  # seconds
+        self._began = timer()
         self._asked = Counter[str | None]()  # rows of questions in this step
         self._saved = dict[str | None, float]()  # seconds, by shares whose questions wait
         self._waited = set[str | None]()  # which did so in this step
@@ -49,12 +59,21 @@ class StepBudget:
 
     def begin(self, requests: Iterable[Request]) -> None:
         """Begin a step; `requests`: all that run or wait."""
-        now, self._there, self._groups = self._timer(), Counter(), 0
+        now, reading = self._timer(), set[str | None]()
+        paid = {} if self.alone else {one: self._adds(one) - self._free(one) for one in self._read}
+        self._there, self._groups = Counter(), 0
         for request in requests:
             self._there[request.share] += 1
             self._groups = more(self._groups, request.current_groups)
+            if request.pending > 1:
+                reading.add(request.share)
         self._seen |= dict.fromkeys(self._there, now)
         self._seen = {share: at for share, at in self._seen.items() if now - at < LATER}
+        earned, self._began = SAVED * (now - self._began), now
+        for share in self._seen:
+            left = self._credit.get(share, ALONE) - max(0.0, paid.get(share, 0.0))
+            self._credit[share] = min(ALONE, max(0.0, left) + earned)
+        self._readers, self._read = max(1, len(reading)), Counter()
         self._saved = {share: self._saved.get(share, 0.0) for share in self._seen}
         self._refused = Counter({share: self._refused[share] for share in self._seen})
         self._asked, self._waited = Counter(), set()
@@ -66,9 +85,40 @@ class StepBudget:
 
     def beside(self, others: int) -> int:
         """How many answers of one share run beside so many of others."""
-        limit = TWICE * self._seconds(others)
         rows = range(others + 1, others + WIDEST + 1)
-        return max(1, bisect_right(rows, limit, key=self._seconds))
+        return max(1, bisect_right(rows, self._limit(others), key=self._seconds))
+
+    def place(self, running: Iterable[Request]) -> None:
+        """Note who is in this step, of those that run."""
+        self._answers = Counter(r.share for r in running if r.pending <= 1)
+
+    def rows(self, request: Request, rows: int) -> int:
+        """How many of so many rows of its prompt a request reads in this step; one at least, if its share has none."""
+        share, short = request.share, self._read.total() + rows <= LEAST
+        if rows < 2 or (self.alone and (share is None or short)):
+            return rows
+        plain = self._seconds(max(1, self._answers.total()))
+        most = max(plain, ALONE) / self._readers
+        if not self.alone:
+            free = max(self._free(share), self._least() - plain)
+            most = min(most, max(free, self._credit[share]))
+        fits = bisect_right(range(1, rows + 1), most, key=lambda n: self._adds(share, n))
+        return max(fits, int(not self._read[share]))
+
+    def read(self, request: Request, rows: int) -> None:
+        """A request reads so many rows of its prompt in this step."""
+        self._read[request.share] += rows
+
+    def _adds(self, share: str | None, rows: int = 0) -> float:
+        """Seconds that rows of a share's prompts add to this step, with so many more."""
+        others = self._answers.total() + self._read.total() - self._read[share]
+        return self._seconds(others + self._read[share] + rows) - self._seconds(max(1, others))
+
+    def _free(self, share: str | None) -> float:
+        """Seconds that prompts of a share may add to this step and pay nothing."""
+        answers = self._answers.total()
+        most = LONGER * self._seconds(max(1, answers - self._answers[share]))
+        return max(0.0, most - self._seconds(max(1, answers)))
 
     def asks(self, request: Request, running: int) -> bool:
         """Whether a request asks its question in this step, in which so many answers run."""
@@ -141,10 +191,15 @@ class StepBudget:
         return max(plain, self.alone * (UNNAMED if None in self._seen else ALONE))
 
     def _spare(self, plain: float, others: int) -> float:
-        """What a step that takes so long leaves of TWICE the time of so many rows of others."""
-        if self.alone:
-            return self._most(plain)
-        return max(0.0, TWICE * self._seconds(max(1, others)) - plain)
+        """What is left of the seconds that a step may take beside so many rows of others, where it takes so long."""
+        return self._most(plain) if self.alone else max(0.0, self._limit(max(1, others)) - plain)
+
+    def _limit(self, others: int) -> float:
+        return max(LONGER * self._seconds(others), self._least())
+
+    def _least(self) -> float:
+        """Seconds that a step may always take."""
+        return 0.0 if len(self._there) > 1 else SOON
 
     def _seconds(self, rows: int) -> float:
         return self._cost_model.seconds(self._groups, rows)

@@ -8,11 +8,13 @@ from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 from engine_tools import Ask, Bench, answer, finish
 from exact_tools import PROMPTS, params
 from schedule_tools import added, request, run, scheduler
 from thoughts import Bound
 
+from fastslow.engine.core import step_budget
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.latency_budget import LATER, PATIENCE, RunEverything
 from fastslow.engine.core.request import Request
@@ -33,13 +35,18 @@ class Costs(RunEverything):
         return self.draft
 
 
-def test_a_share_alone_makes_no_step_twice_as_long() -> None:
+@pytest.fixture(autouse=True)
+def twice_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_budget, "LONGER", 2.0)
+
+
+def test_a_share_alone_makes_no_step_much_longer() -> None:
     """Where rows are dear, it runs as many answers as all others, else more of them."""
     for fixed, answers in ((0.0, 2), (3.0, 5), (1e9, 16)):
         step = scheduler(running=32, costs=Costs(fixed))
-        added(step, range(30), share="greedy", room=50)
+        added(step, range(30), share="greedy", prompt=1, room=50)
         assert len(run(step)) == 30, "alone it has what there is"
-        added(step, [30, 31], share="modest", room=50)
+        added(step, [30, 31], share="modest", prompt=1, room=50)
         assert sum(number < 30 for number in run(step)) == answers
         for number in (30, 31):
             step.remove(next(one for one in step.running if one.id == number))
@@ -111,6 +118,25 @@ def test_one_share_alone_has_a_bound_too() -> None:
     assert dealt(fast, {"only": [15] * 16})["only"] == [15] * 16
 
 
+def test_prompts_have_a_bound_by_share() -> None:
+    """A row takes a fiftieth of ALONE, so who reads at once has the others wait for four times as long."""
+    step, now = scheduler(costs=Costs(row=ALONE / 50)), [LATER]
+    step.budget = step._shares._budget = StepBudget(Costs(row=ALONE / 50), lambda: now[0])
+    nobody = added(step, [0], prompt=200)[0]
+    assert run(step) == {0: 200}, "where nobody names shares, that is the same caller"
+    step.remove(nobody)
+    now[0] += LATER
+    greedy, _ = added(step, [1, 2], share="greedy", prompt=200, room=50)
+    assert run(step) == {1: 51}, "who comes in the middle of a step waits for its end"
+    modest = added(step, [10], share="modest", prompt=50, room=50)[0]
+    assert [run(step) for _ in range(2)] == [{1: 26, 10: 25}] * 2, "an equal part for each"
+    assert modest.computed == 50
+    assert [run(step) for _ in range(3)] == [{1: 1, 10: 1}] * 3
+    now[0] += ALONE / step_budget.SAVED
+    assert [run(step) for _ in range(3)] == [{1: 50, 10: 1}, {1: 1, 10: 1}, {1: 1, 10: 1}]
+    assert greedy.skipped_steps == 0
+
+
 def engine(bench: Bench, costs: Costs) -> tuple[EngineCore, list[int]]:
     """An engine, and the rows of the forwards of its target."""
     made, ran = bench.core(), list[int]()
@@ -130,6 +156,7 @@ def engine(bench: Bench, costs: Costs) -> tuple[EngineCore, list[int]]:
 
 def test_what_a_step_drafts_beside_another_share_is_bounded(moge: Bench, monkeypatch: Any) -> None:
     """Six answers of 20 drafted tokens each: alone they have them, beside another answer none."""
+    monkeypatch.setattr(step_budget, "SOON", 0.0)
     core, ran = engine(moge, Costs(fixed=1e-5, draft=1e-5, row=1e-7))
     passes, propose = list[int](), core.drafter.propose
 
@@ -170,7 +197,7 @@ def test_where_nobody_drafts_nor_shares_no_step_is_timed(moge: Bench) -> None:
 
     core, ran = engine(moge, cast(Costs, Unknown()))
     ask = Ask(PROMPTS[1], params(max_tokens=4))
-    one = moge.request(0, ask, share="only")
+    one = moge.request(0, ask)
     core.add(one)
     finish(core, [])
     assert one.error is None and len(ran) == 4 and answer(one) == answer(moge.alone(ask))
@@ -205,7 +232,12 @@ def test_small_questions_of_a_share_keep_no_large_one_waiting() -> None:
     """One that fits uses up nothing that was saved for a large one, and one that does not waits behind it."""
 
     def asking(share: str, rows: int) -> Any:
-        fields: dict[str, Any] = {"share": share, "tokens": [1], "current_groups": None}
+        fields: dict[str, Any] = {
+            "share": share,
+            "tokens": [1],
+            "pending": 1,
+            "current_groups": None,
+        }
         return SimpleNamespace(**fields, rows_after=lambda _: rows)
 
     large, small, other = asking("one", 20), asking("one", 1), asking("other", 0)

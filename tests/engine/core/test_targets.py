@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from schedule_tools import request, run, scheduler
+from schedule_tools import added, request, run, scheduler
 
 from fastslow.engine.core.latency_budget import (
     LATER,
@@ -216,3 +216,14 @@ def test_lossy_shortening_says_so(llm: LLM) -> None:
     assert out.token_ids == llm.chat("one", params, mode=Mode(groups=0)).token_ids
     unasked = llm.chat("one", params, mode=Mode(latency_ms=0.001)).metrics.decision
     assert "lossy" not in unasked
+
+
+def test_who_is_skipped_for_a_target_keeps_no_other_share_waiting() -> None:
+    """The target's share has gone, and its other requests wait for steps that are long enough."""
+    step = scheduler(budget=LatencyBudget(Linear(fixed=100.0)))
+    aiming = added(step, [0], share="greedy", latency_target=1.0)[0]
+    run(step)
+    step.remove(aiming)
+    added(step, range(1, 5), share="greedy")
+    added(step, [5], share="modest")
+    assert 5 in run(step)
