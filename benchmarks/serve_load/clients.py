@@ -4,105 +4,49 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 TAIL = 64 * 1024  # bytes of an answer's end that are kept
 WAIT = 120.0  # seconds after which a request hangs
-TOPICS = ("the sea", "old maps", "bread", "a lighthouse", "bees", "rivers", "clocks", "snow")
 
 
 @dataclass(slots=True)
 class Reply:
-    """What came of a request. Seconds are from its first byte sent."""
+    """What came of a request."""
 
     status: int = 0
-    first: float = 0.0  # to the first event with a token
-    seconds: float = 0.0
-    waited: float = 0.0  # to the first token, as the engine says
-    tokens: int = 0
-    text: str = ""
-    thought: str = ""
-    ids: list[int] = field(default_factory=list)  # where the request asked for them
-    decision: str = ""  # what the engine tells of how the answer came about
-    finish: str | None = None
-    whole: bool = False  # it came to its end
-    error: str = ""  # of an event; of a status other than 200 the body
+    whole: bool = False  # its stream came to its end
+    error: str = ""  # the body, of a status other than 200
 
 
 class Stream(asyncio.Protocol):
     """One request on one connection."""
 
     def __init__(self, request: bytes) -> None:
-        loop = asyncio.get_running_loop()
-        self.over: asyncio.Future[None] = loop.create_future()
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.reply = Reply()
         self._request = request
         self._tail = bytearray()
-        self._begin = 0.0
-        self._transport: Any = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = transport
-        self._begin = time.perf_counter()
-        self._transport.write(self._request)
+        transport.write(self._request)  # type: ignore[attr-defined]
 
     def data_received(self, data: bytes) -> None:
-        reply = self.reply
-        if not reply.status:
-            reply.status = int(data[9:12])
-        # a chunk without a token, which has the role, comes early where the answer waits
-        if not reply.first and data.count(b"data: ") > data.count(b'"role":'):
-            reply.first = time.perf_counter() - self._begin
+        if not self.reply.status:
+            self.reply.status = int(data[9:12])
         self._tail += data
         if len(self._tail) > 2 * TAIL:
             del self._tail[:-TAIL]
-        if b"data: [DONE]" in self._tail[-len(data) - 16 :]:
-            reply.whole = True
-            reply.seconds = time.perf_counter() - self._begin
+        self.reply.whole |= b"data: [DONE]" in self._tail[-len(data) - 16 :]
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self.reply.status == 200:
-            self._read_end()
-        else:
+        if self.reply.status != 200:
             self.reply.error = self._tail[-2000:].decode(errors="replace")
         if not self.over.done():
             self.over.set_result(None)
-
-    def _read_end(self) -> None:
-        """What the answer says, and why it ended, or failed."""
-        head, _, body = bytes(self._tail).partition(b"\r\n\r\n")
-        if b"application/json" in head:
-            self._note(json.loads(body))
-            self.reply.whole = True
-            self.reply.seconds = time.perf_counter() - self._begin
-            return
-        for line in bytes(self._tail).split(b"\n"):
-            if not line.startswith(b"data: {") or not line.rstrip().endswith(b"}"):
-                continue  # a chunk's length, or the first line, of which the beginning is gone
-            try:
-                event = json.loads(line[6:])
-            except ValueError:
-                continue  # a line in two chunks, of which the client left the second
-            self._note(event)
-
-    def _note(self, event: dict[str, Any]) -> None:
-        reply = self.reply
-        if event.get("error"):
-            reply.error = event["error"]["message"]
-        if metrics := event.get("metrics"):
-            reply.waited, reply.decision = metrics["ttft"], metrics["decision"]
-        if usage := event.get("usage"):
-            reply.tokens = usage["completion_tokens"]
-        for choice in event.get("choices", ()):
-            reply.finish = choice.get("finish_reason") or reply.finish
-            delta = choice.get("delta") or choice.get("message") or {}
-            reply.text += delta.get("content") or ""
-            reply.thought += delta.get("reasoning_content") or ""
-            reply.ids += delta.get("token_ids") or ()
 
 
 def request_of(body: Mapping[str, Any]) -> bytes:
@@ -124,7 +68,6 @@ def chat(prompt: str, tokens: int, **fields: Any) -> dict[str, Any]:
         "ignore_eos": True,
         "temperature": 0,
         "stream": True,
-        "stream_options": {"include_usage": True},
         **fields,
     }
 

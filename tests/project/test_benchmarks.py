@@ -45,7 +45,6 @@ CASES = {  # may name {model}, {prompts}, {out} and {folder}
     ),
     "thinking": "--count 3 --out {out}",
     "bystander": "--model abacus --attacks plain --count 2 --repeat 1 --out {out}",
-    "serving": "--model {model} --dtype float32 --clients 1,2 --least 1 --tokens 4 --repeat 1 --out {out}",
 }
 FIGURES = {
     "drafting": "cells",
@@ -53,7 +52,7 @@ FIGURES = {
     "bystander": "times",
 }  # of the file; of the others: rows
 PRINTED = {"replay": "--model {model} --dtype float32 --prompts {prompts} --limit 2 --tokens 8"}
-OWN = {"checkouts", "replicas", "peers", "thinking_pictures"}  # have separate tests
+OWN = {"checkouts", "peers", "thinking_pictures"}  # have separate tests
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +110,7 @@ def test_every_benchmark_is_run_here() -> None:
     assert scripts == {*CASES, *PRINTED, *OWN}
 
 
-SLOW = {"exact", "thinking", "serving", "bystander"}
+SLOW = {"exact", "thinking", "bystander"}
 
 
 @pytest.mark.parametrize(
@@ -225,15 +224,3 @@ def test_a_format_that_does_not_load_is_left_out(
     asked = "--model {model} --formats int3 --threads 1 --out {out}"
     assert place.run("decode", asked) == 1
     assert "int3 is left out" in capsys.readouterr().out
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "part",
-    ["killed --answers 60 --kills 1", "flood --seconds 2 --repeat 1 --flood 2"],
-)
-def test_replicas_are_measured(part: str, place: Place) -> None:
-    place.run("replicas", part + " --model {model} --out {out}")
-    assert place.file()["found"]
-    if part.startswith("killed"):
-        assert not place.file()["wrong"]
