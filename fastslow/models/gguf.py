@@ -54,7 +54,8 @@ def write_files(gguf: Path, folder: Path) -> None:
     _write_settings(vocabulary, model, folder)
     write_json(folder / "config.json", config)
     ids = ("bos_token_id", "eos_token_id", "pad_token_id")
-    write_json(folder / "generation_config.json", {name: config.get(name) for name in ids})
+    said = {name: config.get(name) for name in ids} | {"do_sample": False}  # it answers best so
+    write_json(folder / "generation_config.json", said)
 
 
 def _tokenizer(vocabulary: GgufVocabulary) -> tuple[GgufVocabulary, Tokenizer]:

