@@ -36,7 +36,6 @@ from figures import (
     numbers,
     open_formats,
     options,
-    seconds_of,
     show,
     take_turns,
     with_conditions,
@@ -45,6 +44,7 @@ from peer.texts import openings, unseen
 
 from fastslow import LLM, SamplingParams
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
+from fastslow.tools.tune.sample import seconds_of
 
 PROMPT = 64
 BUSY = "while True: pass"
@@ -80,7 +80,8 @@ def measure(llm: LLM, row: Row, tokens: int, seconds: float) -> dict[str, Any]:
     spent, made = 0.0, 0
     while not made or spent < seconds:
         asked = {"mode": row["mode"], "speculation": "off", "progress": False}
-        spent += seconds_of(llm.generate(prompts, sampling, **asked))
+        outputs = llm.generate(prompts, sampling, **asked)
+        spent += seconds_of([output.metrics for output in outputs])
         made += row["rows"] * (tokens - 1)
     return {"rate": made / spent}
 

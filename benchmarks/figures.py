@@ -21,7 +21,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from fastslow import LLM, Output
+from fastslow import LLM
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.text.templates import load_template
@@ -178,13 +178,6 @@ def middle(samples: Samples, key: str = "rate", digits: int | None = None) -> st
     value = statistics.median(sample[key] for sample in chosen)
     places = digits if digits is not None else 0 if value >= 100 else 1
     return f"{'~' if contended else ''}{value:.{places}f} (n={len(chosen)})"
-
-
-def seconds_of(outputs: Sequence[Output]) -> float:
-    """From the first token of answers that were asked for at once to the last."""
-    metrics = [output.metrics for output in outputs]
-    ends = [m.ttft + m.tpot * (m.tokens - 1) for m in metrics]
-    return max(ends) - min(m.ttft for m in metrics)
 
 
 def percentiles(values: Iterable[float]) -> list[float]:

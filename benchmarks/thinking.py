@@ -23,7 +23,7 @@ import numpy as np
 from figures import options, percentiles, show, write
 from rich.progress import track
 
-from fastslow import LLM, Mode, Speculation
+from fastslow import LLM, Mode
 from fastslow.engine.host.progress import silent
 from fastslow.engine.params import AnswerConfidence, Escalation
 from fastslow.models.locate import resolve_model
@@ -63,7 +63,7 @@ for n in (16, 32, 64, 96):
         f"{n} tokens, answer_room 8": {"answer_room": 8, "sampling": {"max_tokens": n}},
     }
 Way = Mode | str | ModeRouter
-BELOW = 0.6  # of a token's probability: the fast answer is given up for a deep one
+DOUBT = Escalation(below=0.6, window=1, how="restart")  # the fast answer is given up for a deep one
 
 
 class TaskAnswer(NamedTuple):
@@ -93,14 +93,13 @@ def figures_of(answers: list[TaskAnswer]) -> dict[str, Any]:
     }
 
 
-def ways(llm: LLM, parts: list[str], between: tuple[str, ...], below: float) -> dict[str, Way]:
+def ways(parts: list[str], between: tuple[str, ...]) -> dict[str, Way]:
     """Name -> mode, of every way of asking that is measured; `between`: the presets that auto takes."""
     found: dict[str, Way] = {}
     if "modes" in parts:
         found |= {name: name for name in ("fast", *between, "deep", "auto")}
         found["auto by hand"] = BUILT_IN
-        doubt = Escalation(below=below, window=1, how="restart")
-        found["escalation"] = Mode(name="escalation", base="fast", escalate=doubt)
+        found["escalation"] = Mode(name="escalation", base="fast", escalate=DOUBT)
     if "groups" in parts:
         kinds, counts = (("fast", "off"), ("deep", "on")), (0, 1, 2, 4, 8)
         for n, (base, thinking) in product(counts, kinds):
@@ -125,7 +124,7 @@ def ways(llm: LLM, parts: list[str], between: tuple[str, ...], below: float) -> 
 
 
 def ask(
-    llm: LLM, tasks: list[Task], modes: dict[str, Way], speculation: Speculation, batch: int
+    llm: LLM, tasks: list[Task], modes: dict[str, Way], batch: int
 ) -> dict[str, list[TaskAnswer]]:
     """Every task in every mode, interleaved."""
     found: dict[str, list[TaskAnswer]] = {name: [] for name in modes}
@@ -133,7 +132,7 @@ def ask(
         some = tasks[place : place + batch]
         for name, mode in modes.items():
             started = time.perf_counter()
-            outs = llm.chat([task.prompt for task in some], mode=mode, speculation=speculation)
+            outs = llm.chat([task.prompt for task in some], mode=mode, speculation="off")
             seconds = time.perf_counter() - started
             for task, out in zip(some, outs, strict=True):
                 right, m = graded(out.text, task.answer), out.metrics
@@ -163,16 +162,13 @@ def main() -> None:
     parser.add_argument("--mix", choices=MIXES, default="abacus", help="which tasks (abacus)")
     parser.add_argument("--model", help="a model that was trained on them; default the shipped one")
     parser.add_argument("--auto", type=Path, help="a settings file whose auto is measured")
-    parser.add_argument("--draft", help="a draft model, such as abacus-draft; default no drafting")
     parser.add_argument("--count", type=int, default=1000, help="held-out tasks (1000)")
     parser.add_argument("--seed", type=int, default=7, help="of the tasks (7)")
     parser.add_argument("--batch", type=int, default=1, help="asked at once, for tokens only (1)")
     parser.add_argument("--without", type=Path, help="tasks to leave out, as examples print them")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--below", type=float, default=BELOW, help="doubt that escalates (0.6)")
     args = parser.parse_args()
 
-    speculation = Speculation(drafter="model" if args.draft else "off", model=args.draft)
     known = args.without.read_text().splitlines() if args.without else []
     left_out = {json.loads(line)["prompt"] for line in known}
     drawn = MIXES[args.mix].held_out(args.seed)
@@ -181,9 +177,9 @@ def main() -> None:
     router = checkpoint_selector(folder) if args.auto is None else read_selector(args.auto, folder)
     learned = router if isinstance(router, LearnedModeRouter) else None
     with LLM(folder, auto=args.auto) as llm:
-        modes = ways(llm, args.only, learned.between if learned else (), args.below)
-        ask(llm, tasks[:3], modes, speculation, args.batch)  # warms up
-        measured = ask(llm, tasks, modes, speculation, args.batch)
+        modes = ways(args.only, learned.between if learned else ())
+        ask(llm, tasks[:3], modes, args.batch)  # warms up
+        measured = ask(llm, tasks, modes, args.batch)
         curves_of: dict[str, Any] = {"curves": {}}
         if learned and {*learned.between} <= {*measured}:
             curves_of = choices(llm, tasks, learned, measured)
@@ -199,7 +195,7 @@ def main() -> None:
     kinds = next(iter(figures.values()))["by_kind"]
     show(["", "accuracy", "median ms", "p95 ms", "tokens", "deep", *kinds], rows)
     tasks_of = {"count": args.count, "seed": args.seed}
-    found = {"draft": args.draft, "tasks": tasks_of, "figures": figures}
+    found = {"tasks": tasks_of, "figures": figures}
     write(args.out, model=args.model or args.mix, **found, **curves_of)
 
 

@@ -15,14 +15,12 @@ import typer
 from smollm2_moge.distill import Distiller, Schedule
 from smollm2_moge.student import Student, Teacher, recipe_of
 
-from fastslow import LLM
 from fastslow.engine.host.progress import progress_bar
 from fastslow.models.folder import require_vacant
 from fastslow.models.locate import resolve_model
 from fastslow.models.moge import write_moge
-from fastslow.tools.convert import NeuronSplit, calibrate
+from fastslow.tools.convert import NeuronSplit, calibrate, calibration_texts
 from fastslow.tools.job_options import ConvertOptions
-from fastslow.tools.quantize.calibration import answered, prompts_of
 
 CALIBRATION = 100  # texts that choose the experts
 
@@ -39,20 +37,13 @@ def train(
     require_vacant(out)
     torch.manual_seed(options.seed)
     with progress_bar() as report:
-        texts: list[list[int]] = []
-        with LLM(folder, remember=False, progress=False) as llm:
-            for text in answered(llm, prompts_of(prompts, folder), seed=options.seed):
-                texts.append(text)
-                done = sum(map(len, texts)) / options.tokens
-                report(min(1.0, done), "the dense model writes")
-                if done >= 1:
-                    break
+        texts = calibration_texts(folder, options, report, prompts)
         dense = Teacher(folder)
         inner = dense.config.intermediate_size
         split = NeuronSplit.of(
             inner, options.groups, options.experts, options.shared, options.width
         )
-        report(0.0, "choosing experts")
+        report(0.3, "choosing experts")
         layout = calibrate(dense, texts[:CALIBRATION], split, seed=options.seed)
         student = Student(dense, layout)
         Distiller(student, torch.tensor(list(chain(*texts))), schedule).run(report)

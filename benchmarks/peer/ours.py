@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from figures import options_of, seconds_of
+from figures import options_of
 from peer.child import Run, serve
 
 import fastslow
 from fastslow import LLM, SamplingParams, Speculation
 from fastslow.engine.model.config import ModelConfig
 from fastslow.models.locate import resolve_model
+from fastslow.tools.tune.sample import seconds_of
 
 
 class Fastslow:
@@ -57,7 +58,8 @@ class Fastslow:
     ) -> Run:
         batch = [list(prompt) for prompt in prompts]
         outputs = self.llm.generate(batch, sampling, speculation=wish, progress=False)
-        return Run([output.token_ids for output in outputs], seconds_of(outputs))
+        seconds = seconds_of([output.metrics for output in outputs])
+        return Run([output.token_ids for output in outputs], seconds)
 
 
 if __name__ == "__main__":

@@ -50,13 +50,11 @@ class Dense:
     def __init__(
         self, folder: Path, dtype: torch.dtype = torch.bfloat16, weights: Path | None = None
     ) -> None:
-        self.folder = folder
         self.config = dense_config(folder)
         names = [*tensor_shapes(self.config)]
         with floats(weights or folder, self.config) as read, ThreadPoolExecutor(WORKERS) as pool:
             read_each = pool.map(lambda name: read(name).to(dtype), names)
             self.tensors = dict(zip(names, read_each, strict=True))
-        self.dtype = dtype
 
     def weight(self, layer: int, linear: str) -> Tensor:
         return self.tensors[f"model.layers.{layer}.{OFFICIAL[linear]}.weight"]

@@ -267,11 +267,8 @@ class RequestBuilder:
         later = [self._request(one, own, options, called, trace) for one in others]
         escalation = None
         if escalated is not None and first.mode.escalate is not None:
-            keep, successor, thinking = first.mode.escalate.how == "keep", None, None
-            if later:
-                successor = later[0]
-            else:
-                thinking = self._steered(first, escalated)
+            keep, successor = first.mode.escalate.how == "keep", later[0] if later else None
+            thinking = None if later else self._steered(first, escalated)
             escalation = EscalationTarget(
                 escalated.name, escalated.routed, keep, thinking, successor
             )

@@ -202,10 +202,10 @@ class ChoiceState:
         left = None if self.prompt.turn is None else self.prompt.turn_left(self._answers_in)
         if self._decided is None and not by_load and left is None:
             return None
-        why = (
-            "" if self._decided is None else self._decided.why or "; ".join(self.requests[0].notes)
-        )
-        mode = "" if self._decided is None else self._candidates[0].mode.name
+        mode = why = ""
+        if self._decided is not None:
+            mode = self._candidates[0].mode.name
+            why = self._decided.why or "; ".join(self.requests[0].notes)
         return Decided(mode, why, request.groups, left)
 
     def _mode(self) -> str:

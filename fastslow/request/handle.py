@@ -136,12 +136,6 @@ class PieceStream(_AnswerInTheMaking, Iterator[Piece], AsyncIterator[Piece]):
             return None
         return RequestHandle(self._group).result()
 
-    def __iter__(self) -> PieceStream:
-        return self
-
-    def __aiter__(self) -> PieceStream:
-        return self
-
     def __next__(self) -> Piece:
         """Wait for the next piece; it raises what `RequestHandle.result` does."""
         self._begin()

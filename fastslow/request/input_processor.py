@@ -90,7 +90,6 @@ class InputProcessor:
         self.said = SaidOnce()
         self._turns = Turns()
         self.sampling = model_sampling(folder)  # where calls and modes give none
-        self._advised = False
         if tokenizer is not None:
             self._check_vocabulary(folder, tokenizer)
             self._template = load_template(folder, tokenizer, config.architecture)
@@ -114,8 +113,7 @@ class InputProcessor:
         chats = self._template is not None and not isinstance(self._template, PlainTemplate)
         plain = prompt.text is not None and not prompt.chat
         empty = len(answer.token_ids) == 1 and answer.finish_reason == "stop"
-        if chats and plain and empty and not self._advised:
-            self._advised = True
+        if chats and plain and empty:
             self.said.warn(
                 "the answer to a plain text is empty: this model expects its chat template, so ask "
                 "llm.chat(prompt)"
@@ -132,13 +130,8 @@ class InputProcessor:
             )
         if not prompts:
             raise ValueError("prompt=[] is empty: give at least one token, message or prompt")
-        if len(prompts) > self.context and isinstance(prompts[0], Mapping):
-            return [prompts], True  # which `measure` refuses: they need not be looked at
-        if all(isinstance(part, Mapping) for part in prompts):
-            return [prompts], True
-        if all(isinstance(part, str | Sequence) for part in prompts):
-            return list(prompts), False
-        return [prompts], True
+        single = not all(isinstance(part, str | Sequence) for part in prompts)
+        return [prompts] if single else list(prompts), single
 
     def measure(self, prompt: Prompt) -> None:
         """Refuse a prompt that cannot fit, however it is tokenised, before time is spent on it."""
@@ -306,8 +299,7 @@ class InputProcessor:
                 "keep_thoughts changes no prompt"
             )
             *begun, end = chat()
-        prefix, opened = turns[-1].get("prefix") is True, False
-        opens = False
+        prefix, opened, opens = turns[-1].get("prefix") is True, False, False
         if self.tags is not None:
             opened = self.tags.opened_by(end) or not self.tags.open
             if prefix:

@@ -127,8 +127,8 @@ def _invalid(error: RequestValidationError) -> ApiError:
     same = [one for one in found if _place(one["loc"], error.body)[0] == path]
     limits = [_limit(str(one["msg"])) for one in same]
     if any(limit is None for limit in limits):
-        message = next(_sentence(one["msg"]) for one, limit in zip(same, limits) if limit is None)
-        return ApiError(400, message, param=path or None)
+        said = next(str(one["msg"]) for one, limit in zip(same, limits) if limit is None)
+        return ApiError(400, said.removeprefix("Value error, "), param=path or None)
     name = path[:60] or "the body"
     limit = " or ".join(dict.fromkeys(filter(None, limits))).replace(" or be ", " or ")
     return ApiError(400, f"{name}={shown(value)} must {limit}", param=path or None)
@@ -157,7 +157,3 @@ def _limit(said: str) -> str | None:
     if not should:
         return None
     return "be an object" if limit == OBJECT else limit.partition(" after validation")[0]
-
-
-def _sentence(said: str) -> str:
-    return said.removeprefix("Value error, ").removeprefix("Assertion failed, ")

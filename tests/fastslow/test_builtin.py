@@ -77,7 +77,7 @@ def test_a_moge_model_of_the_file_is_that_of_its_dense_folder(tmp_path: Path) ->
     write_gguf(gguf := tmp_path / "tiny.gguf")
     (small := tmp_path / "small").mkdir()
     write_files(gguf, small)
-    dense = Dense(gguf_to_dense(gguf, tmp_path / "dense"))
+    dense = Dense(folder := gguf_to_dense(gguf, tmp_path / "dense"))
     torch.manual_seed(1)
     inner = dense.config.intermediate_size
     pool = inner // 8
@@ -94,7 +94,7 @@ def test_a_moge_model_of_the_file_is_that_of_its_dense_folder(tmp_path: Path) ->
     sizes = {name: dense.weight(0, name).shape for name in LINEARS}
     deltas = {f"0_{n}": (torch.randn(2, i), torch.randn(o, 2)) for n, (o, i) in sizes.items()}
     recipe = Recipe(layout, deltas, {})
-    first = write_moge(dense.folder, recipe, tmp_path / "first", fast=1)
+    first = write_moge(folder, recipe, tmp_path / "first", fast=1)
     second = write_moge(small, recipe, tmp_path / "second", fast=1, weights=gguf)
     names = {path.name for path in first.iterdir()}
     assert names == {path.name for path in second.iterdir()} and "tokenizer.json" in names

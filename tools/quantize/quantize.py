@@ -13,7 +13,7 @@ from loguru import logger
 from torch import Tensor
 
 from fastslow.engine.checkpoint.checkpoint import Checkpoint
-from fastslow.engine.checkpoint.quantised import KV_TYPE, QuantKind, Scheme
+from fastslow.engine.checkpoint.quantised import KV_TYPE, Scheme
 from fastslow.engine.host.progress import Report, silent
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ops import QuantLinear
@@ -24,9 +24,9 @@ from fastslow.tools.kept import KeptWork
 from fastslow.tools.quantize.calibration import Calibration, balanced_texts
 from fastslow.tools.quantize.plain_layer import ROUTER, Tensors
 from fastslow.tools.quantize.quantize_layer import kv_scales, quantize_layer
-from fastslow.tools.quantize.writer import CheckpointWriter, of_matrix
+from fastslow.tools.quantize.writer import CheckpointWriter, described
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 DRIFT = "drift"  # among a kept layer's tensors
 LIMIT = 0.52  # of the float checkpoint's bytes
 # fields of a shape that `PlainLayer` does not look at: all of them must be as usual
@@ -89,16 +89,12 @@ def quantize(
         work = _Work(config, read, options, report)
         made = QuantizedCheckpoint(out, work.calibrate(texts, kept))
         writer = CheckpointWriter(folder, options.kv)
-        for name, tensor in work.outer():
-            put = writer.matrix if isinstance(tensor, QuantLinear) else writer.tensor
-            put(name, tensor)  # type: ignore[arg-type]
+        writer.take(work.outer())
         for n in range(config.layers):
             layer = kept.part(f"layer-{n}", partial(work.layer, n, made.calibration.texts, kept))
             kept.drop(f"rows-{n}")
             made.drifts.append(float(layer.pop(DRIFT)))
-            for key, tensor in sorted(layer.items()):
-                kind, _, name = key.partition(" ")
-                writer.tensor(name, tensor, kind)
+            writer.take(dict(sorted(layer.items())))
         writer.close(source)
         made.nbytes = writer.nbytes
         made.source_bytes = sum(read(name).nbytes for name in tensor_shapes(config))
@@ -166,17 +162,17 @@ class _Work:
         int8 = QuantLinear(table.weight_OI[at], table.scale_O[at])
         return {"float": rows, "int8": int8.dequantised()}
 
-    def outer(self) -> Iterator[tuple[str, Tensor | QuantLinear]]:
-        """The tensors that belong to no layer."""
-        yield EMBEDDING, self._embedding
-        yield "model.norm.weight", self.read("model.norm.weight")
+    def outer(self) -> Tensors:
+        """The tensors that belong to no layer, as `described`."""
+        found = described(EMBEDDING, self._embedding)
+        found |= described(NORM, self.read(NORM))
         if not self.config.tie_word_embeddings:
-            head = self.read(HEAD)
-            small = isinstance(self._embedding, QuantLinear)
-            yield HEAD, QuantLinear.of(head) if small else head
+            head, small = self.read(HEAD), isinstance(self._embedding, QuantLinear)
+            found |= described(HEAD, QuantLinear.of(head) if small else head)
+        return found
 
     def layer(self, n: int, texts: list[list[int]], kept: KeptWork) -> Tensors:
-        """A quantised layer's tensors by kind and name, with its drift. The rows that it hands on are kept."""
+        """A quantised layer's tensors as `described`, with its drift. The rows that it hands on are kept."""
         report = lambda share: self.report(
             0.5 + 0.5 * (n + share) / self.config.layers, f"layer {n + 1} of {self.config.layers}"
         )
@@ -189,10 +185,9 @@ class _Work:
             own = name.removeprefix(f"{prefix}.")
             matrix = made.matrices.get(own.removesuffix(".weight"))
             if matrix is not None and name.endswith(".weight"):
-                found |= {f"{QuantKind.DYNAMIC} {key}": t for key, t in of_matrix(name, matrix)}
-                continue
-            # what smoothing changed by powers of two fits the dtype it had
-            found[f"{QuantKind.FLOAT} {name}"] = made.tensors[own].to(self.read(name).dtype)
+                found |= described(name, matrix)
+            else:  # what smoothing changed by powers of two fits the dtype it had
+                found |= described(name, made.tensors[own].to(self.read(name).dtype))
         if self.options.kv:
             for part, scale in zip("kv", kv_scales(made.kv)):
                 found[f"{KV_TYPE} {prefix}.self_attn.{part}_proj.kv_cache_scale"] = scale

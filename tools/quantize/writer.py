@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,10 +21,12 @@ LEFT_OUT = (".safetensors", ".blocks", ".head", ".index.json", "_report.json")
 OWN = ("config.json", DESCRIPTION)
 
 
-def of_matrix(name: str, matrix: QuantLinear) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of a matrix `X.weight`."""
-    yield name, matrix.weight_OI
-    yield f"{name}_scale", matrix.scale_O[:, None].bfloat16()
+def described(name: str, tensor: Tensor | QuantLinear) -> dict[str, Tensor]:
+    """A tensor, or the two of a matrix `X.weight` in int8, by "KIND NAME"."""
+    if isinstance(tensor, Tensor):
+        return {f"{QuantKind.FLOAT} {name}": tensor}
+    parts = {name: tensor.weight_OI, f"{name}_scale": tensor.scale_O[:, None].bfloat16()}
+    return {f"{QuantKind.DYNAMIC} {part}": own for part, own in parts.items()}
 
 
 @dataclass(slots=True)
@@ -41,18 +42,15 @@ class CheckpointWriter:
     _size: int = 0
     _shards: list[list[str]] = field(default_factory=list)
 
-    def tensor(self, name: str, tensor: Tensor, kind: str = QuantKind.FLOAT) -> None:
-        """Take one."""
-        if self._size and self._size + tensor.nbytes > self.shard:
-            self._flush()
-        self._some[name] = tensor.contiguous()
-        self._description[name] = kind
-        self._size += tensor.nbytes
-
-    def matrix(self, name: str, matrix: QuantLinear) -> None:
-        """Take the matrix `X.weight` in int8, with its scales in bfloat16."""
-        for each, tensor in of_matrix(name, matrix):
-            self.tensor(each, tensor, QuantKind.DYNAMIC)
+    def take(self, tensors: dict[str, Tensor]) -> None:
+        """Take some, by "KIND NAME"."""
+        for key, tensor in tensors.items():
+            kind, _, name = key.partition(" ")
+            if self._size and self._size + tensor.nbytes > self.shard:
+                self._flush()
+            self._some[name] = tensor.contiguous()
+            self._description[name] = kind
+            self._size += tensor.nbytes
 
     def close(self, source: Path) -> None:
         """Write what is left, the description, and the small files of the source's folder."""

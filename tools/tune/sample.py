@@ -61,7 +61,7 @@ def sample_of(
         part=part,
         turn=turn,
         tokens=sum(m.tokens - 1 for m in every),
-        seconds=sum(_seconds(batch) for batch in batches),
+        seconds=sum(seconds_of(batch) for batch in batches),
         answered=sum(m.tokens for m in every),
         steps=sum(m.steps for m in every),
         drafted=sum(m.drafted for m in every),
@@ -71,7 +71,7 @@ def sample_of(
     )
 
 
-def _seconds(batch: Sequence[Metrics]) -> float:
+def seconds_of(batch: Sequence[Metrics]) -> float:
     """From the first token of the batch to the last; its requests were submitted at once."""
     ends = [m.ttft + m.tpot * (m.tokens - 1) for m in batch]
     return max(ends) - min(m.ttft for m in batch)

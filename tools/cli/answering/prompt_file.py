@@ -11,6 +11,7 @@ from fastslow.engine.checked import Params
 from fastslow.engine.host.progress import bar
 from fastslow.engine.params import SamplingParams
 from fastslow.output import Completion, GenerationError, Output
+from fastslow.request.options import given_sampling
 from fastslow.tools.cli.answering.answer_options import GenerateCommand
 from fastslow.tools.prompts import FIELDS, Record, conversation, json_object, naming, text_lines
 
@@ -86,8 +87,8 @@ def answers(
     for line in lines:
         with naming(line.place):
             call = options.call(llm, line.own.mode)
-            both = _given(call["sampling"]) | _given(line.own.sampling)
-            call["sampling"] = SamplingParams(**both)
+            layers = given_sampling(call["sampling"]), given_sampling(line.own.sampling)
+            call["sampling"] = SamplingParams(**{**layers[0], **layers[1]})
             if line.own.chat_template_kwargs is not None:
                 call["chat_template_kwargs"] = line.own.chat_template_kwargs
             one = {**call, "sampling": call["sampling"].model_copy(update={"n": 1})}
@@ -113,10 +114,6 @@ def in_order(handles: Sequence[RequestHandle]) -> Iterator[tuple[int, Output]]:
     finally:
         for handle in handles:
             handle.cancel()
-
-
-def _given(sampling: SamplingParams) -> dict[str, Any]:
-    return {name: getattr(sampling, name) for name in sampling.model_fields_set}
 
 
 def _result(handle: RequestHandle) -> Output:

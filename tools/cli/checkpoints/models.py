@@ -39,10 +39,11 @@ def models(as_json: JsonLines = False) -> None:
     """
     from fastslow.engine.host.machine import free_memory
     from fastslow.engine.kv.budget import format_bytes
+    from fastslow.models.locate import BUILTIN
     from fastslow.tools.cli import screen
 
     free = free_memory("cpu")
-    here = [*_builtin(), *_fetched()]
+    here = [*(KnownModel(name, 0, said) for name, said in BUILTIN.items()), *_fetched()]
     names = {one.name for one in here}
     there = [one for one in _recommended() if one.name not in names]
     for title, some in (("here", here), ("to be fetched, with about these sizes", there)):
@@ -61,13 +62,6 @@ def models(as_json: JsonLines = False) -> None:
             screen.console().print(f"  {one.name:<36} {size:>9}  {said}")
     if not as_json:
         screen.console().print(f"{format_bytes(free)} of memory are free now")
-
-
-def _builtin() -> Iterator[KnownModel]:
-    from fastslow.models.locate import BUILTIN
-
-    for name, said in BUILTIN.items():
-        yield KnownModel(name, 0, said)
 
 
 def _fetched() -> Iterator[KnownModel]:

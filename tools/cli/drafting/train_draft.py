@@ -7,7 +7,7 @@ from typing import Annotated
 from fastslow.tools.cli.options import ModelOptions, OptionFields, expand_options, heed_sigterm
 from fastslow.tools.job_options import HeadOptions, TrainConfig
 
-TRAINED = OptionFields("tokens", "rate", "rows", "steps", "seed", panel="Training")
+TRAINED = OptionFields("tokens", "rate", "rows", "steps", "taught", "seed", panel="Training")
 
 
 @expand_options
