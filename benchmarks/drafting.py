@@ -23,8 +23,7 @@ of a set and its worst prompt (tokens a step, what a step takes in plain ones).
 `batch` requests run at once, of at least twice as many prompts: where one ends the next begins. Prompts are read
 before timing begins (prefix cache), by the same setting: a drafter that looks at text sees it, as it does in a
 prompt's first answer, if it can keep all of them until they are asked for (a head 16,384 rows). A rate is taken from
-the first token of all to the moment when the last request begins, so that all places are taken; `whole` is that of
-the whole run, in whose last part fewer and fewer requests run.
+the first token of all to the moment when the last request begins, so that all places are taken.
 """
 
 from __future__ import annotations
@@ -54,11 +53,10 @@ KV = "2GiB"  # a share of memory would hold no more texts than run at once: prom
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of all prompts. rate, whole: tokens a second. kept: share of the drafted tokens. drafting: share of the
-    time. others: share of the machine that other processes took."""
+    """One run of all prompts. rate: tokens a second. kept: share of the drafted tokens. drafting: share of the time.
+    others: share of the machine that other processes took."""
 
     rate: float
-    whole: float
     tokens_per_step: float
     kept: float
     drafting: float
@@ -71,7 +69,6 @@ Runs = Mapping[Speculation, Sequence[Run]]
 def run_of(metrics: Sequence[Metrics], others: float | None = None) -> Run:
     """What the answers say; they were all asked for at the same time. ValueError: they all began at once, so that
     nothing flowed."""
-    ends = [m.ttft + m.tpot * (m.tokens - 1) for m in metrics]
     first, last = min(m.ttft for m in metrics), max(m.ttft for m in metrics)
     if last <= first:
         raise ValueError("all answers began at once: give more prompts than run at a time")
@@ -80,8 +77,7 @@ def run_of(metrics: Sequence[Metrics], others: float | None = None) -> Run:
     kept = sum(m.accepted for m in metrics) / max(sum(m.drafted for m in metrics), 1)
     drafting = sum(m.draft_seconds for m in metrics)
     drafting /= drafting + sum(m.verify_seconds for m in metrics)
-    rates = made / (last - first), tokens / (max(ends) - first)
-    return Run(*rates, tokens / max(steps, 1), kept, drafting, others)
+    return Run(made / (last - first), tokens / max(steps, 1), kept, drafting, others)
 
 
 def _made(m: Metrics, until: float) -> float:

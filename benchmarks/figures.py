@@ -227,27 +227,21 @@ def with_conditions(
 ) -> dict[str, Any]:
     """What `measure` gives, with the conditions it ran under; `own`: processes of the benchmark besides this one.
 
-    `bandwidth` is the better of a probe before and one after; `own`, `others` and `stolen` (by other virtual
-    machines) are shares of all logical processors. /proc counts in ticks: a sample should last half a second.
+    `bandwidth` is the better of a probe before and one after; `others` is the share of all logical processors that
+    other processes and virtual machines took. /proc counts in ticks: a sample should last half a second.
     """
     pids = [os.getpid(), *own]
     bandwidth = read_bandwidth(threads)
     before = _ticks(pids)
     measured = measure()
-    total, busy, stolen, mine = (b - a for a, b in zip(before, _ticks(pids), strict=True))
-    total, others = max(1, total), max(0, busy - mine)
-    return {
-        **measured,
-        "bandwidth": max(bandwidth, read_bandwidth(threads)),
-        "own": mine / total,
-        "others": others / total,
-        "stolen": stolen / total,
-        "contended": others / total > CONTENDED,
-    }
+    total, busy, mine = (b - a for a, b in zip(before, _ticks(pids), strict=True))
+    others = max(0, busy - mine) / max(1, total)
+    best = max(bandwidth, read_bandwidth(threads))
+    return {**measured, "bandwidth": best, "others": others, "contended": others > CONTENDED}
 
 
-def _ticks(pids: Iterable[int]) -> tuple[int, int, int, int]:
-    """Ticks so far of everything, of what was busy, of what was stolen, and of some processes."""
+def _ticks(pids: Iterable[int]) -> tuple[int, int, int]:
+    """Ticks so far of everything, of what was busy, and of some processes."""
     line = Path("/proc/stat").read_text("utf-8").partition("\n")[0]
     user, nice, system, idle, wait, hard, soft, steal = map(int, line.split()[1:9])
     busy = user + nice + system + hard + soft + steal
@@ -255,7 +249,7 @@ def _ticks(pids: Iterable[int]) -> tuple[int, int, int, int]:
     for pid in pids:  # a name may hold blanks, so fields are counted from its end
         fields = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
         mine += int(fields[11]) + int(fields[12])
-    return busy + idle + wait, busy, steal, mine
+    return busy + idle + wait, busy, mine
 
 
 def memory(pid: int) -> dict[str, float]:

@@ -9,8 +9,7 @@ physical cores. The processes stay, asleep between commands; each repeat asks ev
 after the other, in an order that moves on. Cells: tokens per second of decoding --batches of requests (first token of
 an answer not counted, and all prompts read before), of reading a prompt of 512 tokens that no cache has seen, and peak
 memory before batches.
---lookup adds prompt lookup decoding of three tasks, and whether its tokens are those of plain decoding. --show
-FILE.json prints the tables of an earlier run.
+--lookup adds prompt lookup decoding of three tasks, and whether its tokens are those of plain decoding.
 
 Beside each sample stand the bandwidth of the moment and the share of the machine that other processes took. Samples
 where that exceeds 5% are marked contended; medians are over the others if there are three, else over all, and say so
@@ -22,7 +21,6 @@ Not measured: onnxruntime-genai and ctranslate2, which need other files. vLLM re
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -208,7 +206,7 @@ def bandwidth(engines: Engines) -> Iterable[str]:
 
 
 def report(engines: Engines) -> None:
-    """The tables of a comparison, from its JSON alone."""
+    """The tables of a comparison."""
     samples = [sample for engine in engines.values() for sample in engine["samples"]]
     cells = list(dict.fromkeys(sample["cell"] for sample in samples))
     rows = []
@@ -236,14 +234,10 @@ def main() -> int:
     parser.add_argument("--engines", default=usual, help="NAME[:FORMAT],...")
     parser.add_argument("--batches", default="1,8", help="sizes, such as 1,8,64")
     parser.add_argument("--setup", metavar="NAME,...", help="make these environments and stop")
-    parser.add_argument("--show", type=Path, help="print the tables of this file and stop")
     parser.add_argument("--venvs", type=Path, default=cache_folder() / "peers")
     parser.add_argument("--lookup", action="store_true", help="measure prompt lookup as well")
     parser.add_argument("--nodes", type=int, default=4, help="tokens that a lookup drafts")
     args = parser.parse_args()
-    if args.show:
-        report(json.loads(args.show.read_text("utf-8"))["engines"])
-        return 0
     if args.setup:
         codes = [set_up(name, args.venvs) for name in args.setup.split(",")]
         return int(any(codes))

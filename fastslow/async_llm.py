@@ -12,7 +12,7 @@ from time import monotonic
 from typing import Any, Self
 
 from fastslow.admission import Admission
-from fastslow.engine.core.stats import EngineLoad, EngineStats
+from fastslow.engine.core.stats import EngineStats
 from fastslow.engine_args import AsyncArgs, EngineArgs
 from fastslow.keywords import takes_fields, takes_options
 from fastslow.llm import LLM
@@ -126,10 +126,6 @@ class AsyncLLM:
     def stats(self) -> EngineStats:
         """As `LLM.stats`."""
         return self.llm.stats()
-
-    def current_load(self) -> EngineLoad:
-        """As `LLM.current_load`."""
-        return self.llm.current_load()
 
     async def forget_prompts(self) -> None:
         """As `LLM.forget_prompts`."""

@@ -5,7 +5,6 @@ Type checkers and editors see every field as a keyword parameter, and so does `i
 
 from __future__ import annotations
 
-import ast
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
@@ -165,7 +164,7 @@ def _with_keywords(
     known = model.model_fields
     owner, first, _ = inspect.signature(method).parameters.values()
     annotations = {
-        name: _unchecked(str(text))
+        name: str(text).removeprefix("Annotated[").rpartition(", ")[0]  # without its check
         for kind in reversed(model.__mro__)
         for name, text in getattr(kind, "__annotations__", {}).items()
     }
@@ -198,14 +197,6 @@ def _with_keywords(
     called.__doc__ = "\n".join([inspect.getdoc(method) or "", "", "Options:", *options])
     called.__signature__ = signature  # type: ignore[attr-defined]
     return called
-
-
-def _unchecked(annotation: str) -> str:
-    """The type of an `Annotated[type, check]`."""
-    match ast.parse(annotation, mode="eval").body:
-        case ast.Subscript(ast.Name("Annotated"), ast.Tuple([kind, *_])):
-            return ast.unparse(kind)
-    return annotation
 
 
 def refuse_unknown(given: Iterable[str], known: Iterable[str]) -> None:

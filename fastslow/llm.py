@@ -300,7 +300,6 @@ class LLM:
             give_back(device)
 
     def _start(self, group: RequestGroup) -> RequestHandle:
-        """Tokenise a prompt in a thread, and give its requests to the engine."""
         self._tokenising.submit(group.run)
         return RequestHandle(group)
 

@@ -23,9 +23,8 @@ class Metrics:
     ttft: float  # from the call to the first token
     tpot: float  # mean time of each token after the first
     tokens: int
-    steps: (
-        int  # target forwards that gave tokens, or only told more of an answer that was asked for
-    )
+    # target forwards that gave tokens, or only told more of an answer that was asked for
+    steps: int
     drafted: int  # nodes verified
     accepted: int
     cut: int  # nodes proposed and not verified: they would not have paid
@@ -45,12 +44,9 @@ class Metrics:
     # that was settled ("confident"), its caller, or length (max_tokens was met inside a thought). None: there was no thought, or the answer ended otherwise inside one
     thinking_ended: Ended | Literal["length"] | None = None
     put_in_tokens: int = 0  # that the engine wrote: a warning, a closing phrase, the tag behind it
-    probe_rows: int = (
-        0  # that asked for the answer before the thought was over, see `Mode.confidence`
-    )
-    turn_budget_left: int | None = (
-        None  # tokens of thought, of the turn's budget; None = it has none
-    )
+    # that asked for the answer before the thought was over, see `Mode.confidence`
+    probe_rows: int = 0
+    turn_budget_left: int | None = None  # tokens of thought; None = the turn has no budget
     prompt_tokens: int = 0
     run_seconds: float = 0.0  # from the start of the first step to the last token
     groups: int | None = None  # routed groups that ran for a token, at the end; None = it has none

@@ -46,7 +46,7 @@ def convert(
         report(0.3 + 0.7 * layers / dense.config.layers, "choosing experts")
 
     layout = calibrate(dense, texts, split, seed=options.seed, done=done, part=kept.part)
-    made = write_moge(dense_folder, Recipe.untrained(layout), out, fast=options.fast)
+    made = write_moge(dense_folder, Recipe(layout, {}, {}), out, fast=options.fast)
     kept.drop()
     return made
 

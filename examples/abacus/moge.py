@@ -92,9 +92,8 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
-        return (
-            wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS) * _rounded(self.weight)
-        ).to(torch.bfloat16)
+        scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + EPS)
+        return (wide * scale * _rounded(self.weight)).to(torch.bfloat16)
 
 
 class Linear(nn.Module):
@@ -176,9 +175,8 @@ class Moge(nn.Module):
             tied = (best[..., None, :] == best[..., :, None]) & lower
             runs = (higher | tied).sum(-1) < wanted[..., None]
         weights = (weights * runs[..., None]).view(b, l, groups * experts, 1).bfloat16()
-        weights = weights.expand(-1, -1, -1, width).reshape(
-            b, l, -1
-        )  # alike shapes multiply faster
+        # alike shapes multiply faster
+        weights = weights.expand(-1, -1, -1, width).reshape(b, l, -1)
         gate = F.linear(x, self.gates.view(-1, hidden).bfloat16())
         up = F.linear(x, self.ups.view(-1, hidden).bfloat16())
         inner = F.silu(gate) * up * weights

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from fastslow.engine.model.config import ModelConfig
 from fastslow.models.dense import Dense
-from fastslow.models.recipe import TEMPERATURE, ExpertLayout, Recipe, delta_names, norm_names
+from fastslow.models.recipe import NORMS, TEMPERATURE, ExpertLayout, Recipe, delta_names, norm_names
 
 POSITIONS = 8192  # of the longest row
 SHARPNESS = 2.0  # of the soft choice that only the backward pass sees
@@ -46,10 +47,8 @@ class Teacher(Dense):
         both = torch.cat((angle, angle), -1)
         self.cos, self.sin = both.cos(), both.sin()
         self.norms = {"norm": self.tensors["model.norm.weight"]}
-        for layer in range(self.config.layers):
-            for name in ("input_layernorm", "post_attention_layernorm"):
-                weight = self.tensors[f"model.layers.{layer}.{name}.weight"]
-                self.norms[f"{layer}_{name}"] = weight
+        for layer, name in product(range(self.config.layers), NORMS):
+            self.norms[f"{layer}_{name}"] = self.tensors[f"model.layers.{layer}.{name}.weight"]
 
     def linear(self, x: Tensor, layer: int, name: str) -> Tensor:
         return F.linear(x, self.weight(layer, name), self.bias(layer, name))

@@ -76,10 +76,6 @@ class Recipe:
     deltas: dict[str, tuple[Tensor, Tensor]]
     norms: dict[str, Tensor]
 
-    @classmethod
-    def untrained(cls, layout: ExpertLayout) -> Recipe:
-        return cls(layout, {}, {})
-
     def save(self, path: Path) -> None:
         """Write one safetensors file: bfloat16 values and uint16 neuron numbers."""
         tensors = {

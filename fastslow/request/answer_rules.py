@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 from fastslow.engine.params import GrammarSpec, Mode, SamplingParams, shown
 from fastslow.engine.sampling.answer_start import (
@@ -16,11 +16,14 @@ from fastslow.engine.sampling.answer_start import (
     Spellings,
 )
 from fastslow.engine.sampling.confidence import AnswerProbe
-from fastslow.engine.sampling.grammar import Grammar, Matcher
+from fastslow.engine.sampling.grammar import Grammar
 from fastslow.engine.sampling.thinking import Steering, Thinking
 from fastslow.engine.text.thought import HARMONY, TagTokens
 from fastslow.policies.thinking_limits import ThinkingLimits, answer_room
 from fastslow.request.input_processor import EncodedPrompt, InputProcessor
+
+if TYPE_CHECKING:  # which imports the library
+    from fastslow.engine.sampling.llguidance_grammar import GrammarCompiler
 
 PROMPT_END = 64  # tokens of a prompt in which the header of an answer is looked for
 
@@ -118,12 +121,6 @@ class ThinkingRules:
         return AnswerProbe(start, rule.tokens, rule.times, rule.sure, ends)
 
 
-class Compiler(Protocol):
-    """Makes a matcher of a grammar, or says what is wrong with it in a ValueError."""
-
-    def matcher(self, spec: GrammarSpec) -> Matcher: ...
-
-
 class Grammars:
     """Makes the grammars of one model's requests, in any thread. `ends`: token ids that end any answer."""
 
@@ -132,7 +129,7 @@ class Grammars:
         self._columns = columns
         self._ends = ends
         self._lock = threading.Lock()
-        self._made: tuple[Compiler, Spellings] | None = None
+        self._made: tuple[GrammarCompiler, Spellings] | None = None
 
     def grammar(
         self, spec: GrammarSpec, prompt: EncodedPrompt, mode: Mode, ends: frozenset[int]
@@ -156,7 +153,7 @@ class Grammars:
             return AtOnce(spellings, spaces)
         return BehindTags(spellings, prompt.opened, spaces)
 
-    def _parts(self) -> tuple[Compiler, Spellings]:
+    def _parts(self) -> tuple[GrammarCompiler, Spellings]:
         """Made when the first grammar is asked for: it takes some tenths of a second."""
         with self._lock:
             if self._made is None:

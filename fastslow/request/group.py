@@ -291,7 +291,6 @@ class RequestGroup:
         self._wake()
 
     def _wake(self) -> None:
-        """Wake the callers: there is news."""
         calls: list[Callable[[], None]] = []
         with self._news:
             choices = self._choices

@@ -71,7 +71,7 @@ class ModeFinder:
             choice = choose(router, facts, self._presets)
             if isinstance(router, LearnedModeRouter):
                 for name in router.between[1:]:
-                    choose(partial(_always, name), facts, self._presets)
+                    choose(lambda _, name=name: name, facts, self._presets)  # type: ignore[misc]
                 first, *later = (in_either(self._presets[n], given, usual) for n in router.between)
                 if unsure := [mode.name for mode in (first, *later) if mode.escalate]:
                     raise ValueError(
@@ -113,7 +113,3 @@ class ModeFinder:
             ids = [operator.index(x) for x in prompt if isinstance(x, SupportsIndex)]
             every = text = self._tokenizer.decode(ids) if self._tokenizer is not None else ""
         return PromptFacts(text, turns, count_words(every), latency_ms, self._busy())
-
-
-def _always(name: str, _: PromptFacts) -> str:
-    return name

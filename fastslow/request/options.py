@@ -82,6 +82,7 @@ def _answered(value: object) -> ResumeState | None:
     raise ValueError("it should be ResumeState, or None")
 
 
+_KEY = PlainValidator(_key, json_schema_input_type=str | None)
 _SAMPLING = _checked(
     lambda value: isinstance(value, SamplingParams | None) or _named(value),
     "SamplingParams, a dict of their fields by name, or None",
@@ -112,7 +113,7 @@ class ClientOptions(BaseModel):
         description="-1000 to 1000; requests with a smaller number start before others that wait, and lose "
         "their pages after them. No token depends on it",
     )
-    turn: Annotated[str | None, PlainValidator(_key, json_schema_input_type=str | None)] = Field(
+    turn: Annotated[str | None, _KEY] = Field(
         default=None,
         description="names the user's turn, whose calls share the mode's `turn_budget`. None: its thoughts are "
         "counted in the messages since the user's latest one",
@@ -153,13 +154,13 @@ class GenerateOptions(ClientOptions, Params):
         description="seconds from the call after which a request ends, wherever it is, with what it has and "
         'finish_reason "timeout"',
     )
-    memory_key: Annotated[str | None, PlainValidator(_key)] = Field(
+    memory_key: Annotated[str | None, _KEY] = Field(
         default=None,
         description="names the caller, where an LLM serves several: text of at most 256 characters. "
         "Remembered answers and cached prefixes are shared among calls with the same key only. None: "
         'among all calls without a key, but for answers of `remember="by_key"`',
     )
-    share: Annotated[str | None, PlainValidator(_key)] = Field(
+    share: Annotated[str | None, _KEY] = Field(
         default=None,
         description="who asks, where several are to have fair shares: text of at most 256 characters. While calls of "
         "several shares run or wait, the answers of a step are dealt out among the shares. No token depends on it",

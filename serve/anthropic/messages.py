@@ -129,7 +129,6 @@ def _named(name: str, part: AnswerPart, **fields: Any) -> str:
 
 
 def _block(part: AnswerPart) -> dict[str, Any]:
-    """A part as a block of the content."""
     match part.kind:
         case "thought":
             return {"type": "thinking", "thinking": part.text, "signature": ""}
@@ -140,7 +139,6 @@ def _block(part: AnswerPart) -> dict[str, Any]:
 
 
 def _stop(answer: Completion, parts: AnswerParts) -> dict[str, Any]:
-    """`stop_reason` and `stop_sequence`."""
     met = None
     if answer.finish_reason != "stop":
         reason = "max_tokens"
@@ -164,7 +162,6 @@ def _usage_of(output: Output) -> dict[str, Any]:
 
 
 def _usage(read: int, cached: int, made: int, thought: int) -> dict[str, Any]:
-    """Usage as a message has it."""
     return {
         "input_tokens": read,
         "cache_creation_input_tokens": 0,

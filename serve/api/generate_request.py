@@ -20,9 +20,7 @@ class GenerateRequest:
     id: str  # as in DELETE /v1/requests/{id}
     prompt: str | Sequence[int] | Sequence[Message]  # as `LLM.generate` takes it
     options: GenerateOptions = USUAL
-    streamed: bool = (
-        True  # pieces are wanted as they are made, not only the last one, with the output
-    )
+    streamed: bool = True  # pieces are wanted as they are made, not only the last, with the output
     avoid: Sequence[str] = ()  # replicas of the engine that failed under this request
     # an engine that closes before the answer's end raises `NotReady`, so that another one can continue the answer
     whole: bool = False

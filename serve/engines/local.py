@@ -149,7 +149,7 @@ class LocalEngine:
     def report(self) -> ReplicaReport:
         """How busy it is, for routers. It never waits."""
         deep = {name for name, mode in self._card.modes.items() if may_take_long(mode)}
-        return replica_report(self._llm.current_load(), deep, time.time())
+        return replica_report(self._llm.llm.current_load(), deep, time.time())
 
     async def tokenize(self, ask: GenerateRequest) -> list[int]:
         llm, options = self._llm.llm, ask.options.given()

@@ -19,9 +19,7 @@ class SentChoice:
     reasoning: int = 0
     decided: Decided | None = None
     first: float | None = None  # when its first token was sent
-    stopped: int | None = (
-        None  # tokens after which its caller closed the thought, as its engine says
-    )
+    stopped: int | None = None  # tokens after which its caller closed the thought
     # how much of it the present stream has brought, where it is not the first one
     came_tokens: int = 0
     came_text: int = 0

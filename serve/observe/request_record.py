@@ -128,7 +128,8 @@ class ObservedEngine(WrappedEngine):
                     _note(answer, piece, latest)
                     yield piece
         except Exception as error:
-            answer.failed = _reason(error)
+            kinds = ((Busy, "busy"), (NotReady, "not_ready"), (ValueError, "invalid"))
+            answer.failed = next((said for kind, said in kinds if isinstance(error, kind)), "error")
             raise
         finally:
             if answer.output is None and answer.failed is None:
@@ -160,9 +161,3 @@ def _note(answer: AnswerRecord, piece: Piece, latest: dict[int, float]) -> None:
             answer.last = time.perf_counter()
             waited = min(choice.metrics.ttft for choice in piece.output.choices)
             answer.first = min(answer.started + waited, answer.last)
-
-
-def _reason(error: Exception) -> str:
-    """What failed, in a word."""
-    kinds = ((Busy, "busy"), (NotReady, "not_ready"), (ValueError, "invalid"))
-    return next((reason for kind, reason in kinds if isinstance(error, kind)), "error")

@@ -31,9 +31,8 @@ class ChatAnswer(ChunkedAnswer[ChatRequest]):
     prefix, kind = "chatcmpl-", "chat.completion.chunk"
 
     def requests(self) -> list[GenerateRequest]:
-        body, settings = self.body, self.settings
-        body.check_n(1, settings)
-        body.check_stream()
+        body = self.body
+        body.check(1, self.settings)
         turns, tools = as_turns(body.messages), openai_tools(body.tools)
         choice, parallel = openai_choice(body.tool_choice), body.parallel_tool_calls is not False
         prediction = None
@@ -136,7 +135,6 @@ class ChatAnswer(ChunkedAnswer[ChatRequest]):
 
 
 def _call(part: AnswerPart) -> dict[str, Any]:
-    """A call as a message's `tool_calls` has it."""
     function = {"name": part.name, "arguments": part.text}
     return {"id": part.id, "type": "function", "function": function}
 

@@ -59,15 +59,13 @@ class OpenAIFields(AccountFields, SharedFields):
     def sampling(self) -> dict[str, Any]:
         return super().sampling() | {"stop": self.stop or None}
 
-    def check_n(self, prompts: int, settings: ServerSettings) -> None:
-        """Refuse more answers than the settings allow, those to all prompts together."""
+    def check(self, prompts: int, settings: ServerSettings) -> None:
+        """Refuse more answers than the settings allow, those to all prompts together, and options of a stream without
+        one."""
         n = self.n or 1
         if n * prompts > settings.n:
             what = f"n={n}" if prompts == 1 else f"n={n} for each of {prompts} prompts"
             raise ValueError(f"{what} must be at most {settings.n} answers")
-
-    def check_stream(self) -> None:
-        """Options of a stream belong to one, as with OpenAI."""
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options must be left out unless stream is true")
 

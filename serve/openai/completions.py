@@ -58,7 +58,8 @@ class CompletionRequest(OpenAIFields):
 
 def as_prompts(prompt: Prompts, settings: ServerSettings) -> list[str | list[int]]:
     """Each prompt, as `LLM` takes it."""
-    prompts: list[Any] = list(prompt) if _are_several(prompt) else [prompt]
+    single = isinstance(prompt, str) or (prompt and isinstance(prompt[0], int))
+    prompts: list[Any] = [prompt] if single else list(prompt)
     if not prompts or not all(prompts):
         raise ValueError("prompt is empty: give at least one character or token")
     if len(prompts) > settings.prompts:
@@ -70,10 +71,6 @@ def as_prompts(prompt: Prompts, settings: ServerSettings) -> list[str | list[int
     return prompts
 
 
-def _are_several(prompt: Prompts) -> bool:
-    return not isinstance(prompt, str) and not (prompt and isinstance(prompt[0], int))
-
-
 class CompletionAnswer(ChunkedAnswer[CompletionRequest]):
     """Texts with their ends; streamed, chunks of text, for each answer its end, at last the usage."""
 
@@ -82,8 +79,7 @@ class CompletionAnswer(ChunkedAnswer[CompletionRequest]):
     def requests(self) -> list[GenerateRequest]:
         body, settings = self.body, self.settings
         prompts = as_prompts(body.prompt, settings)
-        body.check_n(len(prompts), settings)
-        body.check_stream()
+        body.check(len(prompts), settings)
         several = len(prompts) > 1
         return [
             self.request(

@@ -171,7 +171,6 @@ def _usage(output: Output) -> dict[str, Any]:
 
 
 def _item_of(part: AnswerPart, status: str) -> dict[str, Any]:
-    """A part as an item of the output."""
     item: dict[str, Any] = {"id": _item_id(part), "status": status}
     content = [_content_of(part)] if status != "in_progress" else []
     match part.kind:

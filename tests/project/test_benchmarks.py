@@ -27,7 +27,7 @@ from fastslow.engine.model.decoder import Decoder
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="benchmarks read /proc and /sys")
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 HEADER = {"command", "versions", "commit", "machine"}
-CONDITIONS = {"turn", "bandwidth", "own", "others", "stolen", "contended"}
+CONDITIONS = {"turn", "bandwidth", "others", "contended"}
 
 
 CASES = {  # may name {model}, {prompts}, {out} and {folder}
@@ -207,9 +207,8 @@ def test_an_engine_is_measured_in_a_separate_process(
     assert {"batch 1", "batch 8", "prefill 512", "lookup copy"} < set(cells)
     assert all(set(sample) >= {*CONDITIONS, "rate"} for sample in cells.values())
     assert all(sample.get("differs_at") is None for sample in cells.values())
-    assert "openvino:file is left out" in capsys.readouterr().out
-    place.run("peers", "--show {out}")
-    assert "lookup copy" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "openvino:file is left out" in printed and "lookup copy" in printed
 
 
 def test_contended_samples_are_left_out() -> None:

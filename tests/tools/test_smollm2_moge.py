@@ -125,7 +125,7 @@ def test_broken_recipes_are_refused(folder: Path, dense: Teacher, tmp_path: Path
     for wrong, sentence in (
         (replace(recipe, deltas={n: d for n, d in recipe.deltas.items() if n != "1_up"}), "1_up"),
         (replace(recipe, norms={n: w for n, w in recipe.norms.items() if n != "norm"}), "norms"),
-        (Recipe.untrained(fewer), "2 layers"),
+        (Recipe(fewer, {}, {}), "2 layers"),
     ):
         with pytest.raises(ValueError, match=sentence):
             write_moge(folder, wrong, tmp_path / "moge")

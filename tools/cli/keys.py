@@ -13,13 +13,7 @@ from rich.table import Table
 
 from fastslow.engine.params import sentence
 from fastslow.serve.api.keys import KeyFile, KeyLimits, add_key, remove_key, usual_file
-from fastslow.tools.cli.options import (
-    JsonLines,
-    OptionFields,
-    check_writable,
-    command_group,
-    expand_options,
-)
+from fastslow.tools.cli.options import OptionFields, check_writable, command_group, expand_options
 
 keys = command_group("keys", "Make, list and remove API keys of the server.")
 
@@ -84,7 +78,10 @@ def add(
 
 @keys.command("list")
 @expand_options
-def show(file: File = None, as_json: JsonLines = False) -> None:
+def show(
+    file: File = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
     """Names of the keys, when they were made, and their limits.
 
     Example:

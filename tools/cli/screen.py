@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from functools import cache
+from typing import TYPE_CHECKING
 
 from loguru import logger
 from rich import box
@@ -15,7 +16,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from fastslow.output import Completion, Output, Piece
+if TYPE_CHECKING:  # which imports numpy
+    from fastslow.output import Completion, Output, Piece
 
 WIDE = 10_000  # characters, more than any table has
 PIPED = 160  # that a table may take where it is no terminal's, and nobody says how many

@@ -20,6 +20,7 @@ from fastslow.tools.cli.options import (
     listed,
     numbers,
 )
+from fastslow.tools.cli.screen import console, quiet_log, show
 from fastslow.tools.simulate.synthetic import TraceRecipe
 
 if TYPE_CHECKING:
@@ -63,7 +64,6 @@ def run(
     if out is not None:
         check_writable(out)
     from fastslow.engine.host.progress import progress_bar
-    from fastslow.tools.cli.screen import console, show
     from fastslow.tools.simulate import figures
     from fastslow.tools.simulate.cluster import SimulatedCluster
     from fastslow.tools.simulate.costs import read_costs
@@ -104,7 +104,6 @@ def make(out: Out, recipe: TraceRecipe) -> None:
       fastslow simulate make -o trace.jsonl --requests 20000 --rate 50 --deep 0.1 --bots 200
     """
     check_writable(out)
-    from fastslow.tools.cli.screen import console
     from fastslow.tools.simulate.synthetic import make_trace
     from fastslow.tools.simulate.trace import write_trace
 
@@ -141,7 +140,6 @@ def measure(
     check_writable(out)
     names = listed("modes", modes)
     from fastslow.engine.host.progress import progress_bar
-    from fastslow.tools.cli.screen import console, quiet_log
     from fastslow.tools.simulate import measured
     from fastslow.tools.simulate.costs import write_costs
 

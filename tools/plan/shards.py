@@ -73,8 +73,3 @@ class ShardPlan:
             "mlp all-gather": row * mlp,
             "mlp reduce-scatter": row * mlp,
         }
-
-    def padded(self, rows_by_dp_rank: list[int]) -> int:
-        """Rows of a step with padding: every rank keeps as many."""
-        place = self.shares[0].place
-        return -(-max(rows_by_dp_rank) // place.attention) * self.parallel.ranks

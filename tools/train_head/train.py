@@ -69,11 +69,6 @@ def head_quality(trainer: Trainer, texts: Sequence[HiddenStates]) -> HeadQuality
     return HeadQuality(made / steps if steps else 0.0, shares, steps)
 
 
-def default_layers(count: int) -> tuple[int, ...]:
-    """An early, a late and the last of a target's layers, which a head fuses."""
-    return tuple(sorted({count // 3 - 1, 2 * count // 3 - 1, count - 1} - {-1}))
-
-
 def train_head(
     options: HeadOptions,
     training: TrainConfig,
@@ -88,7 +83,9 @@ def train_head(
     work is of another target."""
     if len(prompts) < 2:
         raise ValueError(f"data must hold at least 2 prompts, got {len(prompts)}")
-    work, layers = options.work_folder, default_layers(model.config.layers)
+    work, count = options.work_folder, model.config.layers
+    # an early, a late and the last one, which the head fuses
+    layers = tuple(sorted({count // 3 - 1, 2 * count // 3 - 1, count - 1} - {-1}))
     work.mkdir(parents=True, exist_ok=True)
     answers = AnswerStore(work / "answers.jsonl")
     answers.write(prompts, ask, tokens=options.answer, report=report)

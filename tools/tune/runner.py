@@ -55,7 +55,10 @@ class TuneRunner:
         """Answer the prompts, `cell.batch` at a time. part, turn: number of this part of the user's prompts,
         and which time it is run."""
         read = self._sampling.model_copy(update={"max_tokens": 1, "min_tokens": 0})
-        if _looks(cell.setting):  # what comes from the prefix cache is never shown
+        drafter = cell.setting.drafter
+        if (
+            drafter == "auto" or "head" in drafter
+        ):  # what comes from the prefix cache is never shown
             self._llm.forget_prompts()
         self._answer(cell, prompts, read)
         watch = Watch()
@@ -84,10 +87,6 @@ class TuneRunner:
 def say_fits(fits: float, count: int, what: str) -> None:
     """One line of the log: how much of what was asked for there is time for."""
     logger.info("{} of {} {} fit into the time", max(1, min(int(fits), count)), count, what)
-
-
-def _looks(setting: Speculation) -> bool:
-    return setting.drafter == "auto" or "head" in setting.drafter
 
 
 def shuffled(cells: Sequence[T], round: int) -> list[T]:

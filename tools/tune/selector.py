@@ -78,15 +78,11 @@ class AnswersByMode:
     def of(self, taken_N: NDArray[np.int64], before_N: F64s | None = None) -> Figures:
         """Figures where each task gets the mode at this place. before_N: seconds in the first mode until another one
         begins; default: it has read the prompt."""
-        each, before = (
-            (np.arange(len(taken_N)), taken_N),
-            self.read if before_N is None else before_N,
-        )
+        each = np.arange(len(taken_N)), taken_N
+        before = self.read if before_N is None else before_N
         seconds = self.seconds[each] + np.where(taken_N > 0, before, 0.0)
-        means = (
-            part.mean() for part in (self.right[each], seconds, taken_N > 0, self.tokens[each])
-        )
-        return Figures(*map(float, means))
+        parts = self.right[each], seconds, taken_N > 0, self.tokens[each]
+        return Figures(*(float(part.mean()) for part in parts))
 
     def all_in(self, place: int) -> Figures:
         """Figures of one mode alone."""

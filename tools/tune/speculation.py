@@ -46,9 +46,8 @@ class TuneResult:
     carried: bool = True  # whether the samples carry a verdict
     stopped: bool = False  # by Ctrl-C
     seconds: float = 0.0
-    step_costs: dict[int, float] = field(
-        default_factory=dict
-    )  # drafted tokens of each request -> plain steps
+    # drafted tokens of each request -> plain steps
+    step_costs: dict[int, float] = field(default_factory=dict)
     circumstances: dict[str, Any] = field(default_factory=circumstances)
 
     @property

@@ -135,7 +135,6 @@ class ChildProcess:
 
 
 def _spawn(its: socket.socket) -> subprocess.Popen[bytes]:
-    """The process, with its end of the connection."""
     paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
     return subprocess.Popen(
         [sys.executable, "-P", "-m", "fastslow.serve.engines.process.child", str(its.fileno())],

@@ -10,10 +10,11 @@ import typer
 
 from fastslow.tools.cli.answering.answer_options import AnswerOptions
 from fastslow.tools.cli.options import expand_options, standard_input
+from fastslow.tools.cli.screen import StreamedAnswer, complain, console, errors, figures, quiet_log
+from fastslow.tools.prompts import check_text
 
 if TYPE_CHECKING:
     from fastslow.llm import LLM
-    from fastslow.tools.cli.screen import StreamedAnswer
 
 Turns = list[dict[str, str]]
 
@@ -43,8 +44,6 @@ def chat(options: AnswerOptions) -> None:
     one a line; standard output then gets the answers alone, an empty line for one that is empty or failed,
     and the exit code is 1 if one failed. Where the context is full, the oldest turns are dropped.
     """
-    from fastslow.tools.cli.screen import errors, quiet_log
-
     typed = standard_input().isatty()
     quiet_log()
     with options.load() as llm:
@@ -65,8 +64,6 @@ def chat(options: AnswerOptions) -> None:
 
 def read_message() -> str:
     """The next message: of a pipe one line, of a terminal also the lines that were pasted with it."""
-    from fastslow.tools.cli.screen import errors
-
     typed = sys.stdin.isatty()
     prompt = "> " if typed else ""
     if not sys.stdout.isatty():  # there input() would write the prompt among the answers
@@ -99,8 +96,6 @@ class Chat:
 
     def run(self) -> None:
         """Read and answer until the reader leaves."""
-        from fastslow.tools.cli.screen import errors
-
         interrupted = False
         while True:
             try:
@@ -126,7 +121,6 @@ class Chat:
         from fastslow.engine.model.config import RoutedUnits
         from fastslow.engine.params import nearest
         from fastslow.policies.meaning import in_a_line
-        from fastslow.tools.cli.screen import complain, errors
 
         if name in ("/fast", "/deep"):
             name, argument = "/mode", name[1:]
@@ -151,9 +145,6 @@ class Chat:
             complain(ValueError(f"mode={argument!r} is unknown{hint}"))
 
     def _ask(self, question: str) -> None:
-        from fastslow.tools.cli.screen import StreamedAnswer, complain, console, errors
-        from fastslow.tools.prompts import check_text
-
         typed = sys.stdin.isatty()
         thought = None if self._options.no_thinking else errors()
         turns = [*self._turns, {"role": "user", "content": question}]
@@ -176,8 +167,6 @@ class Chat:
 
     def _answer(self, turns: Turns, answer: StreamedAnswer) -> None:
         """Show one answer; the oldest turns are taken out of a conversation that is too long for it."""
-        from fastslow.tools.cli.screen import errors, figures
-
         while True:
             try:
                 pieces = self._llm.stream(turns, **self._call)
@@ -196,8 +185,6 @@ class Chat:
 
     def _drop(self, turns: Turns) -> bool:
         """Take the oldest question and answer out, and say so; False where there is none."""
-        from fastslow.tools.cli.screen import errors
-
         first = len(self._options.conversation())
         if len(turns) <= first + 1:
             return False

@@ -10,11 +10,19 @@ import typer
 
 from fastslow.tools.cli.answering.answer_options import GenerateCommand
 from fastslow.tools.cli.options import expand_options, heed_sigterm, standard_input
+from fastslow.tools.cli.screen import (
+    StreamedAnswer,
+    console,
+    errors,
+    figures,
+    quiet_log,
+    write_json,
+)
+from fastslow.tools.prompts import check_text
 
 if TYPE_CHECKING:
     from fastslow.llm import LLM
     from fastslow.request.options import Prompt
-    from fastslow.tools.cli.screen import StreamedAnswer
 
 
 @expand_options
@@ -38,9 +46,6 @@ def generate(options: GenerateCommand) -> None:
 
     Exit codes: 0; 1 the engine failed; 2 the input does not fit; 130 Ctrl-C or SIGTERM, which keep what has come.
     """
-    from fastslow.tools.cli.screen import quiet_log
-    from fastslow.tools.prompts import check_text
-
     heed_sigterm()
     quiet_log()
     if options.file is not None:
@@ -69,7 +74,6 @@ def _standard_input() -> str:
 def _stream(llm: LLM, asked: Prompt, options: GenerateCommand) -> None:
     """One answer, as it is made; what has come until Ctrl-C is kept."""
     from fastslow.tools.cli.answering.prompt_file import record_of
-    from fastslow.tools.cli.screen import errors, figures, write_json
 
     answer, output = _screen(options), None
     pieces = llm.stream(asked, **options.call(llm))
@@ -94,7 +98,6 @@ def _stream(llm: LLM, asked: Prompt, options: GenerateCommand) -> None:
 def _answer_often(llm: LLM, asked: Prompt, options: GenerateCommand) -> None:
     from fastslow.output import Piece
     from fastslow.tools.cli.answering.prompt_file import record_of
-    from fastslow.tools.cli.screen import errors, figures, write_json
 
     output = llm.generate(asked, **options.call(llm))
     if options.as_json:
@@ -112,7 +115,6 @@ def _answer_often(llm: LLM, asked: Prompt, options: GenerateCommand) -> None:
 def _answer_file(file: Path, options: GenerateCommand) -> None:
     """All prompts of a file; exit code 1 if one failed in the engine, whose line says so."""
     from fastslow.tools.cli.answering.prompt_file import answers, read_file, record_of
-    from fastslow.tools.cli.screen import write_json
 
     lines, failed = read_file(file, options), False
     with options.load() as llm:
@@ -124,7 +126,5 @@ def _answer_file(file: Path, options: GenerateCommand) -> None:
 
 
 def _screen(options: GenerateCommand) -> StreamedAnswer:
-    from fastslow.tools.cli.screen import StreamedAnswer, console, errors
-
     silent = options.as_json or options.no_thinking
     return StreamedAnswer(None if options.as_json else console(), None if silent else errors())

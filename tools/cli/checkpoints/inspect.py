@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fastslow.tools.cli.options import AsJson, expand_options
+from fastslow.tools.cli.screen import console, quiet_log, show, write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,7 +35,6 @@ def inspect(
       fastslow inspect path/to/checkpoint --parallel ep=8
     """
     from fastslow.tools.cli.checkpoints import checkpoint_facts
-    from fastslow.tools.cli.screen import quiet_log, show, write_json
 
     quiet_log()
     facts = checkpoint_facts.CheckpointFacts.of(model)
@@ -73,7 +73,6 @@ def modes(
       fastslow generate "How many?" --modes mine.json --mode brief
     """
     from fastslow.tools.cli.checkpoints.checkpoint_facts import CheckpointFacts
-    from fastslow.tools.cli.screen import quiet_log, write_json
 
     quiet_log()
     facts = CheckpointFacts.of(model, own)
@@ -84,8 +83,6 @@ def modes(
 
 
 def _show_modes(facts: CheckpointFacts, short: bool = False) -> None:
-    from fastslow.tools.cli.screen import console, show
-
     presets = list(facts.modes.values())
     beside = max(1, (console().width - SIDES) // COLUMN)
     for first in range(0, len(presets), beside):

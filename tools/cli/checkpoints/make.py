@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from fastslow.tools.cli.options import expand_options
+from fastslow.tools.cli.screen import console, quiet_log, show
 from fastslow.tools.job_options import ConvertOptions, QuantizeOptions, field
 
 
@@ -46,7 +47,6 @@ def quantize(
     from fastslow.llm import LLM
     from fastslow.models.folder import require_vacant
     from fastslow.models.locate import resolve_model
-    from fastslow.tools.cli.screen import console, quiet_log, show
     from fastslow.tools.quantize import quantize as job
     from fastslow.tools.quantize.calibration import answered, prompts_of
     from fastslow.tools.quantize.comparison import FILE, compare, record, table_of
@@ -100,7 +100,6 @@ def convert(
     from fastslow.engine.host.progress import progress_bar
     from fastslow.models.locate import resolve_model
     from fastslow.tools import convert as job
-    from fastslow.tools.cli.screen import console, quiet_log
 
     quiet_log()
     with progress_bar() as report:

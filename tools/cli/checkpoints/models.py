@@ -76,7 +76,6 @@ def _fetched() -> Iterator[KnownModel]:
 
 
 def _is_head(found: Repository, folder: Path) -> bool:
-    """Whether it is a draft head, and no model."""
     from fastslow.engine.host.files import read_object
     from fastslow.models.hub.repository import CONFIG, HEADS
 
@@ -89,7 +88,6 @@ def _is_head(found: Repository, folder: Path) -> bool:
 
 
 def _of(found: Repository, folder: Path) -> Iterator[KnownModel]:
-    """The model in tensors, and each GGUF variant."""
     from dataclasses import replace
 
     from fastslow.engine.host.files import read_object

@@ -17,6 +17,7 @@ from fastslow.tools.cli.options import (
     command_group,
     expand_options,
 )
+from fastslow.tools.cli.screen import console, quiet_log, write_json
 from fastslow.tools.prompts import Record, read_lines
 
 if TYPE_CHECKING:
@@ -138,7 +139,6 @@ def info(
     """Check a corpus and show what it holds."""
     from fastslow.draft.suffix.corpus import describe
     from fastslow.engine.kv.budget import format_bytes
-    from fastslow.tools.cli.screen import console, write_json
 
     facts = describe(path)
     if as_json:
@@ -159,7 +159,6 @@ def _extend(old: Path | None, answers: Path, out: Path, model: ModelOptions, mos
     from fastslow.engine.model.config import ModelConfig
     from fastslow.engine.text.templates import load_template
     from fastslow.models.locate import find_tokenizer, resolve_model
-    from fastslow.tools.cli.screen import console, quiet_log
 
     quiet_log()
     folder = resolve_model(model.model, weights=False)
