@@ -92,7 +92,9 @@ class SpeculationController:
         return admit(survival, sizes, rows, curve)
 
     def note(self, batch: Sequence[RequestView], step: StepTiming) -> None:
-        """What a step took, and what it made."""
+        """What a step took, and what it made. Where nobody asked yet what steps take, it is not learnt."""
+        if not self._costs.asked(_most_groups(batch)):
+            return
         running, curve = len(batch), self._costs.curve(_most_groups(batch))
         plain, usual = curve.seconds(running), curve.seconds(step.rows)
         if step.pure:

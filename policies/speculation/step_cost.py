@@ -114,10 +114,13 @@ class StepCosts:
             self._curves[groups] = self._measure(groups)
         return self._curves[groups]
 
+    def asked(self, groups: int | None) -> bool:
+        """Whether that curve was asked for, so that it is measured."""
+        return groups in self._curves
+
     def note(self, groups: int | None, rows: int, seconds: float, plain: bool) -> None:
         """See `StepCostCurve.note`."""
-        if groups in self._curves:
-            self._curves[groups].note(rows, seconds, plain)
+        self._curves[groups].note(rows, seconds, plain)
 
     def value(self, groups: int | None, running: int) -> MarginalValue:
         """What one more token gains and one more row costs in a step of `running` requests."""
