@@ -10,7 +10,7 @@ from kernel_tools import compiled
 from run import Plan, fuzz, sanitized
 from trial import Trial
 
-FEW, MANY = 24, 500
+FEW, MANY = 12, 500
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +240,14 @@ def others(asks: list[Ask]) -> list[Ask]:
 
 def params(**fields: Any) -> SamplingParams:
     return SamplingParams(**{"max_tokens": 28, "ignore_eos": True, **fields})
+
+
+def shorter(asks: list[Ask], most: int) -> list[Ask]:
+    """The same with answers of at most so many tokens, for engines that are slow."""
+    shapes = [{"max_tokens": min(ask.params.max_tokens or most, most)} for ask in asks]
+    return [
+        replace(ask, params=ask.params.model_copy(update=shape)) for ask, shape in zip(asks, shapes)
+    ]
 
 
 def mixed(bench: Bench) -> list[Ask]:

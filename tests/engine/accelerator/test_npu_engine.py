@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from engine_tools import Ask, Bench, Setting
-from exact_tools import DENSE_DRAFTERS, VOCAB, check, make_bench, mixed, params
+from exact_tools import DENSE_DRAFTERS, VOCAB, check, make_bench, mixed, params, shorter
 from npu_tools import CHIPS, simulated
 
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
@@ -42,7 +42,7 @@ def moge(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def test_a_mixed_batch(moge: Bench) -> None:
     npu_kernels.calls.clear()
-    sums = check(moge, mixed(moge))
+    sums = check(moge, shorter(mixed(moge), 14))
     assert 0 < sums["accepted"] < sums["drafted"]
     for name in ATTENTION[npu_kernels.CHIP.name]:
         assert npu_kernels.calls[name] > 0, name

@@ -22,7 +22,7 @@ from fastslow.engine.sampling.confidence import Confidence
 from fastslow.llm import LLM
 from fastslow.output import Output
 
-PATHS = ["off", pytest.param("native", marks=pytest.mark.skipif(not wanted(), reason="no kernels"))]
+NATIVE = pytest.mark.skipif(not wanted(), reason="no kernels")
 DRAFTS = [
     "off",
     Speculation(drafter="ngram", nodes=6),
@@ -39,7 +39,7 @@ def open_llm(folder: Path, **options: Any) -> LLM:
     return LLM(folder, kv_memory="4MiB", progress=False, speculation=own, modes=deep, **options)
 
 
-@pytest.fixture(scope="module", params=PATHS)
+@pytest.fixture(scope="module")
 def llms(thinker: Path, request: pytest.FixtureRequest) -> Iterator[tuple[LLM, LLM]]:
     """One to ask, and one without a prefix cache that says what is right."""
     library.available.cache_clear()
@@ -74,7 +74,14 @@ def sampling(**fields: Any) -> SamplingParams:
 
 
 @pytest.mark.drafts(20, 2, nodes=None)
-@pytest.mark.parametrize(("draft", "drawn"), list(zip(DRAFTS, (DRAWN, {}, DRAWN))))
+@pytest.mark.parametrize(
+    ("llms", "draft", "drawn"),
+    [
+        ("off", DRAFTS[2], DRAWN),
+        *(pytest.param("native", *one, marks=NATIVE) for one in zip(DRAFTS, (DRAWN, {}, DRAWN))),
+    ],
+    indirect=["llms"],
+)
 def test_recomputed_tokens_are_deeps_for_the_same_text(
     llms: tuple[LLM, LLM], draft: str | Speculation, drawn: dict[str, Any]
 ) -> None:
@@ -107,7 +114,11 @@ def first_fall(out: Output, below: float, window: int) -> int | None:
 
 
 @pytest.mark.drafts(40, 4, nodes=None)
-@pytest.mark.parametrize("how", ["keep", "recompute"])
+@pytest.mark.parametrize(
+    ("llms", "how"),
+    [("off", "recompute"), pytest.param("native", "keep", marks=NATIVE)],
+    indirect=["llms"],
+)
 def test_no_page_is_shared_under_a_wrong_root(llms: tuple[LLM, LLM], how: str) -> None:
     llm, judge = llms
     out = llm.chat("one two three", sampling(max_tokens=60), mode=unsure(how, 0.9))
@@ -126,6 +137,7 @@ def test_no_page_is_shared_under_a_wrong_root(llms: tuple[LLM, LLM], how: str) -
 
 
 @pytest.mark.drafts(100, 10, nodes=None)
+@pytest.mark.parametrize("llms", [pytest.param("native", marks=NATIVE)], indirect=True)
 def test_kept_keys_are_those_of_the_first_mode(llms: tuple[LLM, LLM]) -> None:
     llm, _ = llms
     kept = [llm.chat(q, sampling(), mode=unsure("keep", 0.9)) for q in QUESTIONS]
@@ -169,7 +181,7 @@ def test_escalating_in_a_batch_is_as_alone(llm: LLM) -> None:
 def test_an_answer_that_begins_again_has_the_law_of_its_mode(llm: LLM) -> None:
     """A first token that is unlikely in the fast mode drops the answer. Drawn again with the same
     number, tokens of the other mode would come that lie where the unlikely ones lie."""
-    one, runs = sampling(max_tokens=1), 600
+    one, runs = sampling(max_tokens=1), 400
     hot, warm = (SamplingParams(temperature=t) for t in (1.0, 0.5))
     calm = Mode(name="calm", groups=1, thinking="off", sampling=warm)
     every = one.model_copy(update={"logprobs": 320})

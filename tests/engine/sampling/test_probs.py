@@ -60,9 +60,9 @@ VOCAB = 12
 EOS = 2
 PROMPT = (5, 6, 7, 5, 8, 6)
 LENGTH = 3  # tokens looked at; the answers are longer, so that drafts are deep
-RUNS = 400
+RUNS = 300
 # Where more runs find draws that are not independent of each other.
-MANY = {"ngram": 2000, "penalties": 800, "penalties, sampled": 800}
+MANY = {"ngram": 1200, "penalties": 800, "penalties, sampled": 800}
 FIELDS: dict[str, Any] = {"vocab_size": VOCAB, "num_hidden_layers": 1, "eos_token_id": EOS}
 OTHER = table(2, 1.0, VOCAB)
 OPEN, CLOSE, SO = 9, 10, 11
@@ -106,11 +106,8 @@ CASES = {
     "penalties, sampled": Case("self", 2, params(frequency_penalty=1.8, repetition_penalty=1.4)),
     "logit_bias": Case("sampled tree", 2, params(logit_bias={3: 2.5, 7: -4.0, 5: 1.0})),
     "min_tokens": Case("model", None, params(min_tokens=1, ignore_eos=False, temperature=2.0)),
-    "soft, model": Case("model", None, HOT, SOFT),
     "soft, chosen tree": Case("chosen tree", None, HOT, SOFT),
-    "soft, sampled tree, block": Case("sampled tree", 2, HOT, SOFT, "block"),
     "soft, model, block": Case("model", None, HOT, LATE, "block"),
-    "hard, self": Case("self", None, HOT, HARD),
     "hard, tokens in common, block": Case("common", None, HOT, HARD, "block"),
     "late, fast mode": Case("ngram+self", 2, HOT, LATE),
     "its own thought, sampled tree": Case(
@@ -120,8 +117,6 @@ CASES = {
     "a greedy answer": Case("common", None, COLD, LATE, thought=params(temperature=1.5, top_k=4)),
     "penalties in the thought": Case("sampled tree", 2, HOT, SOFT, thought=params(**PENALTIES)),
     "an end that closes": Case("self", None, ENDS, FIRM, "block", thought=ENDS),
-    "grammar, model": Case("model", None, HOT, grammar=SPELT),
-    "grammar, sampled tree, block": Case("sampled tree", 2, HOT, None, "block", SPELT),
     "grammar, tokens in common, block": Case("common", None, HOT, None, "block", SPELT),
 }
 
@@ -256,8 +251,8 @@ def test_the_law_of_drafted_tokens(bench: Bench, logits: Logits, name: str) -> N
         for seed in range(runs)
     ]
     requests = list[Request]()
-    for first in range(0, runs, 200):  # those that wait cost time, too
-        requests += bench.run(asks[first : first + 200], Setting(pages=1024, max_running=200))
+    for first in range(0, runs, 100):  # those that wait cost time, too
+        requests += bench.run(asks[first : first + 100], Setting(pages=512, max_running=100))
     drafted = sum(r.spec_stats.drafted for r in requests)
     accepted = sum(r.spec_stats.accepted for r in requests)
     assert runs / 20 < accepted < drafted
