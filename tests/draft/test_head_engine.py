@@ -114,15 +114,6 @@ def test_reproducible_answers_are_those_of_plain_decoding(bench: Bench, setting:
     assert [answer(r) for r in requests] == [answer(bench.alone(ask)) for ask in some]
 
 
-@pytest.mark.drafts(500, 30, nodes=None)
-def test_a_seed_gives_one_answer_in_any_batch(bench: Bench) -> None:
-    kinds = [kind for kind in KINDS if kind.endswith(("chain", "ngram+"))]
-    wanted = asks(kinds, temperature=1.0, max_tokens=10)
-    wanted += asks(kinds, temperature=0.7, repetition_penalty=1.3, max_tokens=10)
-    batched = [answer(r) for r in bench.run(wanted)]
-    assert batched == [answer(bench.run([ask])[0]) for ask in wanted]
-
-
 @pytest.mark.parametrize(
     "kind",
     [

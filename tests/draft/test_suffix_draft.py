@@ -6,16 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from engine_tools import Bench, write_kin
-from head_tools import View, check_sampled_answers
+from head_tools import View
 
 from fastslow.draft.suffix.corpus import Corpus, save
 from fastslow.draft.suffix.documents import Documents, depths
 from fastslow.draft.suffix.draft import SuffixDraft
 from fastslow.draft.suffix.sources import AnswerMemory
-from fastslow.engine.backends.loader import load_model
 from fastslow.engine.params import SamplingParams
 from fastslow.engine.types import AcceptResult
 
@@ -131,18 +128,3 @@ def test_what_is_forgotten_is_drafted_for_nobody(tmp_path: Path) -> None:
     stored = SuffixDraft(Corpus(tmp_path / "c", IDS), min_score=0.0)
     stored.forget()
     assert heard(stored, None) == [4, 5, 6], "a corpus stays"
-
-
-def test_the_law_of_sampled_tokens(tmp_path: Path) -> None:
-    """Drafted from a corpus, from own text and from the answers of requests beside them."""
-    letters, prompt = 12, (5, 6, 7, 5, 8, 6)
-    target = write_kin(tmp_path / "t", routed=0.5, vocab_size=letters, num_hidden_layers=1)
-    documents, draw = Documents(), np.random.default_rng(0)
-    for _ in range(40):
-        documents.add(draw.integers(0, letters, 20).tolist(), prompt)
-    ids = {f"t{i}": i for i in range(letters)}
-    save(tmp_path / "c", documents, ids, depths(letters))
-    corpus = Corpus(tmp_path / "c", ids)
-    model = load_model(target, "float32", "cpu", progress=False)
-    bench = Bench(model, {"suffix": lambda kv: SuffixDraft(corpus, AnswerMemory(), min_score=0.0)})
-    assert check_sampled_answers(bench, target, "suffix", prompt) > 100

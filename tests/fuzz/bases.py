@@ -57,10 +57,7 @@ PRESETS: dict[str, Any] = {
         "fast": {"thinking": "off", "description": "short", "sampling": {"temperature": 0.5}},
         "brief": {"base": "fast", "thinking_budget": 4, "speculation": {"drafter": "suffix"}},
     },
-    "auto": {
-        "weights": {"length": 0.1, "code": 0.6},
-        "bias": -1.0,
-    },
+    "auto": {"weights": {"length": 0.1, "code": 0.6}, "bias": -1.0},
     "thinking_tags": ["<think>", "</think>"],
 }
 TUNED: dict[str, Any] = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import texts
 import torch
 from checkpoints import DENSE, MOGE, random_table
 from fake_cuda import RecordingOps
-from family_tools import check_drafts
 from npu_tools import CHIPS, simulated
 from pairs import pairwise
 from torch import Tensor
@@ -35,7 +33,6 @@ from fastslow.engine.types import Rows, Segment
 CPU = torch.device("cpu")
 TOKENS = texts.tokens_of(170)
 DEVICES = ("cuda", *CHIPS)
-SOON = ("softmax", "cuda")  # whose drafts are tried also where slow tests do not run
 BASE = ModelConfig.from_json({**DENSE, "num_hidden_layers": 3})
 ROUTED = replace(BASE, experts=8, moe_intermediate_size=32, mlp_only_layers=frozenset({1}))
 SOFTMAX, CHOSEN = Router("softmax", 3), Router("chosen", 3, bias=True)
@@ -189,15 +186,3 @@ def test_pangu_v2(name: str, ops: PagedOps, tmp_path: Path) -> None:
     for wanted in (None, 1, 0):
         found = texts.logits(model, tokens, [40, *[1] * 4, 6], groups=wanted)
         near(found, texts.logits(plain, tokens, groups=wanted).double())
-
-
-SLOW = [one for one in product(("windows", "softmax", "gpt-oss"), DEVICES) if one != SOON]
-
-
-@pytest.mark.parametrize(
-    ("name", "ops"),
-    [SOON, *(pytest.param(*one, marks=pytest.mark.slow) for one in SLOW)],
-    indirect=["ops"],
-)
-def test_drafts_change_no_token(name: str, ops: PagedOps) -> None:
-    check_drafts(load(FAMILIES[name], ops)[0])

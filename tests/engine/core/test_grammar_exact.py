@@ -6,13 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from engine_tools import Ask, Bench, Setting, answer, finish
+from engine_tools import Ask, Bench, Setting, answer
 from exact_tools import NAMES, ORACLES, PROMPTS, TREES, check, params
 from grammar_tools import holds
 from thoughts import Bound
 
 from fastslow.engine.params import GrammarSpec
-from fastslow.engine.sampling.accept.lossy import LossyStepwise
 from fastslow.engine.text.thought import ThoughtTags, splitter
 
 OPEN, CLOSE = 3, 4
@@ -134,18 +133,3 @@ def test_the_grammar_ends_before_min_tokens_and_at_the_last_token(moge: Bench) -
         request = moge.alone(ask)
         assert request.stopper.reason == "stop" and request.stopper.text == "yes"
         assert request.stopper.matched is None
-
-
-@pytest.mark.drafts(500, 200, nodes=None)
-def test_a_lossy_rule_stays_in_the_grammar(moge: Bench) -> None:
-    for drafter in ("sampled", "model", "random"):
-        hot = params(max_tokens=70, ignore_eos=False, temperature=1.0)
-        asks = [replace(ask, params=hot) for ask in eight(drafter)]
-        requests = [moge.request(n, ask) for n, ask in enumerate(asks)]
-        for request in requests:
-            request.rule = LossyStepwise(frozenset({70}), 0.01)
-        finish(moge.core(), requests)
-        for ask, request in zip(asks, requests, strict=True):
-            assert request.error is None
-            if request.stopper.reason == "stop" and not ask.thinks and ask.grammar is not None:
-                assert holds(ask.grammar, request.stopper.text)

@@ -122,11 +122,7 @@ def file(path: Path) -> Path:
 @pytest.mark.parametrize("variable", ["FASTSLOW_CACHE", "XDG_CACHE_HOME"])
 @pytest.mark.parametrize("below", [True, False])
 def test_where_nothing_can_be_kept_a_temporary_folder_is_used(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    logged: list[str],
-    variable: str,
-    below: bool,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str], variable: str, below: bool
 ) -> None:
     """Also by processes that are started; it goes at the end."""
     monkeypatch.setenv("FASTSLOW_CACHE", "")

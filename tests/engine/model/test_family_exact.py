@@ -99,11 +99,3 @@ def test_greedy_answers_are_those_of_plain_decoding(
     warm = setting != "plenty"
     kinds = HEADS if kinds == SECOND and "mtp" in bench.drafters else kinds
     check(bench, asks(bench, kinds), FEW if warm else PLENTY, warm)
-
-
-@pytest.mark.drafts(140, 50, nodes=None)
-@pytest.mark.parametrize("bench", [(f, f != "qwen2") for f in QUICK], indirect=True, ids=str)
-def test_a_seed_gives_one_answer_in_any_batch(bench: Bench) -> None:
-    wanted = asks(bench, ("kin", "tree", "random", "off"), temperature=1.0)
-    together = [answer(r) for r in bench.run(wanted, FEW)]
-    assert together == [answer(bench.run([ask])[0]) for ask in wanted]

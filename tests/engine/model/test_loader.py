@@ -109,14 +109,8 @@ def test_missing_parts(tmp_path: Path) -> None:
         (lambda t: t.update({CACHE_SCALE: torch.ones(1)}), "unexpected tensor .*kv_cache_scale"),
         (lambda t: t.update({NORM: torch.ones(65)}), r"norm.weight has shape \[65\].*\[64\]"),
         (lambda t: t.update({NORM: torch.ones(64, dtype=torch.int8)}), "dtype I8, which is not"),
-        (
-            lambda t: t[NORM][3:].fill_(torch.nan),
-            "tensor model.norm.weight has numbers that are not",
-        ),
-        (
-            lambda t: t[HEAD][3:].fill_(-torch.inf),
-            "tensor lm_head.weight has numbers that are not fi",
-        ),
+        (lambda t: t[NORM][3:].fill_(torch.nan), "model.norm.weight has numbers that are not"),
+        (lambda t: t[HEAD][3:].fill_(-torch.inf), "lm_head.weight has numbers that are not"),
         (lambda t: t.update({NORM: NORM_8}), "dtype F8_E4M3, which is not one of BF16, F16, F32"),
     ],
 )
@@ -220,11 +214,8 @@ STRETCHED = {"rope_scaling": {"type": "linear", "factor": 1e6}}
     ("fields", "message"),
     [
         ({"num_hidden_layers": 50_000_000}, "num_hidden_layers 50000000 must be at most 4096"),
-        ({"num_experts": 50_000_000}, "num_experts 50000000 must be at most 65536"),
         ({"num_hidden_layers": 4096, "num_experts": 65536}, "ask for at least 805310464 tensors"),
-        ({"num_hidden_layers": 4000}, "ask for at least 196000 tensors"),
         ({"vocab_size": 3_000_000_000}, "vocab_size 3000000000 must be at most 2147483647"),
-        ({"eos_token_id": 3_000_000_000}, "eos_token_id 3000000000 must be at most 2147483647"),
         ({"hidden_size": 2**31}, "hidden_size 2147483648 must be at most 16777216"),
         ({"rms_norm_eps": 1e308}, "rms_norm_eps 1e.308 must be from 1e-20 to 1"),
         ({"rope_theta": 1e-320}, "rope_theta 1e-320 must be from 1 to 1e.15"),
@@ -249,9 +240,7 @@ def test_absurd_sizes_are_refused_before_anything_is_made(
     ("blocks", "message"),
     [
         ({"up": torch.zeros(96, 40, dtype=torch.int8)}, "up_proj.weight is of dtype I8"),
-        ({"up": torch.zeros(96, 40, dtype=torch.bfloat16)}, "up_proj.weight is of dtype BF16"),
         ({"up": torch.zeros(96, 60, dtype=torch.uint8)}, r"has shape \[96, 60\].* \[96, 40\]"),
-        ({"up": torch.zeros(95, 40, dtype=torch.uint8)}, r"has shape \[95, 40\].* \[96, 40\]"),
         ({"up": torch.zeros(3840, dtype=torch.uint8)}, r"has shape \[3840\].* \[96, 40\]"),
         ({"side": torch.zeros(96, 40, dtype=torch.uint8)}, "unexpected tensor .*side_proj"),
     ],

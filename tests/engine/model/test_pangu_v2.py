@@ -11,20 +11,15 @@ import pytest
 import texts
 import torch
 from checkpoints import write
-from distributions import chi_square_fits, plain_probs, text_probs
-from engine_tools import Ask, Bench, Setting, answer
 from pangu_v2_tools import MOE, tensors, write_moe
 from reference_model import ReferenceModel
 from typer.testing import CliRunner
 
 from fastslow import LLM, SamplingParams, Speculation
-from fastslow.draft.head.draft import HeadDraft
 from fastslow.draft.head.layer import HeadKV
 from fastslow.draft.head.mtp import load_mtp
-from fastslow.draft.head.runner import TorchRunner
 from fastslow.draft.head.state import RequestVocab
 from fastslow.engine.backends.loader import load_model
-from fastslow.engine.sampling.probs import probs_at
 from fastslow.tools.cli.app import app
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -79,32 +74,6 @@ PROMPTS = [tuple(np.random.default_rng(n).integers(3, VOCAB, n).tolist()) for n 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_moe(tmp_path_factory.mktemp("moe") / "target", **FIELDS)
-
-
-@pytest.mark.drafts(1000, 40, nodes=None)
-def test_sampled_answers_have_the_targets_probabilities(folder: Path) -> None:
-    """Chains and trees of the draft layer."""
-    head = load_mtp(folder, torch.float32)
-    bench = Bench(
-        load_model(folder, "float32", "cpu", progress=False),
-        {
-            "mtp": lambda kv: HeadDraft(TorchRunner(head), probs_at),
-            "mtp tree": lambda kv: HeadDraft(TorchRunner(head), probs_at, width=3, depth=3),
-        },
-    )
-    params = SamplingParams(max_tokens=4, temperature=1.0, ignore_eos=True)
-    prompt = PROMPTS[0]
-    plain = ReferenceModel(folder)
-
-    def probs_after(begun: tuple[int, ...]) -> Any:
-        text = [*prompt, *begun]
-        return plain_probs(plain.logits(text)[-1].tolist(), text, len(prompt), params)
-
-    kinds = ("mtp", "mtp tree")
-    runs = [Ask(prompt, params, kinds[seed % 2], nodes=3, seed=seed) for seed in range(400)]
-    found = [tuple(answer(r)[:2]) for r in bench.run(runs, Setting(pages=4000))]
-    chi_square_fits(text_probs(probs_after, VOCAB, 2), found[::2])
-    chi_square_fits(text_probs(probs_after, VOCAB, 2), found[1::2])
 
 
 def test_the_head_is_the_predictor_of_the_reference(folder: Path) -> None:

@@ -212,22 +212,3 @@ def test_torchrun_says_what_one_process_says(spoken: Path) -> None:
     shared = subprocess.run(torchrun(2, *asked), capture_output=True, text=True, check=True)
     assert json.loads(shared.stdout)["token_ids"] == json.loads(alone.stdout)["token_ids"]
     assert "2 ranks run plain torch" in shared.stderr
-
-
-@pytest.mark.slow
-def test_a_rank_of_torchrun_is_killed(spoken: Path) -> None:
-    line = torchrun(2, *command(spoken, "--max-tokens", "1900"))
-    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stdout.read(1)
-    found = sorted(children(process.pid))
-    rank = next(p for p in found if "RANK=1" in environment(p))
-    os.kill(rank, signal.SIGKILL)
-    died = time.monotonic()
-    _, said = process.communicate(timeout=60)
-    assert time.monotonic() - died < SOON
-    assert process.returncode and "rank 1" in said
-    assert gone(found)
-
-
-def environment(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/environ").read_text("utf-8").split("\0")

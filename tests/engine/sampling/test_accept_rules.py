@@ -106,19 +106,6 @@ def test_certain_laws_draw_nothing(rule: Rule) -> None:
     assert result.tokens == [[1, 2, 0]]
 
 
-def test_a_mixed_batch_gives_what_each_request_gets_alone() -> None:
-    q = [OTHER((i,)) for i in range(5)]
-    shapes = [(), (-1, 0, 1), (-1, -1, 0, 1, 1)]
-    cases = [(rule, shape) for rule in RULES.values() for shape in shapes]
-    for run in range(20):
-        trees = [sampled(q[: len(s)], s, run) if s else Tree() for _, s in cases]
-        target_probs = [target_probs_of(tree, TARGET) for tree in trees]
-        batched = accept(trees, target_probs, numbers(1000 * run), [rule for rule, _ in cases])
-        for b, (rule, _) in enumerate(cases):
-            path, last = judge(rule, trees[b], target_probs[b], 1000 * run + b)
-            assert (tuple(batched.accepted_nodes[b]), batched.tokens[b][-1]) == (path, last)
-
-
 @pytest.mark.parametrize("rule", [tokenwise, block, follow_target])
 @pytest.mark.parametrize("parents", [(-1, 0, 1, 2), (-1, -1, 0, 0, 1, 1)], ids=["chain", "tree"])
 def test_probs_that_differ_by_rounding_only(rule: Rule, parents: Sequence[int]) -> None:
