@@ -51,7 +51,7 @@ def test_late_masks_change_no_token(
     def before(tokens: list[int], drafted: list[int]) -> None:
         if not threading.current_thread().name.startswith("fastslow-masks"):
             return  # a drafter asks for itself, or no step waits for this mask
-        new = not drafted and len(tokens) % 2 and tuple(tokens) not in waiting
+        new = not drafted and len(tokens) % 2 and tuple(tokens) not in waiting and not stuck
         if new and not waiting.setdefault(tuple(tokens), threading.Event()).wait(SOON):
             stuck.append(tokens)
 
