@@ -125,8 +125,8 @@ def test_what_steers_a_thought_holds_under_every_drafter(moge: Bench, drafter: s
         ]
         drawn = replace(asks[-1], params=warm[n % 2], thought=warm[1 - n % 2], seed=n)
         asks.append(replace(drawn, rule="reproducible"))
-    own = EVERY.index(drafter) % 2
-    assert check(moge, [asks[2 * n + (n + own) % 2] for n in range(len(STEERED))])["accepted"] > 0
+    odd = EVERY.index(drafter) % 2
+    assert check(moge, [asks[2 * n + (n + odd) % 2] for n in range(len(STEERED))])["accepted"] > 0
     endings = [r.thinking.outcome(r.tokens) for r in map(moge.alone, asks) if r.thinking]
     assert all(
         not one.open and one.spent <= (ask.bound.most or 40)

@@ -51,8 +51,8 @@ COUNTS = (0, 1, 2, 3)  # of groups or experts: which of `counts` the text itself
 CONTEXTS = (1, 8, 126, 250)
 CASES = pairwise(list(KINDS), KERNELS if wanted() else TORCH, CONTEXTS, COUNTS)
 # Plain torch is slow: once each kind that is not only another size.
-PLAIN = ("moge", "dense", "qwen2", "smollm3", "qwen3_moe", "gpt_oss")
-PLAIN += ("wide window", "not normed", "long windows", "pangu v2", "many sinks")
+PLAIN = ["moge", "dense", "qwen2", "smollm3", "qwen3_moe", "gpt_oss"]
+PLAIN += ["wide window", "not normed", "long windows", "pangu v2", "many sinks"]
 CASES += [(kind, TORCH[i % 3], CONTEXTS[i % 4], COUNTS[i // 3 % 4]) for i, kind in enumerate(PLAIN)]
 PARENTS = [-1, 0, 0, 1, 2, 2, 5, 0, 3, 6]
 DEPTHS = [0, 1, 1, 2, 2, 2, 3, 1, 3, 4]
