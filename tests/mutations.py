@@ -83,7 +83,7 @@ def broken(copy: Path, mutation: Mutation) -> Iterator[None]:
 def first_failure(copy: Path, tests: tuple[str, ...]) -> str | None:
     """The first test that fails, or None."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider"]
-    env = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    env = {**os.environ, "PYTHONPATH": str(copy)}
     try:
         done = subprocess.run(
             [*command, *tests],

@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import anthropic
 import jsonschema
 import openai
 import pytest
@@ -355,6 +354,8 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
 def test_bad_fields_are_the_client_s_error(
     served_by: Clients, protocol: str, fields: dict[str, Any], said: str
 ) -> None:
+    import anthropic
+
     with pytest.raises((anthropic.BadRequestError, openai.BadRequestError)) as caught:
         served_by.made(protocol, **fields)
     refused: Any = caught.value
@@ -365,6 +366,8 @@ def test_bad_fields_are_the_client_s_error(
 
 
 def test_other_errors_have_the_clients_own_kinds(served_by: Clients) -> None:
+    import anthropic
+
     with pytest.raises(anthropic.NotFoundError, match="not_found_error"):
         served_by.claude.messages.create(model="gpt-9", max_tokens=1, messages=CHAT)
     with pytest.raises(anthropic.BadRequestError, match="max_tokens"):

@@ -8,7 +8,6 @@ import socket
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from typing import Any
 
-import anthropic
 import httpx
 import openai
 import pytest
@@ -139,6 +138,8 @@ def test_what_the_engine_raises(
 
 
 def test_the_official_clients_raise_what_comes_in_a_stream(address: str, engine: Scripted) -> None:
+    import anthropic
+
     engine.error = Busy("the queue is full")
     seen = []
     with (

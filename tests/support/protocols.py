@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import anthropic
 import httpx
 import openai
 
@@ -88,6 +87,8 @@ class Clients:
     """The official clients of a server, and a plain one."""
 
     def __init__(self, url: str) -> None:
+        import anthropic  # three seconds, which only those who ask it wait for
+
         self.http = httpx.Client(base_url=url, timeout=60)
         self.claude = anthropic.Anthropic(base_url=url, api_key="none", max_retries=0)
         self.gpt = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from chat_templates import HARMONY, MISTRAL_EFFORT, TEMPLATES, write_marked
 from tokenizers_tiny import write_spm
-from transformers.utils.chat_template_utils import render_jinja_template
 
 from fastslow.engine.params import Thinking
 from fastslow.engine.text.chat_parts import Marks, chat_parts
@@ -114,6 +113,8 @@ def test_a_level_above_none_is_still_a_thought() -> None:
 @pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize("thinking", MODES)
 def test_prompts_are_those_of_transformers(name: str, thinking: Thinking) -> None:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
     source = TEMPLATES[name]
     template = jinja(source)
     for chat in CHATS:

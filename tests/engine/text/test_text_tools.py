@@ -10,7 +10,6 @@ import pytest
 from chat_templates import INSTRUCT, write_marked
 from tokenizers_tiny import write_spm
 from tool_templates import ASKED, CALL, CLOCK, TOOL_TEMPLATES, WEATHER
-from transformers import PreTrainedTokenizerFast
 
 from fastslow.engine.text.chat_parts import Marks, chat_parts
 from fastslow.engine.text.messages import check_messages
@@ -32,6 +31,8 @@ def template(folder: Path, source: str) -> ChatTemplate:
 def test_templates_write_what_transformers_writes(
     tmp_path: Path, name: str, tools: list[Any] | None
 ) -> None:
+    from transformers import PreTrainedTokenizerFast
+
     ours = template(tmp_path, TOOL_TEMPLATES[name])
     theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path)
     arguments = CALL["function"]["arguments"]
