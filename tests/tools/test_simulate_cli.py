@@ -106,6 +106,7 @@ def test_in_80_columns_each_row_is_one_line_of_whole_figures(
     out = StringIO()
     narrow = Console(file=out, width=80, highlight=False, soft_wrap=True)
     monkeypatch.setattr(screen, "console", lambda: narrow)
+    monkeypatch.setenv("COLUMNS", "80")
     screen.show(latency_table({"10000": {"all": USUAL, "fast": HUGE}, "2": {"all": ONE_TOKEN}}))
     shown = out.getvalue().splitlines()
     assert max(map(len, shown)) <= 80
