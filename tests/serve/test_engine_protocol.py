@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from loops import within
+from ray_engines import living
 from requests_made import made_request
 from serve_engines import LONG, answer_of, asked, first_of, idle, pieces_of, settings_of, until
 
 from fastslow.serve.api.engine import Busy, Engine, NotReady
 from fastslow.serve.api.generate_request import GenerateRequest
-from fastslow.serve.engines.process.client import EngineClient
+from fastslow.serve.engines.process.client import EngineClient, Restarts
 
 Run = Callable[[Any], Any]
 
@@ -28,7 +30,9 @@ def runner() -> Iterator[asyncio.Runner]:
 async def started(kind: str, folder: Path) -> Engine:
     if kind == "local":
         return await settings_of(folder).open()
-    engine = EngineClient(settings_of(folder))
+    engine = EngineClient(settings_of(folder), Restarts(most=3, first=0.01))
+    with pytest.raises(NotReady, match="the model is loading"):
+        print(engine.card)
     await engine.start()
     return engine
 
@@ -191,25 +195,64 @@ async def has_room(engine: Engine) -> bool:
     return True
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("drain", "reason"), [(60.0, "length"), (0.0, "cancelled")])
-@within()
-async def test_it_closes_after_a_drain(kind: str, drain: float, reason: str, folder: Path) -> None:
-    engine = await started(kind, folder)
-    task = asyncio.create_task(answer_of(engine, asked(tokens=200 if drain else LONG)))
-    await until(lambda: counted(engine, "running", 1))
-    close = asyncio.create_task(engine.close(drain))
-    await asyncio.sleep(0)
-    assert not engine.ready and "closing" in engine.why_not_ready
-    with pytest.raises(NotReady, match="closing"):
-        await first_of(engine, asked())
-    assert (await task).finish_reason == reason
-    await close
-
-
 def test_a_grammar_that_becomes_too_complex_is_its_clients_fault(engine: Engine, run: Run) -> None:
     wild = {"regex": "((((a{1,999}){1,999}){1,999}){1,999}){999}"}
     for streamed in (True, False):
         ask = asked(tokens=60, sampling={"grammar": wild}, mode="fast", streamed=streamed)
         with pytest.raises(ValueError, match="the grammar stopped: "):
             run(pieces_of(engine, ask))
+
+
+@pytest.mark.parametrize("engine", ["process"], indirect=True)
+def test_a_killed_engine_is_told_of_and_comes_back(
+    engine: Engine, run: Run, logged: list[str]
+) -> None:
+    assert isinstance(engine, EngineClient)
+
+    async def killed() -> None:
+        right = (await answer_of(engine, asked())).token_ids
+        tasks = [asyncio.create_task(answer_of(engine, asked(str(n), LONG))) for n in range(3)]
+        link, first = engine._connection, engine.pid
+        assert link is not None and first is not None
+        await until(lambda: link.answering == 3)
+        os.kill(first, signal.SIGKILL)
+        for task in tasks:
+            with pytest.raises(NotReady, match="the engine ended in the middle of the request"):
+                await task
+        assert not engine.ready and "started again" in engine.why_not_ready
+        assert engine.card.name == "tiny"  # which is known
+        with pytest.raises(NotReady, match="started again"):
+            await answer_of(engine, asked())
+        with pytest.raises(NotReady, match="started again"):
+            await engine.stats()
+        assert link.answering == 0
+        await until(lambda: engine.ready)
+        assert engine.pid != first and not living([first])
+        assert (await answer_of(engine, asked())).token_ids == right
+
+    run(killed())
+    said = "".join(logged)
+    assert "the engine's process was killed by SIGKILL; a new one starts in 0.01 s" in said
+    assert "the engine is back" in said
+
+
+async def closed(engine: Engine, drain: float, tokens: int) -> str | None:
+    """How an answer ends whose engine is closed."""
+    task = asyncio.create_task(answer_of(engine, asked(tokens=tokens)))
+    await until(lambda: counted(engine, "running", 1))
+    close = asyncio.create_task(engine.close(drain))
+    await asyncio.sleep(0)
+    assert not engine.ready and "closing" in engine.why_not_ready
+    with pytest.raises(NotReady, match="closing"):
+        await first_of(engine, asked())
+    output = await task
+    await close
+    return output.finish_reason
+
+
+def test_it_closes_after_a_drain(folder: Path, run: Run) -> None:
+    assert run(closed(run(started("local", folder)), 60.0, 200)) == "length"
+
+
+def test_it_closes_at_once(engine: Engine, run: Run) -> None:
+    assert run(closed(engine, 0.0, LONG)) == "cancelled"

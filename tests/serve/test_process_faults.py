@@ -11,41 +11,9 @@ import pytest
 from loops import within
 from processes_served import program
 from ray_engines import living
-from serve_engines import LONG, answer_of, asked, settings_of, until
+from serve_engines import settings_of, until
 
-from fastslow.serve.api.engine import NotReady
 from fastslow.serve.engines.process.client import EngineClient, Restarts
-
-
-@within()
-async def test_a_killed_engine_is_told_of_and_comes_back(folder: Path, logged: list[str]) -> None:
-    engine = EngineClient(settings_of(folder), Restarts(most=3, first=0.01))
-    with pytest.raises(NotReady, match="the model is loading"):
-        print(engine.card)
-    await engine.start()
-    right = (await answer_of(engine, asked())).token_ids
-    tasks = [asyncio.create_task(answer_of(engine, asked(str(n), LONG))) for n in range(3)]
-    link, first = engine._connection, engine.pid
-    assert link is not None and first is not None
-    await until(lambda: link.answering == 3)
-    os.kill(first, signal.SIGKILL)
-    for task in tasks:
-        with pytest.raises(NotReady, match="the engine ended in the middle of the request"):
-            await task
-    assert not engine.ready and "started again" in engine.why_not_ready
-    assert engine.card.name == "tiny"  # which is known
-    with pytest.raises(NotReady, match="started again"):
-        await answer_of(engine, asked())
-    with pytest.raises(NotReady, match="started again"):
-        await engine.stats()
-    assert link.answering == 0
-    await until(lambda: engine.ready)
-    assert engine.pid != first and not living([first])
-    assert (await answer_of(engine, asked())).token_ids == right
-    await engine.close()
-    said = "".join(logged)
-    assert "the engine's process was killed by SIGKILL; a new one starts in 0.01 s" in said
-    assert "the engine is back" in said
 
 
 @within()
