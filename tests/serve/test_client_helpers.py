@@ -18,10 +18,8 @@ from pydantic import BaseModel, Field
 from serve_tools import served
 
 from fastslow.engine.text.tool_formats import GENERIC
-from fastslow.llm import LLM
 from fastslow.output import Piece
 from fastslow.serve.api.generate_request import GenerateRequest
-from fastslow.serve.engines.local import LocalEngine
 from fastslow.serve.http.app import create_app
 
 
@@ -170,15 +168,13 @@ def url() -> Iterator[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["chat", "responses", "messages"])
+@pytest.mark.parametrize("kind", ["chat", "responses"])
 def test_langchain(url: str, kind: str) -> None:
+    library = pytest.importorskip("langchain_openai")
     own: dict[str, Any] = {"model": "tiny", "api_key": "none", "base_url": f"{url}/v1"}
-    if kind == "messages":
-        chat = pytest.importorskip("langchain_anthropic").ChatAnthropic(**own | {"base_url": url})
-    else:
-        library = pytest.importorskip("langchain_openai")
-        chat = library.ChatOpenAI(**own, use_responses_api=kind == "responses")
-    model = chat.bind_tools([get_weather])
+    model = library.ChatOpenAI(**own, use_responses_api=kind == "responses").bind_tools(
+        [get_weather]
+    )
     streamed = functools.reduce(operator.add, model.stream(ASKED))
     for made in (model.invoke(ASKED), streamed):
         (call,) = made.tool_calls
@@ -201,129 +197,3 @@ def test_pydantic_ai(url: str, kind: str) -> None:
 
     assert asyncio.run(streamed()) == RAIN and called == [ARGUMENTS]
     assert agent.run_sync(ASKED).output == RAIN and called == [ARGUMENTS, ARGUMENTS]
-
-
-@pytest.mark.slow
-def test_instructor(url: str) -> None:
-    library = pytest.importorskip("instructor")
-    client = library.from_openai(openai.OpenAI(base_url=f"{url}/v1", api_key="none"))
-    asked = {"model": "tiny", "messages": CHAT, "response_model": Weather}
-    assert client.chat.completions.create(**asked).model_dump() == ARGUMENTS
-    *_, last = client.chat.completions.create_partial(**asked)
-    assert last.model_dump() == ARGUMENTS
-
-
-@pytest.mark.slow
-def test_litellm(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it asks the network
-    library = pytest.importorskip("litellm")
-    tool = openai.pydantic_function_tool(Weather, name="get_weather")
-    asked: Any = {"model": "openai/tiny", "api_base": f"{url}/v1", "api_key": "none"}
-    asked |= {"messages": CHAT, "tools": [tool]}
-    streamed = library.stream_chunk_builder(list(library.completion(**asked, stream=True)))
-    for made in (library.completion(**asked), streamed):
-        (call,) = made.choices[0].message.tool_calls
-        assert call.function.name == "get_weather"
-        assert json.loads(call.function.arguments) == ARGUMENTS
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["OpenAIChatCompletionsModel", "OpenAIResponsesModel"])
-def test_openai_agents(url: str, kind: str) -> None:
-    library = pytest.importorskip("agents")
-    library.set_tracing_disabled(True)
-
-    async def outputs() -> list[Any]:
-        async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none") as client:
-            model = getattr(library, kind)(model="tiny", openai_client=client)
-            tools = [library.function_tool(get_weather)]
-            agent = library.Agent(name="one", model=model, tools=tools)
-            whole = await library.Runner.run(agent, ASKED)
-            streamed = library.Runner.run_streamed(agent, ASKED)
-            async for _ in streamed.stream_events():
-                pass
-            return [whole.final_output, streamed.final_output]
-
-    assert asyncio.run(outputs()) == [RAIN, RAIN] and called == [ARGUMENTS, ARGUMENTS]
-
-
-@pytest.mark.slow
-def test_llama_index(url: str) -> None:
-    library = pytest.importorskip("llama_index.llms.openai_like")
-    tools = pytest.importorskip("llama_index.core.tools")
-    llm = library.OpenAILike(
-        model="tiny",
-        api_base=f"{url}/v1",
-        api_key="none",
-        is_chat_model=True,
-        is_function_calling_model=True,
-    )
-    asked: Any = {"tools": [tools.FunctionTool.from_defaults(get_weather)], "user_msg": ASKED}
-    *_, streamed = llm.stream_chat_with_tools(**asked)
-    for made in (llm.chat_with_tools(**asked), streamed):
-        (call,) = llm.get_tool_calls_from_response(made)
-        assert (call.tool_name, call.tool_kwargs) == ("get_weather", ARGUMENTS)
-
-
-@pytest.fixture(scope="module")
-def real() -> Iterator[str]:
-    """A small model, which invents fields and calls again where it may."""
-    with (
-        LLM("smollm2-moge", progress=False) as llm,
-        served(create_app(LocalEngine(llm, "tiny"))) as url,
-    ):
-        yield url
-
-
-PERSON = "Write the weather request for Ulm and 3 days."
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", ["TOOLS", "JSON_SCHEMA"])
-def test_instructor_with_a_real_model(real: str, mode: str) -> None:
-    library = pytest.importorskip("instructor")
-    plain = openai.OpenAI(base_url=f"{real}/v1", api_key="none")
-    usual = {} if mode == "TOOLS" else {"mode": library.Mode[mode]}
-    client = library.from_openai(plain, **usual)
-    asked = {"model": "tiny", "response_model": Place, "max_tokens": 300, "max_retries": 0}
-    turns = [{"role": "user", "content": PERSON}]
-    made, raw = client.chat.completions.create_with_completion(
-        messages=turns, temperature=0, **asked
-    )
-    (choice,) = raw.choices
-    assert isinstance(made, Place) and choice.finish_reason in ("stop", "tool_calls")
-    assert len(choice.message.tool_calls or []) == (mode == "TOOLS")
-
-
-@pytest.mark.slow
-def test_langchain_with_a_real_model(real: str) -> None:
-    library = pytest.importorskip("langchain_openai")
-    own: dict[str, Any] = {"api_key": "none", "base_url": f"{real}/v1", "temperature": 0}
-    chat = library.ChatOpenAI(model="tiny", max_tokens=300, **own)
-    made = chat.bind_tools([Place], tool_choice="Place").invoke(PERSON)
-    (call,) = made.tool_calls
-    assert made.invalid_tool_calls == [] and Place(**call["args"])
-    for method in ("function_calling", "json_schema"):
-        assert isinstance(chat.with_structured_output(Place, method=method).invoke(PERSON), Place)
-
-
-@pytest.mark.slow
-def test_openai_agents_with_a_real_model(real: str) -> None:
-    library = pytest.importorskip("agents")
-    library.set_tracing_disabled(True)
-    given: list[str] = []
-
-    def forecast(city: Literal["Ulm", "Rom"], days: Literal[1, 2, 3]) -> str:
-        """Say the weather of a city for some days."""
-        given.append(city)
-        return "It rains."
-
-    async def asked() -> Any:
-        async with openai.AsyncOpenAI(base_url=f"{real}/v1", api_key="none") as client:
-            model = library.OpenAIChatCompletionsModel(model="tiny", openai_client=client)
-            fixed = library.ModelSettings(tool_choice="forecast", temperature=0, max_tokens=200)
-            tools = [library.function_tool(forecast)]
-            agent = library.Agent(name="one", model=model, tools=tools, model_settings=fixed)
-            return (await library.Runner.run(agent, PERSON, max_turns=3)).final_output
-
-    assert isinstance(asyncio.run(asked()), str) and len(given) == 1

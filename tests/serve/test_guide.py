@@ -56,10 +56,3 @@ def test_the_page_can_be_followed(folder: Path) -> None:
     assert asked == ["install", ".[serve]", "openai", "anthropic"]
     assert "serve" in project["optional-dependencies"]
     assert "fs-" not in (folder / "serve.log").read_text()  # no key is in the log
-
-
-@pytest.mark.slow
-def test_the_page_can_be_followed_with_its_own_model(folder: Path) -> None:
-    desk = Desk(PAGE, check, folder, MODEL, [])
-    follow(desk)
-    assert desk.space["sold"] in ("bread", "roll", "cake")  # by the tool's call
