@@ -76,7 +76,7 @@ def close(ours: Sequence[Any] | None, theirs: Sequence[Any] | None) -> None:
         assert one == (None if other is None else pytest.approx(other, abs=1e-4))
 
 
-@pytest.mark.parametrize("mode", [*DRAFTED, SETTLED])
+@pytest.mark.parametrize("mode", [*DRAFTED[::2], SETTLED])
 @pytest.mark.parametrize("name", PARAMS)
 def test_it_is_the_whole_answer_from_every_token_on(llm: LLM, name: str, mode: str) -> None:
     wish = sampling(name)

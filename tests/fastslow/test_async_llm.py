@@ -150,7 +150,7 @@ def test_a_call_that_is_cancelled_ends_nobody_else(
 
     asyncio.run(main())
     assert settled(llm)
-    assert llm.generate("The", LONG, progress=False).finish_reason == "length"
+    assert llm.generate("The", TEN, progress=False).finish_reason == "length"
 
 
 def test_a_full_queue_says_so_before_anything_is_done(llm: LLM, gate: Gate) -> None:

@@ -216,7 +216,7 @@ def run(folder: Path, right: list[int], failure: Failure | None, first: int = 0)
 
 ERRORS = (RuntimeError, KeyError, MemoryError, SystemExit, KeyboardInterrupt)
 SCHEDULES = 200
-SOON = 8  # of them always run
+SOON = 5  # of them always run
 
 
 def schedule(seed: int, counts: dict[str, int]) -> tuple[Failure, int]:

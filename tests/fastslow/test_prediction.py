@@ -26,8 +26,11 @@ def nothing_left(llm: LLM) -> bool:
 
 
 @pytest.mark.drafts(200, 150)
-@pytest.mark.parametrize("wish", WISHES, ids=str)
-@pytest.mark.parametrize("params", [GREEDY, SEEDED], ids=["greedy", "seeded"])
+@pytest.mark.parametrize(
+    ("wish", "params"),
+    [*((wish, GREEDY) for wish in WISHES), *((wish, SEEDED) for wish in (WISHES[0], *WISHES[-2:]))],
+    ids=str,
+)
 def test_no_token_changes(llm: LLM, wish: Any, params: SamplingParams) -> None:
     plain = llm.generate(PROMPT, params, speculation="off").token_ids
     other = [token + 1 if token < 300 else 9 for token in plain]

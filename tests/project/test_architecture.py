@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -60,7 +61,12 @@ def hops(section: str) -> list[Hop]:
 
 
 def ours(frame: FrameType | None) -> str:
-    path = Path(frame.f_code.co_filename) if frame is not None else Path()
+    return own_name(frame.f_code.co_filename) if frame is not None else ""
+
+
+@cache
+def own_name(file: str) -> str:
+    path = Path(file)
     if ROOT not in path.parents:
         return ""
     return ROOMS.sub("", path.relative_to(ROOT).as_posix())

@@ -1,12 +1,8 @@
-"""Each field that steers a thought, over HTTP by the official clients, and by frameworks where they are installed (the
-project does not need them): the answer is the library's own."""
+"""Each field that steers a thought, over HTTP by the official clients: the answer is the library's own."""
 
 from __future__ import annotations
 
-import asyncio
-import functools
-import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -55,6 +51,15 @@ def url(llm: LLM) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="module", params=WISHES, ids=str)
+def wish(llm: LLM, request: pytest.FixtureRequest) -> tuple[dict[str, Any], Said]:
+    """Fields, and what the library says under their mode."""
+    fields, mode = request.param
+    params = SamplingParams(temperature=0, seed=3, max_tokens=MOST)
+    out = llm.chat(ASKED, params, mode=mode, speculation="off")
+    return fields, (out.text, out.metrics.thinking_tokens)
+
+
 def official(url: str, protocol: str, fields: dict[str, Any]) -> list[Said]:
     asked = ASKED if protocol == "responses" else [{"role": "user", "content": ASKED}]
     body = {"input" if protocol == "responses" else "messages": asked, "most": MOST, **fields}
@@ -63,53 +68,14 @@ def official(url: str, protocol: str, fields: dict[str, Any]) -> list[Said]:
     return [(one.text, one.tokens[2]) for one in said]
 
 
-def langchain(url: str, kind: str, fields: dict[str, Any]) -> list[Said]:
-    library, body = pytest.importorskip("langchain_openai"), {**fields}
-    own = {"model": "tiny", "base_url": f"{url}/v1", "api_key": "none", "stream_usage": True}
-    own |= {"temperature": 0, "max_tokens": MOST, "use_responses_api": kind == "responses"}
-    own |= {"reasoning_effort": body.pop("reasoning_effort", None), "extra_body": body}
-    model = library.ChatOpenAI(**own)
-    made = [model.invoke(ASKED), functools.reduce(operator.add, model.stream(ASKED))]
-    usage = [one.usage_metadata["output_token_details"] for one in made]
-    return [(str(one.text), each["reasoning"]) for one, each in zip(made, usage)]
-
-
-def pydantic_ai(url: str, kind: str, fields: dict[str, Any]) -> list[Said]:
-    library, body = pytest.importorskip("pydantic_ai"), {**fields}
-    parts = (f"pydantic_ai.{name}.openai" for name in ("models", "providers"))
-    models, providers = map(pytest.importorskip, parts)
-    provider = providers.OpenAIProvider(base_url=f"{url}/v1", api_key="none")
-    agent = library.Agent(getattr(models, kind)("tiny", provider=provider))
-    own = {"max_tokens": MOST, "temperature": 0, "extra_body": body}
-    if effort := body.pop("reasoning_effort", None):
-        own["openai_reasoning_effort"] = effort
-
-    async def both() -> list[Said]:
-        made = await agent.run(ASKED, model_settings=own)
-        async with agent.run_stream(ASKED, model_settings=own) as run:
-            said = [(made.output, made.usage), (await run.get_output(), run.usage)]
-        return [(text, usage.details.get("reasoning_tokens", 0)) for text, usage in said]
-
-    return asyncio.run(both())
-
-
-SLOW = [(langchain, "chat"), (langchain, "responses")]
-SLOW += [(pydantic_ai, "OpenAIChatModel"), (pydantic_ai, "OpenAIResponsesModel")]
-CLIENTS = [pytest.param(official, protocol) for protocol in PATHS]
-CLIENTS += [pytest.param(*one, marks=pytest.mark.slow) for one in SLOW]
-
-
 @pytest.mark.drafts(5, accepted=0)
-@pytest.mark.parametrize(("ask", "kind"), CLIENTS)
-@pytest.mark.parametrize(("fields", "mode"), WISHES)
+@pytest.mark.parametrize("protocol", PATHS)
 def test_an_answer_is_the_librarys_own(
-    llm: LLM, url: str, fields: Any, mode: Any, ask: Callable[..., list[Said]], kind: str
+    url: str, wish: tuple[dict[str, Any], Said], protocol: str
 ) -> None:
     """Whole and streamed; of a turn that has a name, the second call has what the first one left."""
-    params = SamplingParams(temperature=0, seed=3, max_tokens=MOST)
-    out = llm.chat(ASKED, params, mode=mode, speculation="off")
-    asked = ask(url, kind, {"seed": 3, **fields})
-    assert asked == [(out.text, out.metrics.thinking_tokens)] * 2
+    fields, right = wish
+    assert official(url, protocol, {"seed": 3, **fields}) == [right] * 2
     if "turn_budget" in fields:
-        named = ask(url, kind, {"turn_budget": 70, "turn": f"{ask.__name__} {kind}"})
+        named = official(url, protocol, {"turn_budget": 70, "turn": protocol})
         assert [thought for _, thought in named] == [50, 20]

@@ -71,8 +71,14 @@ def test_they_are_small_and_of_the_official_layout() -> None:
     assert not same_vocabulary(*(load_tokenizer(builtin_path(name)) for name in pair))
 
 
-def test_deep_works_it_out_and_fast_answers_at_once(llm: LLM) -> None:
-    deep, fast = ask(llm, "deep"), ask(llm, "fast")
+@pytest.fixture(scope="module")
+def deep(llm: LLM) -> list[Output]:
+    """What it answers to TASKS after a thought."""
+    return ask(llm, "deep")
+
+
+def test_deep_works_it_out_and_fast_answers_at_once(llm: LLM, deep: list[Output]) -> None:
+    fast = ask(llm, "fast")
     for slow, quick, task in zip(deep, fast, TASKS, strict=True):
         assert slow.reasoning and slow.text.isdigit() and slow.finish_reason == "stop"
         assert not quick.reasoning and quick.text.isdigit() and quick.finish_reason == "stop"
@@ -84,9 +90,9 @@ def test_deep_works_it_out_and_fast_answers_at_once(llm: LLM) -> None:
 
 
 @pytest.mark.parametrize("groups", [0, 4])
-def test_it_thinks_with_any_number_of_groups(llm: LLM, groups: int) -> None:
+def test_it_thinks_with_any_number_of_groups(llm: LLM, groups: int, deep: list[Output]) -> None:
     fewer = Mode(name="fewer", groups=groups, thinking="on")
-    assert right(ask(llm, fewer), TASKS) >= right(ask(llm, "deep"), TASKS) - 0.1
+    assert right(ask(llm, fewer), TASKS) >= right(deep, TASKS) - 0.1
 
 
 @pytest.mark.drafts(50, 40)
