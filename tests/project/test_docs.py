@@ -110,7 +110,23 @@ follow_imports = skip
 """
 
 
-def test_the_python_of_all_pages_has_right_types(tmp_path: Path) -> None:
+MISTAKES = (
+    'llm.generate({"a text"})',
+    'llm.generate("one", mode=["fast", "deep"])',
+    'llm.chat("one", sampling="greedy")',
+    'llm.stream(["one", "two"])',
+    'llm.generate(["one"]).text',
+    'llm.generate("one")[0]',
+    'llm.submit(["one", "two"])',
+    'llm.submit("one", max_tokens=5)',
+    'llm.stream_chat("one", max_tokens=5)',
+    'llm.generate("one", timeout="5")',
+    "fastslow.AsyncLLM(max_runing=5)",
+    'fastslow.AsyncLLM().stream(["one", "two"])',
+)
+
+
+def test_the_python_of_all_pages_has_right_types_and_mistakes_are_seen(tmp_path: Path) -> None:
     """As for a reader who runs `mypy --strict`; the lines are those of the pages."""
     written = []
     for page in PAGES:
@@ -122,11 +138,15 @@ def test_the_python_of_all_pages_has_right_types(tmp_path: Path) -> None:
             written.append(tmp_path / f"{re.sub(r'[^a-z]', '_', named(page))}.py")
             written[-1].write_text("\n".join(lines), "utf-8")
     assert len(written) > 10
+    wrong = tmp_path / "wrong.py"
+    wrong.write_text("\n".join(("import fastslow; llm = fastslow.LLM()", *MISTAKES)), "utf-8")
     (tmp_path / "mypy.ini").write_text(STRICT, "utf-8")
     options = ("--config-file", tmp_path / "mypy.ini", "--cache-dir", tmp_path / "cache")
-    command = [sys.executable, "-m", "mypy", *map(str, (*options, *written))]
+    command = [sys.executable, "-m", "mypy", *map(str, (*options, *written, wrong))]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    errors = [line.split(":") for line in done.stdout.splitlines() if ": error: " in line]
+    found = {(Path(file).name, int(line)) for file, line, *_ in errors}
+    assert found == {(wrong.name, 2 + n) for n in range(len(MISTAKES))}, done.stdout + done.stderr
 
 
 def test_signatures_are_for_people() -> None:

@@ -292,13 +292,6 @@ def test_the_official_clients_own_fields_say_how_to_think(served_by: Clients, ef
     assert {one.metrics["mode"] for one in said} == {MODES_OF.get(effort, "deep")}
 
 
-def test_what_gemini_calls_it(served_by: Clients) -> None:
-    for wish, most in (({"thinking_budget": 5}, 5), ({"thinking_budget": 0}, 0)):
-        gemini: Any = {"extra_body": {"google": {"thinking_config": wish}}}
-        same = served_by.ask("chat", **GREEDY, thinking_budget=most)
-        assert served_by.ask("chat", **GREEDY, **gemini) == same and same.tokens[2] == most
-
-
 def test_what_is_asked_of_a_response_comes_back(served_by: Clients) -> None:
     given: dict[str, Any] = {"metadata": {"a": "b"}, "temperature": 0.5, "top_p": 0.9}
     given |= {"reasoning": {"effort": "low", "summary": "auto"}, "instructions": "Be brief."}
