@@ -7,21 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from fastslow.engine.checkpoint.identity import check_model
-from fastslow.engine.host.files import is_file, read_object, shown
+from fastslow.engine.host.files import about, is_file, read_object, shown
 from fastslow.engine.model.config import FIELDS, RoutedUnits
 from fastslow.engine.params import CHANGED, Mode, Params, nearest
 from fastslow.engine.text.switches import EFFORTS
 from fastslow.policies.thinking_limits import MOST_ROOM
 
-NESTED = (
-    "sampling",
-    "speculation",
-    "escalate",
-    "thought",
-    "answer",
-    "loop",
-    "confidence",
-)  # fields that hold fields
 BOUNDS = (  # fields that a preset may hold calls to
     *("thinking", "thinking_budget", "turn_budget", "answer_room", "loop", "confidence"),
     *("latency_ms", "groups", "experts"),
@@ -49,18 +40,8 @@ def builtin_modes(units: RoutedUnits, thinks: bool = True) -> dict[str, Mode]:
     fewer: dict[str, Any] = {units.name: count} if count < units.most else {}
     fast, deep = DESCRIBED[bool(fewer), thinks]
     return {
-        "fast": Mode(
-            name="fast",
-            **fewer,
-            thinking="off",
-            description=fast,
-        ),
-        "deep": Mode(
-            name="deep",
-            thinking="on",
-            answer_room="auto",
-            description=deep,
-        ),
+        "fast": Mode(name="fast", **fewer, thinking="off", description=fast),
+        "deep": Mode(name="deep", thinking="on", answer_room="auto", description=deep),
         "auto": Mode(
             name="auto",
             auto=True,
@@ -215,11 +196,10 @@ def _over(base: Mode, fields: Fields) -> Mode:
             below.pop(other, None)
     if fields["name"] != base.name:
         below.pop("description", None)  # it describes the base
-    for name in NESTED:
-        above = fields.get(name)
-        if isinstance(above, Mapping) and name in below and below[name] is not None:
-            fields = {**fields, name: {**below[name], **above}}
     both = {**below, **fields, "base": None}
+    for name, above in fields.items():
+        if isinstance(above, Mapping) and isinstance(below.get(name), Mapping):
+            both[name] = {**below[name], **above}
     most = both.get("thinking_budget")
     if "thinking_soft" in below and "thinking_soft" not in fields and isinstance(most, int | None):
         both["thinking_soft"] = max(0, min(below["thinking_soft"], most or 0))
@@ -232,11 +212,9 @@ def _read(
     """`folder`: of the model that the presets must be for."""
     if not is_file(path):
         raise ValueError(f"presets in {path} cannot be read: there is no such file")
-    try:
+    with about(f"presets in {path} cannot be read"):
         record = read_object(path)
         found = _joined(modes, record.get("modes", {}), units)
-    except ValueError as error:
-        raise ValueError(f"presets in {path} cannot be read: {error}") from None
     check_model(record, folder, f"presets file {str(path)!r}")
     return found
 

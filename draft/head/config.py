@@ -18,7 +18,7 @@ from fastslow.engine.backends.cpu.draft_head import DraftShape
 from fastslow.engine.backends.cpu.library import LIMITS, check_limits
 from fastslow.engine.checkpoint.checkpoint import Checkpoint, floats
 from fastslow.engine.checkpoint.row_file import RowFile
-from fastslow.engine.host.files import open_file, parse_object, shown
+from fastslow.engine.host.files import about, open_file, parse_object, shown
 from fastslow.engine.model.config import ModelConfig
 
 KIND = "fastslow-head"
@@ -100,14 +100,12 @@ def read_metadata(path: Path) -> dict[str, str]:
 def read_head(path: Path) -> tuple[HeadConfig, dict[str, Tensor]]:
     """Config and weights of a head's file; ValueError in one sentence about what is wrong with it."""
     try:
-        with opened(path) as file:
+        with about(f"head {path}"), opened(path) as file:
             config = HeadConfig.from_metadata(file.metadata())
             names = set(file.keys())
             weights = {name: file.get_tensor(name) for name in config.shapes() if name in names}
     except (OSError, SafetensorError) as error:
         raise ValueError(f"head {path!s:.120} cannot be read: {error!s:.99}") from None
-    except ValueError as error:
-        raise ValueError(f"head {path}: {error}") from None
     for name, shape in config.shapes().items():
         if name not in weights:
             raise ValueError(f"head {path} lacks tensor {name} of shape {list(shape)}")

@@ -15,7 +15,7 @@ from fastslow.draft.head.config import WHOLE, HeadConfig, opened, read_ends, sto
 from fastslow.engine.backends.cpu.draft_head import PairedEntry
 from fastslow.engine.backends.cpu.library import LIMITS
 from fastslow.engine.checkpoint.row_file import RowFile
-from fastslow.engine.host.files import is_file, read_object, shown
+from fastslow.engine.host.files import about, is_file, read_object, shown
 from fastslow.engine.model.attention import inverse_frequencies
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.family import MOST_WIDTH, boolean, integer, integers
@@ -199,18 +199,16 @@ def read_eagle(folder: Path, target: ModelConfig) -> tuple[EagleConfig, dict[str
     """Config and weights of a head; `_parts` names the weights, "tokens" are the D that it drafts. ValueError
     in one sentence about what is wrong with the files, or does not fit the target."""
     try:
-        raw = read_object(folder / "config.json")
-        if not raw:
-            raise ValueError("it has no config.json, so it is no published head")
-        config = EagleConfig.from_json(raw, target)
-        _check_format(folder)
-        with opened(folder / PLAIN) as file:
-            weights = _read(config, file)
+        with about(f"head {folder}"):
+            raw = read_object(folder / "config.json")
+            if not raw:
+                raise ValueError("it has no config.json, so it is no published head")
+            config = EagleConfig.from_json(raw, target)
+            _check_format(folder)
+            with opened(folder / PLAIN) as file:
+                return config, _read(config, file)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"head {folder} cannot be read: {error}") from None
-    except ValueError as error:
-        raise ValueError(f"head {folder}: {error}") from None
-    return config, weights
 
 
 def embedding_of(folder: Path, config: EagleConfig, target: Path) -> Tensor | RowFile:

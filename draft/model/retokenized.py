@@ -74,7 +74,7 @@ class TextRetokenizer:
     def _encode(self, text: str) -> list[int]:
         if not text:
             return []
-        found = self._own.encode(text) if self._inside else None
+        found = self._own.tokenizer.encode_exactly(text) if self._inside else None
         return self._own.tokenizer.encode(text, add_special=False) if found is None else found
 
     def _settle(self, ids: list[int], text: str) -> list[int]:
@@ -141,7 +141,7 @@ class DraftRetokenizer:
         text, left = split_utf8(data)
         if text.encode() + left != data:
             return None  # no text
-        found = self._target.encode(text) if text else []
+        found = self._target.tokenizer.encode_exactly(text) if text else []
         return None if found is None else tokens + found
 
 

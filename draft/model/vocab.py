@@ -34,16 +34,6 @@ class ByteVocab:
         first = self.tokenizer.encode("")[:1]
         return first if first == [self.tokenizer.bos_id] else []
 
-    def encode(self, text: str) -> list[int] | None:
-        """Tokens that add exactly this to a text before them; None if the tokenizer has none. Where it
-        puts a space before whatever it encodes, the text is encoded after a line break."""
-        data = text.encode()
-        for before in ("", "\n"):
-            ids = self.tokenizer.encode(before + text, add_special=False)
-            if (found := self._suffix(ids, data)) is not None:
-                return found
-        return None
-
     def encode_bytes(self, data: bytes) -> list[int] | None:
         """Tokens of a part of a character, the longest first; None if the tokenizer has none."""
         found: list[int] = []
@@ -55,18 +45,6 @@ class ByteVocab:
             found.append(self.ids[data[:size]])
             data = data[size:]
         return found
-
-    def _suffix(self, ids: list[int], data: bytes) -> list[int] | None:
-        """The last of these tokens, whose bytes are the data."""
-        size = 0
-        for place in range(len(ids), -1, -1):
-            if place < len(ids):
-                size += len(self.tokenizer.token_bytes(ids[place]))
-            if size >= len(data):
-                found = ids[place:]
-                same = b"".join(map(self.tokenizer.token_bytes, found)) == data
-                return found if same else None
-        return None
 
 
 def special_map(source: Tokenizer, other: Tokenizer) -> dict[int, int]:
@@ -195,6 +173,6 @@ class SharedTokens(VocabMap):
         if token not in self._target.tokenizer.special_ids:
             data = self._target.tokenizer.token_bytes(token)
             with suppress(UnicodeDecodeError):  # a part of a character
-                found = self._own.encode(data.decode())
+                found = self._own.tokenizer.encode_exactly(data.decode())
             found = found or self._own.encode_bytes(data)
         return self._encoded.setdefault(token, found or [])

@@ -41,7 +41,6 @@ from fastslow.engine.model.base import Model
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.decoder import Decoder, Weights
 from fastslow.engine.model.ops import no_int8
-from fastslow.engine.model.tensors import canonical
 
 W8A8 = "w8a8"
 OWN = "own"  # a GGUF file's own numbers, or those of a published checkpoint
@@ -118,14 +117,11 @@ class _Source:
 
     @classmethod
     def open(cls, folder: Path, config: ModelConfig) -> _Source:
-        scheme = Scheme.from_folder(folder)
-        if scheme is not None:  # pieces are packed by the usual names
-            scheme = scheme.renamed(lambda name: canonical(name, config))
-        checkpoint = Checkpoint.open(folder, config, scheme)
+        checkpoint = Checkpoint.own(folder, config)
         others = checkpoint.fused.values()
         method = next((x.reader.label for x in others if isinstance(x, Published)), None)
         shard = GgufShard(folder) if is_gguf(folder) else None
-        return cls(folder, config, checkpoint, scheme, shard, method)
+        return cls(folder, config, checkpoint, checkpoint.scheme, shard, method)
 
     def own_quantization(self, dtype: str | torch.dtype, device: str) -> str:
         """What "auto" means."""

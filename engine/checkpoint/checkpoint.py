@@ -73,10 +73,12 @@ class Checkpoint:
         _check_count(folder, config, shards)
         if scheme is not None:
             scheme = scheme.renamed(lambda name: canonical(name, config))
-        expected = expected_tensors(config, scheme and scheme.without(_in_mtp_layer(config)))
+        expected = expected_tensors(
+            config, scheme and scheme.only(lambda n: not _in_mtp_layer(n, config))
+        )
         shapes = mtp_shapes(config)
         drafts = {name: Expected((shape,)) for name, shape in shapes.items()}
-        drafts |= quantised_tensors(shapes, scheme and scheme.only(shapes))
+        drafts |= quantised_tensors(shapes, scheme and scheme.only(shapes.__contains__))
         facts, stored, holders = _facts(shards, config)
         layouts: list[Layout] = []
         if not is_gguf(folder):
@@ -158,13 +160,10 @@ class Checkpoint:
 
     def rows(self, name: str) -> RowFile | None:
         """A matrix to read single rows of; None where they cannot be read so (see `RowFile`)."""
-        holders = (path for path, names in self.files.items() if name in names)
-        path = next(holders, None)
-        return (
-            None
-            if path is None or name in self.fused or is_gguf(path)
-            else RowFile.of_tensor(path, self.stored.get(name, name))
-        )
+        path = next((path for path, names in self.files.items() if name in names), None)
+        if path is None or name in self.fused or is_gguf(path):
+            return None
+        return RowFile.of_tensor(path, self.stored.get(name, name))
 
     @contextmanager
     def _open_files(self) -> Iterator[dict[str, Any]]:
@@ -198,7 +197,9 @@ def blocks(folder: Path, config: ModelConfig) -> Iterator[Callable[[str], Tensor
         yield lambda name: None
         return
     shapes = {
-        name: shape for name, shape in tensor_shapes(config).items() if _packable(name, shape)
+        name: shape
+        for name, shape in tensor_shapes(config).items()
+        if name.endswith("_proj.weight") and not shape[-1] % BLOCK_INPUTS
     }
     with open_shard(path) as file:
         names = set(file.keys())
@@ -212,10 +213,6 @@ def blocks(folder: Path, config: ModelConfig) -> Iterator[Callable[[str], Tensor
             shape = (outputs, inputs // BLOCK_INPUTS * BLOCK_BYTES)
             _check(path, name, Fact.of(file.get_slice(name)), Expected((shape,), ("U8",)))
         yield lambda name: file.get_tensor(name) if name in names else None
-
-
-def _packable(name: str, shape: tuple[int, ...]) -> bool:
-    return name.endswith("_proj.weight") and not shape[-1] % BLOCK_INPUTS
 
 
 @contextmanager
@@ -289,7 +286,7 @@ def open_shard(path: Path) -> Iterator[Any]:
         yield GgufShard(path)
         return
     try:
-        with no_panic(path), safe_open(path, framework="pt") as shard:
+        with no_panic(f"{path} cannot be read"), safe_open(path, framework="pt") as shard:
             yield shard
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is no sound safetensors file: {error!s:.99}") from None
@@ -345,15 +342,12 @@ def _header_bytes(path: Path) -> int:
 
 def _ignorable(name: str, config: ModelConfig) -> bool:
     tied = name.startswith("lm_head.weight") and config.tie_word_embeddings
-    return tied or _in_mtp_layer(config)(name) or CONSTANT.fullmatch(name) is not None
+    return tied or _in_mtp_layer(name, config) or CONSTANT.fullmatch(name) is not None
 
 
-def _in_mtp_layer(config: ModelConfig) -> Callable[[str], bool]:
-    def after(name: str) -> bool:
-        layer = DRAFT_LAYER.match(name) if config.mtp_layers is not None else None
-        return layer is not None and int(layer[1]) >= config.layers
-
-    return after
+def _in_mtp_layer(name: str, config: ModelConfig) -> bool:
+    layer = DRAFT_LAYER.match(name) if config.mtp_layers is not None else None
+    return layer is not None and int(layer[1]) >= config.layers
 
 
 def _shards(folder: Path) -> dict[Path, set[str] | None]:

@@ -14,7 +14,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize, quantize
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastslow.engine.host.files import shown
+from fastslow.engine.host.files import about, shown
 from fastslow.engine.host.gguf_file import GgufFile, GgufTensor, read_gguf
 from fastslow.engine.model.config import ROPE_FACTORS
 from fastslow.engine.model.family import GGUF_TOP, MOST_EXPERTS, GgufNames, gguf_family
@@ -116,11 +116,8 @@ class GgufShard:
     """ValueError for a tensor that its architecture does not have."""
 
     def __init__(self, path: Path) -> None:
-        try:
+        with about(path):
             self._slices = dict(_slices(read_gguf(path)))
-        except ValueError as error:
-            said = str(error)
-            raise ValueError(said if str(path) in said else f"{path}: {said}") from None
 
     def keys(self) -> list[str]:
         return list(self._slices)

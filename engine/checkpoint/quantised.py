@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -92,11 +92,8 @@ class Scheme:
     def renamed(self, name: Callable[[str], str]) -> Scheme:
         return replace(self, kinds={name(known): kind for known, kind in self.kinds.items()})
 
-    def only(self, names: Container[str]) -> Scheme:
-        return replace(self, kinds={n: kind for n, kind in self.kinds.items() if n in names})
-
-    def without(self, dropped: Callable[[str], bool]) -> Scheme:
-        return replace(self, kinds={n: k for n, k in self.kinds.items() if not dropped(n)})
+    def only(self, kept: Callable[[str], bool]) -> Scheme:
+        return replace(self, kinds={n: kind for n, kind in self.kinds.items() if kept(n)})
 
 
 def _description(folder: Path) -> Path:
@@ -119,7 +116,7 @@ def expected_tensors(config: ModelConfig, scheme: Scheme | None) -> dict[str, Ex
     if scheme is None:
         return found
     tied = config.tie_word_embeddings
-    own = scheme.without(lambda name: tied and name == "lm_head.weight")
+    own = scheme.only(lambda name: not (tied and name == "lm_head.weight"))
     return found | quantised_tensors(shapes, own) | _kv(config, shapes)
 
 

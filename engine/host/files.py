@@ -141,13 +141,22 @@ def _check_depth(value: Any) -> None:
 
 
 @contextmanager
-def no_panic(path: Path, *expected: type[Exception]) -> Iterator[None]:
-    """Turns what a library raises while it reads `path` into ValueError in one sentence: `expected`, and
-    a panic of Rust code, which is no Exception."""
+def about(what: object) -> Iterator[None]:
+    """Puts what a ValueError of the block is about in front of it, unless it says so itself."""
+    try:
+        yield
+    except ValueError as error:
+        said = str(error)
+        raise ValueError(said if str(what) in said else f"{what}: {said}") from None
+
+
+@contextmanager
+def no_panic(said: str, *expected: type[Exception]) -> Iterator[None]:
+    """Turns what a library raises into ValueError in one sentence, which begins with `said`: `expected`, and a panic
+    of Rust code, which has no name to import and is no Exception."""
     try:
         yield
     except BaseException as error:
         if not isinstance(error, expected) and type(error).__name__ != "PanicException":
             raise
-        said = " ".join(str(error).split())
-        raise ValueError(f"{path} cannot be read: {shown(said)[1:-1]}") from None
+        raise ValueError(f"{said}: {' '.join(str(error).split()):.200}") from None

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
-from fastslow.engine.host.files import read_object, shown
+from fastslow.engine.host.files import about, read_object, shown
 from fastslow.engine.host.gguf_file import GgufTensor, is_gguf, read_gguf
 from fastslow.engine.model.family import (
     GGUF_FIELDS,
@@ -45,11 +45,8 @@ class ModelConfig(DecoderShape):
     def from_folder(cls, folder: Path) -> Self:
         """Read `folder`/config.json, or the header of a GGUF file. ValueError in one sentence."""
         if is_gguf(folder):
-            try:
+            with about(folder):
                 return cls.from_json(header_config(folder))
-            except ValueError as error:
-                said = str(error)
-                raise ValueError(said if str(folder) in said else f"{folder}: {said}") from None
         path = folder / "config.json"
         if not folder.is_dir():
             raise ValueError(f"model folder {folder} does not exist")
@@ -58,10 +55,8 @@ class ModelConfig(DecoderShape):
             more = f"; for the GGUF file in it give {inside[0]}" if inside else ""
             raise ValueError(f"{folder} has no config.json{more}")
         raw = read_object(path)
-        try:
+        with about(path):
             return cls.from_json(raw)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Self:
@@ -132,7 +127,7 @@ def header_config(path: Path) -> dict[str, Any]:
             _put(raw, known[name], _plain(value))
         elif owner != names.architecture or name in HARMLESS or NEUTRAL.get(name) == value:
             continue
-        elif name in NEUTRAL or _says_something(value):
+        elif name in NEUTRAL or not (np.isscalar(value) and value in (0, "", "none")):
             raise ValueError(f"{key} {shown(value)} changes the model in a way that is not known")
     for name, value in names.given.items():
         outer, point, _ = name.partition(".")
@@ -196,10 +191,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and np.isfinite(value):
         return float(str(np.float32(value)))
     return value.tolist() if isinstance(value, np.ndarray) else value
-
-
-def _says_something(value: Any) -> bool:
-    return not (isinstance(value, bool | int | float | str) and value in (0, "", "none"))
 
 
 Unit = Literal["groups", "experts"]

@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fastslow.engine.text.thought import BODY, CHANNEL, END, MARKS, START, TagTokens, begun
-from fastslow.engine.text.vocabulary import Tokenizer
+from fastslow.engine.text.thought import BODY, CHANNEL, END, MARKS, START, TagTokens
+from fastslow.engine.text.vocabulary import Tokenizer, begun
 
 NEWLINES = 4  # that may stand between a thought and its answer; the answer's text is without them
 EMPTY, UNFIT = -1, -2  # in `Options.remainder_tokens`
@@ -124,9 +124,8 @@ class BehindTags:
         self._spaces = AtOnce(spellings)
         self._newlines, self._blanks = AtOnce(spellings, blank=b"\n"), NEWLINES
         self._known: dict[ScanState, Options] = {}
-        self.first: ScanState | None = ScanState("head", left=spaces)
-        if opened:
-            self.first = ScanState("thought")
+        first = ScanState("thought") if opened else ScanState("head", left=spaces)
+        self.first: ScanState | None = first
 
     def step(self, place: ScanState, token: int) -> ScanState | int | None:
         if place.kind == "gap":
@@ -148,22 +147,19 @@ class BehindTags:
         if place.kind == "gap":
             return self._newlines.options(place)
         if place not in self._known:
-            found: dict[int, ScanState | int | None] = {}
-            if place.kind == "thought":
-                for token in self._spellings.closing:
-                    to = self.step(place, token)
-                    if not isinstance(to, ScanState):
-                        found[token] = to
-            else:
-                tokens = self._spellings.blanks[b" "] if place.left and not place.tail else []
-                opening = [t for t in self._spellings.opening if self._begins(place, t)]
-                found = {token: self.step(place, token) for token in (*tokens, *opening)}
-            answer = place.kind == "head" and not place.tail
-            self._known[place] = _options(answer, found)
+            self._known[place] = self._leading(place)
         return self._known[place]
 
-    def _begins(self, place: ScanState, token: int) -> bool:
-        return self._open.startswith(place.tail + self._spellings.spell(token))
+    def _leading(self, place: ScanState) -> Options:
+        spellings, tail = self._spellings, place.tail
+        if place.kind == "thought":
+            closing = {token: self.step(place, token) for token in spellings.closing}
+            ends = {token: to for token, to in closing.items() if not isinstance(to, ScanState)}
+            return _options(False, ends)
+        blanks = spellings.blanks[b" "] if place.left and not tail else []
+        opening = (t for t in spellings.opening if self._open.startswith(tail + spellings.spell(t)))
+        found = {token: self.step(place, token) for token in (*blanks, *opening)}
+        return _options(place.kind == "head" and not tail, found)
 
     def _thought(self, said: bytes) -> ScanState | int | None:
         """The place after these bytes, which were said in a thought."""

@@ -58,21 +58,17 @@ def check_schema(text: str) -> Any:
                 place, close = f"{where}.{keyword}".lstrip("."), nearest(keyword, KNOWN)
                 hint = close if "did you mean" in close else ""
                 raise ValueError(f"schema keyword {shown(place)} is not supported{hint}")
-        _check_properties(where or "the schema", one)
+        for keyword in ("properties", "patternProperties", "required"):
+            names = one.get(keyword)
+            if isinstance(names, dict | list) and len(names) > MOST_PROPERTIES:
+                said = f"{where or 'the schema'} has {len(names)} {keyword}"
+                raise ValueError(f"{said}; at most {MOST_PROPERTIES} are taken")
         _check_range(where or "the schema", one)
         if isinstance(one.get("items"), list) and "prefixItems" in one:
             raise ValueError(f"{where or 'the schema'} has items as a list, and prefixItems")
         todo += [(f"{where}.{name}".lstrip("."), part, depth + 1) for name, part in parts(one)]
     check_cost(schema)
     return schema
-
-
-def _check_properties(where: str, schema: Mapping[str, Any]) -> None:
-    for keyword in ("properties", "patternProperties", "required"):
-        names = schema.get(keyword)
-        if isinstance(names, dict | list) and len(names) > MOST_PROPERTIES:
-            said = f"{where} has {len(names)} {keyword}; at most {MOST_PROPERTIES} are taken"
-            raise ValueError(said)
 
 
 def _check_range(where: str, schema: Mapping[str, Any]) -> None:

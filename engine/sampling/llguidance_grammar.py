@@ -10,7 +10,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from functools import partial
 from pathlib import Path
@@ -308,22 +308,14 @@ def _lark_elsewhere(text: str) -> str:
 def with_deep_stack(call: Callable[[], T]) -> T:
     """What a call gives that may recurse as deep as a grammar's longest text has rules. The library does not
     look at its stack: it would end the process."""
-    over = Future[T]()
-
-    def run() -> None:
-        try:
-            over.set_result(call())
-        except BaseException as error:  # noqa: BLE001 - it is the caller's
-            over.set_exception(error)
-
-    with _STACKS:
-        usual = threading.stack_size(DEEP_STACK)
-        try:
-            thread = threading.Thread(target=run, name="fastslow-grammar")
-            thread.start()
-        finally:
-            threading.stack_size(usual)
-    return over.result()
+    with ThreadPoolExecutor(1, "fastslow-grammar") as own:
+        with _STACKS:
+            usual = threading.stack_size(DEEP_STACK)
+            try:
+                over = own.submit(call)  # which starts its thread
+            finally:
+                threading.stack_size(usual)
+        return over.result()
 
 
 def _first_line(error: str) -> str:

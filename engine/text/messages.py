@@ -27,8 +27,7 @@ def check_messages(messages: Sequence[Message]) -> list[Turn]:
     called: dict[str, str] = {}
     for index, message in enumerate(messages):
         if not hasattr(message, "get"):
-            kind = type(message).__name__
-            raise ValueError(f"messages[{index}] is a {kind}; it must have a role and a content")
+            raise _other(f"messages[{index}]", message, "have a role and a content")
         role = message.get("role")
         if role not in ROLES:
             raise ValueError(
@@ -56,9 +55,12 @@ def check_messages(messages: Sequence[Message]) -> list[Turn]:
             case None:
                 raise ValueError(f"messages[{index}].content is missing; it must be a string")
             case _:
-                kind = type(content).__name__
-                raise ValueError(f"messages[{index}].content is a {kind}; it must be a string")
+                raise _other(f"messages[{index}].content", content, "be a string")
     return checked
+
+
+def _other(place: str, value: object, must: str) -> ValueError:
+    return ValueError(f"{place} is a {type(value).__name__}; it must {must}")
 
 
 def _thought(index: int, message: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -67,8 +69,7 @@ def _thought(index: int, message: Mapping[str, Any]) -> Mapping[str, Any]:
         return message
     for name in ("reasoning_content", "reasoning"):
         if not isinstance(message.get(name), str | None):
-            kind = type(message[name]).__name__
-            raise ValueError(f"messages[{index}].{name} is a {kind}; it must be a string")
+            raise _other(f"messages[{index}].{name}", message[name], "be a string")
     thought = message.get("reasoning_content") or message.get("reasoning")
     rest = {k: v for k, v in message.items() if k not in ("reasoning_content", "reasoning")}
     return rest if not thought else {**rest, "reasoning_content": thought}
@@ -80,7 +81,7 @@ def _part(place: str, part: object) -> str:
     if (kind := part.get("type")) != "text":
         raise ValueError(f"{place}.type is {shown(kind)}; this engine takes only 'text'")
     if not isinstance(text := part.get("text"), str):
-        raise ValueError(f"{place}.text is a {type(text).__name__}; it must be a string")
+        raise _other(f"{place}.text", text, "be a string")
     return text
 
 
@@ -91,8 +92,7 @@ def _tool_fields(
     if message["role"] == "tool":
         for field in ("tool_call_id", "name"):
             if not isinstance(message.get(field), str | None):
-                kind = type(message[field]).__name__
-                raise ValueError(f"{place}.{field} is a {kind}; it must be a string")
+                raise _other(f"{place}.{field}", message[field], "be a string")
         if message.get("name") is None and message.get("tool_call_id") in names:
             message = {**message, "name": names[message["tool_call_id"]]}
     if "tool_calls" not in message:
@@ -105,7 +105,7 @@ def _tool_fields(
             f"{place}.tool_calls: only the assistant calls tools, not {message['role']}"
         )
     if not isinstance(calls, list | tuple):
-        raise ValueError(f"{place}.tool_calls is a {type(calls).__name__}; it must be a list")
+        raise _other(f"{place}.tool_calls", calls, "be a list")
     checked = [_call(f"{place}.tool_calls[{i}]", call) for i, call in enumerate(calls)]
     for call in checked:
         if isinstance(id := call.get("id"), str):
@@ -122,10 +122,7 @@ def _call(place: str, call: object) -> dict[str, Any]:
         raise ValueError(f"{place}.function.name is {shown(name)}; it must be a function's name")
     arguments = function.get("arguments")
     if not isinstance(arguments, str | Mapping | None):
-        kind = type(arguments).__name__
-        raise ValueError(
-            f"{place}.function.arguments is a {kind}; it must be an object, or its JSON text"
-        )
+        raise _other(f"{place}.function.arguments", arguments, "be an object, or its JSON text")
     if isinstance(arguments, str) and _holds_much(arguments):
         raise ValueError(f"{place}.function.arguments holds more than {MOST_VALUES} values")
     function = {**function, "arguments": as_object(arguments)}

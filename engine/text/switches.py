@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 from fastslow.engine.params import Effort, Thinking
@@ -76,14 +77,6 @@ def nearest_level(effort: Effort, levels: tuple[str, ...]) -> str:
 
 
 def find_switch(render: Render, source: str) -> ThinkingSwitch:
-    """`_found`, with the variable for a budget where the template writes it."""
-    tells = BUDGET in source and _differ(
-        *([render(c, {BUDGET: n}) for c in CHATS] for n in (300, 900))
-    )
-    return _found(render, source)._replace(budget=BUDGET if tells else "")
-
-
-def _found(render: Render, source: str) -> ThinkingSwitch:
     """The switch of a template: what changes its text. A flag is taken before levels, and these before a word.
 
     render: messages and variables to text; None where the template refuses them. What `source` does not name
@@ -95,17 +88,19 @@ def _found(render: Render, source: str) -> ThinkingSwitch:
     def flips(name: str) -> bool:
         return _differ(texts({name: True}), texts({name: False}))
 
+    tells = BUDGET in source and _differ(texts({BUDGET: 300}), texts({BUDGET: 900}))
+    made = partial(ThinkingSwitch, budget=BUDGET if tells else "")
     flags = tuple(name for name in FLAGS if name in source and flips(name))
     if flags:
-        return ThinkingSwitch("flag", flags)
+        return made("flag", flags)
     if EFFORT in source:
         levels = _levels(lambda level: texts({EFFORT: level}), source)
         if levels:
-            return ThinkingSwitch("effort", (EFFORT,), levels)
+            return made("effort", (EFFORT,), levels)
     for word in (word for word in WORDS if word in source):
         if _knows(render, word):
-            return ThinkingSwitch("word", (word,))
-    return ThinkingSwitch()
+            return made("word", (word,))
+    return made()
 
 
 def _differ(some: Iterable[str | None], others: Iterable[str | None]) -> bool:

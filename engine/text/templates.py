@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 import jinja2
 from jinja2 import meta
@@ -31,12 +30,16 @@ class ChatTemplate(ABC):
 
     add_special: what `Tokenizer.encode` is to be given with the text: False if the template writes its own
     bos. source: the text of a template file. names: variables that a caller may give it beside `tools`, which a
-    template that does not read them gets as text. tool_turns: it writes turns of the role "tool"."""
+    template that does not read them gets as text. tool_turns: it writes turns of the role "tool". found: what the
+    template itself offers to turn. words: by "off" and "auto", what is put at the end of the user's latest message,
+    with the space before it."""
 
     add_special = True
     source = ""
     names: frozenset[str] = frozenset()
     tool_turns = False
+    found = ThinkingSwitch()
+    words: Mapping[Thinking, str] = MappingProxyType({})
 
     @property
     def reads_tools(self) -> bool:
@@ -51,7 +54,7 @@ class ChatTemplate(ABC):
     @property
     def switch(self) -> ThinkingSwitch:
         """What "off" and "on" turn."""
-        return ThinkingSwitch()
+        return ThinkingSwitch("word", (self.words["off"].strip(),)) if self.words else self.found
 
     def render(
         self,
@@ -76,14 +79,23 @@ class ChatTemplate(ABC):
         if not self.reads_tools:
             tools = variables.get("tools") or []
             variables = {name: value for name, value in variables.items() if name != "tools"}
+            if not isinstance(tools, list | tuple):
+                raise ValueError(f"tools={shown(tools)} must be a list")
             if tools or any("tool_calls" in turn for turn in turns):
-                turns = self._without_tools(turns, tools)
+                given = tools, self.calls, self.writes_system, self.tool_turns
+                turns = plain_turns(turns, *given)
+        turns = self._with_word(turns, thinking) if self.words else turns
         return self._render(turns, thinking, add_generation_prompt, variables)
 
-    def _without_tools(self, turns: list[Turn], tools: Any) -> list[Turn]:
-        if not isinstance(tools, list | tuple):
-            raise ValueError(f"tools={shown(tools)} must be a list")
-        return plain_turns(turns, tools, self.calls, self.writes_system, self.tool_turns)
+    def _with_word(self, turns: Sequence[Turn], thinking: Thinking) -> list[Turn]:
+        """A switch that the caller wrote is not doubled, and "auto" does not overrule it."""
+        changed = [dict(turn) for turn in turns]
+        for turn in [turn for turn in changed if turn["role"] == "user"][-1:]:
+            ending, off = turn["content"].rstrip(), self.words["off"]
+            written = [word for word in (off, AUTO_THINK) if ending.endswith(word.strip())]
+            if not (written if thinking == "auto" else off in written):
+                turn["content"] += self.words.get(thinking, "")
+        return [*changed]
 
     @property
     def writes_system(self) -> bool:
@@ -129,7 +141,7 @@ class JinjaTemplate(ChatTemplate):
         return frozenset(read - GIVEN - sandbox.globals.keys())
 
     @cached_property
-    def switch(self) -> ThinkingSwitch:
+    def found(self) -> ThinkingSwitch:  # type: ignore[override]
         def text(messages: Sequence[Turn], variables: Variables) -> str | None:
             try:
                 return self._written(messages, True, {"strftime_now": str, **variables})
@@ -176,7 +188,7 @@ class JinjaTemplate(ChatTemplate):
     ) -> str:
         if any("tool_calls" in message for message in messages) and self._joins_arguments:
             messages = [*map(as_texts, messages)]
-        given = {**self.switch.variables(thinking), **variables}
+        given = {**self.found.variables(thinking), **variables}
         try:
             with limited([messages, given]):
                 return self._written(messages, prompted, given)
@@ -212,9 +224,10 @@ def load_template(folder: str | Path, tokenizer: Tokenizer, architecture: str = 
         template = PlainTemplate()
     # openPangu's published template leaves the switch to the user's turn.
     if is_pangu(tokenizer) and "no_think" not in template.source:
-        return WordSwitch(template, NO_THINK, architecture.startswith("PanguEmbedded"))
-    if template.switch.kind == "word":
-        return WordSwitch(template, f" {template.switch.names[0]}")
+        knows_auto = architecture.startswith("PanguEmbedded")
+        template.words = {"off": NO_THINK, "auto": AUTO_THINK} if knows_auto else {"off": NO_THINK}
+    elif template.found.kind == "word":
+        template.words = {"off": f" {template.found.names[0]}"}
     return template
 
 
@@ -275,46 +288,3 @@ class PanguTemplate(ChatTemplate):
             turns.insert(0, (NAMES["system"], ""))
         text = "".join(f"{TURN_OPEN}{name}：{content}{TURN_CLOSE}" for name, content in turns)
         return text + (f"{TURN_OPEN}{NAMES['assistant']}：" if prompted else "")
-
-
-class WordSwitch(ChatTemplate):
-    """Another template, with a word at the end of the user's latest message."""
-
-    def __init__(self, inner: ChatTemplate, off: str, auto: bool = False) -> None:
-        """`off`: the word, with the space before it. `auto`: the model knows " /auto_think" too."""
-        self._inner = inner
-        self.add_special = inner.add_special
-        self.source = inner.source
-        self.names = inner.names
-        self.tool_turns = inner.tool_turns
-        self._words: dict[Thinking, str] = {"off": off}
-        if auto:
-            self._words["auto"] = AUTO_THINK
-        self._switch = ThinkingSwitch("word", (off.strip(),))
-
-    @property
-    def switch(self) -> ThinkingSwitch:
-        return self._switch
-
-    @property
-    def calls(self) -> ToolFormat:
-        return self._inner.calls
-
-    @property
-    def writes_system(self) -> bool:
-        return self._inner.writes_system
-
-    def _render(
-        self, messages: Sequence[Turn], thinking: Thinking, prompted: bool, variables: Variables
-    ) -> str:
-        """A switch that the caller wrote is not doubled, and "auto" does not overrule it."""
-        turns = [dict(message) for message in messages]
-        turn = next((turn for turn in reversed(turns) if turn["role"] == "user"), None)
-        if turn is not None and not self._switched(turn["content"], thinking):
-            turn["content"] += self._words.get(thinking, "")
-        return self._inner.render(turns, thinking, prompted, variables)
-
-    def _switched(self, content: str, thinking: Thinking) -> bool:
-        ending, off = content.rstrip(), self._words["off"]
-        written = [word for word in (off, AUTO_THINK) if ending.endswith(word.strip())]
-        return bool(written) if thinking == "auto" else off in written

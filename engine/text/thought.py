@@ -4,13 +4,13 @@ close it."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastslow.engine.host.files import read_object, shown
 from fastslow.engine.text.templates import ChatTemplate
-from fastslow.engine.text.vocabulary import ANCHORS, Tokenizer, hold_back, is_unicode
+from fastslow.engine.text.vocabulary import Tokenizer, begun, hold_back, is_unicode
 
 LONGEST_TAG = 256  # characters
 PRESETS = "fastslow.json"  # in a checkpoint's folder
@@ -135,6 +135,7 @@ class ThoughtSplitter:
         """`opened`: the text begins inside a thought. `once`: where the answer has begun, all is answer.
         `begun`: it has from the start."""
         self._tags = tags
+        self._marks: tuple[str, ...] = tuple(filter(None, tags or ()))
         self._once = once
         self._over = begun  # no tag counts from here on
         self._thinking = opened and tags is not None and not begun
@@ -145,18 +146,17 @@ class ThoughtSplitter:
         """Take more text; returns what is certain by now to be (reasoning, answer)."""
         if self._tags is None:
             return "", text
-        parts: tuple[list[str], list[str]] = ([], [])
         rest = self._held + text
         self._over |= self._once and not self._thinking and not _begins(rest, self._tags.open)
-        while not self._over and (found := self._first_tag(rest)) is not None:
-            before, tag, rest = rest.partition(found)
+        return self._split(rest)
+
+    def _split(self, rest: str) -> tuple[str, str]:
+        parts: tuple[list[str], list[str]] = ([], [])
+        while not self._over and (found := [(rest.find(m), m) for m in self._marks if m in rest]):
+            before, mark, rest = rest.partition(min(found)[1])
             self._put(before, parts)
-            if tag == self._tags.open:
-                self._thinking = True
-            elif self._thinking:
-                self._thinking, self._bare = False, True
-                self._over = self._once
-        cut = len(rest) if self._over else len(rest) - hold_back(rest, self._tags)
+            self._pass(mark, parts)
+        cut = len(rest) if self._over else len(rest) - hold_back(rest, self._marks)
         self._put(rest[:cut], parts)
         self._held = rest[cut:]
         return "".join(parts[0]), "".join(parts[1])
@@ -168,9 +168,12 @@ class ThoughtSplitter:
         self._held = ""
         return "".join(parts[0]), "".join(parts[1])
 
-    def _first_tag(self, text: str) -> str | None:
-        found = [(text.find(tag), tag) for tag in self._tags or () if tag and tag in text]
-        return min(found)[1] if found else None
+    def _pass(self, mark: str, parts: tuple[list[str], list[str]]) -> None:
+        if self._tags is not None and mark == self._tags.open:
+            self._thinking = True
+        elif self._thinking:
+            self._thinking, self._bare = False, True
+            self._over = self._once
 
     def _put(self, text: str, parts: tuple[list[str], list[str]]) -> None:
         if self._thinking:
@@ -185,12 +188,13 @@ class ThoughtSplitter:
 class TagTokens:
     """The tags in one tokenizer, found by their bytes (UTF-8), however they are cut into tokens.
 
+    closing: gives the tokens that end a thought with a phrase and the closing tag, which it may hold already.
     close_ids: tokens that write the closing tag. ValueError: these tokens cannot write it."""
 
     def __init__(self, tokenizer: Tokenizer, tags: ThoughtTags) -> None:
         self._tokenizer = tokenizer
         self._tags = tags
-        self._closings: dict[str, tuple[int, ...]] = {}
+        self.closing = lru_cache(MOST_CLOSINGS)(self._written)
         self._openings: dict[bytes, frozenset[int]] = {}
         self._hidden = tokenizer.special_ids - tags.ids(tokenizer)
         self.open, self.close = tags.open.encode(), tags.close.encode()
@@ -209,16 +213,6 @@ class TagTokens:
             found = (t for t in some if self.open in said + self.spell(t))
             self._openings[said] = frozenset(found)
         return self._openings[said]
-
-    def closing(self, phrase: str) -> tuple[int, ...]:
-        """Tokens that end a thought: the phrase and the closing tag, which it may hold already."""
-        ids = self._closings.get(phrase)  # any thread may ask, and drop them
-        if ids is None:
-            ids = self._written(phrase)
-            if len(self._closings) >= MOST_CLOSINGS:
-                self._closings.clear()
-            self._closings[phrase] = ids
-        return ids
 
     def written(self, text: str) -> tuple[int, ...]:
         """Tokens of a text that is put into a thought. ValueError: it holds a tag."""
@@ -242,28 +236,13 @@ class TagTokens:
 
     def _encode(self, text: str) -> tuple[int, ...]:
         """The tokens of a text that continues another: without a tokenizer's own first space."""
-        wanted = text.encode()
-        for anchor in ANCHORS if text else ():
-            ids = self._tokenizer.encode(anchor + text, add_special=False)
-            for rest in _ends(ids):
-                if b"".join(map(self.spell, rest)) == wanted:
-                    return tuple(rest)
-        return tuple(self._tokenizer.encode(text, add_special=False)) if text else ()
-
-
-def begun(said: bytes, tag: bytes) -> bytes:
-    """The longest end of a text that begins the tag."""
-    sizes = range(min(len(tag) - 1, len(said)), 0, -1)
-    return next((tag[:k] for k in sizes if said.endswith(tag[:k])), b"")
+        ids = self._tokenizer.encode_exactly(text)
+        return tuple(self._tokenizer.encode(text, add_special=False) if ids is None else ids)
 
 
 def _begins(text: str, tag: str) -> bool:
     """Whether a text begins with a tag, or may come to."""
     return text.startswith(tag) if len(text) >= len(tag) else tag.startswith(text)
-
-
-def _ends(ids: list[int]) -> Iterator[list[int]]:
-    return (ids[first:] for first in range(len(ids)))
 
 
 START, CHANNEL, BODY, END, CALL = "<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|call|>"
@@ -283,6 +262,7 @@ class ChannelSplitter(ThoughtSplitter):
     ) -> None:
         """With `once` a text without a header is no answer; the others: see `splitter`."""
         super().__init__(HARMONY, opened, once, begun)
+        self._marks = MARKS
         self._calls = calls
         self._calling = False  # a message to a function is being read
         in_header = once and not opened and not begun
@@ -290,16 +270,7 @@ class ChannelSplitter(ThoughtSplitter):
         self._reasoned = False  # there was some
 
     def push(self, text: str) -> tuple[str, str]:
-        parts: tuple[list[str], list[str]] = ([], [])
-        rest = self._held + text
-        while not self._over and (found := [(rest.find(m), m) for m in MARKS if m in rest]):
-            before, mark, rest = rest.partition(min(found)[1])
-            self._put(before, parts)
-            self._pass(mark, parts)
-        cut = len(rest) if self._over else len(rest) - hold_back(rest, MARKS)
-        self._put(rest[:cut], parts)
-        self._held = rest[cut:]
-        return "".join(parts[0]), "".join(parts[1])
+        return self._split(self._held + text)
 
     def _pass(self, mark: str, parts: tuple[list[str], list[str]]) -> None:
         header = self._header

@@ -141,7 +141,8 @@ NAME, ARGUMENTS = "<the function's name>", "<its arguments>"
 
 def tool_block(tools: Sequence[Any], form: ToolFormat) -> str:
     """The description of tools for a model."""
-    lines = [json.dumps(_function(tool), ensure_ascii=False) for tool in tools]
+    functions = (t.get("function", t) if isinstance(t, Mapping) else t for t in tools)
+    lines = [json.dumps(function, ensure_ascii=False) for function in functions]
     example = form.written([{"name": NAME, "arguments": {"": ARGUMENTS}}])
     example = example.replace(json.dumps({"": ARGUMENTS}), f"{{{ARGUMENTS}}}")
     return "\n".join([BEFORE, LIST[0], *lines, LIST[1], HOW, example])
@@ -193,7 +194,3 @@ def _turns(
             yield message
     if results:
         yield {"role": "user", "content": "\n".join(results)}
-
-
-def _function(tool: Any) -> Any:
-    return tool.get("function", tool) if isinstance(tool, Mapping) else tool

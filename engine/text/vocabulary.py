@@ -9,7 +9,7 @@ from array import array
 from codecs import utf_8_decode
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from math import prod
-from typing import Any
+from typing import Any, AnyStr
 
 from fastslow.engine.text.tokenizer_files.config import Settings
 
@@ -178,6 +178,19 @@ class Tokenizer(ABC):
                     return ids[skipped:]
         return self.encode(text, add_special=False)
 
+    def encode_exactly(self, text: str) -> list[int] | None:
+        """Ids that add exactly this to a text before them; None: it has none."""
+        data = text.encode()
+        for anchor in ANCHORS:
+            ids = self.encode(anchor + text, add_special=False)
+            first, size = len(ids), 0
+            while first and size < len(data):
+                first -= 1
+                size += len(self.token_bytes(ids[first]))
+            if b"".join(map(self.token_bytes, ids[first:])) == data:
+                return ids[first:]
+        return None
+
     def as_matched(self, text: str) -> str:
         """A text as special tokens are looked for in it, where that is not as it stands."""
         return text
@@ -218,13 +231,13 @@ def hold_back(text: str, stops: Iterable[str]) -> int:
     """Number of characters at the end of `text` that may be the beginning of one of `stops`.
 
     A stream may emit the text before: no stop string begins inside it, if `text` holds none already."""
-    return max((_overlap(text, stop) for stop in stops), default=0)
+    return max((len(begun(text, stop)) for stop in stops), default=0)
 
 
-def _overlap(text: str, stop: str) -> int:
-    longest = min(len(text), len(stop) - 1)
-    lengths = range(longest, 0, -1)
-    return next((k for k in lengths if text.endswith(stop[:k])), 0)
+def begun(said: AnyStr, tag: AnyStr) -> AnyStr:
+    """The longest end of a text that begins the tag."""
+    sizes = range(min(len(tag) - 1, len(said)), 0, -1)
+    return next((tag[:k] for k in sizes if said.endswith(tag[:k])), tag[:0])
 
 
 class Detokenizer:

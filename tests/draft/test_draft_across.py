@@ -170,7 +170,7 @@ class Speaker:
 def test_other_tokens_end_to_end(bpe: Tokenizer, spm: Tokenizer) -> None:
     """spm continues a text whose tokens bpe cuts elsewhere; what was read stays read."""
     begun, rest = "Every expert answers", " when its group is asked, and the router decides."
-    model: Any = Speaker(spm, ByteVocab(spm).encode(rest) or [])
+    model: Any = Speaker(spm, spm.encode_exactly(rest) or [])
     kv = cache_for(model, 64)
     drafter = RetokenizedDraft(model, OwnKV(kv), bpe, spm)
     want = bpe.encode(rest, add_special=False)

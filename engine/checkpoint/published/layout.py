@@ -17,7 +17,7 @@ from fastslow.engine.checkpoint.published.fp8 import Fp8
 from fastslow.engine.checkpoint.published.gptq import Gptq
 from fastslow.engine.checkpoint.published.grouped import Grouped, q8_0_rows
 from fastslow.engine.checkpoint.published.reader import NEAREST, Matrix, Reader, known
-from fastslow.engine.host.files import read_object
+from fastslow.engine.host.files import about, read_object
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ops import QuantLinear
 from fastslow.engine.model.tensors import mtp_shapes, tensor_shapes
@@ -85,10 +85,8 @@ def published_reader(folder: Path) -> Reader | None:
     method = section.get("quant_method") if isinstance(section, dict) else None
     if not isinstance(section, dict) or not isinstance(method, str) or method not in METHODS:
         return None
-    try:
+    with about(f"{path}: quantization_config of {method}"):
         return METHODS[method](section)
-    except ValueError as error:
-        raise ValueError(f"{path}: quantization_config of {method}: {error}") from None
 
 
 def published_layouts(folder: Path, config: ModelConfig, facts: Facts) -> Iterator[Published]:

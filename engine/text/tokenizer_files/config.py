@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastslow.engine.host.files import MOST_DIGITS, read_object, shown
+from fastslow.engine.host.files import MOST_DIGITS, about, read_object, shown
 from fastslow.engine.host.gguf_file import Texts, is_gguf, read_gguf
 
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
@@ -148,14 +148,13 @@ class GgufVocabulary:
     @property
     def add_bos(self) -> bool:
         usual = self.model == "llama" or self.pre in LLAMA3
-        return _flag(self.fields, "add_bos_token", usual)
-
-    @property
-    def add_eos(self) -> bool:
-        return _flag(self.fields, "add_eos_token", False)
+        return self.flag("add_bos_token", usual)
 
     def flag(self, name: str, default: bool) -> bool:
-        return _flag(self.fields, name, default)
+        value = self.fields.get(f"{PREFIX}{name}", default)
+        if not isinstance(value, bool):
+            raise ValueError(f"{PREFIX}{name} {shown(value)} must be true or false")
+        return value
 
     def id_of(self, name: str) -> int | None:
         number = self.fields.get(f"{PREFIX}{name}")
@@ -188,10 +187,8 @@ class GgufVocabulary:
 
 def read_vocabulary(path: Path, use: Callable[[GgufVocabulary], Any]) -> Any:
     """What `use` makes of a file's vocabulary; its sentences get the path."""
-    try:
+    with about(path):
         return use(GgufVocabulary.read(path))
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def settings_of(path: Path) -> Settings:
@@ -226,11 +223,4 @@ def _text(fields: Mapping[str, Any], name: str) -> str | None:
     value = fields.get(f"{PREFIX}{name}")
     if value is not None and not isinstance(value, str):
         raise ValueError(f"{PREFIX}{name} {shown(value)} must be a text")
-    return value
-
-
-def _flag(fields: Mapping[str, Any], name: str, default: bool) -> bool:
-    value = fields.get(f"{PREFIX}{name}", default)
-    if not isinstance(value, bool):
-        raise ValueError(f"{PREFIX}{name} {shown(value)} must be true or false")
     return value

@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64decode
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers.pre_tokenizers import PreTokenizer
 
-from fastslow.engine.host.files import read_object, shown
+from fastslow.engine.host.files import no_panic, read_object, shown
 from fastslow.engine.host.machine import give_back
 from fastslow.engine.text.tokenizer_files.config import (
     CONTROL,
@@ -47,17 +46,6 @@ LONGEST_PART = 2**22  # characters of such a part
 # By the Unicode standard; ByteLevel writes each byte as a character.
 GROWS = {"NFC": 4, "NFD": 4, "NFKC": 18, "NFKD": 18, "BertNormalizer": 4, "ByteLevel": 2}
 LETTER = re.compile(rb"\\u00(?:[4-6]|7[0-9aA])")  # which no program escapes
-
-
-@contextmanager
-def _one_sentence(said: str) -> Iterator[None]:
-    """What the library raises becomes a ValueError; its panic has no name to import and is no Exception."""
-    try:
-        yield
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise ValueError(f"{said}: {' '.join(str(error).split()):.200}") from None
 
 
 def _check_parts(path: Path) -> None:
@@ -114,7 +102,7 @@ class HfTokenizer(Tokenizer):
         """Raises ValueError if the file at `path` is not a usable tokenizer.json."""
         _check_parts(path)
         try:
-            with _one_sentence(f"{path} is not a tokenizer"):
+            with no_panic(f"{path} is not a tokenizer", Exception):
                 library = tokenizers.Tokenizer.from_file(str(path))
         except ValueError:
             read_object(path)  # says it better where it is no JSON
@@ -165,7 +153,7 @@ class HfTokenizer(Tokenizer):
         check_unicode(text)
         added = add_special and self._add_bos is not False
         added = added and not self.begins_with(text, self.bos_id)
-        with _one_sentence("this tokenizer cannot read the text"):
+        with no_panic("this tokenizer cannot read the text", Exception):
             if len(text) < LONG:
                 ids: list[int] = self._library.encode(text, add_special_tokens=added).ids
             else:  # unlike `encode` it lets other threads run meanwhile
@@ -243,7 +231,7 @@ def _add(library: tokenizers.Tokenizer, vocabulary: GgufVocabulary) -> None:
 
 def _surround(library: tokenizers.Tokenizer, vocabulary: GgufVocabulary) -> None:
     bos = vocabulary.id_of("bos_token_id") if vocabulary.add_bos else None
-    eos = vocabulary.id_of("eos_token_id") if vocabulary.add_eos else None
+    eos = vocabulary.id_of("eos_token_id") if vocabulary.flag("add_eos_token", False) else None
     around: list[Any] = [(vocabulary.tokens[n], n) for n in (bos, eos) if n is not None]
     if around:
         before = [] if bos is None else [f"{vocabulary.tokens[bos]}:0"]
