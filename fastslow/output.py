@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from fastslow.engine.core.spec_decode_stats import DraftCounts
 from fastslow.engine.sampling.stop import Reason
-from fastslow.engine.sampling.thinking_policy import Ended
+from fastslow.engine.sampling.thinking_limits import Ended
 
 
 @dataclass(frozen=True, slots=True)

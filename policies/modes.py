@@ -11,7 +11,7 @@ from fastslow.engine.host.files import about, is_file, read_object, shown
 from fastslow.engine.model.config import FIELDS, RoutedUnits
 from fastslow.engine.params import CHANGED, Mode, Params, nearest
 from fastslow.engine.text.switches import EFFORTS
-from fastslow.policies.thinking_limits import MOST_ROOM
+from fastslow.policies.turns import MOST_ROOM
 
 BOUNDS = (  # fields that a preset may hold calls to
     *("thinking", "thinking_budget", "turn_budget", "answer_room", "loop", "confidence"),

@@ -40,9 +40,7 @@ def probs_at(
     forced, mask = forced_at(request, drafted, own)
     if isinstance(forced, OneHot):
         return _certain(forced.token, request, len(logits_V))
-    params = _params_at(request, drafted, mask)
-    ends, barred = _ends_at(request, drafted, mask)
-    shaped_V = _shaped(logits_V, request, params, drafted, forced, mask, barred)
+    params, ends, shaped_V = _shaped(logits_V, request, drafted, forced, mask)
     token = likeliest if likeliest >= 0 and shaped_V is logits_V else _argmax(shaped_V)
     best = shaped_V[token]
     if not math.isfinite(best):
@@ -69,24 +67,8 @@ def _certain(token: int, request: RequestView, size: int) -> Probs:
 
 def greedy(request: RequestView) -> bool:
     """Whether nothing of an answer is drawn."""
-    return all(params.temperature == 0 for params in _phases(request))
-
-
-def _phases(request: RequestView) -> list[SamplingParams]:
-    """The parameters of the parts of its answer."""
     own = None if request.thinking is None else request.thought_params
-    return [request.params] if own is None else [request.params, own]
-
-
-def _params_at(
-    request: RequestView, drafted: Sequence[int], mask: TokenMask | None
-) -> SamplingParams:
-    """Those of the token after `request.tokens` and `drafted`."""
-    thinking = request.thinking
-    if thinking is None or request.thought_params is None or (mask is not None and not mask.before):
-        return request.params
-    inside = thinking.inside(request.tokens, drafted)
-    return request.thought_params if inside else request.params
+    return request.params.temperature == 0 and (own is None or own.temperature == 0)
 
 
 def _ends_at(
@@ -105,12 +87,11 @@ def would_end(
 ) -> bool:
     """Whether an end token was likelier than `token`, which stood for it inside a thought."""
     lift, mask = forced_at(request, drafted)
-    ends, barred = _ends_at(request, drafted, mask)
-    if isinstance(lift, OneHot) or token not in ends.values():
+    if isinstance(lift, OneHot):
         return False
-    params = _params_at(request, drafted, mask)
-    shaped_V = _shaped(logits_V, request, params, drafted, lift, mask, barred)
-    return max(float(shaped_V[end]) for end in ends) > float(shaped_V[token])
+    _, ends, shaped_V = _shaped(logits_V, request, drafted, lift, mask)
+    likelier = max((float(shaped_V[end]) for end in ends), default=-math.inf)
+    return token in ends.values() and likelier > float(shaped_V[token])
 
 
 def forced_at(
@@ -152,8 +133,7 @@ def scored_probs_at(
     forced, mask = forced_at(request, drafted)
     if isinstance(forced, OneHot):
         return decided
-    params, (_, barred) = _params_at(request, drafted, mask), _ends_at(request, drafted, mask)
-    shaped_V = _shaped(logits_V, request, params, drafted, forced, mask, barred)
+    _, _, shaped_V = _shaped(logits_V, request, drafted, forced, mask)
     return OneHot(decided.token, torch.softmax(shaped_V, dim=-1).numpy(force=True))
 
 
@@ -219,16 +199,20 @@ def log_probability(logits_V: torch.Tensor, token: int) -> float:
 def _shaped(
     logits_V: torch.Tensor,
     request: RequestView,
-    params: SamplingParams,
     drafted: Sequence[int],
     lift: LogitBoost | None,
     mask: TokenMask | None,
-    barred: frozenset[int],
-) -> torch.Tensor:
+) -> tuple[SamplingParams, Mapping[int, int], torch.Tensor]:
+    """The sampling parameters of the token after `request.tokens` and `drafted`, the tokens for which another one
+    stands, with it, and the logits by all of that."""
+    thinking, params, own = request.thinking, request.params, request.thought_params
+    if thinking is not None and own is not None and (mask is None or mask.before):
+        params = own if thinking.inside(request.tokens, drafted) else params
+    ends, barred = _ends_at(request, drafted, mask)
     shaped_V = _biased(logits_V, request, len(drafted), lift, barred)
     if _penalises(params):
         shaped_V = _penalised(shaped_V, request, params, drafted)
-    return shaped_V if mask is None else mask.applied(shaped_V)
+    return params, ends, shaped_V if mask is None else mask.applied(shaped_V)
 
 
 def _biased(

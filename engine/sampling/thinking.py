@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from fastslow.engine.sampling.confidence import AnswerProbe
 from fastslow.engine.sampling.repeats import RepeatFinder, Repeats
-from fastslow.engine.sampling.thinking_policy import Ended, Ending, ThinkingPolicy, Thought
-from fastslow.engine.text.thought import TagTokens, begun
+from fastslow.engine.sampling.thinking_limits import Ended, Ending, ThinkingLimits, Thought
+from fastslow.engine.text.thought import TagTokens
+from fastslow.engine.text.vocabulary import begun
 from fastslow.engine.types import LogitBoost, OneHot
 
 FURTHEST = 64  # tokens that one step may add: most nodes of a draft
@@ -18,7 +19,7 @@ MARKS = (b".", b"!", b"?", *(mark.encode() for mark in "。！？"))  # that end
 class Steering(NamedTuple):
     """What may be done to the thoughts of an answer. Nothing is, by default."""
 
-    policy: ThinkingPolicy | None = None  # None = thoughts are only counted
+    policy: ThinkingLimits | None = None  # None = thoughts are only counted
     closing: tuple[int, ...] = ()  # tokens of the closing phrase and tag; () = the tag alone
     warning: tuple[int, ...] = ()  # tokens of the warning
     # end tokens that close a thought instead, and do not come before something was answered

@@ -18,8 +18,9 @@ from fastslow.engine.sampling.answer_start import (
 from fastslow.engine.sampling.confidence import AnswerProbe
 from fastslow.engine.sampling.grammar import Grammar
 from fastslow.engine.sampling.thinking import Steering, Thinking
+from fastslow.engine.sampling.thinking_limits import ThinkingLimits
 from fastslow.engine.text.thought import HARMONY, TagTokens
-from fastslow.policies.thinking_limits import ThinkingLimits, answer_room
+from fastslow.policies.turns import answer_room
 from fastslow.request.input_processor import EncodedPrompt, InputProcessor
 
 if TYPE_CHECKING:  # which imports the library

@@ -29,7 +29,7 @@ from fastslow.engine.sampling.thinking import Thinking
 from fastslow.engine.text.vocabulary import Detokenizer
 from fastslow.policies.mode_router import ModeChoice
 from fastslow.policies.speculation.controller import SpeculationController
-from fastslow.policies.thinking_limits import TurnCall
+from fastslow.policies.turns import TurnCall
 from fastslow.request.answer_rules import Grammars, ThinkingRules
 from fastslow.request.input_processor import EncodedPrompt, InputProcessor
 from fastslow.request.mode_finder import ModeFinder

@@ -15,7 +15,7 @@ from fastslow.engine.core.request import Request
 from fastslow.engine.core.spec_decode_stats import DraftCounts
 from fastslow.engine.model.config import RoutedUnits
 from fastslow.engine.params import Mode
-from fastslow.engine.sampling.thinking_policy import Ended
+from fastslow.engine.sampling.thinking_limits import Ended
 from fastslow.engine.text.thought import HARMONY, ThoughtSplitter, ThoughtTags, splitter
 from fastslow.engine.types import PREDICTION
 from fastslow.output import Completion, Decided, Metrics, Output, Piece, ToolCall

@@ -21,7 +21,7 @@ from fastslow.engine.text.thought import END, HARMONY, TagTokens, ThoughtTags, f
 from fastslow.engine.text.tool_formats import GENERIC, ToolCalls
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.output import Completion, FastslowWarning
-from fastslow.policies.thinking_limits import Turn, TurnCall, Turns
+from fastslow.policies.turns import Turn, TurnCall, Turns
 from fastslow.request.options import GenerateOptions, Prompt, model_sampling
 
 MOST_SAID = 100  # things: clients may name any number of modes

@@ -12,7 +12,7 @@ from gate import open_llm
 from fastslow import LLM, Loop, Mode, Output, Phase, ResumeState, SamplingParams, Speculation
 from fastslow.engine.params import GrammarSpec
 from fastslow.engine.text.switches import find_switch
-from fastslow.policies.thinking_limits import MOST_TURNS, Turns
+from fastslow.policies.turns import MOST_TURNS, Turns
 
 OPEN, CLOSE, DOT = 3, 4, 18
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}<think>"

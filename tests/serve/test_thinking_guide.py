@@ -18,7 +18,7 @@ from fastapi.testclient import TestClient
 from pages import blocks, prose
 
 from fastslow import LLM, Mode, SamplingParams
-from fastslow.engine.sampling.thinking_policy import Ending
+from fastslow.engine.sampling.thinking_limits import Ending
 from fastslow.serve.api.config import ServerConfig, ServerSettings
 from fastslow.serve.engines.local import LocalEngine
 from fastslow.serve.http.app import create_app

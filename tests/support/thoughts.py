@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from fastslow.engine.params import Loop
 from fastslow.engine.sampling.confidence import AnswerProbe
 from fastslow.engine.sampling.thinking import Steering, Thinking
+from fastslow.engine.sampling.thinking_limits import ThinkingLimits
 from fastslow.engine.text.thought import TagTokens, ThoughtTags
 from fastslow.engine.text.vocabulary import Tokenizer
-from fastslow.policies.thinking_limits import ThinkingLimits
 
 THINK = ThoughtTags("<think>", "</think>")
 

@@ -89,8 +89,11 @@ def tokenwise(tree: Tree, target_probs: TargetProbsAt, place: RngAt) -> Accepted
     return path, pick(probs, draws)
 
 
-def follow_target(tree: Tree, target_probs: TargetProbsAt, place: RngAt) -> Accepted:
-    """Draw the target's token at every place; a child that is this token is accepted.
+def follow_target(
+    tree: Tree, target_probs: TargetProbsAt, place: RngAt, kept: Sequence[int] = ()
+) -> Accepted:
+    """Draw the target's token at every place; a child that is this token is accepted. kept: nodes that are accepted
+    in any case, from the root on.
 
     The token at a place depends on the target's probabilities there and on one uniform number of
     that place's own stream, with a draft or without. So a seed gives the same *tokens* for every
@@ -104,8 +107,9 @@ def follow_target(tree: Tree, target_probs: TargetProbsAt, place: RngAt) -> Acce
 
     At temperature 0 the probabilities are one-hot, and nothing is drawn.
     """
-    path: list[int] = []
-    node, token = -1, token_at(target_probs[0], place, 0)
+    path = list(kept)
+    node = path[-1] if path else -1
+    token = token_at(target_probs[node + 1], place, len(path))
     for i, (x, parent) in enumerate(zip(tree.tokens, tree.parents)):  # parents before children
         if parent == node and x == token:
             path.append(i)

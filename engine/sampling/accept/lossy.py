@@ -6,7 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from fastslow.engine.sampling.accept.exact import Accepted, RngAt, TargetProbsAt, token_at, weight
+from fastslow.engine.sampling.accept.exact import (
+    Accepted,
+    RngAt,
+    TargetProbsAt,
+    follow_target,
+    weight,
+)
 from fastslow.engine.types import OneHot, Probs, Tree
 
 
@@ -36,14 +42,7 @@ class LossyStepwise:
     least: float = 0.6  # above 0, at most 1
 
     def __call__(self, tree: Tree, target_probs: TargetProbsAt, place: RngAt) -> Accepted:
-        path = self._kept(tree, target_probs)
-        node = path[-1] if path else -1
-        token = token_at(target_probs[node + 1], place, len(path))
-        for i, (x, parent) in enumerate(zip(tree.tokens, tree.parents)):
-            if parent == node and x == token:
-                path.append(i)
-                node, token = i, token_at(target_probs[i + 1], place, len(path))
-        return path, token
+        return follow_target(tree, target_probs, place, self._kept(tree, target_probs))
 
     def _kept(self, tree: Tree, target_probs: TargetProbsAt) -> list[int]:
         """The longest path of kept steps; of several the first."""

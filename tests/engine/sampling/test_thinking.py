@@ -13,11 +13,10 @@ from thoughts import THINK, Bound, told
 
 from fastslow.engine.params import Loop
 from fastslow.engine.sampling.repeats import RepeatFinder, Repeats
-from fastslow.engine.sampling.thinking_policy import Thought
+from fastslow.engine.sampling.thinking_limits import ThinkingLimits, Thought
 from fastslow.engine.text.thought import TagTokens, ThoughtSplitter, ThoughtTags
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.engine.types import LogitBoost, OneHot
-from fastslow.policies.thinking_limits import ThinkingLimits
 
 OPEN, CLOSE = 3, 4  # <think>, </think> of the byte-level tokenizer
 A, B, C = 60, 61, 62  # ordinary tokens
