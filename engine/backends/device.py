@@ -31,15 +31,12 @@ def choose_device(device: str | torch.device) -> DeviceChoice:
     kind = str(device).partition(":")[0]
     if kind not in KINDS:
         raise ValueError(f"device {str(device)!r} is not one of auto, {', '.join(KINDS)}")
-    if kind == "npu":
-        picked = _npu(str(device))
-        return DeviceChoice("npu", _numbered(picked) if picked.type == "npu" else picked)
-    picked = _named(device)
+    picked = _npu(str(device)) if kind == "npu" else _named(device)
     if kind == "cuda" and (picked.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {str(device)!r} is not on this machine, which has no such GPU")
     if kind == "cpu" and picked.index is not None:
         raise ValueError(f"device={str(device)!r}: the CPU has no number")
-    return DeviceChoice(kind, _numbered(picked) if kind == "cuda" else picked)
+    return DeviceChoice(kind, picked if picked.type == "cpu" else _numbered(picked))
 
 
 def _numbered(device: torch.device) -> torch.device:

@@ -12,6 +12,7 @@ from loguru import logger
 from fastslow.engine.core.admission import admitted, check_trees, draft_sizes
 from fastslow.engine.core.latency_budget import SHARE, LatencyBudget, RunEverything
 from fastslow.engine.core.layout import (
+    StepLayout,
     ask_probes,
     cut_at_ends,
     keep_answered,
@@ -122,21 +123,18 @@ class EngineCore:
         ]
         drafted = time.perf_counter()
         read = self._wanted(work)
-        layout = lay_rows(work, trees, self.kv, read)
-        rows = len(layout.rows.tokens)
+        layout, result = lay_rows(work, trees, self.kv, read), AcceptResult()
         with self._masks.beside(ready, trees) as late:
             layers = with_probed(ready, self.drafter.features)
             out = self.model.forward(layout.rows, self.kv.storage, layers)
         if late:
-            work, ready, trees, layout, _ = left_out(
-                late, work, ready, trees, layout, AcceptResult()
-            )
+            layout, result = left_out(late, layout, result)
+        ready = layout.ready
         verified = time.perf_counter()
-        waiting = ask_probes(ready, trees, layout, out)
-        target = target_probs(ready, trees, layout, out)
+        waiting = ask_probes(layout, out)
         result = accept(
-            trees,
-            target,
+            layout.trees,
+            target_probs(layout, out),
             lambda b, depth: stream(ready[b].seed, len(ready[b].tokens) + depth, Purpose.ACCEPT),
             [request.judge for request in ready],
         )
@@ -144,18 +142,18 @@ class EngineCore:
         for b, request in enumerate(ready):
             if request in waiting:
                 request.wait(result.tokens[b])
-        if late := {*waiting, *self._masks.unfollowed(ready, trees, result)}:
-            work, ready, trees, layout, result = left_out(late, work, ready, trees, layout, result)
+        if late := {*waiting, *self._masks.unfollowed(ready, layout.trees, result)}:
+            layout, result = left_out(late, layout, result)
+        ready, work, rows = layout.ready, layout.work, len(layout.rows.tokens)
         verdicts = list(result.accepted_nodes)  # whole, also where the answer ends inside a run
-        confidences = cut_where_unsure(ready, layout, result, out.logits)
-        _truncate(ready, result, cut_at_ends(ready, layout, result, out))
-        note_logprobs(work, ready, layout, result, out.logits)
+        confidences = cut_where_unsure(layout, result, out.logits)
+        _truncate(ready, result, cut_at_ends(layout, result, out))
+        note_logprobs(layout, result, out.logits)
         if any(request.trace is not None for request, _ in work):
-            took = drafted - started, verified - drafted
-            trace_step(work, trees, verdicts, result, rows, took)
+            trace_step(layout, verdicts, result, (drafted - started, verified - drafted))
         pure = all(chunk == 1 and r.computed >= r.prompt_length for r, chunk in work)
-        self._commit(work, ready, trees, verdicts, result)
-        out.seen = see_prompts(ready, layout, out.seen, layers, self.drafter.features)
+        self._commit(layout, verdicts, result)
+        out.seen = see_prompts(layout, out.seen, layers, self.drafter.features)
         shown = read_features(out, layout)
         if shown is not None:
             self.drafter.read([request for request, _ in work], read, shown)
@@ -235,19 +233,14 @@ class EngineCore:
         return self.drafter.wants([r for r, _ in work], rows) if any(rows) else rows
 
     def _commit(
-        self,
-        work: Sequence[ScheduledChunk],
-        ready: Sequence[Request],
-        trees: Sequence[Tree],
-        verdicts: Sequence[list[int]],
-        result: AcceptResult,
+        self, layout: StepLayout, verdicts: Sequence[list[int]], result: AcceptResult
     ) -> None:
         now = time.monotonic()
-        for request, chunk in work:
+        for request, chunk in layout.work:
             if chunk < request.pending:
                 request.computed += chunk
                 self.kv.advance(request.id, request.computed, request.tokens)
-        for b, (request, tree) in enumerate(zip(ready, trees, strict=True)):
+        for b, (request, tree) in enumerate(zip(layout.ready, layout.trees, strict=True)):
             nodes, tokens = result.accepted_nodes[b], result.tokens[b]
             base = len(request.tokens)
             made = request.next_answered is None

@@ -17,8 +17,12 @@ from fastslow.engine.types import AcceptResult, Features, ModelOutput, Rows, Seg
 
 @dataclass(slots=True)
 class StepLayout:
-    """Rows for the model. Logits come back in this order: prompt rows, then verified rows, by request."""
+    """A step's requests, those of them that get tokens, one tree for each of these, and rows for the model. Logits come
+    back in this order: prompt rows, then verified rows, by request."""
 
+    work: list[ScheduledChunk]
+    ready: list[Request]
+    trees: list[Tree]
     rows: Rows
     prompt_logits: list[tuple[int, list[int]]]  # by item: place of the first; tokens they predict
     verify_logits: list[int]  # by ready request: place after its last token; its nodes' follow
@@ -31,7 +35,7 @@ class StepLayout:
 
 
 def lay_rows(
-    work: Sequence[ScheduledChunk], trees: Sequence[Tree], kv: KVCache, read: Sequence[range]
+    work: list[ScheduledChunk], trees: list[Tree], kv: KVCache, read: Sequence[range]
 ) -> StepLayout:
     """Prompt chunks, last tokens and draft nodes of all requests, as one run of rows.
 
@@ -66,7 +70,10 @@ def lay_rows(
         logits += len(outputs)
         looks += len(seen)
         segments.append(_segment(item, tree, branch, scored, outputs, seen, kv))
-    return StepLayout(Rows.of(segments), prompt_logits, verify_logits, verify_seen, read_seen)
+    served, rows = [item.request for item in work if item.ready], Rows.of(segments)
+    return StepLayout(
+        work, served, trees, rows, prompt_logits, verify_logits, verify_seen, read_seen
+    )
 
 
 def _predicted(request: Request, chunk: int) -> list[tuple[int, int]]:
@@ -123,13 +130,12 @@ def _segment(
     )
 
 
-def ask_probes(
-    ready: Sequence[Request], trees: Sequence[Tree], layout: StepLayout, out: ModelOutput
-) -> set[Request]:
+def ask_probes(layout: StepLayout, out: ModelOutput) -> set[Request]:
     """Tell the probes of answers what they asked for. Returns the requests that stay where they are in this step,
     since theirs goes on."""
     waiting = set[Request]()
-    for request, tree, verified in zip(ready, trees, layout.verify_logits, strict=True):
+    each = zip(layout.ready, layout.trees, layout.verify_logits, strict=True)
+    for request, tree, verified in each:
         probe, thinking = request.answer_probe, request.thinking
         if probe is None or thinking is None:
             continue
@@ -158,13 +164,11 @@ def keep_answered(ready: Sequence[Request], result: AcceptResult) -> None:
             result.accepted_nodes[b], result.tokens[b] = [], [token]
 
 
-def cut_at_ends(
-    ready: Sequence[Request], layout: StepLayout, result: AcceptResult, out: ModelOutput
-) -> list[int]:
+def cut_at_ends(layout: StepLayout, result: AcceptResult, out: ModelOutput) -> list[int]:
     """Cut accepted tokens behind one that begins a closing tag where the model would rather have ended its answer,
     inside the thought. Returns how many are left of each request's; 0 where there is none."""
-    found = [0] * len(ready)
-    for b, request in enumerate(ready):
+    found = [0] * len(layout.ready)
+    for b, request in enumerate(layout.ready):
         thinking, run = request.thinking, result.tokens[b]
         if thinking is None or request.error is not None:
             continue
@@ -188,16 +192,12 @@ def with_probed(ready: Sequence[Request], layers: tuple[int, ...]) -> tuple[int,
 
 
 def see_prompts(
-    ready: Sequence[Request],
-    layout: StepLayout,
-    features: Features | None,
-    layers: tuple[int, ...],
-    wanted: tuple[int, ...],
+    layout: StepLayout, features: Features | None, layers: tuple[int, ...], wanted: tuple[int, ...]
 ) -> Features | None:
     """Show probes the prompts' ends; the features [S, F] that drafters `wanted`, out of all `layers`."""
     if features is None:
         return None
-    for request, row in zip(ready, layout.verify_seen, strict=True):
+    for request, row in zip(layout.ready, layout.verify_seen, strict=True):
         if (probe := request.probe) is None or request.error is not None:
             continue
         seen = layer_columns(features[row : row + 1], layers, (probe.layer,))

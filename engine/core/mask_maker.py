@@ -7,7 +7,8 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from operator import itemgetter
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -84,20 +85,20 @@ class MaskMaker:
             del self._late[request]
         return [item for item in work if item.request not in self._late]
 
+    @contextmanager
     def beside(
         self, ready: Sequence[Request], trees: Sequence[Tree]
-    ) -> AbstractContextManager[Collection[Request]]:
+    ) -> Iterator[Collection[Request]]:
         """Make them while a block runs. The block must not ask these grammars. At its end the masks are made,
         but for those of the requests that it gives."""
-        work = [(r, tree) for r, tree in zip(ready, trees, strict=True) if r.grammar is not None]
-        return self._made(work) if work else nullcontext(())
-
-    @contextmanager
-    def _made(self, work: Sequence[tuple[Request, Tree]]) -> Iterator[Collection[Request]]:
-        jobs = [_Job(request, tree) for request, tree in work]
+        each = zip(ready, trees, strict=True)
+        jobs = [_Job(request, tree) for request, tree in each if request.grammar is not None]
+        late = set[Request]()
+        if not jobs:
+            yield late
+            return
         made = [self._lanes.submit(job, self._each) for job in jobs]
         self._again.difference_update(job.request for job in jobs)
-        late = set[Request]()
         began = time.perf_counter()
         try:
             yield late
@@ -105,14 +106,12 @@ class MaskMaker:
             seconds = time.perf_counter() - began  # other masks may slow it down
             self._forward = min(seconds, 1.05 * self._forward) if self._forward else seconds
             wait(made, self._patience)
-            for job, done in zip(jobs, made):
-                if done.done():
-                    continue
+            for job in (job for job in jobs if not job.over.done()):
                 job.given_up = True
                 if job.first_made and job.tree.probs is not None:
-                    wait([done])  # a sampled token must not decide whether its step counts
+                    wait([job.over])  # a sampled token must not decide whether its step counts
                 else:
-                    self._late[job.request] = done
+                    self._late[job.request] = job.over
                     late.add(job.request)
 
     def unfollowed(
@@ -135,13 +134,15 @@ class MaskMaker:
         return late
 
 
+@dataclass(eq=False, slots=True)
 class _Job:
-    """Makes the masks of one request's rows."""
+    """Makes the masks of one request's rows. given_up: only the first mask is made any more."""
 
-    def __init__(self, request: Request, tree: Tree) -> None:
-        self.request, self.tree = request, tree
-        self.first_made = False
-        self.given_up = False  # only the first mask is made any more
+    request: Request
+    tree: Tree
+    over: Future[None] = field(default_factory=Future)
+    first_made: bool = False
+    given_up: bool = False
 
     def run(self) -> None:
         if self.request.done or self.request.grammar is None:
@@ -161,30 +162,30 @@ class _Lanes:
     def __init__(self, threads: int, name: str, begin: Callable[[], None] | None = None) -> None:
         self._threads = ThreadPoolExecutor(threads, name, begin)
         self._lock = threading.Lock()
-        self._queues = defaultdict[str | None, deque[tuple[_Job, Future[None]]]](deque)
+        self._queues = defaultdict[str | None, deque[_Job]](deque)
         self._busy = Counter[str | None]()
 
     def submit(self, job: _Job, most: int = 1) -> Future[None]:
         """Have it run, in one of at most so many threads of its share."""
-        over, share = Future[None](), job.request.share
+        share = job.request.share
         with self._lock:
-            self._queues[share].append((job, over))
+            self._queues[share].append(job)
             if self._busy[share] < most:
                 self._busy[share] += 1
                 self._threads.submit(self._serve, share)
-        return over
+        return job.over
 
     def _serve(self, share: str | None) -> None:
         """Run one job of a share; its next one comes after those of others."""
         with self._lock:
-            found = self._queues[share].popleft() if self._queues[share] else None
-            if found is None:
+            job = self._queues[share].popleft() if self._queues[share] else None
+            if job is None:
                 self._busy[share] -= 1
                 if not self._busy[share]:
                     del self._busy[share], self._queues[share]
                 return
         try:
-            found[0].run()
+            job.run()
         finally:
-            found[1].set_result(None)
+            job.over.set_result(None)
             self._threads.submit(self._serve, share)

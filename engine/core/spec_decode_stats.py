@@ -19,31 +19,17 @@ class DraftCounts:
     offered_at: list[int] = field(default_factory=list)  # steps with a node at this position
     accepted_at: list[int] = field(default_factory=list)  # of them, accepted to this position
 
-    def add_chain(self, drafted: int, depth: int, accepted: int) -> None:
-        """A draft that is all its own: nodes, depth of the tree, nodes accepted."""
-        self.drafted += drafted
-        self.accepted += accepted
-        self._reach(depth)
-        for place in range(depth):
-            self.offered_at[place] += 1
-        for place in range(accepted):
-            self.accepted_at[place] += 1
-
-    def add_nodes(self, depths: Sequence[int], accepted: Iterable[int]) -> None:
-        """Its part of a draft of several: depths of its nodes, and of those that were accepted."""
+    def add(self, depths: Sequence[int], accepted: Iterable[int]) -> None:
+        """Its part of a draft: depths of its nodes, and of those that were accepted."""
         self.drafted += len(depths)
-        self._reach(max(depths))
+        missing = max(depths) - len(self.offered_at)
+        self.offered_at += [0] * missing
+        self.accepted_at += [0] * missing
         for depth in set(depths):
             self.offered_at[depth - 1] += 1
         for depth in accepted:
             self.accepted += 1
             self.accepted_at[depth - 1] += 1
-
-    def _reach(self, depth: int) -> None:
-        missing = depth - len(self.offered_at)
-        if missing > 0:
-            self.offered_at += [0] * missing
-            self.accepted_at += [0] * missing
 
 
 @dataclass(slots=True)
@@ -84,26 +70,14 @@ class SpecDecodeStats:
         if not tree.tokens:
             self.depths.append(0)
             return
-        depth = max(tree.depths)
-        self.depths.append(depth)
+        self.depths.append(max(tree.depths))
         self.drafted += len(tree.tokens)
         self.accepted += len(accepted)
-        sources = tree.drafter_names
-        if sources is not None and sources.count(sources[0]) == len(sources):  # as mostly
-            drafter, sources = sources[0], None
-        if sources is None:
-            self._of(drafter).add_chain(len(tree.tokens), depth, len(accepted))
-            return
+        sources = tree.drafter_names or [drafter] * len(tree.tokens)
         for name in set(sources):
             mine = [d for d, source in zip(tree.depths, sources, strict=True) if source == name]
             taken = (tree.depths[node] for node in accepted if sources[node] == name)
-            self._of(name).add_nodes(mine, taken)
-
-    def _of(self, name: str) -> DraftCounts:
-        counts = self.by_drafter.get(name)
-        if counts is None:
-            counts = self.by_drafter[name] = DraftCounts()
-        return counts
+            self.by_drafter.setdefault(name, DraftCounts()).add(mine, taken)
 
 
 def _at_least(values: Sequence[int]) -> list[int]:

@@ -33,14 +33,13 @@ from fastslow.engine.types import (
 )
 
 
-def target_probs(
-    ready: Sequence[Request], trees: Sequence[Tree], layout: StepLayout, out: ModelOutput
-) -> list[list[Probs | FailedRow]]:
+def target_probs(layout: StepLayout, out: ModelOutput) -> list[list[Probs | FailedRow]]:
     """Of every request: the probabilities after its last token, then after every node of its tree. An error
     at its last token ends the request."""
     found: list[list[Probs | FailedRow]] = []
     best, only_best = out.best.tolist(), layout.rows.only_best.tolist()
-    for request, tree, first in zip(ready, trees, layout.verify_logits, strict=True):
+    each = zip(layout.ready, layout.trees, layout.verify_logits, strict=True)
+    for request, tree, first in each:
         rows = list[Probs | FailedRow]()
         probs = scored_probs_at if request.scored else probs_at
         for row, run in enumerate(drafted_runs(tree), first):
@@ -68,21 +67,15 @@ def drafted_runs(tree: Tree) -> list[list[int]]:
     return drafted
 
 
-def note_logprobs(
-    work: Sequence[ScheduledChunk],
-    ready: Sequence[Request],
-    layout: StepLayout,
-    result: AcceptResult,
-    logits_MV: torch.Tensor,
-) -> None:
+def note_logprobs(layout: StepLayout, result: AcceptResult, logits_MV: torch.Tensor) -> None:
     """Add the step's log-probabilities, of prompt tokens and of accepted ones, to the requests."""
-    for (request, _), (first, tokens) in zip(work, layout.prompt_logits, strict=True):
+    for (request, _), (first, tokens) in zip(layout.work, layout.prompt_logits, strict=True):
         for i, token in enumerate(tokens):
             prompt, params = request.wants_prompt_logprobs, request.params
             most = (params.prompt_logprobs if prompt else params.logprobs) or 0
             given = logprobs(logits_MV[first + i], token, most)
             (request.prompt_logprobs if prompt else request.logprobs).append(given)
-    for b, request in enumerate(ready):
+    for b, request in enumerate(layout.ready):
         if request.params.logprobs is None:
             continue
         for row, token in zip(layout.accepted(result, b), result.tokens[b]):
@@ -90,7 +83,7 @@ def note_logprobs(
 
 
 def cut_where_unsure(
-    ready: Sequence[Request], layout: StepLayout, result: AcceptResult, logits_MV: torch.Tensor
+    layout: StepLayout, result: AcceptResult, logits_MV: torch.Tensor
 ) -> list[list[float]]:
     """Cut accepted tokens after the one at which a request's confidence falls.
 
@@ -98,7 +91,7 @@ def cut_where_unsure(
     confidence is not watched.
     """
     found: list[list[float]] = []
-    for b, request in enumerate(ready):
+    for b, request in enumerate(layout.ready):
         if (confidence := request.doubt) is None or request.error is not None:
             found.append([])
             continue
@@ -142,21 +135,19 @@ def read_features(out: ModelOutput, layout: StepLayout) -> Features | None:
 
 
 def left_out(
-    late: Collection[Request],
-    work: Sequence[ScheduledChunk],
-    ready: Sequence[Request],
-    trees: Sequence[Tree],
-    layout: StepLayout,
-    result: AcceptResult,
-) -> tuple[list[ScheduledChunk], list[Request], list[Tree], StepLayout, AcceptResult]:
+    late: Collection[Request], layout: StepLayout, result: AcceptResult
+) -> tuple[StepLayout, AcceptResult]:
     """A step as if these requests were not ready: of their text, it read all but the last token."""
-    kept = [b for b, request in enumerate(ready) if request not in late]
+    kept = [b for b, request in enumerate(layout.ready) if request not in late]
     items = [
         ScheduledChunk(request, chunk - (request in late and chunk == request.pending))
-        for request, chunk in work
+        for request, chunk in layout.work
     ]
     layout = replace(
         layout,
+        work=items,
+        ready=[layout.ready[b] for b in kept],
+        trees=[layout.trees[b] for b in kept],
         verify_logits=[layout.verify_logits[b] for b in kept],
         verify_seen=[layout.verify_seen[b] for b in kept],
     )
@@ -164,7 +155,7 @@ def left_out(
         result = AcceptResult(
             [result.accepted_nodes[b] for b in kept], [result.tokens[b] for b in kept]
         )
-    return items, [ready[b] for b in kept], [trees[b] for b in kept], layout, result
+    return layout, result
 
 
 def token_sources(
@@ -193,37 +184,34 @@ def token_sources(
 
 
 def trace_step(
-    work: Sequence[ScheduledChunk],
-    trees: Sequence[Tree],
+    layout: StepLayout,
     verdicts: Sequence[Sequence[int]],
     result: AcceptResult,
-    rows: int,
     seconds: tuple[float, float],
 ) -> None:
     """Note a step in the traces of its requests, before they hold its tokens.
 
     Args:
-        work: its requests.
-        trees: one for each request that is ready.
-        verdicts: the accepted nodes of each, also those after the end of the answer.
+        verdicts: the accepted nodes of each tree, also those after the end of the answer.
         result: what is left of them where answers end.
-        rows: of all requests.
         seconds: of drafting and of the target's forward.
     """
     draft_ms, verify_ms = (round(1000 * x, 3) for x in seconds)
-    shared = {"running": len(work), "step_rows": rows, "draft_ms": draft_ms, "verify_ms": verify_ms}
+    shared = {"running": len(layout.work), "step_rows": len(layout.rows.tokens)}
+    took = {"draft_ms": draft_ms, "verify_ms": verify_ms}
     place = 0
-    for item in work:
+    for item in layout.work:
         request, chunk = item
         if (trace := request.trace) is not None:
             own: dict[str, Any] = {"mode": request.mode}
             own |= trace.units.running(request.current_groups)
             own |= {"read": chunk, "rows": chunk}
             if item.ready:
-                own["rows"] += len(trees[place].tokens)
+                tree = layout.trees[place]
+                own["rows"] += len(tree.tokens)
                 own |= trace.planned
-                own |= _verified(request, trees[place], verdicts[place], result.tokens[place])
-            trace.add(own | shared)
+                own |= _verified(request, tree, verdicts[place], result.tokens[place])
+            trace.add(own | shared | took)
         place += item.ready
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 import torch
+from pydantic import ByteSize
 
 from fastslow.engine.host.machine import free_memory, whole_memory
 from fastslow.engine.params import shown
@@ -79,9 +80,4 @@ def too_much(kv_memory: object, device: torch.device | str) -> ValueError:
 
 def format_bytes(count: int) -> str:
     """A number of bytes for people: "1.5 GiB"."""
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
+    return ByteSize(count).human_readable(separator=" ")

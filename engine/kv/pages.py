@@ -12,7 +12,7 @@ from fastslow.engine.types import Ints
 
 
 class PagePool:
-    """Page numbers 0 .. pages-1, each either free, held by `references[page]` tables, or idle.
+    """Page numbers 0 .. pages-1, each either free, held by `references[page]` tables, or idle. free: how many are.
 
     An idle page is in no table but still holds cached rows; idle pages are evicted least
     recently used first. `take` prefers consecutive pages, because a consecutive run of slots can
@@ -20,20 +20,10 @@ class PagePool:
     """
 
     def __init__(self, pages: int) -> None:
+        self.pages = self.free = pages
         self.references = [0] * pages
         self._is_free = bytearray(b"\1") * pages
-        self._free = pages
         self._idle: OrderedDict[int, None] = OrderedDict()  # least recently used first
-
-    @property
-    def pages(self) -> int:
-        """All pages there are."""
-        return len(self.references)
-
-    @property
-    def free(self) -> int:
-        """Pages that hold nothing."""
-        return self._free
 
     @property
     def idle(self) -> int:
@@ -51,8 +41,8 @@ class PagePool:
     def take(self, count: int, after: int | None = None) -> list[int]:
         """`count` free pages, now referenced once; those next to page `after` where they are free.
         ValueError if fewer are free: evict first."""
-        if count > self._free:
-            raise ValueError(f"{count} pages asked for, {self._free} are free")
+        if count > self.free:
+            raise ValueError(f"{count} pages asked for, {self.free} are free")
         taken: list[int] = []
         if after is not None:
             page = after + 1
@@ -92,11 +82,11 @@ class PagePool:
         for page in pages:
             self._is_free[page] = 0
             self.references[page] = 1
-            self._free -= 1
+            self.free -= 1
 
     def _release(self, page: int) -> None:
         self._is_free[page] = 1
-        self._free += 1
+        self.free += 1
 
     def _longest_runs(self, count: int) -> list[int]:
         """`count` free pages out of the longest free runs."""

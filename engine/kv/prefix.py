@@ -30,19 +30,17 @@ class PrefixIndex:
 
     def __init__(self) -> None:
         self._page_of: dict[Key, int] = {}
-        self._key_of: dict[int, Key] = {}
-        self._parent_of: dict[int, int] = {}
-        self._mode_of: dict[int, str] = {}
+        self._published: dict[int, tuple[Key, int, str]] = {}  # key, page before, mode
         self._for_all: dict[Key, int] = {}  # further keys of pinned pages, by which all find them
 
     def __len__(self) -> int:
         return len(self._page_of)
 
     def __contains__(self, page: int) -> bool:
-        return page in self._key_of
+        return page in self._published
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self._key_of)
+        return iter(self._published)
 
     def find(self, key: Key) -> int | None:
         """The page published under this key."""
@@ -52,19 +50,19 @@ class PrefixIndex:
         """The published page with this key, or open to all, that follows `page`; -1: that begins a text."""
         own, other = self.find(key), self._for_all.get(Key(for_all, key.digest))
         ways = (found for found in (own, other) if found is not None)
-        return next((found for found in ways if self._parent_of[found] == page), None)
+        return next((found for found in ways if self.parent(found) == page), None)
 
     def open_to_all(self, pages: Iterable[tuple[Hashable, int]]) -> None:
         """Let requests of all roots find these pinned pages, each with a root that others share."""
-        self._for_all = {Key(root, self._key_of[page].digest): page for root, page in pages}
+        self._for_all = {Key(root, self.key(page).digest): page for root, page in pages}
 
     def key(self, page: int) -> Key:
         """The key under which a published page is found."""
-        return self._key_of[page]
+        return self._published[page][0]
 
     def parent(self, page: int) -> int:
         """The page before a published page, -1 for the first of a text."""
-        return self._parent_of[page]
+        return self._published[page][1]
 
     def items(self) -> Iterator[tuple[Key, int]]:
         """All published pages with their keys."""
@@ -104,7 +102,7 @@ class PrefixIndex:
         for start in range(len(pages) * page_size, len(tokens) - page_size + 1, page_size):
             longer = chain(digest, tokens[start : start + page_size])
             page = table.get(Key(root, longer))
-            if page is None or self._parent_of[page] != (pages[-1] if pages else -1):
+            if page is None or self.parent(page) != (pages[-1] if pages else -1):
                 break
             pages.append(page)
             digest = longer
@@ -112,20 +110,17 @@ class PrefixIndex:
 
     def add(self, key: Key, page: int, parent: int, mode: str = "") -> None:
         """Publish a full page. mode: the name of the one whose request read it, for statistics."""
-        self._mode_of[page] = mode
-        self._page_of[key] = page
-        self._key_of[page] = key
-        self._parent_of[page] = parent
+        self._page_of[key], self._published[page] = page, (key, parent, mode)
 
     def forget(self, page: int) -> str:
         """The page will hold something else. Returns the name of the mode that it was published with."""
-        del self._page_of[self._key_of.pop(page)]
-        del self._parent_of[page]
-        return self._mode_of.pop(page)
+        key, _, mode = self._published.pop(page)
+        del self._page_of[key]
+        return mode
 
     def clear(self) -> None:
         """Forget all pages."""
-        for table in (self._page_of, self._key_of, self._parent_of, self._mode_of, self._for_all):
+        for table in (self._page_of, self._published, self._for_all):
             table.clear()
 
 

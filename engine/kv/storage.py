@@ -62,7 +62,8 @@ class KVStorage:
 
     Where attention is data parallel, each of `dp_ranks` holds a part of the slots, one part after the
     other: a request's must all be of one. `share`: how much of a token's bytes the memory that is
-    asked for KV has to hold.
+    asked for KV has to hold. `slots`: rows per layer that were asked for; some storages round them up. `dtype`: in
+    which rows are read and written.
     """
 
     page_size: ClassVar[int] = 16
@@ -79,7 +80,9 @@ class KVStorage:
 
     def __init__(self, shape: KVShape) -> None:
         self.shape = shape
+        self.slots, self.dtype = shape.slots, shape.dtype
         self._keys, self._values = self._allocate(shape)
+        self.device = self._keys.device
         self.k: list[torch.Tensor] = list(self._keys.unbind())
         self.v: list[torch.Tensor] = list(self._values.unbind())
         addresses = [[layer.data_ptr() for layer in side] for side in (self.k, self.v)]
@@ -100,19 +103,9 @@ class KVStorage:
         return keys, keys + known.strides[0]
 
     @property
-    def slots(self) -> int:
-        """Rows per layer that were asked for; some storages round them up."""
-        return self.shape.slots
-
-    @property
     def nbytes(self) -> int:
         """Bytes of the whole storage."""
         return self._keys.nbytes + self._values.nbytes
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """In which rows are read and written."""
-        return self.shape.dtype
 
     @property
     def memory_dtype(self) -> torch.dtype:
@@ -123,11 +116,6 @@ class KVStorage:
     def token_bytes(cls, *, layers: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
         """Bytes that one token takes: keys and values of all layers."""
         return 2 * layers * kv_heads * cls.width(head_dim) * dtype.itemsize
-
-    @property
-    def device(self) -> torch.device:
-        """Where rows are kept."""
-        return self._keys.device
 
     def populate(self, slots: Ints) -> None:
         """Take the memory of slots i64 [n] that are written soon, of each layer at once where they lie in a row.
@@ -148,11 +136,6 @@ class KVStorage:
                     start = (layer + first * size) & -mmap.PAGESIZE
                     length = ctypes.c_size_t(layer + stop * size - start)
                     MADVISE(ctypes.c_void_p(start), length, POPULATE_WRITE)
-
-    def expect(self, kind: type[KVStorage]) -> None:
-        """Raise ValueError unless the rows lie in the order of this kind of storage."""
-        if type(self) is not kind:
-            raise ValueError(f"kv is a {type(self).__name__}, but must be a {kind.__name__}")
 
     def page(self, page: int, page_size: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of a page in all layers, in the order and numbers of the memory: views."""

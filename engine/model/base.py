@@ -66,7 +66,8 @@ def check_step(
     """ValueError for what `Model.forward` refuses. running: the layers that run."""
     if not len(rows.tokens):
         raise ValueError("rows must hold at least 1 row, got 0")
-    kv.expect(storage)
+    if type(kv) is not storage:  # its rows lie in another order
+        raise ValueError(f"kv is a {type(kv).__name__}, but must be a {storage.__name__}")
     if absent := [n for n in features if n not in running]:
         raise ValueError(f"feature layer {absent[0]} must be {_of(running)}")
 
@@ -92,19 +93,8 @@ class LayeredModel(Generic[W]):
 
     def __init__(self, weights: W, layers: Sequence[int] | None = None) -> None:
         self.weights = weights
+        self.config, self.dtype, self.device = weights.config, weights.dtype, weights.device
         self.layers = check_layers(layers, range(weights.config.layers))
-
-    @property
-    def config(self) -> ModelConfig:
-        return self.weights.config
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.weights.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.weights.device
 
     def layer_subset(self, layers: Sequence[int]) -> Self:
         return type(self)(self.weights, check_layers(layers, self.layers))

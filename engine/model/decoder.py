@@ -72,7 +72,9 @@ class Weights:
         self.layers = [self._layer(n) for n in range(self.config.layers)]
         self.norm = self._norm("model.norm")
         tied = self.config.tie_word_embeddings
-        self.head = self._tied_head() if tied else self._packed("lm_head.weight")
+        name = "model.embed_tokens.weight" if tied else "lm_head.weight"
+        plain = tied and self.linear(name) is None
+        self.head = self.ops.pack(self.embedding) if plain else self._packed(name)
         self._buffer = self._buffer.new_empty(0)
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -116,10 +118,6 @@ class Weights:
         whole = _fill(self._buffer[: prod(shape)].view(shape), parts)
         packed = self.ops.pack(whole)
         return whole.clone() if packed is whole else packed
-
-    def _tied_head(self) -> Tensor:
-        name = "model.embed_tokens.weight"
-        return self.ops.pack(self.embedding) if self.linear(name) is None else self._packed(name)
 
     def _matrix(self, prefix: str, *parts: str) -> Tensor:
         return self._packed(*(f"{prefix}.{part}_proj.weight" for part in parts))

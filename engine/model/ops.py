@@ -95,16 +95,14 @@ def int8_product(x_TI: Tensor, packed_OI: Tensor, bias_O: Tensor | None) -> Tens
     """x @ weight.T + bias, [T, O], in the dtype of x, which is taken in int8 per token."""
     weight, scale = packed_OI[:, :-SCALE], packed_OI[:, -SCALE:].contiguous().view(torch.float32)
     rows, steps = quantise_tokens(x_TI)
-    sums = _whole_product(rows, weight).float() * steps[:, None] * scale.flatten()
+    if x_TI.device.type == "cpu":
+        whole = torch._int_mm(rows, weight.T)
+    else:  # float64 holds such sums exactly
+        whole = F.linear(rows.double(), weight.double())
+    sums = whole.float() * steps[:, None] * scale.flatten()
     if bias_O is not None:
         sums += bias_O.float()
     return sums.to(x_TI.dtype)
-
-
-def _whole_product(x_TI: Tensor, weight_OI: Tensor) -> Tensor:
-    if x_TI.device.type != "cpu":  # float64 holds such sums exactly
-        return F.linear(x_TI.double(), weight_OI.double())
-    return torch._int_mm(x_TI, weight_OI.T)
 
 
 @dataclass(frozen=True, slots=True)

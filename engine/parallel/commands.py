@@ -60,18 +60,13 @@ class Command(NamedTuple):
 
 def pack(commands: Sequence[Command]) -> bytes:
     """All commands, in their order, as int64."""
-    parts = [_ints(part) for kind, values in commands for part in ((kind, len(values)), values)]
-    return np.concatenate(parts).tobytes() if parts else b""
+    return fields(*(np.append(kind, values) for kind, values in commands)).tobytes()
 
 
 def unpack(message: bytes) -> Iterator[Command]:
     """What `pack` packed."""
-    numbers = np.frombuffer(message, dtype=np.int64)
-    at = 0
-    while at < len(numbers):
-        kind, size = int(numbers[at]), int(numbers[at + 1])
-        yield Command(CommandKind(kind), numbers[at + 2 : at + 2 + size])
-        at += 2 + size
+    for values in split(np.frombuffer(message, dtype=np.int64)):
+        yield Command(CommandKind(int(values[0])), values[1:])
 
 
 def fields(*parts: Sequence[int] | Ints) -> Ints:

@@ -54,7 +54,9 @@ class ShardReader:
 
 @contextmanager
 def shard_reader(checkpoint: Checkpoint, shard: RankShard, progress: bool) -> Iterator[ShardReader]:
-    with checkpoint.reader(progress, _held(shard)) as read:
+    shapes = tensor_shapes(shard.config)
+    held = sum(len(shard.parts(name, shape)) for name, shape in shapes.items())
+    with checkpoint.reader(progress, held) as read:
         yield ShardReader(shard, read)
 
 
@@ -78,11 +80,6 @@ def shard_weights(
         elif shard.parallel.ep > 1:
             layer.mlp.held_experts = shard.experts
     return weights
-
-
-def _held(shard: RankShard) -> int:
-    shapes = tensor_shapes(shard.config)
-    return sum(len(shard.parts(name, shape)) for name, shape in shapes.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +141,7 @@ def _only(rows: Rows, requests: Ints, first_slot: int) -> Rows | None:
     )
 
 
+@dataclass(slots=True)
 class ShardDecoder:
     """The shard of a decoder that one rank runs (H2P; Pangu Pro MoE, arXiv 2505.21411).
 
@@ -151,13 +149,10 @@ class ShardDecoder:
     ranks of one copy of it (`dp_group`) gather their normed rows and scatter the partial sums of their heads;
     around the MLP all ranks do. The head is cut by vocabulary."""
 
-    def __init__(
-        self, shard: RankShard, weights: Weights, dp_group: Collectives, everyone: Collectives
-    ) -> None:
-        self.shard = shard
-        self.weights = weights
-        self.dp_group = dp_group
-        self.everyone = everyone
+    shard: RankShard
+    weights: Weights
+    dp_group: Collectives
+    everyone: Collectives
 
     @torch.inference_mode()
     def forward(
@@ -234,7 +229,8 @@ class ShardDecoder:
             return ModelOutput(self._no_logits(), features_SF, none) if first else None
         most, places = _laid(holders)
         last = w.ops.rms_norm(mine_mH, w.norm, w.config.rms_norm_eps)
-        last_MH = self._spread(last, most, torch.from_numpy(places).to(last.device))
+        padded = F.pad(last, (0, 0, 0, most - len(last)))
+        last_MH = self.everyone.all_gather(padded)[torch.from_numpy(places).to(last.device)]
         if only_best.all():
             return self._best(last_MH, features_SF)
         logits_MV = self._logits(last_MH)
@@ -254,10 +250,6 @@ class ShardDecoder:
         parts = self.everyone.gather(padded)
         at = torch.from_numpy(places).to(mine_sF.device)
         return None if parts is None else torch.cat(parts).index_select(0, at)
-
-    def _spread(self, rows_mH: Tensor, most: int, at: Tensor) -> Tensor:
-        padded = F.pad(rows_mH, (0, 0, 0, most - len(rows_mH)))
-        return self.everyone.all_gather(padded).index_select(0, at)
 
     def _logits(self, last_MH: Tensor) -> Tensor:
         """[M, share of V] in the model's dtype; the last share is padded."""

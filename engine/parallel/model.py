@@ -92,14 +92,10 @@ class ParallelModel:
         self._worker = worker
         self._rank_group = rank_group
         self._waiting: deque[Command] = deque()
-        self._storage = sharded_storage(worker.shard, self._waiting, worker.device.type == "cpu")
+        self.storage = sharded_storage(worker.shard, self._waiting, worker.device.type == "cpu")
         self.layers: tuple[int, ...] = tuple(range(self.config.layers))
         self._turn = threading.Lock()  # all ranks must get the commands of two threads in one order
         self._shut = weakref.finalize(self, _shut, rank_group)
-
-    @property
-    def storage(self) -> type[KVStorage]:
-        return self._storage
 
     @property
     def pids(self) -> dict[int, int]:
@@ -108,7 +104,7 @@ class ParallelModel:
 
     def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> ModelOutput:
         """As `Decoder.forward`. RankError: a rank failed or is gone, and no later step will run."""
-        check_step(rows, kv, self._storage, features, self.layers)
+        check_step(rows, kv, self.storage, features, self.layers)
         assert isinstance(kv, ShardedStorage)
         self._check_dp_ranks(rows, kv.slots)
         named = ([kv.number], self.layers, features)
@@ -135,7 +131,7 @@ class ParallelModel:
                 self._shut()
 
     def _check_dp_ranks(self, rows: Rows, size: int) -> None:
-        if self._storage.dp_ranks == 1:
+        if self.storage.dp_ranks == 1:
             return
         for b, context in enumerate(rows.contexts):
             own = rows.slots[rows.starts[b] : rows.starts[b + 1]]

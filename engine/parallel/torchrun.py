@@ -54,11 +54,6 @@ class Launched:
         store.set(_ADDRESS, json.dumps(given))
         return listener, token, PrefixStore("fastslow", store)
 
-    def release(self) -> None:
-        """Rank 0 ends without a model: the others need not wait for one."""
-        if not _used:
-            self._store().set(_ADDRESS, json.dumps({}))
-
     def serve(self) -> None:
         """Any rank but the first: serve rank 0 until it is done."""
         from torch.distributed.distributed_c10d import PrefixStore
@@ -100,5 +95,5 @@ def join() -> None:
 
 def let_go() -> None:
     """Under torchrun, the first process is done: if it loaded no model, the others stop waiting."""
-    if (launched := Launched.from_environment()) is not None:
-        launched.release()
+    if (launched := Launched.from_environment()) is not None and not _used:
+        launched._store().set(_ADDRESS, json.dumps({}))

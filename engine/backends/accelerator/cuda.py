@@ -77,24 +77,6 @@ class CudaOps(PagedOps):
         # other dtypes, odd widths and other chips read the sizes on the host
         return self._grouped_mm is not None and self._aligned and dtype == torch.bfloat16
 
-    def rms_norm(self, x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
-        sums = x_TH.to(wide(x_TH.dtype))
-        return F.rms_norm(sums, sums.shape[-1:], eps=eps).to(x_TH.dtype) * weight_H
-
-    def add_rms_norm(
-        self, x_TH: Tensor, residual_TH: Tensor, weight_H: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor]:
-        total = x_TH + residual_TH
-        return self.rms_norm(total, weight_H, eps), total
-
-    def silu_product(self, gate_up_T2F: Tensor) -> Tensor:
-        gate, up = gate_up_T2F.to(wide(gate_up_T2F.dtype)).chunk(2, -1)
-        return (F.silu(gate) * up).to(gate_up_T2F.dtype)
-
-    def rotate(self, x_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
-        first, second = x_TND.chunk(2, -1)
-        return x_TND * cos_T1D + torch.cat((-second, first), -1) * sin_T1D
-
     def experts(self, x_TH: Tensor, chosen: ExpertChoice, mlp: DeviceMlp, y_TH: Tensor) -> Tensor:
         count, groups = len(mlp.gate_up.weight), chosen.numbers.shape[1]
         flat = chosen.numbers.flatten()
@@ -123,10 +105,6 @@ class CudaOps(PagedOps):
                 torch.mm(x_RI[first:last], weight_EIO[expert], out=out[first:last])
             first = last
         return out
-
-    def store(self, k_TKD: Tensor, v_TKD: Tensor, kv: LayerKV, slots_T: Tensor) -> None:
-        kv.keys.flatten(0, 1).index_copy_(0, slots_T.long(), k_TKD)
-        kv.values.flatten(0, 1).index_copy_(0, slots_T.long(), v_TKD)
 
     def width(self, needed: int, most: int) -> int:
         return min(most, 1 << (needed - 1).bit_length())

@@ -39,16 +39,12 @@ class PagedDecoder(LayeredModel[Stacked]):
 
     def __init__(self, weights: Stacked, layers: Sequence[int] | None = None) -> None:
         super().__init__(weights, layers)
-        self.ops = weights.ops
+        self.ops, self.storage = weights.ops, weights.ops.storage
         c = weights.config
         self._rotary = Rotary(c)
         self._staging = Staging(self.ops)
         self._plan = StepPlan.of(c, self.layers, self.ops)
         self.recorder = Recorder(self._plan, self._staging, c.context)
-
-    @property
-    def storage(self) -> type[KVStorage]:
-        return self.ops.storage
 
     @torch.inference_mode()
     def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> ModelOutput:

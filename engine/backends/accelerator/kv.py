@@ -92,16 +92,11 @@ class FractalStorage(WideStorage):
             room = self.width(self.shape.head_dim) - self.shape.head_dim
             padded = torch.nn.functional.pad(fresh.to(self.dtype), (0, room))
             # two index tensors apart from each other: their axis comes first
-            side[:, blocks, :, places] = _sixteens(padded).transpose(0, 1)
+            side[:, blocks, :, places] = padded.reshape(*padded.shape[:2], -1, 16).transpose(0, 1)
 
     def _rows(self, side: Tensor, blocks: Tensor, places: Tensor) -> Tensor:
         found = side[:, blocks, :, places].transpose(0, 1)
         return found.reshape(*found.shape[:2], self.shape.kv_heads, -1)[..., : self.shape.head_dim]
-
-
-def _sixteens(rows: Tensor) -> Tensor:
-    """[layers, n, kv_heads, width] as [layers, n, kv_heads * width / 16, 16]."""
-    return rows.reshape(*rows.shape[:2], -1, 16)
 
 
 @dataclass(frozen=True, slots=True)

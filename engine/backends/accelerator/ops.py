@@ -86,7 +86,7 @@ class Event(Protocol):
 class PagedOps(ABC):
     """The kernels of a device. Letters: T rows, I in, O out, E experts, G groups, D width of a head.
 
-    Only `attention_metadata`, `pack` and `record` may wait for the device or copy from the host.
+    What is not abstract runs by plain operators of torch. Only `attention_metadata`, `pack` and `record` may wait for the device or copy from the host.
 
     Attributes:
         most_rows, graph_rows: of a run, and of a run in a recorded step.
@@ -154,14 +154,16 @@ class PagedOps(ABC):
         """x @ weight.T + bias. int8 weights [I, O] by int8 rows, one step size for each row."""
         return F.linear(x_TI, matrix.weight, matrix.bias)
 
-    @abstractmethod
-    def rms_norm(self, x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor: ...
+    def rms_norm(self, x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
+        sums = x_TH.to(wide(x_TH.dtype))
+        return F.rms_norm(sums, sums.shape[-1:], eps=eps).to(x_TH.dtype) * weight_H
 
-    @abstractmethod
     def add_rms_norm(
         self, x_TH: Tensor, residual_TH: Tensor, weight_H: Tensor, eps: float
     ) -> tuple[Tensor, Tensor]:
         """The norm of the sum, and the sum."""
+        total = x_TH + residual_TH
+        return self.rms_norm(total, weight_H, eps), total
 
     def gated(self, gate_up_T2F: Tensor) -> Tensor:
         """The inner rows of an MLP [T, F], by the model's activation."""
@@ -178,12 +180,14 @@ class PagedOps(ABC):
             raise ValueError(f"activation={self.activation!r} does not run on accelerators")
         return inner.to(gate_up_T2F.dtype)
 
-    @abstractmethod
-    def silu_product(self, gate_up_T2F: Tensor) -> Tensor: ...
+    def silu_product(self, gate_up_T2F: Tensor) -> Tensor:
+        gate, up = gate_up_T2F.to(wide(gate_up_T2F.dtype)).chunk(2, -1)
+        return (F.silu(gate) * up).to(gate_up_T2F.dtype)
 
-    @abstractmethod
     def rotate(self, x_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
         """Half-split rotary embedding by plain (unsigned) sines, float32 in and out."""
+        first, second = x_TND.chunk(2, -1)
+        return x_TND * cos_T1D + torch.cat((-second, first), -1) * sin_T1D
 
     def route(self, x_TH: Tensor, router_EH: Tensor) -> Tensor:
         """Router logits, float32 [T, E]."""
@@ -193,9 +197,10 @@ class PagedOps(ABC):
     def experts(self, x_TH: Tensor, chosen: ExpertChoice, mlp: DeviceMlp, y_TH: Tensor) -> Tensor:
         """y + sum of weight * expert(x), [T, H]. y: what the shared experts gave."""
 
-    @abstractmethod
     def store(self, k_TKD: Tensor, v_TKD: Tensor, kv: LayerKV, slots_T: Tensor) -> None:
         """Write rows at their slots (int32, all different)."""
+        kv.keys.flatten(0, 1).index_copy_(0, slots_T.long(), k_TKD)
+        kv.values.flatten(0, 1).index_copy_(0, slots_T.long(), v_TKD)
 
     def gather(self, cache: Tensor, slots_N: Tensor) -> Tensor:
         """Rows of keys or of values at slots (int64): [N, kv_heads, D]."""

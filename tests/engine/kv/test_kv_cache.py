@@ -140,7 +140,7 @@ FAULTS: dict[str, Callable[[KVCache], object]] = {
     "references counted": lambda kv: kv._tables.pop(0),
     "is free and held": lambda kv: _pool(kv)._release(kv._tables[0].pages[0]),
     "1 references counted, 0 tables": lambda kv: _pool(kv).take(1),
-    "free pages counted": lambda kv: setattr(_pool(kv), "_free", _pool(kv)._free + 1),
+    "free pages counted": lambda kv: setattr(_pool(kv), "free", _pool(kv).free + 1),
     "do not nest": lambda kv: setattr(kv._tables[0], "valid", 99),
     "slots are not those of its pages": lambda kv: kv._tables[0].slots(0, 4).__iadd__(4),
     "outside 0:12": lambda kv: kv._tables[0].replace(0, 99),
