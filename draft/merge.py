@@ -72,16 +72,13 @@ def merge_trees(trees: Sequence[tuple[int, Tree]], nodes: int, names: Sequence[s
     parents = [parent for parent, _ in keys]
     kept = likeliest_first(parents, scores, range(len(keys)), nodes)
     at = {-1: -1, **{node: i for i, node in enumerate(kept)}}
-    others = [proposers[parents[node]] & ~holders[node] for node in kept]
+    held = [holders[node] for node in kept]
+    others = [proposers[parents[node]] & ~own for node, own in zip(kept, held)]
     return Tree(
         [keys[node][1] for node in kept],
         [at[parents[node]] for node in kept],
         scores=[scores[node] for node in kept],
-        drafter_ids=[holders[node] | other << MAX_DRAFTERS for node, other in zip(kept, others)],
-        drafter_names=[names[_first(holders[node])] for node in kept] if names else None,
+        drafter_ids=[own | other << MAX_DRAFTERS for own, other in zip(held, others)],
+        # the lowest number of those encoded
+        drafter_names=[names[(h & -h).bit_length() - 1] for h in held] if names else None,
     )
-
-
-def _first(drafters: int) -> int:
-    """The lowest number of those encoded."""
-    return (drafters & -drafters).bit_length() - 1

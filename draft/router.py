@@ -5,18 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-import torch
-
 from fastslow.draft.grammar_filter import certain_chain, filter_by_grammar
 from fastslow.draft.prediction import PredictionDraft
-from fastslow.draft.several import AdaptiveDrafter, columns, counted, on_each, union
+from fastslow.draft.several import AdaptiveDrafter, SeveralDrafters, counted, on_each, union
 from fastslow.engine.params import Speculation
-from fastslow.engine.types import AcceptResult, Drafter, Features, Question, RequestView, Tree
+from fastslow.engine.types import Drafter, Question, RequestView, Tree
 
 WATCHED = 2  # steps without a draft for which a drafter still sees features; then it rests
 
 
-class DrafterRouter:
+class DrafterRouter(SeveralDrafters):
     """Hands each request to the drafter that its `speculation` names. Tokens forced by a thinking budget, and those
     that the caller predicted, are drafted without asking the drafter, and so are those of a grammar where they fill
     the draft. Other drafts under a grammar are cut where it forbids a token.
@@ -33,11 +31,11 @@ class DrafterRouter:
         drafters: Mapping[Speculation, Drafter],
         drafted: Callable[[Question], None] | None = None,
     ) -> None:
+        super().__init__(())
         self._drafters = drafters
         self._drafted = drafted
         self._predictions = PredictionDraft()
         self._unasked: dict[int, int] = {}  # by the drafter's identity: steps since it was asked
-        self.features: tuple[int, ...] = ()
 
     def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
         trees = [Tree()] * len(batch)
@@ -68,49 +66,6 @@ class DrafterRouter:
         self.features, self._unasked = union(watching), unasked
         return trees
 
-    def commit(
-        self, batch: Sequence[RequestView], result: AcceptResult, features: Features | None
-    ) -> None:
-        parts = self._parts(batch)
-        if len(parts) == 1 and len(parts[0][1]) == len(batch):  # the usual case: nothing is copied
-            drafter = parts[0][0]
-            drafter.commit(batch, result, columns(features, self.features, drafter.features))
-            return
-        counts = [len(path) + 1 for path in result.accepted_nodes]
-        rows = None if features is None else torch.split(torch.as_tensor(features), counts)
-        for drafter, members in parts:
-            part = AcceptResult(
-                [result.accepted_nodes[b] for b in members], [result.tokens[b] for b in members]
-            )
-            own = None
-            if rows is not None and drafter.features:
-                own = columns(
-                    torch.cat([rows[b] for b in members]), self.features, drafter.features
-                )
-            drafter.commit([batch[b] for b in members], part, own)
-
-    def wants(self, batch: Sequence[RequestView], rows: Sequence[range]) -> list[range]:
-        found = [range(0)] * len(batch)
-        asking: list[Drafter] = []
-        for drafter, members in self._parts(batch):
-            some = drafter.wants([batch[b] for b in members], [rows[b] for b in members])
-            for b, own in zip(members, some, strict=True):
-                found[b] = own
-            if any(some):
-                asking.append(drafter)
-        self.features = tuple(sorted({*self.features, *union(asking)}))
-        return found
-
-    def read(self, batch: Sequence[RequestView], rows: Sequence[range], features: Features) -> None:
-        parts = torch.split(torch.as_tensor(features), [len(some) for some in rows])
-        for drafter, members in self._parts(batch):
-            some = [rows[b] for b in members]
-            if any(some):
-                whole = torch.cat([parts[b] for b in members])
-                own = columns(whole, self.features, drafter.features)
-                if own is not None:
-                    drafter.read([batch[b] for b in members], some, own)
-
     def forget(self) -> None:
         on_each(list(self._drafters.values()), lambda drafter: drafter.forget())
 
@@ -125,13 +80,13 @@ class DrafterRouter:
             return forced
         return self._predictions.propose([request], [nodes])[0]
 
-    def _parts(self, batch: Sequence[RequestView]) -> list[tuple[Drafter, list[int]]]:
+    def _parts(self, batch: Sequence[RequestView]) -> list[tuple[Drafter, Sequence[int]]]:
         parts: dict[int, tuple[Drafter, list[int]]] = {}
         for b, request in enumerate(batch):
             drafter = self._drafters.get(request.speculation)
             if drafter is not None:  # another thread may take one out
                 parts.setdefault(id(drafter), (drafter, []))[1].append(b)
-        return list(parts.values())
+        return [*parts.values()]
 
 
 def _forced(request: RequestView, nodes: int) -> Tree:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
+import torch
+
 from fastslow.draft.merge import merge_trees
 from fastslow.engine.model.base import layer_columns
 from fastslow.engine.types import AcceptResult, Drafter, Features, RequestView, Tree
@@ -51,7 +53,7 @@ def columns(
 
 
 class SeveralDrafters:
-    """Base of drafters that combine others, at least one: forwards commit, read and so on to each."""
+    """Base of drafters that combine others: forwards commit, read and so on to each, for its requests."""
 
     def __init__(self, drafters: Sequence[Drafter]) -> None:
         self.drafters = drafters
@@ -60,24 +62,35 @@ class SeveralDrafters:
     def commit(
         self, batch: Sequence[RequestView], result: AcceptResult, features: Features | None
     ) -> None:
-        for drafter in self.drafters:
-            drafter.commit(batch, result, columns(features, self.features, drafter.features))
+        counts = [len(path) + 1 for path in result.accepted_nodes]
+        for drafter, members in self._parts(batch):
+            own = columns(features, self.features, drafter.features)
+            if len(members) == len(batch):  # the usual case: nothing is copied
+                drafter.commit(batch, result, own)
+                continue
+            part = AcceptResult(
+                [result.accepted_nodes[b] for b in members], [result.tokens[b] for b in members]
+            )
+            drafter.commit([batch[b] for b in members], part, _rows_of(own, counts, members))
 
     def wants(self, batch: Sequence[RequestView], rows: Sequence[range]) -> list[range]:
-        found, asking = [range(0)] * len(rows), list[Drafter]()
-        for drafter in self._readers(batch):
-            some = drafter.wants(batch, rows)
+        found, asking = [range(0)] * len(batch), list[Drafter]()
+        for drafter, members in self._readers(batch):
+            some = drafter.wants([batch[b] for b in members], [rows[b] for b in members])
+            for b, own in zip(members, some, strict=True):
+                found[b] = _around(found[b], own)
             if any(some):
                 asking.append(drafter)
-                found = [_around(a, b) for a, b in zip(found, some, strict=True)]
         self.features = tuple(sorted({*self.features, *union(asking)}))
         return found
 
     def read(self, batch: Sequence[RequestView], rows: Sequence[range], features: Features) -> None:
-        for drafter in self.drafters:
+        counts = [len(some) for some in rows]
+        for drafter, members in self._parts(batch):
             own = columns(features, self.features, drafter.features)
-            if own is not None:
-                drafter.read(batch, rows, own)
+            kept, some = _rows_of(own, counts, members), [rows[b] for b in members]
+            if kept is not None and any(some):
+                drafter.read([batch[b] for b in members], some, kept)
 
     def forget(self) -> None:
         on_each(self.drafters, lambda drafter: drafter.forget())
@@ -85,9 +98,13 @@ class SeveralDrafters:
     def release(self, requests: Collection[int]) -> None:
         on_each(self.drafters, lambda drafter: drafter.release(requests))
 
-    def _readers(self, batch: Sequence[RequestView]) -> Sequence[Drafter]:
-        """The drafters that read the prompts of these requests."""
-        return self.drafters
+    def _parts(self, batch: Sequence[RequestView]) -> list[tuple[Drafter, Sequence[int]]]:
+        """The drafters, each with the places of its requests in the batch."""
+        return [(drafter, range(len(batch))) for drafter in self.drafters]
+
+    def _readers(self, batch: Sequence[RequestView]) -> list[tuple[Drafter, Sequence[int]]]:
+        """Those that read the prompts of these requests."""
+        return self._parts(batch)
 
 
 class FallbackDrafter(SeveralDrafters):
@@ -182,9 +199,19 @@ class AdaptiveDrafter(SeveralDrafters):
         parts = [*(drafter.release for drafter in self.drafters), self.selection.release]
         on_each(parts, lambda release: release(requests))
 
-    def _readers(self, batch: Sequence[RequestView]) -> Sequence[Drafter]:
+    def _readers(self, batch: Sequence[RequestView]) -> list[tuple[Drafter, Sequence[int]]]:
         """A prompt is shown once: drafters that are not asked now read it, too, unless such batches never ask them."""
-        return self.drafters[: self.selection.able(batch)]
+        return self._parts(batch)[: self.selection.able(batch)]
+
+
+def _rows_of(
+    features: Features | None, counts: Sequence[int], members: Sequence[int]
+) -> Features | None:
+    """Those of some requests, out of features with so many rows of each."""
+    if features is None or len(members) == len(counts):
+        return features
+    rows = torch.split(torch.as_tensor(features), list(counts))
+    return torch.cat([rows[b] for b in members])
 
 
 def _around(a: range, b: range) -> range:

@@ -164,8 +164,9 @@ class HeadDraft:
     def forget(self) -> None:
         for state in self._states.values():
             state.shared = False
-        for dropped in self._finished.clear():
+        for dropped in self._finished:
             self._runner.close(dropped.text)
+        self._finished.clear()
 
     def _min_score(self, batch: Sequence[RequestView]) -> float:
         if self._marginal_value is None:

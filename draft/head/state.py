@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -109,31 +109,20 @@ class HeadState:
         return end if same else 0
 
 
-class FinishedTexts:
+class FinishedTexts(deque[HeadState]):
     """The latest finished texts, `max_rows` rows in all: a next turn begins like one of them, and its
     target finds their rows in the prefix cache and so gives no features for them."""
 
     def __init__(self, max_rows: int) -> None:
+        super().__init__()
         self._max_rows = max_rows
-        self._rows = 0
-        self._states: deque[HeadState] = deque()
-
-    def __iter__(self) -> Iterator[HeadState]:
-        return iter(self._states)
 
     def add(self, state: HeadState) -> list[HeadState]:
         """Keep a text; gives the texts that are dropped for it."""
         state.features, state.after = [], []
-        self._states.append(state)
-        self._rows += state.position
-        dropped = []
-        while self._rows > self._max_rows:
-            dropped.append(self._states.popleft())
-            self._rows -= dropped[-1].position
-        return dropped
-
-    def clear(self) -> list[HeadState]:
-        dropped = list(self._states)
-        self._states.clear()
-        self._rows = 0
+        self.append(state)
+        rows, dropped = sum(one.position for one in self), list[HeadState]()
+        while rows > self._max_rows:
+            dropped.append(self.popleft())
+            rows -= dropped[-1].position
         return dropped

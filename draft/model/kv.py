@@ -59,10 +59,6 @@ class DraftText:
             only_best=self.only_best,
         )
 
-    def rest(self, cache: KVCache) -> Segment:
-        """Rows of all pending tokens; the last one has an output."""
-        return self.segment(cache, self.pending, [self.pending - 1])
-
 
 class DraftKV(ABC):
     """Where a drafting model has its keys and values: in `cache`, on its device."""

@@ -43,8 +43,9 @@ class DraftRun(ABC):
         """Whether there are rows to run."""
 
     def rows(self, cache: KVCache) -> list[Segment]:
-        """The segments to run next, each with one output."""
-        return [self.text.rest(cache)]
+        """The segments to run next, each with one output: of all tokens of the text that are left, the last one's."""
+        size = self.text.pending
+        return [self.text.segment(cache, size, [size - 1])]
 
     @abstractmethod
     def take(self, out: ModelOutput) -> None:

@@ -9,6 +9,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Mapping
 from itertools import takewhile
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from fastslow.draft.suffix.documents import Documents
 from fastslow.draft.suffix.sealed import Sealed, read_sealed, write_sealed
-from fastslow.draft.suffix.sources import END, MAX_MATCH, MAX_PLACES, Source, SuffixMatch
+from fastslow.draft.suffix.sources import END, MAX_MATCH, MAX_PLACES, SuffixMatch
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.host.files import shown
 
@@ -33,6 +34,7 @@ class Corpus:
     reversed text; Manber and Myers 1993): it finds the longest match at once.
 
     path: a file that `save` wrote. vocab: the vocabulary of the model that will be drafted for, piece -> id.
+    find: see `Source.find`; of more than MAX_PLACES places, some in equal steps are taken. For one thread at a time.
     ValueError: no such file, damaged, not a corpus, or of another vocabulary.
     """
 
@@ -40,12 +42,7 @@ class Corpus:
         sealed = _load(Path(path), vocab)
         self.largest = int(sealed.arrays["tokens"].max())  # of its token ids
         made = KernelSearch if library.available() else BisectSearch
-        self._search: Source = made(sealed)
-
-    def find(self, recent: list[int], ahead: int) -> SuffixMatch:
-        """See `Source.find`. Of more than MAX_PLACES places, some in equal steps are taken. For one
-        thread at a time."""
-        return self._search.find(recent, ahead)
+        self.find = made(sealed).find
 
 
 def save(
@@ -201,7 +198,8 @@ class BisectSearch:
         key = array("i", recent[: -MAX_MATCH - 1 : -1]).tobytes()
         order = self._order
         at = bisect_left(order, key, low, high, key=self._reader(len(key)))
-        length = max(self._match(key, order[i]) for i in (at - 1, at) if low <= i < high)
+        near = [self._reader(len(key))(order[i]) for i in (at - 1, at) if low <= i < high]
+        length = max(len(commonprefix([key, found])) // WIDTH for found in near)
         if not length:
             return NO_MATCH
         key = key[: length * WIDTH]
@@ -232,9 +230,3 @@ class BisectSearch:
             return memory[begin : begin + size]
 
         return read
-
-    def _match(self, key: bytes, place: int) -> int:
-        """How many tokens before `place` are those of `key`."""
-        found = self._reader(len(key))(place)
-        ends = range(WIDTH, len(key) + 1, WIDTH)
-        return sum(1 for _ in takewhile(lambda end: key[:end] == found[:end], ends))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 
 from fastslow.draft.base import BaseDrafter
 from fastslow.draft.suffix.corpus import Corpus
@@ -47,7 +47,7 @@ class SuffixDraft(BaseDrafter):
         self._corpus = corpus
         self._min_score = min_score
         # by memory key: drafts that depended on other keys' requests would tell how those went
-        self._confidences: OrderedDict[str | None, MatchConfidence] = OrderedDict()
+        self._confidence = lru_cache(MOST_KEYS)(lambda key: MatchConfidence())
         self._texts: dict[int, _SuffixText] = {}
 
     def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
@@ -81,15 +81,6 @@ class SuffixDraft(BaseDrafter):
             sources = [text.own, *self._shared(request)]
             text.runs = MatchRuns(sources, tokens[-MAX_MATCH:], nodes + SPARE)
         return grow(text.runs, confidence, nodes, self._min_score)
-
-    def _confidence(self, key: str | None) -> MatchConfidence:
-        confidence = self._confidences.get(key)
-        if confidence is None:
-            confidence = self._confidences[key] = MatchConfidence()
-        self._confidences.move_to_end(key)
-        if len(self._confidences) > MOST_KEYS:
-            self._confidences.popitem(last=False)
-        return confidence
 
     def _shared(self, request: RequestView) -> list[Source]:
         earlier = None if self._memory is None else self._memory.of(request.memory_key)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -34,10 +34,9 @@ class Backoff:
         """A turn is over."""
         self.wait -= 1
 
-    def again(self, growth: float, most: float | None = None) -> None:
+    def again(self, growth: float) -> None:
         """It was tried; the wait for the next try is `growth` times the last one, `most` at most."""
-        longest = self.most if most is None else most
-        self._patience = max(self.first, math.ceil(min(growth * self._patience, longest)))
+        self._patience = max(self.first, math.ceil(min(growth * self._patience, self.most)))
         self.wait = self._patience
 
     def restart(self, wait: int) -> None:
@@ -73,15 +72,12 @@ class ByKey(Generic[T]):
     others. Any thread may ask. make: gives the value that a key begins with."""
 
     def __init__(self, make: Callable[[], T]) -> None:
-        self._make = make
-        self._values: OrderedDict[Hashable, T] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = (
+            threading.Lock()
+        )  # of a key that two threads ask for at once, one value is made
+        self._known = lru_cache(MOST_KEYS)(lambda key: make())
 
     def of(self, key: Hashable) -> T:
         """The value of a key."""
         with self._lock:
-            value = self._values.pop(key, None)
-            self._values[key] = value = self._make() if value is None else value
-            while len(self._values) > MOST_KEYS:
-                self._values.popitem(last=False)
-            return value
+            return self._known(key)

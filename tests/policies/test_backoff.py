@@ -27,8 +27,6 @@ def test_waits_grow_up_to_the_longest_until_it_pays(
         else:
             backoff.skip()
     assert tried == wanted
-    backoff.again(100, most=20)
-    assert backoff.wait == 20, "longer once"
     for wait in (0, backoff.first):
         backoff.restart(wait)
         assert backoff.wait == wait and backoff.due == (wait == 0)
