@@ -17,7 +17,7 @@ from fastslow.engine.backends.cpu.formats import (
     PackedMatrix,
     float_format,
 )
-from fastslow.engine.backends.cpu.kv import TiledStorage
+from fastslow.engine.backends.cpu.kv import Int8Tiles, TiledStorage
 from fastslow.engine.backends.cpu.library import (
     BOOL,
     FLOAT32,
@@ -71,6 +71,7 @@ class CpuDecoder:
         self._arena, self._memory = arena, memory
         self._rotary = Rotary(config)
         self._kernels = library.kernels()
+        library.add_attention(KV_FORMATS[torch.int8 if storage is Int8Tiles else formats.kv])
         self.layers = check_layers(layers, range(config.layers))
         self._no_logits = torch.empty(0, config.vocab_size)
         self._places: dict[tuple[int, ...], Ints] = {}  # of layers among those that run

@@ -33,7 +33,8 @@ from numpy.typing import NDArray
 
 from fastslow.engine.backends.cpu.compiled.compiler import find_compiler
 from fastslow.engine.backends.cpu.compiled.kernel_cache import (
-    FILES,
+    FILE,
+    KV,
     SOURCES,
     VARIABLE,
     build,
@@ -46,10 +47,8 @@ from fastslow.engine.host.files import shown
 __all__ = ["VARIABLE", "build", "find_compiler", "level", "prebuilt"]  # beside what is here
 # Measured with 135 M parameters in bfloat16, one answer, two cores of an Intel Xeon: 5.4 to 6.3 times.
 SLOWER = "plain torch runs instead of the CPU kernels, about 6 times slower"
-TILE, LAST_OWN = (
-    32,
-    3,
-)  # LAST_OWN: number of the last format before those of files, see kernels/format.h
+TILE = 32
+OWN = 0, 1, 2, 3, 12  # numbers of the formats that no part has, see kernels/format.h
 NO_MEMORY, UNREADABLE, REFUSED = 1, 2, 3  # what the kernels' functions return; see check.h
 INT64, INT32, INT8, UINT64, UINT8, BOOL, FLOAT32, FLOAT64 = map(
     np.dtype,
@@ -205,7 +204,8 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "fs_vector_width": (c_int, []),
     "fs_dot_instructions": (c_int, []),
     "fs_read_bandwidth": (c_double, [c_void_p, Int64, Int32]),
-    "fs_add_formats": (None, [c_void_p]),
+    "fs_add_format": (None, [Int32, c_void_p]),
+    "fs_add_attention": (None, [Int32, c_void_p]),
     "fs_tile_bytes": (c_size_t, [Int32, Int32]),
     "fs_packs": (c_int, [Int32]),
     "fs_pack": (None, [Int32, c_void_p, c_void_p, Int32, Int32]),
@@ -229,17 +229,23 @@ def kernels() -> ctypes.CDLL:
 
 
 def kernels_with(form: int) -> ctypes.CDLL:
-    """The library, with a format that it may have from a second one, which is compiled when it is first needed."""
-    if form > LAST_OWN:
-        _add_file_formats()
+    """The library, with a format that another part may have."""
+    if form not in OWN:
+        _add(FILE, "format", form)
     return kernels()
 
 
+def add_attention(kv_format: int) -> None:
+    """Have keys and values in a format attended over. The library itself has bfloat16."""
+    if kv_format != 1:
+        _add(KV, "attention", kv_format)
+
+
 @cache
-def _add_file_formats() -> None:
-    formats = load(level(), FILES).fs_file_formats
-    formats.restype = c_void_p
-    kernels().fs_add_formats(formats())
+def _add(part: str, kind: str, form: int) -> None:
+    find = getattr(load(level(), part), f"fs_{part[1:]}_{kind}")
+    find.restype = c_void_p
+    getattr(kernels(), f"fs_add_{kind}")(form, find(form))
 
 
 def check(failed: int, action: str) -> None:

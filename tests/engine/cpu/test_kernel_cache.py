@@ -188,9 +188,9 @@ def test_formats_of_files_are_compiled_when_they_are_needed(
     (kernel_cache.SOURCES / "file_formats.cpp").write_text(ANSWER.replace("42", "43"))
     said = compiler_that(root, 'echo "$@" >> $said', monkeypatch)
     assert answer() == 42 and "file_formats" not in said.read_text()
-    assert kernel_cache.load("plain", kernel_cache.FILES).fs_answer() == 43
+    assert kernel_cache.load("plain", kernel_cache.FILE).fs_answer() == 43
     said.write_text("")
-    assert kernel_cache.load("plain", kernel_cache.FILES).fs_answer() == 43
+    assert kernel_cache.load("plain", kernel_cache.FILE).fs_answer() == 43
     assert answer() == 42 and " -c " not in said.read_text()
 
 

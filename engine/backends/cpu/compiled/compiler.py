@@ -15,7 +15,7 @@ from typing import cast
 
 # Contraction is off since a product that is fused in one template and not in another would make
 # a row's bits depend on how many rows share its kernel.
-FLAGS = ["-O3", "-std=c++20", "-fPIC", "-pthread", "-ffp-contract=off", "-fno-math-errno"]
+FLAGS = ["-O3", "-std=c++17", "-fPIC", "-pthread", "-ffp-contract=off", "-fno-math-errno"]
 FLAGS += ["-fvisibility=hidden"]
 PRECOMPILED = "precompiled.h"  # beside the sources; to read what it names is half of a compile
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -39,7 +39,7 @@ def compile_library(
     largest = sorted(sources, key=lambda path: (-path.stat().st_size, path.name))
     each = {work / f"{path.stem}.o": ["-c", str(path)] for path in largest}
     header, included, ahead = largest[0].with_name(PRECOMPILED), work / PRECOMPILED, list[str]()
-    if header.is_file():
+    if header.is_file() and len(sources) > 1:
         shutil.copyfile(header, included)
         _run(command, {Path(f"{included}.gch"): ["-x", "c++-header", str(included)]})
         ahead = ["-include", str(included)]

@@ -37,9 +37,8 @@ PREBUILT = Path(__file__).with_name("prebuilt")  # a library for each level, whi
 VARIABLE = "FASTSLOW_KERNELS"
 SANITIZE = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
 OWN = "point FASTSLOW_CACHE at a folder of your own"
-FILES = (
-    "-files"  # part of a name: the second library, for the formats of files, which few models need
-)
+# Kernels that few models need: each part is a library of its own, of the sources whose names begin so.
+FILE, KV = PARTS = "-file", "-kv"
 SEAL = hashlib.sha256().digest_size  # bytes of a digest that follow the library in its file
 OWN_FILES = Path("/proc/self/fd")
 _building, _begun = (
@@ -116,7 +115,7 @@ def prepare(device: object) -> None:
 
 def load(level: str, part: str = "") -> ctypes.CDLL:
     """The library for a level: the wheel's, else compiled on first use (seconds), or RuntimeError: what to do. part:
-    "" or FILES; a wheel's library has both.
+    one of PARTS, or "": all else. A wheel's library has every part.
 
     A compiled one is loaded by the descriptor that was looked at, so nothing can take its place in between.
     """
@@ -164,7 +163,7 @@ def build(level: str, part: str = "") -> Path:
             logger.info("compiling the CPU kernels ({}{}), once, with {}", level, part, compiler)
             started = time.perf_counter()
             try:
-                _compile(compiler, flags, target, part)
+                _compile([compiler, *flags], target, part)
             except OSError as error:
                 raise RuntimeError(
                     f"the CPU kernels could not be kept in {folder}: {error}"
@@ -303,14 +302,14 @@ def _chip() -> str:
     return "\0".join([platform.machine(), *facts] if facts else [platform.processor()])
 
 
-def _compile(compiler: str, flags: list[str], target: Path, part: str) -> None:
+def _compile(command: list[str], target: Path, part: str) -> None:
     """The library appears only when it is whole, whoever compiles beside."""
     with unfinished(target) as work:
         work.mkdir(mode=0o700)
         whole = work / target.name
-        every = SOURCES.glob("*.cpp")
-        sources = [path for path in every if path.name.startswith("file_") == (part == FILES)]
-        compile_library([compiler, *flags], sources, work, whole)
+        parts = {path: f"-{path.stem.partition('_')[0]}" for path in SOURCES.glob("*.cpp")}
+        sources = [path for path, own in parts.items() if (own if own in PARTS else "") == part]
+        compile_library(command, sources, work, whole)
         digest = hashlib.sha256(whole.read_bytes()).digest()
         with whole.open("ab") as file:  # what follows its sections is nothing to a linker
             file.write(digest)

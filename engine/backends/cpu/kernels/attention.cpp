@@ -1,96 +1,15 @@
-#include "attention.h"
-
-#include <algorithm>
-#include <cmath>
-
-#include "key_block.h"
-#include "simd.h"
-#include "sinks.h"
-#include "step.h"
+#include "attend.h"
 
 namespace fastslow {
 
 namespace {
 
-// Takes the next block's part into a row's softmax so far. Milakov and Gimelshein, arXiv 1805.02867.
-void join(float& most, float& total, float* out, float next_most, float next_total, const float* next,
-          int width) {
-    if (next_total == 0.0f) return;
-    if (total == 0.0f) {
-        most = next_most;
-        total = next_total;
-        std::copy(next, next + width, out);
-        return;
-    }
-    const float top = std::max(most, next_most);
-    const float old = std::exp(most - top), fresh = std::exp(next_most - top);
-    for (int d = 0; d < width; d += W)
-        store(out + d, fma(load<vf>(next + d), splat(fresh), load<vf>(out + d) * splat(old)));
-    total = total * old + next_total * fresh;
-    most = top;
+void attend_halves(Step& step, int thread, int layer, int chunk) {
+    const UseHalfTiles use;
+    attend_as<uint16_t>(step, thread, layer, chunk);
 }
 
-// A part of a row's softmax.
-float* partial_of(const Step& step, const AttentionPlan& plan, int row, int part, int head) {
-    const Shape& s = step.model.shape;
-    const size_t size = padded(s.head_dim, LANES) + LANES;
-    return step.model.space.partial +
-           (((size_t)row * plan.most_parts + part) * s.heads + head) * size;
-}
-
-void finish(const Step& step, int layer, int row, int head, float most, float total, const float* out) {
-    const int dim = step.model.shape.value_dim;
-    const float* logits = step.model.layers[layer].sink_logits;
-    if (logits) total += std::exp(logits[head] - most);
-    float* seen = step.model.space.seen + (size_t)row * step.model.attention_width + (size_t)head * dim;
-    for (int d = 0; d < dim; d++) seen[d] = out[d] / total;
-}
-
-template <class T>
-void run_part(const Chunk<T>& c, int part, Scratch& own, float* most, float* total) {
-    const int sinks = c.plan.sink_blocks, first = part * KEY_BLOCK;
-    if (part < sinks)
-        return run_sink_block(c, first, std::min(KEY_BLOCK, c.shape().sinks - first), own, most, total, own.outs);
-    const int64_t from = (int64_t)(c.group.first_block() + part - sinks) * KEY_BLOCK;
-    run_block(c, from, std::min(from + KEY_BLOCK, c.group.longest), own, most, total, own.outs);
-}
-
-template <class T> void attend_as(Step& step, int thread, int layer, int chunk) {
-    const AttentionPlan& plan = step.plan(layer);
-    const int parts = step.model.shape.kv_heads / plan.heads_at_once, work = chunk / parts;
-    const int number = plan.split ? plan.items[work].group : work;
-    const int kv_head = chunk % parts * plan.heads_at_once;
-    const Chunk<T> c{step, plan, plan.groups[number], layer, kv_head, plan.heads_at_once};
-    const int width = padded(c.shape().head_dim, LANES), count = c.queries();
-    Scratch& own = step.model.scratch[thread];
-    float most[MOST_QUERIES], total[MOST_QUERIES];
-    if (plan.split) {
-        run_part(c, plan.items[work].part, own, most, total);
-        for (int i = 0; i < count; i++) {
-            float* part = partial_of(step, plan, c.row(i), plan.items[work].part, c.head(i));
-            part[0] = most[i];
-            part[1] = total[i];
-            std::copy(own.outs + (size_t)i * width, own.outs + (size_t)(i + 1) * width, part + LANES);
-        }
-        return;
-    }
-    if (plan.parts(c.group) == 1) {  // nothing is joined, as in short texts
-        run_part(c, 0, own, most, total);
-        for (int i = 0; i < count; i++)
-            finish(step, layer, c.row(i), c.head(i), most[i], total[i], own.outs + (size_t)i * width);
-        return;
-    }
-    float all_most[MOST_QUERIES], all_total[MOST_QUERIES] = {};
-    float* sums = own.outs + (size_t)QUERY_ROOM * width;
-    for (int part = 0; part < plan.parts(c.group); part++) {
-        run_part(c, part, own, most, total);
-        for (int i = 0; i < count; i++)
-            join(all_most[i], all_total[i], sums + (size_t)i * width, most[i], total[i],
-                 own.outs + (size_t)i * width, width);
-    }
-    for (int i = 0; i < count; i++)
-        finish(step, layer, c.row(i), c.head(i), all_most[i], all_total[i], sums + (size_t)i * width);
-}
+Attend attending[FORMATS] = {nullptr, attend_halves};
 
 }  // namespace
 
@@ -127,15 +46,13 @@ void AttentionPlan::plan(const StepArgs& a, const Shape& shape, int keys) {
     heads_at_once = enough && fits ? shape.kv_heads : 1;
 }
 
+bool attends(int kv_format) { return kv_format >= 0 && kv_format < FORMATS && attending[kv_format]; }
+
+// Keys and values of one kind more, which another library attends over.
+extern "C" EXPORT void fs_add_attention(int kv_format, Attend attend) { attending[kv_format] = attend; }
+
 void attend(Step& step, int thread, int layer, int chunk) {
-    switch (step.args.kv_format) {
-        case F32: return attend_as<float>(step, thread, layer, chunk);
-        case INT8: return attend_as<uint8_t>(step, thread, layer, chunk);
-        default: {
-            const UseHalfTiles use;
-            attend_as<uint16_t>(step, thread, layer, chunk);
-        }
-    }
+    attending[step.args.kv_format](step, thread, layer, chunk);
 }
 
 void merge(Step& step, int thread, int layer, int chunk) {

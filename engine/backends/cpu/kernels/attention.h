@@ -56,6 +56,9 @@ struct AttentionPlan {
     std::size_t partial_floats = 0;
 };
 
+typedef void (*Attend)(Step& step, int thread, int layer, int chunk);
+bool attends(int kv_format);
+
 // One chunk of a layer's attention; and, where split, one chunk of merging.
 void attend(Step& step, int thread, int layer, int chunk);
 void merge(Step& step, int thread, int layer, int chunk);

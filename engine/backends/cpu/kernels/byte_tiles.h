@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "amx.h"
 #include "blocks.h"
@@ -64,27 +65,29 @@ template <class From> struct ByteTiles {
         vf sum[AMX_ROWS];
         UNROLL for (int t = 0; t < AMX_ROWS; t++) sum[t] = load<vf>(out + t * TILE + first);
         w += 4 * first;
-        auto begin = [&]<int N>(int at) __attribute__((always_inline)) {
+        auto begin = [&](auto n, int at) __attribute__((always_inline)) {
             const int block = at / PARTS, part = at % PARTS;
-            dots<N>(w + block * BYTES + part * (BLOCK * TILE / PARTS),
-                    x + block * From::ROW_BYTES + part * (BLOCK / PARTS), stride, dot[N]);
+            dots<n()>(w + block * BYTES + part * (BLOCK * TILE / PARTS),
+                    x + block * From::ROW_BYTES + part * (BLOCK / PARTS), stride, dot[n()]);
         };
-        auto end = [&]<int N>(int at) __attribute__((always_inline)) {
+        auto end = [&](auto n, int at) __attribute__((always_inline)) {
             const int block = at / PARTS, part = at % PARTS;
             const uint8_t* of = w + block * BYTES;
             vf d{}, m{};
             if constexpr (From::SCALED) d = load<vf>(of + SCALES + 4 * TILE * part);
             if constexpr (From::MINIMA) m = load<vf>(of + MINIMA);
-            add(sum, dot[N], x + block * From::ROW_BYTES, stride, d, m, part + 1 == PARTS);
+            add(sum, dot[n()], x + block * From::ROW_BYTES, stride, d, m, part + 1 == PARTS);
         };
         const int count = blocks * PARTS;
-        begin.template operator()<0>(0);
+        const std::integral_constant<int, 0> even;
+        const std::integral_constant<int, 1> odd;
+        begin(even, 0);
         for (int at = 0; at < count; at += 2) {
-            if (at + 1 < count) begin.template operator()<1>(at + 1);
-            end.template operator()<0>(at);
+            if (at + 1 < count) begin(odd, at + 1);
+            end(even, at);
             if (at + 1 == count) break;
-            if (at + 2 < count) begin.template operator()<0>(at + 2);
-            end.template operator()<1>(at + 1);
+            if (at + 2 < count) begin(even, at + 2);
+            end(odd, at + 1);
         }
         UNROLL for (int t = 0; t < AMX_ROWS; t++) store(out + t * TILE + first, sum[t]);
     }

@@ -167,7 +167,7 @@ void check_step(const Model& model, const StepArgs& a) {
     check(limits::ROWS, a.requests);
     if (a.outputs < 0 || a.outputs > a.rows || a.seen_rows < 0 || a.seen_rows > a.rows || a.features < 0)
         refuse("%d outputs or %d rows to see are more than the %d rows", a.outputs, a.seen_rows, a.rows);
-    if (a.kv_format != F32 && a.kv_format != BF16 && (a.kv_format != INT8 || s.head_dim % 4))
+    if (!attends(a.kv_format) || (a.kv_format == INT8 && s.head_dim % 4))
         refuse("keys and values of format %d with head_dim=%d are unknown", a.kv_format, s.head_dim);
     check_all("token", a.tokens, a.rows, 0, s.embedding_rows);
     check_all("slot", a.slots, a.rows, 0, a.slot_count);

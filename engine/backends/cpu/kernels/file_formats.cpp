@@ -6,14 +6,13 @@ namespace fastslow {
 extern const Format q4_0_format, q4_1_format, q5_0_format, q8_0_format, q4_k_format, q5_k_format, q6_k_format,
     mxfp4_format, u4_32_format, u4_128_format, u8_32_format, u8_128_format;
 
-// In the order of FormatId, from Q4_0 on; none where the other library has it.
-extern "C" __attribute__((visibility("default"))) const Format* const* fs_file_formats() {
+extern "C" EXPORT const Format* fs_file_format(int id) {
     static const Format* const formats[] = {
         &q4_0_format, &q4_1_format, &q5_0_format, &q8_0_format, &q4_k_format, &q5_k_format, &q6_k_format,
         &mxfp4_format, nullptr, &u4_32_format, &u4_128_format, &u8_32_format, &u8_128_format,
     };
-    static_assert(sizeof(formats) == FILE_FORMATS * sizeof(*formats), "in the order of FormatId");
-    return formats;
+    static_assert(sizeof(formats) == (FORMATS - Q4_0) * sizeof(*formats), "in the order of FormatId");
+    return formats[id - Q4_0];
 }
 
 }  // namespace fastslow

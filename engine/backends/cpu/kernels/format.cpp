@@ -12,10 +12,7 @@ bool has_format(int id) { return id >= 0 && id < FORMATS && formats[id]; }
 
 const Format& format_of(int id) { return has_format(id) ? *formats[id] : f32_format; }
 
-// What `fs_file_formats` of the other library gives. Nobody has asked for one of them before.
-extern "C" __attribute__((visibility("default"))) void fs_add_formats(const Format* const* more) {
-    for (int i = 0; i < FILE_FORMATS; i++)
-        if (more[i]) formats[Q4_0 + i] = more[i];
-}
+// One that another library has. Nobody has asked for it before.
+extern "C" EXPORT void fs_add_format(int id, const Format* format) { formats[id] = format; }
 
 }  // namespace fastslow

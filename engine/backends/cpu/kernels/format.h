@@ -8,6 +8,9 @@
 #include <cstddef>
 #include <cstdint>
 
+// What Python sees.
+#define EXPORT __attribute__((visibility("default")))
+
 namespace fastslow {
 
 constexpr int TILE = 32;       // outputs of a tile
@@ -69,7 +72,6 @@ enum FormatId {
     F32, BF16, INT8, INT4, Q4_0, Q4_1, Q5_0, Q8_0, Q4_K, Q5_K, Q6_K, MXFP4, F16, U4_32, U4_128, U8_32, U8_128,
     FORMATS
 };
-constexpr int FILE_FORMATS = FORMATS - Q4_0;
 
 bool has_format(int id);
 const Format& format_of(int id);  // F32 for one that is not there

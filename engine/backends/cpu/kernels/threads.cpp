@@ -100,7 +100,9 @@ void Crew::serve(int thread) {
         uint32_t now;
         for (int i = 0; (now = epoch_.load(std::memory_order_acquire)) == seen; i++) {
             pause(i);
-            if (i % 64 == 63 && std::chrono::steady_clock::now() - since > PATIENCE) epoch_.wait(seen);
+            if (i % 64 != 63 || std::chrono::steady_clock::now() - since <= PATIENCE) continue;
+            std::unique_lock<std::mutex> guard(sleeping_);
+            awake_.wait(guard, [&] { return epoch_.load() != seen; });
         }
         Task* task = tasks_[now % TASKS];
         if (thread < task->threads) {
@@ -124,8 +126,11 @@ void Crew::run(Task& task) {
     uint32_t next = epoch_.load() + 1;
     tasks_[next % TASKS] = &task;
     task.epoch = next;
-    epoch_.store(next);
-    epoch_.notify_all();
+    {
+        const std::lock_guard<std::mutex> guard(sleeping_);
+        epoch_.store(next);
+    }
+    awake_.notify_all();
     task.work(0);
 }
 

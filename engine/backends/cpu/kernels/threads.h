@@ -6,6 +6,7 @@
 #pragma once
 
 #include <atomic>
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -109,6 +110,8 @@ private:
 
     int workers_ = 0;
     std::atomic<uint32_t> epoch_{0};  // wraps around: compared by difference
+    std::mutex sleeping_;             // held where it changes
+    std::condition_variable awake_;
     Task* tasks_[TASKS] = {};
     Counter left_[MOST_THREADS];  // the last epoch that a thread is through with
 };
