@@ -318,7 +318,7 @@ def test_a_step_wakes_a_loop_once(llm: LLM, gate: Gate, monkeypatch: pytest.Monk
         monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
         got.clear()
         await step()
-        await until(lambda: len(got) == 2)
+        await until(lambda: len(got) >= 2)
         assert calls == 1
         gate.open()
         for task in tasks:
