@@ -189,7 +189,7 @@ print(max(peak, anonymous()) - before)
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
 @compiled
 def test_peak_memory_stays_near_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Anonymous pages only. What is packed passes through float32, in two threads: at most four such copies of the
+    """Anonymous pages only. What is packed passes through float32, in two threads: at most three such copies of the
     largest matrix live at once. The screen of the head and, at the first start, the embedding are held besides."""
     build("native")
     shutil.copytree(cache_folder() / "kernels", tmp_path / "cache" / "kernels")
@@ -201,9 +201,10 @@ def test_peak_memory_stays_near_the_model(tmp_path: Path, monkeypatch: pytest.Mo
     held = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     assert held > 150 << 20
     monkeypatch.setenv("MALLOC_ARENA_MAX", "1")  # what each thread's own keeps free is by chance
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1048576")  # so is what one of freed matrices keeps
     script = [sys.executable, "-c", MEMORY, str(folder)]
     used = int(subprocess.run(script, check=True, capture_output=True, text=True).stdout)
-    assert 0.9 * held < used < 1.1 * held + 4 * 8192 * 512 * 4
+    assert 0.9 * held < used < 1.1 * held + 3 * 8192 * 512 * 4
     assert list((tmp_path / "cache" / "packed").iterdir())
 
 
