@@ -201,9 +201,7 @@ def test_peak_memory_stays_near_the_model(tmp_path: Path, monkeypatch: pytest.Mo
     held = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     assert held > 150 << 20
     monkeypatch.setenv("MALLOC_ARENA_MAX", "1")  # what each thread's own keeps free is by chance
-    monkeypatch.setenv(
-        "MALLOC_MMAP_THRESHOLD_", "1048576"
-    )  # so is what one of freed matrices keeps
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1048576")  # or of freed matrices
     script = [sys.executable, "-c", MEMORY, str(folder)]
     used = int(subprocess.run(script, check=True, capture_output=True, text=True).stdout)
     assert 0.9 * held < used < 1.1 * held + 3 * 8192 * 512 * 4
