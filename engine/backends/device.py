@@ -15,7 +15,7 @@ KINDS = ("cpu", "cuda", "npu")
 
 
 class DeviceChoice(NamedTuple):
-    """Where a model runs: one of KINDS, and torch's device of it."""
+    """The kind of device that a model runs on, one of KINDS, and torch's device of it."""
 
     kind: str
     device: torch.device

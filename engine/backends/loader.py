@@ -106,7 +106,7 @@ def load_model(
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """What is loaded. scheme: of a W8A8 checkpoint. shard: of a GGUF file. method: of another quantised checkpoint."""
+    """A model to load. scheme: of a W8A8 checkpoint. shard: of a GGUF file. method: of another quantised checkpoint."""
 
     folder: Path
     config: ModelConfig
@@ -124,7 +124,7 @@ class _Source:
         return cls(folder, config, checkpoint, checkpoint.scheme, shard, method)
 
     def own_quantization(self, dtype: str | torch.dtype, device: str) -> str:
-        """What "auto" means."""
+        """Return the quantization that "auto" stands for."""
         available = device == "cpu" and library.available()
         kernels = available and unsupported(self.config) is None
         if is_gguf(self.folder) or self.checkpoint.packed:
@@ -140,7 +140,7 @@ class _Source:
         return "int4"
 
     def formats(self, dtype: torch.dtype, quantization: str) -> Formats:
-        """What the kernels pack."""
+        """Return the formats that the kernels pack the weights in."""
         head = EMBEDDING if self.config.tie_word_embeddings else "lm_head.weight"
         if quantization == W8A8 and self.scheme is not None:
             return Formats.w8a8(dtype, self.scheme.kinds, head)
@@ -161,7 +161,7 @@ class _Source:
         return Formats.of_file(types, dtype, head)
 
     def storage(self, kv_dtype: str, quantization: str) -> type[KVStorage]:
-        """How keys and values are kept; ValueError where int8 is asked for and cannot be."""
+        """Return the storage of keys and values; ValueError where int8 is asked for and cannot be."""
         fits = not self.config.head_dim % 4
         if kv_dtype == "int8" and not fits:
             what = f"a head_dim that is a multiple of 4, not {self.config.head_dim}"
@@ -219,7 +219,7 @@ def _on_cpu(
 
 
 def _on_kernels(config: ModelConfig, dtype: torch.dtype, device: str, quantization: str) -> bool:
-    """Whether the CPU kernels run this; ValueError for a quantization that nothing runs."""
+    """Tell whether the CPU kernels run this; ValueError for a quantization that nothing runs."""
     if quantization not in ("none", OWN, W8A8):
         if quantization not in QUANTIZATIONS:
             known = ", ".join(("auto", "none", *QUANTIZATIONS, W8A8))

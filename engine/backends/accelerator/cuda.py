@@ -163,7 +163,7 @@ class CudaOps(PagedOps):
         return sides[0], sides[1]
 
     def _front_bias(self, seen: Tensor, front: Front, q: Tensor) -> Tensor:
-        """What is added to the scores: `_after_front`, and then where a text is seen."""
+        """Return the bias of the scores (0, -inf or a sink's logit): of the front's places, then of the texts'."""
         count = 1 if front.keys is None else len(front.keys)
         room = -(-count // FRONT) * FRONT
         bias = q.new_full((len(q), q.shape[1], q.shape[2], room + seen.shape[-1]), -torch.inf)

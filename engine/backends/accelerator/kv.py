@@ -213,7 +213,7 @@ def attention_layout(
 
 @dataclass(frozen=True, slots=True)
 class _SeenText:
-    """What a request's rows see. slots, positions: of its committed tokens and then of its rows."""
+    """Text that a request's rows see. slots, positions: of its committed tokens and then of its rows."""
 
     start: int
     slots: Ints
@@ -286,7 +286,7 @@ def _tail(lines: list[_Line], most: int, merged: bool) -> Tail[NDArray[Any], Blo
 
 
 def _aligned(slots: Ints, block: int) -> int:
-    """How many of these slots, from the first on, lie in blocks as their places in the text do."""
+    """Count the slots, from the first on, that lie in blocks as their places in the text do."""
     if not len(slots):
         return 0
     firsts = np.repeat(slots[::block], block)[: len(slots)]
@@ -295,7 +295,7 @@ def _aligned(slots: Ints, block: int) -> int:
 
 
 def _trunk(parents: Ints) -> int:
-    """How many rows, from the first on, every later row descends from, one after the other."""
+    """Count the rows, from the first on, that follow one after the other and that every later row descends from."""
     follows = parents == np.arange(-1, len(parents) - 1)
     if follows.all():
         return len(parents)

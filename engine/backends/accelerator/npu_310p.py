@@ -38,7 +38,7 @@ class Npu310pGraph(NpuGraph):
 
 
 class Npu310pOps(NpuOps):
-    """What differs from A2: attention without weights to merge by, group sizes as running totals."""
+    """Differences from A2: attention without weights to merge by, group sizes as running totals."""
 
     storage = FractalStorage
     dtypes: tuple[torch.dtype, ...] = (torch.float16,)

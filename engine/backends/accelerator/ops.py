@@ -1,4 +1,4 @@
-"""What an accelerator must be able to do for a model whose keys lie in blocks, and what all share."""
+"""Operations that an accelerator must have for a model whose keys lie in blocks, and what all of them share."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class DeviceMlp(NamedTuple):
 
 
 class Front(NamedTuple):
-    """What every row of a layer sees before its text, without a place in it: logits float32 [heads], weight without
-    a value; or keys and values [N, kv_heads, D]."""
+    """The front that every row of a layer sees before its text, without a place in it: logits float32 [heads], weight
+    without a value; or keys and values [N, kv_heads, D]."""
 
     logits: Tensor | None = None
     keys: Tensor | None = None
@@ -207,12 +207,12 @@ class PagedOps(ABC):
         return cache.flatten(0, 1).index_select(0, slots_N)
 
     def width(self, needed: int, most: int) -> int:
-        """How many blocks wide the tables of a recorded step are: at least `needed`."""
+        """Return the width of the tables of a recorded step, in blocks: at least `needed`."""
         return most
 
     @abstractmethod
     def attention_metadata(self, runs: BlockTables, rows: int) -> tuple[Ints, ...]:
-        """What `attend` needs of runs over `rows` rows as tensors; their shapes depend on the number of
+        """Return what `attend` needs of runs over `rows` rows, as arrays; their shapes depend on the number of
         runs, the number of rows and the width of the tables alone."""
 
     @abstractmethod
@@ -254,7 +254,7 @@ class PagedOps(ABC):
 
 
 def merged(parts: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype) -> Tensor:
-    """What rows see in all, from what they see of several parts and the logarithms of their weights."""
+    """Merge the outputs of attention over several parts by the logarithms of their weights: the output over all."""
     most = parts[0][1]
     for _, weight in parts[1:]:
         most = torch.maximum(most, weight)

@@ -28,7 +28,7 @@ LEAST = 1 << 16  # bytes that are taken at once
 
 
 class Staging:
-    """One piece of host memory, pinned where the device can use that. It is filled again only once
+    """Host memory in one piece, pinned where the device can use that. It is filled again only once
     the device has read it: an event says when. So the host does not wait for a copy to end."""
 
     def __init__(self, ops: PagedOps) -> None:
@@ -79,7 +79,7 @@ class Result(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """How the steps of a model are laid out: once for each of the `windows` of its layers.
+    """Layout of a model's steps: one for each of the `windows` of its layers.
 
     layers: of every layer that runs, the place of its window. chosen: routed groups of a token, or experts
     where the model has no groups. chained: of each window, whether the device runs chains of rows.

@@ -289,7 +289,7 @@ def _neurons(config: ModelConfig) -> int:
 
 
 def unsupported(config: ModelConfig) -> str | None:
-    """What about a model the kernels cannot run; None = they run it."""
+    """Say why the kernels cannot run a model; None = they run it."""
     try:
         library.check_limits(
             layers=config.layers,

@@ -60,7 +60,7 @@ class DraftShape:
 
 
 class PairedEntry(NamedTuple):
-    """What an EAGLE-3 head does in front of its layer, whose "qkv" reads the normed embedding and the
+    """Work of an EAGLE-3 head in front of its layer, whose "qkv" reads the normed embedding and the
     normed hidden state side by side.
 
     frequencies: float64 [head_dim / 2], radians per position. level: this number of features is divided by
@@ -85,7 +85,7 @@ class NewRows(NamedTuple):
 
 
 class TreeLimits(NamedTuple):
-    """What trees may hold.
+    """Limits of the trees that a head drafts.
 
     nodes: [B], the most of each tree; 0 = none. width: nodes of a depth that get children, and children of
     each; 1 gives chains. depth: of the deepest node. min_scores: [B]; nodes less likely than this, with all
@@ -298,7 +298,7 @@ class DraftKernels:
         ]
 
     def advance(self, contexts: Sequence[int], tokens: Sequence[int]) -> None:
-        """One more token of each text's chain, which begins anew after `grow`."""
+        """Add one token to each text's chain, which begins anew after `grow`."""
         both = np.array([*contexts, *tokens], dtype=np.int64)
         count = len(contexts)
         at, threads = address("texts and tokens", both, INT64, 2 * count), torch.get_num_threads()
@@ -372,7 +372,7 @@ def as_floats(features: Features) -> Floats:
 
 
 def _place(embedding: Tensor | RowFile, width: int) -> dict[str, int]:
-    """Where the embedding lies: fields of `library.CShape`."""
+    """Return the place of the embedding: fields of `library.CShape`."""
     if embedding.shape[1] != width:
         raise ValueError(f"the target's embedding is {embedding.shape[1]} wide, not hidden={width}")
     if isinstance(embedding, Tensor):

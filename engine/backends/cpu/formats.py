@@ -29,7 +29,7 @@ LANES = 16  # keys of a tile, see kernels/tile.h
 
 
 class Format(IntEnum):
-    """How a matrix is packed; the numbers are those of kernels/format.h."""
+    """Format of a packed matrix; the numbers are those of kernels/format.h."""
 
     FLOAT32 = 0
     BFLOAT16 = 1
@@ -68,7 +68,7 @@ def float_format(dtype: torch.dtype) -> Format:
 
 @dataclass(frozen=True, slots=True)
 class Formats:
-    """What a model is packed in. Norms, biases and the router stay float32 in all of them.
+    """Formats that a model is packed in. Norms, biases and the router stay float32 in all of them.
 
     kv: of keys and values, which is also the dtype that the model shows. kept: names of matrices
     that the checkpoint itself has in int8, and that are packed as they are. types: formats of the
@@ -97,7 +97,7 @@ class Formats:
         return Format.INT8 if self.kept.issuperset(names) else self.layers
 
     def apart(self, names: Sequence[str]) -> bool:
-        """Whether matrices below each other are unlike."""
+        """Tell whether matrices that lie below each other differ in format."""
         return len({self.matrix((name,)) for name in names}) > 1
 
     def alike(self, prefixes: Iterable[str]) -> Formats:
@@ -112,7 +112,7 @@ class Formats:
 
     @property
     def screens(self) -> bool:
-        """Whether the head has an int8 copy, read first where only the best token is wanted; a file's has none."""
+        """True where the head has an int8 copy, read first where only the best token is wanted; a file's has none."""
         return self.head is Format.BFLOAT16 and self.screened
 
     @classmethod
@@ -156,7 +156,7 @@ class Formats:
 
 @dataclass(frozen=True, slots=True)
 class Sources:
-    """How a checkpoint's tensors are read by name: as floats; and as 4-bit blocks or in int8, where it
+    """Readers of a checkpoint's tensors by name: as floats; and as 4-bit blocks or in int8, where it
     has them so. at_once: pieces that are packed at a time; more than 1 where reading makes no copies."""
 
     read: Read

@@ -259,8 +259,8 @@ def check(failed: int, action: str) -> None:
 
 
 def address(name: str, array: NDArray[Any], dtype: np.dtype[Any], size: int) -> int:
-    """Where an array's memory lies, in a quarter of the time of `array.ctypes.data`; ValueError unless it holds
-    `size` elements of a dtype, one after the other."""
+    """Return the address of an array's memory, in a quarter of the time of `array.ctypes.data`; ValueError unless it
+    holds `size` elements of a dtype, one after the other."""
     # numpy has one object for each of these dtypes, and comparing objects is quicker
     same = array.dtype is dtype or array.dtype == dtype
     if not same or array.size != size or not array.flags.c_contiguous:
@@ -292,7 +292,7 @@ def tile_bytes(form: int, inputs: int) -> int:
 
 
 def _room(into: NDArray[np.uint8], form: int, rows: NDArray[Any], inputs: int) -> int:
-    """Where rows are packed to: whole tiles, on a cache line."""
+    """Return the address of the memory that rows are packed to: whole tiles, on a cache line."""
     size = -(-len(rows) // TILE) * tile_bytes(form, inputs)
     at = address("memory of packed rows", into[:size], UINT8, size)
     if at % 64:
@@ -361,7 +361,7 @@ def pack_gguf(
 
 
 def unpack(tiles: NDArray[np.uint8], form: int, outputs: int, inputs: int) -> NDArray[np.float32]:
-    """What packed tiles mean, [outputs, inputs]."""
+    """Return the numbers of packed tiles, [outputs, inputs]."""
     out = np.empty((outputs, inputs), dtype=np.float32)
     at = _room(tiles, form, out, inputs)
     kernels().fs_unpack(form, at, outputs, inputs, address("floats", out, FLOAT32, out.size))
@@ -386,7 +386,7 @@ def read_bandwidth(block: NDArray[Any], threads: int) -> float:
 
 @cache
 def available() -> bool:
-    """Whether the kernels run on this machine; if not, one line in the log says what that costs and why."""
+    """Tell whether the kernels run on this machine; if not, one line in the log says what that costs and why."""
     if level() == "off":
         logger.info("{}: {}=off", SLOWER, VARIABLE)
         return False

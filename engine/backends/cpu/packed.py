@@ -1,4 +1,4 @@
-"""Which pieces a model's weights are packed to, where each lies in memory or in a file, and in which order the
+"""Pieces that a model's weights are packed to, where each lies in memory or in a file, and in which order the
 kernels want the rows of a matrix, by number; -1 is a row of zeros."""
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ALIGN, PAGE = 64, 4096  # bytes
 
 @dataclass(frozen=True, slots=True)
 class Arena:
-    """Where each piece lies in one run of memory. hot: bytes that every step reads from; the rest, from a new page
+    """Places of all pieces in one run of memory. hot: bytes that every step reads from; the rest, from a new page
     on, is cold."""
 
     pieces: dict[str, Piece]
@@ -50,7 +50,7 @@ class Arena:
 
     @property
     def cold_rows(self) -> bool:
-        """Whether all that is cold has rows that lie in one piece each."""
+        """True where every cold piece has rows that lie in one piece each."""
         return all(isinstance(self.pieces[key], Vector) for key in COLD if key in self.pieces)
 
     @classmethod

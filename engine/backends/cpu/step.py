@@ -17,7 +17,7 @@ PER_ROW = ("tokens", "positions", "slots", "parents", "groups")
 
 @dataclass(slots=True)
 class Tails:
-    """Which of the step's own slots each row sees after its request's context, itself the last.
+    """Slots of the step itself that each row sees after its request's context, its own the last.
 
     chains: uint8 [B], whether every row of a request is the child of the one before, so that they share one list.
     """

@@ -110,7 +110,7 @@ SETTLED = 2 * 10**9  # nanoseconds after which another edit of a file gets anoth
 
 
 def packed_path(folder: Path, format_name: str, arena: Arena) -> Path | None:
-    """Where the packed form of a checkpoint is kept, named by its contents; None where it is too small."""
+    """Return the path of a checkpoint's packed form, named by its contents; None where it is too small."""
     if arena.nbytes < SMALL:
         return None
     where = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
@@ -125,7 +125,7 @@ def packed_path(folder: Path, format_name: str, arena: Arena) -> Path | None:
 
 
 def _sources(folder: Path) -> list[Path]:
-    """What a packing is made from."""
+    """List the files that a packing is made from."""
     if is_gguf(folder):
         return gguf_parts(folder)
     files = (p for p in folder.iterdir() if p.is_file() and not p.name.endswith("_report.json"))
@@ -175,7 +175,7 @@ class PackedFile:
     cold: NDArray[np.uint8] | OpenFile
 
     def address(self, offset: int, size: int) -> int | None:
-        """Where bytes of the arena lie in memory; None where they do not."""
+        """Return the address of bytes of the arena in memory; None where they are read from a file."""
         side, at = (self.hot, 0) if offset < len(self.hot) else (self.cold, len(self.hot))
         if isinstance(side, OpenFile):
             if os.fstat(side.number).st_size < offset + size:

@@ -184,7 +184,7 @@ def _after_sinks(sinks_KFD: Tensor, own_LKSD: Tensor) -> Tensor:
 
 @cache
 def packable(dtype: torch.dtype) -> bool:
-    """Whether this machine's oneDNN packs weights of this dtype."""
+    """Tell whether this machine's oneDNN packs weights of this dtype."""
     ready = hasattr(torch.ops.mkldnn, "_linear_pointwise")  # absent in builds without oneDNN
     if ready and dtype == torch.bfloat16:
         ready = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -52,8 +52,8 @@ SAFE = {
 
 
 def level() -> str:
-    """What runs: the level that FASTSLOW_KERNELS names (native, too, or one with +sanitize, or off), else the best of
-    the wheel's that this chip has, else native. ValueError: no level, or above the chip."""
+    """Return the level that runs: what FASTSLOW_KERNELS names (native, too, or one with +sanitize, or off), else the
+    best of the wheel's that this chip has, else native. ValueError: no level, or above the chip."""
     wanted = os.environ.get(VARIABLE) or "auto"
     base = wanted.removesuffix("+sanitize")
     if wanted == "auto":
@@ -91,7 +91,7 @@ def prebuilt(level: str) -> Path | None:
 
 @cache
 def _tiles() -> bool:
-    """Whether this process may use the chip's matrix tiles; one line in the log if not."""
+    """Tell whether this process may use the chip's matrix tiles; one line in the log if not."""
     if not amx_permitted():
         logger.warning("Linux refuses matrix tiles (AMX) to this process: kernels without them run")
     return amx_permitted()
@@ -216,7 +216,7 @@ def _own_folder() -> Path:
 
 
 def _others(facts: os.stat_result) -> str | None:
-    """How a user other than this one and root could write; None = not at all."""
+    """Say how a user other than this one and root could write; None = not at all."""
     if not hasattr(os, "geteuid"):
         return None
     if facts.st_uid not in (0, os.geteuid()):
@@ -228,7 +228,7 @@ def _others(facts: os.stat_result) -> str | None:
 
 
 def _own_group(facts: os.stat_result) -> bool:
-    """Whether the group is the owner's alone, as where a umask of 002 is usual."""
+    """Tell whether the group is the owner's alone, as where a umask of 002 is usual."""
     import grp
     import pwd
 
@@ -264,7 +264,7 @@ def _open(path: Path) -> int:
 
 
 def _whole(path: Path) -> bool:
-    """Whether there is a library that may run; one line in the log for one that may not."""
+    """Tell whether there is a library that may run; one line in the log for one that may not."""
     try:
         os.close(_open(path))
     except FileNotFoundError:
@@ -295,7 +295,7 @@ def _version(compiler: str) -> str:
 
 @cache
 def _chip() -> str:
-    """What tells chips apart: a cache may be shared by machines."""
+    """Return the facts that tell chips apart: a cache may be shared by machines."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     facts = [x for x in lines if x.startswith(("model name", "flags", "Features"))][:2]

@@ -31,12 +31,12 @@ def _instructions(level: str) -> list[str]:
 
 
 def level_flags(level: str) -> list[str]:
-    """What the compiler is told."""
+    """Return the compiler's flags for a level."""
     return [f"-m{name}" for name in _instructions(level)]
 
 
 def chip_flags() -> frozenset[str]:
-    """What Linux says that this x86 chip has, less what it does not switch on; empty on other systems and chips."""
+    """Return this x86 chip's flags that Linux lists and switches on; empty on other systems and chips."""
     try:
         lines = INFO.read_text("utf-8").splitlines()
     except OSError:
@@ -53,7 +53,7 @@ def lacking(level: str) -> list[str]:
 
 @cache
 def amx_permitted() -> bool:
-    """Whether Linux lets this process use matrix tiles (AMX). It is asked once, for all threads."""
+    """Ask Linux, once for all threads, whether this process may use matrix tiles (AMX)."""
     if sys.platform != "linux" or platform.machine() != "x86_64":
         return False
     call = ctypes.CDLL(None).syscall
