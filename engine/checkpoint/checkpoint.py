@@ -59,7 +59,7 @@ class ReadPart(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Which file holds which of the tensors that the config asks for."""
+    """The tensors that the config asks for, by the file that holds them."""
 
     files: dict[Path, list[str]]
     scheme: Scheme | None = None
@@ -225,7 +225,7 @@ def floats(folder: Path, config: ModelConfig, progress: bool = False) -> Iterato
 def _facts(
     shards: Mapping[Path, set[str] | None], config: ModelConfig
 ) -> tuple[dict[str, Fact], dict[str, str], dict[str, Path]]:
-    """What the files say of their tensors, by the engine's names; how they spell the others; which file holds each."""
+    """Return what the files say of their tensors, by the engine's names; how they spell the others; each one's file."""
     facts: dict[str, Fact] = {}
     stored: dict[str, str] = {}
     holders: dict[str, Path] = {}

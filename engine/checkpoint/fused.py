@@ -1,4 +1,4 @@
-"""What the tensors of a file may look like: one by one, or all experts of a layer in one.
+"""Layouts that a file's tensors may have: one by one, or all experts of a layer in one.
 
 MXFP4 (OCP Microscaling Formats 1.0): 32 weights of 4 bits share a power of two. Files of safetensors hold the
 weights 2i and 2i + 1 of a block in byte i; GGUF files hold i and i + 16 there, after the exponent.
@@ -20,7 +20,7 @@ FLOATS = ("BF16", "F16", "F32", "F64")  # as safetensors spells them
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """One tensor: the shapes and dtypes it may have, and whether it may be missing."""
+    """Shapes and dtypes that a tensor may have, and whether it may be missing."""
 
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[str, ...] = FLOATS
@@ -33,7 +33,7 @@ class Expected:
 
 
 class Fact(NamedTuple):
-    """What a file says of a tensor, the dtype as safetensors spells it."""
+    """Dtype, as safetensors spells it, and shape that a file states for a tensor."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -50,7 +50,7 @@ Take = Callable[[Sequence[Tensor], slice], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Fused:
-    """One layout that a file may have.
+    """A layout that a file may have for tensors of several experts.
 
     tensors: of the file; [experts, ...] each. parts: the model's tensors in them: an expert's number, and
     which of its outputs. take: a tensor of the model from what an expert has of the file's, and those

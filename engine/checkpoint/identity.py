@@ -1,4 +1,4 @@
-"""Which model a file of settings was found with."""
+"""Fingerprints of models: a file of settings says which model it was found with."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ KV_TYPE = "C8"
 
 
 class QuantKind(StrEnum):
-    """How a matrix is quantised, as a description spells it."""
+    """Kind of quantisation of a matrix, as a description spells it."""
 
     FLOAT = "FLOAT"
     DYNAMIC = "W8A8_DYNAMIC"  # activations per token, as they come
@@ -40,7 +40,7 @@ class Scheme:
 
     @classmethod
     def from_folder(cls, folder: Path) -> Scheme | None:
-        """What the folder says; None where it is not quantised. ValueError for what is not supported."""
+        """Read the folder's scheme; None where it is not quantised. ValueError for what is not supported."""
         raw = read_object(folder / "config.json")
         section = raw.get("quantization_config")
         described = _description(folder)
@@ -79,7 +79,7 @@ class Scheme:
 
     @property
     def sentence(self) -> str:
-        """What of it is not run as it stands, for the log."""
+        """Text for the log: what the scheme covers, and what does not run as it stands."""
         static = sum(kind is QuantKind.STATIC for kind in self.kinds.values())
         parts = [f"{len(self.kinds)} matrices in int8"]
         if static:
@@ -204,7 +204,7 @@ class QuantReader:
         return self._folded_bias(name) if found is None else found
 
     def _folded_bias(self, name: str) -> Tensor:
-        """What a static matrix adds: its quant_bias, less what the inputs' offset adds to it."""
+        """Return the bias of a static matrix: its quant_bias, less what the inputs' offset adds to it."""
         prefix = name.removesuffix(".bias")
         weight = self._must(f"{prefix}.weight")
         offset = self._must(f"{prefix}.input_offset").float()

@@ -1,4 +1,4 @@
-"""How far a step drafts, and which drafted nodes it runs: those that pay over its whole batch."""
+"""Admission of drafts: how far a step drafts, and which nodes it runs: those that pay over its whole batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastslow.engine.types import StepCostModel, Tree
 def draft_sizes(
     work: Sequence[ScheduledChunk], scheduler: Scheduler, slow: Callable[[Request], bool]
 ) -> list[int]:
-    """How many nodes each request may draft that is ready: what its policy plans, as far as latency targets, its share
+    """Return how many nodes each ready request may draft: what its policy plans, as far as latency targets, its share
     of the step and its pages allow, which are reserved. slow: says who has no draft."""
     running, found, rows = len(scheduler.running), list[tuple[int, int]](), Counter[str | None]()
     ready = [item.request for item in work if item.ready]
@@ -44,7 +44,7 @@ def draft_sizes(
 
 
 def _certain(request: Request) -> int:
-    """How many of the next tokens a grammar leaves no choice of: they pay whatever the policy says."""
+    """Count the next tokens that a grammar leaves no choice of: they pay whatever the policy says."""
     speculation = request.speculation
     if request.grammar is None or speculation.drafter == "off" or speculation.nodes is not None:
         return 0
@@ -108,7 +108,7 @@ def admitted(
 
 
 def _drawn(tree: Tree) -> int | None:
-    """How many nodes of a sampled chain were drawn: the others are certain. None: it is no such chain."""
+    """Count the nodes of a sampled chain that were drawn: the others are certain. None: it is no such chain."""
     if tree.probs is None or list(tree.parents) != list(range(-1, len(tree.tokens) - 1)):
         return None
     drafters = list(tree.drafter_ids or ())

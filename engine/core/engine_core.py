@@ -94,15 +94,15 @@ class EngineCore:
         self.scheduler.add(request)
 
     def stats(self) -> EngineStats:
-        """What it does and has done. Any thread may ask: nothing is locked, figures may lie a step apart."""
+        """Return what it does and has done. Any thread may ask: nothing is locked, figures may lie a step apart."""
         return self._totals.snapshot(self.scheduler, self.kv)
 
     def load(self) -> EngineLoad:
-        """What it has to do now, and how fast it is. As `stats`, and much cheaper."""
+        """Return what it has to do now, and how fast it is. As `stats`, and much cheaper."""
         return self._meter.snapshot(self.scheduler, self.kv)
 
     def step(self) -> None:
-        """One forward for every request that runs: prompt chunks, last tokens and draft nodes."""
+        """Run one forward for every request that runs: prompt chunks, last tokens and draft nodes."""
         if time.monotonic() >= self._next_deadline:
             self._end_late()
         work = self._masks.runnable(self.scheduler.next())

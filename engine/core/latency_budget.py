@@ -1,4 +1,4 @@
-"""How many rows a step may have, so that it ends in time for requests with a latency target."""
+"""Limits of a step's rows, so that it ends in time for requests with a latency target."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class LatencyBudget:
 
     @property
     def limited(self) -> bool:
-        """Whether the step has a limit."""
+        """True where the step has a limit."""
         return self._seconds is not None
 
     def begin(self, requests: Iterable[Request]) -> None:
@@ -56,7 +56,7 @@ class LatencyBudget:
         self._rows += rows
 
     def rows(self, request: Request) -> int:
-        """How many of a request's rows still fit, perhaps none."""
+        """Return how many of a request's rows still fit, perhaps none."""
         if self._seconds is None:
             return WIDEST
         groups, seconds = more(self._groups, request.current_groups), self._cost_model.seconds
@@ -64,7 +64,7 @@ class LatencyBudget:
         return max(0, most - self._rows)
 
     def share(self, request: Request, rows: int) -> int:
-        """How many of `rows` a request runs; 0: it is skipped.
+        """Return how many of `rows` rows a request runs; 0: it is skipped.
 
         All where there is no limit, and for a request with a target: its first token needs its own
         prompt anyway. Else what fits. Answers of shares that ask for no target run, too, and their prompts have
@@ -79,7 +79,7 @@ class LatencyBudget:
         return max(fits, min(rows, LEAST))
 
     def nodes(self, request: Request, nodes: int, among: int) -> int:
-        """How many of a draft's nodes fit, where `among` requests share what is left. The draft of a
+        """Return how many of a draft's nodes fit, where `among` requests share what is left. The draft of a
         request with a target is cut only where its mode allows that."""
         if self._seconds is None or nodes == 0:
             return nodes

@@ -45,7 +45,7 @@ class MaskMaker:
         self._patience = PATIENCE
 
     def slow(self, request: Request) -> bool:
-        """Whether no step should wait for its masks, and nothing drafts for it."""
+        """True where no step should wait for a request's masks, and nothing drafts for it."""
         if request.grammar is None:
             return False
         return request in self._again or request.grammar.walks_slowly or request in self._long

@@ -1,4 +1,4 @@
-"""One request's state: integers and lists, no tensors."""
+"""State of a request: integers and lists, no tensors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class EscalationTarget:
     successor: Request | None = None  # answers instead of it, from the beginning
 
     def note(self, confidence: Confidence | PromptProbe) -> str:
-        """What happened, for people."""
+        """Say what happened, for people."""
         how = "keeping its KV, lossy" if self.keep else "recomputed"
         if self.successor is not None:
             how = f"begun again, {confidence.tokens} tokens dropped"
@@ -41,7 +41,7 @@ class EscalationTarget:
 
 
 class Drafting(NamedTuple):
-    """How a part of an answer is drafted."""
+    """Settings that a part of an answer is drafted by."""
 
     speculation: Speculation
     policy: Policy
@@ -153,7 +153,7 @@ class Request:
 
     @property
     def escalated(self) -> bool:
-        """Whether its confidence fell, and it left its first mode."""
+        """True where its confidence fell, and it left its first mode."""
         return self.confidence is not None and self.confidence.fell
 
     @property
@@ -169,24 +169,24 @@ class Request:
 
     @property
     def probe(self) -> PromptProbe | None:
-        """What looks at its prompt's end in the next step that is ready."""
+        """The probe that looks at its prompt's end in the next step that is ready."""
         return (
             self.confidence if self.watched and isinstance(self.confidence, PromptProbe) else None
         )
 
     @property
     def wants_logits(self) -> bool:
-        """Whether the likeliest token alone is not enough, whatever its parameters say."""
+        """True where the likeliest token alone is not enough, whatever its parameters say."""
         return self.scored or self.doubt is not None
 
     @property
     def watched(self) -> bool:
-        """Whether its confidence may still fall."""
+        """True while its confidence may still fall."""
         return self.confidence is not None and self.confidence.watching
 
     @property
     def answer_probe(self) -> AnswerProbe | None:
-        """What asks for its answer in the next step that is ready. Where its rows would not fit, none does."""
+        """The probe that asks for its answer in the next step that is ready. None where its rows would not fit."""
         if self.thinking is None or (probe := self.thinking.asks(self.tokens)) is None:
             return None
         begun = self.grammar is not None and self.grammar.begun(self.tokens)
@@ -198,7 +198,7 @@ class Request:
         return 0 if probe is None else len(probe.rows)
 
     def known_chain(self, nodes: int) -> Tree:
-        """What the target said of its next tokens, as a draft."""
+        """Return what the target said of its next tokens, as a draft."""
         tokens = self.known[:nodes]
         return replace(Tree.chain(tokens), drafter_names=[TARGET] * len(tokens))
 
@@ -225,7 +225,7 @@ class Request:
 
     @property
     def wants_prompt_logprobs(self) -> bool:
-        """Whether rows of the prompt still have log-probabilities to give."""
+        """True while rows of the prompt still have log-probabilities to give."""
         missing = len(self.prompt_logprobs) < self.prompt_length - 1
         return self.params.prompt_logprobs is not None and missing
 
@@ -248,7 +248,7 @@ class Request:
 
     @property
     def wants_answered_logprobs(self) -> bool:
-        """Whether rows of what the call brought still have log-probabilities to give. Its last token comes
+        """True while rows of what the call brought still have log-probabilities to give. Its last token comes
         from a step, as all later ones do."""
         return self.params.logprobs is not None and len(self.logprobs) < len(self.answered) - 1
 

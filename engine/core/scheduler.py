@@ -1,4 +1,4 @@
-"""Which requests run this step, and how many rows of text each brings."""
+"""Scheduler of a step: it picks the requests that run, and the rows of text that each brings."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class ScheduledChunk(NamedTuple):
 
     @property
     def ready(self) -> bool:
-        """Whether the chunk ends the text: then the step gives a next token, and drafts may run."""
+        """True where the chunk ends the text: then the step gives a next token, and drafts may run."""
         return self.chunk == self.request.pending
 
 
 class FairShares:
-    """How many answers of each share run in a step, where requests of several shares run or wait.
+    """Division of a step's answers among shares, where requests of several shares run or wait.
 
     The step's places are dealt out: a share that wants few gets them, and the others get equal parts of what
     is left. None gets more than all others want together, unless its equal part of all places is more, and none
@@ -83,12 +83,12 @@ class FairShares:
             self._count(request)
 
     def turn(self, request: Request) -> int:
-        """How many answers of its share go before it; 0 where there is one share."""
+        """Count the answers of its share that go before it; 0 where there is one share."""
         turn = self._turns.get(request.id)
         return self._before(request) if turn is None else turn
 
     def waits(self, request: Request) -> bool:
-        """Whether its share has its part of the step without it."""
+        """Tell whether its share has its part of the step without it."""
         return bool(self._parts) and self.turn(request) >= self._parts[request.share]
 
     def latest(self, request: Request) -> int:
@@ -199,7 +199,7 @@ class Scheduler:
         return [work[r.id] for r in self.running if r.id in work]
 
     def room(self, request: Request, nodes: int) -> int:
-        """How many draft nodes the request may run, pages reserved; nobody is preempted for them."""
+        """Return how many draft nodes the request may run, pages reserved; nobody is preempted for them."""
         length = len(request.tokens) + request.rows_after(len(request.tokens))
         nodes = min(nodes, request.max_len - length)
         if nodes <= 0:
@@ -374,7 +374,7 @@ class Scheduler:
 
 
 def _goes_first(request: Request) -> bool:
-    """Whether it has a latency target, or was skipped long enough."""
+    """Tell whether it has a latency target, or was skipped long enough."""
     return request.latency_target is not None or request.skipped_steps >= PATIENCE
 
 

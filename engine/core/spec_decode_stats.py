@@ -1,4 +1,4 @@
-"""What speculation did for one request: counts, by drafter and by position."""
+"""Speculation of one request in counts, by drafter and by position."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastslow.engine.types import Tree
 
 @dataclass(slots=True)
 class DraftCounts:
-    """What one drafter drafted, and what the target accepted of it. A node that several drafters proposed
+    """Counts of what one drafter drafted, and of what the target accepted of it. A node that several drafters proposed
     counts for the one that was asked first."""
 
     drafted: int = 0  # nodes that were verified
@@ -34,7 +34,7 @@ class DraftCounts:
 
 @dataclass(slots=True)
 class SpecDecodeStats:
-    """What happened to one request."""
+    """Counts of one request's steps and drafts."""
 
     steps: int = 0  # forwards that gave tokens, or only told more of an answer that was asked for
     drafted: int = 0  # nodes that were verified
@@ -81,7 +81,7 @@ class SpecDecodeStats:
 
 
 def _at_least(values: Sequence[int]) -> list[int]:
-    """How many of the values are at least 1, at least 2, and so on to the largest."""
+    """Count the values that are at least 1, at least 2, and so on to the largest."""
     counts = [0] * (max(values, default=0) + 1)
     for value in values:
         counts[value] += 1

@@ -1,4 +1,4 @@
-"""What an engine has done so far, what it holds, and what it has to do now."""
+"""Statistics of an engine: what it has done so far, what it holds, and what it has to do now."""
 
 from __future__ import annotations
 

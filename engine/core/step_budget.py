@@ -1,4 +1,4 @@
-"""How much longer one share may make a step for the others: by its answers, prompts, drafts and questions."""
+"""Seconds that one share may add to a step of the others: by its answers, prompts, drafts and questions."""
 
 from __future__ import annotations
 
@@ -80,11 +80,11 @@ class StepBudget:
 
     @property
     def alone(self) -> bool:
-        """Whether one share is there, and no other was lately."""
+        """True where one share is there, and no other was lately."""
         return len(self._seen) < 2
 
     def beside(self, others: int) -> int:
-        """How many answers of one share run beside so many of others."""
+        """Return how many answers of one share run beside so many of others; at least 1."""
         rows = range(others + 1, others + WIDEST + 1)
         return max(1, bisect_right(rows, self._limit(others), key=self._seconds))
 
@@ -93,7 +93,7 @@ class StepBudget:
         self._answers = Counter(r.share for r in running if r.pending <= 1)
 
     def rows(self, request: Request, rows: int) -> int:
-        """How many of so many rows of its prompt a request reads in this step; one at least, if its share has none."""
+        """Return how many of `rows` prompt rows a request reads in this step; at least 1 if its share has none."""
         share, short = request.share, self._read.total() + rows <= LEAST
         if rows < 2 or (self.alone and (share is None or short)):
             return rows
@@ -121,7 +121,7 @@ class StepBudget:
         return max(0.0, most - self._seconds(max(1, answers)))
 
     def asks(self, request: Request, running: int) -> bool:
-        """Whether a request asks its question in this step, in which so many answers run."""
+        """Tell whether a request asks its question in this step, in which so many answers run."""
         share, rows = request.share, request.rows_after(len(request.tokens))
         every, own = self._asked.total() + rows, self._asked[share] + rows
         plain, alone = self._seconds(running), len(self._there) < 2
@@ -142,7 +142,7 @@ class StepBudget:
     def nodes(
         self, ready: Sequence[Request], wishes: Sequence[int], by_share: Mapping[str | None, int]
     ) -> list[int]:
-        """How many nodes each request drafts, of what it may. by_share: rows of the step, without drafts."""
+        """Return how many nodes each request drafts, of what it may. by_share: rows of the step, without drafts."""
         drafts = defaultdict[str | None, list[tuple[Request, int]]](list)
         for request, wish in zip(ready, wishes, strict=True):
             if wish:
@@ -191,7 +191,7 @@ class StepBudget:
         return max(plain, self.alone * (UNNAMED if None in self._seen else ALONE))
 
     def _spare(self, plain: float, others: int) -> float:
-        """What is left of the seconds that a step may take beside so many rows of others, where it takes so long."""
+        """Seconds left of those that a step of `plain` seconds may take beside so many rows of others."""
         return self._most(plain) if self.alone else max(0.0, self._limit(max(1, others)) - plain)
 
     def _limit(self, others: int) -> float:

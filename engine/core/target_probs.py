@@ -1,4 +1,4 @@
-"""What a step's outputs say: target probabilities of verified rows, log-probabilities, features, traces."""
+"""Reading of a step's outputs: target probabilities of verified rows, log-probabilities, features, traces."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def left_out(
 def token_sources(
     request: Request, tree: Tree, nodes: Sequence[int], tokens: Sequence[int]
 ) -> list[str]:
-    """Where the tokens that a step gives a request come from. The request does not hold them yet.
+    """Name the sources of the tokens that a step gives a request. The request does not hold them yet.
 
     nodes: those that the target accepted, root to leaf, also if the answer ends inside the run.
     """

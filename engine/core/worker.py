@@ -24,7 +24,7 @@ PAUSE = 0.1  # seconds of idleness before pages are checked
 
 
 class _Errand(NamedTuple):
-    """What a caller asks of the engine's thread."""
+    """Work that a caller asks of the engine's thread."""
 
     run: Callable[[], None]
     # Called instead of `run`, or after it was cut off, where the engine is closed (None) or broken.
@@ -126,12 +126,12 @@ class Worker:
 
     @property
     def ended(self) -> bool:
-        """Whether the thread is gone."""
+        """True where the thread is gone."""
         return not self._thread.is_alive()
 
     @property
     def broken(self) -> bool:
-        """Whether the thread ended by an error, and not because it was closed."""
+        """True where the thread ended by an error, and not because it was closed."""
         return self._failure is not None
 
     def _put(self, errand: _Errand) -> None:

@@ -20,7 +20,7 @@ FORMATS = (*(f"{x}-quantized" for x in ("pack", "int", "float", "naive")), "mixe
 
 
 class ConfigGroup(Params):
-    """How one group of matrices is quantised. strategy: what shares a scale; None: as the other fields say."""
+    """Format of one group of matrices. strategy: what shares a scale; None: as the other fields say."""
 
     num_bits: Literal[4, 8]
     type: Literal["int", "float"] = "int"

@@ -32,8 +32,8 @@ METHODS: dict[str, Callable[[Mapping[str, Any]], Reader]] = {
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """One matrix X.weight [O, I] in other tensors. form: the kernel format that holds it, or nearly; None where there is
-    none. facts: of what stands for it, by the ends of names."""
+    """A matrix X.weight [O, I] that other tensors stand for. form: the kernel format that holds it, or nearly; None
+    where there is none. facts: of what stands for it, by the ends of names."""
 
     stem: str  # "X."
     shape: tuple[int, int]
@@ -78,8 +78,8 @@ class Published:
 
 
 def published_reader(folder: Path) -> Reader | None:
-    """What reads the folder's matrices; None where config.json names no method that is known. ValueError in one
-    sentence for an option that is not."""
+    """Return the reader of the folder's matrices; None where config.json names no method that is known. ValueError in
+    one sentence for an option that is not."""
     path = folder / "config.json"
     section = read_object(path).get("quantization_config")
     method = section.get("quant_method") if isinstance(section, dict) else None

@@ -1,4 +1,4 @@
-"""What a method of quantising must say of itself, and what the methods share."""
+"""Protocol of a method of quantising, and what the methods share."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class InGroups(Params):
 
 
 class Reader(Protocol):
-    """How a method keeps a matrix. label: its name for people. tensors: what may stand for X.weight, by the ends of names
-    after X. form: the kernel format that holds the matrix, or NEAREST. matrix: its numbers; ValueError in one sentence
-    for what they cannot be."""
+    """Reader of one method's matrices. label: its name for people. tensors: what may stand for X.weight, by the ends of
+    names after X. form: the kernel format that holds the matrix, or NEAREST. matrix: its numbers; ValueError in one
+    sentence for what they cannot be."""
 
     label: ClassVar[str]
 
