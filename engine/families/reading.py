@@ -1,4 +1,4 @@
-"""What the families read alike from config.json."""
+"""Fields of config.json that the families read alike."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where fastslow keeps what it makes once, and how it reads files of others: with limits."""
+"""The folder of what fastslow makes once and keeps, and reading files of others: with limits."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _remove(folder: str, owner: int) -> None:
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is something to read; ValueError where there is something else of this name, such
+    """Tell whether there is something to read; ValueError where there is something else of this name, such
     as a folder or a link that leads nowhere."""
     try:
         if path.is_file():

@@ -39,7 +39,7 @@ SIZE = struct.Struct("<Q")
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether a model's path is that of a GGUF file, and not of a folder."""
+    """Tell whether a model's path is that of a GGUF file, and not of a folder."""
     return path.suffix == ".gguf" and path.is_file()
 
 
@@ -241,7 +241,7 @@ class _Reader:
         return struct.unpack_from(f"<{form}", self._memory, begin)
 
     def _skip(self, size: int, most: int, what: str) -> int:
-        """Where the next bytes begin; they count as read."""
+        """Skip the next bytes, which count as read; return where they begin."""
         begin, self._at = self._at, self._at + size
         if self._at > len(self._memory):
             raise ValueError(f"{what} reaches past the end of the file")

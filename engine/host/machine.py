@@ -86,7 +86,7 @@ def _host_memory() -> int:
 
 
 def _cgroup_memory() -> int | None:
-    """What is left below the cgroup's limit; None where there is no limit."""
+    """Bytes left below the cgroup's limit; None where there is no limit."""
     try:
         limit = (_CGROUP / "memory.max").read_text().strip()
         used = int((_CGROUP / "memory.current").read_text())
@@ -142,7 +142,7 @@ class HomeProcess:
 
     @property
     def here(self) -> bool:
-        """Whether this is that process, and not one that was forked from it."""
+        """True in the process that made it, and not in one that was forked from that."""
         return os.getpid() == self._pid
 
     def check(self) -> None:

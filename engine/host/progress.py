@@ -1,4 +1,4 @@
-"""How far a job is: a bar on terminals and in notebooks, elsewhere a line of the log now and then."""
+"""Progress of a job: a bar on terminals and in notebooks, elsewhere a line of the log now and then."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def silent(share: float, text: str) -> None:
 
 @contextmanager
 def progress_bar() -> Iterator[Report]:
-    """One bar, or lines, while the block runs; the block calls what it is given to move the bar and to change
+    """Show a bar, or lines, while the block runs; the block calls what it is given to move the bar and to change
     the words beside it."""
     if (console := _screen()) is None:
         with _lines() as say:

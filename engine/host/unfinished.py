@@ -1,4 +1,4 @@
-"""What is being made in a cache folder, and how what killed processes left there is swept.
+"""Unfinished work in a cache folder, and the sweep of what killed processes left there.
 
 A lock beside the work says that its process lives: the system lets go of it when the process ends, however
 it ends. So the work of a living process is never taken, also not of one in another container.

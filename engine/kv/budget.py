@@ -1,4 +1,4 @@
-"""How many pages the KV cache gets."""
+"""The number of pages that the KV cache gets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def page_budget(
     device: torch.device | str,
     dp_ranks: int = 1,
 ) -> int:
-    """How many pages of `page_bytes` bytes and `page_size` tokens to allocate.
+    """Return how many pages of `page_bytes` bytes and `page_size` tokens to allocate.
 
     kv_memory: an int is bytes, and so is text such as "2GiB", "500MB" or "4096"; a float, at most
     1.0, is a share of the memory that is free on `device` now; None is a share of 0.3. A share is

@@ -97,7 +97,7 @@ class KVCache:
         return len(self._tables)
 
     def holds(self, request: int) -> bool:
-        """Whether the request is open."""
+        """Tell whether the request is open."""
         return request in self._tables
 
     def pages_for(self, length: int) -> int:
@@ -105,7 +105,7 @@ class KVCache:
         return -(-length // self.page_size)
 
     def fits(self, length: int) -> bool:
-        """Whether a request of this length could ever fit, with the cache all to itself."""
+        """Tell whether a request of this length could ever fit, with the cache all to itself."""
         return self.pages_for(length) <= self._ranks[0].pool.pages
 
     def open(

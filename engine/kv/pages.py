@@ -31,7 +31,7 @@ class PagePool:
         return len(self._idle)
 
     def is_free(self, page: int) -> bool:
-        """Whether the page holds nothing."""
+        """Tell whether the page holds nothing."""
         return bool(self._is_free[page])
 
     def idle_pages(self) -> Iterator[int]:
@@ -57,12 +57,12 @@ class PagePool:
         return taken
 
     def hold(self, page: int) -> None:
-        """One more table uses this cached page."""
+        """Count one more table that uses this cached page."""
         self._idle.pop(page, None)
         self.references[page] += 1
 
     def drop(self, page: int, *, cached: bool) -> None:
-        """One table less uses the page; after the last one it is idle if `cached`, else free."""
+        """Count one table less that uses the page; after the last one it is idle if `cached`, else free."""
         self.references[page] -= 1
         if self.references[page]:
             return

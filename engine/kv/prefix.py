@@ -18,7 +18,7 @@ def chain(digest: bytes, tokens: Sequence[int]) -> bytes:
 
 
 class Key(NamedTuple):
-    """What decides the rows of a page: all text up to its end, and the root, which holds whatever else changes
+    """Key of a page's rows: all text up to its end, and the root, which holds whatever else changes
     keys and values, such as the mode's routed groups."""
 
     root: Hashable

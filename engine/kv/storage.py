@@ -1,4 +1,4 @@
-"""Where keys and values live: one row per slot, in every layer."""
+"""Storage of keys and values: one row per slot, in every layer."""
 
 from __future__ import annotations
 

@@ -165,7 +165,7 @@ def as_run(slots: Ints) -> slice | None:
 
 @dataclass(slots=True)
 class Step:
-    """What all layers of one forward share: T real rows in a batch padded to P."""
+    """Inputs that all layers of one forward share: T real rows in a batch padded to P."""
 
     count: int  # T
     slots: slice | Tensor  # int64 [T], or the run that they are

@@ -1,4 +1,4 @@
-"""What the engine and the drafters need of a model, and what every implementation shares."""
+"""The model as the engine and the drafters need it, and what every implementation shares."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _of(running: Sequence[int]) -> str:
 
 
 class ModelWeights(Protocol):
-    """What weights of any form say of themselves."""
+    """Weights of any form: what they say of themselves."""
 
     config: ModelConfig
     dtype: torch.dtype
@@ -89,7 +89,7 @@ W = TypeVar("W", bound=ModelWeights)
 
 
 class LayeredModel(Generic[W]):
-    """What decoders in torch share: their weights, and which of the layers run (None = all)."""
+    """Base of decoders in torch: their weights, and which of the layers run (None = all)."""
 
     def __init__(self, weights: W, layers: Sequence[int] | None = None) -> None:
         self.weights = weights

@@ -1,4 +1,4 @@
-"""What a model is made of, read from config.json or from the header of a GGUF file; and what of it a request may run
+"""A model's config, read from config.json or from the header of a GGUF file; and what of the model a request may run
 fewer of."""
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ class RoutedUnits(NamedTuple):
 
     @property
     def drafted(self) -> int:
-        """How many run where the model drafts for itself: the shared experts alone, or a quarter without them."""
+        """Number that runs where the model drafts for itself: 0 beside shared experts, or a quarter without them."""
         return max(1, self.most // 4) if self.least else 0
 
     @property

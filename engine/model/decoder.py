@@ -37,7 +37,7 @@ Sublayer = Callable[[Tensor], Tensor]
 
 @dataclass(slots=True)
 class LayerWeights:
-    """One pre-norm layer: x += attention(norm(x)); x += mlp(norm(x)). Post norms are of what is added."""
+    """Weights of a pre-norm layer: x += attention(norm(x)); x += mlp(norm(x)). Post norms are of what is added."""
 
     attention: Attention
     mlp: Mlp | Moge

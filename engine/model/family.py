@@ -1,4 +1,4 @@
-"""What a family of models says of itself, the families that are registered, and the fields of a config.json that
+"""Families of models: what one says of itself, those that are registered, and the fields of a config.json that
 they read.
 
 The families themselves stand above, in `engine/families`: nothing in here knows one by its name. Every read raises
@@ -246,7 +246,7 @@ GGUF_EXPERTS = {  # [experts, out, in] each; * is the expert's number
 
 @dataclass(frozen=True, slots=True)
 class GgufNames:
-    """How GGUF files spell a family.
+    """Names by which GGUF files spell a family.
 
     architecture: `general.architecture`. layer: from what stands after "blk.N." to what stands after
     "model.layers.N.", both without ".weight" or ".bias". interleaved: rows of q and k lie in pairs

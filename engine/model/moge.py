@@ -74,7 +74,7 @@ def _limits(wanted_T: Tensor, most: int) -> Tensor:
 
 
 def router_scores(logits_TE: Tensor, router: Router) -> Tensor:
-    """What experts are chosen by, but for a bias of the choice; a softmax keeps the order of logits."""
+    """Return the scores that choose experts, but for a bias of the choice; a softmax keeps the order of logits."""
     if router.kind != "sigmoid":
         return logits_TE
     if logits_TE.device.type != "cpu":

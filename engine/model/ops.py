@@ -1,4 +1,4 @@
-"""What a device must be able to do for a model, which backends implement; and matrices in int8 with a scale per output,
+"""Operations that a model needs of a device, which backends implement; and matrices in int8 with a scale per output,
 rows with a scale per token, and their products in torch."""
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ class Sinks:
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """Which KV slots L lines of attention read.
+    """KV slots that L lines of attention read.
 
     slots: a slice where L is 1 and the slots are one run, else int64 [L * S], S a multiple of the attention
     block. bias: [L, 1, blocks, P * G, block], 0 where a row sees the key and -inf where it does not; every
@@ -156,7 +156,7 @@ class Experts:
 
 @dataclass(frozen=True, slots=True)
 class Dispatch:
-    """Where rows go in a grouped product: the run (expert, start, stop) owns those sorted rows.
+    """Order of rows in a grouped product: the run (expert, start, stop) owns those sorted rows.
 
     rows: int64 [R], the input row that each sorted row copies. Starts and stops are multiples of `Ops.rows`."""
 

@@ -1,4 +1,4 @@
-"""What a decoder is made of: sizes, and what its layers do. All that families differ in is a field here."""
+"""Shape of a decoder: sizes, and what its layers do. All that families differ in is a field here."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROTARY_LAYOUTS = ("halves-first", "interleaved-first", "halves-last")
 
 @dataclass(frozen=True, slots=True)
 class RopeScaling:
-    """How rotary frequencies are stretched: `kind` is "linear", "dynamic", "llama3", "yarn" or "factors".
+    """Scaling of rotary frequencies: `kind` is "linear", "dynamic", "llama3", "yarn" or "factors".
 
     llama3: wavelengths above original_max_positions / low_frequency_factor are stretched by `factor`, those
     below original_max_positions / high_frequency_factor are left alone, those between are blended. yarn (Peng
@@ -35,7 +35,7 @@ class RopeScaling:
 
 @dataclass(frozen=True, slots=True)
 class Router:
-    """How a token chooses its routed experts in a mixture without groups.
+    """Router of a mixture without groups: a token's choice of its routed experts.
 
     kind: "softmax": over all experts, of which the `top_k` largest are chosen; "chosen": over the `top_k`
     largest logits; "sigmoid": of each logit. choice_bias: a bias counts for the choice alone. normed: the
@@ -145,7 +145,7 @@ class DecoderShape:
 
     @property
     def rotary_order(self) -> list[int]:
-        """Which dim of the file's heads each dim is here, where pairs lie half a head apart and dims that stand still
+        """For each dim here, the dim of the file's heads, where pairs lie half a head apart and dims that stand still
         have frequency 0. Moving dims of queries and keys alike changes no score."""
         turning, half = self.rotary_width // 2, self.head_dim // 2
         first = self.head_dim - 2 * turning if self.rotary_layout == "halves-last" else 0
@@ -159,7 +159,7 @@ class DecoderShape:
 
     @property
     def heads_as_stored(self) -> bool:
-        """Whether heads run with the dims that the file has, in its order."""
+        """True where heads run with the dims that the file has, in its order."""
         reordered = self.rotary_order != list(range(self.head_dim))
         return not reordered and self.value_width == self.head_dim
 
@@ -169,11 +169,11 @@ class DecoderShape:
 
     @property
     def dynamic_rope(self) -> bool:
-        """Whether a row depends on the longest text that its request may become."""
+        """True where a row depends on the longest text that its request may become."""
         return self.rope_scaling is not None and self.rope_scaling.kind == "dynamic"
 
     def rope_length(self, max_len: int) -> int:
-        """What decides the rotary base of a request that may become this long: equal numbers, equal keys."""
+        """Return what decides the rotary base of a request that may become this long: equal numbers, equal keys."""
         return max(max_len, self.max_positions) if self.dynamic_rope else 0
 
     @property
@@ -192,7 +192,7 @@ class DecoderShape:
         return self.groups if self.router is None else self.router.top_k
 
     def routed(self, layer: int) -> bool:
-        """Whether this layer's MLP has routed experts."""
+        """Tell whether this layer's MLP has routed experts."""
         return self.experts > 0 and layer not in self.mlp_only_layers
 
     def window(self, layer: int) -> int:

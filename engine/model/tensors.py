@@ -24,7 +24,7 @@ def tensor_shapes(config: DecoderShape) -> Shapes:
 
 
 def parameters(config: DecoderShape) -> int:
-    """How many weights the checkpoint holds, embedding and head included."""
+    """Count the weights of the checkpoint, embedding and head included."""
     return sum(prod(shape) for shape in tensor_shapes(config).values())
 
 
@@ -129,7 +129,7 @@ def canonical(name: str, config: DecoderShape) -> str:
 
 
 class ShardAxis(Enum):
-    """Which ranks share a tensor's cut axis, and in units of what."""
+    """Ranks that share a tensor's cut axis, and the unit that is cut."""
 
     NOBODY = "every rank holds all of it"
     ALL = "all ranks"
@@ -143,7 +143,7 @@ class ShardAxis(Enum):
 
 
 class ShardRule(NamedTuple):
-    """How a tensor [out, in] is cut among ranks; axis: None where it is not cut.
+    """Cut of a tensor [out, in] among ranks; axis: None where it is not cut.
 
     The outs of one matrix are cut and the ins of the next (Megatron-LM, Shoeybi et al., arXiv 1909.08053):
     every rank has a partial sum, and the sum over all ranks is whole."""
@@ -184,7 +184,7 @@ _EXPERT = re.compile(EXPERT)
 
 
 def cut_of(name: str) -> ShardRule:
-    """How the tensor of this name is cut. ValueError: no rule knows it."""
+    """Return the rule that cuts the tensor of this name. ValueError: no rule knows it."""
     for pattern, cut in _RULES:
         if pattern.fullmatch(name):
             return cut

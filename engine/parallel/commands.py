@@ -1,4 +1,4 @@
-"""What rank 0 tells the other ranks: small whole numbers as bytes, in frames over one TCP connection."""
+"""Commands of rank 0 to the other ranks: small whole numbers as bytes, in frames over one TCP connection."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def pack(commands: Sequence[Command]) -> bytes:
 
 
 def unpack(message: bytes) -> Iterator[Command]:
-    """What `pack` packed."""
+    """Read the commands of a message that `pack` made."""
     for values in split(np.frombuffer(message, dtype=np.int64)):
         yield Command(CommandKind(int(values[0])), values[1:])
 
@@ -98,7 +98,7 @@ def pack_rows(rows: Rows) -> Ints:
 
 
 def unpack_rows(values: Ints) -> Rows:
-    """What `pack_rows` packed."""
+    """Return the rows that `pack_rows` packed."""
     parts = split(values)
     arrays: dict[str, Any] = dict(zip(ROWS, parts))
     arrays["only_best"] = arrays["only_best"].astype(np.bool_)

@@ -1,4 +1,4 @@
-"""One rank's shard of a decoder: the layers of `model.decoder`, with collectives between, rows divided
+"""A rank's shard of a decoder: the layers of `model.decoder`, with collectives between, rows divided
 among ranks before and results gathered after; and the weights of a shard, read as slices."""
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def shard_weights(
 
 @dataclass(frozen=True, slots=True)
 class RowPartition:
-    """Where the T rows of a step lie among the P = each * ranks rows that all ranks hold.
+    """Places of the T rows of a step among the P = each * ranks rows that all ranks hold.
 
     Data-parallel ranks lie in a row, each with its requests' rows and then padding; rank r keeps rows
     r * each .. (r + 1) * each of the residual stream. places: int64 [T], where each row lies. tokens, groups:

@@ -1,4 +1,4 @@
-"""One rank or many: what an `LLM` asks for."""
+"""Opening of a model on one rank or many, as an `LLM` asks for it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def ends_ranks_if_it_fails(build: Build) -> Build:
 
 
 def wanted(parallel: str | Parallel | None, folder: Path) -> Parallel | None:
-    """What `LLM` is asked for; None = one process alone.
+    """Return the ranks that an `LLM` is asked for; None = one process alone.
 
     "auto": all processes of torchrun, as whole groups of experts where there are enough, else by heads or rows."""
     if isinstance(parallel, str) and parallel != "auto":

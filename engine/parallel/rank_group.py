@@ -99,7 +99,7 @@ class RankGroup:
         self._end()
 
     def failed_soon(self, seconds: float = 3.0) -> bool:
-        """Whether a rank has failed, or does within `seconds`."""
+        """Tell whether a rank has failed, or does within `seconds`."""
         with self._news:
             self._news.wait_for(lambda: self._over, timeout=seconds)
         return self.failure is not None

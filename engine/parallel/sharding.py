@@ -1,4 +1,4 @@
-"""How many ranks share a model, and which heads, groups, parts of experts and requests are each one's."""
+"""Sharding of a model among ranks: how many, and which heads, groups, parts of experts and requests are each one's."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Parallel(Params):
 
     @property
     def ranks(self) -> int:
-        """How many processes it takes."""
+        """The number of processes that it takes."""
         return self.ep * self.tp * self.dp
 
     @classmethod
@@ -64,7 +64,7 @@ class Parallel(Params):
 
 @dataclass(frozen=True, slots=True)
 class RankShard:
-    """One rank among those of a `Parallel`, for one model: numbered (dp, ep, tp), tp fastest.
+    """Shard of one rank among those of a `Parallel`, for one model: numbered (dp, ep, tp), tp fastest.
 
     Every data-parallel rank is a copy of attention with the KV of its requests, on `attention` ranks."""
 
@@ -146,7 +146,7 @@ class RankShard:
         return -(-self.config.vocab_size // self.parallel.ranks)
 
     def parts(self, name: str, shape: tuple[int, ...]) -> list[tuple[slice, ...]]:
-        """What of a tensor this rank holds, below each other along the cut axis; empty = nothing."""
+        """Return this rank's parts of a tensor, below each other along the cut axis; empty = nothing."""
         over, axis = cut_of(name)
         whole = tuple(slice(0, size) for size in shape)
         if (

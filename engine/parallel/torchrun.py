@@ -1,4 +1,4 @@
-"""What torchrun started: this process among those of a job."""
+"""Job of torchrun: this process among those that it started."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One rank's shard of a model and of its KV, and what every rank but the first does: it loads its shard
+"""A rank's shard of a model and of its KV, and what every rank but the first does: it loads its shard
 and runs the commands of rank 0 until that says so or is gone, whatever it is doing then."""
 
 from __future__ import annotations
