@@ -114,7 +114,7 @@ def sentence(error: ValidationError, fields: Mapping[str, FieldInfo] = {}) -> st
 
 
 def _path(error: ErrorDetails) -> str:
-    """Where an error is; parts that name a kind are pydantic's, not the user's."""
+    """Return the place of an error; parts that name a kind are pydantic's, not the user's."""
     each = enumerate(error["loc"])
     kept = [part for place, part in each if not place or not KIND.fullmatch(str(part))]
     return "".join(f"[{x}]" if isinstance(x, int) else f".{x}" for x in kept).lstrip(".")

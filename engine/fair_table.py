@@ -1,4 +1,4 @@
-"""What several callers fill together, without one of them taking the room of the others."""
+"""A table that several callers fill together, and none of them takes the room of the others."""
 
 from __future__ import annotations
 

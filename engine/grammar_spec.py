@@ -1,4 +1,4 @@
-"""What an answer has to look like, as a user asks for it."""
+"""The form that an answer must have, as a user asks for it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Choices = Annotated[tuple[GrammarText, ...], Field(min_length=1, max_length=MOST
 
 
 class GrammarSpec(Params):
-    """What an answer has to look like: exactly one of the fields. A schema is kept as its JSON text."""
+    """The form that an answer must have: exactly one of the fields. A schema is kept as its JSON text."""
 
     json_schema: Annotated[Schema | None, kept_as(GrammarText | None)] = Field(
         default=None, description="a JSON schema, or its text: the answer is JSON of that form"

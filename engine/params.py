@@ -1,4 +1,4 @@
-"""What a user may ask for: sampling, speculation, mode. Every field is described and bounded."""
+"""Parameters that a user may ask for: sampling, speculation, mode. Every field is described and bounded."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Penalty = Annotated[Number, Field(ge=-2, le=2)]
 
 
 class SamplingParams(Params):
-    """How tokens are drawn and when an answer ends. The names are those of vLLM and OpenAI."""
+    """Sampling parameters: how tokens are drawn and when an answer ends. The names are those of vLLM and OpenAI."""
 
     max_tokens: Positive = Field(default=256, description="most tokens to answer")
     min_tokens: Count = Field(
@@ -120,7 +120,7 @@ class SamplingParams(Params):
 
 
 class Speculation(Params):
-    """How drafts are made. `nodes=0` or drafter "off" is plain decoding."""
+    """Settings of drafts. `nodes=0` or drafter "off" is plain decoding."""
 
     drafter: Annotated[str, Field(max_length=100)] = Field(
         default="auto",
@@ -172,7 +172,7 @@ class Speculation(Params):
 
 
 class Escalation(Params):
-    """When an answer continues in another mode: its running confidence, the geometric mean of the
+    """Change of an answer to another mode, where its running confidence, the geometric mean of the
     probabilities that the model gave to its latest tokens, falls below a threshold."""
 
     below: Annotated[Number, Field(ge=0, le=1)] = Field(
@@ -202,7 +202,7 @@ class Escalation(Params):
 
 
 class Phase(Params):
-    """What is other in the thought, or in the answer, than in the whole text. A field that is not given is the
+    """Settings of the thought, or of the answer, that differ from the whole text's. A field that is not given is the
     call's own; one that is given holds in this part whatever the call says of the whole."""
 
     temperature: Temperature | None = Field(default=None, description="0 = greedy")
@@ -235,7 +235,7 @@ SWITCH = BeforeValidator(lambda value: {} if value is True else None if value is
 
 
 class Loop(Params):
-    """When a text goes round in circles: it repeats itself word for word, again and again."""
+    """Rule by which a text goes round in circles: it repeats itself word for word, again and again."""
 
     times: Annotated[StrictInt, Field(ge=2, le=1000)] = Field(
         default=4, description="a circle is the same run of tokens so often in a row"
@@ -251,8 +251,8 @@ class Loop(Params):
 
 
 class AnswerConfidence(Params):
-    """When a thought is over because its answer is settled: the model is asked in between what it would answer if the
-    thought ended here, and says the same several times in a row."""
+    """Rule by which a thought is over because its answer is settled: the model is asked in between what it would answer
+    if the thought ended here, and says the same several times in a row."""
 
     every: Positive = Field(default=32, description="tokens of thought between two questions")
     tokens: Annotated[StrictInt, Field(ge=1, le=64)] = Field(
@@ -276,7 +276,7 @@ class AnswerConfidence(Params):
 
 
 class Mode(Params):
-    """How a request thinks: how many experts run, whether it reasons, its defaults.
+    """Mode of a request's thinking: how many experts run, whether it reasons, its defaults.
 
     With `base` it is another mode with some fields changed: `Mode(base="deep", thinking_budget=64)`.
     """

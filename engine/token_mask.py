@@ -1,4 +1,4 @@
-"""Which tokens may come next, where a grammar has a say."""
+"""Mask of the tokens that may come next, where a grammar has a say."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CERTAIN = -1  # in `Tree.drafter_ids`: a grammar leaves no choice here
 
 
 class TokenMask(NamedTuple):
-    """What a grammar says of the next token."""
+    """Mask of the tokens that a grammar lets come next."""
 
     only: int | None = None  # no other may come
     allowed: Allowed | None = None  # [V]; None where all tokens may come that are not forbidden
@@ -33,22 +33,22 @@ class TokenMask(NamedTuple):
 
 
 class GrammarRule(Protocol):
-    """How a grammar changes the target's probabilities: a function of the text alone, so it holds for
+    """Rule by which a grammar changes the target's probabilities: a function of the text alone, so it holds for
     drafted tokens as for committed ones."""
 
     @property
     def walks_slowly(self) -> bool:
-        """Whether to follow drafts takes longer than they are worth. What was sampled may end a draft by it, but
+        """True where following drafts takes longer than they are worth. What was sampled may end a draft by it, but
         only after the token that took long."""
 
     def at(self, tokens: Sequence[int], drafted: Sequence[int]) -> TokenMask:
-        """What may come after `tokens` and then `drafted`."""
+        """Return the mask of what may come after `tokens` and then `drafted`."""
 
     def begun(self, tokens: Sequence[int]) -> bool:
-        """Whether the answer has begun in `tokens`: from there on no tag opens or closes a thought."""
+        """Tell whether the answer has begun in `tokens`: from there on no tag opens or closes a thought."""
 
     def fits(self, tokens: Sequence[int], drafted: Sequence[int]) -> bool:
-        """Whether `drafted` may come after `tokens`, and holds nothing after the answer's end."""
+        """Tell whether `drafted` may come after `tokens`, and holds nothing after the answer's end."""
 
     def ahead(self, tokens: Sequence[int], drafted: Sequence[int], most: int) -> Sequence[int]:
         """Tokens after these that are certain, at most `most`."""

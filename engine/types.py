@@ -32,7 +32,7 @@ ALL_GROUPS = -1  # in Rows.groups: every routed group runs, or every expert that
 
 @dataclass(frozen=True)
 class Tree:
-    """One request's draft: a tree hanging off its last committed token. An empty one IS ordinary
+    """Draft of one request: a tree hanging off its last committed token. An empty one IS ordinary
     decoding.
 
     `parents[i] < i` is a node of the same tree, -1 the last committed token. `probs` f32 [n, V]: the
@@ -139,7 +139,7 @@ class Segment:
 
 @dataclass(slots=True)
 class Rows:
-    """What the model runs: every segment of the step, one after the other.
+    """Rows that the model runs: every segment of the step, one after the other.
 
     Row t of request b reads the slots `contexts[b]`, its ancestors by `parents`, and itself.
     """
@@ -192,7 +192,7 @@ def _ints(values: Sequence[int]) -> Ints:
 
 @dataclass(slots=True)
 class ModelOutput:
-    """What a forward gives: logits f32 [M, V] and, if asked for, features [S, F] of `Rows.feature_rows`.
+    """Output of a forward: logits f32 [M, V] and, if asked for, features [S, F] of `Rows.feature_rows`.
 
     Rows of `only_best` have no logits (the memory holds anything, and where all rows are such, logits
     may be [0, V]) but a token in `best` [M]: the first of the likeliest, or -1 where some logit is
@@ -213,7 +213,7 @@ class ModelOutput:
 
 @dataclass(slots=True)
 class AcceptResult:
-    """What was accepted, by request."""
+    """Accepted nodes and tokens, by request."""
 
     accepted_nodes: list[list[int]] = field(default_factory=list)  # of its tree, root to leaf
     tokens: list[list[int]] = field(default_factory=list)  # of these nodes, then one of the target
@@ -227,7 +227,7 @@ class AcceptResult:
 
 
 class ThinkingRule(Protocol):
-    """How the steering of a thought changes the target's probabilities: a function of the text and of the
+    """Rule by which the steering of a thought changes the target's probabilities: a function of the text and of the
     model's own probabilities after it, so it holds for drafted tokens as for committed ones."""
 
     def at(
@@ -240,10 +240,10 @@ class ThinkingRule(Protocol):
         """Tokens that are forced after `tokens`."""
 
     def lifts(self, tokens: Sequence[int]) -> bool:
-        """Whether a logit may be raised within one step after `tokens`."""
+        """Tell whether a logit may be raised within one step after `tokens`."""
 
     def inside(self, tokens: Sequence[int], drafted: Sequence[int] = ()) -> bool:
-        """Whether `tokens` and then `drafted` end inside a thought."""
+        """Tell whether `tokens` and then `drafted` end inside a thought."""
 
     def no_end(
         self, tokens: Sequence[int], drafted: Sequence[int]
@@ -253,7 +253,7 @@ class ThinkingRule(Protocol):
 
 
 class RequestView(Protocol):
-    """What drafters and policies may know of a request."""
+    """View of a request: what drafters and policies may know of it."""
 
     @property
     def id(self) -> int: ...
@@ -265,7 +265,7 @@ class RequestView(Protocol):
     def end_ids(self) -> frozenset[int]: ...  # token ids that end the answer
     @property
     def computed(self) -> int:
-        """How many of `tokens` have their KV in the target's cache."""
+        """The number of `tokens` whose KV is in the target's cache."""
 
     @property
     def params(self) -> SamplingParams: ...
@@ -338,7 +338,7 @@ class Policy(Protocol):
         """Most draft nodes of the next step; 0 = plain decoding. running: requests that run."""
 
     def survival(self, tree: Tree) -> Sequence[float] | None:
-        """How likely every drafted node is to be accepted with all before it; the step runs those
+        """Return each drafted node's probability of being accepted with all before it; the step runs those
         that pay over the whole batch. None: all of them."""
 
     def record(self, tree: Tree, accepted: Sequence[int]) -> None:
@@ -379,18 +379,18 @@ class StepCostModel(Protocol):
         """For each request, the nodes to run; `rows` are the step's other rows."""
 
     def note(self, batch: Sequence[RequestView], step: StepTiming) -> None:
-        """What a step took, and what it made."""
+        """Record the time that a step took, and what it made."""
 
     def seconds(self, groups: int | None, rows: int) -> float:
-        """What a step of these rows takes, if none runs more than these routed groups or experts."""
+        """Seconds that a step of these rows takes, if none runs more than these routed groups or experts."""
 
     def draft_seconds(self, drafter: object, key: str | None, asked: int) -> float | None:
-        """What a drafter takes for a node of depth, asked for so many requests, by what those of a memory key took;
-        None: unknown, or nothing."""
+        """Seconds that a drafter takes for a node of depth, asked for so many requests, by what those of a memory key
+        took; None: unknown, or nothing."""
 
 
 class MarginalValue(NamedTuple):
-    """What one more token gains and one more row costs in a step, in seconds."""
+    """Seconds of a step that one more token gains and one more row costs."""
 
     token: float  # gained by one more accepted token of one request
     row: float  # taken by one more row

@@ -1,4 +1,4 @@
-"""Where an answer under a grammar begins: at once, or after a thought."""
+"""Start of an answer under a grammar: at once, or after a thought."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class ScanState(NamedTuple):
 
     @property
     def free(self) -> bool:
-        """Whether any text may follow."""
+        """True where any text may follow."""
         return self.kind not in ("head", "gap")
 
 
 class Options(NamedTuple):
-    """What may come at a place."""
+    """Options of a place: whether the answer may begin, and which tokens may come."""
 
     answer: bool  # it may begin here
     tokens: Ids  # [n] may come where their remainders fit; in free text all others may come, too
@@ -50,7 +50,7 @@ class AnswerStart(Protocol):
         what belongs to the answer. None: it does not fit."""
 
     def options(self, place: ScanState) -> Options:
-        """What may come at a place."""
+        """Return the options of a place."""
 
 
 class Spellings:
@@ -229,7 +229,7 @@ def _options(answer: bool, found: Mapping[int, ScanState | int | None]) -> Optio
 
 
 def _goes_past(data: bytes, close: bytes) -> bool:
-    """Whether a token may hold the end of the closing tag, and more after it."""
+    """Tell whether a token may hold the end of the closing tag, and more after it."""
     if not close:
         return False
     ends = (data.startswith(close[-k:]) and len(data) > k for k in range(1, len(close)))

@@ -110,7 +110,7 @@ class _Closing:
 
 
 def _own(schema: Mapping[str, Any]) -> Names:
-    """What a schema itself says of names."""
+    """Return the property names that a schema itself lists; None among them where it allows others."""
     lists = [schema.get(keyword) for keyword in ("properties", "required", "const")]
     lists += beside(schema, "enum")
     names = [name for one in lists if isinstance(one, dict | list) for name in one]
@@ -119,7 +119,7 @@ def _own(schema: Mapping[str, Any]) -> Names:
 
 
 def _lists(schema: Mapping[str, Any]) -> bool:
-    """Whether a schema itself says anything of names; that there are none, too."""
+    """Tell whether a schema itself lists property names, an empty list included."""
     return "properties" in schema or bool(_own(schema))
 
 

@@ -1,4 +1,4 @@
-"""How sure the model was of its latest tokens, and what it holds of a prompt: a request may change its mode by that."""
+"""Confidence in the latest tokens and a prompt's probe, by which a request may change its mode; a thought's probe."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class Confidence:
 
     @property
     def watching(self) -> bool:
-        """Whether it may still fall."""
+        """True while it may still fall."""
         return not self.fell and not self._over and not self._passed(self.tokens)
 
     def keeps(self, logprobs: Sequence[float]) -> int:
-        """How many of these next tokens are kept, up to the one at which the confidence falls."""
+        """Count the next tokens that are kept, up to the one at which the confidence falls."""
         latest = deque(self._latest, self._latest.maxlen)
         for count, logprob in enumerate(logprobs, 1):
             if self._passed(self.tokens + count - 1):
@@ -76,8 +76,8 @@ class Confidence:
 
 
 class PromptProbe:
-    """Which of several modes answers, by the output [hidden] of a layer at the prompt's end. It stands where
-    `Confidence` does. judge: gives the place of the mode, 0 = the one that runs, and why."""
+    """Probe of a prompt: it picks one of several modes by the output [hidden] of a layer at the prompt's end. It stands
+    where `Confidence` does. judge: gives the place of the mode, 0 = the one that runs, and why."""
 
     tokens = 0  # of the answer, looked at
 
@@ -100,7 +100,7 @@ class PromptProbe:
             )
 
     def see(self, hidden_H: torch.Tensor) -> None:
-        """What `take` then holds to."""
+        """Judge the output; `take` then holds to that."""
         self.taken, self._why = self._judge(hidden_H)
 
     def take(self, logprobs: Sequence[float], last: bool) -> None:
@@ -109,10 +109,10 @@ class PromptProbe:
 
 
 class AnswerProbe:
-    """Whether the answer is settled before the thought is over. Every so many tokens of thought it asks what the model
-    would answer if the thought ended there: the likeliest tokens behind the closing tag, before bias, penalties, grammar
-    and temperature, up to an end token. The same answer so often in a row is settled, if each of its tokens has at least
-    the probability `sure`; an empty one never is.
+    """Probe of a thought: it finds an answer that is settled before the thought is over. Every so many tokens of
+    thought it asks what the model would answer if the thought ended there: the likeliest tokens behind the closing tag,
+    before bias, penalties, grammar and temperature, up to an end token. The same answer so often in a row is settled,
+    if each of its tokens has at least the probability `sure`; an empty one never is.
 
     These tokens are rows beside a step's draft, which follow the text's last token and are dropped again. The answer
     before is their draft: one that is the same takes one step, another one a step for each token from the first that

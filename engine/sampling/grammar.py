@@ -1,4 +1,4 @@
-"""One request's grammar: what may come at every place of its answer, and of a draft."""
+"""Grammar of a request: the tokens that may come at every place of its answer, and of a draft."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _NotMade(GrammarError):
 
 
 class Ended(IntEnum):
-    """Whether a text that was accepted so far is whole."""
+    """State of a text that was accepted so far: whether it is whole."""
 
     NO = 0
     MAY = 1  # it is, and more may come
@@ -56,11 +56,11 @@ class Matcher(Protocol):
         """Tokens of a text that has to come next, as the tokenizer writes it; often none."""
 
     def ended(self) -> Ended:
-        """Whether the text is whole."""
+        """Say whether the text is whole."""
 
 
 class _Progress(NamedTuple):
-    """What has to be known of a text to take its next token."""
+    """Facts of a text that are needed to take its next token."""
 
     place: ScanState | None  # in the text before the answer; None = the answer has begun
     fed: tuple[int, ...] = ()  # the answer's tokens that the matcher has after the committed ones
@@ -103,23 +103,23 @@ class Grammar:
 
     @property
     def at_once(self) -> bool:
-        """Whether the answer begins at once: no thought may come before it."""
+        """True where the answer begins at once: no thought may come before it."""
         return self._start.first is None or self._start.first.kind == "gap"
 
     @property
     def walks_slowly(self) -> bool:
-        """Whether to follow a token takes longer than a step has for it, and than drafts are worth."""
+        """True where following a token takes longer than a step has for it, and than drafts are worth."""
         return self._walk > LONG_WALK
 
     def begun(self, tokens: Sequence[int]) -> bool:
         return self.at_once or self._begins(tokens) is not None
 
     def knows(self, tokens: Sequence[int]) -> bool:
-        """Whether the mask after a text is made."""
+        """Tell whether the mask after a text is made."""
         return self._read == len(tokens) and () in self._masks
 
     def follows(self, run: Sequence[int]) -> bool:
-        """Whether it has followed these tokens after the text."""
+        """Tell whether it has followed these tokens after the text."""
         return tuple(run) in self._states
 
     def leave_out(self, drafted: Sequence[int]) -> None:
@@ -169,7 +169,7 @@ class Grammar:
         return run[len(drafted) :]
 
     def whole_at(self, tokens: Sequence[int], run: Sequence[int]) -> int | None:
-        """How many tokens of `run`, after `tokens`, make the answer whole; None: more has to come."""
+        """Count the tokens of `run`, after `tokens`, that make the answer whole; None: more has to come."""
         ends = (i for i in range(1, len(run) + 1) if self._after(tokens, tuple(run[:i])).over)
         return next(ends, None)
 
@@ -295,7 +295,7 @@ class Grammar:
         return _mask_of(allowed_V, more)
 
     def _before(self, place: ScanState, allowed_V: Allowed) -> TokenMask:
-        """What may come in the text before the answer; `allowed_V`: as the first token of the answer."""
+        """Return the mask in the text before the answer; `allowed_V`: tokens that may begin the answer."""
         said = self._start.options(place)
         rest = said.remainder_tokens
         fits = np.where(rest >= 0, allowed_V[rest], rest == EMPTY)

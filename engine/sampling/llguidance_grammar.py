@@ -215,8 +215,8 @@ class LLGuidanceMatcher:
         return self._bits
 
     def _tried(self, ask: Callable[[], T]) -> T:
-        """What the library says. It takes nothing more after an error, so it starts anew, and is asked once
-        more: other texts, perhaps of other requests, may have used up the limit of their common lexer."""
+        """Ask the library, and return what it says. It takes nothing more after an error, so it starts anew, and
+        is asked once more: other texts, perhaps of other requests, may have used up the limit of their common lexer."""
         said = ask()
         if self._own.is_error() and self._tries > 0:
             self._tries -= 1
@@ -306,8 +306,8 @@ def _lark_elsewhere(text: str) -> str:
 
 
 def with_deep_stack(call: Callable[[], T]) -> T:
-    """What a call gives that may recurse as deep as a grammar's longest text has rules. The library does not
-    look at its stack: it would end the process."""
+    """Run a call that may recurse as deep as a grammar's longest text has rules, and return its result. The library
+    does not look at its stack: it would end the process."""
     with ThreadPoolExecutor(1, "fastslow-grammar") as own:
         with _STACKS:
             usual = threading.stack_size(DEEP_STACK)
@@ -319,6 +319,6 @@ def with_deep_stack(call: Callable[[], T]) -> T:
 
 
 def _first_line(error: str) -> str:
-    """What an error of the library says, in one line of a bounded length."""
+    """Return an error of the library in one line of a bounded length."""
     text = " ".join(error.split())
     return text if len(text) <= 300 else f"{text[:300]}..."

@@ -66,7 +66,7 @@ def _certain(token: int, request: RequestView, size: int) -> Probs:
 
 
 def greedy(request: RequestView) -> bool:
-    """Whether nothing of an answer is drawn."""
+    """Tell whether nothing of an answer is drawn."""
     own = None if request.thinking is None else request.thought_params
     return request.params.temperature == 0 and (own is None or own.temperature == 0)
 
@@ -85,7 +85,7 @@ def _ends_at(
 def would_end(
     logits_V: torch.Tensor, request: RequestView, drafted: Sequence[int], token: int
 ) -> bool:
-    """Whether an end token was likelier than `token`, which stood for it inside a thought."""
+    """Tell whether an end token was likelier than `token`, which stood for it inside a thought."""
     lift, mask = forced_at(request, drafted)
     if isinstance(lift, OneHot):
         return False
@@ -97,8 +97,8 @@ def would_end(
 def forced_at(
     request: RequestView, drafted: Sequence[int], likeliest: Callable[[], int] | None = None
 ) -> tuple[OneHot | LogitBoost | None, TokenMask | None]:
-    """What a thinking budget and a grammar say of the token after `request.tokens` and `drafted`: one
-    that is forced, or a logit that is raised; and which tokens may come. `likeliest`: the model's own token there."""
+    """Return what a thinking budget and a grammar say of the token after `request.tokens` and `drafted`: one that is
+    forced, or a logit that is raised; and which tokens may come. `likeliest`: the model's own token there."""
     mask = None if request.grammar is None else request.grammar.at(request.tokens, drafted)
     if mask is not None and mask.only is not None:
         return OneHot(mask.only), mask
@@ -138,7 +138,7 @@ def scored_probs_at(
 
 
 def only_best(request: RequestView) -> bool:
-    """Whether the likeliest token is all that this step needs of the logits."""
+    """Tell whether the likeliest token is all that this step needs of the logits."""
     params = request.params
     return (
         request.grammar is None

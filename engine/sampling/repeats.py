@@ -1,4 +1,4 @@
-"""How far a text repeats itself word for word, token by token and for drafted tokens as for committed ones."""
+"""Repeats of a text, word for word: counted token by token, for drafted tokens as for committed ones."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ RUN = 8  # tokens that are looked up: fewer come again in any text
 
 
 class Repeats(NamedTuple):
-    """What the end of a part of a text repeats of that part."""
+    """Tokens at the end of a part of a text that repeat earlier ones of that part."""
 
     stale: int = 0  # tokens since one that ended RUN tokens which had not come before
     lag: int = 0  # how far back the same tokens stand; 0 = nowhere

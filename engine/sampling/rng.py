@@ -44,7 +44,7 @@ def successor_seed(seed: int) -> int:
 
 
 def draw(p_V: Floats, draws: np.random.Generator) -> int:
-    """One token, by the inverse distribution function and one uniform number; never one of probability 0.
+    """Draw a token, by the inverse distribution function and one uniform number; never one of probability 0.
 
     The function is summed in float64: in float32 a small probability far down a large vocabulary would
     vanish. It is summed in blocks first: only one block is needed token by token.

@@ -1,4 +1,4 @@
-"""Where an answer ends: end tokens, stop strings, length. Accepted tokens are read one by one."""
+"""Stops of an answer: end tokens, stop strings, length. Accepted tokens are read one by one."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ stop_strings = lru_cache(8)(StopStrings)  # shared by the answers and calls that
 
 
 class Stopper:
-    """One request's text as it grows, and why it ended. `room`: most tokens that may be answered. Without a
+    """Text of a request as it grows, and why it ended. `room`: most tokens that may be answered. Without a
     detokenizer there is no text."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What a thought may do next: go on, hear a warning, or be closed. A function of the text, at every node of a draft."""
+"""Steering of a thought: it goes on, hears a warning or is closed. A function of the text, at every node of a draft."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MARKS = (b".", b"!", b"?", *(mark.encode() for mark in "。！？"))  # that end
 
 
 class Steering(NamedTuple):
-    """What may be done to the thoughts of an answer. Nothing is, by default."""
+    """Settings that steer the thoughts of an answer. By default nothing does."""
 
     policy: ThinkingLimits | None = None  # None = thoughts are only counted
     closing: tuple[int, ...] = ()  # tokens of the closing phrase and tag; () = the tag alone
@@ -35,7 +35,7 @@ NONE: frozenset[int] = frozenset()
 
 
 class Outcome(NamedTuple):
-    """What a whole text came to."""
+    """Outcome of the thoughts of a whole text."""
 
     spent: int  # tokens of thought
     ended: Ended | None  # what ended the latest thought
@@ -52,7 +52,7 @@ class _Piece(NamedTuple):
 
 
 class _State(NamedTuple):
-    """What has to be known of a text to take its next token."""
+    """Facts of a text that are needed to take its next token."""
 
     thinking: bool
     made: int = 0  # tokens of the answer
@@ -72,12 +72,12 @@ class _State(NamedTuple):
 
     @property
     def due(self) -> bool:
-        """Whether a warning may be begun here, of which nothing but blanks was said."""
+        """True where a warning may be begun here, of which nothing but blanks was said."""
         return bool(self.todo) and self.ending is None and not self.warned
 
 
 class Thinking:
-    """One request's thinking: counts its tokens, warns, and ends it where the policy says so.
+    """Thinking of one request: counts its tokens, warns, and ends it where the policy says so.
 
     All is a function of the text. A thought ends with the tokens of the closing phrase and tag, which
     are forced and do not count; neither do tags. Drafts need no rule: a forced token has probability 1, wherever in a
@@ -116,7 +116,7 @@ class Thinking:
 
     @property
     def bounded(self) -> bool:
-        """Whether tokens may be forced."""
+        """True where tokens may be forced."""
         return self._policy is not None or self._steering.every is not None or bool(self._closed)
 
     @property
@@ -201,7 +201,7 @@ class Thinking:
         return found
 
     def told(self, tokens: Sequence[int], settled: bool) -> None:
-        """Whether the answer is settled where the probe asked, after `tokens`: then the thought is closed there."""
+        """Note what the probe found after `tokens`: where the answer is settled, close the thought there."""
         if settled:
             self.close(tokens, "confident")
         self._state = self._state._replace(asks=False)
@@ -358,14 +358,14 @@ class Thinking:
         return self._judged(state._replace(todo=(), asks=False, cut=by), False)
 
     def _closes(self, state: _State, likeliest: int) -> bool:
-        """Whether the model is about to close its thought: its likeliest token does, or is a blank before that."""
+        """Tell whether the model is about to close its thought: its likeliest token does, or is a blank before that."""
         tag = self._rest_of_tag(state)[0]
         return likeliest == tag or (
             self._tags is not None and not self._tags.spell(likeliest).strip()
         )
 
     def _over(self, state: _State) -> bool:
-        """Whether another thought would be closed as it opens."""
+        """Tell whether another thought would be closed as it opens."""
         if state.ended is None:
             return False
         opened = state._replace(thinking=True, made=state.made + 1, tail=(), todo=())

@@ -1,4 +1,4 @@
-"""When a thought has to end, or hears a warning: budgets, room for the answer, circles."""
+"""Limits of a thought, at which it has to end or hears a warning: budgets, room for the answer, circles."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Thought(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ThinkingLimits:
-    """What bounds the thoughts of an answer. Without a field nothing does.
+    """Limits of the thoughts of an answer. Without a field nothing bounds them.
 
     A *soft* budget makes the closing tag likelier over its last tokens: what is added to the tag's
     logit rises evenly from 0 to 12, so that the model can choose where it closes.
@@ -38,7 +38,7 @@ class ThinkingLimits:
 
     most: tokens of thought, over all thoughts of an answer. turn: the same, left of the turn's budget. soft: how many
     of the last tokens of `most` are soft. ends_at: the thought is closed before so many tokens of the answer were made,
-    tags included. warn_at: tokens of thought after which a warning is due. It needs room in the budget, since it counts.
+    tags included. warn_at: tokens of thought after which a warning is due. It needs room in the budget: it counts.
     """
 
     most: int | None = None
@@ -50,7 +50,7 @@ class ThinkingLimits:
 
     @property
     def repeats(self) -> bool:
-        """Whether it looks at them."""
+        """True where the limits look at repeats."""
         return self.loop is not None
 
     def judge(self, thought: Thought) -> Ending | None:
@@ -64,7 +64,7 @@ class ThinkingLimits:
         return "loop" if self._circles(thought.repeats) else None
 
     def warns(self, thought: Thought, size: int) -> bool:
-        """Whether a warning of `size` tokens is put in now."""
+        """Tell whether a warning of `size` tokens is put in now."""
         if self.warn_at is None or thought.spent < self.warn_at:
             return False
         left = min((n for n in (self.most, self.turn) if n is not None), default=math.inf)
@@ -72,11 +72,11 @@ class ThinkingLimits:
         return fits and thought.spent + size < left
 
     def circles(self, repeats: Repeats) -> bool:
-        """Whether an answer goes round in circles."""
+        """Tell whether an answer goes round in circles."""
         return self.loop is not None and self.loop.answer and self._circles(repeats)
 
     def lift(self, spent: int) -> float:
-        """What is added to the closing tag's logit after `spent` tokens; 0 = nothing."""
+        """Return what is added to the closing tag's logit after `spent` tokens; 0 = nothing."""
         if self.most is None or not self.soft:
             return 0.0
         soft = min(self.soft, self.most)
@@ -84,7 +84,7 @@ class ThinkingLimits:
         return SURE * min(near, soft) / soft if near > 0 else 0.0
 
     def lifts(self, spent: range) -> bool:
-        """Whether `lift` is other than 0 anywhere in the range."""
+        """Tell whether `lift` is other than 0 anywhere in the range."""
         if self.most is None or not self.soft:
             return False
         return spent.start < self.most and spent.stop > self.most - self.soft

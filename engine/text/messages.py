@@ -130,7 +130,7 @@ def _call(place: str, call: object) -> dict[str, Any]:
 
 
 def _holds_much(text: str) -> bool:
-    """Whether a JSON text has more values than are read at once; marks in its texts do not count."""
+    """Tell whether a JSON text has more values than are read at once; marks in its texts do not count."""
     plain = text.replace("\\\\", "").replace('\\"', "")
     if plain.count('"') > 4 * MOST_VALUES:  # a name and a text for each
         return True

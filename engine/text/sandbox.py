@@ -1,4 +1,4 @@
-"""Where chat templates run. They are programs of strangers: Jinja's own sandbox, and for each thread a limit
+"""Sandbox for chat templates. They are programs of strangers: Jinja's own sandbox, and for each thread a limit
 on time and on the characters that a template makes."""
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ GROWING = {"format", "indent", "replace"}  # filters whose result may be far lon
 
 
 class _Left(threading.local):
-    """What one thread's template may still take."""
+    """Characters and time that one thread's template may still take."""
 
     characters = CHARACTERS
     look = CHARACTERS  # where to look at the clock
@@ -138,7 +138,7 @@ def _growth(name: str, text: str, given: Sequence[Any]) -> int:
 
 
 def _texts(given: Sequence[Any]) -> list[str]:
-    """What a filter writes of its arguments, but for numbers."""
+    """Return the texts that a filter writes of its arguments, but for numbers; charge their characters."""
     _charge(_size(list(given)))
     return [x if isinstance(x, str) else str(x) for x in given if not isinstance(x, int | None)]
 

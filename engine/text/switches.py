@@ -1,4 +1,4 @@
-"""How a chat template is asked to think, or not to: found by rendering it both ways."""
+"""Switches by which a chat template is asked to think, or not to: found by rendering it both ways."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Render = Callable[[Chat, Mapping[str, object]], str | None]
 
 
 class ThinkingSwitch(NamedTuple):
-    """What a template offers to turn thinking off, or down.
+    """Switch of a template that turns thinking off, or down.
 
     kind: "flag": variables that are true or false; "effort": a variable with levels, from the least to the
     most; "word": a word in the user's latest message; "none": nothing. names: of the variables, or the word."""
@@ -53,11 +53,11 @@ class ThinkingSwitch(NamedTuple):
 
     @property
     def lessens(self) -> bool:
-        """Whether "off" asks for a shorter thought: the model does not do without."""
+        """True where "off" asks for a shorter thought: the model does not do without."""
         return self.kind == "effort" and self.levels[0] != "none"
 
     def variables(self, thinking: Thinking) -> dict[str, object]:
-        """What the template is given; "auto" leaves it the template's default."""
+        """Return the variables that the template is given; "auto" leaves it the template's default."""
         if thinking == "auto" or self.kind not in ("flag", "effort"):
             return {}
         on = thinking == "on"
@@ -104,7 +104,7 @@ def find_switch(render: Render, source: str) -> ThinkingSwitch:
 
 
 def _differ(some: Iterable[str | None], others: Iterable[str | None]) -> bool:
-    """Whether a chat is written in two ways; one that is refused is not written."""
+    """Tell whether a chat is written in two ways; one that is refused is not written."""
     return any(a != b for a, b in zip(some, others) if a is not None and b is not None)
 
 
@@ -121,7 +121,7 @@ def _levels(texts: Callable[[str], list[str | None]], source: str) -> tuple[str,
 
 
 def _knows(render: Render, word: str) -> bool:
-    """Whether a word in a message does more than to be written, or to be left out."""
+    """Tell whether a word in a message does more than to be written, or to be left out."""
     said = f"{SAID} {word}"
     plain, asked = render([USER], {}), render([{**USER, "content": said}], {})
     if plain is None or asked is None:

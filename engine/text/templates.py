@@ -48,12 +48,12 @@ class ChatTemplate(ABC):
 
     @property
     def calls(self) -> ToolFormat:
-        """How its model writes calls."""
+        """The format that its model writes calls in."""
         return GENERIC
 
     @property
     def switch(self) -> ThinkingSwitch:
-        """What "off" and "on" turn."""
+        """The switch that "off" and "on" turn."""
         return ThinkingSwitch("word", (self.words["off"].strip(),)) if self.words else self.found
 
     def render(
@@ -176,7 +176,7 @@ class JinjaTemplate(ChatTemplate):
         return self._tried(turns) is None and self._tried([*map(as_texts, turns)]) is not None
 
     def _tried(self, turns: Sequence[Turn]) -> str | None:
-        """What it makes of them; None: it refuses them."""
+        """Render turns, for a trial; None: the template refuses them."""
         try:
             with limited():
                 return self._written(turns, True, {})

@@ -52,15 +52,15 @@ class ThoughtTags(NamedTuple):
         return frozenset(number for number in found if number is not None)
 
     def single(self, tokenizer: Tokenizer) -> bool:
-        """Whether each of them is one token."""
+        """Tell whether each tag is one token."""
         return all(tag and tokenizer.token_id(tag) is not None for tag in self)
 
     def opened_by(self, prompt: str) -> bool:
-        """Whether a prompt ends with the open tag, so that the model starts inside a thought."""
+        """Tell whether a prompt ends with the open tag, so that the model starts inside a thought."""
         return bool(self.open) and prompt.rstrip().endswith(self.open.rstrip())
 
     def open_in(self, answer: str) -> bool:
-        """Whether an answer so far ends inside a thought; without an open tag it began inside one."""
+        """Tell whether an answer so far ends inside a thought; without an open tag it began inside one."""
         return answer.rfind(self.close) < (answer.rfind(self.open) if self.open else 0)
 
     def shut(self, prompt: str) -> str:
@@ -68,7 +68,7 @@ class ThoughtTags(NamedTuple):
         return f"{prompt}\n{self.close}\n\n" if prompt.endswith("\n") else prompt + self.close
 
     def strayed(self, text: str) -> bool:
-        """Whether the first tag of an answer is the closing one: it began inside a thought."""
+        """Tell whether the first tag of an answer is the closing one: it began inside a thought."""
         place = text.find(self.close)
         return place >= 0 and not (self.open and 0 <= text.find(self.open) < place)
 
@@ -162,7 +162,7 @@ class ThoughtSplitter:
         return "".join(parts[0]), "".join(parts[1])
 
     def finish(self) -> tuple[str, str]:
-        """What was still held back, since it might have become a tag, as (reasoning, answer)."""
+        """Return what was still held back, since it might have become a tag, as (reasoning, answer)."""
         parts: tuple[list[str], list[str]] = ([], [])
         self._put(self._held, parts)
         self._held = ""
@@ -241,7 +241,7 @@ class TagTokens:
 
 
 def _begins(text: str, tag: str) -> bool:
-    """Whether a text begins with a tag, or may come to."""
+    """Tell whether a text begins with a tag, or may come to."""
     return text.startswith(tag) if len(text) >= len(tag) else tag.startswith(text)
 
 
@@ -309,7 +309,7 @@ def splitter(
     once: bool = False,
     begun: bool = False,
 ) -> ThoughtSplitter:
-    """What splits the answers of a model with these tags; `opened`: an answer begins inside a thought;
+    """Return the splitter of answers of a model with these tags; `opened`: an answer begins inside a thought;
     `calls`: it may call functions, and the text shows how; `once`: where it has begun, all is answer;
     `begun`: no thought comes before it."""
     if tags == HARMONY:

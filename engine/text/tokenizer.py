@@ -1,4 +1,4 @@
-"""What the engine asks of a tokenizer, and the choice of one for a checkpoint folder."""
+"""The tokenizer as the engine needs it, and the choice of one for a checkpoint folder."""
 
 from __future__ import annotations
 

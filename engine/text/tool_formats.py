@@ -1,4 +1,4 @@
-"""How models write tool calls: one row for each format, chosen by what a chat template holds."""
+"""Formats of tool calls, as models write them: one row for each, chosen by what a chat template holds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LIST = "<tools>", "</tools>"  # around the descriptions
 
 @dataclass(frozen=True, slots=True)
 class ToolFormat:
-    """One way to write calls.
+    """Format of tool calls.
 
     Attributes:
         kind: what reads and writes it. "json": objects with a name and arguments; "messages": a message to the
@@ -44,7 +44,7 @@ class ToolFormat:
 
     @property
     def marks(self) -> tuple[str, ...]:
-        """What no user may write as a token."""
+        """Marks that no user may write as tokens."""
         every = (self.begin, self.end, *self.shown, *self.stops, *RESULT, *LIST)
         return tuple(mark for mark in every if mark)
 
@@ -126,7 +126,7 @@ def format_of(source: str) -> ToolFormat | None:
 
 
 class ToolCalls(NamedTuple):
-    """How one model writes calls; tokens: the marks that are special tokens of its tokenizer."""
+    """Format of one model's calls; tokens: the marks that are special tokens of its tokenizer."""
 
     form: ToolFormat = GENERIC
     tokens: Mapping[str, int] = MappingProxyType({})

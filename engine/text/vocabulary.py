@@ -208,7 +208,7 @@ class Tokenizer(ABC):
         """The piece with this id, None when there is none."""
 
     def begins_with(self, text: str, token_id: int | None) -> bool:
-        """Whether `text` begins with the piece of this id written out."""
+        """Tell whether `text` begins with the piece of this id written out."""
         piece = None if token_id is None else self.piece(token_id)
         return piece is not None and text.startswith(piece)
 
@@ -293,7 +293,7 @@ def check_unicode(text: str) -> None:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether the libraries can be asked about a text: no lone surrogate in it."""
+    """Tell whether the libraries can be asked about a text: no lone surrogate in it."""
     try:
         check_unicode(text)
     except ValueError:
@@ -307,12 +307,12 @@ _MARK = re.compile(r"\[unused\d+\]")
 
 
 def is_mark(piece: str) -> bool:
-    """Whether the piece is one of openPangu's reserved `[unusedN]`."""
+    """Tell whether the piece is one of openPangu's reserved `[unusedN]`."""
     return _MARK.fullmatch(piece) is not None
 
 
 def is_pangu(vocabulary: Tokenizer) -> bool:
-    """Whether the vocabulary has openPangu's turn marks."""
+    """Tell whether the vocabulary has openPangu's turn marks."""
     return None not in (vocabulary.token_id(TURN_OPEN), vocabulary.token_id(TURN_CLOSE))
 
 

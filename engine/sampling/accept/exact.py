@@ -43,7 +43,7 @@ def weight(probs: Probs, token: int) -> float:
 
 
 def residual(probs: Probs, mass: float, q_V: Floats) -> tuple[Probs, float]:
-    """What is left of `mass * probs` after q_V, by which the rejected node was sampled: max(mass * probs - q,
+    """Return the rest of `mass * probs` after q_V, by which the rejected node was sampled: max(mass * probs - q,
     0) divided by its sum, and that sum. Where the sum is 0 the first is of no use."""
     if isinstance(probs, OneHot):
         return probs, max(mass - float(q_V[probs.token]), 0.0)

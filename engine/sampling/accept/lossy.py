@@ -17,7 +17,7 @@ from fastslow.engine.types import OneHot, Probs, Tree
 
 
 class _StepNode(NamedTuple):
-    """Where a node stands in its step: alive until the step is refused."""
+    """Place of a node in its step: alive until the step is refused."""
 
     total: float  # log-probability of the step so far
     size: int  # tokens of it
@@ -68,7 +68,7 @@ class LossyStepwise:
 
 
 def probability(probs: Probs, token: int) -> float:
-    """What the target gives a token; at temperature 0 what it would give at temperature 1."""
+    """Return the probability that the target gives a token; at temperature 0 the one it would give at temperature 1."""
     if isinstance(probs, OneHot) and probs.probs is not None:
         return float(probs.probs[token])
     return weight(probs, token)

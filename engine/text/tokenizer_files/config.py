@@ -1,4 +1,4 @@
-"""What a checkpoint says of text beside its tokenizer: JSON files, or the header of a GGUF file."""
+"""Settings of text that a checkpoint has beside its tokenizer: in JSON files, or the header of a GGUF file."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _piece(value: object) -> str | None:
 
 
 def read_data(path: Path, most: int = 2**28) -> bytes:
-    """What a file holds; ValueError if it is more than `most` bytes, or cannot be read."""
+    """Read a file's bytes; ValueError if there are more than `most`, or they cannot be read."""
     try:
         if (size := path.stat().st_size) > most:
             raise ValueError(f"{path} has {size} bytes; at most {most} are read")
@@ -118,7 +118,7 @@ LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
 
 @dataclass(frozen=True, slots=True)
 class GgufVocabulary:
-    """What a header says of its tokenizer.
+    """Vocabulary of a GGUF header: what it says of its tokenizer.
 
     model: "llama" (SentencePiece) or "gpt2" (byte-level BPE). pre: how a text is split before merging, of a
     gpt2 one. types: of each token, see CONTROL."""
@@ -186,13 +186,13 @@ class GgufVocabulary:
 
 
 def read_vocabulary(path: Path, use: Callable[[GgufVocabulary], Any]) -> Any:
-    """What `use` makes of a file's vocabulary; its sentences get the path."""
+    """Return what `use` makes of a file's vocabulary; the path stands before its error messages."""
     with about(path):
         return use(GgufVocabulary.read(path))
 
 
 def settings_of(path: Path) -> Settings:
-    """What a checkpoint folder's JSON files, or a GGUF file's header, say of text."""
+    """Read what a checkpoint folder's JSON files, or a GGUF file's header, say of text."""
     if not is_gguf(path):
         return read_settings(path)
     found: Settings = read_vocabulary(path, GgufVocabulary.settings)

@@ -72,7 +72,7 @@ def _check_parts(path: Path) -> None:
 
 
 def _growth(step: object) -> tuple[int, int]:
-    """How many characters a step and those inside it may make of one, and how many steps they are."""
+    """Return how many characters a step and those inside it may make of one, and the number of these steps."""
     growth, steps = 1, 1
     match step:
         case {"pattern": {"String": str(old)}, "content": str(new)} if old:
@@ -184,7 +184,7 @@ WHOLE_WORDS = (*LLAMA3, "gpt-4o")  # kinds that take a word that is a token as i
 
 
 def pre_tokenizer(kind: str) -> PreTokenizer:
-    """How a `tokenizer.ggml.pre` splits a text; ValueError for one that is not known."""
+    """Return the splitter of texts that a `tokenizer.ggml.pre` names; ValueError for one that is not known."""
     if kind in PLAIN:
         return pre_tokenizers.ByteLevel(add_prefix_space=False)
     if kind == "smollm":

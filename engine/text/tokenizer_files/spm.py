@@ -115,7 +115,7 @@ class SpmTokenizer(Tokenizer):
 
 
 def _prefix(library: sentencepiece.SentencePieceProcessor, pieces: Sequence[str]) -> int:
-    """How many leading spaces the decoder drops: it is asked to decode a piece that begins with one."""
+    """Count the leading spaces that the decoder drops: it is asked to decode a piece that begins with one."""
     spaced = min((piece for piece in pieces if piece.startswith(SPACE)), key=len, default=None)
     if spaced is None:
         return 0
