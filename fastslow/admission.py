@@ -1,4 +1,4 @@
-"""How many answers may wait and run at a time, and when it is worth to try again."""
+"""Limits on the answers that wait and run at a time, and the time after which to try again."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class FairPlaces:
         self._by_share: Counter[str | None] = Counter()
 
     def open_to(self, share: str | None, count: int) -> int:
-        """How many places there are, taken ones included, for who wants this many more. Where no share is
-        named, all."""
+        """Return the number of places, taken ones included, that a share may use when it asks for `count` more; all
+        of them where no share is named."""
         own = self._by_share[share]
         equal = self.most // (len(self._by_share) + 1)  # one more may come
         all_of_them = share is None or own == 0 or own + count <= equal

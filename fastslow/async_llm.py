@@ -60,7 +60,7 @@ class AsyncLLM:
 
     @property
     def llm(self) -> LLM:
-        """What answers."""
+        """The `LLM` that answers. RuntimeError: it is not loaded."""
         if self._llm is None:
             raise RuntimeError("this AsyncLLM is not loaded: use `async with AsyncLLM(...) as llm`")
         return self._llm
@@ -72,7 +72,7 @@ class AsyncLLM:
 
     @property
     def accepting(self) -> bool:
-        """Whether it is loaded, and neither closed nor drained."""
+        """True while it is loaded, and neither closed nor drained."""
         return self._open and self._llm is not None
 
     @takes_options(GenerateOptions)
@@ -87,7 +87,7 @@ class AsyncLLM:
 
     @takes_options(GenerateOptions)
     def stream(self, prompt: Prompt, options: GenerateOptions) -> PieceStream:
-        """One prompt's answer in pieces, for `async for`; the request starts now. Leaving the loop, `aclose`
+        """Return one prompt's answer in pieces, for `async for`; the request starts now. Leaving the loop, `aclose`
         and cancelling the task end it."""
         return aiter(self.begin(prompt, options))
 

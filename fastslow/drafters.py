@@ -115,7 +115,7 @@ class DrafterFactory:
 
     @property
     def has_head(self) -> bool:
-        """Whether a head belongs to the target: trained for it, or in its checkpoint."""
+        """True where the target has a draft head: one trained for it, or the one in its checkpoint."""
         return self._own_head is not None or self._has_mtp
 
     def make(self, settings: Speculation) -> Speculation:

@@ -110,7 +110,7 @@ class EngineArgs:
         return context
 
     def router(self, folder: Path) -> ModeRouter:
-        """How mode "auto" chooses."""
+        """Return the router of mode "auto": the one that was given, or the checkpoint's own."""
         if self.auto is None:
             return checkpoint_selector(folder)
         return read_selector(self.auto, folder) if isinstance(self.auto, str | Path) else self.auto
@@ -173,7 +173,7 @@ def _kinds(annotation: Any) -> list[Any]:
 
 
 def _is_one(value: object, kinds: list[Any]) -> bool:
-    """Whether a value is of one of the kinds: an int is a float, too, and a list as good as a tuple."""
+    """Tell whether a value is of one of the kinds: an int is a float, too, and a list as good as a tuple."""
     wider = {float: int | float, tuple: Sequence}
     return any(
         isinstance(value, wider.get(kind, kind)) if callable(kind) else value == kind

@@ -106,7 +106,7 @@ class TakesLists(Protocol[A_contra, P]):
 
 
 class Method(Protocol[R_co]):
-    """What is called, of an object."""
+    """Type of a decorated method: read from an object it is an `R_co`."""
 
     @overload
     def __get__(self, owner: None, kind: type, /) -> Callable[..., Any]: ...

@@ -164,7 +164,7 @@ class LLM:
 
     @takes_options(GenerateOptions)
     def stream(self, prompt: Prompt, options: GenerateOptions) -> PieceStream:
-        """One prompt's answer in pieces, as it is made; the last piece carries the `output`. Pieces of n
+        """Stream one prompt's answer in pieces, as it is made; the last piece carries the `output`. Pieces of n
         answers mix; `Piece.index` tells them apart.
 
         All is checked before this returns, and the first `next` starts the request. Leaving the loop early, or
@@ -197,11 +197,11 @@ class LLM:
         return self._start(group_of("submit", prompt, options, self._parts))
 
     def stats(self) -> EngineStats:
-        """What the engine does and has done: its queue, pages, prefix hits and drafts. It never waits."""
+        """Return what the engine does and has done: its queue, pages, prefix hits and drafts. It never waits."""
         return self._core.stats()
 
     def current_load(self) -> EngineLoad:
-        """What it has to do now by mode, and how fast its last steps were; as `stats`."""
+        """Return the load now by mode, and the speed of the last steps. It never waits, like `stats`."""
         return self._core.load()
 
     def pin(
@@ -253,23 +253,23 @@ class LLM:
             self._worker.ask(partial(self._step_seconds, groups, 1)).result()
 
     def step_seconds(self, rows: int, mode: str) -> float:
-        """What a step of this many rows takes in a mode, as far as is known."""
+        """Return the seconds that a step with so many rows takes in a mode, as far as is known."""
         ask = self._worker.ask(partial(self._step_seconds, self.modes[mode].routed, rows))
         return float(ask.result())
 
     @property
     def tool_calls(self) -> ToolCalls:
-        """How the model writes calls of tools."""
+        """The form in which the model writes tool calls."""
         return self._inputs.tool_calls
 
     @property
     def has_head(self) -> bool:
-        """Whether a trained draft head belongs to the model."""
+        """True where the model has a trained draft head."""
         return self._drafters.has_head
 
     @property
     def thinks(self) -> bool:
-        """Whether the model has thinking tags."""
+        """True where the model has thinking tags."""
         return self._inputs.tags is not None
 
     @takes_options(GenerateOptions)
@@ -326,7 +326,7 @@ def _let_go(worker: Worker, drafters: DrafterFactory) -> None:
 
 
 def _curve_of(model: weakref.ref[Model], identity: str, groups: int | None) -> StepCostCurve:
-    """What steps take. The model is not held: policies of requests that are over have this, too."""
+    """Return the cost curve of steps. The model is not held: policies of requests that are over have this, too."""
     target = model()
     if target is None:
         raise RuntimeError("this LLM is closed; make a new one")

@@ -1,4 +1,4 @@
-"""What a caller gets back."""
+"""Outputs of a call: answers, their pieces and metrics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastslow.engine.sampling.thinking_limits import Ended
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """How one answer came about. Times are seconds."""
+    """Metrics of one answer. Times are seconds."""
 
     mode: str
     drafter: str
@@ -104,7 +104,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One answer. `token_ids` holds the end token if one was met; `text` does not."""
+    """An answer. `token_ids` holds the end token if one was met; `text` does not."""
 
     text: str
     reasoning: str  # what stood between the model's thinking tags, else ""; see `ChoiceState`
@@ -200,7 +200,7 @@ class Output:
 
 
 class Decided(NamedTuple):
-    """What was decided of an answer when it began. Another engine that continues it does not decide again."""
+    """Decisions that were made when an answer began. An engine that continues it does not decide again."""
 
     mode: str  # the preset that was chosen; "" where the call named its mode
     why: str  # in one line for people

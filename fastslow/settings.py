@@ -48,7 +48,7 @@ def add_settings(path: Path, model: str, folder: Path | None = None, **parts: An
 
 
 def check_settings(path: Path, model: str, folder: Path | None) -> dict[str, Any]:
-    """What is in a settings file, for parts that are found with a model to be added to it; a new one where there is
+    """Read a settings file, so that parts found with a model can be added to it; a new record where there is
     none. ValueError: the file is there and is no settings file, or it holds those of another model."""
     record: dict[str, Any] = read_object(path) if path.is_file() else {"version": VERSION}
     if record.get("version") != VERSION:

@@ -1,4 +1,4 @@
-"""Where a model is: a folder, a GGUF file, a built-in name, whose folder is made on first use, or a hub's name."""
+"""Find a model: a folder, a GGUF file, a built-in name, whose folder is made on first use, or a hub's name."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def resolve_model(model: str | Path, progress: bool = True, weights: bool = True
 
 @contextmanager
 def called(model: str | Path, folder: Path) -> Iterator[None]:
-    """What is wrong with a model is said under the name that it was asked by, not its place in the cache."""
+    """Name a model in errors as it was asked for, not by its place in the cache."""
     try:
         yield
     except ValueError as error:
@@ -101,7 +101,7 @@ def resolve_head(head: str | Path, progress: bool = True) -> Path:
 
 
 def _say_if_named(given: str | Path) -> None:
-    """One line in the log where what is here has a name as hubs give them."""
+    """Write one log line where what is here has a name as hubs give them."""
     text = str(given)
     if not os.path.isabs(text) and text.count("/") == 1 and not text.startswith("."):
         logger.info("{} is here, on this machine: no hub is asked for it", text)

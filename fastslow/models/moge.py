@@ -82,7 +82,7 @@ def merged(dense: Dense, recipe: Recipe, layer: int, dtype: torch.dtype) -> dict
 def layer_tensors(
     dense: Dense, recipe: Recipe, layer: int, dtype: torch.dtype
 ) -> Iterator[tuple[str, Tensor]]:
-    """One layer's tensors under their official names, matrices in `dtype`."""
+    """Yield a layer's tensors with their official names, matrices in `dtype`."""
     base = f"model.layers.{layer}"
     layout = recipe.layout
     weights = merged(dense, recipe, layer, dtype)

@@ -20,7 +20,7 @@ NUMBERS = ("shared", "pools", "experts")  # tensors of a layout that hold neuron
 
 @dataclass(frozen=True)
 class ExpertLayout:
-    """Which neurons of each dense FFN the shared expert and the routed experts take.
+    """Neurons of each dense FFN that the shared expert and the routed experts take.
 
     Attributes:
         shared: int64 [layers, shared], ascending neuron numbers of the dense FFN.

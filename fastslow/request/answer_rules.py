@@ -1,4 +1,4 @@
-"""What bounds an answer: the thinking rules of its mode, and its grammar."""
+"""Rules that bound an answer: the thinking rules of its mode, and its grammar."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ class BuiltChoices(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What a call asks for in one mode, checked: the same for all of its answers."""
+    """Inputs of a call in one mode, checked: the same for all of its answers."""
 
     prompt: EncodedPrompt
     params: SamplingParams

@@ -28,7 +28,7 @@ POOR = 0.02  # of them accepted
 
 
 class ChoiceState:
-    """One answer. The engine's thread makes pieces; once it is over, only the caller's reads it.
+    """State of one answer. The engine's thread makes pieces; once it is over, only the caller's thread reads it.
 
     The text between the tags is `reasoning`, all else `text`. A thought without an end is reasoning.
     Where the first tag is the closing one, and the request may think, the answer began inside a
@@ -123,7 +123,7 @@ class ChoiceState:
 
     @property
     def _strayed(self) -> bool:
-        """Whether the whole answer turned out to begin inside a thought."""
+        """True where the whole answer turned out to begin inside a thought."""
         may_think = self._answers_in.thinking != "off" and not self.prompt.opened
         held = self.request.grammar is not None  # where its answer begins is known
         strayed = self._tags is not None and self._tags.strayed(self.request.stopper.text)
@@ -287,7 +287,7 @@ def _with_calls(piece: Piece, found: Sequence[Change]) -> Piece:
 
 
 def advice(metrics: Metrics) -> str | None:
-    """One sentence where acceptance stays near zero, with its likely cause; else None."""
+    """Return a sentence with the likely cause where acceptance stays near zero; else None."""
     if metrics.drafted < ENOUGH or metrics.accepted >= POOR * metrics.drafted:
         return None
     names = split_names(metrics.drafter.replace("auto", AUTO))

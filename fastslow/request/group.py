@@ -66,7 +66,7 @@ def _arrive(futures: Sequence[Waiter]) -> None:
 
 
 class GroupParts(NamedTuple):
-    """What the groups of one LLM share."""
+    """Parts that the groups of one LLM share."""
 
     builder: RequestBuilder
     output: Callable[[Sequence[ChoiceState]], Output]
@@ -130,7 +130,7 @@ class RequestGroup:
             self.fail(error)
 
     def queue(self) -> list[ChoiceState]:
-        """What the engine is to be given: nothing if it has that, or if it was cancelled before."""
+        """Return the answers to give to the engine: none if it has them, or if the group was cancelled before."""
         with self._news:
             if self._cancelled:
                 self._abandon()
@@ -244,7 +244,7 @@ class RequestGroup:
                 raise
 
     def arrived(self) -> bool:
-        """Whether there is a piece to take, or no more will come."""
+        """Tell whether there is a piece to take, or no more will come."""
         return self.done or bool(self._pieces)
 
     def take(self) -> Piece | None:

@@ -1,4 +1,4 @@
-"""What a caller holds while the engine answers: a handle to wait for, to await, to iterate over."""
+"""Handles that a caller holds while the engine answers: to wait for, to await, to iterate over."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastslow.request.options import GenerateOptions, Prompt, as_wait, is_chat, 
 
 
 class _AnswerInTheMaking:
-    """What a handle and a stream offer."""
+    """Base of a handle and a stream."""
 
     def __init__(self, group: RequestGroup) -> None:
         self._group = group
@@ -28,8 +28,8 @@ class _AnswerInTheMaking:
         )
 
     def trace(self, index: int = 0) -> dict[str, Any] | None:
-        """What each step has done so far, where the call said `trace=True`; else None, and before the
-        engine has the request. `index`: which of n answers.
+        """Return what each step has done so far, where the call said `trace=True`; None without it, and before
+        the engine has the request. `index`: which of n answers. ValueError: there is no such answer.
 
         It has `steps`, the first and the last 500, and how many were `left_out` between them. The guide
         says what a step has.
@@ -51,7 +51,7 @@ class _AnswerInTheMaking:
 
 
 class RequestHandle(_AnswerInTheMaking):
-    """One prompt's answer, which the engine makes meanwhile; `LLM.submit` gives it.
+    """Handle of one prompt's answer, which the engine makes meanwhile; `LLM.submit` returns it.
 
     Any thread may use it, and any event loop:
 
@@ -64,7 +64,7 @@ class RequestHandle(_AnswerInTheMaking):
 
     @property
     def done(self) -> bool:
-        """Whether the answer is complete, was cancelled, or failed; `result` then does not wait."""
+        """True where the answer is complete, was cancelled, or failed; `result` then does not wait."""
         return self._group.done
 
     def result(self, timeout: float | None = None) -> Output:

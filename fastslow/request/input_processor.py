@@ -100,7 +100,7 @@ class InputProcessor:
             self._marks = Marks(tokenizer, self.tags, form.marks)
 
     def silences(self, mode: Mode) -> bool:
-        """Whether a chat in this mode has no thought: one that is opened is closed at once. It may have one
+        """Tell whether a chat in this mode has no thought: one that is opened is closed at once. It may have one
         where the model has levels of effort and none of them is "none"."""
         return mode.thinking == "off" and not self.switch.lessens
 
@@ -385,7 +385,7 @@ class InputProcessor:
 
 
 def _characters(message: Any) -> int:
-    """How much text a message holds, in its parts too; what is no message is refused later."""
+    """Count the characters of a message, those of its parts too; what is no message is refused later."""
     values = list(message.values()) if isinstance(message, Mapping) else []
     parts = [part for value in values if isinstance(value, list) for part in value]
     values += [value for part in parts if isinstance(part, Mapping) for value in part.values()]

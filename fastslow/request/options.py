@@ -125,7 +125,7 @@ class ClientOptions(BaseModel):
 
 
 class GenerateOptions(ClientOptions, Params):
-    """How one prompt is answered. A new option is a field here, or in `ClientOptions`, and its use.
+    """Options of one prompt's answer. A new option is a field here, or in `ClientOptions`, and its use.
 
     Values are checked where the model is not needed for it; the rest is checked when the request is
     built. Nothing is copied or converted, so that the same options go to another process as they are.
@@ -231,7 +231,7 @@ def given_sampling(sampling: Sampling) -> Mapping[str, Any]:
 
 
 def model_sampling(folder: Path) -> dict[str, Any]:
-    """What a model's makers say of its sampling in generation_config.json, as fields of `SamplingParams`. ValueError:
+    """Read the sampling that generation_config.json recommends for a model, as fields of `SamplingParams`. ValueError:
     a value does not fit; one sentence."""
     path = folder / GENERATION
     said = read_object(path)
@@ -248,7 +248,7 @@ def model_sampling(folder: Path) -> dict[str, Any]:
 
 
 def spread(name: str, value: Any, count: int) -> list[Any]:
-    """One value for every prompt: a sequence as it is, anything else repeated."""
+    """Return a value for every prompt: those of a sequence, anything else repeated. ValueError: its length differs."""
     if isinstance(value, str | bytes) or not isinstance(value, Sequence):
         return [value] * count
     if len(value) != count:
@@ -257,7 +257,7 @@ def spread(name: str, value: Any, count: int) -> list[Any]:
 
 
 def as_wait(timeout: object) -> float | None:
-    """How long a call waits, as locks take it."""
+    """Return the seconds that a call waits, as locks take them; None: no limit. ValueError: it is neither."""
     if timeout is None:
         return None
     if not _are_seconds(timeout):
@@ -277,7 +277,7 @@ def as_messages(messages: Any) -> list[Message]:
 
 
 def as_prompts(conversations: Any) -> Any:
-    """One conversation, or a list of them, as `LLM.generate` takes it."""
+    """Convert one conversation, or a list of them, to what `LLM.generate` takes."""
     several = isinstance(conversations, Sequence) and not isinstance(conversations, str)
     several = several and not is_chat(conversations)
     if several and all(isinstance(one, Sequence) for one in conversations):
@@ -291,5 +291,5 @@ def _are_seconds(value: object) -> TypeGuard[float]:
 
 
 def is_chat(value: Any) -> bool:
-    """Whether it is a list of dicts."""
+    """Tell whether it is a list of dicts."""
     return isinstance(value, Sequence) and all(isinstance(part, Mapping) for part in value)

@@ -18,8 +18,8 @@ ONE_TOKEN = SamplingParams(max_tokens=1, min_tokens=0, ignore_eos=True, temperat
 
 
 class PinnedPrefix:
-    """What `LLM.pin` gives: requests of the same mode and memory key (with `every_key`, of any) find these
-    tokens in the cache.
+    """Pinned tokens, which `LLM.pin` returns: requests of the same mode and memory key (with `every_key`, of any)
+    find them in the cache.
     `unpin` lets go of them, and so do the end of a `with` block, `LLM.forget_prompts` and `LLM.close`.
     `tokens` are pinned, a multiple of the page size, in `pages`.
     """
@@ -98,7 +98,7 @@ class PrefixPinner:
         return PinnedPrefix(found, self._kv.pages_for(found), release)
 
     def _whole_pages(self, size: int) -> int:
-        """How many of `size` tokens can be pinned: those of full pages."""
+        """Return how many of `size` tokens can be pinned: those of full pages. ValueError: they cannot be pinned."""
         page = self._kv.page_size
         if not self._kv.prefix_caching:
             raise ValueError("pin needs prefix_caching=True")

@@ -1,4 +1,4 @@
-"""What another engine had answered when it ended: the same call continues there."""
+"""State of an answer whose engine ended: the same call continues it on another engine."""
 
 from __future__ import annotations
 
@@ -83,16 +83,16 @@ class ResumeState:
 
     @property
     def chosen(self) -> Decided | None:
-        """What was decided of the mode: the same for all of its answers."""
+        """The decision on the mode, the same for all answers; None: none was made."""
         return next((one for one in self.decided if one is not None and one.mode), None)
 
     @property
     def turn_left(self) -> int | None:
-        """What was left of the turn when they began."""
+        """Tokens of thought that were left of the turn when they began; None: no limit is known."""
         return next((one.turn_left for one in self.decided if one is not None), None)
 
     def begun(self, index: int) -> bool:
-        """Whether there are tokens of this answer."""
+        """Tell whether there are tokens of this answer."""
         return index < len(self.tokens) and len(self.tokens[index]) > 0
 
     def begin(

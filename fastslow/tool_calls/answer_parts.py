@@ -58,7 +58,7 @@ class AnswerParts:
         return "".join([part.text for part in self.parts if part.kind == kind])
 
     def push(self, piece: Piece) -> list[Change]:
-        """What a piece of the answer changes; where it is the last one, `finish` is due."""
+        """Return the changes that a piece of the answer makes; where it is the last one, `finish` is due."""
         self._came = self._came or bool(piece.token_ids)
         return self._take(piece.reasoning, piece.text)
 
@@ -68,7 +68,7 @@ class AnswerParts:
         return changes + self.end()
 
     def end(self) -> list[Change]:
-        """What is left when no more pieces come."""
+        """Return the changes that are left when no more pieces come."""
         changes = [] if self._parser is None else self._found(self._parser.finish())
         return changes + self._end()
 

@@ -58,7 +58,7 @@ class CallGrammar:
         return self._whole(f"({begun} body)* rest" if self._many else f"rest | {begun} body")
 
     def _starts(self) -> list[str]:
-        """How an answer begins that is a call."""
+        """Return the grammar's alternatives for an answer that begins with a call."""
         if not self._form.bare:
             many = f" ({quoted(chr(10))} {self._begin} body)*" if self._many else ""
             return [f"{self._begin} body{many}"]
@@ -69,7 +69,7 @@ class CallGrammar:
         return "\n".join([f"start: {start}", "rest: TEXT", f"body: {self._body()}", *self._rules])
 
     def _body(self) -> str:
-        """What stands between the marks."""
+        """Return the grammar of what stands between the marks of a call."""
         form, other = self._form, f"{quoted(BARE)} call"
         if form.kind == "xml":
             return f"{quoted(chr(10))} call {self._end}"

@@ -27,8 +27,8 @@ ANTHROPIC_MODES: dict[str, Mode] = {
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """One function. parameters: a JSON schema of an object. strict: what the grammar cannot hold the arguments to is
-    an error; else it is left out."""
+    """A function that the model may call. parameters: a JSON schema of an object. strict: what the grammar cannot hold
+    the arguments to is an error; else it is left out."""
 
     name: str
     description: str = ""
@@ -47,8 +47,8 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class ToolChoice:
-    """Whether an answer calls functions. names: those that it may call; None: all that are offered. once: it is over
-    after one call."""
+    """Choice of whether an answer calls functions. names: those that it may call; None: all that are offered. once: it
+    is over after one call."""
 
     mode: Mode = "auto"
     names: tuple[str, ...] | None = None
@@ -144,7 +144,7 @@ def _each(given: Sequence[Mapping[str, Any]] | None) -> list[tuple[str, Any, Any
 
 
 def _tool(place: str, given: Any, schema: str) -> Tool:
-    """One function, from its fields; `schema`: the field that holds the parameters."""
+    """Make a `Tool` from its fields; `schema`: the field that holds the parameters. ValueError: one does not fit."""
     if not isinstance(given, Mapping):
         raise ValueError(f"{place} is {shown(given)}; it must be an object with a name")
     name, description = given.get("name"), given.get("description")

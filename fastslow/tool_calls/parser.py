@@ -130,7 +130,7 @@ class ToolParser:
         return False
 
     def _element(self) -> bool:
-        """One argument between its tags, or the end of the function."""
+        """Read one argument between its tags, or the end of the function. False: nothing was read."""
         if found := PARAMETER.match(self._text):
             end = self._text.find(VALUE_ENDS, max(found.end() - 1, self._searched))
             if end < 0:

@@ -1,4 +1,4 @@
-"""What tools change in a request, and what reads its answers."""
+"""Changes that tools make to a request, and the readers of its answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model is, said before its weights are fetched; and which heads and draft models are published for it."""
+"""Facts of a model, said before its weights are fetched; and the heads and draft models published for it."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def _table() -> dict[str, Published]:
 
 
 def published(name: HubName) -> Published:
-    """What is known for a target, also for quantised copies of it by other owners."""
+    """Return the heads and draft models known for a target, also for quantised copies of it by other owners."""
     alone = PACKED.sub("", name.repo.partition("/")[2]).lower()
     return _table().get(name.repo) or _table().get(alone) or {}
 
 
 def propose_drafts(model: str) -> None:
-    """One line in the log where a head or a draft model is published for a model with this name."""
+    """Write one log line where a head or a draft model is published for a model with this name."""
     name = None if Path(model).exists() else HubName.parse(model)
     found = {} if name is None else published(name)
     if "heads" in found:
@@ -53,8 +53,8 @@ def propose_drafts(model: str) -> None:
 
 
 def about(repository: Repository, folder: Path) -> str:
-    """One line for people, of the small files in a folder, or what the hub says of a GGUF file. ValueError in one
-    sentence: it does not run here."""
+    """Describe a model in one line for people: by the small files in a folder, or by what the hub says of a GGUF file.
+    ValueError: it does not run here; one sentence."""
     parts = _of_gguf(repository) if repository.is_gguf else _of_folder(repository.name, folder)
     heads = [f"published head {head}" for head in published(repository.name).get("heads", ())]
     return ", ".join((*parts, f"licence {repository.license or 'not named'}", *heads))

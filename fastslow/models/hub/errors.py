@@ -1,4 +1,4 @@
-"""What went wrong with a hub, in one sentence that says what to do."""
+"""Errors of a hub, each as one sentence that says what to do."""
 
 from __future__ import annotations
 

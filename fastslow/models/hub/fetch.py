@@ -82,7 +82,7 @@ class Copy:
         return self._checked(files)
 
     def whole(self) -> Path | None:
-        """What the engine opens, if nothing of it is missing."""
+        """Return the path that the engine opens; None: some of it is missing or cannot be used."""
         try:
             return self._checked(self._weights())
         except (ValueError, RuntimeError) as error:

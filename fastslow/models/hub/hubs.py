@@ -42,11 +42,11 @@ class HuggingFace:
         self.cache = Path(constants.HF_HUB_CACHE).expanduser()
 
     def folder(self, repository: Repository) -> Path:
-        """Where its files lie: links to what is kept by content."""
+        """Return the folder of its files: links to what is kept by content."""
         return self._storage(repository.name) / "snapshots" / repository.commit
 
     def cached(self, name: HubName) -> Repository:
-        """What is here of a repository, by whomever it was fetched, without the network."""
+        """Return what is here of a repository, by whomever it was fetched. It uses no network."""
         here = Repository(name, self._commit(name), {})
         folder = self.folder(here)
         found = [path for path in folder.rglob("*") if path.is_file()] if here.commit else []
@@ -100,7 +100,7 @@ class HuggingFace:
         return self.cache / f"models--{name.repo.replace('/', '--')}"
 
     def _commit(self, name: HubName) -> str:
-        """What a revision meant when it was last looked up; "" = never."""
+        """Return the commit that a revision meant when it was last looked up; "" = never."""
         known = self._storage(name) / "refs" / (name.revision or self.usual)
         said = known.read_text("utf-8", "replace").strip() if known.is_file() else name.revision
         return said if COMMIT.fullmatch(said) else ""

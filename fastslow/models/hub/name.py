@@ -1,4 +1,4 @@
-"""What a model is called on a hub: owner/name, owner/name@revision, owner/name:VARIANT."""
+"""Name of a model on a hub: owner/name, owner/name@revision, owner/name:VARIANT."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a repository holds, and which of its files a model needs: data alone, never code or pickles."""
+"""Files of a repository, and those of them that a model needs: data alone, never code or pickles."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Repository:
 
     @property
     def is_gguf(self) -> bool:
-        """Whether the name asks for a GGUF file, or there is nothing else."""
+        """True where the name asks for a GGUF file, or there is nothing else."""
         tensors = any(n in (SINGLE, INDEX, *HEADS) or EXPORT.fullmatch(n) for n in self.files)
         return bool(self.name.variant) or bool(self._variants()) and not tensors
 
@@ -95,7 +95,7 @@ class Repository:
         raise ValueError(f"{self.name} has neither safetensors nor a GGUF file, but {has}")
 
     def variants(self) -> list[str]:
-        """What stands after the colon for each GGUF model in here."""
+        """Return the variant of each GGUF model in here: the part of a name after the colon."""
         stems = [*self._variants()]
         labels = [_quant(stem) for stem in stems]
         bases = (stem.rpartition("/")[2] for stem in stems)
