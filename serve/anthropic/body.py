@@ -1,4 +1,4 @@
-"""What /v1/messages and /v1/messages/count_tokens take, and how chat templates read it."""
+"""Bodies of /v1/messages and /v1/messages/count_tokens, and how chat templates read them."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ class Block(BaseModel):
 
 
 class HistoryMessage(BaseModel):
-    """One turn, or with results of tools several. Where the last one is the assistant's, the answer
-    continues it."""
+    """A message of the chat: one turn, or several with results of tools. Where the last one is the assistant's,
+    the answer continues it."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -56,7 +56,7 @@ class OutputFormat(BaseModel):
 
 
 class OutputConfig(BaseModel):
-    """How much work goes into the answer, and its form."""
+    """Effort of the answer, and its form."""
 
     model_config = ConfigDict(extra="forbid")
 

@@ -85,7 +85,7 @@ class MessageAnswer(ProtocolAnswer[PromptRequest]):
         return event(anthropic_shape(error), "error")
 
     async def _start(self) -> str:
-        """How many tokens were found in the prefix cache is known at the end only, and stands there."""
+        """Return the first events. The hits in the prefix cache are known at the end only, and stand there."""
         prompt = len(await self.engine.tokenize(self._request))
         reasons = {"stop_reason": None, "stop_sequence": None}
         message: dict[str, Any] = {**self._head, "content": [], **reasons}

@@ -1,4 +1,4 @@
-"""What the operator of a server sets: `ServerConfig`. The command line, the YAML of `serve run` and `create_app`
+"""Settings of a server's operator: `ServerConfig`. The command line, the YAML of `serve run` and `create_app`
 read it, so a new setting is one field here and its use."""
 
 from __future__ import annotations
@@ -182,14 +182,14 @@ class ModelArguments(Params):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What was given, as plain JSON values."""
+        """Arguments that were given, as plain JSON values."""
         given = {name: getattr(self, name) for name in self.model_fields_set}
         given = {name: str(v) if isinstance(v, Path) else v for name, v in given.items()}
         return given | {"remember": REMEMBER[self.remember]}
 
 
 class ServerConfig(Params):
-    """Which model runs, in how many engines, and the server in front of them."""
+    """Configuration of a server: its model, the number of its engines, and the server in front of them."""
 
     model: str = Field(
         default="smollm2-moge",
@@ -260,7 +260,7 @@ class ServerConfig(Params):
 
     @property
     def served_name(self) -> str:
-        """What clients call the model; a hub's by its name there, without revision and variant."""
+        """Name of the model for clients; of a hub's model its name there, without revision and variant."""
         if self.name or Path(self.model).exists() or (hub := HubName.parse(self.model)) is None:
             return self.name or Path(self.model).name or self.model
         return hub.repo
@@ -277,7 +277,7 @@ class ServerConfig(Params):
 
     @property
     def log_environment(self) -> dict[str, str]:
-        """What other processes need in their environment for the same log."""
+        """Environment variables that other processes need for the same log."""
         path = "" if self.log_file is None else str(self.log_file.absolute())
         each = {"FORMAT": self.log_format, "LEVEL": self.log_level, "FILE": path}
         return {f"FASTSLOW_LOG_{name}": value for name, value in each.items()}

@@ -1,4 +1,4 @@
-"""What the server needs of an engine, whether it runs in this process or in another."""
+"""Contract between the server and an engine, whether it runs in this process or in another."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CALLS = ("cancel", "stop_thinking", "trace", "stats", "tokenize", "detokenize", 
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What clients may know of the model."""
+    """Facts of the model that clients may know."""
 
     name: str
     created: int  # seconds since 1970, when it was loaded
@@ -69,11 +69,11 @@ class Engine(Protocol):
 
     @property
     def ready(self) -> bool:
-        """Whether it takes requests now."""
+        """True while it takes requests."""
 
     @property
     def why_not_ready(self) -> str:
-        """One sentence; "" while it is ready."""
+        """Reason why it takes no requests, one sentence; "" while it is ready."""
 
     def stream(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
         """The answer in pieces, in the order in which they are made; the last one has the `output`. With n above 1
@@ -90,7 +90,7 @@ class Engine(Protocol):
         """Close the thought of a request now, so that it answers. False: as `cancel`, or it has no thought."""
 
     async def trace(self, id: str) -> Mapping[str, Any] | None:
-        """What each step of a request did, while it runs and for a while after; None: unknown."""
+        """Return what each step of a request did, while it runs and for a while after; None: unknown."""
 
     async def stats(self) -> Mapping[str, Any]:
         """`EngineStats.to_dict()`."""
@@ -110,7 +110,7 @@ class Engine(Protocol):
 
 
 async def called(engine: Engine, method: str, arguments: Sequence[Any]) -> Any:
-    """What one of `CALLS` returns. ValueError: it is none of them; or as the method says."""
+    """Call one of `CALLS` and return its result. ValueError: it is none of them; or as the method says."""
     if method not in CALLS:
         raise ValueError(f"an engine has no method {method!r} to be called")
     return await getattr(engine, method)(*arguments)
@@ -174,7 +174,7 @@ class WrappedEngine(CalledEngine):
 
 
 class StartedEngine(Protocol):
-    """What has to be started before an engine answers, and may end for good."""
+    """Part that has to be started before an engine answers, and may end for good."""
 
     gave_up: asyncio.Future[str]  # done with one sentence when it will not answer any more
 

@@ -1,4 +1,4 @@
-"""What went wrong, as HTTP says it: one sentence, in the shape of the protocol that was spoken."""
+"""Errors as HTTP says them: one sentence, in the shape of the protocol that was spoken."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def _invalid(error: RequestValidationError) -> ApiError:
 
 
 def _place(loc: Sequence[int | str], body: object) -> tuple[str, object]:
-    """Where an error is, as "messages[0].content", and the value there; parts that name a kind are left out."""
+    """Return the place of an error without parts that name a kind, "messages[0].content", and the value there."""
     path, value = "", body
     start = 1 if loc and loc[0] in ("body", "query", "path", "header") else 0
     within = bool(loc) and loc[0] == "body"
@@ -152,7 +152,7 @@ def _place(loc: Sequence[int | str], body: object) -> tuple[str, object]:
 
 
 def _limit(said: str) -> str | None:
-    """What a value must be; None: its own sentence says it."""
+    """Return what a value must be, as "be an object"; None: its own sentence says it."""
     _, should, limit = said.partition(" should ")
     if not should:
         return None

@@ -88,7 +88,7 @@ class StructuredOutputs(BaseModel):
 
 
 class GrammarFields(BaseModel):
-    """What an answer must match; at most one of them."""
+    """Fields for what an answer must match; at most one of them is given."""
 
     guided_json: Schema | None = optional("a JSON schema")
     guided_regex: str | None = optional("a regular expression")
@@ -203,7 +203,7 @@ class SharedFields(ModeFields, GrammarFields, ClientOptions, Fields):
         prompts: int = 1,
         **options: Any,
     ) -> GenerateRequest:
-        """What the engine is to do. default_mode: where the client names none; None = the settings', or with adaptive
+        """Make the engine's request. default_mode: where the client names none; None = the settings', or with adaptive
         thinking "auto". prompts: of this call, for each of which there is such a request. options: further
         `GenerateOptions`."""
         if default_mode is None and self.adaptive and AUTO in (who.limits.modes or card.modes):

@@ -1,4 +1,4 @@
-"""What a client wants, in the words of no protocol: a prompt and its `GenerateOptions`."""
+"""Request of a client, in the words of no protocol: a prompt and its `GenerateOptions`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ USUAL = GenerateOptions()
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """One prompt and how it is to be answered. Every protocol makes this; the engine checks it. In a server, `options`
+    """A prompt and how it is to be answered. Every protocol makes this; the engine checks it. In a server, `options`
     holds plain JSON values (and a `ResumeState`), which go to another process unchanged."""
 
     id: str  # as in DELETE /v1/requests/{id}

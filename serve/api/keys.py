@@ -39,7 +39,7 @@ SHORT = 16  # characters: a key of fewer can be found by trying
 
 
 class KeyLimits(BaseModel):
-    """What a key may do; None = no limit."""
+    """Limits of a key; None = no limit."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -62,7 +62,7 @@ class KeyLimits(BaseModel):
 
 
 class StoredKey(BaseModel):
-    """One key as the file has it."""
+    """A key as the file has it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -95,13 +95,13 @@ class KeyFile(BaseModel):
             raise ValueError(f"{path}: {sentence(error)}") from None
 
     def hash_of(self, key: str) -> str:
-        """What is kept of a key."""
+        """Hash a key: the hash is all that is kept of it."""
         data = key.encode("utf-8", "surrogateescape")
         return hmac.new(bytes.fromhex(self.salt), data, hashlib.sha256).hexdigest()
 
 
 def usual_file() -> Path:
-    """Where keys lie that no path was given for: FASTSLOW_KEYS, else fastslow/keys.json in XDG_CONFIG_HOME,
+    """Return the path of the keys where none was given: FASTSLOW_KEYS, else fastslow/keys.json in XDG_CONFIG_HOME,
     else in ~/.config."""
     if named := os.environ.get("FASTSLOW_KEYS"):
         return Path(named).expanduser()
@@ -193,7 +193,7 @@ def warn_if_open(keys: KeyRing | None, host: str) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address; a name other than localhost counts as reachable."""
+    """Tell whether only this machine reaches an address; a name other than localhost counts as reachable."""
     if host == "localhost":
         return True
     try:
@@ -269,7 +269,7 @@ def _alone(key: str, file: KeyFile) -> StoredKey:
 
 
 def _facts(path: Path) -> tuple[int, ...]:
-    """What differs when a file was written; nothing where it is not there."""
+    """Return what differs after a file was written: its time, size and inode; () where it is not there."""
     try:
         facts = os.stat(path)
     except OSError:

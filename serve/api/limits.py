@@ -38,7 +38,7 @@ EXCEEDED = "rate_limit_exceeded"
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """One API key's name, memory and limits. memory_key: its requests share remembered answers and cached prefixes;
+    """Name, memory and limits of an API key. memory_key: its requests share remembered answers and cached prefixes;
     nobody outside can work it out. None: no answer is remembered, and prefixes are shared by all who have no key.
     address: where a request without a key comes from."""
 
@@ -189,7 +189,7 @@ class TokenBucket:
         self._at = now
 
     def level(self, now: float) -> float:
-        """How much may be taken."""
+        """Return how much may be taken now."""
         grown = self._level + max(0.0, now - self._at) * self.per_minute / MINUTE
         self._level, self._at = min(float(self.per_minute), grown), max(now, self._at)
         return self._level
@@ -205,13 +205,13 @@ class TokenBucket:
 
 @dataclass(slots=True)
 class _Use:
-    """What one caller uses now, and may yet use: of "requests" and "tokens", where it has such a limit."""
+    """Use of one caller: requests that run, and what is left of "requests" and "tokens" where they have a limit."""
 
     running: int = 0
     rates: dict[str, TokenBucket] = field(default_factory=dict)
 
     def headers(self, now: float) -> dict[str, str]:
-        """What is left of each rate, under OpenAI's names."""
+        """Return the limit, rest and reset of each rate, as headers under OpenAI's names."""
         found = {}
         for what, bucket in self.rates.items():
             found[f"x-ratelimit-limit-{what}"] = str(bucket.per_minute)

@@ -1,4 +1,4 @@
-"""How a client says how the model is to think: under every name that is in use, as one mode."""
+"""Fields by which a client says how the model is to think: every name that is in use, as one mode."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ class GoogleField(BaseModel):
 
 
 class ExtraBody(BaseModel):
-    """Where Google's endpoint for OpenAI's clients has it. Python's client sends such a field if its own
-    `extra_body` holds one."""
+    """Google's fields, where its endpoint for OpenAI's clients has them. Python's client sends such a field
+    if its own `extra_body` holds one."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -88,7 +88,7 @@ class ReasoningField(BaseModel):
 
 
 class ModeFields(BaseModel):
-    """How the model thinks. What is not said is the server's default mode."""
+    """Fields for how the model thinks. What is not said is the server's default mode."""
 
     mode: str | dict[str, Any] | None = optional(
         "a preset's name (fast, deep, auto, ...), or the fields of a mode"
@@ -164,7 +164,7 @@ class ModeFields(BaseModel):
         return fields["base"] if len(fields) == 1 else fields, variables
 
     def keeping_thoughts(self, card: ModelCard, settings: ServerSettings) -> dict[str, Any]:
-        """How a chat keeps its thoughts, as `GenerateOptions`: by the template's own switch, which writes them
+        """Return the `GenerateOptions` by which a chat keeps its thoughts: the template's own switch, which writes them
         as the model has learnt them; without one, the engine puts them back into the prompt."""
         keeps = settings.keep_thoughts if self.keep_thoughts is None else self.keep_thoughts
         if card.keeps_thoughts is None:
@@ -176,7 +176,7 @@ class ModeFields(BaseModel):
 
     @property
     def hides_thought(self) -> bool:
-        """Whether the thought is to be left out of the answer."""
+        """True where the thought is to be left out of the answer."""
         hidden = self.thinking is not None and self.thinking.display == "omitted"
         hidden = hidden or any(one.include_thoughts is False for one in self._gemini.values())
         return hidden or (self.reasoning is not None and self.reasoning.exclude is True)

@@ -1,1 +1,1 @@
-"""What answers: an engine in this process, in another process, or several as one."""
+"""Engines that answer: one in this process, one in another process, or several as one."""

@@ -24,7 +24,7 @@ LEAST = 0.001  # seconds of a request's time that another try has at least: it e
 
 @dataclass(frozen=True, slots=True)
 class Retries:
-    """When a broken answer is requested again."""
+    """Limits for retrying a broken answer."""
 
     deaths: int = 3  # engines that end under one answer until it is given up: it may be the reason
     seconds: float = 30.0  # without any piece since the engine ended; then it is given up, too
@@ -39,7 +39,7 @@ class Retries:
 
 @dataclass(slots=True)
 class _ContinuedRequest:
-    """One request on its way, and what became of it."""
+    """State of a request on its way, and what became of it."""
 
     request: GenerateRequest
     started: float
@@ -143,7 +143,7 @@ class ContinuedEngine(WrappedEngine):
         await self.engine.close(drain)
 
     async def call(self, method: str, *arguments: Any) -> Any:
-        """What any replica can do, and an answer under way may need, is done again where its replica ends."""
+        """Call a method: one that any replica can do, and a running answer may need, again where its replica ends."""
         started, tries = time.monotonic(), 0
         while True:
             try:
@@ -209,7 +209,7 @@ class ContinuedEngine(WrappedEngine):
             pause = min(2 * pause, self._retries.longest)
 
     def _pause(self, own: _ContinuedRequest, error: Exception) -> float:
-        """How long to wait before the next try. Raises an error where there is none."""
+        """Return the seconds before the next try. Raises an error where there is none."""
         now, replica = time.monotonic(), getattr(error, "replica", "")
         refused = getattr(error, "refused", True)
         first = own.since is None and own.first_try

@@ -68,7 +68,7 @@ class LocalEngine:
 
     @property
     def broken(self) -> bool:
-        """Whether the engine's thread is gone, by its own error."""
+        """True where the engine's thread is gone, by its own error."""
         return self._llm.llm._worker.broken
 
     @property
@@ -147,7 +147,7 @@ class LocalEngine:
         return self._llm.stats().to_dict()
 
     def report(self) -> ReplicaReport:
-        """How busy it is, for routers. It never waits."""
+        """Report how busy it is, for routers. It never waits."""
         deep = {name for name, mode in self._card.modes.items() if may_take_long(mode)}
         return replica_report(self._llm.llm.current_load(), deep, time.time())
 

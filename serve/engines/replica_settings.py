@@ -1,4 +1,4 @@
-"""How many replicas of an engine there are, and what each of them takes."""
+"""Settings of an engine's replicas: how many there are, and what each of them takes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def counts(text: str) -> tuple[int, int]:
 
 
 def resources_of(text: str) -> dict[str, float]:
-    """What "NPU=1,fast_disk=0.5" names."""
+    """Parse resources, such as "NPU=1,fast_disk=0.5". ValueError: a part has no name or amount, or names CPU."""
     found: dict[str, float] = {}
     for part in text.split(","):
         name, _, value = (piece.strip() for piece in part.partition("="))

@@ -45,7 +45,7 @@ class Replicas(Protocol):
 
     @property
     def starting(self) -> int:
-        """How many load their model."""
+        """The number of replicas that load their model."""
 
     async def start(self) -> ModelCard:
         """Wait until the first replica has its model; raises what `StartedEngine.start` does."""
@@ -194,7 +194,7 @@ class RoutedEngine(CalledEngine):
             raise NotReady(f"a replica did not answer within {seconds:g} s") from None
 
     async def _about(self, id: str, method: str, seconds: float = CALL) -> list[Any]:
-        """What is known of a request, by its replica; by all where it is over, or another server sent it."""
+        """Return what is known of a request, by its replica; by all where it is over, or another server sent it."""
         name = self._running.get(id)
         if name is not None:
             return [await self._call(name, method, id, seconds=seconds)]
@@ -206,7 +206,7 @@ class RoutedEngine(CalledEngine):
     async def _all(
         self, method: str, *arguments: Any, seconds: float
     ) -> tuple[dict[str, Any], int]:
-        """What the replicas say that answer in time, and how many do not."""
+        """Return what each replica says that answers in time, by name, and the number of those that do not."""
         names = list(self._replicas.running)
         if not names:
             raise NotReady(self.why_not_ready)

@@ -1,4 +1,4 @@
-"""What was sent of an answer, and what of another stream of the same answer is new."""
+"""Record of what was sent of an answer, and what of another stream of the same answer is new."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastslow.request.resume import ResumeState
 
 @dataclass(slots=True)
 class SentChoice:
-    """What was sent of one of n answers. Of texts only the length is known."""
+    """Record of what was sent of one of n answers. Of texts only the length is known."""
 
     tokens: list[int] = field(default_factory=list)
     sources: list[str] = field(default_factory=list)
@@ -61,13 +61,13 @@ class SentPieces:
         )
 
     def stopped(self, n: int) -> bool:
-        """Whether its engine said of all n answers where their caller had closed their thoughts."""
+        """Tell whether its engine said of all n answers where their caller had closed their thoughts."""
         each = [self.choices.get(index) for index in range(n)]
         return all(one is not None and one.stopped is not None for one in each)
 
     def take(self, piece: Piece, now: float) -> Piece | None:
-        """What is new of a piece, which the caller sends; None: nothing is. A piece with the output is the caller's.
-        OtherAnswer: it has other tokens."""
+        """Return what is new of a piece, for the caller to send; None: nothing is. A piece with the output is the
+        caller's. OtherAnswer: it has other tokens."""
         sent = self.choices.setdefault(piece.index, SentChoice())
         if sent.decided is None:
             sent.decided = piece.decided

@@ -1,4 +1,4 @@
-"""Which model a server runs, and how: plain JSON values, which also go to another process."""
+"""Settings of the model that a server runs, and how: plain JSON values, which also go to another process."""
 
 from __future__ import annotations
 

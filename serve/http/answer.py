@@ -156,10 +156,10 @@ def event(value: Any, name: str = "") -> str:
 
 
 class Events(ABC):
-    """How a protocol writes an answer as events."""
+    """Writer of an answer as the events of a protocol."""
 
     def begin(self) -> str:
-        """What comes before the first piece."""
+        """Return the text before the first piece."""
         return ""
 
     @abstractmethod
@@ -167,7 +167,7 @@ class Events(ABC):
         """A bunch of pieces; "" where there is nothing to show of them."""
 
     def end(self) -> str:
-        """What comes after the last one."""
+        """Return the text after the last piece."""
         return ""
 
     @abstractmethod

@@ -23,9 +23,9 @@ CODING = b"transfer-encoding"
 
 
 class Connection(HttpToolsProtocol):
-    """One that sends its headers without end, or takes nothing of its answer, is closed. A closed connection ends the
-    request that was answered on it. A client that offers another protocol, such as Java's with HTTP/2, is answered as
-    if it had not. Of requests that are sent before the answer to the first one, few are read ahead."""
+    """A client's connection, closed where headers have no end or an answer is not taken. Once closed, it ends the
+    request that was answered on it. A client that offers another protocol, such as Java's with HTTP/2, is answered
+    as if it had not. Of requests that are sent before the answer to the first one, few are read ahead."""
 
     write_seconds = WRITE_SECONDS
     places = ClientPlaces()
@@ -42,7 +42,7 @@ class Connection(HttpToolsProtocol):
 
     @property
     def is_ahead(self) -> bool:
-        """Whether requests wait for the answer to the one before them."""
+        """True while requests wait for the answer to the one before them."""
         return bool(self.pipeline or self._unread)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

@@ -1,4 +1,4 @@
-"""How many connections clients may have, and who gives one up where files are scarce."""
+"""Limit on the connections of clients, and who gives one up where files are scarce."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands around the routes: `RequestWatch`, and inside of it `RequestAccess`."""
+"""Middlewares around the routes: `RequestWatch`, and inside of it `RequestAccess`."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ def _check(scope: Scope, hosts: frozenset[str] | None, origins: frozenset[str] |
 
 
 def _same(origin: str, host: str) -> bool:
-    """Whether an origin is the server itself."""
+    """Tell whether an origin is the server itself."""
     return host != "" and origin.partition("://")[2].lower() == host.lower()
 
 

@@ -65,7 +65,7 @@ async def stop_thinking(id: str, request: Request, who: Who) -> dict[str, Any]:
 
 @router.get("/v1/requests/{id}/trace")
 async def trace(id: str, request: Request, who: Who) -> dict[str, Any]:
-    """What each step of a request drafted and accepted; while it runs, and for a while after."""
+    """Return what each step of a request drafted and accepted; while it runs, and for a while after."""
     found, engine = request.app.state.requests.find(id, who), request.app.state.engine
     traces = [await engine.trace(each) for each in found]
     if all(one is None for one in traces):

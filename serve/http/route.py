@@ -29,7 +29,7 @@ B = TypeVar("B", bound=SharedFields)
 
 
 class ProtocolAnswer(Events, Generic[B]):
-    """One answer in the words of one protocol: of what it is made, and how it is written, whole or as events. body:
+    """An answer in the words of one protocol: of what it is made, and how it is written, whole or as events. body:
     what the client sent. who: the client. state: of the application. id: of the answer, by which the client may
     cancel it."""
 
@@ -45,7 +45,7 @@ class ProtocolAnswer(Events, Generic[B]):
         self.mode = served_mode(body.model, self.card, self.settings)
 
     def request(self, prompt: Any, **options: Any) -> GenerateRequest:
-        """What the engine is to do for one prompt."""
+        """Make the engine's request for one prompt."""
         own = {"default_mode": self.mode, "streamed": bool(getattr(self.body, "stream", False))}
         options = {"id": self.id, **own, **options}
         return self.body.as_request(prompt, self.who, self.card, self.settings, **options)
@@ -110,7 +110,7 @@ async def checked(made: ProtocolAnswer[B]) -> list[GenerateRequest]:
 
 
 def metrics_of(choice: Completion) -> dict[str, Any]:
-    """How an answer came about: `metrics` of the answer in every protocol."""
+    """Return the `metrics` of an answer, the same in every protocol, and its `finish_reason`."""
     made = choice.metrics.to_dict()
     del made["runs"]  # an entry for each step: the trace has them
     return {"finish_reason": choice.finish_reason, **made}

@@ -55,7 +55,7 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        """What is ignored already, as SIGHUP under nohup, stays so."""
+        """Catch the signals of `ALSO`, too. A signal that is ignored already, as SIGHUP under nohup, stays so."""
         with super().capture_signals():
             ours = signal.getsignal(signal.SIGTERM) == self.handle_exit  # as in the main thread
             for number in filter(None, ALSO if ours else ()):

@@ -1,4 +1,4 @@
-"""Whether the server lives, whether it takes requests, and what runs in it."""
+"""Routes that say whether the server lives, whether it takes requests, and what runs in it."""
 
 from __future__ import annotations
 

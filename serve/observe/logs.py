@@ -120,7 +120,7 @@ def _opened(path: Path | None) -> int:
 
 
 def as_json(record: Record) -> str:
-    """One JSON object, in ASCII: nothing in it can end the line or move a terminal's cursor."""
+    """Format a record as one JSON object, in ASCII: nothing in it can end the line or move a terminal's cursor."""
     line: dict[str, Any] = {
         "time": record["time"].isoformat(timespec="milliseconds"),
         "level": record["level"].name,
@@ -167,7 +167,7 @@ def _one_word(value: object) -> str:
 
 
 def _fields(record: Record) -> dict[str, Any]:
-    """What the line says besides its message."""
+    """Return what a log line says besides its message."""
     return {
         name: value[:MOST_CHARACTERS] if isinstance(value, str) else value
         for name, value in record["extra"].items()

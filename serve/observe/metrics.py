@@ -62,7 +62,7 @@ class BatchHistogram(Collector):
         self._sums[model] += sum(values)  # type: ignore[assignment]
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
-        """What Prometheus reads: each bucket counts those below it, too."""
+        """Yield the histogram that Prometheus reads: each bucket counts those below it, too."""
         family = HistogramMetricFamily(self._name, self._help, labels=("model_name",))
         for model, counts in self._counts.items():
             total, buckets = 0, []
@@ -170,7 +170,7 @@ class ServerMetrics:
                 self._counts.add("fastslow:key_tokens", tokens, key=key, kind=kind)
 
     async def look(self) -> None:
-        """What the engine does now. Where it does not say, there are no values, and engine_up is 0."""
+        """Ask the engine what it does now. Where it does not say, there are no values, and engine_up is 0."""
         counts = self._counts
         counts.labelled(RUNNING).set(self._limits.running)
         counts.add_up_to("fastslow:log_lines_lost", lost_lines())

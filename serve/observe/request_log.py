@@ -1,4 +1,4 @@
-"""One log line for each request."""
+"""Log lines of requests, one each."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class RequestLog:
 
 
 def fields_of(record: RequestRecord) -> dict[str, Any]:
-    """What the log says of a request; no text of it."""
+    """Return what the log says of a request; no text of it."""
     fields: dict[str, Any] = {
         "method": record.method,
         "route": record.route,

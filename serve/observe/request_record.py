@@ -1,4 +1,4 @@
-"""One HTTP request as logs, metrics and spans see it, and the engine that fills it in."""
+"""Record of an HTTP request, as logs, metrics and spans see it, and the engine that fills it in."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PATIENCE = 2.0  # seconds that the engine has to count the tokens of a prompt
 
 @dataclass(slots=True)
 class AnswerRecord:
-    """One request of the engine. Times are `time.perf_counter()`."""
+    """Record of one request of the engine. Times are `time.perf_counter()`."""
 
     id: str
     prompt: Any
@@ -51,7 +51,7 @@ def tokens_of(answer: AnswerRecord) -> tuple[int, int]:
 
 @dataclass(slots=True)
 class RequestRecord:
-    """What is known of a request; it is whole when the answer is over."""
+    """Record of an HTTP request; it is whole when the answer is over."""
 
     id: str
     method: str
@@ -74,7 +74,7 @@ class RequestRecord:
 
     @property
     def error(self) -> ApiError | None:
-        """What was answered instead of an answer."""
+        """The error that was sent instead of an answer; None: there was none."""
         found = self.state.get("error")
         return found if isinstance(found, ApiError) else None
 

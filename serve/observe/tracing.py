@@ -37,7 +37,7 @@ NAMES = {
 
 
 def tracing() -> list[Observer]:
-    """What makes spans of requests and sends them to the endpoint; nothing where none is set."""
+    """Return the observer that makes spans of requests and sends them to the endpoint; [] where none is set."""
     if not any(os.environ.get(name) for name in ENDPOINTS):
         return []
     try:

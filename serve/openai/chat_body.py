@@ -1,4 +1,4 @@
-"""What /v1/chat/completions takes, and what OpenAI's other protocols share with it."""
+"""Body of /v1/chat/completions, and the fields that OpenAI's other protocols share with it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Tools = Annotated[list[dict[str, Any]], Field(fail_fast=True)]
 
 
 class StreamOptions(BaseModel):
-    """What a stream has besides the answer."""
+    """Options for what a stream has besides the answer."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -33,7 +33,7 @@ class StreamOptions(BaseModel):
 
 
 class AccountFields(BaseModel):
-    """What OpenAI takes for its own books."""
+    """Fields that OpenAI takes for its own books."""
 
     user: Ignored = None
     store: Ignored = None
@@ -46,7 +46,7 @@ class AccountFields(BaseModel):
 
 
 class OpenAIFields(AccountFields, SharedFields):
-    """What chats and completions share."""
+    """Fields that chats and completions share."""
 
     stream: StrictBool | None = False
     stream_options: StreamOptions | None = None
@@ -70,7 +70,7 @@ class OpenAIFields(AccountFields, SharedFields):
             raise ValueError("stream_options must be left out unless stream is true")
 
     def streams(self, option: str) -> bool:
-        """Whether an option of the stream is on."""
+        """Tell whether an option of the stream is on."""
         return bool(getattr(self.stream_options, option, False))
 
     @property
@@ -79,7 +79,7 @@ class OpenAIFields(AccountFields, SharedFields):
 
 
 class ChatMessage(BaseModel):
-    """One turn. Fields that are not listed are left out of the prompt."""
+    """A turn of a chat. Fields that are not listed are left out of the prompt."""
 
     model_config = ConfigDict(extra="allow")
 

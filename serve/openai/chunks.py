@@ -1,4 +1,4 @@
-"""What OpenAI's answers have in common: chunks, ends, usage."""
+"""Parts that OpenAI's answers have in common: chunks, ends, usage."""
 
 from __future__ import annotations
 
@@ -82,12 +82,12 @@ class ChunkedAnswer(ProtocolAnswer[C]):
         return "".join([self.piece(place, piece) for place, piece in pieces])
 
     def chunk(self, index: int, fields: dict[str, Any], logprobs: Any = None) -> str:
-        """One with what is new of a choice."""
+        """Return a chunk with what is new of a choice."""
         choice = {"index": index, **fields, "logprobs": logprobs, "finish_reason": None}
         return event({**self._fields, "choices": [choice], **self._usage})
 
     def last_chunk(self, index: int, one: Completion, finish: str, **empty: Any) -> str:
-        """The one that says why a choice ended."""
+        """Return the chunk that says why a choice ended."""
         last = {"index": index, **empty, "logprobs": None}
         last |= {"finish_reason": finish, "stop_reason": one.stop_reason}
         more = {"choices": [last], **self._usage, "metrics": metrics_of(one)}

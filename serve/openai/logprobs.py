@@ -28,11 +28,11 @@ class TokenTable:
             self._known.update(zip(unknown, await self._engine.token_bytes(unknown)))
 
     def bytes_of(self, token: int) -> bytes:
-        """Of a token that was learned."""
+        """Return the bytes of a token that was learned."""
         return self._known[token][0]
 
     def shows(self, token: int) -> bool:
-        """Whether answers show it."""
+        """Tell whether answers show such a token."""
         return self._known[token][1]
 
     def text_of(self, token: int) -> str:

@@ -27,14 +27,14 @@ MOST_IDS = 2**20
 
 @router.get("/v1/models")
 async def list_models(request: Request, who: Who) -> dict[str, Any]:
-    """All names."""
+    """List the names that a request may give as its `model`."""
     state = request.app.state
     return {"object": "list", "data": _models(state.engine.card, state.settings)}
 
 
 @router.get("/v1/models/{name:path}")
 async def get_model(name: str, request: Request, who: Who) -> dict[str, Any]:
-    """One of them."""
+    """Return one model by its name. ApiError 404: it is not served here."""
     for model in _models(request.app.state.engine.card, request.app.state.settings):
         if model["id"] == name:
             return model

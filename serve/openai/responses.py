@@ -123,7 +123,7 @@ class ResponsesAnswer(ProtocolAnswer[ResponsesRequest]):
         return {**made, "usage": _usage(output), "metrics": metrics_of(answer)}
 
     def _response(self, status: str, items: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-        """What every form of a response has: mostly what the client sent."""
+        """Return the fields that every form of a response has: mostly what the client sent."""
         body = self.body
         text = {"format": {"type": "text"}}
         if body.text is not None and body.text.format is not None:

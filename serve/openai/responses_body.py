@@ -1,4 +1,4 @@
-"""What /v1/responses takes, and how chat templates read it."""
+"""Body of /v1/responses, and how chat templates read it."""
 
 from __future__ import annotations
 

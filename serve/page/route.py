@@ -67,7 +67,7 @@ async def show(request: Request) -> Response:
 
 @router.get("/v1/page", include_in_schema=False)
 async def shown(request: Request, who: Who) -> dict[str, Any]:
-    """What the page has to know of the model, and of the modes that are open to this key."""
+    """Return what the page has to know of the model, and of the modes that are open to this key."""
     card, settings = request.app.state.engine.card, request.app.state.settings
     allowed, usual = who.limits.modes, settings.default_mode
     modes = {n: Mode(**m) for n, m in card.modes.items() if allowed is None or n in allowed}
@@ -90,8 +90,8 @@ async def shown(request: Request, who: Who) -> dict[str, Any]:
 
 @router.get("/v1/stats")
 async def stats(request: Request, who: Who) -> dict[str, Any]:
-    """What the engine has done so far, and what it holds now: `EngineStats.to_dict()`. `age_seconds`: how old that
-    is, where the engine does not answer now."""
+    """Return what the engine has done so far, and what it holds now: `EngineStats.to_dict()`. `age_seconds`: how old
+    that is, where the engine does not answer now."""
     try:
         found = await asyncio.wait_for(request.app.state.engine.stats(), PATIENCE)
     except TimeoutError:

@@ -33,7 +33,7 @@ SCALING = "fastslow.serve.ray.scaling:QueueScaling"
 
 @dataclass(frozen=True, slots=True)
 class DeploymentState:
-    """How many replicas there are now."""
+    """Replicas that there are now, by state."""
 
     running: int = 0  # that take requests
     starting: int = 0  # that load
@@ -159,7 +159,7 @@ def _number(replicas: ReplicaSettings) -> dict[str, Any]:
 
 
 def _place(replicas: ReplicaSettings, ranks: int, environment: Mapping[str, str]) -> dict[str, Any]:
-    """What a replica's process takes: its ranks are its own processes, on one node, and see only its devices."""
+    """Return Ray's options for a replica: its ranks are its own processes, on one node, and see only its devices."""
     own = {name: amount for name, amount in replicas.resources.items() if name != "GPU"}
     gpus = replicas.resources.get("GPU", 0)
     actor: dict[str, Any] = {"num_cpus": replicas.cpus, "num_gpus": gpus, "resources": own}
@@ -173,7 +173,7 @@ def _place(replicas: ReplicaSettings, ranks: int, environment: Mapping[str, str]
 
 
 def lacking(replicas: ReplicaSettings, there: Mapping[str, float]) -> str | None:
-    """What a cluster with these resources has too little of for the least number of replicas, in a sentence."""
+    """Say what a cluster with these resources has too little of for the least number of replicas; None: nothing."""
     for name, each in {"CPU": float(replicas.cpus), **replicas.resources}.items():
         if each * replicas.least > there.get(name, 0.0):
             asked = f"replicas={replicas.least} with {name}={each:g} for each"
@@ -200,7 +200,7 @@ def state_now(name: str) -> DeploymentState:
 
 
 def _serve_runs() -> bool:
-    """Whether the cluster has Ray Serve already."""
+    """Tell whether the cluster has Ray Serve already."""
     from ray.util import list_named_actors
 
     names = (actor["name"] for actor in list_named_actors(all_namespaces=True))

@@ -1,4 +1,4 @@
-"""What a replica and the server in front of it say to each other; each message is one bytes value."""
+"""Messages between a replica and the server in front of it; each message is one bytes value."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class EngineReplica:
         return self._engine.report().to_dict()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """What `QueueScaling` reads."""
+        """Return the figures that `QueueScaling` reads."""
         return autoscaling_stats(self._engine.report())
 
     async def __del__(self) -> None:
@@ -99,7 +99,7 @@ class EngineReplica:
 
 
 async def _taken(answer: AnswerStream) -> list[Piece] | None:
-    """What has come of an answer, [] where that was all, and None where nothing comes yet."""
+    """Take what has come of an answer, [] where that was all, and None where nothing comes yet."""
     limit = asyncio.timeout(ALIVE)
     try:
         async with limit:

@@ -207,7 +207,7 @@ def _silent(name: str, accepted: bool) -> NotReady:
 
 
 def _lost(error: Exception, accepted: bool) -> Exception:
-    """What Ray raises, as an error of an engine."""
+    """Convert an error of Ray's to an error of an engine. accepted: the replica had the request."""
     if isinstance(error, BackPressureError):
         return Busy("too many requests wait for a replica; try again soon")
     if isinstance(error, RayTaskError):

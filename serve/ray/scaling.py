@@ -15,7 +15,7 @@ FIELDS = [field.name for field in fields(QueueReport)]
 
 
 def autoscaling_stats(report: ReplicaReport) -> dict[str, float]:
-    """What a replica's `record_autoscaling_stats` gives; `QueueScaling` reads it."""
+    """Return the figures of a replica's `record_autoscaling_stats`; `QueueScaling` reads them."""
     return {name: float(getattr(report, name)) for name in FIELDS}
 
 
@@ -24,7 +24,7 @@ class QueueScaling:
     anything, so the deployment's `upscale_delay_s` and `downscale_delay_s` must be 0."""
 
     def __call__(self, context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
-        """How many replicas there should be, and what Ray is to remember."""
+        """Return the number of replicas that there should be, and what Ray is to remember."""
         settings = ScalingSettings(
             least=max(1, context.capacity_adjusted_min_replicas),
             most=max(1, context.capacity_adjusted_max_replicas),

@@ -75,7 +75,7 @@ USUAL = Heartbeat()
 
 
 class ChildProcess:
-    """One process with its connection. `start` makes it."""
+    """An engine's process with its connection. `start` makes it."""
 
     def __init__(self, process: subprocess.Popen[bytes], connection: EngineConnection) -> None:
         self._process = process
@@ -104,7 +104,7 @@ class ChildProcess:
 
     @property
     def crashed(self) -> bool:
-        """Whether it ended, and by its own fault."""
+        """True where it ended, and by its own fault."""
         return -(self._process.returncode or 1) in CRASHES
 
     async def wait(self) -> str:

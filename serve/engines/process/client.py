@@ -25,7 +25,7 @@ STATS = 1.0  # seconds for figures; those who ask for several engines' wait a li
 
 @dataclass(frozen=True, slots=True)
 class Restarts:
-    """When a process that ended is started again."""
+    """Limits for restarting a process that ended."""
 
     most: int = 6  # as many ends within `within` seconds are given up on
     within: float = 600.0
@@ -73,7 +73,7 @@ class EngineClient(CalledEngine):
 
     @property
     def loaded(self) -> bool:
-        """Whether its process runs with its model, and is to stay."""
+        """True while its process runs with its model, and is to stay."""
         return self._connection is not None and not self._closing
 
     @property
@@ -109,7 +109,7 @@ class EngineClient(CalledEngine):
         return await self._connection.call(method, *arguments)
 
     async def stats(self) -> Mapping[str, Any]:
-        """Where the engine does not answer, what it said last; `age_seconds` is how old that is."""
+        """Return the engine's figures; where it does not answer, its last ones, which are `age_seconds` old."""
         connection = self._connection
         if connection is None:
             raise NotReady(self._why)

@@ -63,7 +63,7 @@ class AnswerStream:
 
     @property
     def new(self) -> bool:
-        """Whether its engine may have just begun it."""
+        """True while its engine may have just begun it."""
         return time.monotonic() < self._new_until
 
     def put(self, piece: Piece) -> None:

@@ -1,4 +1,4 @@
-"""What the server's process and the engine's say to each other, as msgpack with a length before each message."""
+"""Messages between the server's process and the engine's, as msgpack with a length before each message."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Answers(Struct, tag=True, array_like=True):
 
 
 class CallResult(Struct, tag=True, array_like=True):
-    """What a call gave."""
+    """Result of a `Call`: its value, or its failure."""
 
     number: int
     value: Any

@@ -1,1 +1,1 @@
-"""Which replica answers a request, and how many replicas there should be: plain Python, without a clock."""
+"""Choice of the replica for a request, and of the number of replicas: plain Python, without a clock."""

@@ -1,4 +1,4 @@
-"""Which replica answers a request."""
+"""Choice of the replica that answers a request."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How busy a replica is: what it reported, and what was sent to it since."""
+"""Load of a replica: what it reported, and what was sent to it since."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Sent:
 
 
 class ReplicaLoad:
-    """One replica. Reports are about a second old, and several routers may send to it. So the truth is the report, and
-    what this router knows has changed since; and never less than what this router itself has there."""
+    """Load of a replica. Reports are about a second old, and several routers may send to it. So the truth is the
+    report, and what this router knows has changed since; and never less than what this router itself has there."""
 
     def __init__(self, settings: RoutingSettings) -> None:
         self._settings = settings
@@ -71,8 +71,8 @@ class ReplicaLoad:
             self._since.add(sent, -1)
 
     def seconds(self, request: RoutedRequest, cached: float, now: float) -> float:
-        """What a request would wait there for its first token, and lose by what runs beside it. cached: tokens of its
-        prompt that the replica has read before."""
+        """Estimate the seconds that a request would wait there for its first token, and lose by what runs beside it.
+        cached: tokens of its prompt that the replica has read before."""
         settings, report = self._settings, self._report
         places = settings.places if report is None or not report.places else report.places
         steps, queued = settings.full_steps * self.answers / places, 0.0
@@ -104,7 +104,7 @@ class _Count:
     urgent: int = 0
 
     def add(self, sent: Sent, count: int) -> None:
-        """One more, or one less; ends may be heard of twice, by a report and by this router."""
+        """Count one more, or one less; ends may be heard of twice, by a report and by this router."""
         self.answers = max(0, self.answers + count)
         self.deep = max(0, self.deep + count * sent.deep)
         self.urgent = max(0, self.urgent + count * sent.urgent)

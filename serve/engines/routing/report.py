@@ -1,4 +1,4 @@
-"""What a replica says of itself, about once a second, as plain JSON values."""
+"""Report of a replica on itself, about once a second, as plain JSON values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # routers import no torch
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueReport:
-    """What of a report decides how many replicas there should be."""
+    """Part of a report that decides how many replicas there should be."""
 
     deep: int = 0  # answers that run or wait and may take long
     deep_queue_seconds: float = 0.0  # how long the oldest deep one waits now; 0: none waits
@@ -51,7 +51,7 @@ class ReplicaReport(QueueReport):
 
 
 def replica_report(load: EngineLoad, deep: Collection[str], at: float) -> ReplicaReport:
-    """What a replica says of itself at `time.time()`. deep: names of the modes that may take long. A preset with
+    """Make a replica's report at `time.time()`. deep: names of the modes that may take long. A preset with
     changes, "deep*", is as its base; a mode with a name of a request's own counts as quick."""
     modes = load.modes
     slow = {name: name.removesuffix(CHANGED) in deep for name in modes}

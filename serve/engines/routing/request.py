@@ -1,4 +1,4 @@
-"""What a router sees of a request."""
+"""Request as a router sees it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DEFAULT = "deep"  # the mode of a request that names none
 
 @dataclass(frozen=True, slots=True)
 class RoutedRequest:
-    """One request, as far as it matters to where it goes."""
+    """A request, as far as it matters to where it goes."""
 
     id: str
     mode: str  # its name, or "base+..." for fields that the request has changed
@@ -54,7 +54,7 @@ def routed_of(request: GenerateRequest, card: ModelCard) -> RoutedRequest:
 
 
 def may_take_long(mode: Mapping[str, Any]) -> bool:
-    """Whether requests of a mode may think, by its fields. A mode that chooses another mode may choose one that
+    """Tell whether requests of a mode may think, by its fields. A mode that chooses another mode may choose one that
     thinks. A model that cannot think takes longer in its deep mode, too."""
     return mode.get("thinking", "auto") != "off" or bool(mode.get("auto"))
 
@@ -66,7 +66,7 @@ def _name(base: str, fields: Mapping[str, Any]) -> str:
 
 
 def _seen(prompt: str | Sequence[int] | Sequence[Mapping[str, object]]) -> tuple[str, int]:
-    """What a prompt begins with, as text; and how many tokens it may be."""
+    """Return the text that a prompt begins with, and about how many tokens the prompt has."""
     if prompt and isinstance(prompt[0], int):
         return "".join(f"{n} " for n in prompt[:MOST_CHARACTERS])[:MOST_CHARACTERS], len(prompt)
     text = prompt if isinstance(prompt, str) else "".join(map(_text_of, prompt))

@@ -1,4 +1,4 @@
-"""Which replica has read which prefix: an index of what was routed, not of what replicas really hold."""
+"""Index of the prefixes that each replica has read: of what was routed, not of what replicas really hold."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastslow.serve.engines.routing.settings import RoutingSettings
 
 @dataclass(slots=True)
 class _Held:
-    """What one replica has read: the characters of each block, the least recently used one first."""
+    """Text that one replica has read: the characters of each block, the least recently used one first."""
 
     room: float = math.inf  # characters
     size: int = 0  # likewise, of all blocks
@@ -55,7 +55,7 @@ class RoutedPrefixes:
         return found
 
     def read_by(self, request: RoutedRequest, id: str) -> int:
-        """How many characters of the prompt a replica has read."""
+        """Count the characters of the prompt that a replica has read."""
         held = self._replicas.get(id, _Held())
         return max((end for one, _, end in self._blocks(request) if one in held.blocks), default=0)
 
@@ -114,7 +114,7 @@ class RoutedPrefixes:
 
 
 def _block_ends(settings: RoutingSettings) -> list[int]:
-    """Where blocks end, in characters."""
+    """Return the ends of blocks, in characters."""
     ends, unit = [settings.first_block], settings.first_block
     while ends[-1] < MOST_CHARACTERS:
         blocks = max(1, int(ends[-1] * settings.block_growth / unit))

@@ -1,4 +1,4 @@
-"""How many replicas there should be."""
+"""Number of replicas that there should be."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ScalingSettings:
 
 @dataclass(frozen=True, slots=True)
 class ScalingState:
-    """What is remembered from one look to the next; plain values, so that they go anywhere."""
+    """State that is kept from one look to the next; plain values, so that they go anywhere."""
 
     busy_since: float | None = None  # queues have been too long
     calm_since: float | None = None  # they have been short
@@ -41,7 +41,7 @@ def replicas_wanted(
     settings: ScalingSettings,
     now: float,
 ) -> tuple[int, ScalingState]:
-    """How many replicas there should be, and what to remember until the next look. reports: the newest of each
+    """Return the number of replicas that there should be, and the state for the next look. reports: the newest of each
     replica that reports. present: replicas that there are, or that are starting. now: seconds, by any clock."""
     bounded = min(max(present, settings.least), settings.most)
     if bounded != present or not reports:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class RoutingSettings:
-    """What the router assumes of replicas, and how long it remembers."""
+    """Settings of a router: what it assumes of replicas, and how long it remembers."""
 
     # The index of prefixes
     first_block: int = 64  # characters: about one page of 16 tokens, below which no KV is shared
