@@ -68,7 +68,7 @@ def calibration_texts(
 
 @dataclass(frozen=True)
 class NeuronSplit:
-    """How an FFN is divided: groups * pool + shared = inner neurons, width of a pool's experts."""
+    """Division of an FFN: groups * pool + shared = inner neurons, width of a pool's experts."""
 
     groups: int
     experts: int
@@ -145,8 +145,8 @@ def fit_router(input_TH: Tensor, target_TE: Tensor, ridge: float) -> Tensor:
 
 
 def routing_goal(log_energy_TGE: Tensor) -> Tensor:
-    """What router scores should be: best expert of a group first, strong groups first. The spread in a group
-    is small beside that between groups, so each is scaled to unit deviation."""
+    """Return the scores that a router should give [T, G, E]: best expert of a group first, strong groups first. The
+    spread in a group is small beside that between groups, so each is scaled to unit deviation."""
     within = log_energy_TGE - log_energy_TGE.mean(-1, keepdim=True)
     between = log_energy_TGE.mean(-1, keepdim=True)
     between = between - between.mean(1, keepdim=True)

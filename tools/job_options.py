@@ -1,4 +1,4 @@
-"""How the long jobs are done: a checkpoint is quantised or converted, a draft head is trained."""
+"""Options of the long jobs: a checkpoint is quantised or converted, a draft head is trained."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def field(
 
 
 class QuantizeOptions(Params):
-    """How a checkpoint is quantised; also options of `fastslow quantize`."""
+    """Options of quantising a checkpoint; also those of `fastslow quantize`."""
 
     tokens: int = field(8192, "tokens to calibrate with", ge=1)
     least: int = field(32, "tokens that every expert should see", ge=1)
@@ -38,7 +38,7 @@ class QuantizeOptions(Params):
 
 
 class ConvertOptions(Params):
-    """How a dense model is divided; also the options of `fastslow convert`."""
+    """Options of dividing a dense model; also those of `fastslow convert`."""
 
     groups: int = field(8, "routed groups", ge=1, le=256)
     experts: int = field(8, "experts a group", ge=1, le=256)
@@ -56,7 +56,7 @@ class ConvertOptions(Params):
 
 
 class HeadOptions(Params):
-    """What a head is trained for, and from what; also options of `fastslow train-draft`."""
+    """Options of a draft head: its target and its data; also those of `fastslow train-draft`."""
 
     target: str = field(
         ..., "checkpoint folder, GGUF file or built-in name", names="TARGET --target"
@@ -75,7 +75,7 @@ class HeadOptions(Params):
 
 
 class TrainConfig(Params):
-    """How a head is trained."""
+    """Options of training a draft head."""
 
     steps: int = field(4, "depth of the trained chain", ge=1)
     fade: float = field(0.8, "the loss of step k counts fade ** (k - 1)")

@@ -1,4 +1,4 @@
-"""What a long job has done so far, in a folder beside its output: cut off, the next call of the same job goes on."""
+"""Work that a long job has done, in a folder beside its output: cut off, the next call of the same job goes on."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class KeptWork:
         write_json(folder / JOB, job)
 
     def part(self, name: str, make: Callable[[], Tensors]) -> Tensors:
-        """One part, made if it is not there."""
+        """Return one part; it is made and kept if it is not there."""
         path = self._folder / name
         return load_file(path) if path.is_file() else self.keep(name, make())
 
     def keep(self, name: str, tensors: Tensors) -> Tensors:
-        """One part, that was made."""
+        """Keep a part that was made, and return it."""
         work = self._folder / "unfinished"
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, work)
         work.rename(self._folder / name)

@@ -1,4 +1,4 @@
-"""What is noted beside figures: the machine and the versions."""
+"""Circumstances that are noted beside figures: the machine and the versions."""
 
 from __future__ import annotations
 

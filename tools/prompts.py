@@ -24,7 +24,7 @@ WORDS = 6  # an answer of no more is looked for in what is said
 
 
 def read_lines(path: Path, kind: str, parse: Callable[[Record], T]) -> Iterator[T]:
-    """What `parse` makes of each JSON object of a file, one a line; empty lines are skipped. kind: what it
+    """Yield what `parse` makes of each JSON object of a file, one a line; empty lines are skipped. kind: what it
     holds, for messages: "prompts". ValueError, which names file and line, for what does not fit."""
     for place, line in text_lines(path, kind):
         with naming(place):
@@ -121,7 +121,7 @@ def conversation(record: Record) -> Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What is asked, and what is right. Grading exact: the whole text is the answer, case, blanks and a final stop
+    """A question with its right answer. Grading exact: the whole text is the answer, case, blanks and a final stop
     aside; number: the last number said is the last one of the answer; contains: the answer is somewhere in it."""
 
     prompt: Conversation
@@ -129,7 +129,7 @@ class Task:
     grading: Grading
 
     def right(self, text: str) -> bool:
-        """Whether an answer is right."""
+        """Tell whether an answer is right."""
         if self.grading == "number":
             number = last_number(text)
             return number is not None and number == last_number(self.answer)

@@ -96,7 +96,7 @@ def drafters(head: Path) -> list[Speculation]:
 
 
 def parted(given: Completion, wanted: Completion) -> float | None:
-    """How far apart the two best tokens were where an answer left the plain one; None: it did not."""
+    """Return the gap of the two best log-probabilities where an answer left the plain one; None: it did not."""
     if given.token_ids == wanted.token_ids:
         return None
     pairs = zip(given.token_ids, wanted.token_ids)
@@ -108,7 +108,7 @@ def parted(given: Completion, wanted: Completion) -> float | None:
 
 
 def law_deviation(plan: CheckPlan, llm: LLM) -> float:
-    """How far drafts move the law of two sampled tokens, in standard deviations."""
+    """Measure how far drafts move the law of two sampled tokens, in standard deviations."""
     drafted = Speculation(drafter="self", nodes=2, accept="token")
     how: dict[str, Any] = {"max_tokens": 3, "temperature": 1.5, "n": 128, "ignore_eos": True}
     counts = []

@@ -1,4 +1,4 @@
-"""What is checked on a device, and what a part of the check found."""
+"""Plan of what is checked on a device, and the finding of each part of the check."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ of 0.125 between 16 and 32, where logits lie, and float16 one of 0.016."""
 
 @dataclass(frozen=True, slots=True)
 class CheckPlan:
-    """What is checked."""
+    """Plan of a check: the device, the dtype, and how much."""
 
     device: str  # as `LLM(device=...)` takes it
     dtype: str  # of the model
@@ -25,14 +25,14 @@ class CheckPlan:
     folder: Path  # for what the checks write; it goes with them
 
     def slack(self, dtype: torch.dtype) -> float:
-        """How close two best logits are a near tie. The CPU's kernels promise the same bits."""
+        """Return how close two best logits are a near tie: 0 for the CPU's kernels, which promise the same bits."""
         same = self.device == "cpu" and library.available()
         return 0.0 if same else SLACK[dtype]
 
 
 @dataclass(slots=True)
 class Finding:
-    """What one part found."""
+    """Result of one part of the check."""
 
     name: str
     passed: bool = True

@@ -25,7 +25,7 @@ EXTRAS = {
 
 
 class MachineCheck(NamedTuple):
-    """One thing that was looked at."""
+    """Result for one thing that was looked at."""
 
     what: str
     fine: bool  # False: something is slow or missing, and `said` says what to do

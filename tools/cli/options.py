@@ -38,7 +38,7 @@ def command_group(name: str, help: str) -> typer.Typer:
 
 
 class OptionFields:
-    """Which fields of a model become options: the metadata of an `Annotated` model. names: the fields; none = all.
+    """Fields of a model that become options: the metadata of an `Annotated` model. names: the fields; none = all.
     panel: of the help, for fields that name none. defaults: whether the help shows the fields' defaults. renamed:
     field -> name of the option, where the field's name is taken."""
 
@@ -217,7 +217,7 @@ def _at_home(value: Any) -> Any:
 
 
 class ModelOptions(Params):
-    """Which model, and how it is run: arguments of `LLM`."""
+    """Options of the model, and of how it is run: arguments of `LLM`."""
 
     model: str = field(
         "smollm2-moge",

@@ -1,4 +1,4 @@
-"""What people see: on standard output what was asked for, on standard error all else: thoughts (dimmed),
+"""Output that people see: on standard output what was asked for, on standard error all else: thoughts (dimmed),
 one line of figures, errors in one line."""
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def show(table: Table) -> None:
 
 
 def write_json(record: object) -> None:
-    """One line of JSON on standard output."""
+    """Write one line of JSON on standard output."""
     console().out(json.dumps(record, ensure_ascii=False), highlight=False)
 
 
@@ -64,13 +64,13 @@ def _log(line: str) -> None:
 
 
 def complain(error: Exception) -> None:
-    """One line about what went wrong, on standard error."""
+    """Write one line about an error on standard error."""
     message = " ".join(str(error).split()) or type(error).__name__
     errors().print(Text.assemble(("error: ", "bold red"), message))
 
 
 def figures(answer: Output | Completion, context: int) -> str:
-    """How an answer came about, in one line. context: most tokens of a prompt and its answer."""
+    """Return the figures of an answer in one line. context: most tokens of a prompt and its answer."""
     metrics = answer.metrics
     counts = {"groups": metrics.groups, "experts": metrics.experts}
     ran = "".join(f" | {count} {name}" for name, count in counts.items() if count is not None)
@@ -85,7 +85,7 @@ def figures(answer: Output | Completion, context: int) -> str:
 
 
 def _cut(answer: Output | Completion, context: int) -> str:
-    """What ended an answer before its end."""
+    """Return what cut an answer off, for its line of figures; "" where it came to its own end."""
     if answer.finish_reason == "length":
         whole = answer.metrics.prompt_tokens + answer.metrics.tokens
         return " | cut by the context" if whole >= context else " | cut at max_tokens"

@@ -115,8 +115,8 @@ async def _serve(config: ServerConfig, place: Place, listener: socket.socket) ->
 
 
 def usage(address: str, card: ModelCard, model: str, fields: dict[str, Any], keys: bool) -> str:
-    """What is there, and a command that gets an answer. model: as `LLM` takes it. fields: of the request. keys: it
-    takes one from the variable KEY."""
+    """Say what is served where, and a command that gets an answer. model: as `LLM` takes it. fields: of the request.
+    keys: it takes one from the variable KEY."""
     at, url = "", address
     if address.startswith("unix:"):
         at, url = f"--unix-socket {shlex.quote(address.removeprefix('unix:'))} ", "http://localhost"

@@ -33,7 +33,7 @@ SETTINGS = OptionFields(
 
 
 class Place(Params):
-    """Where this command's own server listens, and the files that it reads."""
+    """Place where this command's own server listens, and the files that it reads."""
 
     host: str = field("127.0.0.1", "address to listen at; 0.0.0.0 = all of this machine's", LISTEN)
     port: Annotated[int, Field(ge=0, le=65535)] = field(

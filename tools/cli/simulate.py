@@ -157,7 +157,7 @@ def measure(
 
 
 def latency_table(rows: Mapping[str, Mapping[str, ModeFigures]]) -> Table:
-    """How long requests wait, and whether they are in time. rows: by the number of replicas, or "measured"."""
+    """Tabulate how long requests wait, and whether they are in time. rows: by the number of replicas, or "measured"."""
     first = [f"first\ntoken\np{share} s" for share in (50, 95, 99)]
     later = [f"later\ntokens\np{share} ms" for share in (50, 95, 99)]
     table = Table(

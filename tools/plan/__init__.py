@@ -1,1 +1,1 @@
-"""What a model would do on a device that need not be in this machine: a roofline from bytes, operations and links."""
+"""Planner for a model on a device that need not be in this machine: a roofline from bytes, operations and links."""

@@ -1,4 +1,4 @@
-"""What a card can do, from data sheets. `docs/planner.md` has the sources."""
+"""Figures of cards, from data sheets. `docs/planner.md` has the sources."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ GIB = 2**30
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One card: bytes, bytes per second, and operations per second of matrix products, a multiplication and
+    """Figures of one card: bytes, bytes per second, and operations per second of matrix products, a multiplication and
     an addition as two."""
 
     name: str  # as the command line has it

@@ -1,4 +1,4 @@
-"""What each rank will hold and send, from a config alone: nothing is read or allocated."""
+"""Bytes that each rank will hold and send, from a config alone: nothing is read or allocated."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _WIDE = re.compile(r".*\.(mlp\.gate\..*|mlp\.router_scale|self_attn\.sinks)")  #
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """One rank's part of a model. Sizes in bytes."""
+    """Part of a model that one rank holds. Sizes in bytes."""
 
     place: RankShard
     weights: int  # of its tensors as it runs them, the router and sinks in float32

@@ -1,4 +1,4 @@
-"""How long a step takes: a roofline whose terms add up."""
+"""Seconds that a step takes: a roofline whose terms add up."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ class Setting:
         return replace(self, work=work)
 
     def decode(self, requests: float, rows: float, context: float) -> Terms:
-        """One step of some requests, each with `rows` rows (its last token and drafted ones) after `context` tokens."""
+        """Return the terms of a step; requests have `rows` rows (last token, drafted ones) after `context` tokens."""
         return self._terms(requests * rows, requests, requests * rows, context)
 
     def prefill(self, requests: float, tokens: float) -> Terms:

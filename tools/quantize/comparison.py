@@ -1,4 +1,4 @@
-"""What quantising changed, on texts that calibration did not see."""
+"""Comparison of a checkpoint with its quantised one, on texts that calibration did not see."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def record(
 
 
 def table_of(facts: dict[str, Any]) -> Table:
-    """What `record` gave, for people; the drift of each layer is in the file."""
+    """Return a table of what `record` gave, for people; the drift of each layer is in the file."""
     table = Table("", "source", "W8A8", "ratio")
     for name, sizes in (
         ("weights on disk", (facts["source_bytes"], facts["bytes"])),

@@ -1,4 +1,4 @@
-"""One decoder layer in plain torch, whose every matrix can be watched or replaced."""
+"""A decoder layer in plain torch, whose every matrix can be watched or replaced."""
 
 from __future__ import annotations
 

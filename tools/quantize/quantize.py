@@ -37,7 +37,7 @@ AS_USUAL = (
 
 
 def int8_embedding(config: ModelConfig) -> bool:
-    """Whether embedding and head must be int8 for the whole to stay below 0.52 of its bytes."""
+    """Tell whether embedding and head must be int8 for the whole to stay below 0.52 of its bytes."""
     before = after = 0
     for name, shape in tensor_shapes(config).items():
         size = 2 * prod(shape)
@@ -52,7 +52,7 @@ def int8_embedding(config: ModelConfig) -> bool:
 
 @dataclass(slots=True)
 class QuantizedCheckpoint:
-    """What became of a checkpoint: where it lies, its calibration, the drift of each layer."""
+    """Result of quantising a checkpoint: where it lies, its calibration, the drift of each layer."""
 
     folder: Path
     calibration: Calibration
@@ -154,7 +154,7 @@ class _Work:
         return found
 
     def rows(self, texts: list[list[int]]) -> Tensors:
-        """What the first layer is given, in the float model and in the quantised one."""
+        """Return the inputs of the first layer, in the float model and in the quantised one."""
         at, table = torch.tensor([token for text in texts for token in text]), self._embedding
         rows = self.read(EMBEDDING)[at].float()
         if not isinstance(table, QuantLinear):

@@ -1,4 +1,4 @@
-"""One layer becomes W8A8: smoothed, its gate aligned, its matrices rounded."""
+"""Quantising of one layer to W8A8: smoothed, its gate aligned, its matrices rounded."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class Site:
     places: Tensor | None = None
 
     def columns(self, smooth: Tensor) -> Tensor:
-        """What each column takes, float32 [I]."""
+        """Return the entry that each column takes, float32 [I]."""
         return smooth if self.places is None else smooth[self.places]
 
     def fold(self, tensors: Tensors, smooth: Tensor) -> None:
@@ -74,7 +74,7 @@ def _made(tensors: Tensors, name: str) -> tuple[str, ...]:
 
 @dataclass(slots=True)
 class ChannelStats:
-    """What the matrices of a layer were given: the largest size per channel, some rows. Rows are those of the float
+    """Inputs that the matrices of a layer were given: largest size per channel, some rows. Rows are those of the float
     model, spread over the texts. grams: float32 [I, I] of `wanted` inputs, the mean product of channels in rows of
     length 1: a few tokens have inputs a hundred times as long as others', and would be all that counts."""
 
@@ -146,12 +146,12 @@ def smooth_site(site: Site, tensors: Tensors, seen: ChannelStats) -> Tensor | No
 
 
 def in_tokens(x_TI: Tensor) -> Tensor:
-    """What int8 with a scale per row makes of rows."""
+    """Round rows to int8 with a scale per row, and give them as floats."""
     rows, steps = quantise_tokens(x_TI)
     return rows.float() * steps[:, None]
 
 
 def in_blocks(x_TI: Tensor) -> Tensor:
-    """What int8 with a scale per 32 inputs makes of rows, as the CPU kernels take them."""
+    """Round rows to int8 with a scale per 32 inputs, as the CPU kernels take them, and give them as floats."""
     parts = F.pad(x_TI, (0, -x_TI.shape[1] % BLOCK)).view(-1, BLOCK)
     return in_tokens(parts).view(len(x_TI), -1)[:, : x_TI.shape[1]]

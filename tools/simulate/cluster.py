@@ -76,7 +76,7 @@ class SimulatedCluster:
         return sum(replica.busy_until(self._now) for replica in self._replicas.values())
 
     def _running(self, ids: Sequence[str]) -> int:
-        """How many of these are in a step; the last machine may have fewer replicas."""
+        """Count those of these replicas that are in a step; the last machine may have fewer replicas."""
         return sum(self._replicas[id].runs for id in ids if id in self._replicas)
 
     def _clock(self) -> float:

@@ -1,4 +1,4 @@
-"""What the steps of a replica take, and what it holds: a file of plain JSON, planned or measured."""
+"""Costs of a replica: the seconds of its steps, and what it holds. A file of plain JSON, planned or measured."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ModeSteps(Params):
 
 
 class ReplicaCosts(Params):
-    """One replica as a machine."""
+    """Costs of one replica: its steps by mode, and its pages."""
 
     modes: Annotated[dict[str, ModeSteps], Field(min_length=1, max_length=64)]
     pages: Count  # of keys and values
@@ -102,12 +102,12 @@ class ReplicaCosts(Params):
         return total
 
     def most_rows(self, modes: Collection[str], seconds: float) -> int:
-        """How many rows of the dearest of these modes fit into a step of some seconds."""
+        """Return how many rows of the dearest of these modes fit into a step of some seconds."""
         dearest = next(name for name in self._curves if name in modes)
         return max(0, bisect_right(self._curves[dearest][0], seconds) - 1)
 
     def slowed(self, others: int) -> float:
-        """What a step takes beside others of the machine, times what it takes alone."""
+        """Return the time of a step beside others of the machine, as a multiple of its time alone."""
         if not others or not self.slowdown:
             return 1.0
         return self.slowdown[min(others, len(self.slowdown)) - 1]

@@ -1,4 +1,4 @@
-"""What a simulation, or a recording, shows: times of requests by mode, prefix hits, and cost."""
+"""Figures of a simulation, or of a recording: times of requests by mode, prefix hits, and cost."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ModeFigures:
 
 @dataclass(frozen=True, slots=True)
 class ClusterFigures:
-    """One simulation."""
+    """Figures of one simulation."""
 
     replicas: int
     modes: dict[str, ModeFigures]  # and of all

@@ -37,7 +37,7 @@ START = 600.0  # seconds in which another engine loads its model
 def measured_costs(
     llm: LLM, modes: Sequence[str], prompt_rows: int, report: Report = silent
 ) -> ReplicaCosts:
-    """What steps of a loaded model take here, without drafts, and its pages. prompt_rows: that it was made with."""
+    """Measure steps of a loaded model here, without drafts, and its pages. prompt_rows: those that it was made with."""
     meter = StepMeter(llm)
     curves, contexts, attention = {}, [], []
     for place, mode in enumerate(modes):
@@ -145,8 +145,8 @@ class StepMeter:
 def measured_slowdown(
     llm: LLM, mode: str, beside: Sequence[int], report: Report = silent
 ) -> tuple[float, ...]:
-    """What steps take beside 1, 2, ... other engines, times what they take alone. The same work is timed beside none,
-    one, two, ... of them in turn, since a machine's speed changes within minutes; of all turns the median counts.
+    """Measure steps beside 1, 2, ... other engines, as multiples of their time alone. The same work is timed beside
+    none, one, two, ... of them in turn, since a machine's speed changes within minutes; of all turns the median counts.
     beside: processes of `other_engines`."""
     meter, most = StepMeter(llm), len(beside)
     ratios: list[list[float]] = []

@@ -1,4 +1,4 @@
-"""One simulated replica: requests in a batch, a prefix cache, and steps that take what a table says."""
+"""A simulated replica: requests in a batch, a prefix cache, and steps that take what a table says."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MEMORY = 0.1  # share of the newest in the running means that a report has
 
 @dataclass(slots=True, eq=False)
 class AnswerState:
-    """How far a request is."""
+    """Progress of a request."""
 
     request: TracedRequest
     age: int = 0  # its place among all that came
@@ -55,7 +55,7 @@ class AnswerState:
 
     @property
     def in_time(self) -> bool:
-        """Whether the first token and the mean later one kept the target."""
+        """True where the first token and the mean later one kept the target."""
         return max(self.first_after, self.each) <= (self.request.latency_ms or 0.0) / 1000
 
 
@@ -111,7 +111,7 @@ class SimulatedReplica:
         return over
 
     def report(self, now: float, at: float) -> ReplicaReport:
-        """What the replica says of itself. at: the time as `time.time()` has it."""
+        """Make the report of the replica on itself. at: the time as `time.time()` has it."""
         running, waiting = [*self._reading, *self._writing], self._waiting
         step = self.wakes - self._began if self.runs else 0.0
         deep, quick = (
@@ -221,7 +221,7 @@ class PrefixCache:
         self._pieces = OrderedDict[int, int]()  # a piece after those before it -> its tokens here
 
     def use(self, mode: str, text: Pieces) -> int:
-        """How many tokens of the beginning of a text it holds; they are used now."""
+        """Count the tokens of the beginning of a text that it holds; they are used now."""
         found, used = 0, []
         for piece, tokens in _chained(mode, text):
             held = self._pieces.get(piece, 0)

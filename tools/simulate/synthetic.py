@@ -23,7 +23,7 @@ Answer = Annotated[int, Field(ge=1, le=MOST_ANSWER)]
 
 
 class TraceRecipe(Params):
-    """What a made trace is like. Lengths are medians of lognormal ones."""
+    """Options of a made trace. Lengths are medians of lognormal ones."""
 
     requests: int = field(2_000, "how many", ge=1, le=2_000_000)
     rate: float = field(4.0, "requests a second, on average", ge=0.001, le=2e4)

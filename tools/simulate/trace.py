@@ -24,7 +24,7 @@ Pieces = tuple[tuple[Name, Tokens], ...]
 
 
 class TracedRequest(Params):
-    """One request of a trace. Requests of a mode share keys and values as far as the pieces that their prompts begin
+    """A request of a trace. Requests of a mode share keys and values as far as the pieces that their prompts begin
     with are the same. A later prompt that continues a request begins with the pieces of its prompt, and then with a
     piece of its id."""
 

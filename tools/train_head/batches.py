@@ -18,7 +18,7 @@ ALIKE = 128  # prompts whose lengths differ by less may share a batch
 
 
 class Shown(NamedTuple):
-    """What the head sees of prompts: the fields of `TrainConfig`. Of a text outside `share` it sees the last
+    """Part of a prompt that the head sees: the fields of `TrainConfig`. Of a text outside `share` it sees the last
     row alone. Prompts are moved since long ones are rare, and a head should find things in them too. Their last
     `taught` rows are learnt from like an answer, in half of the texts."""
 

@@ -25,7 +25,7 @@ PARTS = ("tokens", "features", "best", "mass")  # of `HiddenStates`, a row a tok
 
 @dataclass(slots=True)
 class HiddenStates:
-    """One text with what the target saw in it. T tokens."""
+    """A text with what the target saw in it. T tokens."""
 
     tokens: Tensor  # int32 [T]
     features: Tensor  # [T, F] bfloat16, the outputs of the layers asked for, side by side

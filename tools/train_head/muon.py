@@ -33,7 +33,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
-        """One update; `closure` makes the gradients first."""
+        """Update the weights once; `closure` makes the gradients first."""
         if closure is not None:
             with torch.enable_grad():
                 closure()

@@ -36,7 +36,7 @@ CHECKPOINT = "checkpoint.safetensors"  # in the work folder
 
 @dataclass(frozen=True, slots=True)
 class HeadQuality:
-    """How good chains of n drafted tokens are."""
+    """Quality of chains of n drafted tokens."""
 
     tokens_per_step: float  # accepted and one more; 1 is plain decoding
     acceptance: list[float]  # by position: of the drafts that reached it, the share accepted to it
@@ -123,7 +123,7 @@ def train_head(
 
 
 def kept(options: HeadOptions) -> str:
-    """What is there of a run that was stopped, for people."""
+    """Say what is kept of a run that was stopped, for people."""
     work, tokens = options.work_folder, 0
     answers = len(AnswerStore(work / "answers.jsonl").read())
     features = len([*(work / "features").glob("*.safetensors")])

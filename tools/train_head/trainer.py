@@ -163,7 +163,7 @@ class Trainer:
         return total / max(batch.tokens, 1), hits
 
     def update(self, batch: Batch) -> Measured:
-        """One update."""
+        """Update the weights by one batch, and return what was measured."""
         loss, hits = self.measure(batch, self.train_config.sampled)
         torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.weights.values(), 1.0)

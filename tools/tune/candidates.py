@@ -1,4 +1,4 @@
-"""What is tried: drafters by lengths, and how a setting is called in tables."""
+"""Candidates that are tried: drafters by lengths, and how a setting is called in tables."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def grid(drafters: Iterable[Speculation], lengths: Sequence[Length]) -> list[Spe
 
 
 def is_plain(setting: Speculation) -> bool:
-    """Whether nothing is drafted."""
+    """Tell whether nothing is drafted."""
     return setting.drafter == "off" or setting.nodes == 0
 
 

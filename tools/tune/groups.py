@@ -1,4 +1,4 @@
-"""How many groups, or experts, the fast mode needs: agreement with all of them, and time, for each number."""
+"""Number of groups, or experts, that the fast mode needs: agreement with all of them, and time, for each."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ENOUGH_PLACES = 1000  # tokens compared: with fewer the agreement is off by more
 
 @dataclass(slots=True)
 class GroupsRow:
-    """One number of groups or experts, against all of them."""
+    """Figures of one number of groups or experts, against all of them."""
 
     count: int
     agreement: float = 0.0  # share of places where the likeliest token is the same
@@ -38,7 +38,7 @@ class GroupsRow:
 
 @dataclass(slots=True)
 class GroupsFound:
-    """What was measured, the fewest groups or experts first, all of them last."""
+    """Measurements, the fewest groups or experts first, all of them last."""
 
     model: str
     units: RoutedUnits
@@ -52,7 +52,7 @@ class GroupsFound:
 
     @property
     def carried(self) -> bool:
-        """Whether times carry a proposal."""
+        """True where the times carry a proposal."""
         return self.others is None or self.others <= CONTENDED
 
     @property
@@ -75,7 +75,7 @@ class GroupsFound:
         return {**counts, noun: rows, **self.circumstances}
 
     def headline(self) -> str:
-        """What is proposed."""
+        """Say what is proposed, or why nothing is."""
         row, every, noun = self.proposed, self.all, self.units.name
         if not self.carried:
             return (

@@ -82,7 +82,7 @@ class SuccessiveHalving:
             self._halve()
 
     def score(self, setting: Speculation) -> float:
-        """How many times plain; nan before the first run."""
+        """Return the speed as a multiple of plain decoding's; nan before the first run."""
         return ratio(self.samples[setting], self.samples[PLAIN])
 
     def error(self, setting: Speculation) -> float:
@@ -103,13 +103,13 @@ class SuccessiveHalving:
 
     @property
     def best(self) -> Speculation:
-        """What to use: the fastest draft, or plain decoding if that draft is not surely faster."""
+        """Setting to use: the fastest draft, or plain decoding if that draft is not surely faster."""
         fastest = self.fastest_draft
         return fastest if self.score(fastest) * (1 - self.error(fastest)) > 1 else PLAIN
 
     @property
     def carried(self) -> bool:
-        """Whether the runs carry a verdict: enough of the fastest draft's are undisturbed, and it is surely faster
+        """True where the runs carry a verdict: enough of the fastest draft's are undisturbed, and it is surely faster
         than plain decoding, or surely not by much."""
         fastest = self.fastest_draft
         sure = self.score(fastest) * (1 + self.error(fastest)) <= 1 + LOSS or fastest == self.best

@@ -43,7 +43,7 @@ WAYS = "auto", ESCALATING  # to choose
 
 @dataclass(slots=True)
 class ModesFound:
-    """What graded tasks say of fast, deep, and ways to choose between them. `figures`: "fast", "deep", "auto" (the
+    """Results of graded tasks for fast, deep, and ways to choose between them. `figures`: "fast", "deep", "auto" (the
     learned router), "escalating" (fast, begun again where it is unsure), "built-in auto", and "brief" (deep with a
     budget) where the model thinks. Those of the fitted ones are of tasks that the fit did not see."""
 
@@ -74,7 +74,7 @@ class ModesFound:
         return max(WAYS, key=lambda way: self.kept(way) or 0.0)
 
     def headline(self) -> str:
-        """What choosing gives, in a sentence."""
+        """Say in a sentence what choosing gives."""
         low, high = (self.figures[mode].accuracy for mode in MODES)
         if high <= low:
             return (
@@ -184,7 +184,7 @@ def find(
     brief: Mode | None = None,
     stopped: bool = False,
 ) -> ModesFound:
-    """What answers that are there say; see `tune_modes`. sides: by mode, the cheapest first and the best last. hidden:
+    """Judge answers that are there; see `tune_modes`. sides: by mode, the cheapest first and the best last. hidden:
     by layer, states [N, H] at the prompts' ends; the layer that tells most is taken. stopped: some are missing, by
     Ctrl-C."""
     answers, between = AnswersByMode.of_modes(list(sides.values())), tuple(sides)
@@ -225,7 +225,7 @@ def with_budget(
 
 
 def situation(task: Task) -> PromptFacts:
-    """What a mode router would see of a task."""
+    """Return the facts that a mode router would see of a task."""
     texts = [message["content"] for message in task.prompt]
     asked = [m["content"] for m in task.prompt if m["role"] == "user"]
     turns = max(0, sum(m["role"] != "system" for m in task.prompt) - 1)

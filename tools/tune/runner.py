@@ -70,7 +70,7 @@ class TuneRunner:
         return sample_of(batches, part, turn, self._others(watch))
 
     def _others(self, run: Watch) -> float | None:
-        """What others took in a run, and for one too short to tell in the latest half second and more."""
+        """Return the share that others took in a run; for one too short to tell, in the latest half second and more."""
         if (lately := self._since.others()) is not None:
             self._since, self._lately = Watch(), lately
         return self._lately if (found := run.others()) is None else found
@@ -85,7 +85,7 @@ class TuneRunner:
 
 
 def say_fits(fits: float, count: int, what: str) -> None:
-    """One line of the log: how much of what was asked for there is time for."""
+    """Write one log line: how much of what was asked for there is time for."""
     logger.info("{} of {} {} fit into the time", max(1, min(int(fits), count)), count, what)
 
 
@@ -138,7 +138,7 @@ class Grid:
             self.samples[cell].append(runner.run(cell, parts[number], number, turn))
 
     def ratio(self, cell: Cell) -> float | None:
-        """How many times plain decoding in its mode and batch size; None before both were measured."""
+        """Return the speed as a multiple of plain decoding's in its mode and batch; None before both were measured."""
         found = stats.ratio(self.samples[cell], self.samples[cell._replace(setting=PLAIN)])
         return found if math.isfinite(found) else None
 

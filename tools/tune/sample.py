@@ -1,4 +1,4 @@
-"""One measurement, and what many of them show."""
+"""A measurement, and what many of them show."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Samples = Sequence["Sample"]
 
 
 class Cell(NamedTuple):
-    """What is measured: a setting in a mode, with `batch` requests at a time."""
+    """Cell that is measured: a setting in a mode, with `batch` requests at a time."""
 
     setting: Speculation
     batch: int = 1
@@ -47,14 +47,14 @@ class Sample:
 
     @property
     def disturbed(self) -> bool:
-        """Whether other programs took much of the machine; False where that is unknown."""
+        """True where other programs took much of the machine; False where that is unknown."""
         return self.others is not None and self.others > CONTENDED
 
 
 def sample_of(
     batches: Sequence[Sequence[Metrics]], part: int, turn: int, others: float | None = None
 ) -> Sample:
-    """What the answers of a part say; each batch ran after the one before it."""
+    """Make the sample of a part from its answers; each batch ran after the one before it."""
     every = [m for batch in batches for m in batch]
     forwards = [max(m.steps for m in batch) - 1 for batch in batches]
     return Sample(
@@ -84,7 +84,7 @@ def rate(samples: Samples) -> float:
 
 
 def ratio(samples: Samples, plain: Samples) -> float:
-    """How many times plain decoding: how many times the tokens of a step, divided by how many times its time.
+    """Return the speed as a multiple of plain decoding's: the ratio of tokens a step, divided by that of step times.
     nan without a run of both."""
     pairs = _pairs(samples, plain)
     if not pairs:
@@ -95,7 +95,7 @@ def ratio(samples: Samples, plain: Samples) -> float:
 
 
 def step_cost(samples: Samples, plain: Samples) -> float:
-    """How many times as long as plain decoding's a step takes; nan without a run of both. Each run is compared
+    """Return the time of a step as a multiple of plain decoding's; nan without a run of both. Each run is compared
     with plain decoding's of the same moment, and counts as CLIP where it is further from the median."""
     pairs = _pairs(samples, plain)
     weights = [s.forwards for s, _ in pairs]
@@ -139,7 +139,7 @@ def _pairs(samples: Samples, plain: Samples) -> list[tuple[Sample, Sample]]:
 
 
 def pair_disturbed(pair: tuple[Sample, Sample]) -> bool:
-    """Whether one of two runs was."""
+    """Tell whether one of two runs was disturbed."""
     return any(sample.disturbed for sample in pair)
 
 

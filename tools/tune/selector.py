@@ -1,4 +1,4 @@
-"""What decides between modes, fitted to graded tasks and judged on tasks that the fit did not see: answers and their
+"""Choice between modes, fitted to graded tasks and judged on tasks that the fit did not see: answers and their
 figures, logistic regression, and the confidence below which an answer is begun again.
 
 Letters: N tasks, M modes, the cheapest first and the best last, F features."""
@@ -31,7 +31,7 @@ TRIED = [  # to begin again in the better mode, whose figures are known
 
 @dataclass(frozen=True, slots=True)
 class GradedAnswer:
-    """One answer to a task."""
+    """An answer to a task, and whether it is right."""
 
     right: bool
     seconds: float  # from the call to its last token
@@ -43,7 +43,7 @@ class GradedAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What a way to choose gives."""
+    """Figures of a way to choose."""
 
     accuracy: float  # share right
     seconds: float  # mean
@@ -53,7 +53,7 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class AnswersByMode:
-    """What every mode made of every task, [N, M], and in how many seconds the first one read the prompts [N]."""
+    """Answers of every mode to every task, [N, M], and in how many seconds the first one read the prompts [N]."""
 
     right: Bools
     tokens: F64s
@@ -144,7 +144,7 @@ def folds(count: int) -> Iterator[tuple[list[int], list[int]]]:
 
 
 def given_up(cheap: Sequence[GradedAnswer], setting: Escalation) -> tuple[Bools, F64s]:
-    """Which cheap answers are given up, and after how many seconds, [N] each."""
+    """Return which cheap answers are given up, and after how many seconds, [N] each."""
     goes, before = np.zeros(len(cheap), dtype=np.bool_), np.zeros(len(cheap))
     for i, answer in enumerate(cheap):
         confidence = Confidence(setting, to_the_end=True)

@@ -33,7 +33,7 @@ COLUMNS = ("setting", "x plain", "tokens/s", "tokens/step", "step time", "accept
 
 @dataclass(slots=True)
 class TuneResult:
-    """What tuning knows. A setting without samples was not measured."""
+    """Results of tuning. A setting without samples was not measured."""
 
     model: str
     batch: int
@@ -56,7 +56,7 @@ class TuneResult:
         return stats.rate(self.samples[PLAIN])
 
     def ratio(self, setting: Speculation) -> float:
-        """How many times plain, on the prompts that both ran; nan if there are none."""
+        """Return the speed as a multiple of plain decoding's, on the prompts that both ran; nan if there are none."""
         return stats.ratio(self.samples[setting], self.samples[PLAIN])
 
     def rate(self, setting: Speculation) -> float:
@@ -98,7 +98,7 @@ class TuneResult:
         }
 
     def headline(self) -> str:
-        """How much faster the best setting is than plain decoding, and what it is."""
+        """Say which setting is best, and how much faster than plain decoding; or why there is no verdict."""
         if not self.carried:
             noisy, known = self.disturbed
             why = f"the runs are fewer than {ENOUGH}, or scatter too much to say what is faster"
@@ -123,8 +123,8 @@ class TuneResult:
         )
 
     def rows(self) -> str:
-        """What steps with drafts take beside plain ones: so many tokens a step a draft has to make, that costs nothing
-        else."""
+        """Say at how many tokens a step drafts break even: as many as the plain steps that such a step costs, where
+        drafts cost nothing else."""
         parts = [
             f"{n} drafted: {cost:.2f} x ({(cost - 1) / n:.0%} accepted)"
             for n, cost in self.step_costs.items()

@@ -38,7 +38,7 @@ IN_AUTO = ["head", "suffix"]  # the drafters that "auto" may mean
 
 
 class AnswerOptions(ModelOptions):
-    """How `generate` and `chat` answer; checked as far as that goes without a model. `changes`, `drafts` and
+    """Options of `generate` and `chat`; checked as far as that goes without a model. `changes`, `drafts` and
     `sampling` hold what the command line gave: see their `model_fields_set`."""
 
     mode: str = field(
@@ -138,7 +138,7 @@ class AnswerOptions(ModelOptions):
             return dict(json_object(self.template_kwargs))
 
     def _speculation(self, mode: Mode) -> str | Speculation:
-        """What the command line says about drafts, else "auto"."""
+        """Return the speculation that the command line asks for, else "auto". ValueError: options do not fit it."""
         changes = self.drafts.model_dump(exclude_unset=True, exclude={"drafter"})
         named = str(self.speculation or self.drafts.drafter)
         if named == "auto" and not changes:
@@ -172,7 +172,7 @@ class AnswerOptions(ModelOptions):
 
 
 class GenerateCommand(AnswerOptions):
-    """What `generate` answers, and how. ValueError: options contradict each other."""
+    """Options and prompts of `generate`. ValueError: options contradict each other."""
 
     prompt: str | None = Field(
         None,

@@ -72,7 +72,7 @@ def _standard_input() -> str:
 
 
 def _stream(llm: LLM, asked: Prompt, options: GenerateCommand) -> None:
-    """One answer, as it is made; what has come until Ctrl-C is kept."""
+    """Print one answer, as it is made; what has come until Ctrl-C is kept."""
     from fastslow.tools.cli.answering.prompt_file import record_of
 
     answer, output = _screen(options), None

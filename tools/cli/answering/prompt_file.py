@@ -131,7 +131,7 @@ def record_of(output: Output, whole: bool = False) -> dict[str, Any]:
 
 
 def _short(choice: Completion) -> dict[str, Any]:
-    """What most want to know; log-probabilities where they were asked for."""
+    """Return the fields that most want to know; log-probabilities where they were asked for."""
     every = choice.to_dict()
     known = {name: every[name] for name in SHOWN} | {n: every["metrics"][n] for n in MEASURED}
     known["tokens_per_second"] = round(known["tokens_per_second"], 1)

@@ -1,4 +1,4 @@
-"""What `inspect` and `modes` show of a checkpoint, from its small files alone."""
+"""Facts that `inspect` and `modes` show of a checkpoint, from its small files alone."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class CheckpointFacts:
         return cls(config, said, switch, modes, weights, memory)
 
     def words(self, mode: Mode) -> dict[str, str]:
-        """What a mode does with this model: see `meaning`."""
+        """Describe what a mode does with this model: see `meaning`."""
         said = meaning(mode, RoutedUnits.of(self.config))
         if self.switch == NO_SWITCH and said["thinking"] == THINKING["on"]:
             said["thinking"] = f"{THINKING['auto']}, which has no switch"
@@ -148,7 +148,7 @@ class CheckpointFacts:
 
 
 def shards_record(config: ModelConfig, layout: str) -> dict[str, Any]:
-    """What each rank of "ep=8,tp=1" would hold and send: bytes, in the checkpoint's own dtype. ValueError if
+    """Return the bytes that each rank of "ep=8,tp=1" would hold and send, in the checkpoint's own dtype. ValueError if
     the layout does not fit."""
     parallel, dtype = Parallel.parse(layout), config.dtype or "float32"
     plan = ShardPlan.of(config, parallel, DTYPES[dtype])
@@ -171,7 +171,7 @@ def shards_record(config: ModelConfig, layout: str) -> dict[str, Any]:
 
 
 def shards_table(shards: dict[str, Any]) -> Table:
-    """What `shards_record` gives, a line a rank."""
+    """Return the facts of `shards_record` as a table, a line a rank."""
     layout = ",".join(f"{name}={shards[name]}" for name in ("ep", "tp", "dp"))
     sent = format_bytes(shards["sent_per_row_and_layer"])
     title = f"{layout} in {shards['dtype']}; a row of a layer sends {sent} between ranks"

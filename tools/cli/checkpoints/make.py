@@ -16,7 +16,7 @@ from fastslow.tools.job_options import ConvertOptions, QuantizeOptions, field
 
 
 class QuantizeCommand(QuantizeOptions):
-    """How a checkpoint is quantised, and what is looked at afterwards."""
+    """Options of quantising a checkpoint, and of what is looked at afterwards."""
 
     calibration: Path | None = field(
         None,

@@ -109,7 +109,7 @@ def _of(found: Repository, folder: Path) -> Iterator[KnownModel]:
 
 
 def _header(path: Path) -> dict[str, Any]:
-    """What a hub says of a GGUF file, as far as the file says it."""
+    """Read from a GGUF file what a hub would say of it, as far as the file says it."""
     from fastslow.engine.host.gguf_file import read_gguf
 
     return {"architecture": read_gguf(path).fields.get("general.architecture")}

@@ -30,7 +30,7 @@ TRIED, MEASURED = "What is tried", "How it is measured"
 
 
 class MeasureOptions(ModelOptions):
-    """What `bench` and `tune` try, and how they measure it."""
+    """Options of what `bench` and `tune` try, and how they measure it."""
 
     drafters: str | None = field(
         None, "such as ngram,self; default: all that need no further file", TRIED
@@ -50,7 +50,7 @@ class MeasureOptions(ModelOptions):
     )
 
     def sampling(self, tokens: int = 128) -> SamplingParams:
-        """How all answers are sampled. tokens: most of them, where the command line does not say."""
+        """Return the sampling of all answers. tokens: most of them, where the command line does not say."""
         most = tokens if self.tokens is None else self.tokens
         if self.temperature is None:
             return SamplingParams(max_tokens=most)
@@ -68,7 +68,7 @@ class MeasureOptions(ModelOptions):
         return [Speculation(drafter=n, model=model) for n, model in models.items()], lengths
 
     def settings(self, llm: LLM) -> list[Speculation]:
-        """What to try with a model, plain decoding left out. ValueError: nothing is left."""
+        """Return the settings to try with a model, plain decoding left out. ValueError: nothing is left."""
         from fastslow.tools.tune.candidates import default_drafters, grid
 
         drafters, lengths = self.drafting()
@@ -79,7 +79,7 @@ class MeasureOptions(ModelOptions):
 
 
 class BenchOptions(MeasureOptions):
-    """What is measured, and on what."""
+    """Options of `bench`: what is measured, and on which prompts."""
 
     prompts: Path = field(..., PROMPTS)
     batch: str = field("1", "requests at a time, such as 1,8", TRIED)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 class TuneOptions(MeasureOptions):
-    """What is tuned, and on what. ValueError: options contradict each other, or a file is missing or cannot be
-    written."""
+    """Options of `tune`: what is tuned, and on what. ValueError: options contradict each other, or a file is missing or
+    cannot be written."""
 
     prompts: Path | None = field(None, PROMPTS)
     modes: bool = field(False, "tune the choice between fast and deep instead")
