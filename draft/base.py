@@ -1,4 +1,4 @@
-"""What drafters share: methods that do nothing, and a chain that is drafted token by token."""
+"""Parts that drafters share: methods that do nothing, and a chain that is drafted token by token."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class BaseDrafter:
 
 
 class DraftChain:
-    """One request's chain while it is drafted. Tokens with certain probabilities are chosen; others are
+    """The chain of one request while it is drafted. Tokens with certain probabilities are chosen; others are
     sampled, and the tree then holds their probabilities. For a reproducible request they are drawn with
     the random numbers of the target's tokens: such tokens are chosen, and agree with the target more
     often than independent ones."""

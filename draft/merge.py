@@ -29,7 +29,7 @@ def likeliest_first(
 
 
 def merge_trees(trees: Sequence[tuple[int, Tree]], nodes: int, names: Sequence[str] = ()) -> Tree:
-    """One tree of the likeliest nodes of all trees: where they agree a node is surer, else it branches.
+    """Merge the likeliest nodes of all trees into one tree: where they agree a node is surer, else it branches.
 
     Where several hold a node, its chance is that not all of them err, if errors are independent; where
     siblings' chances add up to more than one they are scaled down to one. `drafter_ids` encode which

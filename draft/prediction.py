@@ -62,7 +62,7 @@ class PredictionDraft(BaseDrafter):
 
 
 class _Place:
-    """Where in its prediction an answer is."""
+    """The place of an answer in its prediction."""
 
     def __init__(self, predicted: Sequence[int], start: int) -> None:
         self._predicted = list(predicted)

@@ -52,7 +52,7 @@ class DrafterDeps:
 
 @dataclass(frozen=True, slots=True)
 class DrafterKind:
-    """What the house knows of a drafter.
+    """A drafter as the registry knows it.
 
     Attributes:
         make: makes it from a request's settings and the parts of the engine.

@@ -74,7 +74,7 @@ class DrafterRouter(SeveralDrafters):
         on_each([self._predictions, *drafters], lambda drafter: drafter.release(requests))
 
     def _known(self, request: RequestView, nodes: int) -> Tree:
-        """What is drafted without a drafter."""
+        """Return the tree that needs no drafter: tokens that are certain, else the request's prediction."""
         forced = _forced(request, nodes)
         if forced.tokens or not request.prediction:
             return forced

@@ -29,7 +29,7 @@ def on_each(parts: Iterable[T], act: Callable[[T], None]) -> None:
 
 
 def counted(trees: list[Tree], requests: int) -> list[Tree]:
-    """What a drafter proposed; ValueError if it is not a tree for each request."""
+    """Return what a drafter proposed; ValueError if it is not a tree for each request."""
     if not isinstance(trees, list | tuple) or not all(isinstance(tree, Tree) for tree in trees):
         raise ValueError(f"the drafter proposed {trees!r:.60}, and a list of Tree is needed")
     if len(trees) != requests:
@@ -140,13 +140,13 @@ class DrafterSelection(Protocol):
         most nodes of each request) -> its trees, and the seconds they took."""
 
     def awake(self, drafter: int) -> bool:
-        """Whether it may be asked in one of the next steps, and so needs its features."""
+        """Tell whether a drafter may be asked in one of the next steps, and so needs its features."""
 
     def able(self, batch: Sequence[RequestView]) -> int:
-        """How many drafters, counted from the first, may be asked in steps of these requests."""
+        """The number of drafters, counted from the first, that may be asked in steps of these requests."""
 
     def judge(self, batch: Sequence[RequestView], result: AcceptResult) -> None:
-        """What was accepted."""
+        """Learn from what was accepted."""
 
     def release(self, requests: Collection[int]) -> None: ...
 

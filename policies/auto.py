@@ -1,4 +1,4 @@
-"""Which of two modes a request gets: a weighted sum of features of its prompt."""
+"""The choice between two modes for a request: by a weighted sum of features of its prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of several modes a request gets: what the model itself holds of its prompt, once it has read it."""
+"""The choice between several modes for a request: by what the model itself holds of its prompt, once it has read it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class LearnedModeRouter(Params):
         return ModeChoice(self.between[0], "")
 
     def judge(self, facts: PromptFacts) -> Callable[[torch.Tensor], tuple[int, str]]:
-        """What takes a hidden state [H] to the place of a mode, and says why. Where others wait or the caller has a
+        """Return a function from a hidden state [H] to (place of a mode, why). Where others wait or the caller has a
         latency target, tokens cost more: their price is multiplied by 1 + the features `load` and `urgency`."""
         seen = features(facts)
         cost = self.cost * (1 + seen["load"] + seen["urgency"])

@@ -1,4 +1,4 @@
-"""What a mode does, described for people."""
+"""A mode, described for people."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CHOSEN = "as the preset that is taken"
 
 
 def meaning(mode: Mode, units: RoutedUnits) -> dict[str, str]:
-    """What a mode of `find_mode` does, in a few words for people: groups (or experts), thinking, budget,
+    """Describe a mode of `find_mode` in a few words for people: groups (or experts), thinking, budget,
     sampling, drafter, latency, escalation -> text, "-" for nothing."""
     own = mode.model_fields_set if mode.auto else {units.name, "thinking"}
     return {
@@ -87,7 +87,7 @@ def _sampling(params: SamplingParams | None) -> str:
 
 
 def _parts(mode: Mode, said: Callable[[Phase], str]) -> Iterator[str]:
-    """What is other in the thought and in the answer."""
+    """Yield what is other in the thought and in the answer."""
     for name, phase in (("thought", mode.thought), ("answer", mode.answer)):
         if phase is not None and (words := said(phase)):
             yield f"in the {name} {words}"

@@ -1,4 +1,4 @@
-"""What the choice of a request's mode depends on, and what it gives."""
+"""The facts that the choice of a request's mode depends on, and the choice."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 @dataclass(frozen=True, slots=True)
 class PromptFacts:
-    """What is known of a request before it runs."""
+    """The facts that are known of a request before it runs."""
 
     text: str  # what is asked: the last turn of the user, or the whole prompt
     turns: int = 0  # messages before it, the system's not counted

@@ -111,7 +111,7 @@ def bounded(mode: Mode, preset: Mode) -> Mode:
 
 
 def _beyond(field: str, wish: Any, bound: Any) -> bool:
-    """Whether a call wants more than a preset has."""
+    """True where a call wants more than a preset has."""
     if bound is None or wish == bound:
         return False
     if field == "thinking":

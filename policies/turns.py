@@ -1,4 +1,4 @@
-"""What the calls of a user's turn may think together, and how much of an answer stays for what follows a thought."""
+"""Tokens that the calls of a user's turn may think together, and tokens of an answer for what follows a thought."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ SHARE = 4  # of an answer's tokens, of which one is for what follows the thought
 
 
 def answer_room(wish: int | str | None, room: int) -> int | None:
-    """How many of an answer's `room` tokens stay for what follows the thought. None: no number is kept."""
+    """The number of an answer's `room` tokens that stay for what follows the thought. None: no number is kept."""
     return max(1, min(MOST_ROOM, room // SHARE)) if wish == "auto" else wish  # type: ignore[return-value]
 
 
 @dataclass(eq=False)
 class TurnCall:
-    """One call of a turn. before: tokens of thought that other calls spent, or may yet. most: its own may spend.
+    """A call of a turn. before: tokens of thought that other calls spent, or may yet. most: its own may spend.
     answers: that are not over. thought: of its longest answer. resumed: it continues an answer, whose thoughts so far
     may be counted in `before` or not."""
 
@@ -34,14 +34,14 @@ class TurnCall:
     resumed: bool = False
 
     def note(self, thought: int) -> None:
-        """One of its answers is over; of several the longest counts."""
+        """Note that one of its answers is over; of several the longest counts."""
         self.thought, self.answers = max(self.thought, thought), self.answers - 1
         if not self.answers:
             self.turn.end(self)
 
 
 class Turn:
-    """One turn of a user: tokens of thought in calls that are over, and what those that run may yet use."""
+    """A turn of a user: tokens of thought in calls that are over, and what those that run may yet use."""
 
     def __init__(self) -> None:
         self.spent = 0

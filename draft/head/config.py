@@ -29,8 +29,8 @@ MATRICES = ("fuse", "entry", "qkv", "out", "gate_up", "down")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadConfig(DraftShape):
-    """One decoder layer over the target's hidden states. layers: target layers whose outputs are fused, 0 = the first
-    layer's. vocabulary: D, tokens that can be drafted. prompt: how many last rows of a prompt it was trained to see."""
+    """A head's shape: one decoder layer over the target's hidden states. layers: target layers whose outputs are fused,
+    0 = the first layer's. vocabulary: D, tokens that can be drafted. prompt: last rows of a prompt seen in training."""
 
     layers: tuple[int, ...]
     vocabulary: int

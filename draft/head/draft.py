@@ -175,7 +175,7 @@ class HeadDraft:
         return min(max(MIN_SCORE, value.row / value.token), 1.0)
 
     def _can_draft(self, request: RequestView) -> bool:
-        """Whether there is a row to draft from, the one of the last token but one."""
+        """True where there is a row to draft from, the one of the last token but one."""
         state = self._states.get(request.id)
         return state is not None and state.can_draft and state.end == len(request.tokens) - 1
 

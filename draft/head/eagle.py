@@ -42,7 +42,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EagleConfig:
-    """One decoder layer whose attention reads a token's embedding and a hidden state side by side
+    """The config of a decoder layer whose attention reads a token's embedding and a hidden state side by side
     (EAGLE-3: Li et al., arXiv 2503.01840).
 
     Attributes:

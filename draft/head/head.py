@@ -23,8 +23,8 @@ Projected = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 class DraftHead(ABC):
-    """One decoder layer. It runs on the CPU, wherever the target does. vocab_size: V, of the target. sinks: keys and
-    values [S, kv_heads, head_dim] before every text, if it has any."""
+    """A drafting head of one decoder layer. It runs on the CPU, wherever the target does. vocab_size: V, of the target.
+    sinks: keys and values [S, kv_heads, head_dim] before every text, if it has any."""
 
     config: HeadConfig
     vocab: DraftVocab
@@ -62,9 +62,9 @@ class DraftHead(ABC):
         kvs: Sequence[HeadKV],
         parents: Sequence[Sequence[int]],
     ) -> Tensor:
-        """One more token of drafts; the hidden states [R, H] of the rows. hidden: [R, H], the head's output before
-        each token. after: R tokens just drafted. parents: per text, the draft row before each of its new rows; -1 =
-        the last committed row."""
+        """Run R tokens just drafted; return the hidden states [R, H] of their rows. hidden: [R, H], the head's output
+        before each token. after: these tokens. parents: per text, the draft row before each of its new rows;
+        -1 = the last committed row."""
         sizes = [len(p) for p in parents]
         positions = [p for kv, rows in zip(kvs, parents) for p in kv.draft_positions(rows)]
         x, q, k, v = self._project(hidden, after, positions)

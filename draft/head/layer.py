@@ -16,7 +16,7 @@ GROW = 64  # rows
 
 
 class HeadLayer:
-    """One step of the head; attention itself is the caller's. norms: name -> weight [H], the names of `config.NORMS`.
+    """The head's layer but for attention, the caller's part. norms: name -> weight [H], the names of `config.NORMS`.
     linear: applies the matrices of `config.MATRICES`, and "head" [D, H]."""
 
     def __init__(self, config: HeadConfig, norms: Mapping[str, Tensor], linear: Linear) -> None:

@@ -112,7 +112,7 @@ class MtpHead(DraftHead):
 
 
 def has_mtp_layer(folder: Path) -> bool:
-    """Whether the checkpoint in a folder has such a layer, whole."""
+    """Tell whether the checkpoint in a folder has an MTP layer, whole."""
     config = ModelConfig.from_folder(folder)
     wanted = set(mtp_shapes(config))
     return bool(wanted) and wanted <= Checkpoint.own(folder, config).names

@@ -1,4 +1,4 @@
-"""What the head drafter holds for a text: its rows, and the tokens that can be drafted in it."""
+"""The head drafter's state of a text: its rows, and the tokens that can be drafted in it."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class HeadState:
         self.features, self.after = [], []
 
     def shared_rows(self, tokens: list[int], end: int) -> int:
-        """How many of its rows before `end` a text of these tokens can reuse."""
+        """Count its rows before `end` that a text of these tokens can reuse."""
         end = min(end, self.position)
         # a row is made of its token's features and of the token after it
         same = end > self.first and self.tokens[: end + 1] == tokens[: end + 1]

@@ -24,7 +24,7 @@ NO_MASS = -1e30  # a logit: no probability at any temperature, and still a finit
 
 
 class GrowingTree:
-    """One text's tree of at most `nodes` nodes while it grows from `root` [H], the head's output at the text's last
+    """The tree of a text, at most `nodes` nodes, while it grows from `root` [H], the head's output at the text's last
     row. Nodes less likely than `min_score` (0..1), with all before them, are left out.
 
     scores: log-probability of each node and all before it. frontier: nodes that get children next. rows: node -> its
@@ -112,7 +112,7 @@ def grow_trees(head: DraftHead, trees: Sequence[GrowingTree], width: int, depth:
 
 
 class HeadChain:
-    """One request's chain of at most `nodes` tokens while it is drafted."""
+    """The chain of one request, at most `nodes` tokens, while it is drafted."""
 
     def __init__(self, request: RequestView, state: HeadState, nodes: int) -> None:
         self.request = request
@@ -123,7 +123,7 @@ class HeadChain:
         self._scores: list[float] = []  # of chosen tokens: the probability of the chain so far
 
     def extend(self, logits_V: Tensor, known: Floats, target_probs: TargetProbs) -> None:
-        """One more token, from f32 [V] with NO_MASS for tokens that cannot be drafted; `known` [D + E] are
+        """Draft one more token, from f32 [V] with NO_MASS for tokens that cannot be drafted; `known` [D + E] are
         the other logits. The chain ends where no probabilities can be made."""
         try:
             probs = target_probs(logits_V, self.request, self.drafted)

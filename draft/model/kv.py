@@ -61,7 +61,7 @@ class DraftText:
 
 
 class DraftKV(ABC):
-    """Where a drafting model has its keys and values: in `cache`, on its device."""
+    """The place of a drafting model's keys and values: `cache`, on its device."""
 
     def __init__(self, cache: KVCache) -> None:
         self.cache = cache

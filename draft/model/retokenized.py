@@ -40,7 +40,7 @@ class TextRetokenizer:
 
     @property
     def settled(self) -> int:
-        """How many tokens will never change."""
+        """The number of tokens that will never change."""
         return len(self._settled)
 
     def update(self, tokens: Sequence[int]) -> list[int]:

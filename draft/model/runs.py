@@ -1,4 +1,4 @@
-"""One request's draft by a model while it is made: a chain token by token, or a tree level by level."""
+"""The draft of one request while a model makes it: a chain token by token, or a tree level by level."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class DraftRun(ABC):
     @property
     @abstractmethod
     def open(self) -> bool:
-        """Whether there are rows to run."""
+        """True while there are rows to run."""
 
     def rows(self, cache: KVCache) -> list[Segment]:
         """The segments to run next, each with one output: of all tokens of the text that are left, the last one's."""

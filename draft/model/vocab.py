@@ -96,8 +96,8 @@ class VocabMap:
 
 
 class PaddedTokens(VocabMap):
-    """One tokenizer, and vocabularies padded to different sizes: `own` logits, and `columns` of the
-    target."""
+    """A map for models of one tokenizer, whose vocabularies are padded to different sizes: `own` logits, and
+    `columns` of the target."""
 
     def __init__(self, own: int, columns: int) -> None:
         self._own = own

@@ -134,7 +134,7 @@ def _inside(array: NDArray[Any], low: int, high: int) -> bool:
 
 
 class KernelSearch:
-    """One call of the kernels a search. Between two drafts a model's weights pass through the caches, so
+    """A search that is one call of the kernels. Between two drafts a model's weights pass through the caches, so
     each Python line and object of a lookup comes from memory again: they are few, and memory is reused."""
 
     def __init__(self, sealed: Sealed) -> None:

@@ -138,7 +138,7 @@ class Documents:
 
 
 def _answers(tokens: NDArray[np.int32], sizes: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """Which places have an answer's token next, and something before them: bool [N]."""
+    """True at places that have an answer's token next, and something before them: bool [N]."""
     starts = np.cumsum(sizes[:, 0], dtype=np.int64) - sizes[:, 0]
     step = np.zeros(len(tokens) + 1, np.int32)
     np.add.at(step, starts + 1, 1)

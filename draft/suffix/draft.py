@@ -88,7 +88,7 @@ class SuffixDraft(BaseDrafter):
 
 
 def _can_be_shared(request: RequestView) -> bool:
-    """Whether it came to its own end without a given seed: drafts would know the numbers that verify them."""
+    """True for a shared answer that ended by itself, without a seed: drafts would know the numbers that verify them."""
     answered = len(request.tokens) > request.prompt_length
     ended = answered and request.tokens[-1] in request.end_ids
     seeded = request.params.seed is not None and not greedy(request)

@@ -91,7 +91,7 @@ def _header_length(memory: mmap.mmap | bytearray) -> int:
 
 
 def _seal_place(memory: mmap.mmap | bytearray) -> int | None:
-    """Where the digits stand; None if the header has no room for them."""
+    """Find the place of the seal's digits; None if the header has no room for them."""
     length = _header_length(memory)
     if not 0 < length <= min(LONGEST_HEADER, len(memory) - PREFIX):
         return None

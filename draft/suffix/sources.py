@@ -1,4 +1,4 @@
-"""Where suffix matches are looked up: the request's own text, and the engine's latest answers."""
+"""Texts in which suffix matches are looked up: the request's own text, and the engine's latest answers."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _zeros(size: int) -> memoryview:
 
 
 def _match(text: Sequence[int], end: int, recent: list[int], known: int) -> int:
-    """How many tokens before index `end` are the last of `recent`; `known` of them surely are."""
+    """Count the tokens before index `end` that are the last of `recent`; `known` of them surely are."""
     most = min(len(recent), end)
     if text[end - most : end] == recent[-most:]:
         return most

@@ -69,7 +69,7 @@ class MatchRuns:
                 return
 
     def enough_for(self, nodes: int) -> bool:
-        """Whether no new search would find more about the next `nodes` tokens."""
+        """True where no new search would find more about the next `nodes` tokens."""
         enough = self._whole or len(self.runs) >= FEW
         return enough and any(len(run) >= self.at + nodes for run in self.runs)
 

@@ -1,4 +1,4 @@
-"""How likely drafted tokens are to be accepted: learnt for a drafter, adjusted for a request."""
+"""The chance that drafted tokens are accepted: learnt for a drafter, adjusted for a request."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastslow.policies.speculation.tuning import TUNING, SpeculationTuning
 
 
 class DraftYield:
-    """How many nodes are accepted and run when a drafter is asked: two running means over `memory`
+    """Nodes that are accepted and nodes that run when a drafter is asked: two running means over `memory`
     questions."""
 
     def __init__(self, accepted: float, ran: float, memory: float) -> None:
@@ -59,7 +59,7 @@ class AcceptanceModel:
 
 
 class RequestBias:
-    """One request's own acceptance, as a shift of the logit of its drafter's."""
+    """A request's own acceptance, as a shift of the logit of its drafter's."""
 
     def __init__(self, model: AcceptanceModel) -> None:
         self._model = model

@@ -1,4 +1,4 @@
-"""When to try again what did not pay, and the running mean of the controller, and what is kept by memory key."""
+"""The wait before what did not pay is tried again, the running mean of the controller, and values by memory key."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def common_key(keys: Collection[Hashable]) -> Hashable:
 
 
 class ByKey(Generic[T]):
-    """One value for each memory key, of the latest keys: what the requests of a key show changes nothing for those of
+    """A value for each memory key, of the latest keys: what the requests of a key show changes nothing for those of
     others. Any thread may ask. make: gives the value that a key begins with."""
 
     def __init__(self, make: Callable[[], T]) -> None:

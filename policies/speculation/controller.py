@@ -16,7 +16,7 @@ from fastslow.policies.speculation.tuning import TUNING, SpeculationTuning
 
 
 class SpeculationController:
-    """One per engine: all that is learnt about steps and drafts, and the policies that use it.
+    """The controller of an engine: all that is learnt about steps and drafts, and the policies that use it.
 
     In a step, every request's policy plans a budget of nodes, from the `AcceptanceModel` of its drafter,
     the `StepCosts` and what its account in the `LossBudget` allows; an `AdaptiveSelection` asks those of several
@@ -73,7 +73,7 @@ class SpeculationController:
         return AdaptiveSelection(drafters, value, self._tuning)
 
     def value(self, batch: Sequence[RequestView]) -> MarginalValue:
-        """What one more token gains and one more row costs in a step of these requests."""
+        """The gain of one more token and the cost of one more row in a step of these requests."""
         return self._costs.value(_most_groups(batch), len(batch))
 
     def seconds(self, groups: int | None, rows: int) -> float:
@@ -92,7 +92,7 @@ class SpeculationController:
         return admit(survival, sizes, rows, curve)
 
     def note(self, batch: Sequence[RequestView], step: StepTiming) -> None:
-        """What a step took, and what it made. Where nobody asked yet what steps take, it is not learnt."""
+        """Learn what a step took, and what it made; nothing where nobody asked yet what steps take."""
         if not self._costs.asked(_most_groups(batch)):
             return
         running, curve = len(batch), self._costs.curve(_most_groups(batch))

@@ -1,4 +1,4 @@
-"""How long a step of a model takes by its rows: measured on this machine once, and kept in a file."""
+"""Seconds that a step of a model takes by its rows: measured on this machine once, and kept in a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much drafting may lose: every request has an account, counted in plain steps."""
+"""The limit of what drafting may lose: every request has an account, counted in plain steps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastslow.policies.speculation.tuning import TUNING, SpeculationTuning
 
 @dataclass(slots=True)
 class LossPool:
-    """What drafts of one memory key gained and lost lately, in batches of about one size. left: plain steps that new
+    """Gains and losses of one memory key's latest drafts, in batches of about one size. left: plain steps that new
     requests may lose, 0 to `most`."""
 
     left: float
@@ -26,7 +26,7 @@ class LossPool:
 
 @dataclass(slots=True)
 class LossAccount:
-    """One request's. A request whose drafts lost what it had rests: it is not drafted for until it earned some.
+    """A request's account. A request whose drafts lost what it had rests: it is not drafted for until it earned some.
 
     Attributes:
         left: plain steps that its drafts may still lose.

@@ -1,4 +1,4 @@
-"""How far to draft: a budget before a step, and which of the drafted nodes it runs."""
+"""The length of drafts: a budget before a step, and the choice of the drafted nodes that it runs."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ def best_length(
     node_seconds: float,
     curve: StepCostCurve,
 ) -> int:
-    """How far to draft where drafting itself takes time. chances: survival of a chain's nodes, first to last.
-    running: requests that run; the others are taken to be alike. node_seconds: what one more node of depth takes to
-    draft, for all of them."""
+    """Find the fastest draft length where drafting itself takes time. chances: survival of a chain's nodes, first to
+    last. running: requests that run; the others are taken to be alike. node_seconds: seconds that one more node of
+    depth takes to draft, for all of them."""
     tokens = 1.0
     best, most = 0, tokens / curve.seconds(running)
     for length, chance in enumerate(chances, 1):

@@ -1,4 +1,4 @@
-"""Which of several drafters are asked, and which of their proposals are verified."""
+"""The choice of the drafters that are asked, of several, and of their proposals that are verified."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Proposal(NamedTuple):
 
 
 class _Gain(NamedTuple):
-    """What one drafter's proposals gained."""
+    """The gains of one drafter's proposals."""
 
     tokens: RunningMean  # accepted, less the cost of the rows in tokens
     calibration: RunningMean  # tokens accepted over tokens promised, where there are scores
@@ -48,7 +48,7 @@ class _Gain(NamedTuple):
 
 
 class _Drafter:
-    """One drafter in batches of about one size: with the size change the costs of rows and of drafting."""
+    """A drafter in batches of about one size: with the size change the costs of rows and of drafting."""
 
     def __init__(self, tuning: SpeculationTuning) -> None:
         memory, self._tuning = tuning.gain_memory, tuning
@@ -186,7 +186,7 @@ class AdaptiveSelection:
     def _asked(
         self, drafter: int, requests: Sequence[_Request], nodes: Sequence[int], value: MarginalValue
     ) -> list[int]:
-        """How many nodes a drafter is asked for, by request; 0 where it is not asked."""
+        """Nodes that a drafter is asked for, by request; 0 where it is not asked."""
         known = self._drafters[drafter]
         asked, pays, warm = [0] * len(nodes), False, known.warm
         if drafter > 0 and self._rows_cost_too_much(value):
@@ -243,5 +243,5 @@ def _compatible(proposals: Sequence[_Proposal]) -> list[_Proposal]:
 
 
 def _mergeable(tree: Tree) -> bool:
-    """Whether a tree's nodes were chosen, not sampled, and have scores."""
+    """True where a tree's nodes were chosen, not sampled, and have scores."""
     return tree.probs is None and tree.scores is not None

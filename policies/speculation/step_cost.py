@@ -1,4 +1,4 @@
-"""How long steps and drafts take on this machine: measured once, corrected while they run."""
+"""Seconds that steps and drafts take on this machine: measured once, corrected while they run."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class StepCosts:
         return self._curves[groups]
 
     def asked(self, groups: int | None) -> bool:
-        """Whether that curve was asked for, so that it is measured."""
+        """True where that curve was asked for, so that it is measured."""
         return groups in self._curves
 
     def note(self, groups: int | None, rows: int, seconds: float, plain: bool) -> None:
@@ -123,18 +123,18 @@ class StepCosts:
         self._curves[groups].note(rows, seconds, plain)
 
     def value(self, groups: int | None, running: int) -> MarginalValue:
-        """What one more token gains and one more row costs in a step of `running` requests."""
+        """The gain of one more token and the cost of one more row in a step of `running` requests."""
         curve = self.curve(groups)
         token = curve.seconds(running) / running
         return MarginalValue(token, token * curve.row_price(running, self._tuning.priced_nodes))
 
     def node_seconds(self, drafter: object, key: str | None = None) -> float | None:
-        """What one more node of depth takes to draft; None: not measured yet."""
+        """Seconds that one more node of depth takes to draft; None: not measured yet."""
         known = self._of(drafter, key, "node")
         return None if known is None else known.value
 
     def ask_seconds(self, drafter: object, key: str | None = None) -> float:
-        """What asking a drafter takes by request, even if it proposes nothing."""
+        """Seconds that asking a drafter takes by request, even if it proposes nothing; 0: not measured yet."""
         known = self._of(drafter, key, "question")
         return 0.0 if known is None else known.value
 
@@ -167,7 +167,7 @@ class StepCosts:
         self._asking.pop(drafter, None)
 
     def _of(self, drafter: object, key: str | None, what: str) -> RunningMean | None:
-        """What is known of those who asked alone; else of what several took together."""
+        """The mean of steps of this key alone; else of steps of several keys; None: neither is known."""
         means = self._asking.get(drafter)
         known = (means.of(one).get(what) for one in (key, MIXED)) if means else ()
         return next((mean for mean in known if mean is not None), None)

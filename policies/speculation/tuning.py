@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class SpeculationTuning:
-    """What the controller assumes, and how fast it learns.
+    """The controller's assumptions, and how fast it learns.
 
     A node is a drafted token. A row's price is what a row adds to a step, in tokens of one request at
     the speed of plain decoding. A wait is given as the first and the longest one. A memory is the
