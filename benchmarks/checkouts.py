@@ -84,7 +84,7 @@ class CheckoutProcess:
 
 
 def measured(folder: Path, args: argparse.Namespace, quantization: str) -> dict[str, list[float]]:
-    """What one process reaches, with the machine to itself: seconds of its start, tokens a second of each job."""
+    """Measure one process that has the machine to itself: seconds of its start, tokens a second of each job."""
     side = CheckoutProcess(folder, args.model, quantization)
     found = {"import, s": side.starts[:1], f"{quantization} first token, s": side.starts[1:]}
     for name, job in JOBS.items():

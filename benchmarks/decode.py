@@ -87,7 +87,7 @@ def measure(llm: LLM, row: Row, tokens: int, seconds: float) -> dict[str, Any]:
 
 
 def rows_of(format: str, llm: LLM, args: argparse.Namespace) -> list[Row]:
-    """What is measured in one format."""
+    """The rows to measure in one format, without samples yet."""
     config = llm.model.config
     fits = [n for n in numbers(args.contexts) if n + args.tokens <= config.context]
     cells: dict[str, Row] = {f"{n} row{'s' * (n > 1)}": {"rows": n} for n in numbers(args.rows)}

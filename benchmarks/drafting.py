@@ -1,4 +1,4 @@
-"""What drafters bring: tokens a step and speed against plain decoding, by prompt set, batch, length.
+"""The gain from drafters: tokens a step and speed against plain decoding, by prompt set, batch, length.
 
     python benchmarks/drafting.py --model smollm2 --prompts gsm8k.jsonl qa.jsonl \
         --drafters suffix,auto --batch 1,8 --temperatures 0,0.7 --limit 16 -o drafting.json
@@ -53,7 +53,7 @@ KV = "2GiB"  # a share of memory would hold no more texts than run at once: prom
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run of all prompts. rate: tokens a second. kept: share of the drafted tokens. drafting: share of the time.
+    """A run of all prompts. rate: tokens a second. kept: share of the drafted tokens. drafting: share of the time.
     others: share of the machine that other processes took."""
 
     rate: float
@@ -67,7 +67,7 @@ Runs = Mapping[Speculation, Sequence[Run]]
 
 
 def run_of(metrics: Sequence[Metrics], others: float | None = None) -> Run:
-    """What the answers say; they were all asked for at the same time. ValueError: they all began at once, so that
+    """Sum up the answers, which were all asked for at the same time. ValueError: they all began at once, so that
     nothing flowed."""
     first, last = min(m.ttft for m in metrics), max(m.ttft for m in metrics)
     if last <= first:
@@ -114,7 +114,7 @@ def measure(
 
 @dataclass(frozen=True, slots=True)
 class Alone:
-    """One prompt by itself. ratio: best rate over plain's best. step: its best seconds a step over plain's. same:
+    """A prompt by itself. ratio: best rate over plain's best. step: its best seconds a step over plain's. same:
     whether the tokens were plain's each time."""
 
     ratio: float

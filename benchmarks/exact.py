@@ -59,7 +59,7 @@ TRIES = 32  # router ties that are tried, the closest first
 
 @dataclass(frozen=True)
 class Job:
-    """Which prompt is answered in which mode, and who drafts."""
+    """A prompt to answer, the mode, and the drafter."""
 
     prompt: int
     mode: str
@@ -171,7 +171,7 @@ class Judge:
         return Finding("error", "no near tie explains it", gap, allowed)
 
     def _nudges(self, low: list[Tensor], high: list[Tensor], groups: int | None) -> list[Nudge]:
-        """What rounding could change in the router's choices, the closest first."""
+        """List the router's choices that rounding could change, the closest first."""
         assert self._high is not None
         config = self._high.config
         mlps = (layer.mlp for layer in self._high.weights.layers)
@@ -231,7 +231,7 @@ def _run(
 
 @dataclass
 class CaseResult:
-    """One line of the table. `idle`: what the case is for and did not bring about."""
+    """A line of the table. `idle`: what the case is for and did not bring about."""
 
     case: str
     seconds: float

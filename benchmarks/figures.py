@@ -1,4 +1,4 @@
-"""What every benchmark needs: common options, models by format, turns, medians, tables, the JSON file; and the
+"""Parts of every benchmark: common options, models by format, turns, medians, tables, the JSON file; and the
 conditions that stand beside each sample, of which /proc and /sys tell: Linux only."""
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def percentiles(values: Iterable[float]) -> list[float]:
 
 
 def header() -> dict[str, Any]:
-    """What every file of figures begins with: command, versions, commit ("+": files differ from it) and machine."""
+    """The header of every file of figures: command, versions, commit ("+": files differ from it) and machine."""
     text = Path("/proc/cpuinfo").read_text("utf-8").split("flags", 1)[-1]
     known, facts = text.partition("\n")[0].split(), circumstances()
     facts["machine"] |= {
@@ -225,7 +225,7 @@ def read_bandwidth(threads: int, passes: int = 5) -> float:
 def with_conditions(
     threads: int, measure: Callable[[], Mapping[str, Any]], own: Iterable[int] = ()
 ) -> dict[str, Any]:
-    """What `measure` gives, with the conditions it ran under; `own`: processes of the benchmark besides this one.
+    """Return what `measure` gives, and the conditions it ran under; `own`: processes of the benchmark besides this one.
 
     `bandwidth` is the better of a probe before and one after; `others` is the share of all logical processors that
     other processes and virtual machines took. /proc counts in ticks: a sample should last half a second.

@@ -63,7 +63,7 @@ Engines = dict[str, dict[str, Any]]  # facts, "memory", "failed" and "samples" o
 
 
 class PeerBench:
-    """What is asked of every engine, and what was found so far."""
+    """The cells that every engine is asked for, and what was found so far."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._args = args
@@ -128,7 +128,7 @@ class PeerBench:
             self._fail(title, error)
 
     def turn(self, number: int) -> None:
-        """One repeat. An engine that fails is printed, and asked no more."""
+        """Run one repeat. An engine that fails is printed, and asked no more."""
         titles = list(self.found)
         first = number % len(titles)
         for cell in self.cells:

@@ -1,4 +1,4 @@
-"""What `auto` and its drafters bring on recorded answers, at given costs: nothing is timed or random.
+"""The gain from `auto` and its drafters on recorded answers, at given costs: nothing is timed or random.
 
     python benchmarks/replay.py --model smollm2 --prompts gsm8k.jsonl sum.jsonl --limit 24
     python benchmarks/replay.py --prompts gsm8k.jsonl --steps 6,6.1,6.2,6.4 --head other.safetensors
@@ -128,7 +128,7 @@ def answer(
     number: int, text: HiddenStates, drafter: DrafterRouter, head: CostedDrafter,
     controller: SpeculationController, costs: Costs, total: Total,
 ) -> None:  # fmt: skip
-    """One answer; its first step has no draft, since nothing was seen of it, and is not counted."""
+    """Replay one answer; its first step has no draft, since nothing was seen of it, and is not counted."""
     whole, features = text.tokens.tolist(), text.features.float()
     view: Any = SimpleNamespace(
         id=number, tokens=whole[: text.start], prompt_length=text.start, params=SamplingParams(),

@@ -67,7 +67,7 @@ DOUBT = Escalation(below=0.6, window=1, how="restart")  # the fast answer is giv
 
 
 class TaskAnswer(NamedTuple):
-    """What one way of asking gave on one task."""
+    """The answer to one task, asked in one way."""
 
     right: bool
     seconds: float  # from the call to the answer

@@ -109,7 +109,7 @@ def box(x: float, y: float, wide: float, high: float) -> Box:
 
 
 def beside(name: str, point: Point, full: Sequence[Box], edges: Point) -> Box:
-    """Where a point's name stands: the first place around it where no other one does."""
+    """Find a place for a point's name: the first around it where no other stands, else at its right."""
     (x, y), wide = point, LETTER * len(name)
     rows = [y + lines * LINE - LINE / 2 for lines in (0, 1, -1, 1.8, -1.8, 2.6, -2.6, 3.4)]
     sides = x + 9, x - 9 - wide, x - wide / 2

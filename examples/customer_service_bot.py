@@ -34,7 +34,7 @@ def mode() -> Mode:
 
 
 def line(metrics: Metrics) -> str:
-    """What a shop wants to know of an answer."""
+    """Write a line of what a shop wants to know of an answer."""
     kept = "kept" if metrics.target_kept else "missed"
     parts = [
         f"first word after {1000 * metrics.ttft:.0f} ms",

@@ -1,4 +1,4 @@
-"""One `LLM` inside an application: several threads ask it, one gives up, and what does not fit is refused.
+"""An `LLM` inside an application: several threads ask it, one gives up, and what does not fit is refused.
 
 Run: python examples/embed_in_app.py [MODEL]
 """
@@ -20,7 +20,7 @@ PATIENCE = 8  # tokens after which the impatient user leaves
 
 
 def ask(llm: LLM, user: str, question: str, tokens: int) -> str:
-    """What one user of the application gets; any thread may call this."""
+    """Answer one user of the application; any thread may call this."""
     out = llm.chat(question, SamplingParams(max_tokens=tokens), mode="auto")
     first = f"first token after {1000 * out.metrics.ttft:.0f} ms"
     return f"{user}: {out.text.strip()[:60]!r} ({out.metrics.mode}, {first})"

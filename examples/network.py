@@ -65,7 +65,7 @@ class Host:
 
     @property
     def up(self) -> bool:
-        """Whether what is needed for commands is there."""
+        """True while what commands need is there."""
         return self._first.poll() is None and (self.folder / "up").exists()
 
     def cut(self) -> None:

@@ -1,4 +1,4 @@
-"""One question in two modes, then a batch in which every request has its own mode and drafter.
+"""A question in two modes, then a batch in which every request has its own mode and drafter.
 
 Run: python examples/quickstart.py [MODEL]
 """

@@ -36,7 +36,7 @@ NOTICE = {"period_ms": 1000, "timeout_ms": 3000, "failure_threshold": 3}
 
 
 class Answer(NamedTuple):
-    """What the client got, and the longest pause between two pieces in seconds."""
+    """The answer that the client got, and the longest pause between two pieces in seconds."""
 
     text: str
     pieces: int
@@ -72,11 +72,11 @@ class Play:
         self._until(lambda: len(self.replicas()) == len(WORKERS), "two replicas")
 
     def replicas(self) -> dict[str, dict[str, Any]]:
-        """What each says of itself."""
+        """Return what each replica says of itself, by its id."""
         return dict((self._fetch("/v1/stats") or {}).get("replicas", {}))
 
     def _fetch(self, path: str) -> dict[str, Any] | None:
-        """What the server answers to the client's host; None: it is not ready."""
+        """Fetch what the server answers to the client's host; None: it is not ready."""
         curl = ["curl", "-sf", "-m", "10", f"{self._url}{path}"]
         process = self._hosts[CLIENT].start(curl, subprocess.PIPE)
         output, _ = process.communicate()

@@ -28,7 +28,7 @@ class Run(NamedTuple):
 
 
 class Engine(Protocol):
-    """What a peer has to be able to do. Everything is greedy, and prompts are token ids."""
+    """The interface of a peer. Everything is greedy, and prompts are token ids."""
 
     def load(self, options: dict[str, Any]) -> dict[str, Any]:
         """Make it ready for `threads`, texts of `context` tokens and `room` tokens in all. Returns versions by name,
@@ -41,7 +41,7 @@ class Engine(Protocol):
         """Seconds from the call to the first token."""
 
     def answer(self, prompt: Sequence[int], tokens: int, nodes: int) -> Run:
-        """One answer to its end token, with prompt lookup of `nodes` tokens; 0 = plain."""
+        """Answer to the end token, with prompt lookup of `nodes` tokens; 0 = plain."""
 
 
 def file_of(file: str, format: str, cache: str) -> Path:

@@ -96,7 +96,7 @@ class EngineError(RuntimeError):
 
 
 class EngineClient:
-    """One engine in a separate process, loaded once and asked many times by JSON lines.
+    """An engine in a separate process, loaded once and asked many times by JSON lines.
 
     Args:
         python: the interpreter of the engine's environment.
@@ -119,7 +119,7 @@ class EngineClient:
         self.pid = self._process.pid
 
     def ask(self, do: str, limit: float = 900, **arguments: Any) -> Any:
-        """One command's reply. EngineError: it failed, or gave no reply within `limit` seconds."""
+        """Return a command's reply. EngineError: it failed, or gave no reply within `limit` seconds."""
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
             self._process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")

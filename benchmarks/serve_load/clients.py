@@ -15,7 +15,7 @@ WAIT = 120.0  # seconds after which a request hangs
 
 @dataclass(slots=True)
 class Reply:
-    """What came of a request."""
+    """The outcome of a request."""
 
     status: int = 0
     whole: bool = False  # its stream came to its end
@@ -23,7 +23,7 @@ class Reply:
 
 
 class Stream(asyncio.Protocol):
-    """One request on one connection."""
+    """A request on a connection of its own."""
 
     def __init__(self, request: bytes) -> None:
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()

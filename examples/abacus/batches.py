@@ -20,7 +20,7 @@ FILL = 0.96
 
 
 class Sample(NamedTuple):
-    """One chat as tokens; `learnt` says of each whether the model is to say it."""
+    """A chat as tokens; `learnt`: whether the model is to say each."""
 
     tokens: list[int]
     learnt: list[bool]

@@ -231,7 +231,7 @@ class Decoder(nn.Module):
         return F.linear(self.norm(x), self.lm_head.bfloat16()).float(), uneven
 
     def loss(self, batch: Packed, balance: float) -> tuple[Tensor, Tensor]:
-        """What is minimised, and the cross-entropy alone."""
+        """Return the loss to minimise, and the cross-entropy alone."""
         logits, uneven = self(batch)
         error = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), ignore_index=-100)
         return error + balance * uneven, error.detach()

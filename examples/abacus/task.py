@@ -1,4 +1,4 @@
-"""One task, how an answer to it is graded, and the steps that lead to it.
+"""A task, how an answer to it is graded, and the steps that lead to it.
 
 A thought begins with all that is to be done, in one line. Then one operation is one line,
 `4827+396:7+6+0=13,2+9+1=12,8+3+1=12,4+0+1=5;=5223`: the operands again, the columns from the right with
@@ -29,7 +29,7 @@ class Task:
 
     @property
     def held_out(self) -> bool:
-        """Whether the task belongs to the tests: decided by a hash of its prompt, or of what it asks, alone, so
+        """True where the task belongs to the tests: decided by a hash of its prompt, or of what it asks, alone, so
         that no seed of the training stream can bring it."""
         named = (self.apart or self.prompt).encode()
         digest = hashlib.blake2b(named, digest_size=4).digest()
@@ -37,7 +37,7 @@ class Task:
 
 
 def graded(text: str, answer: str) -> bool:
-    """Whether the last number in `text` is `answer`."""
+    """True where the last number in `text` is `answer`."""
     found = _NUMBER.findall(text)
     return bool(found) and found[-1] == answer
 
@@ -94,7 +94,7 @@ def _product(left: int, digit: int) -> list[str]:
 
 
 def _long_product(left: int, right: int, name: str) -> tuple[str, int]:
-    """One line for each digit of `right`, and the parts added, the higher ones moved left."""
+    """Write a line for each digit of `right`, and add the parts, the higher ones moved left; also the product."""
     text, total = f"{left}*{right}\n", 0
     for place, digit in enumerate(_digits(right)):
         lines, part = worked(left, "*", digit)

@@ -30,7 +30,7 @@ TRIES = 300  # for a held-out task of a kind and size, which one in 32 is: where
 
 @dataclass(frozen=True)
 class Mix:
-    """What a model is trained and tested on: kinds of tasks, and how often they are of sizes 1, 2, ..."""
+    """The tasks that a model is trained and tested on: their kinds, and how often they are of sizes 1, 2, ..."""
 
     kinds: dict[Kind, int]  # kind -> its share
     sizes: tuple[int, ...]  # shares of what is tested
@@ -51,7 +51,7 @@ class Mix:
         return len(self.sizes)
 
     def draw(self, rng: Random, size: int = 99, shares: Sequence[int] = ()) -> Task:
-        """One task, held out or not; `size` bounds how hard it is, for a curriculum."""
+        """Draw a task, held out or not; `size` bounds how hard it is, for a curriculum."""
         (kind,) = rng.choices(list(self.kinds), list(self.kinds.values()))
         (own,) = rng.choices(range(1, self.largest + 1), shares or self.sizes)
         return kind(rng, min(own, size))

@@ -26,7 +26,7 @@ AVERAGE = 0.998
 
 @dataclass(slots=True)
 class Progressed:
-    """How far a training is."""
+    """The progress of a training."""
 
     steps: int = 0
     tokens: int = 0
@@ -143,7 +143,7 @@ class Trainer:
         return found
 
     def _right(self, samples: list[Sample]) -> int:
-        """One sample a row, cut off where a row ends."""
+        """Count the samples that are right in each token to learn: one a row, cut off where a row ends."""
         short = [Sample(s.tokens[:LENGTH], s.learnt[:LENGTH], s.groups) for s in samples]
         stop = -(-max(len(sample.tokens) for sample in short) // 64) * 64
         rows = [pack([sample], 1) for sample in short]

@@ -22,7 +22,7 @@ MIX = (
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how to train. The learning rates fall with real time, because the machine may be shared."""
+    """Length and rates of a training. The learning rates fall with real time, because the machine may be shared."""
 
     minutes: float = 80.0
     rate: float = 1.5e-3  # Adam's, of the low-rank deltas
@@ -56,7 +56,7 @@ class Distiller:
         self._rates = list(kinds)
 
     def step(self, done: float = 0.0) -> float:
-        """One update, with `done` of the time over; returns the mean divergence in nats per token."""
+        """Make one update, with `done` of the time over; return the mean divergence in nats per token."""
         plan, teacher = self.schedule, self.student.dense
         starts = [self._random.randrange(len(self.text) - plan.row) for _ in range(plan.rows)]
         tokens = torch.stack([self.text[start : start + plan.row] for start in starts])
