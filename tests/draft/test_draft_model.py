@@ -28,7 +28,7 @@ TEXT = [3, 4, 5, 3, 6]
 
 
 def after(state: int, token: int, position: int) -> int:
-    """One more row in the digest of all that a row has read."""
+    """Add one more row to the digest of all that a row has read."""
     return (state * 31 + token * 7 + position * 3 + 1) % 1_000_003
 
 

@@ -73,7 +73,7 @@ def listed(found: SuffixMatch) -> list[list[int]]:
 
 @pytest.fixture(params=[pytest.param("kernels", marks=compiled), "python"])
 def searched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How a corpus is searched."""
+    """The way in which a corpus is searched: by "kernels" or by "python"."""
     if request.param == "python":
         monkeypatch.setattr("fastslow.draft.suffix.corpus.library.available", lambda: False)
     return str(request.param)

@@ -1,4 +1,4 @@
-"""What tests of the public face share: an engine of a tiny model. A file may give its chat TEMPLATE, the PRESETS of
+"""Fixtures for tests of the public face: an engine of a tiny model. A file may give its chat TEMPLATE, the PRESETS of
 its fastslow.json, and OPTIONS of its `LLM`."""
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def test_draft_models_go_with_their_last_drafter(llm: LLM, tmp_path: Path) -> No
 
 
 def test_a_drafter_that_is_used_stays(llm: LLM, logged: list[str]) -> None:
-    """Where all are used, a request with other settings gets no drafts, and the log says so."""
+    """A request with other settings gets no drafts while all are used, and the log says so."""
     plain = llm.generate(PROMPT, TEN, speculation="off").token_ids
     with ExitStack() as stack:
         streams = []

@@ -39,7 +39,7 @@ def llm(folder: Path) -> Iterator[LLM]:
 
 @pytest.fixture(scope="module")
 def right(folder: Path) -> list[int]:
-    """What plain decoding says."""
+    """The answer of plain decoding."""
     with open_llm(folder, **OPTIONS) as llm:
         return llm.generate("one two", TEN, speculation="off").token_ids
 
@@ -52,7 +52,7 @@ def failing(error: BaseException) -> Callable[..., Any]:
 
 
 def well(llm: LLM, right: list[int]) -> bool:
-    """Whether the engine still answers, with all pages back."""
+    """Check that the engine still answers; tell whether all pages are back."""
     asked = Caller(lambda: llm.generate("one two", TEN).token_ids)
     assert asked.ended(WAIT)
     if asked.error is not None:
@@ -230,7 +230,7 @@ def schedule(seed: int, counts: dict[str, int]) -> tuple[Failure, int]:
 
 @pytest.fixture(scope="module")
 def counts(folder: Path, right: list[int]) -> dict[str, int]:
-    """How often each call is made where nothing fails."""
+    """Count how often each call is made where nothing fails."""
     return dict(run(folder, right, None).counts)
 
 

@@ -62,7 +62,7 @@ def test_stored_answers_are_drafted_from(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_call_learns_nothing_of_the_calls_with_other_keys(folder: Path) -> None:
-    """How much of a draft is accepted, and how much of a prompt is cached, tells what was said before."""
+    """The accepted part of a draft and the cached part of a prompt would tell what was said before."""
     long = SamplingParams(max_tokens=40, ignore_eos=True)
     prompt = list(range(10, 60))
     wish = Speculation(drafter="suffix", nodes=8)

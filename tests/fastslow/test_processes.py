@@ -20,7 +20,7 @@ forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot f
 
 
 def run(folder: Path, what: str, **more: str) -> None:
-    """One of the programs of support/processes.py."""
+    """Run one of the programs of support/processes.py."""
     here = [str(SUPPORT), os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(here), "OMP_NUM_THREADS": "2", **more}
     command = [sys.executable, str(SUPPORT / "processes.py"), str(folder), what]

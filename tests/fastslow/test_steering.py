@@ -1,4 +1,4 @@
-"""What steers a thought, as callers see it: room for the answer, circles, warnings, turns, phases."""
+"""Steering of a thought, as callers see it: room for the answer, circles, warnings, turns, phases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What callers learn of answers: each step, where tokens came from, counts of the engine, by drafter and by mode."""
+"""Facts told of answers: each step, where tokens came from, counts of the engine, by drafter and by mode."""
 
 from __future__ import annotations
 

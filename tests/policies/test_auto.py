@@ -1,4 +1,4 @@
-"""Which mode a request gets, and what it is said to depend on."""
+"""The mode that a request gets, and what it is said to depend on."""
 
 from __future__ import annotations
 

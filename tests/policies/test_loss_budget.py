@@ -1,4 +1,4 @@
-"""What drafting may lose: a request whose drafts do not pay soon rests, one whose drafts pay goes on."""
+"""The limit of what drafting may lose: a request whose drafts do not pay soon rests, one whose drafts pay goes on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the requests of one memory key show changes nothing for those of another."""
+"""Requests of one memory key, whatever they show, change nothing for those of another."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def view(key: str | None, number: int = 0) -> Any:
 
 
 def plans(controller: SpeculationController, key: str | None) -> list[Any]:
-    """What a new request of a key would do in its first steps."""
+    """The plans and chances of a new request of a key in its first steps."""
     policy = controller.policy(Speculation(), "suffix", memory_key=key)
     found: list[Any] = []
     for _ in range(30):
@@ -105,7 +105,7 @@ def test_a_pass_for_more_requests_takes_longer() -> None:
 
 def test_a_selection_learns_by_key_what_asking_takes() -> None:
     def asked(selection: AdaptiveSelection, keys: list[str], seconds: float) -> int:
-        """How often the second drafter is asked in 30 steps."""
+        """Count how often the second drafter is asked in 30 steps."""
         count, batch = [0, 0], [view(key, n) for n, key in enumerate(keys)]
 
         def ask(drafter: int, nodes: Any) -> Any:

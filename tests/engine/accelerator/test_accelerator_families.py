@@ -1,4 +1,4 @@
-"""What the families do, in the accelerator's decoder: on the GPU's building blocks, and on simulated NPUs."""
+"""Families in the accelerator's decoder: on the GPU's building blocks, and on simulated NPUs."""
 
 from __future__ import annotations
 

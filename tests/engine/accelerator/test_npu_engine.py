@@ -27,7 +27,7 @@ ATTENTION = {
 
 
 def bench_on(chip: str, folder: Path, kind: str) -> Iterator[Bench]:
-    """What it must equal is said by the CPU."""
+    """A bench on a simulated chip; the CPU says what it must equal."""
     cpu = make_bench(folder, kind)
     with simulated(chip):
         bench = make_bench(folder, kind, device="npu")

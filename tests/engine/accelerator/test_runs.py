@@ -14,7 +14,7 @@ from fastslow.engine.types import Ints, Rows
 
 
 def seen_slots(rows: Rows, layout: HostLayout) -> dict[int, list[int]]:
-    """What each row of the step sees, as slots, out of the layout alone."""
+    """The slots that each row of the step sees, out of the layout alone."""
     found: dict[int, list[int]] = {}
 
     def add(runs: BlockTables, places: Ints, causal: bool) -> None:

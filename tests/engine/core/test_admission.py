@@ -1,4 +1,4 @@
-"""What a step runs of its drafts: no decision may see what was sampled in it. Exact sums, no samples."""
+"""The part of its drafts that a step runs: no decision may see what was sampled in it. Exact sums, no samples."""
 
 from __future__ import annotations
 

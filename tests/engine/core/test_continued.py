@@ -22,7 +22,7 @@ UNDER_PRESSURE = Setting(pages=8, prompt_rows=9, max_running=16)
 
 
 def kinds(bench: Bench) -> dict[str, Ask]:
-    """One ask of every kind that keeps something of its text."""
+    """An ask of every kind that keeps something of its text."""
     plain = params(max_tokens=LENGTH, repetition_penalty=1.2)
     text = bench.alone(Ask(PROMPTS[1], plain)).stopper.text
     spelt = {"max_tokens": 24, "ignore_eos": False, "frequency_penalty": 1.0}

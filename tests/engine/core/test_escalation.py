@@ -41,7 +41,7 @@ def open_llm(folder: Path, **options: Any) -> LLM:
 
 @pytest.fixture(scope="module")
 def llms(thinker: Path, request: pytest.FixtureRequest) -> Iterator[tuple[LLM, LLM]]:
-    """One to ask, and one without a prefix cache that says what is right."""
+    """An engine to ask, and one without a prefix cache that says what is right."""
     library.available.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "off":

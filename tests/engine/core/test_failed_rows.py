@@ -1,4 +1,4 @@
-"""What goes wrong at a drafted row that no answer comes to: nobody notices. Where one does, it ends as without drafts."""
+"""Failures at a drafted row that no answer comes to: nobody notices. Where one does, it ends as without drafts."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def eight(drafter: str, **fields: Any) -> list[Ask]:
 
 
 def valid(bench: Bench, ask: Ask) -> bool:
-    """Whether the answer came to its end; then it must be valid."""
+    """Tell whether the answer came to its end; then it must be valid."""
     request = bench.alone(ask)
     assert request.error is None
     if request.stopper.reason != "stop":

@@ -70,7 +70,7 @@ def llm(thinker: Path) -> Iterator[LLM]:
 
 @pytest.fixture(scope="module")
 def apart(llm: LLM) -> LearnedModeRouter:
-    """One that tells these prompts apart: its chances depend on how they differ."""
+    """A router that tells these prompts apart: its chances depend on how they differ."""
     tasks = [Task(chat, "0", "number") for chat in CHATS]
     seen_NH = hidden_states(llm, tasks, "fast", 1, lambda *_: None)
     _, _, directions = np.linalg.svd(seen_NH - seen_NH.mean(0))

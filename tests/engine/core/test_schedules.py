@@ -38,7 +38,7 @@ FAULTS = ("forward", "propose", "commit", "nan")
 
 
 def mixed(state: int, token: int, position: int, groups: int) -> int:
-    """One more row in the digest of all that a row has read."""
+    """Add one more row to the digest of all that a row has read."""
     return (state * 31 + token * 7 + position * 3 + (groups + 2) * 13) % 1_000_003
 
 
@@ -47,7 +47,7 @@ def following(state: int) -> int:
 
 
 def sure(state: int) -> bool:
-    """Whether the model is sure of what follows."""
+    """True where the model is sure of what follows."""
     return state // 148 % 4 > 0
 
 
@@ -220,7 +220,7 @@ def state_of(text: Sequence[int], groups: Sequence[int | None]) -> int:
 
 
 def plain(request: Request, groups: int | None, doubt: Doubt | None) -> list[int]:
-    """What a MarkerModel answers, computed from the text alone."""
+    """Compute a MarkerModel's answer from the text alone."""
     text = list(request.tokens[: request.prompt_length])
     unsure, fell = 0, None  # tokens in a row; length of the text when it was left
     while len(text) < request.max_len + 1:

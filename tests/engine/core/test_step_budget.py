@@ -1,4 +1,4 @@
-"""What one share may add to a step: answers, drafted rows, passes of drafters, questions. No token depends on it."""
+"""Work that a share may add to a step: answers, drafted rows, passes of drafters, questions. No token depends on it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def twice_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_share_alone_makes_no_step_much_longer() -> None:
-    """Where rows are dear, it runs as many answers as all others, else more of them."""
+    """The share runs as many answers as all others where rows are dear, else more of them."""
     for fixed, answers in ((0.0, 2), (3.0, 5), (1e9, 16)):
         step = scheduler(running=32, costs=Costs(fixed))
         added(step, range(30), share="greedy", prompt=1, room=50)
@@ -58,7 +58,7 @@ def test_a_share_alone_makes_no_step_much_longer() -> None:
 
 
 def test_beside_very_many_answers_a_share_may_have_many() -> None:
-    """Where rows cost nothing."""
+    """This holds where rows cost nothing."""
     budget = StepBudget(Costs(fixed=1.0, row=0.0))
     assert min(budget.beside(others) for others in (1, 1000, 3000)) >= 1000
 
@@ -112,7 +112,7 @@ def test_a_drafter_that_took_too_long_once_is_tried_again() -> None:
 
 
 def test_one_share_alone_has_a_bound_too() -> None:
-    """Who comes in the middle of a step waits for its end."""
+    """A request that comes in the middle of a step waits for its end."""
     fast = Costs(draft=ALONE / 20, row=ALONE / 1000)
     assert dealt(fast, {"only": [64] * 16})["only"] == [15] * 16
     assert dealt(fast, {"only": [15] * 16})["only"] == [15] * 16
@@ -229,7 +229,7 @@ def test_questions_of_answers_wait_for_their_turn(moge: Bench) -> None:
 
 
 def test_small_questions_of_a_share_keep_no_large_one_waiting() -> None:
-    """One that fits uses up nothing that was saved for a large one, and one that does not waits behind it."""
+    """A question that fits uses up nothing that was saved for a large one, and one that does not waits behind it."""
 
     def asking(share: str, rows: int) -> Any:
         fields: dict[str, Any] = {

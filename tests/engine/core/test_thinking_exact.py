@@ -161,8 +161,8 @@ def settling(drafter: str) -> list[Ask]:
 def test_a_thought_ends_where_its_answer_is_settled_under_every_drafter(
     moge: Bench, drafter: str
 ) -> None:
-    """What is asked, and where a thought ends by it, is the same with drafts: every second of them for each
-    drafter, for half of the drafters with few pages and in small chunks."""
+    """The questions, and the place where a thought ends by them, are the same with drafts: every second of the asks for
+    each drafter, for half of the drafters with few pages and in small chunks."""
     asks, (few, odd) = settling(drafter), divmod(EVERY.index(drafter) % 4, 2)
     sums = check(moge, asks[odd::2], Setting(pages=22, prompt_rows=5) if few else Setting())
     assert sums["accepted"] > 0 and (sums["preempted"] > 0) is bool(few)
@@ -172,7 +172,7 @@ def test_a_thought_ends_where_its_answer_is_settled_under_every_drafter(
 
 
 def test_a_settled_thought_is_one_that_is_cut_there(moge: Bench) -> None:
-    """Where the model would say the same twice in a row, and nowhere before, by asking it plainly."""
+    """The thought ends where the model, asked plainly, would say the same twice in a row, and nowhere before."""
     found = 0
     for ask in settling("off"):
         bound, request = ask.bound, moge.alone(ask)

@@ -1,4 +1,4 @@
-"""Where each token came from, and what each drafter drafted, position by position."""
+"""The source of each token, and what each drafter drafted, position by position."""
 
 from __future__ import annotations
 

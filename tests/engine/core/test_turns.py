@@ -230,7 +230,7 @@ def test_where_pages_run_out_the_largest_share_gives_way() -> None:
 
 
 def seconds_of_modest(places: int, greedy: bool) -> list[float]:
-    """How long each request of 20 clients takes that have one at a time, beside a client with 256 or alone.
+    """Seconds that each request takes of 20 clients with one at a time, beside a client with 256 or alone; sorted.
     A step takes a second, and a twentieth more for each row."""
     step, clock, took = scheduler(running=places, pages=2000), 0.0, list[float]()
     numbers, greedy_ones = itertools.count(), list[Request]()

@@ -66,7 +66,7 @@ def spread(steps: Array, inputs: int) -> Array:
 
 
 def weight_steps(form: Format, weights: Array) -> Array:
-    """How far apart the numbers are that a weight is rounded to, of the weights' shape."""
+    """Distances between the numbers that a weight is rounded to, of the weights' shape."""
     if form == Format.INT8:
         return np.broadcast_to(np.abs(weights).max(1, keepdims=True) / 127, weights.shape)
     blocks = in_blocks(weights)
@@ -250,7 +250,7 @@ def tile_sums(weights: Array, x: Array) -> Array:
 
 
 def dot_sums(weights: Array, x: Array) -> Array:
-    """What chips with other dots of pairs (VDPBF16PS) sum: one chain, of each pair the odd one first; without such
+    """Sums on chips with other dots of pairs (VDPBF16PS): one chain, of each pair the odd one first; without such
     dots, the even one."""
     first = int(library.kernels().fs_dot_instructions() & DOTS)
     w_KO, x_KR = bfloat16(weights).T[:, None], bfloat16(x).T[:, :, None]

@@ -48,7 +48,7 @@ def test_what_runs_at_other_levels_is_there() -> None:
 
 
 def where(compiler: str, library: str) -> Path:
-    """Where the compiler finds a library; a bare name if it does not."""
+    """The path at which the compiler finds a library; a bare name if it does not."""
     command = [compiler, f"-print-file-name={library}"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return Path(done.stdout.strip())

@@ -1,4 +1,4 @@
-"""Which kernels run: the best level that a wheel brings and the chip has, or the one that a variable names."""
+"""The kernels that run: the best level that a wheel brings and the chip has, or the one that a variable names."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Where only the best token is wanted, it is that of all logits, bit for bit; also where a bfloat16 head is screened in
-int8 before it is read, whatever its rows are."""
+"""The best token, where only this is wanted, is that of all logits, bit for bit; also where a bfloat16 head is screened
+in int8 before it is read, whatever its rows are."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def mostly_zero(rows: Tensor) -> Tensor:
 
 
 def outlier(rows: Tensor) -> Tensor:
-    """One weight of a row is so large that int8 has nothing left for the others."""
+    """Make one weight of each row so large that int8 has nothing left for the others."""
     found = rows.clone()
     found[torch.arange(len(rows)), torch.arange(len(rows)) * 7 % HIDDEN] *= 3e4
     return found

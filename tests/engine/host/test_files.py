@@ -144,7 +144,7 @@ def test_where_nothing_can_be_kept_a_temporary_folder_is_used(
 def test_a_folder_that_is_there_or_can_be_made_is_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]
 ) -> None:
-    """One that cannot be written, too: a full cache may come with an image. What is left is who writes."""
+    """A folder that cannot be written is used, too: an image may bring a full cache, or no other can be made."""
     monkeypatch.setenv("FASTSLOW_CACHE", str(tmp_path / "some" / "where"))
     assert files.cache_folder() == tmp_path / "some" / "where"
     monkeypatch.setattr(os, "access", lambda *_: False)

@@ -1,4 +1,4 @@
-"""How far a job is: bars on terminals and in notebooks, elsewhere lines of the log."""
+"""The progress of a job: bars on terminals and in notebooks, elsewhere lines of the log."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_notebook_has_a_bar(monkeypatch: pytest.MonkeyPatch, logged: list[str]
     shown: list[Any] = []
 
     class Output(nullcontext[None]):
-        """What ipywidgets gives; it shows what is printed inside of it."""
+        """A stand-in for the `Output` of ipywidgets: it shows what is printed inside of it."""
 
         def clear_output(self, wait: bool) -> None:
             pass

@@ -1,4 +1,4 @@
-"""What a killed process leaves in the cache goes at the next start, and what a living one makes stays."""
+"""Files that a killed process leaves in the cache go at the next start, and what a living one makes stays."""
 
 from __future__ import annotations
 

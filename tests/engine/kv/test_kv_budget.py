@@ -1,4 +1,4 @@
-"""How many pages the cache gets, and how much memory that is reckoned from."""
+"""The number of pages that the cache gets, and the memory that it is reckoned from."""
 
 from __future__ import annotations
 

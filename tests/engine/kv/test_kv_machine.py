@@ -26,7 +26,7 @@ picks = st.integers(0, 99)
 
 
 def marker(root: object, text: Sequence[int]) -> float:
-    """What the model would write for the last token of `text`: decided by all of it."""
+    """The number that the model would write for the last token of `text`: decided by all of it."""
     return float(crc32(repr((root, list(text))).encode()) % 2**24)
 
 

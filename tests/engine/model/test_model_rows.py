@@ -75,7 +75,7 @@ def made(folder: Path, kind: str, form: str) -> Model:
 
 
 def counts(model: Model) -> list[int | None]:
-    """How many groups or experts requests may run."""
+    """Numbers of groups or experts that requests may run; None: all."""
     if not model.config.chosen:
         return [None]
     return [None, 2, 1, 3] if model.config.router else [None, 0, 2, 1]
@@ -200,7 +200,7 @@ def test_fewer_experts_are_a_model_that_has_no_more(
 
 @pytest.mark.parametrize("rows", [1, 15, 17, 40])
 def test_few_rows_late_in_a_text(tmp_path: Path, rows: int) -> None:
-    """Where several threads share one text's keys, a step has the most phases; in all its sizes."""
+    """A step has the most phases where several threads share one text's keys; in all its sizes."""
     model = load_model(write_moge(tmp_path), "bfloat16")
     tokens = texts.tokens_of(600)
     whole = texts.logits(model, tokens, [560, 40])
@@ -291,7 +291,7 @@ def test_probabilities_are_the_references(tmp_path: Path, kind: str) -> None:
 @compiled
 @pytest.mark.parametrize("form", ["bfloat16", "int8 KV"])
 def test_keys_before_the_window_are_not_read(tmp_path: Path, form: str) -> None:
-    """What lies there may be anything, up to the tile of 16 keys in which the window begins."""
+    """The keys there may be anything, up to the tile of 16 keys in which the window begins."""
     model, tokens = made(tmp_path, "wide window", form), texts.tokens_of(600)
     count, kv = 590, texts.storage(model, 600)
     slots = np.arange(600)

@@ -48,7 +48,7 @@ VARIANTS: dict[str, dict[str, Any]] = {"plain": {}, "caps": CAPS, "partial": PAR
 
 
 def read(raw: ConfigJson) -> DecoderShape:
-    """What differs from Llama."""
+    """Read what differs from Llama."""
     shape = decoder(raw)
     partial, values = raw.get("partial"), raw.get("values")
     score_cap, logit_cap = (number(raw, name) if name in raw else 0.0 for name in CAPS)
@@ -76,7 +76,7 @@ def table(config: dict[str, Any]) -> dict[str, Tensor]:
 
 
 class Reference(ReferenceModel):
-    """What differs from Llama, once more."""
+    """The same differences from Llama, in the reference."""
 
     norm_offset = 1.0
     embedding_scale = math.sqrt(CONFIG["hidden_size"])
@@ -124,7 +124,7 @@ def test_drafts_change_no_token(backend: str, tmp_path: Path) -> None:
 @pytest.mark.drafts(200, 4, nodes=None)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_logits_that_a_soft_cap_makes_equal_are_told_apart(backend: str, tmp_path: Path) -> None:
-    """Whether an answer shows its logprobs or not, and where other rules than the largest logit end in it."""
+    """The answer is the same with logprobs and without, and where other rules than the largest logit end in it."""
     config = CONFIG | {"final_logit_softcapping": 1e-3, "tie_word_embeddings": False}
     bench = Bench(
         BACKENDS[backend](write(tmp_path, config, table(config)), "float32"),

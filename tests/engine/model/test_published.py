@@ -83,7 +83,7 @@ def test_its_floats_are_read(written: Written, method: str, family: str, logged:
 def test_its_numbers_run(
     written: Written, method: str, family: str, logged: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What tiles mean is what the method means, bit for bit where a format holds it; else near by."""
+    """Tiles mean what the method means, bit for bit where a format holds it; else near by."""
     folder, plain = written(family, method)
     how = METHODS[method]
     model = load_model(folder, quantization="auto")
@@ -157,7 +157,7 @@ Q = "model.layers.0.self_attn.q_proj."
 
 
 def weights(section: dict[str, Any]) -> dict[str, Any]:
-    """What compressed-tensors says of its one group of weights."""
+    """The fields of compressed-tensors for its one group of weights."""
     found: dict[str, Any] = section["config_groups"]["g"]["weights"]
     return found
 

@@ -1,4 +1,4 @@
-"""What every rule gives, by exact sums over all drafts and all draws, jointly over several tokens."""
+"""The law that every rule gives, by exact sums over all drafts and all draws, jointly over several tokens."""
 
 from __future__ import annotations
 

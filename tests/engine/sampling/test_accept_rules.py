@@ -1,4 +1,4 @@
-"""What each rule promises besides the right probabilities."""
+"""Promises of each rule besides the right probabilities."""
 
 from __future__ import annotations
 

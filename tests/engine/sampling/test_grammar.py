@@ -40,7 +40,7 @@ def said(grammar: Grammar, tokens: list[int], drafted: Sequence[int]) -> object:
 
 
 def replayed(kit: GrammarKit, spec: GrammarSpec, text: list[int], opened: bool | None) -> object:
-    """What holds after a text, asked for without a draft and token by token."""
+    """Return what holds after a text, asked for without a draft and token by token."""
     grammar = kit.grammar(spec, frozenset({END}), len(PROMPT), opened)
     for size in range(len(text) + 1):
         found = said(grammar, [*PROMPT, *text[:size]], [])
@@ -103,7 +103,7 @@ def test_end_tokens_come_where_the_grammar_may_end(kit: GrammarKit) -> None:
 
 
 def follow(grammar: Grammar, tokens: Sequence[int]) -> bool:
-    """Whether each token is allowed where it stands."""
+    """Tell whether each token is allowed where it stands."""
     for size, token in enumerate(tokens):
         mask = grammar.at(PROMPT, tokens[:size])
         if mask.only is not None:

@@ -1,4 +1,4 @@
-"""Where an answer ends, and what a stream may tell before it is sure."""
+"""The end of an answer, and what a stream may tell before it is sure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ END = 2  # <|im_end|>
 
 
 def bytes_of(tokenizer: Tokenizer, text: str) -> list[int]:
-    """One token for each byte: every stop string then spans tokens."""
+    """Tokens of one byte each: every stop string then spans tokens."""
     single = {tokenizer.token_bytes(i): i for i in range(5, 261)}
     return [single[bytes([b])] for b in text.encode()]
 

@@ -20,7 +20,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
 
 
 def byte_ids(tokenizer: Tokenizer, data: bytes) -> list[int]:
-    """One id for each byte, whatever the bytes are."""
+    """Ids of one byte each, whatever the bytes are."""
     table = {tokenizer.token_bytes(i): i for i in range(tokenizer.vocab_size)}
     for i in range(tokenizer.vocab_size):  # the byte pieces themselves, where there are any
         if (tokenizer.piece(i) or "").startswith("<0x"):
