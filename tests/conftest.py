@@ -1,4 +1,4 @@
-"""What tests of several rooms share. Helpers lie in support/, and every room has a folder."""
+"""Options and fixtures that tests of several rooms share. Helpers lie in support/, and every room has a folder."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def tiny_chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def logged() -> Iterator[list[str]]:
-    """What the log says while a test runs, from INFO on."""
+    """Lines of the log while a test runs, from INFO on."""
     lines: list[str] = []
     sink = logger.add(lambda line: lines.append(str(line)), format="{message}", level="INFO")
     yield lines

@@ -105,7 +105,7 @@ def first_failure(copy: Path, tests: tuple[str, ...]) -> str | None:
 
 
 def own_package(copy: Path) -> Path:
-    """Where the tests of the copy would import the package from."""
+    """The file of the package that the tests of the copy would import."""
     code = "import fastslow.engine.core.engine_core as c; print(c.__file__)"
     env = {**os.environ, "PYTHONPATH": str(copy)}
     run = subprocess.run(

@@ -1,4 +1,4 @@
-"""What the house weighs: `python tests/weight.py [FOLDER]` prints files, lines and code lines of each room.
+"""The weight of the project: `python tests/weight.py [FOLDER]` prints files, lines and code lines of each room.
 
 A code line holds code: blank lines, comments and docstrings do not count. FOLDER: another checkout.
 """

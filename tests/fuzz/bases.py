@@ -71,7 +71,7 @@ TUNED: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Kind:
-    """How a case's folder is written and used; "@name" is a path in it. `drafters`: fields of the
+    """A way to write and use a case's folder; "@name" is a path in it. `drafters`: fields of the
     `Speculation` to try beside the usual ones. `odd`: writes a new model for each case."""
 
     make: Callable[[Path], Any]
@@ -351,7 +351,7 @@ KINDS: dict[str, Kind] = {
 
 
 def make_bases(folder: Path) -> None:
-    """One folder for each kind, where it is not there yet."""
+    """Make a folder for each kind, where it is not there yet."""
     for name, kind in KINDS.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         if not any((folder / name).iterdir()):

@@ -168,8 +168,8 @@ def tensor_header(path: Path, random: Random) -> str:
 
 
 def tensor_entry(path: Path, random: Random) -> str:
-    """One tensor less or more, two that trade places, dtypes or shapes, or another shape or dtype of
-    the same bytes."""
+    """Drop or add a tensor, let two trade places, dtypes or shapes, or give one another shape or dtype
+    of the same bytes."""
     header, body = _header(path)
     names = [name for name in header if name != "__metadata__"]
     name, other = random.choices(names, k=2)

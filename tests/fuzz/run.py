@@ -46,7 +46,7 @@ SANITIZER = (  # Python leaks on purpose; gcc 12 misaligns 64-byte locals on its
 
 @dataclass(frozen=True)
 class Plan:
-    """Which cases run, where, and whether under the address sanitizer."""
+    """The cases to run, their folder, and whether under the address sanitizer."""
 
     folder: Path
     cases: range
@@ -58,7 +58,7 @@ class Plan:
 
 
 def sanitized() -> dict[str, str] | None:
-    """What a process needs for the address sanitizer; None where the compiler has none."""
+    """The environment of a process for the address sanitizer; None where the compiler has none."""
     compiler, paths = library.find_compiler(), []
     # without the second the first finds nothing after an exception that kernels throw
     for name in ("libasan.so", "libstdc++.so"):
@@ -128,7 +128,7 @@ def child(plan: Plan) -> None:
 
 @dataclass
 class Outcome:
-    """What came of the cases: where a sentence refused something, where there was an answer, and what
+    """The outcome of the cases: how often a sentence refused something, how often there was an answer, and what
     happened by the number of a case that found something."""
 
     ran: int = 0

@@ -1,4 +1,4 @@
-"""One case: a damaged folder is loaded and used as a caller would, and what happened is judged."""
+"""A case: a damaged folder is loaded and used as a caller would, and what happened is judged."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ USUAL: tuple[dict[str, Any], ...] = ({"drafter": "auto", "nodes": 3}, {"drafter"
 
 
 class Finding(Exception):
-    """What must not happen; its text says what did."""
+    """A fault that must not happen; its text says what happened."""
 
 
 class Trial:
@@ -71,7 +71,7 @@ class Trial:
         return None if output is None else list(output.choices[0].token_ids)
 
     def _tried(self, what: Any, *arguments: Any, **options: Any) -> Any:
-        """What a call gives; None where it was refused as it should be."""
+        """Return what a call gives; None where it was refused as it should be."""
         try:
             return what(*arguments, **options)
         except Exception as error:

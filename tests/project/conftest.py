@@ -1,4 +1,4 @@
-"""Where a reader of the pages sits."""
+"""The folder in which a reader of the pages sits."""
 
 from __future__ import annotations
 

@@ -123,7 +123,7 @@ def test_each_way_is_short(section: str, most: int) -> None:
 
 @pytest.fixture(scope="module")
 def generated() -> list[Called]:
-    """What a call of `generate()` calls."""
+    """The functions that a call of `generate()` calls."""
     with traced() as called, LLM("abacus", progress=False) as llm:
         llm.generate("1 + 1 =", SamplingParams(max_tokens=1))
         called.clear()
@@ -182,7 +182,7 @@ class NoProcess(ChildProcess):
 
 
 def carries(value: object) -> bool:
-    """Whether a value has the request's seed: in a field, in plain values, or in options."""
+    """True where a value has the request's seed: in a field, in plain values, or in options."""
     if isinstance(value, dict):
         return any(map(carries, value.values()))
     if isinstance(value, list | tuple):
@@ -205,7 +205,7 @@ def form_of(value: object) -> str | None:
 
 @pytest.fixture(scope="module")
 def chatted() -> tuple[list[Called], set[str]]:
-    """What a streamed chat calls, and the forms that the request takes on its way between files."""
+    """The functions that a streamed chat calls, and the forms that the request takes on its way between files."""
     forms: set[str] = set()
 
     def see(frame: FrameType) -> None:

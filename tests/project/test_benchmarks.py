@@ -76,7 +76,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class Place:
-    """Where a benchmark finds its files."""
+    """A place where a benchmark finds its files, and runs."""
 
     def __init__(self, model: Path, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.out, self.patch = folder / "figures.json", patch

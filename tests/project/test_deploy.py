@@ -1,4 +1,4 @@
-"""What lies in deploy/ fits the project: paths, commands, options, names of metrics."""
+"""Files in deploy/ fit the project: paths, commands, options, names of metrics."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_the_dashboard_shows_metrics_of_the_table() -> None:
 
 
 def started(path: Path) -> list[str]:
-    """What a unit starts: the arguments of `fastslow serve`."""
+    """The arguments of `fastslow serve` that a unit starts."""
     lines = re.findall(r"^ExecStart=(\S.*)$", path.read_text("utf-8"), re.MULTILINE)
     command, verb, *words = shlex.split(lines[-1])
     assert command.endswith("/fastslow") and verb == "serve"

@@ -191,7 +191,7 @@ class ParserMade(Exception):
 
 @cache
 def parser_of(script: Path) -> Any:
-    """What a script reads its command line with."""
+    """The parser with which a script reads its command line."""
 
     def caught(parser: argparse.ArgumentParser, *_: object) -> None:
         raise ParserMade(parser)
@@ -253,7 +253,7 @@ def test_a_page_is_short(name: str) -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """What a link may name after `#`: the headings, as GitHub writes them."""
+    """Names that a link may have after `#`: the headings, as GitHub writes them."""
     return {
         re.sub(r"[^\w\- ]", "", line.lstrip("# ").lower()).strip().replace(" ", "-")
         for _, line in prose(page)

@@ -1,4 +1,4 @@
-"""What a user's program sees: names and types from `fastslow` alone, and answers as JSON."""
+"""The view of a user's program: names and types from `fastslow` alone, and answers as JSON."""
 
 from __future__ import annotations
 

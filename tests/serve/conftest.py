@@ -1,4 +1,4 @@
-"""One tiny model behind one real server, for all tests of the server that need no other."""
+"""A tiny model behind a real server, for all tests of the server that need no other."""
 
 from __future__ import annotations
 

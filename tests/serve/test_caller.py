@@ -1,4 +1,4 @@
-"""What a key stands for: its memory, and what it may ask."""
+"""The meaning of a key: its memory, and what it may ask."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ WHOLE, LEFT, ENDED = "whole", "left", "ended"
 
 
 class Held(NamedTuple):
-    """What the server's process holds."""
+    """Memory, files and threads that the server's process holds."""
 
     megabytes: float
     files: int
@@ -87,7 +87,7 @@ class Chaos:
                 self.wrong.append(f"{prompt}: a stream without its end")
 
     async def ask(self, prompt: str, streamed: bool, leaves: bool = False) -> str:
-        """How an answer ends."""
+        """Ask for an answer and return how it ends."""
         text = ""
         pieces = self.texts(prompt, streamed)
         try:
@@ -149,7 +149,7 @@ class Chaos:
                 self.wrong.append(f"the poison's own: {how}")
 
     async def quiet(self) -> Held:
-        """What the server holds while nobody asks."""
+        """Wait, and return what the server holds while nobody asks."""
         await asyncio.sleep(2)
         return Held.by(self.pid)
 

@@ -31,7 +31,7 @@ class Weather(BaseModel):
 
 
 class Place(BaseModel):
-    """Where and how long."""
+    """A stay: where and how long."""
 
     city: Literal["Ulm", "Rom"]
     days: int = Field(ge=1, le=9)

@@ -90,7 +90,7 @@ class OneMachine(Desk):
 
 
 def place_of(block: Block) -> list[str]:
-    """Which machines it is for; none: the reader's own."""
+    """The machines that a block is for; none: the reader's own."""
     line = block.text.partition("\n")[0]
     return next((hosts for words, hosts in HOSTS.items() if line.startswith(words)), [])
 
@@ -173,7 +173,7 @@ class Machines:
         self.ran += 1
 
     def answers(self) -> bool:
-        """Whether the server says that it is ready, to another host."""
+        """Tell whether the server says that it is ready, to another host."""
         url = f"http://{self.hosts['first'].address}:8000/ready"
         asking = self._bash("client", f"curl -sf -m 5 {url}")
         return self.hosts["client"].start(asking, subprocess.DEVNULL).wait(PATIENCE) == 0
@@ -192,7 +192,7 @@ class Machines:
         asyncio.run(until(self.answers, PATIENCE))
 
     def _type(self, name: str, text: str) -> None:
-        """What it starts in the background may still run, so that nothing waits for the end of its output."""
+        """Run a text in a host's shell. Its background jobs may run on: nothing waits for the end of its output."""
         path = self._home(name) / "typed.txt"
         with path.open("wb") as output:
             command = self._bash(name, f"set -euo pipefail\n{text}")

@@ -78,7 +78,7 @@ def test_who_has_many_connections_gives_up_unused_ones(
 
 
 def test_connections_in_use_are_not_closed() -> None:
-    """One address has at most three places in four, and then only its own unused ones make room."""
+    """An address has at most three places in four, and then only its own unused ones make room."""
     places, closed = ClientPlaces(8), list[Mock]()
 
     def entered(share: str) -> Mock:
@@ -176,7 +176,7 @@ async def empty(scope: Scope, receive: Receive, send: Send) -> None:
 
 @within()
 async def test_few_requests_are_read_ahead() -> None:
-    """What waits for its turn waits as bytes, and no more of them come."""
+    """Requests that wait for their turn wait as bytes, and no more of these come."""
     config = uvicorn.Config(empty, http=Connection, lifespan="off", log_config=None)
     config.load()
     connection, transport = Connection(config, ServerState(), {}), Mock(asyncio.Transport)

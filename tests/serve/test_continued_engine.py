@@ -125,7 +125,7 @@ class Vanishing(ScriptedReplicas):
 
 
 class Ending(NamedTuple):
-    """How an answer ends without its client's doing. asked, continued: times; -1: any number."""
+    """The end of an answer without its client's doing. asked, continued: times; -1: any number."""
 
     breaks: list[Break]
     error: type[Exception] | None = None
@@ -366,7 +366,7 @@ class Stopped(ScriptedReplicas):
 @pytest.mark.parametrize("place", [None, 4])
 @within(10)
 async def test_a_thought_that_was_stopped_stays_stopped(place: int | None) -> None:
-    """Where its engine says it was; where none has said so, the next one is asked to."""
+    """The next engine hears where the thought was stopped; where none has said so, it is asked to stop it."""
     answer = [Token(5), Token(6), Token(7), Token(20), Token(21, source="forced", stopped=place)]
     inner = Stopped([[*answer, Token(30, stopped=place)]], [Break(after=5)])
     engine = ContinuedEngine(inner, replace(QUICK, first=0.05, longest=0.05))

@@ -51,7 +51,7 @@ def engine(
 
 @pytest.fixture(scope="module")
 def other(runner: asyncio.Runner, folder: Path) -> Iterator[Engine]:
-    """One in this process, to compare with."""
+    """An engine in this process, to compare with."""
     engine = runner.run(started("local", folder))
     yield engine
     runner.run(engine.close())
@@ -186,7 +186,7 @@ def test_a_full_queue_is_busy(engine: Engine, run: Run) -> None:
 
 
 async def has_room(engine: Engine) -> bool:
-    """Whether a request is accepted: cancelled ones may hold places for a moment, also where `stats` no longer
+    """True where a request is accepted: cancelled ones may hold places for a moment, also where `stats` no longer
     counts them."""
     try:
         await answer_of(engine, asked(tokens=1))
@@ -237,7 +237,7 @@ def test_a_killed_engine_is_told_of_and_comes_back(
 
 
 async def closed(engine: Engine, drain: float, tokens: int) -> str | None:
-    """How an answer ends whose engine is closed."""
+    """The finish reason of an answer whose engine is closed."""
     task = asyncio.create_task(answer_of(engine, asked(tokens=tokens)))
     await until(lambda: counted(engine, "running", 1))
     close = asyncio.create_task(engine.close(drain))

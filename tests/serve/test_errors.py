@@ -1,4 +1,4 @@
-"""What is wrong with a request is said in one sentence, in OpenAI's shape, and never is a 5xx."""
+"""Errors of a request are told in one sentence, in OpenAI's shape, and never are a 5xx."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How fields that every protocol shares become a `GenerateRequest`."""
+"""Fields that every protocol shares become a `GenerateRequest`."""
 
 from __future__ import annotations
 

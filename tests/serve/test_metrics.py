@@ -1,4 +1,4 @@
-"""What /metrics says: names, values, and that they never go back."""
+"""The metrics at /metrics: names, values, and that they never go back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands around the routes: names and origins that are answered, headers, keys, and places."""
+"""The layers around the routes: names and origins that are answered, headers, keys, and places."""
 
 from __future__ import annotations
 

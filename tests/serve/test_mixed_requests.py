@@ -126,7 +126,7 @@ class Wishes:
         return Wish([{"role": "user", "content": draw.choice(PROMPTS)}], options)
 
     def steered(self) -> Wish:
-        """One whose thought is steered, some of them drawn with a seed."""
+        """A wish whose thought is steered; some are drawn with a seed."""
         draw, (prompt, options) = self._random, self.make()
         given = {k: draw.choice(values) for k, values in STEERING.items() if draw.random() < 0.4}
         options["mode"] = {"base": "deep", "warning": draw.choice((" Hm.", "\nSoon."))} | given
@@ -141,7 +141,7 @@ class Wishes:
         return Wish([*prompt, *turn], options)
 
     def cut(self, whole: list[Completion]) -> ResumeState:
-        """What an engine may have answered of these when it ended."""
+        """The part of these that an engine may have answered when it ended."""
         draw = self._random
         return ResumeState([c.token_ids[: draw.randint(0, len(c.token_ids))] for c in whole])
 
@@ -160,7 +160,7 @@ def said(one: Completion) -> tuple[Any, ...]:
 
 @pytest.fixture(scope="module")
 def llms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LLM, LLM]]:
-    """One that decodes plainly, and one whose memory is scarce."""
+    """An engine that decodes plainly, and one whose memory is scarce."""
     folder: Path = tmp_path_factory.mktemp("mixed")
     write_bpe(folder, HERMES + THOUGHT, 320)
     (folder / "fastslow.json").write_text(json.dumps(PRESETS), "utf-8")
@@ -182,7 +182,7 @@ def ask(llm: LLM, wishes: list[Wish], more: list[dict[str, Any]]) -> list[Any]:
 
 
 def broken(one: Completion, wish: Wish) -> str:
-    """What of the promises about thoughts an answer breaks."""
+    """Name the promise about thoughts that an answer breaks; "" = none."""
     mode, sampling, made = wish.options["mode"], wish.options["sampling"], one.metrics
     if isinstance(mode, str):
         return ""
@@ -221,7 +221,7 @@ def test_drafts_change_none_of_them(llms: tuple[LLM, LLM], count: int) -> None:
 
 
 def compared(llms: tuple[LLM, LLM], count: int, make: Callable[[Wishes], Wish]) -> Counter[str]:
-    """What came of `count` random requests, each of which was answered with drafts as without."""
+    """Count the outcomes of `count` random requests, each of which was answered with drafts as without."""
     plain, drafts = llms
     found: Counter[str] = Counter()
     wrong: list[Any] = []

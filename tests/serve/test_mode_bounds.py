@@ -1,4 +1,4 @@
-"""What a key's modes limit, no field of a request enlarges, in any protocol."""
+"""No field of a request enlarges what a key's modes limit, in any protocol."""
 
 from __future__ import annotations
 

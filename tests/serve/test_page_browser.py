@@ -235,7 +235,7 @@ def test_figures_are_asked_for_only_in_view(chat: Chat) -> None:
 
 
 def cards_of(chat: Chat, **given: Any) -> str:
-    """What is shown where the server gives these figures."""
+    """The text of the cards where the server gives these figures."""
     chat.engine.given = given
     chat.driver.find_element("id", "tab-server").click()
     until(lambda: chat.all("#cards .card"), "there are figures")

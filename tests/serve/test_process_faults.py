@@ -1,4 +1,4 @@
-"""What goes wrong around the engine's process: it dies, the server dies, a reader is slow."""
+"""Faults around the engine's process: it dies, the server dies, a reader is slow."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def test_an_engine_that_broke_is_not_ready(folder: Path) -> None:
 async def test_one_that_ends_again_and_again_is_given_up(
     folder: Path, killed: bool, how: str
 ) -> None:
-    """Where only the connection is closed it ends, too: a system may not say that the server is gone."""
+    """The process ends, too, where only the connection is closed: a system may not say that the server is gone."""
     engine = EngineClient(settings_of(folder), Restarts(most=1))
     await engine.start()
     assert engine.pid is not None and engine._connection is not None

@@ -1,4 +1,4 @@
-"""What the engine's process sends: whole to its end, and where a part cannot be sent, all else."""
+"""The engine's process sends all to the end, and where a part cannot be sent, all else."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ CARD = packed(Reply("a", value=to_builtins(TINY)))
 
 
 class Response:
-    """What a replica sends of an answer. As with Ray's, a cancel before it is taken cancels nothing.
+    """The items of an answer as a replica sends them. As with Ray's, a cancel before it is taken cancels nothing.
 
     Args:
         taken: whether a replica has taken the request; else a test says so later.

@@ -78,7 +78,7 @@ DRAWN: dict[str, Any] = {"temperature": 1, "logit_bias": {CLOSE: 4}}
 
 @pytest.mark.parametrize("opening", ["<think>", "<think>\n", "", "<think>\n\n</think>\n\n"])
 def test_tokens_of_thoughts_that_the_template_opens(tmp_path: Path, opening: str) -> None:
-    """Where no thought is open, a closing tag tells that the answer began inside one."""
+    """A closing tag where no thought is open tells that the answer began inside one."""
     mode = {"base": "deep", "answer_room": None}
     opens, counted = opening.strip().endswith("<think>"), []
     with open_llm(write_chat(tmp_path, TEMPLATE.replace("<think>", opening))) as llm:

@@ -1,4 +1,4 @@
-"""What happens in the middle of an answer, in every protocol: errors, silence, clients that leave."""
+"""Events in the middle of an answer, in every protocol: errors, silence, clients that leave."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ SEEN: dict[str, Callable[[Any], bool]] = {  # by words of a wish, what its figur
 
 
 def code(cell: str) -> str:
-    """What stands in a cell, with numbers that bind."""
+    """The code in a cell, with numbers that bind."""
     return re.sub(r"\b[135]00\b", lambda found: SMALLER[found[0]], cell.strip("`"))
 
 

@@ -23,7 +23,7 @@ SECRET = "a prompt that nobody else may read"
 
 
 def spans(engine: FakeEngine, headers: dict[str, str] | None = None) -> list[ReadableSpan]:
-    """What a chat, and a look at the health, are traced as."""
+    """The spans of a chat, and of a look at the health."""
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     with client(engine, observers=[spans_to(provider)]) as ours:

@@ -89,7 +89,7 @@ def waits(url: str, until: Callable[[], bool]) -> list[float]:
 
 
 def waits_during(url: str, attack: Callable[[], None], seconds: float = 1.0) -> list[float]:
-    """What a bystander waits while an attack is under way, and for at least some seconds."""
+    """Waits of a bystander while an attack is under way, and for at least some seconds."""
     attacker = threading.Thread(target=attack)
     attacker.start()
     end = time.monotonic() + seconds
@@ -117,7 +117,7 @@ def begun_bodies(url: str, count: int, size: int) -> Iterator[socket.socket]:
 
 
 def pipelined(url: str, count: int) -> int:
-    """How many answers come to requests that are sent at once."""
+    """Count the answers to requests that are sent at once."""
     with connected(url) as connection:
         one = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
         whole = one * count + one[:-2] + b"Connection: close\r\n\r\n"

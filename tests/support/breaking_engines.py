@@ -28,7 +28,7 @@ class Token:
 
 @dataclass
 class Break:
-    """One try: the sizes of its pieces, in tokens, after how many of them it ends, and how."""
+    """A try: the sizes of its pieces, in tokens, after how many of them it ends, and how."""
 
     sizes: Sequence[int] = (1,)
     after: int | None = None  # None: it does not end before the answer does

@@ -52,7 +52,7 @@ def browser(profile: Path, width: int = 1280, height: int = 860) -> Iterator[Any
 
 
 def until(condition: Callable[[], Any], what: str, seconds: float = 20.0) -> Any:
-    """What a condition gives once it is true.
+    """Wait for a condition; return what it gives once it is true.
 
     Raises:
         AssertionError: it never was.

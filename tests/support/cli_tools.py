@@ -15,7 +15,7 @@ from fastslow.tools.cli.app import LateCommand, app, main
 
 
 class Done(NamedTuple):
-    """What a command came to."""
+    """The outcome of a command."""
 
     code: int
     out: str
@@ -37,7 +37,7 @@ def call(*arguments: object) -> Done:
 
 
 def printed(*arguments: object) -> str:
-    """What a command prints that succeeds."""
+    """Return what a command prints, which must succeed."""
     done = call(*arguments)
     assert done.code == 0, done
     return done.out

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class World:
-    """One combination of answers: those of a script, then True for whatever else is asked."""
+    """A combination of answers: those of a script, then True for whatever else is asked."""
 
     def __init__(self, script: tuple[bool, ...]) -> None:
         self.answers = list(script)
@@ -39,7 +39,7 @@ class World:
 
 
 class Stream:
-    """What stands in for a `numpy.random.Generator`."""
+    """A stand-in for a `numpy.random.Generator`."""
 
     def __init__(self, world: World, address: Hashable) -> None:
         self._world = world

@@ -34,7 +34,7 @@ def fix_adaptive(patch: pytest.MonkeyPatch, nodes: int) -> None:
 def enough_drafts(
     patch: pytest.MonkeyPatch, least: int, accepted: int = 1, nodes: int | None = 5
 ) -> Iterator[None]:
-    """What the marker says. Engines in other processes are neither changed nor counted."""
+    """Hold the code inside to what the marker says. Engines in other processes are neither changed nor counted."""
     if nodes is not None:
         fix_adaptive(patch, nodes)
     found = [0, 0]

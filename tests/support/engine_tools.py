@@ -33,7 +33,7 @@ from fastslow.policies.speculation.planner import FixedLength
 
 @dataclass(frozen=True)
 class Ask:
-    """What a test wants answered."""
+    """A request that a test wants answered."""
 
     tokens: tuple[int, ...]
     params: SamplingParams = field(default_factory=lambda: SamplingParams(max_tokens=20))
@@ -55,7 +55,7 @@ class Ask:
 
 @dataclass(frozen=True)
 class Setting:
-    """How the engine is set up: plenty of everything unless a test takes it away."""
+    """The setup of the engine: plenty of everything unless a test takes it away."""
 
     pages: int = 256
     page_size: int = 4

@@ -101,7 +101,7 @@ def prose(tokens: int) -> str:
 
 @dataclass
 class Answer:
-    """What one chat gets."""
+    """The answer that a chat gets."""
 
     text: str
     thought: str = ""
@@ -136,7 +136,7 @@ def script(message: str, mode: str) -> Answer:
 
 
 class ChatEngine(FakeEngine):
-    """What runs, and its figures, which change with each call unless they are given."""
+    """An engine of scripted answers, and its figures, which change with each call unless they are given."""
 
     def __init__(self) -> None:
         super().__init__(self._answer)
@@ -168,7 +168,7 @@ class ChatEngine(FakeEngine):
         return [(self._tokens[token].encode(), True) for token in tokens]
 
     async def _answer(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
-        """What is due every few milliseconds, a piece for each step."""
+        """Yield what is due every few milliseconds, a piece for each step."""
         if self.busy:
             self.busy -= 1
             raise Busy("the queue of 64 requests is full", 2.0)

@@ -55,7 +55,7 @@ def like_weights(name: str, outputs: int, inputs: int, seed: int = 0) -> Array:
 
 
 def floats(name: str, blocks: Array) -> Array:
-    """What they mean, in float32, by GGUF's own reader."""
+    """The weights that blocks mean, in float32, by GGUF's own reader."""
     with np.errstate(all="ignore"):
         found: Array = dequantize(blocks, GGMLQuantizationType[name])
     return found

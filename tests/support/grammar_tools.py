@@ -30,7 +30,7 @@ def schemas() -> list[tuple[str, dict[str, Any]]]:
 
 
 def holds(spec: GrammarSpec, text: str) -> bool:
-    """Whether a whole answer keeps to a grammar."""
+    """True where a whole answer keeps to a grammar."""
     if spec.json_schema is not None:
         schema = json.loads(str(spec.json_schema))
         validator = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)

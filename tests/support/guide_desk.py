@@ -119,7 +119,7 @@ class Desk:
             time.sleep(0.1)
 
     def is_ready(self) -> bool:
-        """Whether the server that was started may be asked."""
+        """Tell whether the server that was started may be asked."""
         try:
             return httpx.get(f"http://{self.address}/ready").status_code == 200
         except httpx.TransportError:

@@ -106,7 +106,7 @@ class Caller:
         self._thread.start()
 
     def ended(self, seconds: float) -> bool:
-        """Whether the call returns, or raises, within these seconds."""
+        """Tell whether the call returns, or raises, within these seconds."""
         self._thread.join(seconds)
         return not self._thread.is_alive()
 

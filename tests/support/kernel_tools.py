@@ -1,4 +1,4 @@
-"""Which tests need the compiled kernels, and how far these may be from the exact numbers."""
+"""A mark for tests that need the compiled kernels, and how far these may be from the exact numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ALL_CHOSEN = {family: {"num_experts_per_tok": 8} for family in ("qwen3_moe", "gp
 
 
 def wanted() -> bool:
-    """Whether kernels should run on this machine. Where they should and do not, tests fail and do not skip."""
+    """True where kernels should run on this machine. Where they should and do not, tests fail and do not skip."""
     if library.level() == "off":
         return False
     if library.prebuilt(library.level()):

@@ -1,4 +1,4 @@
-"""What torch_npu's operators compute, on the CPU, as their documentation has it.
+"""The operators of torch_npu, on the CPU, as their documentation has them.
 
 Defined from the schemas of torch_npu itself (`data/npu_schemas.json`), so a call that would not bind there
 does not bind. Every kernel also asserts what the documentation says the real one needs, and what a real
@@ -22,7 +22,7 @@ NZ = 29
 
 @dataclass
 class Chip:
-    """What is simulated. exact: float32 is let through where real kernels have none."""
+    """The chip that is simulated. exact: float32 is let through where real kernels have none."""
 
     name: str = "Ascend910B1"
     exact: bool = False
@@ -205,7 +205,7 @@ def npu_scatter_pa_kv_cache(
 
 
 def _is_triangle(mask: Tensor, value: int) -> bool:
-    """Whether it is 2048 by 2048 with this value above the diagonal; some rows stand for all."""
+    """True where a mask is 2048 by 2048 with this value above the diagonal; some rows stand for all."""
     rows = torch.arange(0, 2048, 273)
     wanted = (torch.arange(2048) > rows[:, None]) * float(value)
     return mask.shape == (2048, 2048) and torch.equal(mask[rows].float(), wanted)
@@ -323,7 +323,7 @@ def _npu_reshape_and_cache(
 
 
 def _npu_paged_attention(*given: Any, workspace: Tensor | None = None) -> None:
-    """One row for each text."""
+    """Attend from one row of each text."""
     query, keys, values, kv_heads, heads, scale, table, lengths, out = given
     assert len(query) == len(table) == len(lengths)
     ones = torch.ones_like(lengths)

@@ -55,7 +55,7 @@ class _Recording(TorchDispatchMode):
 
 
 class _Call:
-    """One operator, with the tensors it reads and writes: the same memory each time."""
+    """A call of an operator, with the tensors it reads and writes: the same memory each time."""
 
     def __init__(self, func: Any, args: Any, kwargs: dict[str, Any]) -> None:
         self.func = func
@@ -132,7 +132,7 @@ class _Stream:
 
 
 class Event:
-    """What `synchronize` waits for must have been recorded."""
+    """An event that must have been recorded when `synchronize` waits for it."""
 
     def __init__(self) -> None:
         self.recorded = False

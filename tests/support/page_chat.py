@@ -18,7 +18,7 @@ EXPECTED = "Failed to load resource"  # how Chromium notes an answer that is an 
 
 
 class Page:
-    """What a person sees and does."""
+    """The page as a person sees and uses it."""
 
     def __init__(self, driver: Any, url: str) -> None:
         self.driver, self.url = driver, url

@@ -26,5 +26,5 @@ def pairwise(*axes: Sequence[Any]) -> list[tuple[Any, ...]]:
 
 
 def _new(left: set[tuple[int, int, int, int]], row: dict[int, int]) -> int:
-    """How many pairs of a row, or of a part of it, have not met yet."""
+    """Count the pairs of a row, or of a part of it, that have not met yet."""
     return sum((a, row[a], b, row[b]) in left for a, b in combinations(sorted(row), 2))

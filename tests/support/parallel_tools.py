@@ -61,7 +61,7 @@ def open_llm(folder: Path, parallel: Any = "ep=2", **options: Any) -> LLM:
 
 
 def gone(pids: Collection[int]) -> bool:
-    """Whether the processes end, soon."""
+    """Tell whether the processes end, soon."""
     end = time.monotonic() + SOON
     while time.monotonic() < end:
         if not any(os.path.exists(f"/proc/{pid}") for pid in pids):

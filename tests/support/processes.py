@@ -1,4 +1,4 @@
-"""What a process does that forks, or runs a notebook's cell: started by the tests with a model's
+"""Programs that fork, or run a notebook's cell: started by the tests with a model's
 folder and the name of one of these functions."""
 
 from __future__ import annotations

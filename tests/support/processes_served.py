@@ -19,7 +19,7 @@ SUPPORT = Path(__file__).parent
 
 
 def free_port() -> int:
-    """One at which nobody listens now."""
+    """Find a port at which nobody listens now."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
@@ -53,7 +53,7 @@ def command(
 
 
 def address(process: subprocess.Popen[str]) -> str:
-    """Where it listens, once it says so."""
+    """Read the URL at which the server listens, once it says so."""
     assert process.stderr is not None
     for line in process.stderr:
         if "/ready says when" in line:

@@ -31,7 +31,7 @@ ENDS |= {"tool_use": "tool_calls"}
 
 @dataclass(frozen=True)
 class Said:
-    """What an answer says, without ids.
+    """The content of an answer, without ids.
 
     Attributes:
         calls: names, and arguments, parsed where they are whole.

@@ -1,4 +1,4 @@
-"""What is published of openPangu Pro MoE 72B: arXiv 2505.21411, section 5.3, W8A8, four cards."""
+"""Published figures of openPangu Pro MoE 72B: arXiv 2505.21411, section 5.3, W8A8, four cards."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class PublishedRow(NamedTuple):
-    """One figure, for sequences of 2048 tokens."""
+    """A published figure, for sequences of 2048 tokens."""
 
     device: str
     batch: int  # requests on all four cards

@@ -17,19 +17,19 @@ _numbers = count()
 
 
 def request(prompt: str = "", **fields: Any) -> RoutedRequest:
-    """One of a fresh id."""
+    """A request of a fresh id."""
     values: dict[str, Any] = {"id": f"r{next(_numbers)}", "mode": "fast", "deep": False}
     values["prompt_tokens"] = len(prompt) // 4
     return RoutedRequest(prompt=prompt, **values | fields)
 
 
 def quick(prompt: str = "", **fields: Any) -> RoutedRequest:
-    """One with a target."""
+    """A request with a latency target."""
     return request(prompt, latency_ms=100.0, **fields)
 
 
 def deep(prompt: str = "", **fields: Any) -> RoutedRequest:
-    """One that thinks."""
+    """A request that thinks."""
     return request(prompt, mode="deep", deep=True, **fields)
 
 
@@ -41,7 +41,7 @@ def report(at: float, **fields: Any) -> ReplicaReport:
 
 
 def chooser_of(ids: Sequence[str], clock: Clock, **settings: Any) -> ReplicaChooser:
-    """One with a seed, and these replicas."""
+    """A chooser with a seed, and these replicas."""
     chooser = ReplicaChooser(RoutingSettings(seed=1, **settings), clock)
     chooser.set_replicas(ids)
     return chooser

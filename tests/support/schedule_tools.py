@@ -58,7 +58,7 @@ def added(step: Scheduler, numbers: Iterable[int], **fields: Any) -> list[Reques
 
 
 def run(step: Scheduler) -> dict[int, int]:
-    """One step as the core would do it: request -> rows."""
+    """Run one step as the core would do it; return request -> rows."""
     found = {}
     for one, chunk in step.next():
         found[one.id] = chunk

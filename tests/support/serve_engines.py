@@ -73,6 +73,6 @@ async def until(true: Callable[[], bool | Awaitable[bool]], seconds: float = 60.
 
 
 async def idle(engine: Engine) -> bool:
-    """Whether nothing runs, and every page is back."""
+    """True while nothing runs, and every page is back."""
     stats = await engine.stats()
     return not (stats["running"] or stats["waiting"] or stats["pages_used"])

@@ -87,7 +87,7 @@ async def call(
     leave_after: int = 10**9,
     address: str = "127.0.0.1",
 ) -> list[Any]:
-    """What an application sends to a client that leaves after some messages, or whose body is never whole."""
+    """Messages that an application sends to a client that leaves after some of them, or whose body is never whole."""
     sent: list[Any] = []
     gone, asked = asyncio.Event(), [{"type": "http.request", "body": body, "more_body": not whole}]
 

@@ -50,5 +50,5 @@ class Bound:
 
 
 def told(thinking: Thinking, prompt: Sequence[int], answer: Sequence[int]) -> list[object]:
-    """What holds at each place of an answer, asked for one by one and without a draft."""
+    """List what holds at each place of an answer, asked for one by one and without a draft."""
     return [thinking.at([*prompt, *answer[:i]], []) for i in range(len(answer) + 1)]

@@ -73,7 +73,7 @@ def test_they_are_small_and_of_the_official_layout() -> None:
 
 @pytest.fixture(scope="module")
 def deep(llm: LLM) -> list[Output]:
-    """What it answers to TASKS after a thought."""
+    """The model's answers to TASKS after a thought."""
     return ask(llm, "deep")
 
 

@@ -123,7 +123,7 @@ def test_recorded_steps(
 
 @pytest.fixture
 def liar(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One drafter changes a token of one answer."""
+    """Let one drafter change a token of one answer."""
     right = LLM.chat
 
     def chat(self: LLM, messages: Any, *given: Any, **named: Any) -> Any:

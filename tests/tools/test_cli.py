@@ -206,7 +206,7 @@ class Terminal:
         os.write(self.place, text)
 
     def end(self) -> bytes:
-        """What comes until the chat is over."""
+        """Read what comes until the chat is over."""
         seen = b""
         while select.select([self.place], [], [], 60)[0]:
             try:

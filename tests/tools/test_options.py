@@ -41,7 +41,7 @@ class Outer(BaseModel):
 
 
 def invoked(*arguments: str) -> tuple[Any, str, BaseException | None]:
-    """What a command of these options gets, what is printed, and what it raises."""
+    """Return what a command of these options gets, what is printed, and what it raises."""
     seen: list[Any] = []
 
     def command(options: Outer) -> None:

@@ -1,4 +1,4 @@
-"""Who holds what, from a config alone; the 72B's shapes without its weights."""
+"""The share that each rank holds, from a config alone; the 72B's shapes without its weights."""
 
 from __future__ import annotations
 

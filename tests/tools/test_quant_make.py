@@ -1,4 +1,4 @@
-"""How a checkpoint becomes W8A8: smoothing, aligned gates, rounding, balanced calibration, the plan."""
+"""Steps from a checkpoint to W8A8: smoothing, aligned gates, rounding, balanced calibration, the plan."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from fastslow.tools.cli.serve_several import check_several
 
 
 def given(*arguments: str) -> tuple[ServerConfig, Place]:
-    """What the command gets."""
+    """Return what the command gets from these arguments."""
     command: Any = typer.main.get_command(app)
     params = command.commands["serve"].make_context("serve", list(arguments)).params
     place = filled(Place, params)

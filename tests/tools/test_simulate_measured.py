@@ -1,4 +1,4 @@
-"""What is measured of steps: an engine of known costs has exactly these; and the engines that run beside it."""
+"""Measured costs of steps: an engine of known costs has exactly these; and the engines that run beside it."""
 
 from __future__ import annotations
 

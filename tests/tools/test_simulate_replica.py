@@ -90,7 +90,7 @@ def test_old_texts_go_first() -> None:
 
 
 def test_the_queue_is_that_of_one_server_in_closed_form() -> None:
-    """One at a time with equal lengths and Poisson arrivals: M/D/1, whose mean wait is rho D / 2 (1 - rho)."""
+    """Equal lengths, one at a time, with Poisson arrivals: M/D/1, whose mean wait is rho D / 2 (1 - rho)."""
     random, now, trace = Random(1), 0.0, []
     service, busy = 4 * (STEP + ROW), 0.6
     for n in range(3_000):
@@ -172,7 +172,7 @@ def test_every_request_ends_once_and_the_same_each_time(pages: int, replicas: in
 
 
 def test_the_real_router_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the chooser ranks first is where requests go, and it hears of all that happens."""
+    """Requests go where the chooser ranks first, and it hears of all that happens."""
     seen: Counter[str] = Counter()
 
     class Watched(ReplicaChooser):

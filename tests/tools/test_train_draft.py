@@ -281,7 +281,7 @@ def test_the_command(command: tuple[object, ...], tmp_path: Path) -> None:
 def test_a_resumed_training_keeps_its_dtype(
     bench: Bench, target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which is timed at the start: another moment would choose another one."""
+    """The dtype is timed at the start: another moment would choose another one."""
     made, training = plan(target, tmp_path, tokens=300)
     training = training.model_copy(update={"products": "auto"})
     timed = iter([torch.bfloat16])

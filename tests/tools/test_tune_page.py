@@ -53,7 +53,7 @@ def found() -> TuneResult:
 
 
 def words_of(page: str) -> str:
-    """What a reader sees."""
+    """The words that a reader sees."""
     return unescape(re.sub(r"<[^>]*>", "", page))
 
 

@@ -1,4 +1,4 @@
-"""Which replica answers a request."""
+"""The choice of the replica that answers a request."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_routers_reserve_the_same_replicas_whoever_sends_the_quick_requests() ->
 
 @pytest.mark.parametrize(("at", "first"), [(-60.0, {"b"}), (0.0, {"a", "b"})])
 def test_a_replica_that_says_nothing_more_is_asked_later(at: float, first: set[str]) -> None:
-    """One whose own clock is late says something."""
+    """A replica whose own clock is late says something."""
     clock = Clock()
     chooser = chooser_of(["a", "b"], clock)
     clock.now += at

@@ -1,4 +1,4 @@
-"""What an engine says of itself to routers, and what of it is believed."""
+"""The report of an engine to routers, and what of it is believed."""
 
 from __future__ import annotations
 

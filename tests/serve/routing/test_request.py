@@ -1,4 +1,4 @@
-"""What a router sees of a request."""
+"""The parts of a request that a router sees."""
 
 from __future__ import annotations
 

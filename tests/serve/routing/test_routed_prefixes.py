@@ -1,4 +1,4 @@
-"""Who has read which prefix."""
+"""The replicas that have read a prefix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many replicas there should be."""
+"""The number of replicas that there should be."""
 
 from __future__ import annotations
 
