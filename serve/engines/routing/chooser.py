@@ -73,7 +73,7 @@ class ReplicaChooser:
         if request.deep and self.reserved:
             ranked.sort(key=self.reserved.__contains__)
         if request.avoid:
-            ranked.sort(key=frozenset(request.avoid).__contains__)
+            ranked.sort(key=request.avoid.count)  # twice: it failed under this request, too
         return ranked
 
     def routed(self, request: RoutedRequest, id: str) -> None:
