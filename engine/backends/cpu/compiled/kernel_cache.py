@@ -36,6 +36,7 @@ SOURCES = Path(__file__).parents[1] / "kernels"
 PREBUILT = Path(__file__).with_name("prebuilt")  # a library for each level, which a wheel brings
 VARIABLE = "FASTSLOW_KERNELS"
 SANITIZE = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+SANITIZE += ["-fno-sanitize=vptr"]  # types are not seen across the libraries of one level
 OWN = "point FASTSLOW_CACHE at a folder of your own"
 # Kernels that few models need: each part is a library of its own, of the sources whose names begin so.
 FILE, KV = PARTS = "-file", "-kv"
