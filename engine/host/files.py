@@ -159,4 +159,4 @@ def no_panic(said: str, *expected: type[Exception]) -> Iterator[None]:
     except BaseException as error:
         if not isinstance(error, expected) and type(error).__name__ != "PanicException":
             raise
-        raise ValueError(f"{said}: {' '.join(str(error).split()):.200}") from None
+        raise ValueError(f"{said}: {shown(' '.join(str(error).split()))[1:-1]}") from None
