@@ -75,8 +75,8 @@ class LatencyBudget:
         fits, own = min(rows, self.rows(request)), request.share in self._shares
         if own and (self._forced or request.skipped_steps < PATIENCE):
             return fits
-        self._forced |= own
-        return max(fits, min(rows, LEAST))
+        least, self._forced = 1 if self._forced and not own else LEAST, True
+        return max(fits, min(rows, least))
 
     def nodes(self, request: Request, nodes: int, among: int) -> int:
         """Return how many of a draft's nodes fit, where `among` requests share what is left. The draft of a

@@ -125,7 +125,8 @@ class MaskMaker:
             sampled = tree.probs is not None  # its time must not decide whether its step counts
             if grammar is None or sampled or request.error:
                 continue
-            if request not in self._long and not grammar.walks_slowly:
+            beside = self._patience == PATIENCE  # others are, whom it would hold up
+            if request not in self._long and not (beside and grammar.walks_slowly):
                 continue
             if not grammar.follows(tokens) and self._followed.get(request) != len(request.tokens):
                 self._followed[request] = len(request.tokens)

@@ -180,7 +180,7 @@ class Scheduler:
         self.budget.begin((*self.running, *self.waiting))
         self._shares.begin(self.running, self.waiting)
         running = [r for r in self.running if not self._shares.waits(r)]
-        self.budget.place(running)
+        self.budget.place(running, [r for r in self.waiting if not self._shares.waits(r)])
         self._serve([r for r in running if _goes_first(r)], work)
         self._take_in(work, _goes_first)
         others = [r for r in self.running if r.id not in work and not _goes_first(r)]
@@ -235,7 +235,7 @@ class Scheduler:
                 left = min(left, max(LEAST, self._prompt_rows // 4))
             chunk = self.latency_budget.share(request, min(request.chunk_limit, left))
             if chunk > 1:
-                chunk = self.budget.rows(request, chunk)
+                chunk = self.budget.rows(request, chunk, self._left)
             asked = request.rows_after(request.computed + chunk)
             if asked and not self.budget.asks(request, len(self.running)):
                 self._put_off.add(request)
@@ -264,7 +264,7 @@ class Scheduler:
             if not able or self._left <= 0 or not may(request) or self._shares.waits(request):
                 return
             rows, chunk = self.latency_budget.share(request, min(self._left, request.pending)), 0
-            rows = self.budget.rows(request, rows)
+            rows = self.budget.rows(request, rows, self._left)
             if not rows:
                 self._full.add(request.share)
                 continue
@@ -303,6 +303,8 @@ class Scheduler:
             victim = max(beside, key=self._order)
             if (lost := work.pop(victim.id, None)) is not None:
                 self._left += lost.chunk
+                if victim.pending > 1:
+                    self.budget.read(victim, -lost.chunk)
             self._preempt(victim)
             if victim is request:
                 return False

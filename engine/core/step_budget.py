@@ -59,21 +59,20 @@ class StepBudget:
 
     def begin(self, requests: Iterable[Request]) -> None:
         """Begin a step; `requests`: all that run or wait."""
-        now, reading = self._timer(), set[str | None]()
+        now = self._timer()
         paid = {} if self.alone else {one: self._adds(one) - self._free(one) for one in self._read}
         self._there, self._groups = Counter(), 0
         for request in requests:
             self._there[request.share] += 1
             self._groups = more(self._groups, request.current_groups)
-            if request.pending > 1:
-                reading.add(request.share)
         self._seen |= dict.fromkeys(self._there, now)
         self._seen = {share: at for share, at in self._seen.items() if now - at < LATER}
         earned, self._began = SAVED * (now - self._began), now
-        for share in self._seen:
-            left = self._credit.get(share, ALONE) - max(0.0, paid.get(share, 0.0))
-            self._credit[share] = min(ALONE, max(0.0, left) + earned)
-        self._readers, self._read = max(1, len(reading)), Counter()
+        left = {
+            one: self._credit.get(one, ALONE) - max(0.0, paid.get(one, 0.0)) for one in self._seen
+        }
+        self._credit = {one: min(ALONE, max(0.0, some) + earned) for one, some in left.items()}
+        self._read = Counter()
         self._saved = {share: self._saved.get(share, 0.0) for share in self._seen}
         self._refused = Counter({share: self._refused[share] for share in self._seen})
         self._asked, self._waited = Counter(), set()
@@ -88,26 +87,32 @@ class StepBudget:
         rows = range(others + 1, others + WIDEST + 1)
         return max(1, bisect_right(rows, self._limit(others), key=self._seconds))
 
-    def place(self, running: Iterable[Request]) -> None:
-        """Note who is in this step, of those that run."""
+    def place(self, running: Sequence[Request], able: Sequence[Request]) -> None:
+        """Note who is in this step, of those that run, and who may start in it."""
+        self._readers = max(1, len({r.share for r in (*running, *able) if r.pending > 1}))
         self._answers = Counter(r.share for r in running if r.pending <= 1)
 
-    def rows(self, request: Request, rows: int) -> int:
-        """Return how many of `rows` prompt rows a request reads in this step; at least 1 if its share has none."""
+    def rows(self, request: Request, rows: int, left: int) -> int:
+        """Return how many of `rows` prompt rows a request reads in this step; at least 1 if its share has none. left:
+        rows that the whole step still has."""
         share, short = request.share, self._read.total() + rows <= LEAST
         if rows < 2 or (self.alone and (share is None or short)):
             return rows
         plain = self._seconds(max(1, self._answers.total()))
-        most = max(plain, ALONE) / self._readers
+        ahead = self._answers.total() + self._read.total() - self._read[share]
+        readers = max(1, self._readers - len(self._read.keys() - {share}))
+        most = max(0.0, max(plain, ALONE) + plain - self._seconds(max(1, ahead))) / readers
         if not self.alone:
+            rows = min(rows, max(LEAST, left // readers))
             free = max(self._free(share), self._least() - plain)
             most = min(most, max(free, self._credit[share]))
         fits = bisect_right(range(1, rows + 1), most, key=lambda n: self._adds(share, n))
-        return max(fits, int(not self._read[share]))
+        least = min(rows, 2 * LEAST) if self.alone else 1  # fewer take hardly less time
+        return max(fits, least * (not self._read[share]))
 
     def read(self, request: Request, rows: int) -> None:
-        """A request reads so many rows of its prompt in this step."""
-        self._read[request.share] += rows
+        """A request reads so many rows of its prompt in this step; below 0: it does not, after all."""
+        self._read += Counter({request.share: rows})
 
     def _adds(self, share: str | None, rows: int = 0) -> float:
         """Seconds that rows of a share's prompts add to this step, with so many more."""

@@ -102,6 +102,21 @@ def test_others_go_on_while_a_mask_is_made(moge: Bench) -> None:
         assert outcome(request) == outcome(moge.alone(ask))
 
 
+def test_who_is_followed_slowly_is_followed_beside_the_steps(
+    moge: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asks, threads = asks_for("off", 1.0), list[str]()
+
+    def before(_: list[int], drafted: list[int]) -> None:
+        if drafted:
+            threads.append(threading.current_thread().name)
+
+    watch(moge, monkeypatch, before, walks_slowly=True)
+    for one, ask in zip(moge.run(asks), asks, strict=True):
+        assert outcome(one) == outcome(moge.alone(ask))
+    assert threads and all(name.startswith("fastslow-late-masks") for name in threads)
+
+
 def test_a_request_may_end_while_its_mask_is_made(moge: Bench) -> None:
     request, opened = moge.request(0, Ask(PROMPTS[0], params(), grammar=WORD)), threading.Event()
     request.grammar = WatchedGrammar(request.grammar, lambda *_: opened.wait(SOON))  # type: ignore[assignment]

@@ -35,6 +35,13 @@ class Costs(RunEverything):
         return self.draft
 
 
+SHIPPED = step_budget.LONGER
+
+
+def test_the_guide_says_what_holds() -> None:
+    assert (SHIPPED, ALONE, step_budget.SOON) == (1.4, 0.1, 0.05) and step_budget.SAVED <= 0.25
+
+
 @pytest.fixture(autouse=True)
 def twice_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_budget, "LONGER", 2.0)

@@ -178,13 +178,13 @@ def test_shares_that_have_nothing_start_in_turns() -> None:
 
 
 def test_prompts_are_read_in_turns() -> None:
-    step = scheduler(rows=20)
+    step = scheduler(rows=40)
     added(step, range(3), share="greedy", prompt=100)
-    assert run(step) == {0: 20}
+    assert run(step) == {0: 40}
     added(step, range(3, 5), share="modest", prompt=30)
-    found = [run(step) for _ in range(6)]
-    assert found[:4] == [{0: 20}] * 4, "the first prompt of each share, the oldest first"
-    assert found[4:] == [{0: 1, 3: 19}, {0: 1, 3: 11, 1: 8}]
+    found = [run(step) for _ in range(3)]
+    assert found[0] == {0: 20, 3: 20}, "an equal part for each share"
+    assert found[1:] == [{0: 20, 1: 10, 3: 10}, {0: 19, 1: 16, 3: 1, 4: 4}], "and what is left"
 
 
 @pytest.mark.parametrize("wish", [{"priority": -1000}, {"latency_target": 0.001}])
@@ -211,11 +211,11 @@ def test_a_step_after_the_last_request_of_several_shares_is_empty() -> None:
 
 
 def test_prompts_of_an_urgent_share_are_read_in_turns() -> None:
-    step = scheduler(rows=20)
-    added(step, range(3), share="greedy", prompt=40, priority=-1000)
-    assert run(step) == {0: 20}
+    step = scheduler(rows=40)
+    added(step, range(3), share="greedy", prompt=60, priority=-1000)
+    assert run(step) == {0: 40}
     added(step, [3], share="modest", prompt=20)
-    assert [run(step) for _ in range(3)] == [{0: 20}, {0: 1, 3: 19}, {0: 1, 3: 1, 1: 18}]
+    assert [run(step) for _ in range(2)] == [{0: 20, 3: 20}, {0: 1, 1: 38, 3: 1}]
 
 
 def test_where_pages_run_out_the_largest_share_gives_way() -> None:

@@ -399,3 +399,14 @@ def test_one_late_mask_is_forgotten(kit: GrammarKit, monkeypatch: pytest.MonkeyP
     for _ in range(700):
         assert first.copy().accept(token)
     assert first.copy().seconds < grammar_module.SLOW
+
+
+def test_a_token_that_another_thread_follows_slowly_is_noticed(kit: GrammarKit) -> None:
+    grammar = kit.grammar(GrammarSpec(regex="[ab]*"), frozenset(), 0)
+    (token,) = kit.tokenizer.encode("a", add_special=False)
+    matcher: Any = grammar._matcher
+    grammar.at([], [])
+    matcher.seconds = 1.01 * grammar_module.SLOW
+    matcher._take = lambda *_: time.sleep(0.01) is None
+    assert not grammar.walks_slowly and grammar.whole_at([], [token]) is None
+    assert grammar.walks_slowly and matcher.seconds >= 0.01
