@@ -318,6 +318,7 @@ def test_other_kernels_are_measured_anew(
     model: Model, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another level or source; not another name of the same level."""
+    monkeypatch.delenv("FASTSLOW_KERNELS", raising=False)
     path = cost_curve._path(model, None, "tiny")
     monkeypatch.setenv("FASTSLOW_KERNELS", "auto")
     assert cost_curve._path(model, None, "tiny") == path

@@ -59,7 +59,8 @@ def other(runner: asyncio.Runner, folder: Path) -> Iterator[Engine]:
 
 @pytest.fixture
 def run(runner: asyncio.Runner) -> Run:
-    return runner.run
+    """Runs a coroutine, which fails where it takes longer than five minutes."""
+    return lambda what: runner.run(asyncio.wait_for(what, 300))
 
 
 def test_an_answer_continues_after_what_another_engine_made(

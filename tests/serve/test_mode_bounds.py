@@ -71,7 +71,7 @@ PATHS = [*BODIES]  # a chat has every wish, each other path every third
 
 @pytest.mark.parametrize(
     ("path", "wish"),
-    [(path, wish) for n, wish in enumerate(WISHES) for path in (PATHS[0], PATHS[1 + n % 3])],
+    [(path, wish) for n, wish in enumerate(WISHES) for path in (PATHS[0], PATHS[1 + (n + 2) % 3])],
 )
 def test_no_field_enlarges_what_a_keys_mode_limits(
     asked: tuple[TestClient, LLM], path: str, wish: str

@@ -20,10 +20,15 @@ from fastslow.policies.speculation.selection import FREE, AdaptiveSelection
 from fastslow.policies.speculation.step_cost import StepCostCurve
 
 
+def free_budget(patch: pytest.MonkeyPatch) -> None:
+    """Let drafts have what their policies wish, whatever steps take."""
+    patch.setattr(StepBudget, "nodes", lambda _, ready, wishes, by_share: list(wishes))
+
+
 def fix_adaptive(patch: pytest.MonkeyPatch, nodes: int) -> None:
     """Adaptive drafts have this length, whatever else runs, and of several drafters each is asked. 0: they rest, as on a
     slow machine."""
-    patch.setattr(StepBudget, "nodes", lambda _, ready, wishes, by_share: list(wishes))
+    free_budget(patch)
     patch.setattr(AdaptiveLength, "plan", lambda *_: nodes)
     patch.setattr(AdaptiveLength, "survival", lambda *_: None)
     patch.setattr(AdaptiveSelection, "_asked", lambda _, drafter, batch, most, value: list(most))
@@ -35,6 +40,7 @@ def enough_drafts(
     patch: pytest.MonkeyPatch, least: int, accepted: int = 1, nodes: int | None = 5
 ) -> Iterator[None]:
     """Hold the code inside to what the marker says. Engines in other processes are neither changed nor counted."""
+    free_budget(patch)
     if nodes is not None:
         fix_adaptive(patch, nodes)
     found = [0, 0]

@@ -117,6 +117,7 @@ def test_drafted_answers_are_those_of_plain_decoding(
     different = len(set(map(tuple, plain)))
     assert different > len(PROMPTS) * (len(bench.counts) - 1), "or else this proves nothing"
     assert sum(r.spec_stats.accepted for r in requests) > 0
+    assert all(r.spec_stats.drafted > 0 for r in requests), "each drafter is met"
     if setting is PLENTY:
         cached = dict.fromkeys(bench.counts, 0)
         for ask, request in zip(asks, requests, strict=True):

@@ -89,6 +89,8 @@ def check(bench: Bench, wanted: list[Ask], setting: Setting, warm: bool) -> None
     requests = bench.run(wanted, setting, [ask.plain for ask in wanted] if warm else ())
     assert [answer(r) for r in requests] == [answer(bench.alone(ask)) for ask in wanted]
     assert sum(r.spec_stats.accepted for r in requests) > 0
+    drafted = {ask.drafter for ask, r in zip(wanted, requests) if r.spec_stats.drafted}
+    assert drafted == {ask.drafter for ask in wanted}
     assert sum(r.spec_stats.cached for r in requests) > 0 or not warm
 
 
