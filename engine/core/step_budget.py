@@ -28,12 +28,12 @@ class StepBudget:
     """The seconds that each share may take of the step that is being scheduled, by what steps usually take.
 
     A share alone makes no step more than LONGER times as long as that of all others, but for one answer, which every
-    share has. What drafts and questions of all shares add is at most as long as the step without them, and is dealt out as
-    places are: a share that wants little has it, none gets more than all others want together, unless the step is short
-    enough. A share that was there lately counts as one answer: its next request may come in the middle of a step.
+    share has. What drafts and questions of all shares add is at most as long as the step without them, and is dealt
+    out as places are: a share that wants little has it, none gets more than all others want together, unless the step
+    is short enough. A share that was there lately counts as one answer: its next request may come amid a step.
 
     Prompts of all shares may add ALONE, too, where the step is shorter; each share that reads has an equal part of it.
-    What a share reads beyond that it pays of its credit: a part of the time that passes, up to ALONE.
+    What makes a step LONGER than that a share pays of its credit: a part of the time that passes, up to ALONE.
 
     A question that does not fit is asked in a later step, once its share has saved enough for it: a part of each step
     that it waits. No decision sees a token of its own step.

@@ -39,7 +39,8 @@ SHIPPED = step_budget.LONGER
 
 
 def test_the_guide_says_what_holds() -> None:
-    assert (SHIPPED, ALONE, step_budget.SOON) == (1.4, 0.1, 0.05) and step_budget.SAVED <= 0.25
+    assert (SHIPPED, ALONE, step_budget.SOON) == (1.4, 0.1, 0.05)
+    assert step_budget.SAVED == 0.125, "else shares that read without end hold others up"
 
 
 @pytest.fixture(autouse=True)
