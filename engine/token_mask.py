@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 Allowed = NDArray[np.bool_]
+_NEVER = np.float32(-np.inf)
 CERTAIN = -1  # in `Tree.drafter_ids`: a grammar leaves no choice here
 
 
@@ -24,7 +25,10 @@ class TokenMask(NamedTuple):
     def applied(self, logits_V: torch.Tensor) -> torch.Tensor:
         """A copy in which no other token can win."""
         if self.allowed is not None:
-            allowed_V = torch.from_numpy(self.allowed[: len(logits_V)]).to(logits_V.device)
+            allowed_V = torch.from_numpy(self.allowed[: len(logits_V)])
+            if logits_V.device.type == "cpu":  # with numpy: torch would wake its threads
+                return torch.from_numpy(np.where(allowed_V.numpy(), logits_V.numpy(), _NEVER))
+            allowed_V = allowed_V.to(logits_V.device)
             return logits_V.masked_fill(~allowed_V, -torch.inf)
         logits_V = logits_V.clone()
         if len(self.forbidden):

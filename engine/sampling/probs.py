@@ -48,9 +48,9 @@ def probs_at(
         raise FloatingPointError(f"no token is left: {by} every one of them")
     if params.temperature == 0:
         return _certain(ends.get(token, token), request, len(logits_V))
-    p_V = torch.softmax((shaped_V - best) / max(params.temperature, COLDEST), dim=-1)
-    kept_V = _min_p(_top_p(_top_k(p_V, params), params), params)
-    result: Floats = (kept_V / kept_V.sum()).cpu().numpy()
+    p_V = _weights(shaped_V, float(best), params.temperature)
+    result = _min_p(_top_p(_top_k(p_V, params), params), params)
+    result /= np.add.reduce(result)
     for end, token in ends.items():
         result[token] += result[end]
         result[end] = 0.0
@@ -169,6 +169,13 @@ def _finite(logits_V: torch.Tensor) -> bool:
     return math.isfinite(total)
 
 
+def _weights(logits_V: torch.Tensor, best: float, temperature: float) -> Floats:
+    """Probabilities that need not sum to 1. best: the largest of the logits."""
+    with np.errstate(over="ignore"):
+        p_V = (logits_V.numpy(force=True) - best) / np.float32(max(temperature, COLDEST))
+    return np.exp(p_V, out=p_V)
+
+
 def best_token(logits_V: torch.Tensor) -> int:
     """The first of the likeliest; -1 where the logits are not finite."""
     return _argmax(logits_V) if _finite(logits_V) else -1
@@ -258,26 +265,30 @@ def _penalised(
     return logits_V
 
 
-def _top_k(p_V: torch.Tensor, params: SamplingParams) -> torch.Tensor:
+def _top_k(p_V: Floats, params: SamplingParams) -> Floats:
     if not 0 < params.top_k < len(p_V):
         return p_V
-    least = torch.topk(p_V, params.top_k).values[-1]
-    return torch.where(p_V >= least, p_V, 0.0)  # equals of the k-th stay
+    least = np.partition(p_V, -params.top_k)[-params.top_k]
+    return np.where(p_V >= least, p_V, 0)  # equals of the k-th stay
 
 
-def _top_p(p_V: torch.Tensor, params: SamplingParams) -> torch.Tensor:
+def _top_p(p_V: Floats, params: SamplingParams) -> Floats:
     if params.top_p >= 1:
         return p_V
-    sorted_V, order = torch.sort(p_V, descending=True, stable=True)
-    before_V = torch.cumsum(sorted_V, dim=-1) - sorted_V
-    beyond = before_V >= params.top_p * sorted_V.sum()
-    beyond[0] = False
-    kept_V = p_V.clone()
-    kept_V[order[beyond]] = 0.0
+    total = p_V.sum(dtype=np.float64)
+    # all below half of this are less than 1 - top_p together
+    rest = (1 - params.top_p) * total / len(p_V)
+    sorted_N = np.sort(p_V[p_V >= rest / 2])[::-1]
+    before_N = np.cumsum(sorted_N, dtype=np.float64) - sorted_N
+    count = max(1, int(np.count_nonzero(before_N < params.top_p * total)))
+    least = sorted_N[count - 1]
+    kept_V = np.where(p_V > least, p_V, 0)
+    equals = np.flatnonzero(p_V == least)  # the first of them stay
+    kept_V[equals[: count - int(np.count_nonzero(kept_V))]] = least
     return kept_V
 
 
-def _min_p(p_V: torch.Tensor, params: SamplingParams) -> torch.Tensor:
+def _min_p(p_V: Floats, params: SamplingParams) -> Floats:
     if params.min_p == 0:
         return p_V
-    return torch.where(p_V >= params.min_p * p_V.max(), p_V, 0.0)
+    return np.where(p_V >= params.min_p * p_V.max(), p_V, 0)
