@@ -125,6 +125,11 @@ class Request:
         return self.own_drafter or self.speculation.drafter
 
     @property
+    def mask_seconds(self) -> float:
+        """Processor time that a row's mask takes; following the tokens before it takes about as long, or less."""
+        return 0.0 if self.grammar is None else self.grammar.seconds
+
+    @property
     def current_groups(self) -> int | None:
         """Groups of the next row."""
         kept = self.kv_from_previous_mode

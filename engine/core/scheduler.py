@@ -59,9 +59,12 @@ class FairShares:
     def begin(self, running: Sequence[Request], waiting: Iterable[Request]) -> None:
         """Deal out the places of a step."""
         self._parts, self._turns, self._running = {}, {}, defaultdict(Counter)
-        wants = Counter(r.share for r in (*running, *waiting))
+        every = (*running, *waiting)
+        wants, masks = Counter(r.share for r in every), defaultdict[str | None, float](float)
         if not wants or (len(wants) < 2 and self._budget.alone):
             return
+        for request in every:
+            masks[request.share] += request.mask_seconds
         newest = self._starts - 1  # before the share that started last, and after all others
         self._latest = {share: self._latest.get(share, newest) for share in wants}
         left, equal = self._places, self._places // len(wants)
@@ -70,7 +73,11 @@ class FairShares:
             left -= min(want, part)
             others = max(1, wants.total() - want)
             most = max(equal, others)
-            beside = 1 if want == 1 else self._budget.beside(min(others, self._places))
+            beside = (
+                1
+                if want == 1
+                else self._budget.beside(min(others, self._places), masks[share] / want)
+            )
             self._parts[share] = min(part, most, beside)
         for request in sorted(running, key=_urgency):
             self._count(request)

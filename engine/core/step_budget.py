@@ -82,10 +82,13 @@ class StepBudget:
         """True where one share is there, and no other was lately."""
         return len(self._seen) < 2
 
-    def beside(self, others: int) -> int:
-        """Return how many answers of one share run beside so many of others; at least 1."""
-        rows = range(others + 1, others + WIDEST + 1)
-        return max(1, bisect_right(rows, self._limit(others), key=self._seconds))
+    def beside(self, others: int, each: float = 0.0) -> int:
+        """Return how many answers of one share run beside so many of others; at least 1. each: seconds of a mask."""
+        own = range(1, WIDEST + 1)
+        longest = self._limit(others)
+        return max(
+            1, bisect_right(own, longest, key=lambda n: self._seconds(others + n) + n * each)
+        )
 
     def place(self, running: Sequence[Request], able: Sequence[Request]) -> None:
         """Note who is in this step, of those that run, and who may start in it."""
@@ -186,8 +189,9 @@ class StepBudget:
 
         def seconds(cap: int) -> float:
             more = sum(min(nodes, cap) for _, nodes in own)
+            masks = sum(min(nodes, cap) * r.mask_seconds for r, nodes in own)
             drafting = sum(each * max(0, min(depth, cap) - free) for each, depth, free in passes)
-            return drafting + self._seconds(rows + more) - plain
+            return drafting + masks + self._seconds(rows + more) - plain
 
         return seconds
 

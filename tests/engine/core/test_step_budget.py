@@ -65,6 +65,16 @@ def test_a_share_alone_makes_no_step_much_longer() -> None:
         assert len(run(step)) == 30
 
 
+def test_masks_of_grammars_count() -> None:
+    """A share with slow masks has fewer answers beside another, and the same alone."""
+    step = scheduler(running=32, costs=Costs(fixed=3.0))
+    for one in added(step, range(30), share="greedy", prompt=1, room=50):
+        one.grammar = cast(Any, SimpleNamespace(seconds=1.5))
+    assert len(run(step)) == 30
+    added(step, [30, 31], share="modest", prompt=1, room=50)
+    assert sum(number < 30 for number in run(step)) == 2  # of 5: each takes 2.5 of 5 seconds
+
+
 def test_beside_very_many_answers_a_share_may_have_many() -> None:
     """This holds where rows cost nothing."""
     budget = StepBudget(Costs(fixed=1.0, row=0.0))
