@@ -33,7 +33,9 @@ class LatencyBudget:
         self._rows = 0
         self._groups: int | None = 0
         self._shares = set[str | None]()  # of requests with a target
-        self._forced = False  # a request that was skipped PATIENCE times runs in this step
+        self._forced = set[
+            bool
+        ]()  # whether shares with a target, and others, ran what does not fit
 
     @property
     def limited(self) -> bool:
@@ -42,7 +44,7 @@ class LatencyBudget:
 
     def begin(self, requests: Iterable[Request]) -> None:
         """Begin a step; `requests`: all that run or wait."""
-        self._rows, self._groups, self._seconds, self._forced = 0, 0, None, False
+        self._rows, self._groups, self._seconds, self._forced = 0, 0, None, set()
         aiming = [r for r in requests if r.latency_target is not None]
         targets, now = [r.latency_target for r in aiming if r.latency_target], self._timer()
         if targets:
@@ -73,9 +75,10 @@ class LatencyBudget:
         if not self.limited or request.latency_target is not None:
             return rows
         fits, own = min(rows, self.rows(request)), request.share in self._shares
-        if own and (self._forced or request.skipped_steps < PATIENCE):
+        if own and (own in self._forced or request.skipped_steps < PATIENCE):
             return fits
-        least, self._forced = 1 if self._forced and not own else LEAST, True
+        least = 1 if own in self._forced else LEAST
+        self._forced.add(own)
         return max(fits, min(rows, least))
 
     def nodes(self, request: Request, nodes: int, among: int) -> int:

@@ -227,3 +227,14 @@ def test_who_is_skipped_for_a_target_keeps_no_other_share_waiting() -> None:
     added(step, range(1, 5), share="greedy")
     added(step, [5], share="modest")
     assert 5 in run(step)
+
+
+def test_who_was_skipped_often_takes_no_rows_of_another_share() -> None:
+    """In each step one of those that the target skips runs all the same."""
+    step = scheduler(budget=LatencyBudget(Linear(fixed=100.0)))
+    added(step, [0], share="greedy", prompt=1, room=50, latency_target=1.0)
+    added(step, range(1, 7), share="greedy", prompt=1, room=50)
+    for _ in range(4 * PATIENCE):
+        run(step)
+    added(step, range(7, 9), share="modest", prompt=40)
+    assert [run(step).get(7) for _ in range(3)] == [LEAST, LEAST, 40 - 2 * LEAST]
