@@ -108,8 +108,9 @@ class Grammar:
 
     @property
     def walks_slowly(self) -> bool:
-        """True where following a token takes longer than a step has for it, and than drafts are worth."""
-        return self._walk > LONG_WALK
+        """True where following a token takes longer than a step has for it, and than drafts are worth; or may do so:
+        nobody knows of the first one, and masks are long."""
+        return self._walk > LONG_WALK or self.seconds > LONG_MASK
 
     def begun(self, tokens: Sequence[int]) -> bool:
         return self.at_once or self._begins(tokens) is not None
