@@ -33,9 +33,7 @@ class LatencyBudget:
         self._rows = 0
         self._groups: int | None = 0
         self._shares = set[str | None]()  # of requests with a target
-        self._forced = set[
-            bool
-        ]()  # whether shares with a target, and others, ran what does not fit
+        self._forced = set[bool]()  # does more run than fits, of shares with a target, of others?
 
     @property
     def limited(self) -> bool:
@@ -70,16 +68,23 @@ class LatencyBudget:
 
         All where there is no limit, and for a request with a target: its first token needs its own
         prompt anyway. Else what fits. Answers of shares that ask for no target run, too, and their prompts have
-        LEAST rows at least, as far as `StepBudget` allows.
+        LEAST rows at least, or all where no step keeps the target, as far as `StepBudget` allows.
         """
         if not self.limited or request.latency_target is not None:
             return rows
         fits, own = min(rows, self.rows(request)), request.share in self._shares
+        if not own and self._hopeless(request):
+            return rows
         if own and (own in self._forced or request.skipped_steps < PATIENCE):
             return fits
         least = 1 if own in self._forced else LEAST
         self._forced.add(own)
         return max(fits, min(rows, least))
+
+    def _hopeless(self, request: Request) -> bool:
+        """True where a step of one row takes longer than the target leaves."""
+        groups = more(self._groups, request.current_groups)
+        return self._seconds is not None and self._cost_model.seconds(groups, 1) > self._seconds
 
     def nodes(self, request: Request, nodes: int, among: int) -> int:
         """Return how many of a draft's nodes fit, where `among` requests share what is left. The draft of a

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -55,12 +55,13 @@ def test_others_bring_what_the_tightest_target_leaves() -> None:
     assert run(step) == {0: 1, 1: 1, 2: int(16 * SHARE) - 2}
 
 
-def test_a_target_of_one_share_skips_no_other() -> None:
-    """Not even one that no step keeps."""
+@pytest.mark.parametrize(("target", "chunks"), [(136.0, (LEAST, 30 - LEAST)), (134.0, (30, 1))])
+def test_a_target_of_one_share_skips_no_other(target: float, chunks: Sequence[int]) -> None:
+    """And one that no step keeps does not even cut what others read: a step of one row takes 101 of 100.5."""
     step = scheduler(budget=LatencyBudget(Linear(fixed=100.0)))
-    step.add(request(0, prompt=1, room=99, share="greedy", latency_target=0.001))
+    step.add(request(0, prompt=1, room=99, share="greedy", latency_target=target))
     step.add(request(1, prompt=30, share="modest"))
-    assert [run(step) for _ in range(3)] == [{0: 1, 1: LEAST}, {0: 1, 1: 30 - LEAST}, {0: 1, 1: 1}]
+    assert [run(step) for _ in range(3)] == [{0: 1, 1: n} for n in (*chunks, 1)]
 
 
 def test_rows_of_few_groups_cost_less() -> None:
@@ -232,7 +233,7 @@ def test_who_is_skipped_for_a_target_keeps_no_other_share_waiting() -> None:
 def test_who_was_skipped_often_takes_no_rows_of_another_share() -> None:
     """In each step one of those that the target skips runs all the same."""
     step = scheduler(budget=LatencyBudget(Linear(fixed=100.0)))
-    added(step, [0], share="greedy", prompt=1, room=50, latency_target=1.0)
+    added(step, [0], share="greedy", prompt=1, room=50, latency_target=136.0)
     added(step, range(1, 7), share="greedy", prompt=1, room=50)
     for _ in range(4 * PATIENCE):
         run(step)
