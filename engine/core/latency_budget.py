@@ -57,11 +57,13 @@ class LatencyBudget:
 
     def rows(self, request: Request) -> int:
         """Return how many of a request's rows still fit, perhaps none."""
-        if self._seconds is None:
-            return WIDEST
+        return WIDEST if self._seconds is None else max(0, self._most(request) - self._rows)
+
+    def _most(self, request: Request) -> int:
+        """Rows of a step with this request that is short enough."""
         groups, seconds = more(self._groups, request.current_groups), self._cost_model.seconds
-        most = bisect_right(range(1, WIDEST + 1), self._seconds, key=lambda n: seconds(groups, n))
-        return max(0, most - self._rows)
+        most = self._seconds or 0.0
+        return bisect_right(range(1, WIDEST + 1), most, key=lambda n: seconds(groups, n))
 
     def share(self, request: Request, rows: int) -> int:
         """Return how many of `rows` rows a request runs; 0: it is skipped.
@@ -73,18 +75,13 @@ class LatencyBudget:
         if not self.limited or request.latency_target is not None:
             return rows
         fits, own = min(rows, self.rows(request)), request.share in self._shares
-        if not own and self._hopeless(request):
+        if not own and not self._most(request):
             return rows
         if own and (own in self._forced or request.skipped_steps < PATIENCE):
             return fits
         least = 1 if own in self._forced else LEAST
         self._forced.add(own)
         return max(fits, min(rows, least))
-
-    def _hopeless(self, request: Request) -> bool:
-        """True where a step of one row takes longer than the target leaves."""
-        groups = more(self._groups, request.current_groups)
-        return self._seconds is not None and self._cost_model.seconds(groups, 1) > self._seconds
 
     def nodes(self, request: Request, nodes: int, among: int) -> int:
         """Return how many of a draft's nodes fit, where `among` requests share what is left. The draft of a

@@ -73,11 +73,8 @@ class FairShares:
             left -= min(want, part)
             others = max(1, wants.total() - want)
             most = max(equal, others)
-            beside = (
-                1
-                if want == 1
-                else self._budget.beside(min(others, self._places), masks[share] / want)
-            )
+            each = masks[share] / want
+            beside = 1 if want == 1 else self._budget.beside(min(others, self._places), each)
             self._parts[share] = min(part, most, beside)
         for request in sorted(running, key=_urgency):
             self._count(request)

@@ -84,11 +84,8 @@ class StepBudget:
 
     def beside(self, others: int, each: float = 0.0) -> int:
         """Return how many answers of one share run beside so many of others; at least 1. each: seconds of a mask."""
-        own = range(1, WIDEST + 1)
-        longest = self._limit(others)
-        return max(
-            1, bisect_right(own, longest, key=lambda n: self._seconds(others + n) + n * each)
-        )
+        own, most = range(1, WIDEST + 1), self._limit(others)
+        return max(1, bisect_right(own, most, key=lambda n: self._seconds(others + n) + n * each))
 
     def place(self, running: Sequence[Request], able: Sequence[Request]) -> None:
         """Note who is in this step, of those that run, and who may start in it."""
