@@ -146,7 +146,8 @@ class EngineArgs:
             raise too_much(self.kv_memory, model.device) from None
         if spill is not None:
             most = parse_bytes(spill, "kv_spill") if isinstance(spill, str) else spill
-            kv.spill = PageFile(kv.storage, kv.page_size, most, cache_folder() / "kv_spill")
+            folder = cache_folder() / "kv_spill"
+            kv.evicted.file = PageFile(kv.storage, kv.page_size, most, folder)
         return kv
 
 

@@ -181,7 +181,7 @@ class EngineCore:
 
     def fail(self, error: Exception) -> int:
         """A step raised: end the requests that it may have touched. Returns how many."""
-        untouched = [r for r in self.scheduler.waiting if not self.kv.holds(r.id)]
+        untouched = [r for r in self.scheduler.waiting if r.id not in self.kv.requests]
         skipped = set(untouched)
         failed = [r for r in self._live() if r not in skipped] or untouched[:1]
         self.end(failed, "error", error)

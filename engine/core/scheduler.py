@@ -220,7 +220,7 @@ class Scheduler:
 
     def remove(self, request: Request) -> bool:
         """Forget a request, running or waiting; its pages are freed. False: it was neither."""
-        if self._kv.holds(request.id):  # also where a step failed that was about to start it
+        if request.id in self._kv.requests:  # also where a step failed that was about to start it
             self._kv.close(request.id)
         if request in self.running:
             self.running.remove(request)
@@ -245,7 +245,11 @@ class Scheduler:
                 self._put_off.add(request)
                 chunk, asked = chunk - 1, 0
             rows = chunk + asked
-            if chunk > 0 and self._kv.holds(request.id) and self._make_room(request, rows, work):
+            if (
+                chunk > 0
+                and request.id in self._kv.requests
+                and self._make_room(request, rows, work)
+            ):
                 self._run(request, chunk, work)
 
     def _run(self, request: Request, chunk: int, work: dict[int, ScheduledChunk]) -> None:

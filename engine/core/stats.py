@@ -133,10 +133,10 @@ class EngineTotals:
     def snapshot(self, scheduler: Scheduler, kv: KVCache) -> EngineStats:
         """The counters now, with the queue and the pages."""
         pages, free, empty = kv.pages, kv.free_pages, kv.empty_pages
-        modes = _copied(self.modes)
+        modes, file = _copied(self.modes), kv.evicted.file
         each = list(modes.values())
         here = [*list(scheduler.running), *list(scheduler.waiting)]  # copies: its thread moves them
-        for name, evicted in dict(kv.evicted).items():
+        for name, evicted in dict(kv.evicted.by_mode).items():
             modes.setdefault(name, ModeStats()).evicted_pages = evicted
         return EngineStats(
             running=len(scheduler.running),
@@ -152,9 +152,9 @@ class EngineTotals:
             ended=dict(self.ended),
             drafters=_copied(self.drafters),
             modes=modes,
-            pages_pinned=kv.pinned_pages,
-            pages_spilled=0 if kv.spill is None else len(kv.spill),
-            pages_restored=0 if kv.spill is None else kv.spill.restored,
+            pages_pinned=kv.pins.pages,
+            pages_spilled=0 if file is None else len(file),
+            pages_restored=0 if file is None else file.restored,
         )
 
 

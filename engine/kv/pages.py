@@ -126,6 +126,11 @@ class PageTable:
         """Positions covered by the pages held."""
         return len(self.pages) * self.page_size
 
+    @property
+    def last(self) -> int:
+        """The last page held; -1: there is none."""
+        return self.pages[-1] if self.pages else -1
+
     def extend(self, pages: Sequence[int]) -> None:
         """Append pages."""
         start = self.room

@@ -7,8 +7,6 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import NamedTuple
 
-from fastslow.engine.kv.pages import PagePool
-
 EMPTY = b""  # the digest of no text
 
 
@@ -122,15 +120,3 @@ class PrefixIndex:
         """Forget all pages."""
         for table in (self._page_of, self._published, self._for_all):
             table.clear()
-
-
-class RankPages(NamedTuple):
-    """The pages of one data-parallel rank, and which of them are published."""
-
-    pool: PagePool
-    prefix: PrefixIndex
-
-    @property
-    def available(self) -> int:
-        """Empty pages, and cached ones that no request uses."""
-        return self.pool.free + self.pool.idle

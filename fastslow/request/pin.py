@@ -81,12 +81,12 @@ class PrefixPinner:
 
         def hold() -> None:  # in the engine's thread, right after the last step
             try:
-                held.set_result(self._kv.pin(number, tokens, root, self._spare, opened))
+                held.set_result(self._kv.pins.add(number, tokens, root, self._spare, opened))
             except ValueError as error:
                 held.set_exception(error)
 
         def release() -> None:
-            self._between_steps(lambda: self._kv.unpin(number))
+            self._between_steps(lambda: self._kv.pins.remove(number))
 
         group.when_done(hold)
         start([group])
@@ -106,7 +106,7 @@ class PrefixPinner:
             raise ValueError(
                 f"the prefix has {size} tokens, and the least to pin is a page of {page}"
             )
-        self._kv.check_pin(size // page, self._spare)
+        self._kv.pins.check(size // page, self._spare)
         return size // page * page
 
 

@@ -189,7 +189,7 @@ def test_other_tokens_end_to_end(bpe: Tokenizer, spm: Tokenizer) -> None:
     assert len(model.read[0]) == len(spm.encode(begun))
     assert max(len(read) for read in model.read[1:]) <= 6
     drafter.release([0])
-    assert kv.requests == 0 and not drafter._texts
+    assert not kv.requests and not drafter._texts
 
 
 def test_no_room_in_the_draft_models_context(bpe: Tokenizer, spm: Tokenizer) -> None:

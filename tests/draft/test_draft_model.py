@@ -128,7 +128,7 @@ def test_a_tree_goes_on_from_what_was_accepted() -> None:
         text += [*longest[: turn % 3], 3]
         fresh = turn % 3 + 1
     drafter.release([0])
-    assert kv.requests == 0
+    assert not kv.requests
 
 
 def test_trees_and_sampled_chains_share_a_batch() -> None:

@@ -81,7 +81,7 @@ def test_leaving_a_stream_gives_its_pages_back(llm: LLM) -> None:
     before = llm.stats().ended.get("cancelled", 0)
     stream = llm.stream("The quick", params)
     list(islice(stream, 3))
-    assert llm._kv.requests == 1
+    assert len(llm._kv.requests) == 1
     del stream
     assert settled(llm) and llm.stats().ended.get("cancelled", 0) == before + 1
     llm.stream("The quick", params)  # dropped unread: nothing runs at all
@@ -177,7 +177,7 @@ def test_close_cancels_what_runs_and_frees_the_model(folder: Path) -> None:
     next(stream)
     for thread in waiting:
         thread.start()
-    while llm._kv.requests < 4:
+    while len(llm._kv.requests) < 4:
         time.sleep(0.001)
     model = weakref.ref(llm.model)
     submitted = [llm.submit("The quick", params) for _ in range(20)]

@@ -201,6 +201,13 @@ def test_no_source_is_long() -> None:
     assert {name: n for name, t in texts.items() if (n := t.count("\n")) > LIMIT} == {}
 
 
+def test_the_core_stays_small() -> None:
+    """What these would take on beyond that is a part of its own, with a name."""
+    kinds = {n.name: n for t in files().values() for n in nodes(t) if isinstance(n, ast.ClassDef)}
+    methods = [n for n in kinds["KVCache"].body if isinstance(n, ast.FunctionDef)]
+    assert 10 < len(methods) <= 20
+
+
 def test_import_is_light() -> None:
     code = (
         "import sys, fastslow\n"

@@ -168,7 +168,7 @@ def finish(core: EngineCore, requests: Sequence[Request]) -> None:
         if steps % 3 == 0 or core.idle:
             core.kv.check_integrity()
         assert steps < 2000 + 10 * len(requests), "the engine does not come to an end"
-    assert core.kv.requests == 0 and core.kv.free_pages == core.kv.pages, "pages leaked"
+    assert not core.kv.requests and core.kv.free_pages == core.kv.pages, "pages leaked"
 
 
 def answer(request: Request) -> list[int]:

@@ -98,7 +98,7 @@ class StopThinking:
 def settled(llm: LLM) -> bool:
     """Wait until nothing runs; whether all pages are back."""
     deadline = time.monotonic() + SOON
-    while time.monotonic() < deadline and not (llm._core.idle and llm._kv.requests == 0):
+    while time.monotonic() < deadline and not (llm._core.idle and not llm._kv.requests):
         time.sleep(0.005)
     llm._kv.check_integrity()
-    return llm._kv.requests == 0 and llm._kv.free_pages == llm._kv.pages
+    return not llm._kv.requests and llm._kv.free_pages == llm._kv.pages

@@ -197,7 +197,7 @@ class Engine:
             self.step()
         assert self.core.idle, "the engine does not come to an end"
         for kv in (self.kv, self.small_kv):
-            assert kv.requests == 0 and kv.free_pages == kv.pages, "pages leaked"
+            assert not kv.requests and kv.free_pages == kv.pages, "pages leaked"
         assert all(self.told[r.id] == 1 for r, *_ in self.asked), "an end is told once"
 
     def check(self) -> None:

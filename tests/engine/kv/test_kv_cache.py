@@ -185,14 +185,14 @@ def test_the_longer_of_two_ways_counts() -> None:
     cache, text = small_cache(24), list(range(12))
     read(cache, 0, text[:8], "me")  # two pages of its own
     read(cache, 1, text, "nobody")
-    assert cache.pin(0, text, "nobody", 4, ALL) == 12
+    assert cache.pins.add(0, text, "nobody", 4, ALL) == 12
     for request in (0, 1):
         cache.close(request)
     assert read(cache, 2, [*text, 50, 51, 52, 53], "me") == 12, "two of its own, three of all"
     assert read(cache, 3, [*text, 50, 51, 52, 53], "you") == 12, "and not what follows"
     assert read(cache, 4, [*text, 50, 51, 52, 53], "me") == 16
     cache.check_integrity()
-    cache.unpin(0)
+    cache.pins.remove(0)
     assert read(cache, 5, text, "you") == 0
     assert read(cache, 6, text, "nobody") == 12
     cache.check_integrity()
@@ -201,9 +201,9 @@ def test_the_longer_of_two_ways_counts() -> None:
 def test_a_page_after_other_pages_of_its_text_is_not_shared() -> None:
     cache, text = small_cache(24), list(range(9))
     read(cache, 0, text[:5], "nobody")
-    cache.pin(0, text[:4], "nobody", 4, ALL)
+    cache.pins.add(0, text[:4], "nobody", 4, ALL)
     assert read(cache, 1, text, "me") == 4, "its second page follows the pinned one"
-    cache.unpin(0)
+    cache.pins.remove(0)
     assert read(cache, 2, text[:5], "me") == 0
     assert read(cache, 3, text, "me") == 4, "a page of its own, but not what follows another"
     cache.check_integrity()
@@ -216,7 +216,9 @@ def test_any_order_of_calls_keeps_the_books(seed: int, tmp_path: Path) -> None:
     cache = small_cache(10 if seed % 2 else 24)
     if seed % 2:
         page = sum(side.nbytes for side in cache.storage.page(0, 4))
-        cache.spill = PageFile(cache.storage, 4, chance.choice([3, 100]) * page + 1, tmp_path)
+        cache.evicted.file = PageFile(
+            cache.storage, 4, chance.choice([3, 100]) * page + 1, tmp_path
+        )
     opened: dict[int, str] = {}
     pins: set[int] = set()
     texts = [[0] * n + [chance.randrange(2) for _ in range(6)] for n in (0, 3, 6, 9, 12)]
@@ -232,19 +234,19 @@ def test_any_order_of_calls_keeps_the_books(seed: int, tmp_path: Path) -> None:
                 cache.close(request)
             case 3 if len(pins) < 2:
                 try:
-                    cache.pin(number, text, "nobody", 6, chance.choice((ALL, None)))
+                    cache.pins.add(number, text, "nobody", 6, chance.choice((ALL, None)))
                 except ValueError:
                     continue
                 pins.add(number)
             case 4 if pins:
                 pin = chance.choice(sorted(pins))
                 pins.discard(pin)
-                cache.unpin(pin)
+                cache.pins.remove(pin)
             case 5 if chance.random() < 0.1:
                 cache.clear_prefix()
                 pins.clear()
         cache.check_integrity()
-    assert cache.spill is None or cache.spill.restored
+    assert cache.evicted.file is None or cache.evicted.file.restored
 
 
 # Attention that is data parallel: a request's pages are all of one rank
@@ -264,7 +266,7 @@ def test_requests_go_where_there_is_most_room_and_stay() -> None:
         assert kv.open(request, [request] * 8, None, 7) == 0
         assert kv.reserve(request, 8)
     assert [kv.dp_rank(r) for r in range(4)] == [0, 1, 0, 1]
-    assert kv.free_pages == 0 and kv.requests == 4
+    assert kv.free_pages == 0 and len(kv.requests) == 4
     for request in range(4):
         slots = kv.slots(request, 0, 8)
         assert set(slots // 16) == {kv.dp_rank(request)}

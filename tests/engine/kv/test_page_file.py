@@ -32,9 +32,9 @@ def cache(
 
 def spilling(folder: Path, kv: KVCache, pages: int = 100) -> PageFile:
     size = sum(side.numel() * side.itemsize for side in kv.storage.page(0, PAGE))
-    kv.spill = PageFile(kv.storage, PAGE, pages * size + 1, folder)
-    assert kv.spill.capacity == pages
-    return kv.spill
+    kv.evicted.file = PageFile(kv.storage, PAGE, pages * size + 1, folder)
+    assert kv.evicted.file.capacity == pages
+    return kv.evicted.file
 
 
 def no_space(data: memoryview) -> int:
@@ -99,7 +99,7 @@ def test_texts_that_branch_have_their_own_rows(tmp_path: Path, seed: int) -> Non
         kv.check_integrity()
         if random.random() < 0.05:
             kv.clear_prefix()
-            assert kv.spill is not None and len(kv.spill) == 0
+            assert kv.evicted.file is not None and len(kv.evicted.file) == 0
             rows.clear()
     assert hits > 10 and kv.free_pages == kv.pages
 
@@ -114,10 +114,10 @@ def test_a_page_after_other_pages_of_its_text_is_not_restored(tmp_path: Path) ->
     kv.close(1)
     write(kv, 2, text[: PAGE + 1], "other")
     kv.close(2)
-    kv.pin(0, text[:PAGE], "other", 0, for_all="all")
+    kv.pins.add(0, text[:PAGE], "other", 0, for_all="all")
     assert write(kv, 3, text, "own", "all")[0] == 2 * PAGE  # its second page follows the pinned one
     kv.close(3)
-    kv.unpin(0)
+    kv.pins.remove(0)
     assert write(kv, 4, text, "own", "all")[0] == PAGE
     kv.check_integrity()
     kv.close(4)

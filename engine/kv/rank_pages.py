@@ -1,0 +1,127 @@
+"""The pages of one data-parallel rank: who holds them, and which of them are published."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+from fastslow.engine.kv.evicted import EvictedPages
+from fastslow.engine.kv.page_file import PageFile
+from fastslow.engine.kv.pages import PagePool, PageTable
+from fastslow.engine.kv.prefix import EMPTY, Key, PrefixIndex, chain
+
+
+class RankPages:
+    """Hands the pages of one rank out to tables, and publishes those that are full and valid.
+
+    evicted: takes the cached pages that make room for others.
+    """
+
+    def __init__(self, rank: int, pages: int, page_size: int, evicted: EvictedPages) -> None:
+        self._rank = rank
+        self.page_size = page_size
+        self.evicted = evicted
+        self.pool = PagePool(pages)
+        self.prefix = PrefixIndex()
+
+    @property
+    def available(self) -> int:
+        """Empty pages, and cached ones that no request uses."""
+        return self.pool.free + self.pool.idle
+
+    def share(
+        self,
+        root: Hashable,
+        pages: Sequence[int],
+        digest: bytes | None,
+        mode: str = "",
+        for_all: Hashable = None,
+    ) -> PageTable:
+        """Return a table that begins with these published pages; see `PageTable`."""
+        first = self._rank * self.pool.pages * self.page_size
+        table = PageTable(self.page_size, root, digest, self._rank, first, mode, for_all)
+        for page in pages:
+            self.pool.hold(page)
+        table.extend(pages)
+        table.sealed = len(pages)
+        table.valid = table.room
+        return table
+
+    def extend(self, table: PageTable, count: int) -> bool:
+        """Give a table more pages. Returns False, and changes nothing, where there are not enough."""
+        if count > self.available:
+            return False
+        table.extend(self._take(count, table))
+        return True
+
+    def give_back(self, table: PageTable) -> None:
+        """Take all pages of a table back. Published ones stay cached."""
+        # The end of the text first: idle pages are evicted in this order.
+        for page in reversed(table.pages):
+            self.pool.drop(page, cached=page in self.prefix)
+
+    def restore(self, table: PageTable, tokens: Sequence[int], most: int) -> None:
+        """Read back from the file of evicted pages those that follow the ones that the table shares, within
+        the first `most` tokens. Nothing happens where the whole text would find no room."""
+        if (file := self.evicted.file) is None:
+            return
+        keys = self._restorable(file, table, tokens[:most])
+        needed = -(-len(tokens) // self.page_size) - len(table.pages)
+        if not keys or needed > self.available:
+            return
+        fresh = self._take(len(keys), table)
+        for place, (key, page) in enumerate(zip(keys, fresh, strict=True)):
+            if not file.restore(key, page):
+                for unused in fresh[place:]:
+                    self.pool.drop(unused, cached=False)
+                break
+            self.prefix.add(key, page, table.last, table.mode)
+            table.extend([page])
+            table.sealed, table.digest = table.sealed + 1, key.digest
+        table.valid = table.room
+
+    def publish(self, table: PageTable, tokens: Sequence[int]) -> None:
+        """Publish the table's pages that are full and valid, or share those published in their place."""
+        size = self.page_size
+        while table.digest is not None and (table.sealed + 1) * size <= table.valid:
+            place = table.sealed
+            digest = chain(table.digest, tokens[place * size : (place + 1) * size])
+            key = Key(table.root, digest)
+            parent = table.pages[place - 1] if place else -1
+            published = self.prefix.following(parent, key, table.for_all)
+            if published is not None:
+                self.pool.hold(published)
+                self.pool.drop(table.pages[place], cached=False)
+                table.replace(place, published)
+            elif self.prefix.find(key) is not None:  # after other pages of the same text
+                table.digest = None
+                return
+            else:
+                self.prefix.add(key, table.pages[place], parent, table.mode)
+            table.sealed += 1
+            table.digest = digest
+
+    def clear(self) -> None:
+        """Forget all cached pages that no table holds, and the texts of all others."""
+        self.pool.evict(self.pool.idle)
+        self.prefix.clear()
+
+    def _restorable(self, file: PageFile, table: PageTable, tokens: Sequence[int]) -> list[Key]:
+        """Keys of the pages that a file has after those of the table."""
+        keys: list[Key] = []
+        digest, size = table.digest or EMPTY, self.page_size
+        for start in range(table.room, len(tokens) - size + 1, size):
+            digest = chain(digest, tokens[start : start + size])
+            key = Key(table.root, digest)
+            # the index has it where it lies after other pages of the same text
+            if key not in file or self.prefix.find(key) is not None:
+                break
+            keys.append(key)
+            file.touch(key)
+        return keys
+
+    def _take(self, count: int, table: PageTable) -> list[int]:
+        """Take empty pages for a table, next to its last one if possible; cached ones make room."""
+        for page in self.pool.evict(max(0, count - self.pool.free)):
+            key = self.prefix.key(page)
+            self.evicted.add(key, page, self.prefix.forget(page))
+        return self.pool.take(count, after=table.last if table.pages else None)
