@@ -23,8 +23,8 @@ def draft_sizes(
         planned = fits = 0
         try:
             if request.next_answered is None and not slow(request):
-                planned = min(len(request.known), FURTHEST)
-                planned = planned or request.policy.plan(request, running)
+                planned = min(len(request.known.ahead), FURTHEST)
+                planned = planned or request.drafting.policy.plan(request, running)
                 planned = max(planned, _certain(request))
             fits = scheduler.latency_budget.nodes(request, planned, len(ready))
         except Exception as error:  # noqa: BLE001 - its own settings: the others run
@@ -37,9 +37,9 @@ def draft_sizes(
         dealt = scheduler.budget.nodes(ready, dealt, rows)
     sizes = list(map(scheduler.room, ready, dealt))
     for request, plan, own, size in zip(ready, found, dealt, sizes):
-        if request.trace is not None:
+        if request.log.trace is not None:
             left = max(0, request.max_len - len(request.tokens))
-            request.trace.plan(*plan, own, left, size)
+            request.log.trace.plan(*plan, own, left, size)
     return sizes
 
 
@@ -102,8 +102,8 @@ def admitted(
     for request, tree, nodes in zip(ready, trees, kept, strict=True):
         cut = len(tree.tokens) - len(nodes)
         request.spec_stats.cut += cut
-        if request.trace is not None:
-            request.trace.cut("cost_model", cut)
+        if request.log.trace is not None:
+            request.log.trace.cut("cost_model", cut)
     return [tree.only(nodes) for tree, nodes in zip(trees, kept)]
 
 

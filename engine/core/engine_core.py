@@ -86,10 +86,10 @@ class EngineCore:
         """Queue a request; it runs from the next step on. One that was ended on its way is left out."""
         if request.done:
             return
-        if request.latency_target is not None and request.may_cut_groups:
-            self._cut_groups(request, request.latency_target)
-        if request.deadline is not None:
-            self._next_deadline = min(self._next_deadline, request.deadline)
+        if request.scheduling.latency_target is not None and request.scheduling.may_cut_groups:
+            self._cut_groups(request, request.scheduling.latency_target)
+        if request.timing.deadline is not None:
+            self._next_deadline = min(self._next_deadline, request.timing.deadline)
         self._unnotified[request.id] = request
         self.scheduler.add(request)
 
@@ -112,14 +112,15 @@ class EngineCore:
         for request in ready:
             request.enter_phase()
         most = draft_sizes(work, self.scheduler, self._masks.slow)
-        nodes = [0 if request.known else own for request, own in zip(ready, most)]
+        nodes = [0 if request.known.ahead else own for request, own in zip(ready, most)]
         started = time.perf_counter()
         trees = self.drafter.propose(ready, nodes)
         check_trees(trees, nodes, self.model.config.vocab_size)
         rows = sum(chunk + r.rows_after(r.computed + chunk) for r, chunk in work)
         trees = admitted(ready, trees, nodes, rows, self.cost_model)
         trees = [
-            r.known_chain(own) if r.known else tree for r, tree, own in zip(ready, trees, most)
+            r.known.draft(own) if r.known.ahead else tree
+            for r, tree, own in zip(ready, trees, most)
         ]
         drafted = time.perf_counter()
         read = self._wanted(work)
@@ -141,7 +142,8 @@ class EngineCore:
         keep_answered(ready, result)
         for b, request in enumerate(ready):
             if request in waiting:
-                request.wait(result.tokens[b])
+                request.known.ahead = result.tokens[b]
+                request.spec_stats.add(request.drafter, Tree(), [])
         if late := {*waiting, *self._masks.unfollowed(ready, layout.trees, result)}:
             layout, result = left_out(late, layout, result)
         ready, work, rows = layout.ready, layout.work, len(layout.rows.tokens)
@@ -149,7 +151,7 @@ class EngineCore:
         confidences = cut_where_unsure(layout, result, out.logits)
         _truncate(ready, result, cut_at_ends(layout, result, out))
         note_logprobs(layout, result, out.logits)
-        if any(request.trace is not None for request, _ in work):
+        if any(request.log.trace is not None for request, _ in work):
             trace_step(layout, verdicts, result, (drafted - started, verified - drafted))
         pure = all(chunk == 1 and r.computed >= r.prompt_length for r, chunk in work)
         self._commit(layout, verdicts, result)
@@ -197,7 +199,7 @@ class EngineCore:
 
     def _end_late(self) -> None:
         now, alive = time.monotonic(), [*self.scheduler.running, *self.scheduler.waiting]
-        timed = [(r.deadline, r) for r in alive if r.deadline is not None]
+        timed = [(r.timing.deadline, r) for r in alive if r.timing.deadline is not None]
         self._next_deadline = min((end for end, _ in timed if end > now), default=math.inf)
         self.end([request for end, request in timed if end <= now], "timeout", None)
 
@@ -205,9 +207,9 @@ class EngineCore:
         """Empty the prefix cache, and what drafters hold of texts. Nothing of requests that run or wait is
         shared any more."""
         for request in (*self.scheduler.running, *self.scheduler.waiting):
-            request.shared = False
+            request.sharing.allowed = False
             for successor in request.successors:
-                successor.shared = False
+                successor.sharing.allowed = False
         self.kv.clear_prefix()
         self.drafter.forget()
 
@@ -222,7 +224,7 @@ class EngineCore:
                 break
         if asked != request.groups:
             request.groups = asked
-            request.notes.append(
+            request.log.notes.append(
                 f"{asked} of {own} {units.name} to keep {1000 * target:g} ms (lossy)"
             )
 
@@ -244,44 +246,44 @@ class EngineCore:
             nodes, tokens = result.accepted_nodes[b], result.tokens[b]
             base = len(request.tokens)
             made = request.next_answered is None
-            request.sources += token_sources(request, tree, verdicts[b], tokens)
+            request.log.sources += token_sources(request, tree, verdicts[b], tokens)
             request.tokens.extend(tokens)
             request.computed = base + len(nodes)
             self.kv.commit(request.id, base, nodes, request.tokens)
-            if request.unread and not request.done:
-                request.read_answered(request.unread)
-            if request.pass_known(tokens):
+            if request.known.unread and not request.done:
+                request.read_answered(request.known.unread)
+            if request.known.passed(tokens):
                 tree, nodes = Tree(), []  # no drafter's
             if request.error is None:
                 request.record(tree, nodes)
             if made:
                 request.spec_stats.add(request.drafter, tree, nodes)
-            request.spec_stats.first_token = request.spec_stats.first_token or now
-            request.spec_stats.last_token = now
+            request.timing.first_token = request.timing.first_token or now
+            request.timing.last_token = now
 
     def _escalate(
         self, ready: Sequence[Request], result: AcceptResult, confidences: Sequence[Sequence[float]]
     ) -> None:
         """Move requests whose confidence fell to the mode that they escalate to."""
         for request, tokens, logprobs in zip(ready, result.tokens, confidences, strict=True):
-            confidence, escape = request.confidence, request.escape
-            if confidence is None or not confidence.watching:
+            state, confidence = request.escalation, request.watched
+            if state is None or confidence is None:
                 continue
             confidence.take(logprobs[: len(tokens)], last=request.done)
-            if escape is None or not confidence.fell:
+            if (target := state.target) is None or not confidence.fell:
                 continue
-            request.notes.append(escape.note(confidence))
-            if escape.successor is not None:
+            request.log.notes.append(target.note(confidence))
+            if target.successor is not None:
                 # from now on its caller waits for the successor, whatever becomes of this step
-                self._unnotified[escape.successor.id] = escape.successor
+                self._unnotified[target.successor.id] = target.successor
                 request.stopper.finish("escalated")
                 continue
-            request.thinking = escape.thinking
-            if escape.keep:
-                request.kv_from_previous_mode = KVHistory(request.groups, request.computed)
-                request.groups = escape.groups
-            elif escape.groups != request.groups:
-                self.scheduler.restart(request, escape.groups)
+            request.thinking = target.thinking
+            if target.keep:
+                state.kept = KVHistory(request.groups, request.computed)
+                request.groups = target.groups
+            elif target.groups != request.groups:
+                self.scheduler.restart(request, target.groups)
 
     def _notify(self, ready: Sequence[Request]) -> None:
         done = [r for r in ready if r.done]

@@ -43,10 +43,11 @@ class LatencyBudget:
     def begin(self, requests: Iterable[Request]) -> None:
         """Begin a step; `requests`: all that run or wait."""
         self._rows, self._groups, self._seconds, self._forced = 0, 0, None, set()
-        aiming = [r for r in requests if r.latency_target is not None]
-        targets, now = [r.latency_target for r in aiming if r.latency_target], self._timer()
-        if targets:
-            self._last, self._shares = (min(targets), now), {r.share for r in aiming}
+        each = [(r.scheduling.latency_target, r.share) for r in requests]
+        aiming, now = [(target, share) for target, share in each if target], self._timer()
+        if aiming:
+            self._last = min(target for target, _ in aiming), now
+            self._shares = {share for _, share in aiming}
         if self._last is not None and now - self._last[1] < LATER:
             self._seconds = SHARE * self._last[0]
 
@@ -72,12 +73,12 @@ class LatencyBudget:
         prompt anyway. Else what fits. Answers of shares that ask for no target run, too, and their prompts have
         LEAST rows at least, or all where no step keeps the target, as far as `StepBudget` allows.
         """
-        if not self.limited or request.latency_target is not None:
+        if not self.limited or request.scheduling.latency_target is not None:
             return rows
         fits, own = min(rows, self.rows(request)), request.share in self._shares
         if not own and not self._most(request):
             return rows
-        if own and (own in self._forced or request.skipped_steps < PATIENCE):
+        if own and (own in self._forced or request.scheduling.skipped_steps < PATIENCE):
             return fits
         least = 1 if own in self._forced else LEAST
         self._forced.add(own)
@@ -88,7 +89,7 @@ class LatencyBudget:
         request with a target is cut only where its mode allows that."""
         if self._seconds is None or nodes == 0:
             return nodes
-        if request.latency_target is not None and not request.may_cut_draft:
+        if request.scheduling.latency_target is not None and not request.scheduling.may_cut_draft:
             return nodes
         nodes = min(nodes, self.rows(request) // max(among, 1))
         drafter, key = request.speculation, request.memory_key

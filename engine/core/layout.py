@@ -83,11 +83,11 @@ def _predicted(request: Request, chunk: int) -> list[tuple[int, int]]:
     before, begun = request.computed, request.prompt_length - 1
     found: list[int] = []
     if request.wants_prompt_logprobs:
-        first = max(before, len(request.prompt_logprobs))
+        first = max(before, len(request.log.prompt_logprobs))
         found += range(first, min(before + chunk, begun))
     if request.wants_answered_logprobs:
-        first = max(before, begun + len(request.logprobs))
-        found += range(first, min(before + chunk, begun + len(request.answered) - 1))
+        first = max(before, begun + len(request.log.logprobs))
+        found += range(first, min(before + chunk, begun + len(request.known.answered) - 1))
     return [(p, request.tokens[p + 1]) for p in found]
 
 
@@ -153,7 +153,7 @@ def ask_probes(layout: StepLayout, out: ModelOutput) -> set[Request]:
             continue
         thinking.told(request.tokens, probe.settled)
         if probe.settled and request.grammar is None:
-            request.known = [*thinking.ahead(request.tokens), *probe.answer]
+            request.known.ahead = [*thinking.ahead(request.tokens), *probe.answer]
     return waiting
 
 
@@ -202,8 +202,8 @@ def see_prompts(
             continue
         seen = layer_columns(features[row : row + 1], layers, (probe.layer,))
         probe.see(torch.as_tensor(seen)[0])
-        if probe.taken:
-            request.escape = request.escapes[probe.taken - 1]
+        if probe.taken and request.escalation is not None:
+            request.escalation.target = request.escalation.targets[probe.taken - 1]
         else:
-            request.notes.append(str(probe))
+            request.log.notes.append(str(probe))
     return layer_columns(features, layers, wanted) if wanted else None

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from loguru import logger
 
+from fastslow.engine.core.known_answer import KnownAnswer
+from fastslow.engine.core.scheduling import Scheduling, Timing
 from fastslow.engine.core.spec_decode_stats import SpecDecodeStats
 from fastslow.engine.core.step_trace import StepTrace
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.sampling.accept.exact import Accepted, RngAt, Rule, TargetProbsAt, tokenwise
+from fastslow.engine.sampling.accept.lossy import LossyStepwise
 from fastslow.engine.sampling.confidence import AnswerProbe, Confidence, PromptProbe
 from fastslow.engine.sampling.grammar import Grammar, GrammarError
 from fastslow.engine.sampling.stop import Reason, Stopper
 from fastslow.engine.sampling.thinking import Thinking
 from fastslow.engine.token_mask import CERTAIN
-from fastslow.engine.types import ANSWERED, TARGET, Policy, Tree
+from fastslow.engine.types import ANSWERED, Policy, Tree
 
 Listener = Callable[["Request"], None]
 
@@ -40,6 +43,37 @@ class EscalationTarget:
         return f"{self.mode} from token {confidence.tokens}: {confidence} ({how})"
 
 
+@dataclass(frozen=True, slots=True)
+class KVHistory:
+    """The first `length` rows of a text ran these groups, whatever the request runs now."""
+
+    groups: int | None
+    length: int
+
+
+@dataclass(slots=True)
+class EscalationState:
+    """State of a request that may change to another mode.
+
+    Attributes:
+        confidence: decides whether it does.
+        target: the mode that it changes to, once that is known.
+        targets: those that a probe chooses from.
+        kept: the part of its text whose KV is the first mode's.
+    """
+
+    confidence: Confidence | PromptProbe
+    target: EscalationTarget | None = None
+    targets: Sequence[EscalationTarget] = ()
+    kept: KVHistory | None = None
+
+    @property
+    def successors(self) -> list[Request]:
+        """Requests that may answer instead of it, from the beginning."""
+        targets = self.targets if self.target is None else [self.target]
+        return [target.successor for target in targets if target.successor is not None]
+
+
 class Drafting(NamedTuple):
     """Settings that a part of an answer is drafted by."""
 
@@ -48,12 +82,24 @@ class Drafting(NamedTuple):
     own_drafter: str = ""  # the name of what the speculation means, where that is one drafter
 
 
-@dataclass(frozen=True, slots=True)
-class KVHistory:
-    """The first `length` rows of a text ran these groups, whatever the request runs now."""
+@dataclass(slots=True)
+class Sharing:
+    """Who may use the text and the KV of a request besides it, and the settings that this KV depends on."""
 
-    groups: int | None
-    length: int
+    memory_key: str | None = None  # only requests of the same key may
+    rope_length: int = 0  # what decides its rotary base, see `ModelConfig.rope_length`
+    allowed: bool = True  # whether later requests may at all
+
+
+@dataclass(slots=True)
+class AnswerLog:
+    """What is noted while an answer is made."""
+
+    sources: list[str] = field(default_factory=list)  # of its tokens, see `token_sources`
+    logprobs: list[dict[int, float]] = field(default_factory=list)
+    prompt_logprobs: list[dict[int, float]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what was decided about it, for people
+    trace: StepTrace | None = None  # of its steps
 
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
@@ -64,19 +110,15 @@ class Request:
     tokens: list[int]
     prompt_length: int
     params: SamplingParams
-    speculation: Speculation
-    policy: Policy
+    drafting: Drafting
     stopper: Stopper
     groups: int | None  # that run, or experts of a model without groups; None = all
     seed: int
     max_len: int  # the longest text whose rows may run: all that it may become but the last token
-    rope_length: int = 0  # what decides its rotary base, see `ModelConfig.rope_length`
-    memory_key: str | None = None  # it shares text and KV only with requests of the same key
-    shared: bool = True  # whether later requests may use its text and its KV
+    sharing: Sharing = field(default_factory=Sharing)
     end_ids: frozenset[int] = frozenset()
     rule: Rule = tokenwise
     reproducible: bool = False
-    scored: bool = False  # its rule wants `OneHot.probs`
     thinking: Thinking | None = None  # of a model that has thinking tags
     # of tokens in a thought, where they have their own
     thought_params: SamplingParams | None = None
@@ -84,32 +126,16 @@ class Request:
     grammar: Grammar | None = None  # what its answer has to look like
     computed: int = 0
     spec_stats: SpecDecodeStats = field(default_factory=SpecDecodeStats)
-    own_drafter: str = ""  # the name of what its speculation means, where that is one drafter
-    sources: list[str] = field(default_factory=list)  # of the answer's tokens, see `token_sources`
-    trace: StepTrace | None = None  # where its steps are noted
-    logprobs: list[dict[int, float]] = field(default_factory=list)
-    prompt_logprobs: list[dict[int, float]] = field(default_factory=list)
+    log: AnswerLog = field(default_factory=AnswerLog)
+    known: KnownAnswer = field(default_factory=KnownAnswer)
     error: BaseException | None = None
     listener: Listener | None = None  # called after every step of the request
     prediction: Sequence[int] = ()  # of its answer, by the caller
-    answered: tuple[int, ...] = ()  # the first tokens of its answer, which its call brought
-    unread: Sequence[int] = ()  # those after them, which come once its answer was asked for
-    known: list[int] = field(default_factory=list)  # what the target said of its next tokens
-    priority: int = 0  # smaller goes first; the scheduler lowers it where a request has waited long
     share: str | None = None  # who asks: the places of a step are dealt out among these
-    deadline: float | None = None  # of `time.monotonic`: it ends then, whether it runs or waits
+    scheduling: Scheduling = field(default_factory=Scheduling)
+    timing: Timing = field(default_factory=Timing)
     mode: str = ""  # the name of the mode that was asked for
-    called: float = 0.0  # when its call came, of `time.monotonic`
-    arrival: int = -1  # its place in the order in which requests came
-    latency_target: float | None = None  # seconds to the first token, and for each later one
-    may_cut_draft: bool = True  # where a target would be missed
-    may_cut_groups: bool = False
-    skipped_steps: int = 0  # steps since it was last served
-    notes: list[str] = field(default_factory=list)  # what was decided about it, for people
-    confidence: Confidence | PromptProbe | None = None  # of one that may change to another mode
-    escape: EscalationTarget | None = None  # that mode, once it is known
-    escapes: Sequence[EscalationTarget] = ()  # that a probe chooses from
-    kv_from_previous_mode: KVHistory | None = None  # of a text that changed its groups and kept KV
+    escalation: EscalationState | None = None  # of one that may change to another mode
 
     def enter_phase(self) -> None:
         """Draft as the part of the answer is drafted that its text ends in."""
@@ -117,12 +143,32 @@ class Request:
             return
         begun = self.grammar is not None and self.grammar.begun(self.tokens)
         inside = self.thinking is not None and not begun and self.thinking.inside(self.tokens)
-        self.speculation, self.policy, self.own_drafter = self.by_phase[inside]
+        self.drafting = self.by_phase[inside]
+
+    @property
+    def speculation(self) -> Speculation:
+        """The settings that it is drafted by now."""
+        return self.drafting.speculation
+
+    @property
+    def memory_key(self) -> str | None:
+        """Only requests of the same key share text and KV with it."""
+        return self.sharing.memory_key
+
+    @property
+    def shared(self) -> bool:
+        """True where later requests may use its text and its KV."""
+        return self.sharing.allowed
 
     @property
     def drafter(self) -> str:
         """The name of its drafter, for drafts that do not name one."""
-        return self.own_drafter or self.speculation.drafter
+        return self.drafting.own_drafter or self.drafting.speculation.drafter
+
+    @property
+    def kept(self) -> KVHistory | None:
+        """The part of its text whose KV it kept when it changed its groups."""
+        return None if self.escalation is None else self.escalation.kept
 
     @property
     def mask_seconds(self) -> float:
@@ -132,26 +178,24 @@ class Request:
     @property
     def current_groups(self) -> int | None:
         """Groups of the next row."""
-        kept = self.kv_from_previous_mode
+        kept = self.kept
         return kept.groups if kept is not None and self.computed < kept.length else self.groups
 
     @property
     def root(self) -> tuple[int | None, int, str | None]:
         """Prefix-cache key: whatever besides the tokens changes the KV of its first rows."""
-        kept = self.kv_from_previous_mode
-        groups = self.groups if kept is None else kept.groups
-        return groups, self.rope_length, self.memory_key
+        return *self.shared_root, self.sharing.memory_key
 
     @property
     def shared_root(self) -> tuple[int | None, int]:
         """The same without whose it is: of pinned text that requests of every memory key find."""
-        groups, rope_length, _ = self.root
-        return groups, rope_length
+        kept = self.kept
+        return self.groups if kept is None else kept.groups, self.sharing.rope_length
 
     @property
     def chunk_limit(self) -> int:
         """Pending tokens that may run in one step: all have the same groups."""
-        kept = self.kv_from_previous_mode
+        kept = self.kept
         if kept is not None and self.computed < kept.length:
             return kept.length - self.computed
         return self.pending
@@ -159,25 +203,28 @@ class Request:
     @property
     def escalated(self) -> bool:
         """True where its confidence fell, and it left its first mode."""
-        return self.confidence is not None and self.confidence.fell
+        return self.escalation is not None and self.escalation.confidence.fell
 
     @property
     def successors(self) -> list[Request]:
         """Those that may answer instead of it, from the beginning."""
-        targets = self.escapes if self.escape is None else [self.escape]
-        return [target.successor for target in targets if target.successor is not None]
+        return [] if self.escalation is None else self.escalation.successors
+
+    @property
+    def watched(self) -> Confidence | PromptProbe | None:
+        """What may still move it to another mode."""
+        state = self.escalation
+        return state.confidence if state is not None and state.confidence.watching else None
 
     @property
     def doubt(self) -> Confidence | None:
         """A confidence that may still fall."""
-        return self.confidence if self.watched and isinstance(self.confidence, Confidence) else None
+        return watched if isinstance(watched := self.watched, Confidence) else None
 
     @property
     def probe(self) -> PromptProbe | None:
         """The probe that looks at its prompt's end in the next step that is ready."""
-        return (
-            self.confidence if self.watched and isinstance(self.confidence, PromptProbe) else None
-        )
+        return watched if isinstance(watched := self.watched, PromptProbe) else None
 
     @property
     def wants_logits(self) -> bool:
@@ -185,9 +232,9 @@ class Request:
         return self.scored or self.doubt is not None
 
     @property
-    def watched(self) -> bool:
-        """True while its confidence may still fall."""
-        return self.confidence is not None and self.confidence.watching
+    def scored(self) -> bool:
+        """True where its rule wants `OneHot.probs`."""
+        return isinstance(self.rule, LossyStepwise)
 
     @property
     def answer_probe(self) -> AnswerProbe | None:
@@ -202,23 +249,6 @@ class Request:
         probe = self.answer_probe if length == len(self.tokens) else None
         return 0 if probe is None else len(probe.rows)
 
-    def known_chain(self, nodes: int) -> Tree:
-        """Return what the target said of its next tokens, as a draft."""
-        tokens = self.known[:nodes]
-        return replace(Tree.chain(tokens), drafter_names=[TARGET] * len(tokens))
-
-    def wait(self, tokens: list[int]) -> None:
-        """A step gave these tokens, which it does not take: what asks for its answer goes on."""
-        self.known = tokens
-        self.spec_stats.add(self.drafter, Tree(), [])
-
-    def pass_known(self, tokens: list[int]) -> bool:
-        """These came. False: nothing was known of them."""
-        if not self.known:
-            return False
-        self.known = self.known[len(tokens) :] if self.known[: len(tokens)] == tokens else []
-        return True
-
     @property
     def pending(self) -> int:
         """Tokens whose KV is still to be computed: 1 while decoding, more while a prompt is read."""
@@ -231,31 +261,32 @@ class Request:
     @property
     def wants_prompt_logprobs(self) -> bool:
         """True while rows of the prompt still have log-probabilities to give."""
-        missing = len(self.prompt_logprobs) < self.prompt_length - 1
+        missing = len(self.log.prompt_logprobs) < self.prompt_length - 1
         return self.params.prompt_logprobs is not None and missing
 
     @property
     def made(self) -> int:
         """Tokens of its answer that this engine made."""
-        return max(0, len(self.tokens) - self.prompt_length - len(self.answered))
+        return max(0, len(self.tokens) - self.prompt_length - len(self.known.answered))
 
     @property
     def later_tokens(self) -> int:
         """Tokens that steps gave after its first one, the last of those that its call brought included."""
-        read = max(0, len(self.answered) - 1)
+        read = max(0, len(self.known.answered) - 1)
         return max(0, len(self.tokens) - self.prompt_length - read - 1)
 
     @property
     def next_answered(self) -> int | None:
         """The next token, where the call brought it."""
         place = len(self.tokens) - self.prompt_length
-        return self.answered[place] if place < len(self.answered) else None
+        return self.known.answered[place] if place < len(self.known.answered) else None
 
     @property
     def wants_answered_logprobs(self) -> bool:
         """True while rows of what the call brought still have log-probabilities to give. Its last token comes
         from a step, as all later ones do."""
-        return self.params.logprobs is not None and len(self.logprobs) < len(self.answered) - 1
+        missing = len(self.log.logprobs) < len(self.known.answered) - 1
+        return self.params.logprobs is not None and missing
 
     def read_answered(self, tokens: Sequence[int]) -> int:
         """Continue after these tokens that its call brought: all but the last one are text. Where the model's outputs
@@ -267,9 +298,10 @@ class Request:
             asked = 0 if self.thinking.asks(self.tokens) is not None else asked
             begun = self.thinking.tags_begun(self.tokens, tokens)
             size = min([size, *begun, *([] if asked is None else [asked])])
-        self.answered, self.unread = (*self.answered, *tokens[: size + 1]), tokens[size + 1 :]
+        self.known.answered += tuple(tokens[: size + 1])
+        self.known.unread = tokens[size + 1 :]
         kept = self.stopper.scan(tokens[:size])
-        self.sources += [ANSWERED] * kept
+        self.log.sources += [ANSWERED] * kept
         self.tokens += tokens[:kept]
         return kept
 
@@ -279,10 +311,12 @@ class Request:
             return False
         if self.grammar is not None and self.grammar.begun(self.tokens):
             return False
-        if self.escape is not None and self.escape.thinking is not None:
-            self.escape.thinking.close(self.tokens)
-        known = self.answered[len(self.tokens) - self.prompt_length :]  # which no step has read yet
-        return self.thinking.close(self.tokens, unread=[*known, *self.unread])
+        target = None if self.escalation is None else self.escalation.target
+        if target is not None and target.thinking is not None:
+            target.thinking.close(self.tokens)
+        place = len(self.tokens) - self.prompt_length
+        rest = [*self.known.answered[place:], *self.known.unread]  # which no step has read yet
+        return self.thinking.close(self.tokens, unread=rest)
 
     def fail(self, error: Exception) -> None:
         """The step that runs ends this request alone, with the first error."""
@@ -295,7 +329,7 @@ class Request:
         """Its policy's chances of a tree's nodes; None: all run. Certain tokens are as likely as their
         parents. Where the policy raises, this request alone ends."""
         try:
-            chances = self.policy.survival(tree)
+            chances = self.drafting.policy.survival(tree)
             if chances is None or tree.drafter_ids is None or CERTAIN not in tree.drafter_ids:
                 return chances
             chances = list(chances)
@@ -318,7 +352,7 @@ class Request:
     def record(self, tree: Tree, nodes: Sequence[int]) -> None:
         """Its policy learns which nodes were accepted; where that raises, this request alone ends."""
         try:
-            self.policy.record(tree, nodes)
+            self.drafting.policy.record(tree, nodes)
         except Exception as error:  # noqa: BLE001 - its own settings: the others run
             self.fail(error)
             self.stopper.finish("error")
@@ -328,9 +362,9 @@ class Request:
         self.error = error or self.error
         try:
             if (token := self.next_answered) is not None and not self.done:  # no step said it yet
-                kept = self.stopper.scan(rest := [token, *self.unread])
+                kept = self.stopper.scan(rest := [token, *self.known.unread])
                 self.tokens += rest[:kept]
-                self.sources += [ANSWERED] * kept
+                self.log.sources += [ANSWERED] * kept
             self.stopper.finish(reason)
         except BaseException as failed:  # noqa: BLE001 - its text cannot be ended, but it is over
             self.error = self.error or failed

@@ -18,7 +18,7 @@ from fastslow.engine.params import MOST_PRIORITY
 
 OVERTAKEN = 8  # more urgent requests that start in a row before the oldest that waits
 FIRST = -MOST_PRIORITY - 1  # before all of them
-_age = attrgetter("arrival")
+_age = attrgetter("scheduling.arrival")
 
 
 class ScheduledChunk(NamedTuple):
@@ -165,9 +165,9 @@ class Scheduler:
         return (len(self.running) + len(self.waiting)) / self.max_running
 
     def add(self, request: Request) -> None:
-        request.arrival = next(self._arrivals)
+        request.scheduling.arrival = next(self._arrivals)
         for successor in request.successors:
-            successor.arrival = request.arrival
+            successor.scheduling.arrival = request.scheduling.arrival
         self.waiting.append(request)
 
     def add_first(self, request: Request) -> None:
@@ -197,8 +197,7 @@ class Scheduler:
         self._take_in(work, lambda _: True)
         self._count({item.request for item in work.values()})
         for request, _ in work.values():
-            kept = request.kv_from_previous_mode
-            if kept is not None and request.computed >= kept.length:
+            if (kept := request.kept) is not None and request.computed >= kept.length:
                 self._kv.stop_publishing(request.id)
         return [work[r.id] for r in self.running if r.id in work]
 
@@ -216,7 +215,6 @@ class Scheduler:
         """A mode switch: the text is computed again under other groups (exact)."""
         self._preempt(request)
         request.groups = groups
-        request.kv_from_previous_mode = None
 
     def remove(self, request: Request) -> bool:
         """Forget a request, running or waiting; its pages are freed. False: it was neither."""
@@ -234,7 +232,7 @@ class Scheduler:
         """Give rows to running requests, but for those that were preempted and let in again in this step."""
         for request in sorted((r for r in requests if r.id not in work), key=_running_rank):
             left = self._left
-            if request.skipped_steps >= PATIENCE and not self.latency_budget.limited:
+            if request.scheduling.skipped_steps >= PATIENCE and not self.latency_budget.limited:
                 # more urgent ones want some, too
                 left = min(left, max(LEAST, self._prompt_rows // 4))
             chunk = self.latency_budget.share(request, min(request.chunk_limit, left))
@@ -266,7 +264,7 @@ class Scheduler:
                 return
             oldest = min(self.waiting, key=_age)
             if self._overtakes >= OVERTAKEN:
-                oldest.priority = FIRST
+                oldest.scheduling.priority = FIRST
             able = [r for r in self.waiting if r.share not in self._full]
             request = min(able, key=self._waiting_rank, default=oldest)
             if not able or self._left <= 0 or not may(request) or self._shares.waits(request):
@@ -286,7 +284,7 @@ class Scheduler:
             if request is oldest:
                 self._overtakes = 0
             else:
-                self._overtakes += request.priority < oldest.priority
+                self._overtakes += request.scheduling.priority < oldest.scheduling.priority
             self.waiting.remove(request)
             insort(self.running, request, key=_age)
             self._shares.start(request)
@@ -295,13 +293,14 @@ class Scheduler:
     def _count(self, served: Collection[Request]) -> None:
         """Count the steps in which requests were skipped for a latency target, or for more urgent prompts."""
         limited = self.latency_budget.limited
-        contested = limited or len({r.priority for r in self.running}) > 1
+        contested = limited or len({r.scheduling.priority for r in self.running}) > 1
         for request in self.running:
             skipped = contested and request not in served and request not in self._put_off
             skipped = skipped and not self._shares.waits(request)
-            request.skipped_steps = request.skipped_steps + 1 if skipped else 0
+            own = request.scheduling
+            own.skipped_steps = own.skipped_steps + 1 if skipped else 0
         if self.waiting:
-            oldest = min(self.waiting, key=_age)
+            oldest = min(self.waiting, key=_age).scheduling
             oldest.skipped_steps = oldest.skipped_steps + 1 if limited else 0
 
     def _make_room(self, request: Request, rows: int, work: dict[int, ScheduledChunk]) -> bool:
@@ -336,7 +335,7 @@ class Scheduler:
         """Open the request's pages; returns how many of these rows it may run, 0 if it must wait."""
         if len(self.running) >= self.max_running:
             return 0
-        tokens, kept = request.tokens, request.kv_from_previous_mode
+        tokens, kept = request.tokens, request.kept
         most, end = len(tokens) - 1, len(tokens)
         if request.wants_prompt_logprobs:
             most = 0
@@ -361,42 +360,44 @@ class Scheduler:
         if not request.shared:
             self._kv.stop_publishing(request.id)
         request.computed = cached
-        request.spec_stats.began = request.spec_stats.began or time.monotonic()
+        request.timing.began = request.timing.began or time.monotonic()
         if request.next_answered is not None or len(request.tokens) == request.prompt_length:
             request.spec_stats.cached = min(cached, request.prompt_length)
         return chunk
 
     def _rank(self, request: Request) -> tuple[int, int]:
         """Sort key: those of shares with the fewest answers before them, then the most urgent."""
-        return self._shares.turn(request), request.priority
+        return self._shares.turn(request), request.scheduling.priority
 
     def _order(self, request: Request) -> tuple[int, int, int]:
         """The same, and then the oldest. The last one gives way."""
-        return *self._rank(request), request.arrival
+        return *self._rank(request), request.scheduling.arrival
 
     def _waiting_rank(self, request: Request) -> tuple[int, ...]:
         """Sort key: those whose share has not its part yet, those that were skipped long enough; among these as
         `_rank`, those with a latency target first; of equals the oldest of the share that started least lately."""
         beyond, turn = self._shares.waits(request), self._shares.turn(request)
-        skipped = request.skipped_steps if request.skipped_steps >= PATIENCE else 0
-        latest = self._shares.latest(request)
-        return beyond, -skipped, turn, *_urgency(request), latest, request.arrival
+        own, latest = request.scheduling, self._shares.latest(request)
+        skipped = own.skipped_steps if own.skipped_steps >= PATIENCE else 0
+        return beyond, -skipped, turn, *_urgency(request), latest, own.arrival
 
 
 def _goes_first(request: Request) -> bool:
     """Tell whether it has a latency target, or was skipped long enough."""
-    return request.latency_target is not None or request.skipped_steps >= PATIENCE
+    own = request.scheduling
+    return own.latency_target is not None or own.skipped_steps >= PATIENCE
 
 
 def _urgency(request: Request) -> tuple[bool, int]:
     """Sort key of the requests of a share: those with a latency target, then the most urgent."""
-    return request.latency_target is None, request.priority
+    return request.scheduling.latency_target is None, request.scheduling.priority
 
 
 def _running_rank(request: Request) -> tuple[int, bool, int, int]:
     """Sort key: those that were skipped long enough, those with a latency target, all others; among these,
     decoding before prefill, then the most urgent, and who has asked least. Equals stay in their order."""
-    if request.skipped_steps >= PATIENCE:
-        return -request.skipped_steps, False, 0, 0
-    aims, reads = request.latency_target is not None, request.pending > 1
-    return int(not aims), reads, request.priority, request.spec_stats.probe_rows
+    own = request.scheduling
+    if own.skipped_steps >= PATIENCE:
+        return -own.skipped_steps, False, 0, 0
+    aims, reads = own.latency_target is not None, request.pending > 1
+    return int(not aims), reads, own.priority, request.spec_stats.probe_rows

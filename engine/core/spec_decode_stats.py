@@ -48,9 +48,6 @@ class SpecDecodeStats:
     probe_rows: int = 0  # that asked for the answer before the thought was over
     draft_seconds: float = 0.0  # of steps that this request was part of
     verify_seconds: float = 0.0
-    began: float = 0.0  # when it first ran, in seconds of `time.monotonic`
-    first_token: float = 0.0
-    last_token: float = 0.0
 
     @property
     def offered_at(self) -> list[int]:

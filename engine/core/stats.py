@@ -88,7 +88,7 @@ class ModeStats:
 
     def add(self, request: Request) -> None:
         """A request of the mode is over."""
-        spec = request.spec_stats
+        spec, timing = request.spec_stats, request.timing
         self.requests += 1
         self.escalated += request.escalated
         self.tokens += request.made
@@ -101,15 +101,15 @@ class ModeStats:
             self.drafts += offered[0]
             _add_places(self.offered_at, offered)
             _add_places(self.accepted_at, spec.accepted_at)
-        if spec.began:
+        if timing.began:
             self.prompt_tokens += request.prompt_length
             self.cached_tokens += spec.cached
             self.prefix_hits += spec.cached > 0
-            self.queued.add(spec.began - request.called)
+            self.queued.add(timing.began - timing.called)
         if len(request.tokens) > request.prompt_length:
-            self.first_token.add(spec.first_token - request.called)
-            self.each_token.add(spec.last_token - spec.first_token, request.later_tokens)
-            self.whole.add(spec.last_token - request.called)
+            self.first_token.add(timing.first_token - timing.called)
+            self.each_token.add(timing.last_token - timing.first_token, request.later_tokens)
+            self.whole.add(timing.last_token - timing.called)
 
 
 @dataclass(slots=True)
@@ -252,7 +252,7 @@ class LoadMeter:
                 pace.add(seconds)
         for request in ready:
             if request.spec_stats.steps == 1:  # its first token
-                self.last_wait = request.spec_stats.began - request.called
+                self.last_wait = request.timing.began - request.timing.called
 
     def snapshot(self, scheduler: Scheduler, kv: KVCache) -> EngineLoad:
         """The load now."""
@@ -261,12 +261,12 @@ class LoadMeter:
         for request in list(scheduler.running):
             load = _entry(modes, request.mode, ModeLoad)
             load.running += 1
-            load.targets += request.latency_target is not None
+            load.targets += request.scheduling.latency_target is not None
         for request in list(scheduler.waiting):
             load = _entry(modes, request.mode, ModeLoad)
             load.waiting += 1
-            load.targets += request.latency_target is not None
-            load.oldest = max(load.oldest, now - request.called)
+            load.targets += request.scheduling.latency_target is not None
+            load.oldest = max(load.oldest, now - request.timing.called)
         for name, pace in dict(self._paces).items():
             _entry(modes, name, ModeLoad).step_seconds = pace.seconds
         return EngineLoad(

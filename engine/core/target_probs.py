@@ -74,12 +74,12 @@ def note_logprobs(layout: StepLayout, result: AcceptResult, logits_MV: torch.Ten
             prompt, params = request.wants_prompt_logprobs, request.params
             most = (params.prompt_logprobs if prompt else params.logprobs) or 0
             given = logprobs(logits_MV[first + i], token, most)
-            (request.prompt_logprobs if prompt else request.logprobs).append(given)
+            (request.log.prompt_logprobs if prompt else request.log.logprobs).append(given)
     for b, request in enumerate(layout.ready):
         if request.params.logprobs is None:
             continue
         for row, token in zip(layout.accepted(result, b), result.tokens[b]):
-            request.logprobs.append(logprobs(logits_MV[row], token, request.params.logprobs))
+            request.log.logprobs.append(logprobs(logits_MV[row], token, request.params.logprobs))
 
 
 def cut_where_unsure(
@@ -202,7 +202,7 @@ def trace_step(
     place = 0
     for item in layout.work:
         request, chunk = item
-        if (trace := request.trace) is not None:
+        if (trace := request.log.trace) is not None:
             own: dict[str, Any] = {"mode": request.mode}
             own |= trace.units.running(request.current_groups)
             own |= {"read": chunk, "rows": chunk}

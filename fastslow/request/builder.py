@@ -14,7 +14,15 @@ from loguru import logger
 
 from fastslow.drafters import DrafterFactory
 from fastslow.engine.core.engine_core import EngineCore
-from fastslow.engine.core.request import Drafting, EscalationTarget, Request
+from fastslow.engine.core.request import (
+    AnswerLog,
+    Drafting,
+    EscalationState,
+    EscalationTarget,
+    Request,
+    Sharing,
+)
+from fastslow.engine.core.scheduling import Scheduling, Timing
 from fastslow.engine.core.step_trace import StepTrace
 from fastslow.engine.host.machine import HomeProcess
 from fastslow.engine.model.config import RoutedUnits
@@ -274,8 +282,8 @@ class RequestBuilder:
             )
         request = self._request(first, seed, options, called, trace, escalation)
         if probe is not None:
-            request.confidence = probe()
-            request.escapes = [EscalationTarget(r.mode, r.groups, successor=r) for r in later]
+            targets = [EscalationTarget(r.mode, r.groups, successor=r) for r in later]
+            request.escalation = EscalationState(probe(), targets=targets)
         goes_on = None if later else escalated
         return [Candidate(r, p.prompt, p.mode, goes_on) for r, p in zip([request, *later], plans)]
 
@@ -308,44 +316,42 @@ class RequestBuilder:
         drafts = any(part.speculation.drafter != "off" for part in parts or [usual])
         reproducible = settings.accept == "reproducible"
         reproducible |= settings.accept == "auto" and params.seed is not None
-        confidence = None
+        state = None
         if escalation is not None and mode.escalate is not None:
             confidence = Confidence(mode.escalate, to_the_end=escalation.successor is not None)
+            state = EscalationState(confidence, escalation)
+        scheduling = Scheduling(
+            priority=options.priority,
+            latency_target=None if mode.latency_ms is None else mode.latency_ms / 1000,
+            may_cut_draft="draft" in mode.may_shorten,
+            may_cut_groups=self.units.name in mode.may_shorten,
+        )
+        deadline = None if options.timeout is None else called + options.timeout
         request = Request(
             id=next(self._ids),
             tokens=list(prompt.tokens),
             prompt_length=len(prompt.tokens),
             params=params,
-            speculation=usual.speculation,
-            own_drafter=usual.own_drafter,
+            drafting=usual,
             by_phase=(parts[0], parts[1]) if parts else None,
             mode=mode.name,
-            called=called,
-            policy=usual.policy,
             stopper=Stopper(params, end_ids, plan.room, self._detokenizer(prompt)),
             groups=mode.routed,
             seed=seed,
             max_len=max_len,
-            rope_length=self._config.rope_length(max_len),
-            memory_key=options.memory_key,
+            sharing=Sharing(options.memory_key, self._config.rope_length(max_len)),
             end_ids=end_ids,
             rule=self._rule(settings, reproducible),
             reproducible=reproducible,
-            scored=settings.accept == STEPWISE,
             thinking=self._steered(plan, mode),
             thought_params=plan.thought,
             grammar=grammar,
-            trace=trace,
+            log=AnswerLog(notes=[*mode._held], trace=trace),
             prediction=plan.prediction if drafts else (),
-            priority=options.priority,
             share=options.share,
-            deadline=None if options.timeout is None else called + options.timeout,
-            latency_target=None if mode.latency_ms is None else mode.latency_ms / 1000,
-            may_cut_draft="draft" in mode.may_shorten,
-            may_cut_groups=self.units.name in mode.may_shorten,
-            confidence=confidence,
-            escape=escalation,
-            notes=[*mode._held],
+            scheduling=scheduling,
+            timing=Timing(called, deadline=deadline),
+            escalation=state,
         )
         for part in (usual, *parts):
             self._drafters.use(part.speculation, request)

@@ -107,10 +107,10 @@ class ChoiceState:
             token_ids=request.tokens[request.prompt_length :],
             finish_reason=stopper.reason or "error",
             stop_reason=stopper.matched,
-            logprobs=None if request.params.logprobs is None else request.logprobs,
+            logprobs=None if request.params.logprobs is None else request.log.logprobs,
             metrics=self._metrics(),
             error=None if request.error is None else str(request.error) or repr(request.error),
-            sources=list(request.sources),
+            sources=list(request.log.sources),
         )
         if self._tools is None:
             return answer
@@ -188,8 +188,11 @@ class ChoiceState:
         self._sent = len(request.tokens)
         logprobs = None
         if request.params.logprobs is not None:
-            logprobs = request.logprobs[first - request.prompt_length :]
-        tokens, sources = request.tokens[first:], request.sources[first - request.prompt_length :]
+            logprobs = request.log.logprobs[first - request.prompt_length :]
+        tokens, sources = (
+            request.tokens[first:],
+            request.log.sources[first - request.prompt_length :],
+        )
         stopped = None if request.thinking is None else request.thinking.stopped
         return Piece(
             text, reasoning, tokens, None, logprobs, self._index, sources, decided, stopped
@@ -198,31 +201,35 @@ class ChoiceState:
     def _decisions(self) -> Decided | None:
         """For another engine that continues the answer."""
         request = self.request
-        by_load = request.latency_target is not None and request.may_cut_groups
+        by_load = (
+            request.scheduling.latency_target is not None and request.scheduling.may_cut_groups
+        )
         left = None if self.prompt.turn is None else self.prompt.turn_left(self._answers_in)
         if self._decided is None and not by_load and left is None:
             return None
         mode = why = ""
         if self._decided is not None:
             mode = self._candidates[0].mode.name
-            why = self._decided.why or "; ".join(self.requests[0].notes)
+            why = self._decided.why or "; ".join(self.requests[0].log.notes)
         return Decided(mode, why, request.groups, left)
 
     def _mode(self) -> str:
         """The mode that answered; both, where a text went on in another one."""
-        name, other = self._candidates[0].mode.name, self.request.escape
+        name, state = self._candidates[0].mode.name, self.request.escalation
+        other = None if state is None else state.target
         return f"{name}>{other.mode}" if other is not None and self.request.escalated else name
 
     def _metrics(self) -> Metrics:
         request = self.request
-        stats = request.spec_stats
+        stats, timing = request.spec_stats, request.timing
         tokens = len(request.tokens) - request.prompt_length
         pairs = zip(stats.accepted_at, stats.offered_at)
         first = self.requests[0]
-        ttft = max(0.0, stats.first_token - self._called)
-        tpot = (stats.last_token - stats.first_token) / max(1, request.later_tokens)
-        target = first.latency_target
-        notes = (note for one in self.requests for note in one.notes)
+        state = first.escalation
+        ttft = max(0.0, timing.first_token - self._called)
+        tpot = (timing.last_token - timing.first_token) / max(1, request.later_tokens)
+        target = first.scheduling.latency_target
+        notes = (note for one in self.requests for note in one.log.notes)
         thought, ended, put_in = self._thought()
         left = self.prompt.turn_left(self._answers_in)
         predicted = stats.by_drafter.get(PREDICTION, DraftCounts())
@@ -232,11 +239,11 @@ class ChoiceState:
             ttft=ttft,
             tpot=tpot,
             decision="; ".join(filter(None, (self._decided and self._decided.why, *notes))),
-            escalated_at=first.confidence.tokens if first.escalated and first.confidence else None,
+            escalated_at=state.confidence.tokens if state and state.confidence.fell else None,
             target_ms=None if target is None else 1000 * target,
             target_kept=None if target is None else bool(tokens) and max(ttft, tpot) <= target,
             tokens=tokens,
-            answered_tokens=len(request.answered),
+            answered_tokens=len(request.known.answered),
             steps=stats.steps,
             drafted=stats.drafted,
             accepted=stats.accepted,
@@ -253,8 +260,8 @@ class ChoiceState:
             probe_rows=stats.probe_rows,
             turn_budget_left=None if left is None else max(0, left - thought),
             prompt_tokens=request.prompt_length,
-            run_seconds=max(0.0, stats.last_token - stats.began),
-            queue_seconds=max(0.0, stats.began - self._called),
+            run_seconds=max(0.0, timing.last_token - timing.began),
+            queue_seconds=max(0.0, timing.began - self._called),
             prediction_accepted=predicted.accepted,
             prediction_rejected=predicted.drafted - predicted.accepted,
             by_drafter=stats.by_drafter,
@@ -309,7 +316,7 @@ class OutputBuilder:
         first, prompt = each[0].request, each[0].prompt
         prompt_logprobs = None
         if first.params.prompt_logprobs is not None:
-            prompt_logprobs = [None, *first.prompt_logprobs]
+            prompt_logprobs = [None, *first.log.prompt_logprobs]
         answers = [choice.completion() for choice in each]
         for answer in answers:
             hint = advice(answer.metrics)

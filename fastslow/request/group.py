@@ -115,7 +115,7 @@ class RequestGroup:
         self._builder = self._call = None
         with self._news:
             self._choices = choices
-            traces = (choice.request.trace for choice in choices)
+            traces = (choice.request.log.trace for choice in choices)
             self.traces = [trace for trace in traces if trace is not None]
             for choice in choices:
                 choice.pieces, choice.news = self._pieces, self._wake

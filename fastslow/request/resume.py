@@ -112,7 +112,7 @@ class ResumeState:
             raise ValueError(
                 f"answered.tokens[{index}] has {len(tokens)} tokens; this call's answer has room for {room}"
             )
-        if request.latency_target is not None and request.may_cut_groups:
+        if request.scheduling.latency_target is not None and request.scheduling.may_cut_groups:
             decided = self.decided[index] if self.decided else None
             if decided is None:
                 raise ValueError(
@@ -122,7 +122,7 @@ class ResumeState:
             own = {units.name: decided.units}
             what = f"answered.decided[{index}]: "
             request.groups = units.checked(what, own.get("groups"), own.get("experts"))
-            request.may_cut_groups = False
+            request.scheduling.may_cut_groups = False
         stopped = self.stopped[index] if self.stopped else None
         if stopped is not None and request.thinking is not None:
             request.thinking.close_at(stopped, "caller")
@@ -141,7 +141,7 @@ def resume(request: Request, answered: Sequence[int]) -> None:
         raise ValueError(
             f"answered has {len(answered)} tokens, but this answer ends with token {kept} of them"
         )
-    last = request.answered[-1:]
+    last = request.known.answered[-1:]
     if request.grammar is not None and not request.grammar.fits(request.tokens, last):
         raise ValueError("answered holds tokens that the grammar of this call does not allow")
 

@@ -206,6 +206,8 @@ def test_the_core_stays_small() -> None:
     kinds = {n.name: n for t in files().values() for n in nodes(t) if isinstance(n, ast.ClassDef)}
     methods = [n for n in kinds["KVCache"].body if isinstance(n, ast.FunctionDef)]
     assert 10 < len(methods) <= 20
+    fields = [n for n in kinds["Request"].body if isinstance(n, ast.AnnAssign)]
+    assert 10 < len(fields) <= 30
 
 
 def test_import_is_light() -> None:

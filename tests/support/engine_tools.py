@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from checkpoints import MOGE, tensors, write
 from grammar_tools import GrammarKit
+from request_fields import request_fields
 from thoughts import Bound
 
 from fastslow.draft.base import BaseDrafter
@@ -112,7 +113,7 @@ class Bench:
         words, room, grammar = self.tokenizer, ask.params.max_tokens, None
         if ask.grammar is not None:
             grammar = self.kit.grammar(ask.grammar, end_ids, len(ask.tokens), ask.thinks)
-        by_phase = None
+        by_phase, max_len = None, len(ask.tokens) + room - 1
         if ask.within:
             each = [Speculation(drafter=name) for name in (ask.drafter, ask.within)]
             after, within = [Drafting(one, FixedLength(ask.nodes)) for one in each]
@@ -124,19 +125,20 @@ class Bench:
             prompt_length=len(ask.tokens),
             params=ask.params,
             thought_params=ask.thought,
-            speculation=Speculation(drafter=ask.drafter),
-            policy=FixedLength(0 if ask.drafter == "off" else ask.nodes),
+            drafting=Drafting(
+                Speculation(drafter=ask.drafter),
+                FixedLength(0 if ask.drafter == "off" else ask.nodes),
+            ),
             stopper=Stopper(ask.params, end_ids, room, Detokenizer(words) if words else None),
             groups=ask.groups,
             seed=ask.seed,
-            max_len=len(ask.tokens) + room - 1,
-            rope_length=self.model.config.rope_length(len(ask.tokens) + room - 1),
+            max_len=max_len,
             end_ids=end_ids,
             thinking=ask.bound.of(words, len(ask.tokens)) if ask.bound and words else None,
             grammar=grammar,
             rule=RULES[ask.rule],
             reproducible=ask.rule == "reproducible",
-            **more,
+            **request_fields({"rope_length": self.model.config.rope_length(max_len), **more}),
         )
 
     @cached_property

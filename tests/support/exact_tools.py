@@ -188,9 +188,9 @@ def check(
 def same_answer(request: Request, plain: Request) -> None:
     """All that a caller sees, log-probabilities too."""
     assert outcome(request) == outcome(plain), request.spec_stats
-    assert len(request.logprobs) == len(plain.logprobs)
-    ours = [*request.logprobs, *request.prompt_logprobs]
-    for one, other in zip(ours, [*plain.logprobs, *plain.prompt_logprobs], strict=True):
+    assert len(request.log.logprobs) == len(plain.log.logprobs)
+    ours = [*request.log.logprobs, *request.log.prompt_logprobs]
+    for one, other in zip(ours, [*plain.log.logprobs, *plain.log.prompt_logprobs], strict=True):
         assert one == pytest.approx(other, abs=1e-4)
 
 

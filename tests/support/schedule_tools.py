@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from request_fields import request_fields
 
 from fastslow.engine.core.latency_budget import LatencyBudget, RunEverything
 from fastslow.engine.core.request import Request
@@ -26,7 +27,7 @@ def request(number: int, prompt: int = 4, room: int = 8, **fields: Any) -> Reque
     given |= {"params": params, "stopper": Stopper(params, frozenset(), room, None)}
     given |= {"speculation": Speculation(drafter="off"), "policy": FixedLength(0)}
     given["rule"] = tokenwise
-    return Request(**{**given, **fields})
+    return Request(**request_fields({**given, **fields}))
 
 
 def small_cache(pages: int = 200, **fields: Any) -> KVCache:

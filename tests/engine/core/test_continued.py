@@ -79,7 +79,7 @@ def check(bench: Bench, cuts: list[tuple[Ask, int]], requests: list[Request]) ->
         whole = bench.alone(ask)
         same_answer(request, whole)
         made = len(answer(whole)) - cut
-        assert [s == ANSWERED for s in request.sources] == [True] * cut + [False] * made
+        assert [s == ANSWERED for s in request.log.sources] == [True] * cut + [False] * made
         assert request.prompt_length == len(ask.tokens) and request.error is None
 
 
@@ -121,7 +121,7 @@ def test_cut_answers_and_their_logprobs_beside_others(
     assert pressed == (setting is UNDER_PRESSURE)
     assert all(r.spec_stats.cached <= r.prompt_length for r in requests)
     assert sum(r.spec_stats.cached for r in requests) > 0 or not pressed, "prompts are found"
-    assert all(len(r.logprobs) == len(answer(r)) for r in requests)
+    assert all(len(r.log.logprobs) == len(answer(r)) for r in requests)
 
 
 @pytest.mark.parametrize("drafter", ["off", "tree"])

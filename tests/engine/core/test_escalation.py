@@ -15,7 +15,7 @@ from fastslow.draft.ngram import NgramDraft
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.core.engine_core import EngineCore
-from fastslow.engine.core.request import EscalationTarget, Request
+from fastslow.engine.core.request import EscalationState, EscalationTarget, Request
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
 from fastslow.engine.sampling.confidence import Confidence
@@ -66,7 +66,8 @@ def unsure(how: str, below: float = 0.7, window: int = 3, **fields: Any) -> Mode
 def doubts(below: float, keep: bool) -> dict[str, Any]:
     """Of a request that leaves its mode."""
     settings = Escalation(below=below, window=2)
-    return {"confidence": Confidence(settings), "escape": EscalationTarget("deep", None, keep=keep)}
+    target = EscalationTarget("deep", None, keep=keep)
+    return {"escalation": EscalationState(Confidence(settings), target)}
 
 
 def sampling(**fields: Any) -> SamplingParams:
@@ -226,14 +227,14 @@ def test_preemption_changes_nothing_that_was_kept(tmp_path: Path) -> None:
         core = bench.core(Setting(pages=14, prompt_rows=rows))
         beside = run(PLENTY, asks, core)
         assert [answer(r) for r in beside] == alone
-        left += sum(
-            r.kv_from_previous_mode is not None and r.spec_stats.preemptions > 0 for r in beside
-        )
+        left += sum(r.kept is not None and r.spec_stats.preemptions > 0 for r in beside)
         for request in beside:
             ask = Ask(tuple(request.tokens), SamplingParams(max_tokens=1, logprobs=5), groups=0)
             found = bench.request(9, ask)
             finish(core, [found])
-            assert found.logprobs == bench.run([ask])[0].logprobs, "no page of a mixture was shared"
+            assert found.log.logprobs == bench.run([ask])[0].log.logprobs, (
+                "no page of a mixture was shared"
+            )
     assert left, "somebody was preempted after it changed its mode"
 
 
@@ -252,9 +253,12 @@ def test_a_draft_that_runs_over_the_switch_changes_nothing(tmp_path: Path) -> No
                 core = bench.core()
                 request = bench.request(n, one, **doubts(0.5, keep))
                 finish(core, [request])
-                assert request.escalated and request.confidence is not None
+                assert request.escalated and request.escalation is not None
                 found.append(answer(request))
-                cut += max(request.spec_stats.runs[:1]) > 0 and request.confidence.tokens % 7 > 0
+                cut += (
+                    max(request.spec_stats.runs[:1]) > 0
+                    and request.escalation.confidence.tokens % 7 > 0
+                )
             assert found[0] == found[1] != known[n][len(ask.tokens) :]
     assert cut, "somewhere the switch was inside a run of accepted tokens"
 

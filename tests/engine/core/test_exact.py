@@ -122,8 +122,8 @@ def test_logprobs_are_those_of_plain_decoding(moge: Bench, drafter: str) -> None
     assert check(moge, asks, Setting(prompt_rows=5, pages=36))["accepted"] > 0
     for ask in asks:
         plain = moge.alone(ask)
-        assert len(plain.prompt_logprobs) == len(ask.tokens) - 1
-        assert all(token in t for token, t in zip(answer(plain), plain.logprobs, strict=True))
+        assert len(plain.log.prompt_logprobs) == len(ask.tokens) - 1
+        assert all(token in t for token, t in zip(answer(plain), plain.log.logprobs, strict=True))
 
 
 ENDS = ("id", "string", "late string", "late id", "length")

@@ -152,4 +152,4 @@ def test_a_latency_target_leaves_out_experts(
     whole = CHOSEN if own is None else own
     assert request.groups == left
     told = [f"{left} of {whole} experts to keep {1000 * target:g} ms (lossy)"]
-    assert request.notes == (told if left is not None else [])
+    assert request.log.notes == (told if left is not None else [])

@@ -163,4 +163,4 @@ def break_(request: Request, place: str) -> None:
         )
         request.thinking = thinking
     else:
-        setattr(request.policy, place, fail)
+        setattr(request.drafting.policy, place, fail)

@@ -19,7 +19,7 @@ from fastslow.draft.router import DrafterRouter
 from fastslow.draft.several import FallbackDrafter
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.latency_budget import PATIENCE, RunEverything
-from fastslow.engine.core.request import EscalationTarget, Request
+from fastslow.engine.core.request import EscalationState, EscalationTarget, Request
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import best_tokens
 from fastslow.engine.model.config import ModelConfig
@@ -127,7 +127,8 @@ class Doubt(NamedTuple):
         """Of a request."""
         # a window of none but unsure tokens has a mean of 0.31, one with a sure token at least 0.55
         watched = Confidence(Escalation(below=0.4, window=self.window))
-        return {"confidence": watched, "escape": EscalationTarget("other", self.to, self.keep)}
+        target = EscalationTarget("other", self.to, self.keep)
+        return {"escalation": EscalationState(watched, target)}
 
 
 class Engine:
@@ -205,7 +206,7 @@ class Engine:
         self.small_kv.check_integrity()
         running = self.core.scheduler.running
         longest = PATIENCE + len(running) + 1  # others' turns may come first
-        assert all(r.skipped_steps <= longest for r in running), "somebody starves"
+        assert all(r.scheduling.skipped_steps <= longest for r in running), "somebody starves"
 
     def _hear(self, request: Request) -> None:
         self.told[request.id] = self.told.get(request.id, 0) + request.done

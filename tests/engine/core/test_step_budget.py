@@ -152,7 +152,7 @@ def test_prompts_have_a_bound_by_share() -> None:
     assert [run(step) for _ in range(3)] == [{1: 1, 10: 1}] * 3
     now[0] += ALONE / step_budget.SAVED
     assert [run(step) for _ in range(3)] == [{1: 50, 10: 1}, {1: 1, 10: 1}, {1: 1, 10: 1}]
-    assert greedy.skipped_steps == 0
+    assert greedy.scheduling.skipped_steps == 0
 
 
 def engine(bench: Bench, costs: Costs) -> tuple[EngineCore, list[int]]:

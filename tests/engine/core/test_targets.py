@@ -19,8 +19,9 @@ from fastslow.engine.core.latency_budget import (
     LatencyBudget,
     RunEverything,
 )
-from fastslow.engine.core.request import KVHistory
-from fastslow.engine.params import Mode, SamplingParams
+from fastslow.engine.core.request import EscalationState, KVHistory
+from fastslow.engine.params import Escalation, Mode, SamplingParams
+from fastslow.engine.sampling.confidence import Confidence
 from fastslow.llm import LLM
 
 
@@ -71,7 +72,8 @@ def test_rows_of_few_groups_cost_less() -> None:
     assert budget.rows(request(1, groups=None)) == 30
     budget.take(request(2, groups=None), 10)
     assert budget.rows(request(1, groups=1)) == 20, "the step runs all groups now"
-    kept = request(3, groups=None, kv_from_previous_mode=KVHistory(1, 4))
+    state = EscalationState(Confidence(Escalation(below=0.5)), kept=KVHistory(1, 4))
+    kept = request(3, groups=None, escalation=state)
     assert budget.share(kept, 50) == 20
 
 
@@ -146,7 +148,7 @@ def test_everybody_ends(
             step.add(left.pop(0))
         run(step)
         bound = PATIENCE + len(step.running) + 2
-        assert all(one.skipped_steps <= bound for one in step.running)
+        assert all(one.scheduling.skipped_steps <= bound for one in step.running)
         if not left and not step.running and not step.waiting:
             break
     assert not step.running and not step.waiting

@@ -189,7 +189,7 @@ def test_a_settled_thought_is_one_that_is_cut_there(moge: Bench) -> None:
                 break
             asked = params(max_tokens=bound.asked[0], logprobs=1)
             told = moge.alone(Ask(text, asked, groups=ask.groups))
-            least = min(each[token] for each, token in zip(told.logprobs, answer(told)))
+            least = min(each[token] for each, token in zip(told.log.logprobs, answer(told)))
             same = same + 1 if answer(told) == said else 1
             same = 0 if bound.sure and math.exp(least) < bound.sure else same
             said = answer(told)
@@ -198,7 +198,7 @@ def test_a_settled_thought_is_one_that_is_cut_there(moge: Bench) -> None:
         if ended == "confident":
             cut = moge.alone(replace(ask, bound=replace(bound, every=None, most=spent)))
             assert answer(request) == answer(cut)
-            assert [*request.logprobs] == [*cut.logprobs]
+            assert [*request.log.logprobs] == [*cut.log.logprobs]
     assert found > 2
 
 
@@ -214,8 +214,8 @@ def test_drawn_tokens_have_their_law_where_answers_are_asked_for(moge: Bench, dr
     scored = params(max_tokens=1, prompt_logprobs=VOCAB)
     random, values = np.random.default_rng(0), list[float]()
     for request, told in zip(requests, moge.run([Ask(tuple(r.tokens), scored) for r in requests])):
-        tables = told.prompt_logprobs[request.prompt_length - 1 :]
-        for token, source, table in zip(answer(request), request.sources, tables):
+        tables = told.log.prompt_logprobs[request.prompt_length - 1 :]
+        for token, source, table in zip(answer(request), request.log.sources, tables):
             if source != FORCED:
                 below = sum(math.exp(value) for other, value in table.items() if other < token)
                 values.append(below + random.random() * math.exp(table[token]))
@@ -277,5 +277,5 @@ def test_forced_tokens_have_the_models_own_logprobs(moge: Bench, drafter: str) -
     asks = asks[: len(BUDGETS) - 1]
     check(moge, asks)
     for ask, most in zip(asks, BUDGETS):
-        first = moge.alone(ask).logprobs[most]
+        first = moge.alone(ask).log.logprobs[most]
         assert first[closing(moge)[0]] < max(first.values()), "forced, not the likeliest"

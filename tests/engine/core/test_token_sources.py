@@ -51,8 +51,8 @@ def test_a_drafted_token_has_its_drafters_name(bench: Bench) -> None:
     request = run(bench, Ask(PROMPT, TWENTY, "oracle", nodes=4), drafter)
     assert len(set(request.spec_stats.runs)) > 1
     said = [name for n in request.spec_stats.runs for name in (*["oracle"] * n, "target")]
-    assert request.sources == said and answer(request) == known[len(PROMPT) :]
-    assert run(bench, Ask(PROMPT, TWENTY), drafter).sources == ["target"] * 20
+    assert request.log.sources == said and answer(request) == known[len(PROMPT) :]
+    assert run(bench, Ask(PROMPT, TWENTY), drafter).log.sources == ["target"] * 20
 
 
 def test_a_drafted_token_that_ends_the_answer_is_the_drafters(bench: Bench) -> None:
@@ -63,7 +63,7 @@ def test_a_drafted_token_that_ends_the_answer_is_the_drafters(bench: Bench) -> N
     told = OracleDraft({0: known}, forked=True)
     request = run(bench, Ask(PROMPT, ends, "oracle", nodes=19), told)
     assert (request.spec_stats.steps, request.stopper.matched) == (1, own[stop])
-    assert request.sources == ["oracle"] * (stop + 1) and request.spec_stats.accepted == stop
+    assert request.log.sources == ["oracle"] * (stop + 1) and request.spec_stats.accepted == stop
 
 
 def test_of_several_drafters_the_one_that_drafted_it(bench: Bench) -> None:
@@ -73,18 +73,18 @@ def test_of_several_drafters_the_one_that_drafted_it(bench: Bench) -> None:
     fallback = FallbackDrafter(first, second, names=("a", "b"))
     request = run(bench, Ask(PROMPT, TWENTY, "a+b", nodes=4), fallback)
     assert answer(request) == known[len(PROMPT) :]
-    assert set(request.sources[:6]) <= {"a", "target"} and "b" not in request.sources[:6]
-    assert set(request.sources[6:]) == {"b", "target"}
+    assert set(request.log.sources[:6]) <= {"a", "target"} and "b" not in request.log.sources[:6]
+    assert set(request.log.sources[6:]) == {"b", "target"}
     selection = AdaptiveSelection(2)
     merged = AdaptiveDrafter([first, second], selection, names=("a", "b"))
     request = run(bench, Ask(PROMPT, TWENTY, "a|b", nodes=6), merged)
     assert answer(request) == known[len(PROMPT) :]
-    assert set(request.sources) <= {"a", "b", "target"} and "a" in request.sources
+    assert set(request.log.sources) <= {"a", "b", "target"} and "a" in request.log.sources
     by = request.spec_stats.by_drafter
     assert sum(counts.accepted for counts in by.values()) == request.spec_stats.accepted > 0
     assert sum(counts.drafted for counts in by.values()) == request.spec_stats.drafted
     for name, counts in by.items():
-        assert 0 <= request.sources.count(name) - counts.accepted <= 1
+        assert 0 <= request.log.sources.count(name) - counts.accepted <= 1
         assert counts.accepted == sum(counts.accepted_at) and counts.drafted >= counts.accepted
         assert all(a <= o for a, o in zip(counts.accepted_at, counts.offered_at, strict=True))
 
@@ -97,8 +97,8 @@ def test_what_a_budget_forces_is_forced_whoever_drafts_it(bench: Bench, drafter:
     assert answer(request) == known[len(ask.tokens) :]
     close = answer(request).index(CLOSE)
     assert close > 6
-    assert request.sources[6 : close + 1] == ["forced"] * (close - 5)
-    assert "forced" not in request.sources[:6] + request.sources[close + 1 :]
+    assert request.log.sources[6 : close + 1] == ["forced"] * (close - 5)
+    assert "forced" not in request.log.sources[:6] + request.log.sources[close + 1 :]
     if drafter == "silent":
         assert list(request.spec_stats.by_drafter) == ["forced"]
         assert request.spec_stats.by_drafter["forced"].accepted > 0

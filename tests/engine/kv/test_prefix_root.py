@@ -102,7 +102,7 @@ def test_pages_are_shared_within_one_memory_key(model: Model) -> None:
     running = bench.request(3, ask(20), memory_key="a")
     drafter.propose([running], [4])
     drafter.forget()
-    running.shared = False  # as the engine has it
+    running.sharing.allowed = False  # as the engine has it
     running.tokens += [7] * 8
     drafter.propose([running], [4])
     drafter.release([3])

@@ -290,7 +290,8 @@ def test_every_token_has_its_law_under_a_grammar(
     core = EngineCore(bench.model, kv, DrafterRouter(made), 512, 64, controller)
     requests = [bench.request(number, ask) for number, ask in enumerate(asks)]
     for request in requests:
-        request.policy = controller.policy(request.speculation, drafter)
+        policy = controller.policy(request.speculation, drafter)
+        request.drafting = request.drafting._replace(policy=policy)
     finish(core, requests)
     drafted = sum(request.spec_stats.drafted for request in requests)
     accepted = sum(request.spec_stats.accepted for request in requests)
