@@ -32,7 +32,7 @@ from fastslow.draft.suffix.draft import SuffixDraft
 from fastslow.drafters import own_head
 from fastslow.engine.params import Speculation
 from fastslow.engine.sampling.probs import only_best, probs_at
-from fastslow.engine.types import AcceptResult, Question, StepTiming
+from fastslow.engine.types import AcceptResult, DraftCall, StepTiming
 from fastslow.models.locate import resolve_model
 from fastslow.policies.speculation.controller import SpeculationController
 from fastslow.policies.speculation.step_cost import StepCostCurve
@@ -146,14 +146,16 @@ def answer(
         began, asked = costs.now, head.asked
         offered = drafter.propose([view], [nodes])[0]
         taken = costs.now - began
-        kept = controller.admit([view], [length.survival(offered)], [len(offered.tokens)], 1)[0]
+        kept = controller.nodes_that_pay(
+            [view], [length.survival(offered)], [len(offered.tokens)], 1
+        )[0]
         tree = offered.only(kept)
         rest = whole[len(view.tokens) :]
         path = tree.match(rest[:-1])
         place, made = len(view.tokens) - 1, len(path) + 1
         view.tokens = view.tokens + rest[:made]
         if not first:
-            controller.drafted(Question("drafter", taken, int(nodes > 0), len(offered.tokens)))
+            controller.drafted(DraftCall("drafter", taken, int(nodes > 0), len(offered.tokens)))
             length.record(tree, path)
             total.tokens, total.steps = total.tokens + made, total.steps + 1
             total.nodes += len(tree.tokens)

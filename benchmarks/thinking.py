@@ -33,7 +33,7 @@ from fastslow.policies.learned_auto import LearnedModeRouter
 from fastslow.policies.mode_router import ModeRouter
 from fastslow.tools.prompts import Task as GradedTask
 from fastslow.tools.tune.learned import closed, curves, hidden_states
-from fastslow.tools.tune.modes import situation
+from fastslow.tools.tune.modes import prompt_facts
 from fastslow.tools.tune.selector import AnswersByMode, GradedAnswer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
@@ -147,7 +147,7 @@ def choices(
     the share between the last two that the first closes."""
     own = [GradedTask([{"role": "user", "content": t.prompt}], t.answer, "number") for t in tasks]
     hidden = hidden_states(llm, own, router.between[0], router.layer, silent)
-    by_hand = np.array([BUILT_IN.score(features(situation(task))) for task in own])
+    by_hand = np.array([BUILT_IN.score(features(prompt_facts(task))) for task in own])
     sides = [measured[mode] for mode in router.between]
     answers = AnswersByMode.of_modes(
         [[GradedAnswer(a.right, a.seconds, tokens=a.tokens) for a in side] for side in sides]

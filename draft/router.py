@@ -9,7 +9,7 @@ from fastslow.draft.grammar_filter import certain_chain, filter_by_grammar
 from fastslow.draft.prediction import PredictionDraft
 from fastslow.draft.several import AdaptiveDrafter, SeveralDrafters, counted, on_each, union
 from fastslow.engine.params import Speculation
-from fastslow.engine.types import Drafter, Question, RequestView, Tree
+from fastslow.engine.types import DraftCall, Drafter, RequestView, Tree
 
 WATCHED = 2  # steps without a draft for which a drafter still sees features; then it rests
 
@@ -29,7 +29,7 @@ class DrafterRouter(SeveralDrafters):
     def __init__(
         self,
         drafters: Mapping[Speculation, Drafter],
-        drafted: Callable[[Question], None] | None = None,
+        drafted: Callable[[DraftCall], None] | None = None,
     ) -> None:
         super().__init__(())
         self._drafters = drafters
@@ -61,7 +61,7 @@ class DrafterRouter(SeveralDrafters):
                     isinstance(drafter, AdaptiveDrafter),
                 )
                 took = time.perf_counter() - started
-                self._drafted(Question(settings, took, len(keys), most, {*keys}, adaptive))
+                self._drafted(DraftCall(settings, took, len(keys), most, {*keys}, adaptive))
         # Only this step's drafters: another thread may add one before `commit`.
         self.features, self._unasked = union(watching), unasked
         return trees

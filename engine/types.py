@@ -355,7 +355,7 @@ class StepTiming(NamedTuple):
     pure: bool  # no prompt was read: all rows are last tokens of answers, and drafts
 
 
-class Question(NamedTuple):
+class DraftCall(NamedTuple):
     """A drafter was asked. asked: for how many requests, which have these memory keys. depth: of the deepest tree."""
 
     drafter: object
@@ -369,7 +369,7 @@ class Question(NamedTuple):
 class StepCostModel(Protocol):
     """Knows how long steps take, and decides which drafted nodes to run."""
 
-    def admit(
+    def nodes_that_pay(
         self,
         batch: Sequence[RequestView],
         survival: Sequence[Sequence[float] | None],

@@ -9,39 +9,33 @@ from contextlib import ExitStack, suppress
 
 from loguru import logger
 
-from fastslow.engine.core.admission import admitted, check_trees, draft_sizes
 from fastslow.engine.core.latency_budget import SHARE, LatencyBudget, RunEverything
-from fastslow.engine.core.layout import (
-    StepLayout,
-    ask_probes,
-    cut_at_ends,
-    keep_answered,
-    lay_rows,
-    see_prompts,
-    with_probed,
-)
-from fastslow.engine.core.mask_maker import MaskMaker
 from fastslow.engine.core.request import KVHistory, Request
 from fastslow.engine.core.scheduler import ScheduledChunk, Scheduler
 from fastslow.engine.core.stats import EngineLoad, EngineStats, EngineTotals, LoadMeter
+from fastslow.engine.core.step.answers import cut_where_over, cut_where_unsure, keep_answered
+from fastslow.engine.core.step.drafts import check_trees, cut_drafts, draft_sizes
+from fastslow.engine.core.step.features import committed_features, read_features
+from fastslow.engine.core.step.layout import StepLayout, lay_rows, left_out
+from fastslow.engine.core.step.masks import MaskMaker
+from fastslow.engine.core.step.probes import ask_probes, keep_ahead, see_prompts, with_probed
+from fastslow.engine.core.step.target_probs import note_logprobs, target_probs
+from fastslow.engine.core.step.trace import token_sources, trace_step
 from fastslow.engine.core.step_budget import StepBudget
-from fastslow.engine.core.target_probs import (
-    committed_features,
-    cut_where_unsure,
-    left_out,
-    note_logprobs,
-    read_features,
-    target_probs,
-    token_sources,
-    trace_step,
-)
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.config import RoutedUnits
 from fastslow.engine.sampling.accept.accept import accept
 from fastslow.engine.sampling.rng import Purpose, stream
 from fastslow.engine.sampling.stop import Reason
-from fastslow.engine.types import AcceptResult, Drafter, StepCostModel, StepTiming, Tree
+from fastslow.engine.types import (
+    AcceptResult,
+    Drafter,
+    ModelOutput,
+    StepCostModel,
+    StepTiming,
+    Tree,
+)
 
 
 class EngineCore:
@@ -75,7 +69,9 @@ class EngineCore:
         self._totals = EngineTotals()
         self._meter = LoadMeter()
         self._next_deadline = math.inf  # no request's is before it
-        self._unnotified: dict[int, Request] = {}  # whose callers do not know that they are over
+        self._unnotified: dict[
+            int, Request
+        ] = {}  # whose callers do not know yet that they are over
         self._over: set[int] = set()  # which the drafter has to let go
 
     @property
@@ -83,7 +79,7 @@ class EngineCore:
         return not self.scheduler.running and not self.scheduler.waiting
 
     def add(self, request: Request) -> None:
-        """Queue a request; it runs from the next step on. One that was ended on its way is left out."""
+        """Queue a request: it runs from the next step on. One that is over already is ignored."""
         if request.done:
             return
         if request.scheduling.latency_target is not None and request.scheduling.may_cut_groups:
@@ -94,11 +90,11 @@ class EngineCore:
         self.scheduler.add(request)
 
     def stats(self) -> EngineStats:
-        """Return what it does and has done. Any thread may ask: nothing is locked, figures may lie a step apart."""
+        """Return counters. Any thread may call it: nothing is locked, so they may be of different steps."""
         return self._totals.snapshot(self.scheduler, self.kv)
 
     def load(self) -> EngineLoad:
-        """Return what it has to do now, and how fast it is. As `stats`, and much cheaper."""
+        """Return the present load and speed. Any thread may call it; it is much cheaper than `stats`."""
         return self._meter.snapshot(self.scheduler, self.kv)
 
     def step(self) -> None:
@@ -108,73 +104,35 @@ class EngineCore:
         work = self._masks.runnable(self.scheduler.next())
         if not work:
             return
-        ready = [item.request for item in work if item.ready]
-        for request in ready:
-            request.enter_phase()
-        most = draft_sizes(work, self.scheduler, self._masks.slow)
-        nodes = [0 if request.known.ahead else own for request, own in zip(ready, most)]
-        started = time.perf_counter()
-        trees = self.drafter.propose(ready, nodes)
-        check_trees(trees, nodes, self.model.config.vocab_size)
-        rows = sum(chunk + r.rows_after(r.computed + chunk) for r, chunk in work)
-        trees = admitted(ready, trees, nodes, rows, self.cost_model)
-        trees = [
-            r.known.draft(own) if r.known.ahead else tree
-            for r, tree, own in zip(ready, trees, most)
-        ]
+        sizes = draft_sizes(work, self.scheduler, self._masks.slow)
+        began = time.perf_counter()
+        trees = self._propose(work, sizes)
         drafted = time.perf_counter()
-        read = self._wanted(work)
-        layout, result = lay_rows(work, trees, self.kv, read), AcceptResult()
-        with self._masks.beside(ready, trees) as late:
-            layers = with_probed(ready, self.drafter.features)
+        wanted = self._wanted(work)
+        layout = lay_rows(work, trees, self.kv, wanted)
+        with self._masks.beside(layout.ready, trees) as late:
+            layers = with_probed(layout.ready, self.drafter.features)
             out = self.model.forward(layout.rows, self.kv.storage, layers)
-        if late:
-            layout, result = left_out(late, layout, result)
-        ready = layout.ready
+        layout, _ = left_out(late, layout, AcceptResult())
         verified = time.perf_counter()
-        waiting = ask_probes(layout, out)
-        result = accept(
-            layout.trees,
-            target_probs(layout, out),
-            lambda b, depth: stream(ready[b].seed, len(ready[b].tokens) + depth, Purpose.ACCEPT),
-            [request.judge for request in ready],
-        )
-        keep_answered(ready, result)
-        for b, request in enumerate(ready):
-            if request in waiting:
-                request.known.ahead = result.tokens[b]
-                request.spec_stats.add(request.drafter, Tree(), [])
-        if late := {*waiting, *self._masks.unfollowed(ready, layout.trees, result)}:
-            layout, result = left_out(late, layout, result)
-        ready, work, rows = layout.ready, layout.work, len(layout.rows.tokens)
+        layout, result = self._accept(layout, out)
         verdicts = list(result.accepted_nodes)  # whole, also where the answer ends inside a run
         confidences = cut_where_unsure(layout, result, out.logits)
-        _truncate(ready, result, cut_at_ends(layout, result, out))
+        cut_where_over(layout, result, out)
         note_logprobs(layout, result, out.logits)
-        if any(request.log.trace is not None for request, _ in work):
-            trace_step(layout, verdicts, result, (drafted - started, verified - drafted))
-        pure = all(chunk == 1 and r.computed >= r.prompt_length for r, chunk in work)
+        trace_step(layout, verdicts, result, (drafted - began, verified - drafted))
+        pure = layout.pure
         self._commit(layout, verdicts, result)
         out.seen = see_prompts(layout, out.seen, layers, self.drafter.features)
-        shown = read_features(out, layout)
-        if shown is not None:
-            self.drafter.read([request for request, _ in work], read, shown)
-        self.drafter.commit(ready, result, committed_features(out, layout, result))
-        if ready:
-            seconds = time.perf_counter() - drafted
-            made = sum(map(len, result.tokens))
-            self.cost_model.note(ready, StepTiming(rows, seconds, drafted - started, made, pure))
-        self._meter.note(work, ready, rows, time.perf_counter() - started)
-        for request in ready:
-            request.spec_stats.draft_seconds += drafted - started
-            request.spec_stats.verify_seconds += verified - drafted
-        self._escalate(ready, result, confidences)
-        self._notify(ready)
+        self._show_drafter(layout, wanted, out, result)
+        self._note_times(layout, result, pure, (began, drafted, verified))
+        self._escalate(layout.ready, result, confidences)
+        self._notify(layout.ready)
 
     def end(self, requests: Sequence[Request], reason: Reason, error: BaseException | None) -> None:
-        """End requests outside of a step. Their pages are freed and their callers notified, whatever
-        raises; the error is raised at the end."""
-        with ExitStack() as every:  # the last one first
+        """End requests outside of a step. Whatever raises meanwhile, all pages are freed and all callers notified;
+        then the error is raised."""
+        with ExitStack() as every:  # it calls what was added last first
             every.callback(self._wake, requests)
             every.callback(self._release, requests)
             for request in requests:
@@ -182,7 +140,7 @@ class EngineCore:
                 every.callback(request.end, reason, error)
 
     def fail(self, error: Exception) -> int:
-        """A step raised: end the requests that it may have touched. Returns how many."""
+        """End the requests that a step which raised may have touched. Returns how many."""
         untouched = [r for r in self.scheduler.waiting if r.id not in self.kv.requests]
         skipped = set(untouched)
         failed = [r for r in self._live() if r not in skipped] or untouched[:1]
@@ -190,11 +148,12 @@ class EngineCore:
         return len(failed)
 
     def end_all(self, reason: Reason, error: BaseException | None) -> None:
-        """End all that run, wait, or were about to."""
+        """End all requests."""
         self.end(self._live(), reason, error)
 
     def _live(self) -> list[Request]:
-        """All that are not over. One that replaces another stands before it: it is over when its caller hears that."""
+        """Return all requests whose callers do not know that they are over. A successor comes before the request that
+        it replaces."""
         return list(reversed(self._unnotified.values()))
 
     def _end_late(self) -> None:
@@ -204,8 +163,7 @@ class EngineCore:
         self.end([request for end, request in timed if end <= now], "timeout", None)
 
     def forget_prompts(self) -> None:
-        """Empty the prefix cache, and what drafters hold of texts. Nothing of requests that run or wait is
-        shared any more."""
+        """Empty the prefix cache, and what drafters remember. What runs or waits now is not shared later either."""
         for request in (*self.scheduler.running, *self.scheduler.waiting):
             request.sharing.allowed = False
             for successor in request.successors:
@@ -214,7 +172,7 @@ class EngineCore:
         self.drafter.forget()
 
     def _cut_groups(self, request: Request, target: float) -> None:
-        """Run fewer groups, or experts, where the request's own would miss its latency target: lossy."""
+        """Lower the groups, or experts, of a request that would miss its latency target otherwise: lossy."""
         units = RoutedUnits.of(self.model.config)
         own = units.most if request.groups is None else request.groups
         rows = len(self.scheduler.running) + 1
@@ -228,11 +186,37 @@ class EngineCore:
                 f"{asked} of {own} {units.name} to keep {1000 * target:g} ms (lossy)"
             )
 
+    def _propose(self, work: Sequence[ScheduledChunk], sizes: Sequence[int]) -> list[Tree]:
+        """Draft for every request that gets tokens, and cut the drafts to what pays over the whole batch."""
+        ready = [item.request for item in work if item.ready]
+        nodes = [0 if request.known.ahead else size for request, size in zip(ready, sizes)]
+        trees = self.drafter.propose(ready, nodes)
+        check_trees(trees, nodes, self.model.config.vocab_size)
+        rows = sum(chunk + r.rows_after(r.computed + chunk) for r, chunk in work)
+        trees = cut_drafts(ready, trees, nodes, rows, self.cost_model)
+        each = zip(ready, trees, sizes)
+        return [r.known.draft(size) if r.known.ahead else tree for r, tree, size in each]
+
     def _wanted(self, work: Sequence[ScheduledChunk]) -> list[range]:
-        """Positions of text in this step, without the last ones, whose features the drafter wants."""
+        """Return the positions of text, without last tokens, whose features the drafter wants of this step."""
         rows = [range(r.computed, r.computed + chunk) for r, chunk in work]
         rows = [some[:-1] if item.ready else some for item, some in zip(work, rows)]
         return self.drafter.wants([r for r, _ in work], rows) if any(rows) else rows
+
+    def _accept(self, layout: StepLayout, out: ModelOutput) -> tuple[StepLayout, AcceptResult]:
+        """Decide which tokens every request gets. Requests that take none yet are left out."""
+        ready = layout.ready
+        waiting = ask_probes(layout, out)
+        result = accept(
+            layout.trees,
+            target_probs(layout, out),
+            lambda b, depth: stream(ready[b].seed, len(ready[b].tokens) + depth, Purpose.ACCEPT),
+            [request.judge for request in ready],
+        )
+        keep_answered(ready, result)
+        keep_ahead(waiting, ready, result)
+        late = {*waiting, *self._masks.unfollowed(ready, layout.trees, result)}
+        return left_out(late, layout, result)
 
     def _commit(
         self, layout: StepLayout, verdicts: Sequence[list[int]], result: AcceptResult
@@ -260,6 +244,38 @@ class EngineCore:
                 request.spec_stats.add(request.drafter, tree, nodes)
             request.timing.first_token = request.timing.first_token or now
             request.timing.last_token = now
+
+    def _show_drafter(
+        self,
+        layout: StepLayout,
+        wanted: Sequence[range],
+        out: ModelOutput,
+        result: AcceptResult,
+    ) -> None:
+        """Give the drafter the features that it wanted, and what became of its drafts."""
+        shown = read_features(out, layout)
+        if shown is not None:
+            self.drafter.read([request for request, _ in layout.work], wanted, shown)
+        self.drafter.commit(layout.ready, result, committed_features(out, layout, result))
+
+    def _note_times(
+        self,
+        layout: StepLayout,
+        result: AcceptResult,
+        pure: bool,
+        times: tuple[float, float, float],
+    ) -> None:
+        """Note what a step took. times: when it began to draft, had drafted, had run the target."""
+        (began, drafted, verified), ready = times, layout.ready
+        rows, now = len(layout.rows.tokens), time.perf_counter()
+        if ready:
+            made = sum(map(len, result.tokens))
+            timing = StepTiming(rows, now - drafted, drafted - began, made, pure)
+            self.cost_model.note(ready, timing)
+        self._meter.note(layout.work, ready, rows, now - began)
+        for request in ready:
+            request.spec_stats.draft_seconds += drafted - began
+            request.spec_stats.verify_seconds += verified - drafted
 
     def _escalate(
         self, ready: Sequence[Request], result: AcceptResult, confidences: Sequence[Sequence[float]]
@@ -305,7 +321,7 @@ class EngineCore:
             self._totals.add(request)
 
     def _release(self, requests: Sequence[Request]) -> None:
-        """Have the drafter let go of requests. If it raises, it is asked again with the next ones."""
+        """Have the drafter free what it holds for requests. If it raises, they are in the next call, too."""
         self._over.update(r.id for r in requests)
         try:
             self.drafter.release(list(self._over))
@@ -314,7 +330,7 @@ class EngineCore:
             logger.exception("a drafter failed to let go of requests that are over")
 
     def _wake(self, requests: Sequence[Request]) -> None:
-        """Call all listeners. One that raises ends its request, and is called again to hear of that."""
+        """Call all listeners. If one raises, its request ends, and it is called once more to learn of that."""
         for request in requests:
             try:
                 request.notify()
@@ -328,22 +344,3 @@ class EngineCore:
                     self.end([request], "error", error)
             if request.done:
                 self._unnotified.pop(request.id, None)
-
-
-def _truncate(ready: Sequence[Request], result: AcceptResult, ended: Sequence[int]) -> None:
-    """Cut accepted tokens where the answer ends. `ended`: see `cut_at_ends`."""
-    for b, request in enumerate(ready):
-        if request.error is not None:
-            request.stopper.finish("error")
-        run, whole_at, circles_at = result.tokens[b], None, None
-        if request.error is None and request.thinking is not None:
-            run = run[: request.thinking.asks_at(request.tokens, run)]
-            circles_at = request.thinking.circles_at(request.tokens, run)
-        if request.error is None and request.grammar is not None:
-            whole_at = request.grammar.whole_at(request.tokens, run)
-        kept = 0 if request.error is not None else request.stopper.scan(run[:circles_at], whole_at)
-        if kept == circles_at:
-            request.stopper.finish("loop")
-        result.cut(b, kept)
-        if request.thinking is not None and 0 < ended[b] == kept:
-            request.thinking.close_at(len(request.tokens) - request.prompt_length + kept, "model")

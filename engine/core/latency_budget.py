@@ -103,7 +103,7 @@ class LatencyBudget:
 class RunEverything:
     """The cost model that knows no costs: all nodes run, and all rows fit into any time."""
 
-    def admit(
+    def nodes_that_pay(
         self, batch: object, survival: object, sizes: Sequence[int], rows: int
     ) -> list[list[int]]:
         return [list(range(size)) for size in sizes]

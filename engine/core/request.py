@@ -45,7 +45,7 @@ class EscalationTarget:
 
 @dataclass(frozen=True, slots=True)
 class KVHistory:
-    """The first `length` rows of a text ran these groups, whatever the request runs now."""
+    """The first `length` rows of a text were computed with these groups, whatever the request runs now."""
 
     groups: int | None
     length: int
@@ -104,7 +104,11 @@ class AnswerLog:
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
 class Request:
-    """`0 <= computed <= len(tokens)`; a request that decodes has exactly one token not computed."""
+    """One answer in the making.
+
+    `tokens` is the text so far: `prompt_length` tokens of prompt, then the answer. The KV of its first `computed`
+    tokens is in the cache. A request that decodes has exactly one token that is not computed, the last one.
+    """
 
     id: int
     tokens: list[int]
@@ -138,7 +142,7 @@ class Request:
     escalation: EscalationState | None = None  # of one that may change to another mode
 
     def enter_phase(self) -> None:
-        """Draft as the part of the answer is drafted that its text ends in."""
+        """Choose the drafting of the part that the text ends in: of the thought, or of the answer."""
         if self.by_phase is None:
             return
         begun = self.grammar is not None and self.grammar.begun(self.tokens)
@@ -162,7 +166,7 @@ class Request:
 
     @property
     def drafter(self) -> str:
-        """The name of its drafter, for drafts that do not name one."""
+        """The name of its drafter: the source of drafted tokens whose tree names none."""
         return self.drafting.own_drafter or self.drafting.speculation.drafter
 
     @property
@@ -188,13 +192,13 @@ class Request:
 
     @property
     def shared_root(self) -> tuple[int | None, int]:
-        """The same without whose it is: of pinned text that requests of every memory key find."""
+        """The same key without the memory key: by it, requests of all memory keys find pinned text."""
         kept = self.kept
         return self.groups if kept is None else kept.groups, self.sharing.rope_length
 
     @property
     def chunk_limit(self) -> int:
-        """Pending tokens that may run in one step: all have the same groups."""
+        """Pending tokens that may run in one step, for which all must have the same groups."""
         kept = self.kept
         if kept is not None and self.computed < kept.length:
             return kept.length - self.computed
@@ -223,12 +227,12 @@ class Request:
 
     @property
     def probe(self) -> PromptProbe | None:
-        """The probe that looks at its prompt's end in the next step that is ready."""
+        """The probe of its prompt, while that has not decided yet."""
         return watched if isinstance(watched := self.watched, PromptProbe) else None
 
     @property
     def wants_logits(self) -> bool:
-        """True where the likeliest token alone is not enough, whatever its parameters say."""
+        """True where logits are needed even if its parameters need the likeliest token only."""
         return self.scored or self.doubt is not None
 
     @property
@@ -238,14 +242,14 @@ class Request:
 
     @property
     def answer_probe(self) -> AnswerProbe | None:
-        """The probe that asks for its answer in the next step that is ready. None where its rows would not fit."""
+        """The probe of its answer that runs beside the next token. None where none is due, or its rows do not fit."""
         if self.thinking is None or (probe := self.thinking.asks(self.tokens)) is None:
             return None
         begun = self.grammar is not None and self.grammar.begun(self.tokens)
         return None if begun or len(self.tokens) + probe.most > self.max_len else probe
 
     def rows_after(self, length: int) -> int:
-        """Rows of a step that reads its text to this length, besides text and draft."""
+        """Count the rows of a probe in a step that reads its text to this length."""
         probe = self.answer_probe if length == len(self.tokens) else None
         return 0 if probe is None else len(probe.rows)
 
@@ -266,12 +270,12 @@ class Request:
 
     @property
     def made(self) -> int:
-        """Tokens of its answer that this engine made."""
+        """Tokens of its answer that this engine made, not counting those that its call brought."""
         return max(0, len(self.tokens) - self.prompt_length - len(self.known.answered))
 
     @property
     def later_tokens(self) -> int:
-        """Tokens that steps gave after its first one, the last of those that its call brought included."""
+        """Tokens that steps gave after the first one. Of those that its call brought, only the last one counts."""
         read = max(0, len(self.known.answered) - 1)
         return max(0, len(self.tokens) - self.prompt_length - read - 1)
 
@@ -289,9 +293,11 @@ class Request:
         return self.params.logprobs is not None and missing
 
     def read_answered(self, tokens: Sequence[int]) -> int:
-        """Continue after these tokens that its call brought: all but the last one are text. Where the model's outputs
-        decided in between what followed, only those up to there, and the others follow later: where its answer was
-        asked for, or an end token may have closed its thought. Returns how many belong to the answer."""
+        """Continue after tokens of the answer that the call brought. All but the last one become text at once.
+
+        Fewer do where the model's outputs decided what followed: where a probe asked for the answer, or an end
+        token may have closed the thought. The rest follows later. Returns how many tokens became text.
+        """
         size = len(tokens) - 1
         if self.thinking is not None:
             asked = self.thinking.asks_at(self.tokens, tokens[:size])
@@ -306,7 +312,7 @@ class Request:
         return kept
 
     def stop_thinking(self) -> bool:
-        """Have its thought closed from the next step on, in the engine's thread. False: it has none."""
+        """Close its thought from the next step on. Call it in the engine's thread. False: there is none to close."""
         if self.done or self.thinking is None:
             return False
         if self.grammar is not None and self.grammar.begun(self.tokens):
@@ -319,15 +325,15 @@ class Request:
         return self.thinking.close(self.tokens, unread=rest)
 
     def fail(self, error: Exception) -> None:
-        """The step that runs ends this request alone, with the first error."""
+        """Have the running step end this request, and no other, with this error. The first one counts."""
         if self.error is None:
             self.error = error
             if not isinstance(error, FloatingPointError | GrammarError):  # which the caller reads
                 logger.opt(exception=error).error("request {} fails in a step", self.id)
 
     def survival(self, tree: Tree) -> Sequence[float] | None:
-        """Its policy's chances of a tree's nodes; None: all run. Certain tokens are as likely as their
-        parents. Where the policy raises, this request alone ends."""
+        """Return the chance of each drafted node by its policy; None: all nodes run. A certain token is as likely as
+        its parent. Where the policy raises, only this request ends."""
         try:
             chances = self.drafting.policy.survival(tree)
             if chances is None or tree.drafter_ids is None or CERTAIN not in tree.drafter_ids:
@@ -342,7 +348,7 @@ class Request:
             return None
 
     def judge(self, tree: Tree, target_probs: TargetProbsAt, place: RngAt) -> Accepted:
-        """Its rule; where that raises, this request alone ends."""
+        """Apply its acceptance rule. Where that raises, only this request ends."""
         try:
             return self.rule(tree, target_probs, place)
         except Exception as error:  # noqa: BLE001 - its own settings: the others run
@@ -350,7 +356,7 @@ class Request:
             return [], 0
 
     def record(self, tree: Tree, nodes: Sequence[int]) -> None:
-        """Its policy learns which nodes were accepted; where that raises, this request alone ends."""
+        """Tell its policy which nodes were accepted. Where that raises, only this request ends."""
         try:
             self.drafting.policy.record(tree, nodes)
         except Exception as error:  # noqa: BLE001 - its own settings: the others run
@@ -358,7 +364,7 @@ class Request:
             self.stopper.finish("error")
 
     def end(self, reason: Reason, error: BaseException | None) -> None:
-        """End it outside of a step, whatever its text does then."""
+        """End it outside of a step, even where its text cannot be finished."""
         self.error = error or self.error
         try:
             if (token := self.next_answered) is not None and not self.done:  # no step said it yet

@@ -120,7 +120,7 @@ class Scheduler:
     Where there are several shares, those start first, and have their prompts read first, whose share has the
     fewest answers running; see `FairShares`. All that is said here of priorities and targets holds within a share.
     An answer beyond its share's part is not in the step, and keeps its pages; where a request of another share lacks
-    a place or pages, it is preempted for that. So does one whose question is put off; see `StepBudget`.
+    a place or pages, it is preempted for that. So does one whose probe is put off; see `StepBudget`.
 
     Requests with a latency target go before all others, waiting or running, and the rows of others
     are cut to what the tightest target leaves. Of requests that were skipped PATIENCE times in a row,
@@ -155,7 +155,7 @@ class Scheduler:
         self._blocked = False  # in this step none of those that wait can start any more
         self._full = set[str | None]()  # shares of which none can start, for the time that it takes
         self._left = 0  # rows that are left of this step's
-        self._put_off = set[Request]()  # whose questions come in a later step
+        self._put_off = set[Request]()  # whose probes run in a later step
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []  # oldest first
 
@@ -239,7 +239,7 @@ class Scheduler:
             if chunk > 1:
                 chunk = self.budget.rows(request, chunk, self._left)
             asked = request.rows_after(request.computed + chunk)
-            if asked and not self.budget.asks(request, len(self.running)):
+            if asked and not self.budget.may_probe(request, len(self.running)):
                 self._put_off.add(request)
                 chunk, asked = chunk - 1, 0
             rows = chunk + asked
@@ -275,7 +275,7 @@ class Scheduler:
                 self._full.add(request.share)
                 continue
             while not chunk:
-                chunk = self._admit(request, rows)
+                chunk = self._open(request, rows)
                 if not chunk and not self._make_place(work):
                     break
             if not chunk:
@@ -331,7 +331,7 @@ class Scheduler:
         request.spec_stats.preemptions += 1
         self.waiting.appendleft(request)
 
-    def _admit(self, request: Request, rows: int) -> int:
+    def _open(self, request: Request, rows: int) -> int:
         """Open the request's pages; returns how many of these rows it may run, 0 if it must wait."""
         if len(self.running) >= self.max_running:
             return 0

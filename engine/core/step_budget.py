@@ -1,4 +1,4 @@
-"""Seconds that one share may add to a step of the others: by its answers, prompts, drafts and questions."""
+"""Seconds that one share may add to a step of the others: by its answers, prompts, drafts and probes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fastslow.engine.core.request import Request
 from fastslow.engine.types import StepCostModel
 
 LONGER = 1.4  # times as long as without a share a step may take with it
-# seconds that a prompt, drafts or questions add to a step where one share is alone: who comes in between waits for it,
+# seconds that a prompt, drafts or probes add to a step where one share is alone: who comes in between waits for it,
 # and where nobody names shares, that is the same caller
 ALONE, UNNAMED = 0.1, 1.0
 SOON = 0.05  # seconds that a step may take at least where one share is alone, but another was there lately
@@ -28,14 +28,14 @@ class StepBudget:
     """The seconds that each share may take of the step that is being scheduled, by what steps usually take.
 
     A share alone makes no step more than LONGER times as long as that of all others, but for one answer, which every
-    share has. What drafts and questions of all shares add is at most as long as the step without them, and is dealt
+    share has. What drafts and probes of all shares add is at most as long as the step without them, and is dealt
     out as places are: a share that wants little has it, none gets more than all others want together, unless the step
     is short enough. A share that was there lately counts as one answer: its next request may come amid a step.
 
     Prompts of all shares may add ALONE, too, where the step is shorter; each share that reads has an equal part of it.
     What makes a step LONGER than that a share pays of its credit: a part of the time that passes, up to ALONE.
 
-    A question that does not fit is asked in a later step, once its share has saved enough for it: a part of each step
+    A probe that does not fit runs in a later step, once its share has saved enough for it: a part of each step
     that it waits. No decision sees a token of its own step.
     """
 
@@ -52,8 +52,8 @@ class StepBudget:
         self._read = Counter[str | None]()  # rows of these in this step
         self._credit = dict[str | None, float]()  # seconds
         self._began = timer()
-        self._asked = Counter[str | None]()  # rows of questions in this step
-        self._saved = dict[str | None, float]()  # seconds, by shares whose questions wait
+        self._probed = Counter[str | None]()  # rows of probes in this step
+        self._saved = dict[str | None, float]()  # seconds, by shares whose probes wait
         self._waited = set[str | None]()  # which did so in this step
         self._refused = Counter[str | None]()  # steps in which a share had no draft that it wanted
 
@@ -75,7 +75,7 @@ class StepBudget:
         self._read = Counter()
         self._saved = {share: self._saved.get(share, 0.0) for share in self._seen}
         self._refused = Counter({share: self._refused[share] for share in self._seen})
-        self._asked, self._waited = Counter(), set()
+        self._probed, self._waited = Counter(), set()
 
     @property
     def alone(self) -> bool:
@@ -125,20 +125,20 @@ class StepBudget:
         most = LONGER * self._seconds(max(1, answers - self._answers[share]))
         return max(0.0, most - self._seconds(max(1, answers)))
 
-    def asks(self, request: Request, running: int) -> bool:
-        """Tell whether a request asks its question in this step, in which so many answers run."""
+    def may_probe(self, request: Request, running: int) -> bool:
+        """Tell whether a request runs its probe in this step, in which so many answers run."""
         share, rows = request.share, request.rows_after(len(request.tokens))
-        every, own = self._asked.total() + rows, self._asked[share] + rows
+        every, own = self._probed.total() + rows, self._probed[share] + rows
         plain, alone = self._seconds(running), len(self._there) < 2
         others = self._there.total() - self._there[share]
         whole = self._seconds(running + own) - plain
         fits = self._seconds(running + every) - plain <= self._most(plain)
         fits = fits and whole <= self._spare(plain, others)
-        fits = fits or (alone and not self._asked[share])
+        fits = fits or (alone and not self._probed[share])
         if not fits and share not in self._waited and whole <= self._saved[share]:
             fits, self._saved[share] = True, 0.0
         if fits:
-            self._asked[share] += rows
+            self._probed[share] += rows
         elif share not in self._waited:
             self._waited.add(share)
             self._saved[share] += plain / PATIENCE
@@ -193,7 +193,7 @@ class StepBudget:
         return seconds
 
     def _most(self, plain: float) -> float:
-        """Seconds that all drafts, or all questions, add to a step that takes so long without them."""
+        """Seconds that all drafts, or all probes, add to a step that takes so long without them."""
         return max(plain, self.alone * (UNNAMED if None in self._seen else ALONE))
 
     def _spare(self, plain: float, others: int) -> float:

@@ -19,27 +19,28 @@ from fastslow.engine.types import Ints
 class KVCache:
     """Paged keys and values of many requests, with a prefix cache.
 
-    A request is `open`ed, `reserve`s pages, has rows written at its `slots` by the model, and says
-    which of them are right with `advance` (a prompt chunk) or `commit` (the accepted part of a
-    draft). Every page that is full and valid is published: a later request with the same root
-    whose text starts with the same tokens shares it. Shared pages are never written, for rows are
-    only written at positions that are not valid yet.
+    The life of a request: `open`, then in each step `reserve` pages, have the model write rows at its `slots`, and
+    say which of them count with `advance` (a prompt chunk) or `commit` (the accepted part of a draft); in the end
+    `close`. Rows that count are valid. Rows are written only at positions that are not valid yet.
 
-    A request that completes a page which is already published gives its own copy back and shares
-    the published one. So a request that holds a published page holds all pages before it, and idle pages,
-    evicted least recently used first, go from the ends of texts towards their beginnings.
+    A page that is full and valid is published. A later request shares it if it has the same root and its text starts
+    with the same tokens. Two requests may fill a page with the same text: the second one drops its copy and shares
+    the first. So whoever holds a published page holds all pages before it too. Published pages that nobody holds are
+    evicted when room is needed, least recently used first, and the end of a text before its beginning.
 
     Not thread-safe: call it from the engine's thread only. Methods raise KeyError for a request
     that is not open.
 
-    layers, kv_heads, head_dim, dtype, device: shape and place of the rows, see `KVStorage`. pages: of all
-    ranks (see `page_budget`). page_size: tokens in a page. prefix_caching: whether pages are published at
-    all. storage: the order of the rows.
+    Where attention is data parallel (`storage.dp_ranks` above 1), each rank has an equal number of pages. A request
+    gets a rank when it is opened: among ranks with room for its whole text the one that has most of its beginning
+    cached, then the one with most room. It stays there: only requests of one rank share pages or compete for them.
 
-    Where attention is data parallel (`storage.dp_ranks` above 1), each rank has an equal share of the
-    pages, and what does not divide is left out. A request gets a rank when it is opened: of those with
-    room for all of its text the one that knows most of its beginning, then the one with most room.
-    Its pages never leave it, and only requests of one rank compete for pages or share them.
+    Args:
+        layers, kv_heads, head_dim, dtype, device: shape and place of the rows, see `KVStorage`.
+        pages: of all ranks together, see `page_budget`.
+        page_size: tokens in a page.
+        prefix_caching: False = no page is published.
+        storage: how rows lie in memory.
     """
 
     def __init__(
@@ -106,11 +107,11 @@ class KVCache:
         mode: str = "",
         for_all: Hashable = None,
     ) -> int:
-        """Start a request; share the published pages its text starts with.
+        """Start a request, and share the published pages that its text starts with.
 
-        root: all but the text that decides the rows, such as the mode's groups. most: share at
-        most this many tokens; len(tokens) - 1 leaves a row to run, 0 shares nothing. mode: its name, by
-        which evicted pages are counted. for_all: the root of pinned pages that are open to all, see `Pins.add`.
+        root: everything besides the text that decides the rows, such as the mode's groups. most: share no more
+        tokens than this; len(tokens) - 1 leaves one row to run, 0 shares nothing. mode: its name, for the count of
+        evicted pages. for_all: a second root, whose pinned pages all may share, see `Pins.add`.
         Returns how many tokens are valid already, a multiple of the page size.
         """
         if request in self._tables:
@@ -155,15 +156,15 @@ class KVCache:
         return self._tables[request].valid
 
     def slots(self, request: int, start: int, stop: int) -> Ints:
-        """Slots of positions start .. stop-1, i64 [stop - start]. A view: ask again after `reserve`, `advance`
-        or `commit`. ValueError for positions that are not reserved."""
+        """Return the slots of positions start .. stop-1, i64 [stop - start]. It is a view: ask again after `reserve`,
+        `advance` or `commit`. Raises ValueError for positions that are not reserved."""
         return self._tables[request].slots(start, stop)
 
     def advance(self, request: int, length: int, tokens: Sequence[int]) -> None:
-        """The rows of all positions below `length` are right now, as after a prompt chunk.
+        """Count the rows of all positions below `length` as valid, as after a prompt chunk.
 
-        tokens: the request's text, at least `length` of it. ValueError if that shrinks what is valid, or
-        passes what is reserved or known of the text.
+        tokens: the request's text, at least its first `length` tokens. Raises ValueError if `length` is below what
+        is valid, or beyond what is reserved or what `tokens` holds.
         """
         table = self._tables[request]
         limit = min(table.room, len(tokens))
@@ -178,18 +179,17 @@ class KVCache:
     def commit(
         self, request: int, base: int, accepted: Sequence[int], tokens: Sequence[int]
     ) -> None:
-        """Keep the accepted nodes of a draft and roll back the rejected ones. Node i was written at
-        position base + i.
+        """Keep the accepted nodes of a draft and roll back the rejected ones. Node i was written at position
+        base + i.
 
-        A rejected token costs no work here. Accepted rows end up at base, base + 1, ..., and what is valid
-        ends there: the rows after that are dead. The next step writes over them, in the same slots; pages stay
-        reserved. An accepted chain is in place, so nothing is copied. Only where a branch is accepted past
-        a rejected sibling, its rows move down. Only valid rows are ever published, so no rejected one is.
-        Drafters with a cache roll it back themselves: see `OwnKV` of `draft/model/kv.py`.
+        The accepted rows must end up at base, base + 1, ... An accepted chain is there already. Only a branch that
+        was accepted past a rejected sibling moves down. What is valid ends after the accepted rows, so rejected rows
+        cost nothing: the next step writes over them, in the same pages, and they are never published. Drafters with
+        a cache of their own roll it back themselves, see `OwnKV` in `draft/model/kv.py`.
 
-        accepted: nodes, root to leaf, ascending. Rows below `base` must be right where they are.
-        tokens: the request's text, with the accepted tokens. ValueError as of `advance`, and for nodes that
-        do not ascend or leave what is reserved.
+        accepted: nodes, root to leaf, ascending. Rows below `base` must be right already.
+        tokens: the request's text, with the accepted tokens.
+        Raises ValueError as `advance` does, and for nodes that do not ascend or are not reserved.
         """
         table = self._tables[request]
         if base < table.valid:
@@ -203,16 +203,16 @@ class KVCache:
         self.advance(request, base + len(accepted), tokens)
 
     def close(self, request: int) -> None:
-        """Give all pages of a request back. Published ones stay cached until they are evicted."""
+        """End a request. Its published pages stay cached until they are evicted."""
         table = self._tables.pop(request)
         self._ranks[table.rank].give_back(table)
 
     def stop_publishing(self, request: int) -> None:
-        """Do not share what the request writes from now on."""
+        """Publish no more pages of this request."""
         self._tables[request].digest = None
 
     def clear_prefix(self) -> None:
-        """Forget all cached pages, pinned ones too. Nothing of open requests is published any more."""
+        """Forget all cached pages, pinned ones too. Open requests publish nothing any more."""
         self.pins.clear()
         if self.evicted.file is not None:
             self.evicted.file.clear()

@@ -179,7 +179,7 @@ class Thinking:
         return None
 
     def asks(self, tokens: Sequence[int]) -> AnswerProbe | None:
-        """The probe that asks after `tokens` and was not told yet."""
+        """The probe that asks after `tokens`; None where it has its answer already."""
         probe = self._steering.probe
         return probe if probe is not None and self._after(tokens, ()).asks else None
 
@@ -200,7 +200,7 @@ class Thinking:
                 found.append(place)
         return found
 
-    def told(self, tokens: Sequence[int], settled: bool) -> None:
+    def note_probe(self, tokens: Sequence[int], settled: bool) -> None:
         """Note what the probe found after `tokens`: where the answer is settled, close the thought there."""
         if settled:
             self.close(tokens, "confident")

@@ -12,7 +12,7 @@ from fastslow.policies.speculation.tuning import TUNING, SpeculationTuning
 
 class DraftYield:
     """Nodes that are accepted and nodes that run when a drafter is asked: two running means over `memory`
-    questions."""
+    proposals."""
 
     def __init__(self, accepted: float, ran: float, memory: float) -> None:
         self.accepted = RunningMean(accepted, memory, memory)

@@ -8,8 +8,8 @@ from fastslow.engine.params import Speculation
 from fastslow.engine.types import PREDICTION, MarginalValue, Policy, RequestView, StepTiming
 from fastslow.policies.speculation.acceptance import AcceptanceModel
 from fastslow.policies.speculation.backoff import ByKey, RunningMean
-from fastslow.policies.speculation.loss_budget import LossBudget
-from fastslow.policies.speculation.planner import AdaptiveLength, FixedLength, admit
+from fastslow.policies.speculation.loss_budget import LossBudgets
+from fastslow.policies.speculation.planner import AdaptiveLength, FixedLength, nodes_that_pay
 from fastslow.policies.speculation.selection import AdaptiveSelection
 from fastslow.policies.speculation.step_cost import StepCostCurve, StepCosts
 from fastslow.policies.speculation.tuning import TUNING, SpeculationTuning
@@ -19,8 +19,8 @@ class SpeculationController:
     """The controller of an engine: all that is learnt about steps and drafts, and the policies that use it.
 
     In a step, every request's policy plans a budget of nodes, from the `AcceptanceModel` of its drafter,
-    the `StepCosts` and what its account in the `LossBudget` allows; an `AdaptiveSelection` asks those of several
-    drafters that pay; `admit` cuts the drafts to what pays over the whole batch; `note` and the
+    the `StepCosts` and what its loss budget allows; an `AdaptiveSelection` asks those of several
+    drafters that pay; `nodes_that_pay` cuts the drafts to what pays over the whole batch; `note` and the
     policies' `record` learn from the result. `measure`: see `StepCosts`.
     """
 
@@ -29,7 +29,7 @@ class SpeculationController:
     ) -> None:
         self._tuning = tuning
         self._costs = StepCosts(measure, tuning)
-        self._budget = LossBudget(tuning)
+        self._budgets = LossBudgets(tuning)
         self._acceptance: dict[tuple[str, object], ByKey[AcceptanceModel]] = {}
         # steps since a prompt was read; below 1 they find a cold machine
         self._warm = tuning.cold_steps
@@ -58,7 +58,7 @@ class SpeculationController:
             (part, drafter), ByKey(lambda: AcceptanceModel(self._tuning))
         )
         known = each.of(memory_key)
-        return AdaptiveLength(drafter, known, self._costs, self._budget, self._tuning)
+        return AdaptiveLength(drafter, known, self._costs, self._budgets, self._tuning)
 
     def forget(self, drafter: object) -> None:
         """A drafter is gone. Any thread may say so."""
@@ -80,7 +80,7 @@ class SpeculationController:
         """Seconds of a step with `rows` rows, none of which runs more than `groups` groups."""
         return self._costs.curve(groups).seconds(rows)
 
-    def admit(
+    def nodes_that_pay(
         self,
         batch: Sequence[RequestView],
         survival: Sequence[Sequence[float] | None],
@@ -89,7 +89,7 @@ class SpeculationController:
     ) -> list[list[int]]:
         """For each request, the nodes to run; `rows` are the step's other rows."""
         curve = self._costs.curve(_most_groups(batch))
-        return admit(survival, sizes, rows, curve)
+        return nodes_that_pay(survival, sizes, rows, curve)
 
     def note(self, batch: Sequence[RequestView], step: StepTiming) -> None:
         """Learn what a step took, and what it made; nothing where nobody asked yet what steps take."""
@@ -103,11 +103,11 @@ class SpeculationController:
             self._warm = -self._tuning.cold_steps
         if step.pure and self._warm <= 0:
             # what drafts take of a slow step is what they usually take
-            drafting = min(step.drafting, self._budget.drafting)
+            drafting = min(step.drafting, self._budgets.drafting)
             slow = step._replace(seconds=usual, drafting=drafting)
-            self._budget.note(running, slow, plain, usual)
+            self._budgets.note(running, slow, plain, usual)
             return
-        self._budget.note(running, step, plain, usual)
+        self._budgets.note(running, step, plain, usual)
         # a step is slower after a drafter was asked, whatever its rows: weights left the caches, the clock is lower
         asked, single = step.drafting >= self._tuning.free_node * plain, step.rows == running
         if asked and single:

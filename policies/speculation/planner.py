@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from fastslow.engine.types import RequestView, Tree
 from fastslow.policies.speculation.acceptance import AcceptanceModel, DraftYield, RequestBias
 from fastslow.policies.speculation.backoff import Backoff
-from fastslow.policies.speculation.loss_budget import LossAccount, LossBudget
+from fastslow.policies.speculation.loss_budget import LossBudgets, RequestLossBudget
 from fastslow.policies.speculation.step_cost import StepCostCurve, StepCosts
 from fastslow.policies.speculation.tuning import TUNING, SpeculationTuning
 
 
-def admit(
+def nodes_that_pay(
     survival: Sequence[Sequence[float] | None],
     sizes: Sequence[int],
     rows: int,
@@ -96,14 +96,14 @@ class AdaptiveLength:
         drafter: object,
         acceptance: AcceptanceModel,
         costs: StepCosts,
-        budget: LossBudget,
+        budgets: LossBudgets,
         tuning: SpeculationTuning = TUNING,
     ) -> None:
         self._drafter = drafter
         self._acceptance = acceptance
         self._costs = costs
-        self._budget = budget
-        self._account: LossAccount | None = None
+        self._budgets = budgets
+        self._loss: RequestLossBudget | None = None
         self._tuning = tuning
         self._bias = RequestBias(acceptance)
         known = acceptance.brought
@@ -116,9 +116,9 @@ class AdaptiveLength:
     def plan(self, request: RequestView, running: int) -> int:
         running = max(running, 1)
         self._asked = self._probing = False
-        if self._account is None:
-            self._account = self._budget.open(running, request.memory_key)
-        if self._account.resting:
+        if self._loss is None:
+            self._loss = self._budgets.open(running, request.memory_key)
+        if self._loss.paused:
             return 0
         tuning, curve, key = self._tuning, self._costs.curve(request.groups), request.memory_key
         self._probing = self._probe.due
@@ -149,11 +149,11 @@ class AdaptiveLength:
         return chances
 
     def record(self, tree: Tree, accepted: Sequence[int]) -> None:
-        ran, account = len(tree.tokens), self._account
-        if account is not None:
-            account.asked, account.nodes, account.accepted = self._asked, ran, len(accepted)
-            self._budget.take(account)
-            if account.resting:
+        ran, loss = len(tree.tokens), self._loss
+        if loss is not None:
+            loss.asked, loss.nodes, loss.accepted = self._asked, ran, len(accepted)
+            self._budgets.take(loss)
+            if loss.paused:
                 return
         if self._asked:
             self._brought.add(len(accepted), ran)

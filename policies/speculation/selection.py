@@ -58,12 +58,12 @@ class _Drafter:
                 RunningMean(1.0, memory, tuning.own_gain_memory),
             )
         )
-        # of asking, by request: soon after another question, and after a rest, when its weights left the caches
+        # of asking, by request: soon after another proposal, and after a rest, when its weights left the caches
         self.seconds, self.cold = (RunningMean(0.0, tuning.ask_memory) for _ in range(2))
         self.rested = tuning.waking + 1  # steps since it was asked
-        # questions from one rest to the next
-        questions, runs = tuning.prior_run
-        self.runs = RunningMean(questions, tuning.ask_memory, runs)
+        # proposals from one rest to the next
+        length, runs = tuning.prior_run
+        self.runs = RunningMean(length, tuning.ask_memory, runs)
         self._run = 0
         self.backoff = Backoff(*tuning.select_wait, wait=0)  # where it pays for no request
         self.turn = 0  # the request that it is tried for
@@ -74,12 +74,12 @@ class _Drafter:
 
     @property
     def price(self) -> float:
-        """Seconds of asking it for a request, in a run of usual length: all its questions pay for the first."""
+        """Seconds of asking it for a request, in a run of usual length: all its proposals pay for the first."""
         more = max(0.0, self.cold.value - self.seconds.value)
         return self.seconds.value + more / max(self.runs.value, self._run)
 
     def begin(self) -> bool:
-        """A question begins, and may yet raise; whether one came just before."""
+        """It is about to propose, which may raise. Returns whether it proposed just before."""
         warm = self.warm
         if not warm and self._run:
             self.runs.add(self._run)
@@ -205,7 +205,7 @@ class AdaptiveSelection:
         if pays:
             known.backoff.restart(0)
         elif known.backoff.due and any(nodes):
-            # twice, since the first question after a rest does not tell what asking usually takes
+            # twice, since the first proposal after a rest does not tell what asking usually takes
             around = ((known.turn + (not warm) + n) % len(nodes) for n in range(len(nodes)))
             known.turn = next(b for b in around if nodes[b] > 0)
             asked[known.turn] = nodes[known.turn]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from fastslow.engine.types import MarginalValue, Question
+from fastslow.engine.types import DraftCall, MarginalValue
 from fastslow.policies.speculation.backoff import MIXED, ByKey, RunningMean, common_key
 from fastslow.policies.speculation.tuning import TUNING, SpeculationTuning
 
@@ -88,7 +88,7 @@ class StepCostCurve:
         self._alike: list[int] = near.tolist()
         at = np.arange(self._tuning.table_rows + 1)
         times = self._curve * self._speed * np.array(self._shape)[near]
-        # few steps that were delayed make no others dear, and few that were fast make plain ones no cheaper
+        # few steps that were delayed make no others expensive, and few that were fast make plain ones no cheaper
         curve = np.minimum.accumulate(times[::-1])[::-1]
         curve[self._plain :] = np.maximum(curve[self._plain :], times[self._plain])
         last, most = int(self._rows[-1]), curve[-1]
@@ -135,7 +135,7 @@ class StepCosts:
 
     def ask_seconds(self, drafter: object, key: str | None = None) -> float:
         """Seconds that asking a drafter takes by request, even if it proposes nothing; 0: not measured yet."""
-        known = self._of(drafter, key, "question")
+        known = self._of(drafter, key, "call")
         return 0.0 if known is None else known.value
 
     def pass_seconds(self, drafter: object, key: str | None, asked: int) -> float | None:
@@ -147,9 +147,9 @@ class StepCosts:
         curve = next(iter(self._curves.values()))
         return known.value * max(1.0, curve.seconds(asked) / curve.seconds(round(usual.value)))
 
-    def drafted(self, question: Question) -> None:
+    def drafted(self, call: DraftCall) -> None:
         """A drafter was asked."""
-        drafter, seconds, asked, depth, keys, adaptive = question
+        drafter, seconds, asked, depth, keys, adaptive = call
         memory, held_up = self._tuning.draft_memory, self._tuning.held_up
         means = self._asking.setdefault(
             drafter, ByKey(lambda: defaultdict(lambda: RunningMean(0.0, memory)))
@@ -161,7 +161,7 @@ class StepCosts:
         if depth > 0 and not adaptive:
             known["node"].add_time(seconds / depth, held_up)
         if asked > 0 and not adaptive:
-            known["question"].add_time(seconds / asked, held_up)
+            known["call"].add_time(seconds / asked, held_up)
 
     def forget(self, drafter: object) -> None:
         self._asking.pop(drafter, None)

@@ -24,7 +24,7 @@ class SpeculationTuning:
     # of a plain step: cheaper nodes count as free; many are drafted, then cut
     free_node: float = 0.03
     least_budget: int = 4  # nodes that a free drafter is asked for; more where more paid last time
-    ask_wait: tuple[int, int] = (8, 8)  # steps between questions that do not pay: they cost little
+    ask_wait: tuple[int, int] = (8, 8)  # steps between proposals that do not pay: they cost little
     probe_wait: tuple[int, int] = (16, 256)  # steps without a node, so that no estimate stays wrong
 
     # Acceptance model
@@ -33,8 +33,8 @@ class SpeculationTuning:
     node_memory: float = 256.0  # of each kind of node, over all requests: texts change slowly
     deepest: int = 8  # deeper nodes are too rare to be counted by depth
     score_bins: int = 5  # fine enough to correct scores, coarse enough to fill soon
-    prior_yield: tuple[float, float] = (0.4, 0.5)  # nodes accepted and run for each question
-    yield_memory: float = 200.0  # questions of all requests, with which a new request begins
+    prior_yield: tuple[float, float] = (0.4, 0.5)  # nodes accepted and run for each proposal
+    yield_memory: float = 200.0  # proposals of all requests, with which a new request begins
     own_yield_memory: float = 24.0  # of a request's own: its text may soon change
     bias_rate: float = 0.25  # of a logit, by which one node moves a request: a few must be enough
     bias_limit: float = 3.0  # of a logit: from further off it would take long to come back
@@ -47,7 +47,7 @@ class SpeculationTuning:
     drafted_rate: float = 0.1
     # a step counts as at most this many times as fast as lately, a plain one as slow
     step_limit: float = 2.0
-    # a step with drafts as slow: a row count that looks dear runs no more, and nothing shows that it is not
+    # a step with drafts as slow: a row count that looks expensive runs no more, and nothing shows that it is not
     drafted_limit: float = 1.3
     # steps of a row count that say what it takes beside others: in use caches are colder than measured
     shape_memory: float = 32.0
@@ -66,19 +66,16 @@ class SpeculationTuning:
     cold_steps: int = 6
 
     # Loss budget, in plain steps
-    first_loss: float = (
-        1.0  # of a new request where the pool is half full: a draft or two that fail
-    )
-    most_loss: float = (
-        6.0  # that a request may lose after it gained much: a text that turns is noticed
-    )
-    loss_share: float = 0.015  # of its time, that drafts may lose in the long run
-    # earned before a request that rests is drafted for again; more where its last draft took more
-    trial_loss: float = 0.5
-    most_pooled: float = (
-        12.0  # for each place of a batch, for new requests; half of it to begin with
-    )
-    pool_share: float = 0.015  # of all time, for new requests
+    # of a new request where the shared budget is half full: a draft or two that fail
+    first_loss: float = 1.0
+    # that a request may lose after its drafts saved much: a text that turns is noticed
+    most_loss: float = 6.0
+    loss_refill: float = 0.015  # of its time, that drafts may lose in the long run
+    # left before drafting goes on after a pause; more where the last draft took more
+    resume_loss: float = 0.5
+    # shared by new requests, for each place of a batch; half of it to begin with
+    most_shared_loss: float = 12.0
+    shared_refill: float = 0.015  # of all time, for new requests
     step_slack: float = 2.0  # a step counts as at most this many times as fast or slow as usual
 
     # Selection among several drafters
@@ -87,8 +84,8 @@ class SpeculationTuning:
     gain_memory: float = 50.0  # of all requests, with which a new request begins
     gain_begun: float = 3.0  # own proposals; the gain of all requests counts as this many then
     most_calibration: float = 1.5  # limit to which scores that promise too little are scaled up
-    ask_memory: float = 50.0  # questions: what asking takes hardly changes
-    # questions from one rest to the next, and runs as which that counts: the first question of all is dear
+    ask_memory: float = 50.0  # proposals: what asking takes hardly changes
+    # proposals from one rest to the next, and runs as which that counts: the first of all is expensive
     prior_run: tuple[float, float] = (8.0, 2.0)
     ask_overhead: float = 1.5  # times the time of asking: features, and the work of larger steps
     # steps from one try of a drafter that pays for no request to the next

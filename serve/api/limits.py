@@ -63,7 +63,9 @@ class Caller:
             return self.memory_key
         return _derived(self.memory_key or OPEN, "salt", cache_salt)
 
-    def admit(self, request: GenerateRequest, card: ModelCard, prompts: int = 1) -> GenerateRequest:
+    def limited(
+        self, request: GenerateRequest, card: ModelCard, prompts: int = 1
+    ) -> GenerateRequest:
         """The request as the limits let it through: where it gives no `max_tokens`, with the most that it may.
         prompts: of its call, each with such a request."""
         limits = self.limits

@@ -77,23 +77,23 @@ class LocalEngine:
             return ""
         return "the engine broke" if self.broken else "the server is closing"
 
-    async def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
+    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
         if not self.ready:
             raise NotReady(self.why_not_ready, refused=True)
-        handle = self._llm.begin(ask.prompt, ask.options)
-        self._running[ask.id] = handle
+        handle = self._llm.begin(request.prompt, request.options)
+        self._running[request.id] = handle
         try:
-            if not ask.streamed:
+            if not request.streamed:
                 output = await handle
-                self._check_whole(ask, output)
+                self._check_whole(request, output)
                 yield Piece(output=output)
                 return
             held: list[Piece] = []  # text that was not sent yet when an answer ended
             async with aclosing(aiter(handle)) as pieces:
                 async for piece in pieces:
-                    if not self._llm.accepting and ask.whole:
+                    if not self._llm.accepting and request.whole:
                         if piece.output is not None:
-                            self._check_whole(ask, piece.output)
+                            self._check_whole(request, piece.output)
                         elif not piece.token_ids:  # if this closing cut it, it is not the answer's
                             held.append(piece)
                             continue
@@ -106,11 +106,11 @@ class LocalEngine:
                 raise ValueError(str(error)) from None
             raise
         finally:
-            if self._running.get(ask.id) is handle:
-                del self._running[ask.id]
-                self._cancelled.discard(ask.id)
+            if self._running.get(request.id) is handle:
+                del self._running[request.id]
+                self._cancelled.discard(request.id)
             if traces := handle.step_traces:  # the answer itself is let go of
-                self._traces.put(ask.options.share, ask.id, traces)
+                self._traces.put(request.options.share, request.id, traces)
             handle.cancel()
 
     async def warm(self, prefix: WarmPrefix) -> None:
@@ -151,9 +151,9 @@ class LocalEngine:
         deep = {name for name, mode in self._card.modes.items() if may_take_long(mode)}
         return replica_report(self._llm.llm.current_load(), deep, time.time())
 
-    async def tokenize(self, ask: GenerateRequest) -> list[int]:
-        llm, options = self._llm.llm, ask.options.given()
-        return await asyncio.to_thread(lambda: llm.tokenize(ask.prompt, **options))
+    async def tokenize(self, request: GenerateRequest) -> list[int]:
+        llm, options = self._llm.llm, request.options.given()
+        return await asyncio.to_thread(lambda: llm.tokenize(request.prompt, **options))
 
     async def detokenize(self, tokens: list[int]) -> str:
         return await asyncio.to_thread(self._llm.llm.detokenize, tokens)
@@ -169,10 +169,10 @@ class LocalEngine:
         await self._llm.drain(drain)
         await self._llm.close()
 
-    def _check_whole(self, ask: GenerateRequest, output: Output) -> None:
+    def _check_whole(self, request: GenerateRequest, output: Output) -> None:
         """NotReady: this engine closed, and cut an answer that is wanted whole."""
         cut = any(choice.finish_reason == "cancelled" for choice in output.choices)
-        if cut and ask.whole and ask.id not in self._cancelled and not self._llm.accepting:
+        if cut and request.whole and request.id not in self._cancelled and not self._llm.accepting:
             raise NotReady("the engine closed before the answer was whole", refused=True)
 
 

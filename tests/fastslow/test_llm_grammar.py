@@ -13,7 +13,7 @@ from gate import SOON, open_llm, settled
 from grammar_tools import holds
 from tokenizers_tiny import write_spm
 
-from fastslow.engine.core import mask_maker
+from fastslow.engine.core.step import masks
 from fastslow.engine.params import GrammarSpec, SamplingParams, Speculation
 from fastslow.engine.sampling import grammar as grammar_module
 from fastslow.llm import LLM
@@ -94,7 +94,7 @@ def test_an_answer_may_spell_the_tags(
     """No thought comes in fast mode, so what looks like one is the answer: for drafts and counts, too."""
     # where a mask comes late, a walk takes long or rows are dear, nothing need be drafted
     for limit in ("PATIENCE", "LONGEST_WAIT"):
-        monkeypatch.setattr(mask_maker, limit, SOON)
+        monkeypatch.setattr(masks, limit, SOON)
     monkeypatch.setattr(grammar_module, "LONG_WALK", SOON)
     wish = Speculation(drafter=drafter, nodes=9)
     params = asked({"regex": regex})

@@ -144,8 +144,8 @@ def test_answers_are_those_of_the_mode_taken_in_any_batch(llm: LLM) -> None:
 def test_a_chooser_sees_what_was_asked_and_nothing_else(llm: LLM) -> None:
     seen: list[PromptFacts] = []
 
-    def mine(situation: PromptFacts) -> str:
-        seen.append(situation)
+    def mine(facts: PromptFacts) -> str:
+        seen.append(facts)
         return "fast"
 
     talk = [

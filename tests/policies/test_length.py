@@ -19,13 +19,13 @@ from fastslow.engine.backends.loader import load_model
 from fastslow.engine.host.machine import Watch
 from fastslow.engine.model.base import Model
 from fastslow.engine.params import Speculation
-from fastslow.engine.types import Question, Tree
+from fastslow.engine.types import DraftCall, Tree
 from fastslow.policies.speculation import cost_curve
 from fastslow.policies.speculation.acceptance import AcceptanceModel, RequestBias
 from fastslow.policies.speculation.controller import SpeculationController
 from fastslow.policies.speculation.cost_curve import step_seconds
-from fastslow.policies.speculation.loss_budget import LossBudget
-from fastslow.policies.speculation.planner import AdaptiveLength, admit, best_length
+from fastslow.policies.speculation.loss_budget import LossBudgets
+from fastslow.policies.speculation.planner import AdaptiveLength, best_length, nodes_that_pay
 from fastslow.policies.speculation.step_cost import StepCostCurve, StepCosts
 from fastslow.policies.speculation.tuning import SpeculationTuning
 
@@ -45,7 +45,7 @@ def policy(curve: StepCostCurve, most: int = 8) -> tuple[AdaptiveLength, StepCos
     tuning = SpeculationTuning(most_nodes=most)
     costs = StepCosts(lambda groups: curve, tuning)
     known = AcceptanceModel(tuning)
-    return AdaptiveLength("drafter", known, costs, LossBudget(tuning), tuning), costs
+    return AdaptiveLength("drafter", known, costs, LossBudgets(tuning), tuning), costs
 
 
 def rate(
@@ -56,7 +56,7 @@ def rate(
     return tokens / curve.seconds(rows + count)
 
 
-def test_admit_finds_the_best_of_all_prefixes() -> None:
+def test_nodes_that_pay_finds_the_best_of_all_prefixes() -> None:
     draws = random.Random(0)
     curve = StepCostCurve([1, 2, 4, 8, 16], [1.0, 1.1, 1.4, 2.2, 4.5])
     for _ in range(50):
@@ -67,16 +67,16 @@ def test_admit_finds_the_best_of_all_prefixes() -> None:
                 chance *= draws.random()
                 chain.append(chance)
             survival.append(chain)
-        kept = admit(survival, [len(s) for s in survival], 3, curve)
+        kept = nodes_that_pay(survival, [len(s) for s in survival], 3, curve)
         every = itertools.product(*(range(len(s) + 1) for s in survival))
         best = max(rate([list(range(n)) for n in lengths], survival, 3, curve) for lengths in every)
         assert rate(kept, survival, 3, curve) == pytest.approx(best)
 
 
-def test_admit_takes_parents_with_their_children_and_leaves_fixed_requests_alone() -> None:
-    kept = admit([[0.5, 0.5, 0.5, 0.1], None, []], [4, 3, 0], 3, FLAT)
+def test_nodes_that_pay_takes_parents_with_their_children_and_leaves_fixed_requests_alone() -> None:
+    kept = nodes_that_pay([[0.5, 0.5, 0.5, 0.1], None, []], [4, 3, 0], 3, FLAT)
     assert kept == [[0, 1, 2, 3], [0, 1, 2], []]
-    kept = admit([[0.5, 0.5, 0.5, 0.1], None, []], [4, 3, 0], 3, STEEP)
+    kept = nodes_that_pay([[0.5, 0.5, 0.5, 0.1], None, []], [4, 3, 0], 3, STEEP)
     assert kept == [[], [0, 1, 2], []]
 
 
@@ -248,7 +248,7 @@ def run(length: AdaptiveLength, accepted: int, curve: StepCostCurve) -> int:
     """A step of one request; how many nodes ran."""
     asked = length.plan(REQUEST, 1)
     tree = Tree.chain(list(range(asked)))
-    nodes = admit([length.survival(tree)], [asked], 1, curve)[0]
+    nodes = nodes_that_pay([length.survival(tree)], [asked], 1, curve)[0]
     length.record(tree.only(nodes), list(range(min(accepted, len(nodes)))))
     return len(nodes)
 
@@ -271,7 +271,7 @@ def test_good_drafts_run_to_the_end_and_bad_ones_recover() -> None:
 
 def test_a_slow_drafter_that_is_refused_is_hardly_asked() -> None:
     length, costs = policy(FLAT)
-    costs.drafted(Question("drafter", 0.8, 1, 1))
+    costs.drafted(DraftCall("drafter", 0.8, 1, 1))
     asked = []
     for _ in range(1000):
         asked.append(length.plan(REQUEST, 1))

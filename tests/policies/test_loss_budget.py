@@ -11,7 +11,7 @@ import pytest
 from fastslow.engine.params import Speculation
 from fastslow.engine.types import StepTiming, Tree
 from fastslow.policies.speculation.controller import SpeculationController
-from fastslow.policies.speculation.loss_budget import LossAccount, LossBudget
+from fastslow.policies.speculation.loss_budget import LossBudgets, RequestLossBudget
 from fastslow.policies.speculation.planner import AdaptiveLength
 from fastslow.policies.speculation.step_cost import StepCostCurve
 from fastslow.policies.speculation.tuning import TUNING
@@ -71,74 +71,74 @@ def test_drafts_that_pay_are_not_held_back(running: int) -> None:
     assert sum(times for times, _ in found) / len(found) < 1.05 * ideal
 
 
-def test_a_request_that_rests_tries_again_with_what_it_earned() -> None:
+def test_a_request_that_rests_tries_again_with_what_was_refilled() -> None:
     controller = controller_at(0.5)
     _, few = answered(controller, 0.0, 0.5, tokens=64)
     times, more = answered(controller, 0.0, 0.5, tokens=2000)
-    assert few + 10 < more < 2000 * TUNING.loss_share / 0.5 + few + 3
-    assert times < 1 + 2 * TUNING.loss_share
+    assert few + 10 < more < 2000 * TUNING.loss_refill / 0.5 + few + 3
+    assert times < 1 + 2 * TUNING.loss_refill
 
 
 def test_what_others_gained_pays_for_the_first_drafts_of_a_new_request() -> None:
-    budget = LossBudget()
+    budgets = LossBudgets()
     for _ in range(20):
-        step(budget, budget.open(1), 1, accepted=0)
-    assert budget.open(1).resting and not budget.open(8).resting
-    account = budget.open(1)
+        step(budgets, budgets.open(1), 1, accepted=0)
+    assert budgets.open(1).paused and not budgets.open(8).paused
+    budget = budgets.open(1)
     for _ in range(30):
-        step(budget, account, 1, accepted=1)
-    assert account.left == TUNING.most_loss
-    assert budget.open(1).left == 2 * TUNING.first_loss, "the pool is full"
+        step(budgets, budget, 1, accepted=1)
+    assert budget.left == TUNING.most_loss
+    assert budgets.open(1).left == 2 * TUNING.first_loss, "the shared budget is full"
 
 
 @pytest.mark.parametrize("running", [1, 8, 32])
 def test_no_request_rests_for_good(running: int) -> None:
-    """Opened at an empty pool, and after a step that was held up."""
-    budget = LossBudget()
+    """Opened at an empty shared budgets, and after a step that was held up."""
+    budgets = LossBudgets()
     for _ in range(50):
-        step(budget, budget.open(running), running, accepted=0)
-    account = budget.open(running)
-    account.asked, account.nodes, account.accepted = True, 0, 0
-    budget.take(account)
-    budget.note(running, StepTiming(running, 2.0, 1.0, 1, pure=True), 1.0, 1.0)
-    assert account.resting
-    account.asked = False
+        step(budgets, budgets.open(running), running, accepted=0)
+    budget = budgets.open(running)
+    budget.asked, budget.nodes, budget.accepted = True, 0, 0
+    budgets.take(budget)
+    budgets.note(running, StepTiming(running, 2.0, 1.0, 1, pure=True), 1.0, 1.0)
+    assert budget.paused
+    budget.asked = False
     for _ in range(4000):
-        budget.take(account)
-        budget.note(running, StepTiming(running, 1.0, 0.0, 1, pure=True), 1.0, 1.0)
-    assert not account.resting
+        budgets.take(budget)
+        budgets.note(running, StepTiming(running, 1.0, 0.0, 1, pure=True), 1.0, 1.0)
+    assert not budget.paused
 
 
-def test_a_pool_is_more_than_half_full_by_gains_alone() -> None:
-    budget = LossBudget()
-    first = budget.open(1)
+def test_the_shared_budget_is_more_than_half_full_by_gains_alone() -> None:
+    budgets = LossBudgets()
+    first = budgets.open(1)
     for _ in range(1000):
-        budget.take(first)
-        budget.note(1, StepTiming(1, 1.0, 0.0, 1, pure=True), 1.0, 1.0)
-    assert budget.open(1).left == pytest.approx(TUNING.first_loss, rel=0.02)
+        budgets.take(first)
+        budgets.note(1, StepTiming(1, 1.0, 0.0, 1, pure=True), 1.0, 1.0)
+    assert budgets.open(1).left == pytest.approx(TUNING.first_loss, rel=0.02)
 
 
-def step(budget: LossBudget, account: LossAccount, running: int, accepted: int) -> None:
+def step(budgets: LossBudgets, budget: RequestLossBudget, running: int, accepted: int) -> None:
     """A step of the requests that run, of which one has a node; it takes half as long again."""
-    account.asked, account.nodes, account.accepted = True, 1, accepted
-    budget.take(account)
+    budget.asked, budget.nodes, budget.accepted = True, 1, accepted
+    budgets.take(budget)
     seconds = 1.0 + 0.5 / running
-    budget.note(running, StepTiming(running + 1, seconds, 0.0, 1, pure=True), 1.0, seconds)
+    budgets.note(running, StepTiming(running + 1, seconds, 0.0, 1, pure=True), 1.0, seconds)
 
 
 def test_a_delay_and_a_step_that_reads_a_prompt_say_nothing() -> None:
-    budget = LossBudget()
-    account = budget.open(1)
-    account.asked, account.nodes, account.accepted = True, 1, 1
+    budgets = LossBudgets()
+    budget = budgets.open(1)
+    budget.asked, budget.nodes, budget.accepted = True, 1, 1
     for pure, seconds in ((False, 50.0), (True, 50.0)):
-        budget.take(account)
-        budget.note(1, StepTiming(2, seconds, 0.0, 2, pure), 1.0, 1.1)
-        assert account.left > 0
-    late = budget.open(1)
+        budgets.take(budget)
+        budgets.note(1, StepTiming(2, seconds, 0.0, 2, pure), 1.0, 1.1)
+        assert budget.left > 0
+    late = budgets.open(1)
     for drafting in (0.1, 0.1, 50.0):
         late.asked, late.nodes, late.accepted = True, 0, 0
-        budget.take(late)
-        budget.note(1, StepTiming(1, 1.0, drafting, 1, pure=True), 1.0, 1.0)
+        budgets.take(late)
+        budgets.note(1, StepTiming(1, 1.0, drafting, 1, pure=True), 1.0, 1.0)
     assert late.left > 0
 
 
@@ -162,8 +162,8 @@ def test_steps_right_after_a_prompt_are_booked_and_learnt_as_usual_ones() -> Non
             policy.plan(REQUEST, 1)
             policy.record(NODE, [])
             controller.note([REQUEST], StepTiming(2, cold * 1.2, cold * 0.1, 1, pure=True))
-        assert isinstance(policy, AdaptiveLength) and policy._account is not None
-        left.append(policy._account.left)
+        assert isinstance(policy, AdaptiveLength) and policy._loss is not None
+        left.append(policy._loss.left)
         assert controller.seconds(None, 2) == pytest.approx(1.2, rel=0.05)
     assert left[0] == pytest.approx(left[1])
 

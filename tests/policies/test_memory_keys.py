@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from fastslow.engine.params import Speculation
-from fastslow.engine.types import AcceptResult, MarginalValue, Question, StepTiming, Tree
+from fastslow.engine.types import AcceptResult, DraftCall, MarginalValue, StepTiming, Tree
 from fastslow.policies.speculation.backoff import MOST_KEYS, ByKey
 from fastslow.policies.speculation.controller import SpeculationController
-from fastslow.policies.speculation.loss_budget import LossBudget
+from fastslow.policies.speculation.loss_budget import LossBudgets
 from fastslow.policies.speculation.selection import AdaptiveSelection
 from fastslow.policies.speculation.step_cost import StepCostCurve
 
@@ -77,7 +77,7 @@ def test_a_selection_learns_by_key() -> None:
 
 
 def test_what_asking_takes_is_learnt_by_key() -> None:
-    quick, slow = (Question("suffix", seconds, 1, 4, {"b"}) for seconds in (1e-6, 100 * USUAL))
+    quick, slow = (DraftCall("suffix", seconds, 1, 4, {"b"}) for seconds in (1e-6, 100 * USUAL))
     known = SpeculationController(lambda groups: DEAR)
     known.drafted(quick)
     alone = plans(known, "b")
@@ -97,7 +97,7 @@ def test_a_pass_for_more_requests_takes_longer() -> None:
     assert controller.draft_seconds("self", None, 1) is None
     for adaptive in (False, True):
         drafter = f"adaptive: {adaptive}"
-        controller.drafted(Question(drafter, 0.4, 1, 4, adaptive=adaptive))
+        controller.drafted(DraftCall(drafter, 0.4, 1, 4, adaptive=adaptive))
         assert controller.draft_seconds(drafter, None, 1) == pytest.approx(0.1)
         assert controller.draft_seconds(drafter, None, 8) == pytest.approx(0.31)
     assert controller._costs.node_seconds("adaptive: True") is None, "it plans by itself"
@@ -129,14 +129,14 @@ def test_a_selection_learns_by_key_what_asking_takes() -> None:
 
 
 def test_a_key_that_lost_much_costs_another_nothing() -> None:
-    budget = LossBudget()
+    budget = LossBudgets()
     before = budget.open(1, "b").left
     for _ in range(100):
         account = budget.open(1, "a")
         account.asked, account.nodes = True, 1
         budget.take(account)
         budget.note(1, StepTiming(2, 1.5, 0.0, 1, pure=True), 1.0, 1.5)
-    assert budget.open(1, "a").resting
+    assert budget.open(1, "a").paused
     assert budget.open(1, "b").left == before > 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 import fastslow
+from fastslow.engine.core.engine_core import EngineCore
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 400  # lines of a file
@@ -206,6 +208,8 @@ def test_the_core_stays_small() -> None:
     kinds = {n.name: n for t in files().values() for n in nodes(t) if isinstance(n, ast.ClassDef)}
     methods = [n for n in kinds["KVCache"].body if isinstance(n, ast.FunctionDef)]
     assert 10 < len(methods) <= 20
+    source = inspect.getsource(EngineCore.step)
+    assert 10 < source.count("\n") <= 45
     fields = [n for n in kinds["Request"].body if isinstance(n, ast.AnnAssign)]
     assert 10 < len(fields) <= 30
 

@@ -42,18 +42,18 @@ def test_memory_stays_the_same_and_does_not_show_the_key() -> None:
     assert key.id not in str(Caller.of(key).memory_key)
 
 
-def admitted(ask: GenerateRequest, **limits: Any) -> GenerateRequest:
-    return Caller.of(stored(1, **limits)).admit(ask, CARD)
+def limited(ask: GenerateRequest, **limits: Any) -> GenerateRequest:
+    return Caller.of(stored(1, **limits)).limited(ask, CARD)
 
 
 def test_what_is_within_the_limits_passes() -> None:
     ask = made_request("1", "x", mode="fast", priority=3, sampling={"max_tokens": 5})
-    assert admitted(ask) is ask
-    assert admitted(ask, modes=["fast"], priority=[0, 3], max_tokens=5) == ask
+    assert limited(ask) is ask
+    assert limited(ask, modes=["fast"], priority=[0, 3], max_tokens=5) == ask
     shorter = made_request("1", "x", mode={"base": "fast", "thinking": "off", "thinking_budget": 0})
-    assert admitted(shorter, modes=["fast"]).options.mode["bounds"] == ("all",)  # type: ignore[index]
-    assert admitted(made_request("1", "x", priority=0), priority=[5, 9]).options.priority == 5
-    assert admitted(made_request("1", "x", priority=0), priority=[-9, -5]).options.priority == -5
+    assert limited(shorter, modes=["fast"]).options.mode["bounds"] == ("all",)  # type: ignore[index]
+    assert limited(made_request("1", "x", priority=0), priority=[5, 9]).options.priority == 5
+    assert limited(made_request("1", "x", priority=0), priority=[-9, -5]).options.priority == -5
 
 
 FAST = {"modes": ["fast"]}
@@ -89,7 +89,7 @@ def test_what_is_beyond_them_is_refused(
     options: dict[str, Any], limits: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(ApiError, match=said) as error:
-        admitted(made_request("1", "x", **options), **limits)
+        limited(made_request("1", "x", **options), **limits)
     assert error.value.status == 403
 
 
@@ -100,7 +100,7 @@ def test_a_templates_effort_is_bounded_too() -> None:
         ask = made_request("1", "x", mode=mode, chat_template_kwargs=variables)
         caller = Caller.of(stored(1, modes=["fast", "deep"]))
         with pytest.raises(ApiError, match="above 'low'") if refused else nullcontext():
-            caller.admit(ask, card)
+            caller.limited(ask, card)
 
 
 @pytest.mark.parametrize(
@@ -118,14 +118,14 @@ def test_a_templates_effort_is_bounded_too() -> None:
 )
 def test_who_gives_no_max_tokens_gets_the_most(mode: Any, most: int, given: int | None) -> None:
     ask = made_request("1", "x", mode=mode)
-    assert admitted(ask, max_tokens=most).sampling.get("max_tokens") == given
+    assert limited(ask, max_tokens=most).sampling.get("max_tokens") == given
 
 
 def test_a_keys_tokens_are_those_of_all_answers_of_a_call() -> None:
     four = made_request("1", "x", {"n": 4})
-    assert admitted(four, max_tokens=10).sampling == {"n": 4, "max_tokens": 2}
-    assert admitted(four, max_tokens=100, tokens_per_minute=20).sampling["max_tokens"] == 5
+    assert limited(four, max_tokens=10).sampling == {"n": 4, "max_tokens": 2}
+    assert limited(four, max_tokens=100, tokens_per_minute=20).sampling["max_tokens"] == 5
     caller = Caller.of(stored(1, max_tokens=24))
-    assert caller.admit(four, CARD, prompts=3).sampling["max_tokens"] == 2
+    assert caller.limited(four, CARD, prompts=3).sampling["max_tokens"] == 2
     brief = made_request("1", "x", sampling_defaults={"max_tokens": 16})
-    assert admitted(brief, max_tokens=500) is brief, "the server's default is less"
+    assert limited(brief, max_tokens=500) is brief, "the server's default is less"

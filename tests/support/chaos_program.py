@@ -53,10 +53,10 @@ def child() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     whole = LocalEngine.stream
 
-    async def stream(self: LocalEngine, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
-        if "poison" in str(ask.prompt):
+    async def stream(self: LocalEngine, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
+        if "poison" in str(request.prompt):
             os.kill(os.getpid(), signal.SIGSEGV)
-        async with aclosing(whole(self, ask)) as pieces:
+        async with aclosing(whole(self, request)) as pieces:
             async for piece in pieces:
                 yield piece
 

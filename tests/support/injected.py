@@ -23,10 +23,10 @@ BUDGET = ("begin", "rows", "share", "take", "nodes")
 SCHEDULER = ("add", "add_first", "next", "room", "restart", "remove")
 CACHE = (
     *("open", "reserve", "close", "advance", "commit", "slots", "room", "stop_publishing"),
-    *("free_for", "pages_for", "dp_rank", "holds", "clear_prefix", "check_integrity"),
+    *("free_for", "pages_for", "dp_rank", "clear_prefix", "check_integrity"),
 )
 DRAFTER = ("propose", "wants", "read", "commit", "release")
-COSTS = ("seconds", "draft_seconds", "admit", "note", "value")
+COSTS = ("seconds", "draft_seconds", "nodes_that_pay", "note", "value")
 STEP = (
     *("lay_rows", "target_probs", "accept", "cut_where_unsure", "note_logprobs"),
     *("read_features", "committed_features"),

@@ -12,10 +12,8 @@ import fastslow
 from fastslow import LLM, AsyncLLM, Message, Mode, Output, Piece, PieceStream, SamplingParams
 
 
-def by_length(situation: fastslow.PromptFacts) -> fastslow.ModeChoice:
-    return fastslow.ModeChoice(
-        "deep" if situation.words > 50 else "fast", f"{situation.words} words"
-    )
+def by_length(facts: fastslow.PromptFacts) -> fastslow.ModeChoice:
+    return fastslow.ModeChoice("deep" if facts.words > 50 else "fast", f"{facts.words} words")
 
 
 def speed(metrics: fastslow.Metrics) -> str:

@@ -159,7 +159,7 @@ class SimulatedReplica:
             seconds += costs.context_seconds * (answer.request.prompt_tokens + answer.made)
         limit = self._limit(now)
         while self._waiting and sum(one.left for one in self._reading) < room:
-            if not self._admit(self._waiting[0], now):
+            if not self._start(self._waiting[0], now):
                 break
         self._chunks = []
         for answer in self._reading:
@@ -188,7 +188,7 @@ class SimulatedReplica:
         target, seen = self._last_target
         return SHARE * target if now - seen < LATER else None
 
-    def _admit(self, answer: AnswerState, now: float) -> bool:
+    def _start(self, answer: AnswerState, now: float) -> bool:
         """Start the first request of the queue. False: there is no place, or no room for its prompt."""
         running = len(self._reading) + len(self._writing)
         length, page = answer.request.prompt_tokens, self._costs.page_tokens

@@ -188,7 +188,7 @@ def find(
     by layer, states [N, H] at the prompts' ends; the layer that tells most is taken. stopped: some are missing, by
     Ctrl-C."""
     answers, between = AnswersByMode.of_modes(list(sides.values())), tuple(sides)
-    by_hand = np.array([BUILT_IN.score(features(situation(task))) for task in tasks])
+    by_hand = np.array([BUILT_IN.score(features(prompt_facts(task))) for task in tasks])
     given = answers, between
     each = [learn(own, *given, layer, keep, by_hand) for layer, own in hidden.items()]
     learned = max(each, key=lambda one: one.closed)
@@ -224,7 +224,7 @@ def with_budget(
     return mode, found
 
 
-def situation(task: Task) -> PromptFacts:
+def prompt_facts(task: Task) -> PromptFacts:
     """Return the facts that a mode router would see of a task."""
     texts = [message["content"] for message in task.prompt]
     asked = [m["content"] for m in task.prompt if m["role"] == "user"]

@@ -91,11 +91,11 @@ class EngineClient(CalledEngine):
         """Of the process that runs now."""
         return None if self._child is None else self._child.pid
 
-    async def stream(self, ask: GenerateRequest) -> AsyncGenerator[Piece, None]:
+    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
         connection = self._connection
         if connection is None or not self.ready:
             raise NotReady(self.why_not_ready, refused=self.loaded)
-        number, answer = connection.ask(ask)
+        number, answer = connection.ask(request)
         try:
             while pieces := await answer.take():
                 for piece in pieces:

@@ -155,11 +155,11 @@ class EngineConnection(asyncio.Protocol):
             raise NotReady("the engine is not there", refused=True)
         self._transport.write(data)
 
-    def ask(self, ask: GenerateRequest) -> tuple[int, AnswerStream]:
+    def ask(self, request: GenerateRequest) -> tuple[int, AnswerStream]:
         """Have a prompt answered; the number is for `leave`."""
         number = next(self._numbers)
-        self.send(StartAnswer(number, ask.to_fields()))
-        answer = self._answers[number] = AnswerStream(ask.streamed)
+        self.send(StartAnswer(number, request.to_fields()))
+        answer = self._answers[number] = AnswerStream(request.streamed)
         return number, answer
 
     def leave(self, number: int) -> None:

@@ -12,10 +12,10 @@ import pytest
 from engine_tools import Ask, Bench, answer, finish, outcome
 from exact_tools import CHAINS, ORACLES, PROMPTS, TREES, WatchedGrammar, check, params, tell, watch
 
-from fastslow.engine.core.mask_maker import PATIENCE, MaskMaker, _Job, _Lanes
 from fastslow.engine.core.request import Request
 from fastslow.engine.core.scheduler import ScheduledChunk
-from fastslow.engine.core.target_probs import left_out
+from fastslow.engine.core.step.layout import left_out
+from fastslow.engine.core.step.masks import PATIENCE, MaskMaker, _Job, _Lanes
 from fastslow.engine.params import GrammarSpec
 from fastslow.engine.sampling.grammar import GrammarError
 from fastslow.engine.types import Tree
@@ -148,7 +148,7 @@ def test_what_was_sampled_does_not_decide_whether_a_step_counts(
             given_up.set()
         wait(jobs, patience)
 
-    monkeypatch.setattr("fastslow.engine.core.mask_maker.wait", waits)
+    monkeypatch.setattr("fastslow.engine.core.step.masks.wait", waits)
     assert moge.tokenizer is not None
     grammar = WatchedGrammar(request.grammar, before)
     request.grammar = grammar  # type: ignore[assignment]
@@ -174,7 +174,7 @@ def test_a_step_has_little_time_for_the_masks_of_a_share(
     ask = Ask(PROMPTS[0], params(), grammar=WORD)
     requests = [moge.request(n, ask, share="greedy") for n in range(16)]
     requests.append(moge.request(16, ask, share="modest"))
-    monkeypatch.setattr("fastslow.engine.core.mask_maker.MASK_THREADS", 2)
+    monkeypatch.setattr("fastslow.engine.core.step.masks.MASK_THREADS", 2)
     maker = MaskMaker()
     work = maker.runnable([ScheduledChunk(request, request.pending) for request in requests])
     opened.set()

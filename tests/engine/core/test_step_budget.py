@@ -1,4 +1,4 @@
-"""Work that a share may add to a step: answers, drafted rows, passes of drafters, questions. No token depends on it."""
+"""Work that a share may add to a step: answers, drafted rows, passes of drafters, probes. No token depends on it."""
 
 from __future__ import annotations
 
@@ -221,8 +221,8 @@ def test_where_nobody_drafts_nor_shares_no_step_is_timed(moge: Bench) -> None:
     assert one.error is None and len(ran) == 4 and answer(one) == answer(moge.alone(ask))
 
 
-def test_questions_of_answers_wait_for_their_turn(moge: Bench) -> None:
-    """Six thoughts that ask after each token, with questions of up to ten rows."""
+def test_probes_of_answers_wait_for_their_turn(moge: Bench) -> None:
+    """Six thoughts that ask after each token, with probes of up to ten rows."""
     bound = Bound(opened=True, every=1, asked=(6, 64), most=6)
     ask = Ask(PROMPTS[1], params(max_tokens=12), bound=bound)
     free, (core, ran) = moge.run([ask])[0], engine(moge, Costs(row=1e-7))
@@ -246,8 +246,8 @@ def test_questions_of_answers_wait_for_their_turn(moge: Bench) -> None:
         assert one.spec_stats.probe_rows == free.spec_stats.probe_rows
 
 
-def test_small_questions_of_a_share_keep_no_large_one_waiting() -> None:
-    """A question that fits uses up nothing that was saved for a large one, and one that does not waits behind it."""
+def test_small_probes_of_a_share_keep_no_large_one_waiting() -> None:
+    """A probe that fits uses up nothing that was saved for a large one, and one that does not waits behind it."""
 
     def asking(share: str, rows: int) -> Any:
         fields: dict[str, Any] = {
@@ -263,6 +263,6 @@ def test_small_questions_of_a_share_keep_no_large_one_waiting() -> None:
         budget, asked = StepBudget(Costs(fixed)), list[int]()
         for step in range(60):
             budget.begin([large, small, other])
-            found = {id(one): budget.asks(one, 3) for one in order}
+            found = {id(one): budget.may_probe(one, 3) for one in order}
             asked += [step] * found[id(large)]
         assert len(asked) >= 2 and min(b - a for a, b in pairwise(asked)) > 5, asked

@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from fastslow.engine.core.request import Request
 from fastslow.engine.core.scheduler import ScheduledChunk
-from fastslow.engine.core.target_probs import drafted_runs
+from fastslow.engine.core.step.target_probs import drafted_runs
 from fastslow.engine.host.machine import cores, stand_back
 from fastslow.engine.types import AcceptResult, Tree
 

@@ -13,13 +13,13 @@ from distributions import text_probs
 from schedule_tools import request as new_request
 
 from fastslow.draft.grammar_filter import filter_by_grammar
-from fastslow.engine.core.admission import admitted
 from fastslow.engine.core.latency_budget import RunEverything
 from fastslow.engine.core.request import Request
+from fastslow.engine.core.step.drafts import cut_drafts
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.sampling.accept.accept import RULES
 from fastslow.engine.types import Floats, Tree
-from fastslow.policies.speculation.planner import FixedLength, admit
+from fastslow.policies.speculation.planner import FixedLength, nodes_that_pay
 from fastslow.policies.speculation.step_cost import StepCostCurve
 
 # the second row costs as much as the first, the others next to nothing: short drafts do not pay, long ones do
@@ -30,10 +30,10 @@ CHANCE = 0.6
 class Steps(RunEverything):
     """A cost model of one curve."""
 
-    def admit(
+    def nodes_that_pay(
         self, batch: object, survival: Any, sizes: Sequence[int], rows: int
     ) -> list[list[int]]:
-        return admit(survival, sizes, rows, CONCAVE)
+        return nodes_that_pay(survival, sizes, rows, CONCAVE)
 
 
 class Adaptive(FixedLength):
@@ -107,7 +107,7 @@ def law_of_a_step(rule: str, make: Make, decide: Admit) -> np.ndarray:
 @pytest.mark.parametrize("make", [chain, repeats])
 @pytest.mark.parametrize("rule", ["token", "block"])
 def test_what_runs_of_a_sampled_draft_does_not_change_the_law(rule: str, make: Make) -> None:
-    assert np.abs(law_of_a_step(rule, make, admitted)).max() < 2e-6
+    assert np.abs(law_of_a_step(rule, make, cut_drafts)).max() < 2e-6
 
 
 def test_the_sums_notice_a_decision_that_sees_what_was_drawn() -> None:
@@ -115,7 +115,7 @@ def test_the_sums_notice_a_decision_that_sees_what_was_drawn() -> None:
         ready: Sequence[Request], trees: Sequence[Tree], planned: Sequence[int], rows: int, _: Any
     ) -> list[Tree]:
         survival = [one.survival(tree) for one, tree in zip(ready, trees)]
-        kept = admit(survival, [len(tree.tokens) for tree in trees], rows, CONCAVE)
+        kept = nodes_that_pay(survival, [len(tree.tokens) for tree in trees], rows, CONCAVE)
         return [tree.only(nodes) for tree, nodes in zip(trees, kept)]
 
     assert np.abs(law_of_a_step("token", chain, seeing)).max() > 1e-2
@@ -126,5 +126,5 @@ def test_certain_tokens_run_after_a_sampled_chain_where_they_pay() -> None:
     drawn = Tree.chain([1, 2], np.full((2, V), 1 / V, np.float32))
     tree = filter_by_grammar(drawn, one, 6)
     assert list(tree.tokens) == [1, 2, 0, 0]
-    assert [len(t.tokens) for t in admitted([one], [tree], [6], 1, Steps())] == [4]
-    assert admitted([short], [tree], [6], 1, Steps()) == [tree]
+    assert [len(t.tokens) for t in cut_drafts([one], [tree], [6], 1, Steps())] == [4]
+    assert cut_drafts([short], [tree], [6], 1, Steps()) == [tree]

@@ -1,4 +1,4 @@
-"""Admission of drafts: how far a step drafts, and which nodes it runs: those that pay over its whole batch."""
+"""The drafts of a step: how many nodes each request may draft, and which of them run."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ def draft_sizes(
     running, found, rows = len(scheduler.running), list[tuple[int, int]](), Counter[str | None]()
     ready = [item.request for item in work if item.ready]
     for request in ready:
+        request.enter_phase()
         planned = fits = 0
         try:
             if request.next_answered is None and not slow(request):
@@ -51,7 +52,7 @@ def _certain(request: Request) -> int:
     return len(request.grammar.ahead(request.tokens, (), FURTHEST))
 
 
-def admitted(
+def cut_drafts(
     ready: Sequence[Request],
     trees: Sequence[Tree],
     planned: Sequence[int],
@@ -88,7 +89,7 @@ def admitted(
     sizes = [
         len(tree.tokens if chances is None else chances) for tree, chances in zip(trees, survival)
     ]
-    kept = cost_model.admit(ready, survival, sizes, rows)
+    kept = cost_model.nodes_that_pay(ready, survival, sizes, rows)
     tails: list[list[float]] = [[] for _ in trees]
     for b, (tree, size, chances) in enumerate(zip(trees, drawn, survival)):
         if size is not None and chances is not None:
@@ -97,7 +98,7 @@ def admitted(
             kept[b] = kept[b][:size]
     if any(tails):
         rows += sum(map(len, kept))
-        more = cost_model.admit(ready, tails, list(map(len, tails)), rows)
+        more = cost_model.nodes_that_pay(ready, tails, list(map(len, tails)), rows)
         kept = [[*nodes, *(len(nodes) + i for i in some)] for nodes, some in zip(kept, more)]
     for request, tree, nodes in zip(ready, trees, kept, strict=True):
         cut = len(tree.tokens) - len(nodes)
