@@ -10,13 +10,19 @@ from contextlib import ExitStack, suppress
 from loguru import logger
 
 from fastslow.engine.core.latency_budget import SHARE, LatencyBudget, RunEverything
-from fastslow.engine.core.request import KVHistory, Request
+from fastslow.engine.core.request import Request
+from fastslow.engine.core.request_parts import KVHistory
 from fastslow.engine.core.scheduler import ScheduledChunk, Scheduler
 from fastslow.engine.core.stats import EngineLoad, EngineStats, EngineTotals, LoadMeter
 from fastslow.engine.core.step.answers import cut_where_over, cut_where_unsure, keep_answered
 from fastslow.engine.core.step.drafts import check_trees, cut_drafts, draft_sizes
-from fastslow.engine.core.step.features import committed_features, read_features
-from fastslow.engine.core.step.layout import StepLayout, lay_rows, left_out
+from fastslow.engine.core.step.layout import (
+    StepLayout,
+    committed_features,
+    lay_rows,
+    left_out,
+    read_features,
+)
 from fastslow.engine.core.step.masks import MaskMaker
 from fastslow.engine.core.step.probes import ask_probes, keep_ahead, see_prompts, with_probed
 from fastslow.engine.core.step.target_probs import note_logprobs, target_probs
@@ -104,9 +110,10 @@ class EngineCore:
         work = self._masks.runnable(self.scheduler.next())
         if not work:
             return
-        sizes = draft_sizes(work, self.scheduler, self._masks.slow)
+        ready = [item.request for item in work if item.ready]
+        sizes = draft_sizes(work, ready, self.scheduler, self._masks.slow)
         began = time.perf_counter()
-        trees = self._propose(work, sizes)
+        trees = self._propose(work, ready, sizes)
         drafted = time.perf_counter()
         wanted = self._wanted(work)
         layout = lay_rows(work, trees, self.kv, wanted)
@@ -124,8 +131,11 @@ class EngineCore:
         pure = layout.pure
         self._commit(layout, verdicts, result)
         out.seen = see_prompts(layout, out.seen, layers, self.drafter.features)
-        self._show_drafter(layout, wanted, out, result)
-        self._note_times(layout, result, pure, (began, drafted, verified))
+        if (shown := read_features(out, layout)) is not None:
+            self.drafter.read([request for request, _ in work], wanted, shown)
+        self.drafter.commit(layout.ready, result, committed_features(out, layout, result))
+        made = sum(map(len, result.tokens))
+        self._note_times(layout, made, pure, (began, drafted, verified))
         self._escalate(layout.ready, result, confidences)
         self._notify(layout.ready)
 
@@ -186,9 +196,10 @@ class EngineCore:
                 f"{asked} of {own} {units.name} to keep {1000 * target:g} ms (lossy)"
             )
 
-    def _propose(self, work: Sequence[ScheduledChunk], sizes: Sequence[int]) -> list[Tree]:
+    def _propose(
+        self, work: Sequence[ScheduledChunk], ready: Sequence[Request], sizes: Sequence[int]
+    ) -> list[Tree]:
         """Draft for every request that gets tokens, and cut the drafts to what pays over the whole batch."""
-        ready = [item.request for item in work if item.ready]
         nodes = [0 if request.known.ahead else size for request, size in zip(ready, sizes)]
         trees = self.drafter.propose(ready, nodes)
         check_trees(trees, nodes, self.model.config.vocab_size)
@@ -245,31 +256,13 @@ class EngineCore:
             request.timing.first_token = request.timing.first_token or now
             request.timing.last_token = now
 
-    def _show_drafter(
-        self,
-        layout: StepLayout,
-        wanted: Sequence[range],
-        out: ModelOutput,
-        result: AcceptResult,
-    ) -> None:
-        """Give the drafter the features that it wanted, and what became of its drafts."""
-        shown = read_features(out, layout)
-        if shown is not None:
-            self.drafter.read([request for request, _ in layout.work], wanted, shown)
-        self.drafter.commit(layout.ready, result, committed_features(out, layout, result))
-
     def _note_times(
-        self,
-        layout: StepLayout,
-        result: AcceptResult,
-        pure: bool,
-        times: tuple[float, float, float],
+        self, layout: StepLayout, made: int, pure: bool, times: tuple[float, float, float]
     ) -> None:
-        """Note what a step took. times: when it began to draft, had drafted, had run the target."""
+        """Note what a step took that made so many tokens. times: when it began, had drafted, had run the target."""
         (began, drafted, verified), ready = times, layout.ready
         rows, now = len(layout.rows.tokens), time.perf_counter()
         if ready:
-            made = sum(map(len, result.tokens))
             timing = StepTiming(rows, now - drafted, drafted - began, made, pure)
             self.cost_model.note(ready, timing)
         self._meter.note(layout.work, ready, rows, now - began)

@@ -92,7 +92,7 @@ class LatencyBudget:
         if request.scheduling.latency_target is not None and not request.scheduling.may_cut_draft:
             return nodes
         nodes = min(nodes, self.rows(request) // max(among, 1))
-        drafter, key = request.speculation, request.memory_key
+        drafter, key = request.drafting.speculation, request.memory_key
         node_seconds = self._cost_model.draft_seconds(drafter, key, among)
         if node_seconds:
             spare = self._seconds - self._cost_model.seconds(self._groups, max(self._rows, 1))

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from loguru import logger
 
-from fastslow.engine.core.known_answer import KnownAnswer
-from fastslow.engine.core.scheduling import Scheduling, Timing
+from fastslow.engine.core.request_parts import (
+    AnswerLog,
+    Drafting,
+    KnownAnswer,
+    KVHistory,
+    Scheduling,
+    Sharing,
+    Timing,
+)
 from fastslow.engine.core.spec_decode_stats import SpecDecodeStats
-from fastslow.engine.core.step_trace import StepTrace
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.sampling.accept.exact import Accepted, RngAt, Rule, TargetProbsAt, tokenwise
 from fastslow.engine.sampling.accept.lossy import LossyStepwise
@@ -20,7 +25,7 @@ from fastslow.engine.sampling.grammar import Grammar, GrammarError
 from fastslow.engine.sampling.stop import Reason, Stopper
 from fastslow.engine.sampling.thinking import Thinking
 from fastslow.engine.token_mask import CERTAIN
-from fastslow.engine.types import ANSWERED, Policy, Tree
+from fastslow.engine.types import ANSWERED, Tree
 
 Listener = Callable[["Request"], None]
 
@@ -41,14 +46,6 @@ class EscalationTarget:
         if self.successor is not None:
             how = f"begun again, {confidence.tokens} tokens dropped"
         return f"{self.mode} from token {confidence.tokens}: {confidence} ({how})"
-
-
-@dataclass(frozen=True, slots=True)
-class KVHistory:
-    """The first `length` rows of a text were computed with these groups, whatever the request runs now."""
-
-    groups: int | None
-    length: int
 
 
 @dataclass(slots=True)
@@ -72,34 +69,6 @@ class EscalationState:
         """Requests that may answer instead of it, from the beginning."""
         targets = self.targets if self.target is None else [self.target]
         return [target.successor for target in targets if target.successor is not None]
-
-
-class Drafting(NamedTuple):
-    """Settings that a part of an answer is drafted by."""
-
-    speculation: Speculation
-    policy: Policy
-    own_drafter: str = ""  # the name of what the speculation means, where that is one drafter
-
-
-@dataclass(slots=True)
-class Sharing:
-    """Who may use the text and the KV of a request besides it, and the settings that this KV depends on."""
-
-    memory_key: str | None = None  # only requests of the same key may
-    rope_length: int = 0  # what decides its rotary base, see `ModelConfig.rope_length`
-    allowed: bool = True  # whether later requests may at all
-
-
-@dataclass(slots=True)
-class AnswerLog:
-    """What is noted while an answer is made."""
-
-    sources: list[str] = field(default_factory=list)  # of its tokens, see `token_sources`
-    logprobs: list[dict[int, float]] = field(default_factory=list)
-    prompt_logprobs: list[dict[int, float]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)  # what was decided about it, for people
-    trace: StepTrace | None = None  # of its steps
 
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
@@ -182,8 +151,9 @@ class Request:
     @property
     def current_groups(self) -> int | None:
         """Groups of the next row."""
-        kept = self.kept
-        return kept.groups if kept is not None and self.computed < kept.length else self.groups
+        if self.escalation is None or (kept := self.escalation.kept) is None:
+            return self.groups
+        return kept.groups if self.computed < kept.length else self.groups
 
     @property
     def root(self) -> tuple[int | None, int, str | None]:
@@ -199,10 +169,9 @@ class Request:
     @property
     def chunk_limit(self) -> int:
         """Pending tokens that may run in one step, for which all must have the same groups."""
-        kept = self.kept
-        if kept is not None and self.computed < kept.length:
-            return kept.length - self.computed
-        return self.pending
+        if self.escalation is None or (kept := self.escalation.kept) is None:
+            return self.pending
+        return kept.length - self.computed if self.computed < kept.length else self.pending
 
     @property
     def escalated(self) -> bool:
@@ -223,11 +192,15 @@ class Request:
     @property
     def doubt(self) -> Confidence | None:
         """A confidence that may still fall."""
+        if self.escalation is None:
+            return None
         return watched if isinstance(watched := self.watched, Confidence) else None
 
     @property
     def probe(self) -> PromptProbe | None:
         """The probe of its prompt, while that has not decided yet."""
+        if self.escalation is None:
+            return None
         return watched if isinstance(watched := self.watched, PromptProbe) else None
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from itertools import pairwise
 
 import torch
@@ -66,6 +66,7 @@ class KVCache:
         self._ranks = [RankPages(rank, each, page_size, self.evicted) for rank in ranks]
         self.pins = Pins(self._ranks)
         self._tables: dict[int, PageTable] = {}
+        self.requests = self._tables.keys()  # that are open
 
     @property
     def free_pages(self) -> int:
@@ -84,11 +85,6 @@ class KVCache:
     def dp_rank(self, request: int) -> int:
         """The data-parallel rank that has the request; only requests of one compete for pages."""
         return self._tables[request].rank
-
-    @property
-    def requests(self) -> Collection[int]:
-        """Requests that are open."""
-        return self._tables.keys()
 
     def pages_for(self, length: int) -> int:
         """Pages that `length` positions need."""

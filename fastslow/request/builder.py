@@ -14,15 +14,8 @@ from loguru import logger
 
 from fastslow.drafters import DrafterFactory
 from fastslow.engine.core.engine_core import EngineCore
-from fastslow.engine.core.request import (
-    AnswerLog,
-    Drafting,
-    EscalationState,
-    EscalationTarget,
-    Request,
-    Sharing,
-)
-from fastslow.engine.core.scheduling import Scheduling, Timing
+from fastslow.engine.core.request import EscalationState, EscalationTarget, Request
+from fastslow.engine.core.request_parts import AnswerLog, Drafting, Scheduling, Sharing, Timing
 from fastslow.engine.core.step_trace import StepTrace
 from fastslow.engine.host.machine import HomeProcess
 from fastslow.engine.model.config import RoutedUnits

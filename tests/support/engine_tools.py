@@ -19,7 +19,8 @@ from fastslow.draft.base import BaseDrafter
 from fastslow.draft.router import DrafterRouter
 from fastslow.engine.backends.accelerator.kv import BlockStorage
 from fastslow.engine.core.engine_core import EngineCore
-from fastslow.engine.core.request import Drafting, Request
+from fastslow.engine.core.request import Request
+from fastslow.engine.core.request_parts import Drafting
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model, kv_cache_for
 from fastslow.engine.params import GrammarSpec, SamplingParams, Speculation

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from fastslow.engine.core.request import AnswerLog, Drafting, Sharing
-from fastslow.engine.core.scheduling import Scheduling, Timing
+from fastslow.engine.core.request_parts import AnswerLog, Drafting, Scheduling, Sharing, Timing
 
 PARTS = {
     "drafting": Drafting,

@@ -13,12 +13,17 @@ from fastslow.engine.types import StepCostModel, Tree
 
 
 def draft_sizes(
-    work: Sequence[ScheduledChunk], scheduler: Scheduler, slow: Callable[[Request], bool]
+    work: Sequence[ScheduledChunk],
+    ready: Sequence[Request],
+    scheduler: Scheduler,
+    slow: Callable[[Request], bool],
 ) -> list[int]:
-    """Return how many nodes each ready request may draft: what its policy plans, as far as latency targets, its share
-    of the step and its pages allow, which are reserved. slow: says who has no draft."""
+    """Return how many nodes each ready request may draft, and reserve pages for them.
+
+    That is what its policy plans, as far as latency targets, its share of the step and free pages allow. slow: tells
+    whose masks take so long that it drafts nothing.
+    """
     running, found, rows = len(scheduler.running), list[tuple[int, int]](), Counter[str | None]()
-    ready = [item.request for item in work if item.ready]
     for request in ready:
         request.enter_phase()
         planned = fits = 0
@@ -46,8 +51,10 @@ def draft_sizes(
 
 def _certain(request: Request) -> int:
     """Count the next tokens that a grammar leaves no choice of: they pay whatever the policy says."""
-    speculation = request.speculation
-    if request.grammar is None or speculation.drafter == "off" or speculation.nodes is not None:
+    if request.grammar is None:
+        return 0
+    speculation = request.drafting.speculation
+    if speculation.drafter == "off" or speculation.nodes is not None:
         return 0
     return len(request.grammar.ahead(request.tokens, (), FURTHEST))
 

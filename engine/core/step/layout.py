@@ -9,7 +9,7 @@ from fastslow.engine.core.request import Request
 from fastslow.engine.core.scheduler import ScheduledChunk
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.sampling.probs import only_best
-from fastslow.engine.types import AcceptResult, Rows, Segment, Tree
+from fastslow.engine.types import AcceptResult, Features, ModelOutput, Rows, Segment, Tree
 
 
 @dataclass(slots=True)
@@ -57,6 +57,7 @@ def lay_rows(
     trees: one for each ready request. read: for each item, the positions of its text whose features drafters want.
     Pages for all rows must be reserved.
     """
+    served: list[Request] = []
     segments: list[Segment] = []
     prompt_logits: list[tuple[int, list[int]]] = []
     verify_logits: list[int] = []
@@ -73,6 +74,7 @@ def lay_rows(
         seen = [position - request.computed for position in positions]
         text_features += range(features, features + len(seen))
         if ready:
+            served.append(request)
             verify_logits.append(logits + len(predicted))
             verify_features.append(features + len(seen))
             verified = range(chunk - 1, chunk + len(tree.tokens))
@@ -85,7 +87,7 @@ def lay_rows(
         logits += len(outputs)
         features += len(seen)
         segments.append(_segment(item, tree, branch, scored, outputs, seen, kv))
-    served, rows = [item.request for item in work if item.ready], Rows.of(segments)
+    rows = Rows.of(segments)
     return StepLayout(
         work, served, trees, rows, prompt_logits, verify_logits, verify_features, text_features
     )
@@ -115,6 +117,31 @@ def left_out(
             [result.accepted_nodes[b] for b in kept], [result.tokens[b] for b in kept]
         )
     return layout, result
+
+
+def committed_features(
+    out: ModelOutput, layout: StepLayout, result: AcceptResult
+) -> Features | None:
+    """Features [C, F], request by request: of the last token's row, then of each accepted node's."""
+    if out.seen is None:
+        return None
+    accepted = result.accepted_nodes
+    if len(accepted) == 1 and accepted[0] == list(range(len(accepted[0]))):
+        first = layout.verify_features[0]  # the usual case: adjacent rows, which need no copy
+        return out.seen[first : first + len(accepted[0]) + 1]
+    rows = [
+        first + i
+        for first, nodes in zip(layout.verify_features, accepted, strict=True)
+        for i in (0, *(node + 1 for node in nodes))
+    ]
+    return out.seen[rows]
+
+
+def read_features(out: ModelOutput, layout: StepLayout) -> Features | None:
+    """Features [C, F] of the rows of text that drafters wanted, request by request."""
+    if out.seen is None or not layout.text_features:
+        return None
+    return out.seen[layout.text_features]
 
 
 def _predicted(request: Request, chunk: int) -> list[tuple[int, int]]:

@@ -19,7 +19,8 @@ from fastslow.engine.core.latency_budget import (
     LatencyBudget,
     RunEverything,
 )
-from fastslow.engine.core.request import EscalationState, KVHistory
+from fastslow.engine.core.request import EscalationState
+from fastslow.engine.core.request_parts import KVHistory
 from fastslow.engine.params import Escalation, Mode, SamplingParams
 from fastslow.engine.sampling.confidence import Confidence
 from fastslow.llm import LLM

@@ -1,0 +1,97 @@
+"""The values that a request holds: how it is drafted, shared and scheduled, and what is known of its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from fastslow.engine.core.step_trace import StepTrace
+from fastslow.engine.params import Speculation
+from fastslow.engine.types import TARGET, Policy, Tree
+
+
+@dataclass(frozen=True, slots=True)
+class KVHistory:
+    """The first `length` rows of a text were computed with these groups, whatever the request runs now."""
+
+    groups: int | None
+    length: int
+
+
+class Drafting(NamedTuple):
+    """Settings that a part of an answer is drafted by."""
+
+    speculation: Speculation
+    policy: Policy
+    own_drafter: str = ""  # the name of what the speculation means, where that is one drafter
+
+
+@dataclass(slots=True)
+class Sharing:
+    """Which later requests may use the text and the KV of a request."""
+
+    memory_key: str | None = None  # only those of the same key may
+    rope_length: int = 0  # only those of the same rotary base, see `ModelConfig.rope_length`
+    allowed: bool = True  # False: none may
+
+
+@dataclass(slots=True)
+class AnswerLog:
+    """What is noted while an answer is made."""
+
+    sources: list[str] = field(default_factory=list)  # of its tokens, see `token_sources`
+    logprobs: list[dict[int, float]] = field(default_factory=list)
+    prompt_logprobs: list[dict[int, float]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what was decided about it, for people
+    trace: StepTrace | None = None  # of its steps
+
+
+@dataclass(slots=True)
+class Scheduling:
+    """What decides when a request runs, and how much of it."""
+
+    priority: int = 0  # smaller goes first; the scheduler lowers it where a request has waited long
+    latency_target: float | None = None  # seconds to the first token, and for each later one
+    may_cut_draft: bool = True  # where a target would be missed
+    may_cut_groups: bool = False
+    arrival: int = -1  # its place in the order in which requests came
+    skipped_steps: int = 0  # steps since it was last served
+
+
+@dataclass(slots=True)
+class Timing:
+    """When it happened, in seconds of `time.monotonic`; 0.0 = not yet."""
+
+    called: float = 0.0
+    began: float = 0.0  # when the request first ran
+    first_token: float = 0.0
+    last_token: float = 0.0
+    deadline: float | None = None  # it ends then, whether it runs or waits
+
+
+@dataclass(slots=True)
+class KnownAnswer:
+    """The parts of an answer that no step has to find: tokens that its call brought, and what a probe found ahead.
+
+    Attributes:
+        answered: its first tokens, which its call brought.
+        unread: those after them, which come once its answer was asked for.
+        ahead: what the target said of its next tokens.
+    """
+
+    answered: tuple[int, ...] = ()
+    unread: Sequence[int] = ()
+    ahead: list[int] = field(default_factory=list)
+
+    def draft(self, nodes: int) -> Tree:
+        """Return what the target said of the next tokens, as a draft of at most so many nodes."""
+        tokens = self.ahead[:nodes]
+        return replace(Tree.chain(tokens), drafter_names=[TARGET] * len(tokens))
+
+    def passed(self, tokens: list[int]) -> bool:
+        """The answer has these tokens now. Returns whether the target had said something of them."""
+        if not self.ahead:
+            return False
+        self.ahead = self.ahead[len(tokens) :] if self.ahead[: len(tokens)] == tokens else []
+        return True
