@@ -242,12 +242,8 @@ class Scheduler:
             if asked and not self.budget.may_probe(request, len(self.running)):
                 self._put_off.add(request)
                 chunk, asked = chunk - 1, 0
-            rows = chunk + asked
-            if (
-                chunk > 0
-                and request.id in self._kv.requests
-                and self._make_room(request, rows, work)
-            ):
+            held = chunk > 0 and request.id in self._kv.requests
+            if held and self._make_room(request, chunk + asked, work):
                 self._run(request, chunk, work)
 
     def _run(self, request: Request, chunk: int, work: dict[int, ScheduledChunk]) -> None:
