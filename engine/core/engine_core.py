@@ -210,8 +210,7 @@ class EngineCore:
 
     def _wanted(self, work: Sequence[ScheduledChunk]) -> list[range]:
         """Return the positions of text, without last tokens, whose features the drafter wants of this step."""
-        rows = [range(r.computed, r.computed + chunk) for r, chunk in work]
-        rows = [some[:-1] if item.ready else some for item, some in zip(work, rows)]
+        rows = [range(r.computed, r.computed + chunk - (chunk == r.pending)) for r, chunk in work]
         return self.drafter.wants([r for r, _ in work], rows) if any(rows) else rows
 
     def _accept(self, layout: StepLayout, out: ModelOutput) -> tuple[StepLayout, AcceptResult]:

@@ -29,10 +29,10 @@ def target_probs(layout: StepLayout, out: ModelOutput) -> list[list[Probs | Fail
     each = zip(layout.ready, layout.trees, layout.verify_logits, strict=True)
     for request, tree, first in each:
         rows = list[Probs | FailedRow]()
-        probs = scored_probs_at if request.scored else probs_at
         for row, run in enumerate(drafted_runs(tree), first):
             try:
                 if not only_best[first]:
+                    probs = scored_probs_at if request.scored else probs_at
                     rows.append(probs(out.logits[row], request, run, best[row]))
                 elif best[row] < 0:
                     raise FloatingPointError("the model's logits are not finite numbers")
