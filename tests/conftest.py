@@ -39,9 +39,7 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    how = (
-        "adaptive drafts have this length whatever steps take; 0 = they rest, as on a slow machine"
-    )
+    how = "adaptive drafts have this length whatever steps take; 0 = they rest, as on a slow machine"
     parser.addoption("--adaptive", type=int, metavar="NODES", help=how)
 
 
@@ -67,11 +65,7 @@ def pytest_collection() -> Any:
 def pytest_runtest_call(item: pytest.Item) -> Any:
     """Tests that are marked `drafts` are sure to draft; a case with a parameter "off" does not."""
     marked, case = item.get_closest_marker("drafts"), getattr(item, "callspec", None)
-    wishes = (
-        [case.params.get(name) for name in ("draft", "drafter", "speculation", "wish")]
-        if case
-        else []
-    )
+    wishes = [case.params.get(name) for name in ("draft", "drafter", "speculation", "wish")] if case else []
     if marked is None or "off" in wishes:
         return (yield)
     with pytest.MonkeyPatch.context() as patch, enough_drafts(patch, *marked.args, **marked.kwargs):

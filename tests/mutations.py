@@ -49,9 +49,7 @@ def read_mutations(table: str) -> Iterator[Mutation]:
         for block in rest.strip("\n").split("\n\n"):
             name, _, edits = block.partition("\n")
             pairs = EDIT.findall(f"{edits}\n")
-            yield Mutation(
-                name, tuple((file, _code(a), _code(b)) for a, b in pairs), tuple(tests.split())
-            )
+            yield Mutation(name, tuple((file, _code(a), _code(b)) for a, b in pairs), tuple(tests.split()))
 
 
 def _code(marked: str) -> str:
@@ -86,13 +84,7 @@ def first_failure(copy: Path, tests: tuple[str, ...]) -> str | None:
     env = {**os.environ, "PYTHONPATH": str(copy)}
     try:
         done = subprocess.run(
-            [*command, *tests],
-            check=False,
-            cwd=copy,
-            env=env,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
+            [*command, *tests], check=False, cwd=copy, env=env, capture_output=True, text=True, timeout=PATIENCE
         )
     except subprocess.TimeoutExpired:
         return "a test that did not come to an end"
@@ -108,9 +100,7 @@ def own_package(copy: Path) -> Path:
     """The file of the package that the tests of the copy would import."""
     code = "import fastslow.engine.core.engine_core as c; print(c.__file__)"
     env = {**os.environ, "PYTHONPATH": str(copy)}
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=copy, env=env, check=True, capture_output=True, text=True
-    )
+    run = subprocess.run([sys.executable, "-c", code], cwd=copy, env=env, check=True, capture_output=True, text=True)
     return Path(run.stdout.strip())
 
 

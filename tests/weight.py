@@ -38,10 +38,7 @@ def code_lines(source: str) -> int:
 def weigh(root: Path, room: str) -> tuple[int, int, int]:
     """Files, lines and code lines of one folder at the top of a checkout, as git tracks them."""
     listed = subprocess.run(
-        ["git", "-C", str(root), "ls-files", f"{room}/*.py"],
-        capture_output=True,
-        text=True,
-        check=True,
+        ["git", "-C", str(root), "ls-files", f"{room}/*.py"], capture_output=True, text=True, check=True
     )
     sources = [(root / name).read_text("utf-8") for name in listed.stdout.split()]
     lines = sum(source.count("\n") for source in sources)

@@ -39,9 +39,7 @@ class Says(BaseDrafter):
         self.asked += sum(n > 0 for n in nodes)
         return [self.tree if n else Tree() for n in nodes]
 
-    def commit(
-        self, batch: Sequence[RequestView], result: AcceptResult, features: Features | None
-    ) -> None:
+    def commit(self, batch: Sequence[RequestView], result: AcceptResult, features: Features | None) -> None:
         self.shown.append(features)
 
     def release(self, requests: Collection[int]) -> None:
@@ -131,9 +129,7 @@ class Cold(Says):
             self.rested = 0
         return super().propose(batch, nodes)
 
-    def commit(
-        self, batch: Sequence[RequestView], result: AcceptResult, features: Features | None
-    ) -> None:
+    def commit(self, batch: Sequence[RequestView], result: AcceptResult, features: Features | None) -> None:
         self.rested += 1
 
 

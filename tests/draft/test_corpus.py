@@ -134,9 +134,7 @@ def test_answers_are_added_and_the_oldest_go(path: Path) -> None:
     assert describe(path)["documents"] == 2
 
 
-def test_a_write_that_fails_leaves_the_old_file(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_write_that_fails_leaves_the_old_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = path.read_bytes()
 
     def fail(*_: object) -> None:

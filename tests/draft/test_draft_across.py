@@ -65,9 +65,7 @@ def text_of(tokenizer: Any, ids: Sequence[int]) -> bytes:
 
 
 @pytest.mark.parametrize("pair", [("bpe", "spm"), ("spm", "bpe"), ("bpe", "small")], ids=str)
-def test_a_followed_text_is_the_same_text(
-    pair: tuple[str, str], texts: dict[str, Tokenizer]
-) -> None:
+def test_a_followed_text_is_the_same_text(pair: tuple[str, str], texts: dict[str, Tokenizer]) -> None:
     target, own = (texts[name] for name in pair)
     ids = target.encode(STORY * 3, add_special=False)
     retokenizer = TextRetokenizer(target, ByteVocab(own), special_map(target, own))

@@ -39,9 +39,7 @@ def made(
     # as in a file; torch then computes with what is left of them
     weights = {n: w.bfloat16() if w.is_floating_point() else w for n, w in weights.items()}
     ends = read_ends(wide_target)
-    return KernelRunner(config, weights, ends, form), TorchRunner(
-        TrainedHead(config, weights, ends)
-    )
+    return KernelRunner(config, weights, ends, form), TorchRunner(TrainedHead(config, weights, ends))
 
 
 def rows(seed: int = 0, count: int = ROWS) -> tuple[torch.Tensor, list[int]]:
@@ -83,13 +81,9 @@ def logits(runner: HeadRunner, text: int) -> Floats:
 
 
 @pytest.mark.parametrize(
-    ("form", "limit", "parts"),
-    [(Format.INT8, 0.04, (1, 7, 32, 20)), (Format.INT4, 0.33, (40, 20))],
-    ids=str,
+    ("form", "limit", "parts"), [(Format.INT8, 0.04, (1, 7, 32, 20)), (Format.INT4, 0.33, (40, 20))], ids=str
 )
-def test_chains_have_the_logits_of_torch(
-    wide_target: Path, form: Format, limit: float, parts: tuple[int, ...]
-) -> None:
+def test_chains_have_the_logits_of_torch(wide_target: Path, form: Format, limit: float, parts: tuple[int, ...]) -> None:
     kernels, torch_ = made(wide_target, form)
     mine, theirs = begin(kernels, parts=parts), begin(torch_)
 
@@ -125,9 +119,7 @@ def test_long_prompts_are_read_in_parts_and_together(wide_target: Path) -> None:
     assert trees[0] == trees[1] == trees[2] and trees[0].tokens
 
 
-def test_a_score_is_the_likelihood_of_its_path_and_the_likeliest_comes_first(
-    wide_target: Path,
-) -> None:
+def test_a_score_is_the_likelihood_of_its_path_and_the_likeliest_comes_first(wide_target: Path) -> None:
     for runner in made(wide_target, Format.INT4):
         text = begin(runner)
         (tree,) = grow(runner, text, nodes=14)
@@ -202,9 +194,7 @@ def test_a_text_without_rows_or_of_no_numbers_gets_no_tree(wide_target: Path) ->
 
 @pytest.mark.skipif(not MAPS.is_file(), reason="the system does not tell what is mapped")
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_head_reads_its_targets_ends_where_they_are(
-    wide_target: Path, tmp_path: Path, tied: bool
-) -> None:
+def test_a_head_reads_its_targets_ends_where_they_are(wide_target: Path, tmp_path: Path, tied: bool) -> None:
     """The same drafts as with both ends in memory, and the file is not mapped."""
     folder = write_kin(tmp_path / "far", **FIELDS, tie_word_embeddings=tied)
     config, weights = tiny_weights(wide_target, size=40)
@@ -226,9 +216,7 @@ def test_a_head_reads_its_targets_ends_where_they_are(
     assert grown[0] == grown[1] and grown[0].tokens
 
 
-def test_without_kernels_a_head_runs_in_torch(
-    wide_target: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_kernels_a_head_runs_in_torch(wide_target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastslow.draft.head.runner.library.available", lambda: False)
     runner = runner_module.runner_of(*tiny_weights(wide_target), read_ends(wide_target))
     assert isinstance(runner, TorchRunner)

@@ -62,9 +62,7 @@ class Digest:
         assert len(set(rows.slots.tolist())) == len(rows.slots), "rows that share a slot"
         keys = np.stack([rows.tokens, rows.positions], axis=1)
         kv.k[0][torch.from_numpy(rows.slots), 0] = torch.from_numpy(keys).float()
-        logits_MV = torch.stack(
-            [logits_of(states[row]) for row in rows.outputs] or [torch.zeros(VOCAB)]
-        )
+        logits_MV = torch.stack([logits_of(states[row]) for row in rows.outputs] or [torch.zeros(VOCAB)])
         self.wanted_less |= bool(rows.only_best.any())
         if len(self.forwards) in self.broken:
             logits_MV[0] = torch.nan
@@ -97,9 +95,7 @@ def request(tokens: Sequence[int], number: int = 0, **params: Any) -> Any:
     return View(number, tokens, prompt_length=1, params=SamplingParams(**params), max_len=4000)
 
 
-@pytest.mark.parametrize(
-    ("nodes", "width"), [(1, 2), (2, 3), (5, 2), (5, 9), (16, 2), (16, 3), (16, 7)]
-)
+@pytest.mark.parametrize(("nodes", "width"), [(1, 2), (2, 3), (5, 2), (5, 9), (16, 2), (16, 3), (16, 7)])
 def test_a_tree_holds_the_likeliest_paths(nodes: int, width: int) -> None:
     model: Any = Digest()
     kv = cache_for(model, 64, page_size=1)
@@ -214,9 +210,7 @@ def test_a_vocabulary_of_other_padding_drafts_the_same_tokens(columns: int, widt
     model: Any = Digest()
     text = [3, 4, 1, 3]
     kv, padded = OwnKV(cache_for(model)), PaddedTokens(VOCAB, columns)
-    drafter = ModelDraft(
-        model, kv, probs_at, width=width, vocab_map=padded, only_best=lambda request: True
-    )
+    drafter = ModelDraft(model, kv, probs_at, width=width, vocab_map=padded, only_best=lambda request: True)
     wanted = [request(text), request([*text, columns - 1], 1)]
     sampled = request(text, 2, temperature=1.0)
     chosen, unread, drawn = drafter.propose([*wanted, sampled], [4, 4, 4])

@@ -50,9 +50,7 @@ def without(folder: Path, source: Path, kept: list[int]) -> Path:
     """The checkpoint in `source` with these layers only."""
     config = json.loads((source / "config.json").read_text("utf-8"))
     config["num_hidden_layers"] = len(kept)
-    config["mlp_only_layers"] = [
-        i for i, n in enumerate(kept) if n in config.get("mlp_only_layers", [])
-    ]
+    config["mlp_only_layers"] = [i for i, n in enumerate(kept) if n in config.get("mlp_only_layers", [])]
     table = {}
     for file in source.glob("*.safetensors"):
         for name, tensor in load_file(file).items():

@@ -75,9 +75,7 @@ def test_the_logits_of_a_chain_are_those_of_a_plain_forward(
     ],
     ids=str,
 )
-def test_which_layers_are_read(
-    target: Path, fields: Fields, count: int, layers: tuple[int, ...] | None
-) -> None:
+def test_which_layers_are_read(target: Path, fields: Fields, count: int, layers: tuple[int, ...] | None) -> None:
     """Published numbers count inputs of layers: 1 is what comes out of the first one."""
     config = replace(ModelConfig.from_folder(target), layers=count)
     raw = {**eagle_config(target), **fields}
@@ -121,9 +119,7 @@ def test_the_kernels_have_the_logits_of_torch_and_a_texts_bits_are_its_own(
     rows = NewRows([beside, other], [23, 5], [*after[17:], *after[:5]], both)
     fast.grow(rows, TreeLimits([0, 0], 1, 1, [0.0, 0.0]))
     for token in (3, 11, 0, 7):
-        wanted, found = (
-            torch.from_numpy(r.logits(n)).clone() for r, n in ((plain, reference), (fast, alone))
-        )
+        wanted, found = (torch.from_numpy(r.logits(n)).clone() for r, n in ((plain, reference), (fast, alone)))
         # keys are bfloat16, and so is nothing else of the float32 form
         assert (found - wanted).norm() < (0.02 if form is Format.FLOAT32 else 0.3) * wanted.norm()
         plain.advance([reference], [token])
@@ -133,9 +129,7 @@ def test_the_kernels_have_the_logits_of_torch_and_a_texts_bits_are_its_own(
 
 
 @compiled
-def test_what_the_kernels_do_not_have_runs_in_torch(
-    tmp_path: Path, target: Path, logged: list[str]
-) -> None:
+def test_what_the_kernels_do_not_have_runs_in_torch(tmp_path: Path, target: Path, logged: list[str]) -> None:
     folder = write_eagle(tmp_path / "head", target, "speculators")
     assert type(load_head(folder, target)) is KernelRunner
     yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
@@ -197,9 +191,7 @@ SPECULATORS: list[tuple[Fields, str]] = [
     [(layout, *case) for layout, cases in zip(LAYOUTS, (ORIGINAL, SPECULATORS)) for case in cases],
     ids=str,
 )
-def test_a_config_that_does_not_fit(
-    tmp_path: Path, target: Path, layout: str, fields: Fields, sentence: str
-) -> None:
+def test_a_config_that_does_not_fit(tmp_path: Path, target: Path, layout: str, fields: Fields, sentence: str) -> None:
     config = eagle_config(target, layout)
     folder = write_files(tmp_path / "head", {**config, **fields}, eagle_weights(config))
     assert sentence in refused(folder, target)
@@ -227,9 +219,7 @@ SOME = torch.arange(10)
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_tensors_that_do_not_fit(
-    tmp_path: Path, target: Path, name: str, tensor: Tensor | None, sentence: str
-) -> None:
+def test_tensors_that_do_not_fit(tmp_path: Path, target: Path, name: str, tensor: Tensor | None, sentence: str) -> None:
     config = eagle_config(target)
     weights = eagle_weights(config) | {"d2t": 0 * SOME, "t2d": torch.arange(12) < 10}
     if tensor is None:

@@ -34,9 +34,7 @@ class Echo(BaseDrafter):
 
 @pytest.fixture
 def llm(tmp_path: Path) -> Iterator[LLM]:
-    DRAFTERS["echo2"] = DrafterKind(
-        lambda settings, deps: Echo(), help="the last token", likely_cause=CAUSE
-    )
+    DRAFTERS["echo2"] = DrafterKind(lambda settings, deps: Echo(), help="the last token", likely_cause=CAUSE)
     with open_tiny(write_tiny(tmp_path)) as llm:
         yield llm
     del DRAFTERS["echo2"]

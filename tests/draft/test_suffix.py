@@ -13,14 +13,7 @@ from kernel_tools import compiled
 from fastslow.draft.suffix.corpus import BisectSearch, Corpus, KernelSearch, save
 from fastslow.draft.suffix.documents import Documents, depths
 from fastslow.draft.suffix.sealed import read_sealed
-from fastslow.draft.suffix.sources import (
-    END,
-    MAX_MATCH,
-    MAX_PLACES,
-    EarlierAnswers,
-    OwnText,
-    SuffixMatch,
-)
+from fastslow.draft.suffix.sources import END, MAX_MATCH, MAX_PLACES, EarlierAnswers, OwnText, SuffixMatch
 from fastslow.draft.suffix.tree import MatchConfidence, MatchRuns, grow
 
 LETTERS = 6
@@ -49,11 +42,7 @@ def common_end(a: list[int], b: list[int]) -> int:
 
 def matches(documents: list[list[int]], recent: list[int]) -> tuple[int, list[list[int]]]:
     """The longest match before any token, and what follows each such place; by looking at all."""
-    found = [
-        (common_end(text[:place], recent), text[place:])
-        for text in documents
-        for place in range(1, len(text))
-    ]
+    found = [(common_end(text[:place], recent), text[place:]) for text in documents for place in range(1, len(text))]
     best = max((length for length, _ in found), default=0)
     return best, [run for length, run in found if length == best > 0]
 
@@ -80,9 +69,7 @@ def searched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize(("seed", "letters"), [(0, LETTERS), (1, 2), (2, 300)])
-def test_a_corpus_finds_what_a_slow_search_finds(
-    tmp_path: Path, seed: int, letters: int, searched: str
-) -> None:
+def test_a_corpus_finds_what_a_slow_search_finds(tmp_path: Path, seed: int, letters: int, searched: str) -> None:
     """300 letters are not in the order of their bytes."""
     draw = random.Random(seed)
     documents = [story(seed * 100 + n, draw.randrange(1, 90), letters) for n in range(12)]
@@ -247,9 +234,7 @@ def test_narrowed_runs_are_what_a_new_search_finds(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("searched")
 @pytest.mark.parametrize("name", ["tokens", "order", "buckets"])
-def test_a_corpus_that_is_written_over_in_use_says_tokens_all_the_same(
-    tmp_path: Path, name: str
-) -> None:
+def test_a_corpus_that_is_written_over_in_use_says_tokens_all_the_same(tmp_path: Path, name: str) -> None:
     """Wrong drafts are rejected, and a number that is no token may crash: it was an address in the kernels."""
     texts = [story(n, 80) for n in range(3)]
     corpus = stored(tmp_path, texts)

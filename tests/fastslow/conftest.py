@@ -14,9 +14,7 @@ from fastslow import LLM
 
 
 @pytest.fixture(scope="module")
-def folder(
-    request: pytest.FixtureRequest, tiny_chat: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def folder(request: pytest.FixtureRequest, tiny_chat: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint, to be read only."""
     template, presets = (getattr(request.module, name, None) for name in ("TEMPLATE", "PRESETS"))
     if template is None:

@@ -20,11 +20,7 @@ TEMPLATE = (
 PRESETS = {
     "modes": {
         "short": {"thinking": "on", "thinking_budget": 5, "closing": "\nNow.\n"},
-        "settled": {
-            "thinking": "on",
-            "confidence": {"every": 1, "tokens": 1, "sure": 0},
-            "closing": "\nNow" * 30,
-        },
+        "settled": {"thinking": "on", "confidence": {"every": 1, "tokens": 1, "sure": 0}, "closing": "\nNow" * 30},
         "unsure": {"escalate": {"below": 0.5}},
         "quick": {"latency_ms": 0.001, "may_shorten": ["groups"]},
     }
@@ -107,9 +103,7 @@ def test_it_is_the_whole_answer_from_every_token_on(llm: LLM, name: str, mode: s
         *((name, "off", "settled") for name in PARAMS),
     ],
 )
-def test_streams_begin_with_all_that_there_is(
-    llm: LLM, name: str, speculation: Any, mode: str
-) -> None:
+def test_streams_begin_with_all_that_there_is(llm: LLM, name: str, speculation: Any, mode: str) -> None:
     wish = sampling(name)
     _, whole = streamed(llm, wish, mode=mode, speculation=speculation)
     tokens = [one.token_ids[:7] for one in whole.choices]
@@ -165,9 +159,7 @@ def test_experts_that_were_cut_stay_cut(llm: LLM) -> None:
 
 
 @pytest.mark.parametrize("steps", [2, 3])
-def test_a_thought_that_its_caller_closed_stays_closed(
-    llm: LLM, steps: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_thought_that_its_caller_closed_stays_closed(llm: LLM, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     wish = SamplingParams(max_tokens=24, ignore_eos=True, temperature=0.8, seed=2)
     mode = Mode(base="deep", closing=" so")
     with monkeypatch.context() as patch:
@@ -250,9 +242,7 @@ MISFITS: list[tuple[dict[str, Any], Any, str]] = [
 
 
 @pytest.mark.parametrize(("fields", "answered", "why"), MISFITS, ids=str)
-def test_what_does_not_fit_is_refused(
-    llm: LLM, fields: dict[str, Any], answered: Any, why: str
-) -> None:
+def test_what_does_not_fit_is_refused(llm: LLM, fields: dict[str, Any], answered: Any, why: str) -> None:
     wish = SamplingParams(max_tokens=8, **fields)
     with pytest.raises(ValueError, match=why):
         llm.submit("The quick", wish, mode="fast", answered=answered).result()
@@ -268,8 +258,6 @@ def test_what_does_not_fit_is_refused(
         ("auto", (Decided("dep", "", None),), "auto chose 'dep', which is no preset"),
     ],
 )
-def test_modes_that_cannot_be_continued(
-    llm: LLM, mode: str, decided: Sequence[Decided], why: str
-) -> None:
+def test_modes_that_cannot_be_continued(llm: LLM, mode: str, decided: Sequence[Decided], why: str) -> None:
     with pytest.raises(ValueError, match=why):
         llm.submit("The quick", mode=mode, answered=ResumeState([[5]], decided)).result()

@@ -265,9 +265,7 @@ def test_a_call_names_its_share(llm: LLM, gate: Gate) -> None:
     asyncio.run(main())
 
 
-@pytest.mark.parametrize(
-    ("seconds", "params", "reason"), [(None, TEN, "length"), (0.05, LONG, "cancelled")]
-)
+@pytest.mark.parametrize(("seconds", "params", "reason"), [(None, TEN, "length"), (0.05, LONG, "cancelled")])
 def test_draining_lets_what_runs_finish_and_then_cancels(
     llm: LLM, gate: Gate, seconds: float | None, params: SamplingParams, reason: str
 ) -> None:
@@ -328,9 +326,7 @@ def test_a_step_wakes_a_loop_once(llm: LLM, gate: Gate, monkeypatch: pytest.Monk
     asyncio.run(main())
 
 
-def test_a_model_whose_loading_is_cancelled_is_closed(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_whose_loading_is_cancelled_is_closed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[LLM] = []
     begun, go = threading.Event(), threading.Event()
     real = LLM.__init__

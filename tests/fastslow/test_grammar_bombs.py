@@ -97,9 +97,7 @@ def gaps(llm: LLM, name: str, bomb: dict[str, Any] | None) -> tuple[float, float
 
     def attack() -> None:
         for seed in range(2):
-            params = SamplingParams(
-                max_tokens=40, temperature=1.0, seed=seed, grammar=bomb, ignore_eos=True
-            )
+            params = SamplingParams(max_tokens=40, temperature=1.0, seed=seed, grammar=bomb, ignore_eos=True)
             with suppress(ValueError, GenerationError):
                 llm.chat("aaaa", params, progress=False)
 

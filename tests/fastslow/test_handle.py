@@ -15,17 +15,7 @@ from typing import Any
 import pytest
 from gate import SOON, Gate, SlowTokenizer, later, open_llm, settled, slowly
 
-from fastslow import (
-    LLM,
-    Escalation,
-    GenerationError,
-    Mode,
-    Output,
-    Piece,
-    RequestHandle,
-    SamplingParams,
-    as_completed,
-)
+from fastslow import LLM, Escalation, GenerationError, Mode, Output, Piece, RequestHandle, SamplingParams, as_completed
 from fastslow.request.handle import group_of
 from fastslow.request.options import GenerateOptions
 
@@ -81,9 +71,7 @@ def test_pieces_of_a_handle_join_to_the_answer(llm: LLM, gate: Gate) -> None:
 @pytest.mark.drafts(60, 3)
 @pytest.mark.parametrize("wish", ["off", {"drafter": "self", "groups": 3}], ids=str)
 def test_pieces_of_n_answers_mix(llm: LLM, wish: Any) -> None:
-    params = SamplingParams(
-        max_tokens=40, n=3, temperature=1.0, seed=5, logprobs=1, stop_token_ids=list(range(80))
-    )
+    params = SamplingParams(max_tokens=40, n=3, temperature=1.0, seed=5, logprobs=1, stop_token_ids=list(range(80)))
     whole = llm.generate("The quick", params, speculation=wish)
     lengths = {len(choice.token_ids) for choice in whole.choices}
     assert len(lengths) > 1, "they end in different steps"
@@ -176,9 +164,7 @@ def test_a_stream_may_be_closed_from_another_thread(llm: LLM, gate: Gate) -> Non
     assert all(piece.output is None for piece in pieces)
 
 
-def test_a_prompt_may_be_over_before_it_is_tokenised(
-    llm: LLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_prompt_may_be_over_before_it_is_tokenised(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = SlowTokenizer(llm, monkeypatch)
     handle, late = llm.submit("The quick", TEN), llm.submit("The quick", TEN, timeout=0.05)
     assert slow.reached.wait(SOON)
@@ -261,9 +247,7 @@ def test_no_thread_waits_for_a_request(llm: LLM, gate: Gate) -> None:
     asyncio.run(main())
 
 
-def test_the_loop_runs_while_a_long_prompt_is_tokenised(
-    llm: LLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_loop_runs_while_a_long_prompt_is_tokenised(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = SlowTokenizer(llm, monkeypatch)
 
     async def main() -> None:
@@ -277,9 +261,7 @@ def test_the_loop_runs_while_a_long_prompt_is_tokenised(
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_a_loop_that_waits_no_longer_cancels_the_request(
-    llm: LLM, gate: Gate, streamed: bool
-) -> None:
+def test_a_loop_that_waits_no_longer_cancels_the_request(llm: LLM, gate: Gate, streamed: bool) -> None:
     async def main() -> None:
         handle = llm.submit("The", LONG)
         assert await asyncio.to_thread(gate.reached.acquire, timeout=SOON)
@@ -333,9 +315,7 @@ def test_a_timeout_in_the_other_calls(llm: LLM, monkeypatch: pytest.MonkeyPatch)
     assert last.output is not None and last.output.finish_reason == "timeout"
 
 
-def test_a_timeout_of_the_second_mode(
-    llm: LLM, gate: Gate, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_timeout_of_the_second_mode(llm: LLM, gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     doubt = Mode(groups=0, escalate=Escalation(below=1.0, window=1, how="restart"))
     handle = llm.submit([5, 6], LONG, mode=doubt, timeout=600, speculation="off")
     assert gate.reached.acquire(timeout=SOON)

@@ -47,9 +47,7 @@ def hub(tiny_chat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         yield hub
 
 
-def refused(
-    name: str, words: str, kind: type[Exception] | tuple[type[Exception], ...] = ValueError
-) -> None:
+def refused(name: str, words: str, kind: type[Exception] | tuple[type[Exception], ...] = ValueError) -> None:
     with pytest.raises(kind, match=words) as caught:
         resolve_model(name)
     assert "\n" not in str(caught.value)
@@ -76,17 +74,7 @@ def test_names(hub: FakeHub, tiny_chat: Path, logged: list[str]) -> None:
     assert str(HubName("a/b", "refs/pr/4", "Q8_0")) == "a/b@refs/pr/4:Q8_0"
     for path in ("../a", "a/b/c", "word", "/a/b", "./a", "a/model.gguf", "~/a"):
         refused(path, "no folder, no GGUF file, no hub name .* and no built-in")
-    for odd in (
-        "a b/c",
-        "a/..",
-        "a--b/c",
-        "a/b@",
-        "a/b.git",
-        "a/b@../x",
-        "a/b:../x",
-        "a/b:",
-        "é/b",
-    ):
+    for odd in ("a b/c", "a/..", "a--b/c", "a/b@", "a/b.git", "a/b@../x", "a/b:../x", "a/b:", "é/b"):
         refused(odd, "is no name of a hub: that is owner/name")
     shutil.copytree(tiny_chat, MODEL)
     assert resolve_model(MODEL) == Path(MODEL) and "is here, on this machine" in logged[0]
@@ -94,9 +82,7 @@ def test_names(hub: FakeHub, tiny_chat: Path, logged: list[str]) -> None:
     assert not hub.asked
 
 
-def test_offline_after_once_online(
-    hub: FakeHub, monkeypatch: pytest.MonkeyPatch, logged: list[str]
-) -> None:
+def test_offline_after_once_online(hub: FakeHub, monkeypatch: pytest.MonkeyPatch, logged: list[str]) -> None:
     with monkeypatch.context() as offline:
         offline.setattr(constants, "HF_HUB_OFFLINE", True)
         refused(MODEL, "HF_HUB_OFFLINE is set", RuntimeError)
@@ -140,9 +126,7 @@ def test_who_may_not(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     refused("tiny/other", "cannot be reached .*: look at the network, or set HF_END", RuntimeError)
     for hub.answer in ("", "down"):  # a password is in no sentence
         monkeypatch.setattr(constants, "ENDPOINT", hub.url.replace("//", "//me:secret@"))
-        refused(
-            "tiny/no", rf"tiny/no\b(?!.*secret).*{hub.url}(?!.*secret)", (ValueError, RuntimeError)
-        )
+        refused("tiny/no", rf"tiny/no\b(?!.*secret).*{hub.url}(?!.*secret)", (ValueError, RuntimeError))
 
 
 @pytest.mark.parametrize(
@@ -265,9 +249,7 @@ def test_a_gguf_variant(parts: int, hub: FakeHub, tiny_dense: Path, tmp_path: Pa
     refused(MODEL, f"^{MODEL} does not run here: {odd}")
     for section, words in (({"quant_method": "bnb"}, "'bnb'"), ({"quant_method": "gptq"}, "bits")):
         config = json.loads((tiny_dense / "config.json").read_text())
-        hub.repos[MODEL].files["config.json"] = json.dumps(
-            config | {"quantization_config": section}
-        ).encode()
+        hub.repos[MODEL].files["config.json"] = json.dumps(config | {"quantization_config": section}).encode()
         hub.repos[MODEL].commit = section["quant_method"][0].encode().hex() * 20
         refused(MODEL, f"does not run here: .*{words}")
     assert WEIGHTS not in hub.fetched, "nothing large was fetched for it"
@@ -296,9 +278,7 @@ def test_drafts_by_name(hub: FakeHub, tiny_dense: Path, tmp_path: Path, logged: 
     assert any(proposed in line for line in logged)
 
 
-def test_a_server_offers_what_its_operator_named(
-    hub: FakeHub, tiny_chat: Path, tmp_path: Path
-) -> None:
+def test_a_server_offers_what_its_operator_named(hub: FakeHub, tiny_chat: Path, tmp_path: Path) -> None:
     hub.repos["tiny/head"] = Repo.of(write_eagle(tmp_path / "head", tiny_chat, "speculators"))
     settings = ServerSettings(heads=("tiny/head",), draft_models=(MODEL,))
     config = ServerConfig(model=f"{MODEL}@main", settings=settings)

@@ -29,9 +29,7 @@ def start(hub: FakeHub, home: Path, *command: str) -> Popen[str]:
     return Popen([sys.executable, *command], env=given, stdout=PIPE, stderr=PIPE, text=True)
 
 
-@pytest.mark.parametrize(
-    "how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_download_that_ends_early(how: signal.Signals, hub: FakeHub, tmp_path: Path) -> None:
     repo = hub.repos["tiny/chat"]
     repo.wrong["slow", WEIGHTS] = 30.0  # of each quarter: longer than anybody waits here

@@ -143,27 +143,12 @@ OVERLONG = "x" * 5000 + ".json"
     ("options", "pattern"),
     [
         ({"sampling": {"max_tokens": 0}}, r"^max_tokens=0 must be greater than or equal to 1$"),
-        (
-            {"sampling": 0},
-            r"^sampling=0 must be SamplingParams, a dict of their fields by name, or N",
-        ),
-        (
-            {"sampling": [{1: 2}]},
-            r"^sampling=\{1: 2\} must be SamplingParams, a dict of their fields",
-        ),
-        (
-            {"sampling_defaults": 5},
-            r"^sampling_defaults=5 must be a dict of fields of SamplingParams",
-        ),
-        (
-            {"sampling_defaults": {1: 2}},
-            r"^sampling_defaults=\{1: 2\} must be a dict of fields of Sa",
-        ),
+        ({"sampling": 0}, r"^sampling=0 must be SamplingParams, a dict of their fields by name, or N"),
+        ({"sampling": [{1: 2}]}, r"^sampling=\{1: 2\} must be SamplingParams, a dict of their fields"),
+        ({"sampling_defaults": 5}, r"^sampling_defaults=5 must be a dict of fields of SamplingParams"),
+        ({"sampling_defaults": {1: 2}}, r"^sampling_defaults=\{1: 2\} must be a dict of fields of Sa"),
         ({"speculation": OVERLONG}, r"^x+ cannot be read: File name too long$"),
-        (
-            {"speculation": {"drafter": "head", "head": OVERLONG}},
-            r"^head x+ cannot be read: .* too",
-        ),
+        ({"speculation": {"drafter": "head", "head": OVERLONG}}, r"^head x+ cannot be read: .* too"),
         ({"sampling": [None, None]}, r"^sampling has 2 entries for 1 prompts$"),
         ({"sampling": {"logit_bias": {VOCAB: 1.0}}}, r"^logit_bias: token id 320 is outside"),
         ({"sampling": {"stop_token_ids": (5, 999)}}, r"^stop_token_ids: token id 999 is outside"),
@@ -223,9 +208,7 @@ def test_any_sequence_is_a_list(llm: LLM) -> None:
     assert [out.prompt for out in chats] == ["hi ", "hi ", "hi hi "]
 
 
-def test_what_cannot_fit_is_refused_before_it_is_tokenised(
-    llm: LLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_fit_is_refused_before_it_is_tokenised(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     assert llm.tokenizer is not None
     encoded: list[str] = []
     monkeypatch.setattr(llm.tokenizer, "encode", encoded.append)
@@ -264,10 +247,7 @@ def test_draft_models_with_other_tokens(llm: LLM, tmp_path: Path) -> None:
         write_dense(tmp_path / name, vocab=vocab, num_hidden_layers=1)
     write_bpe(tmp_path / "pieces", vocab_size=300)
     write_moge(tmp_path / "pieces", vocab=VOCAB, num_hidden_layers=1)
-    for name, said in (
-        ("size", "its vocab_size is 96, .* 320"),
-        ("narrow", "token ids reach to 319, and .* is 300"),
-    ):
+    for name, said in (("size", "its vocab_size is 96, .* 320"), ("narrow", "token ids reach to 319, and .* is 300")):
         wish = Speculation(drafter="model", model=str(tmp_path / name))
         with pytest.raises(ValueError, match=f"^draft model .*{name}' cannot draft .*: {said}"):
             llm.generate("hello", speculation=wish)

@@ -264,9 +264,7 @@ def test_an_answer_ends_where_it_should(folder: Path, llm: LLM) -> None:
         assert (out.text, out.stop_reason) == (text[: text.index(stop)], stop)
 
 
-def test_pages_are_checked_in_a_pause_and_not_between_two_calls(
-    llm: LLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_pages_are_checked_in_a_pause_and_not_between_two_calls(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     checks: list[float] = []
     one = SamplingParams(max_tokens=1)
     monkeypatch.setattr("fastslow.engine.core.worker.PAUSE", 60.0)

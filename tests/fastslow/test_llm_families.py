@@ -81,9 +81,7 @@ def test_fast_answers_at_once(llms: dict[str, LLM], name: str) -> None:
 def test_deep_answers_however_few_tokens_there_are(llms: dict[str, LLM], name: str) -> None:
     for most in (1, 2, 3, 16, 17, 24):
         params = SamplingParams(max_tokens=most, ignore_eos=True)
-        if (
-            name == "gpt-oss-opened" and most < 17
-        ):  # its closing tag is that long, and it has no switch
+        if name == "gpt-oss-opened" and most < 17:  # its closing tag is that long, and it has no switch
             with pytest.raises(ValueError, match="closing tag takes 16 of the [0-9]+ tokens"):
                 llms[name].chat(USER, params)
         else:
@@ -91,9 +89,7 @@ def test_deep_answers_however_few_tokens_there_are(llms: dict[str, LLM], name: s
 
 
 @pytest.mark.parametrize("name", OPENING)
-def test_deep_begins_inside_the_thought_that_a_template_opens(
-    llms: dict[str, LLM], name: str
-) -> None:
+def test_deep_begins_inside_the_thought_that_a_template_opens(llms: dict[str, LLM], name: str) -> None:
     out = streamed(llms[name], TWENTY, mode={"base": "deep", "answer_room": None})
     assert (out.text, out.metrics.thinking_tokens, out.metrics.thinking_ended) == ("", 20, "length")
     assert out.prompt is not None and out.prompt.rstrip().endswith(("<think>", ANALYSIS))
@@ -101,12 +97,9 @@ def test_deep_begins_inside_the_thought_that_a_template_opens(
 
 @pytest.mark.drafts(15, 15)
 @pytest.mark.parametrize(
-    ("name", "wish", "most"),
-    pairwise(OPENING, ["off", "self", Speculation(drafter="ngram", nodes=6)], [0, 1, 6]),
+    ("name", "wish", "most"), pairwise(OPENING, ["off", "self", Speculation(drafter="ngram", nodes=6)], [0, 1, 6])
 )
-def test_a_budget_is_exact_in_every_family(
-    llms: dict[str, LLM], name: str, wish: str | Speculation, most: int
-) -> None:
+def test_a_budget_is_exact_in_every_family(llms: dict[str, LLM], name: str, wish: str | Speculation, most: int) -> None:
     llm = llms[name]
     assert llm.tokenizer is not None
     mode = Mode(base="deep", thinking_budget=most, closing=PHRASE)
@@ -124,11 +117,7 @@ def test_a_budget_is_exact_in_every_family(
 
 def test_gpt_oss_thinks_less_in_fast_and_more_in_deep(llms: dict[str, LLM]) -> None:
     llm = llms["gpt-oss-opened"]
-    for mode, level in (
-        ("fast", "low"),
-        ({"thinking": "on"}, "high"),
-        ({"thinking": "auto"}, "medium"),
-    ):
+    for mode, level in (("fast", "low"), ({"thinking": "on"}, "high"), ({"thinking": "auto"}, "medium")):
         out = streamed(llm, TWENTY, mode=mode)
         assert out.prompt is not None and f"Reasoning: {level}\n" in out.prompt
         assert out.prompt.endswith(ANALYSIS), "a model that cannot do without may think"
@@ -199,9 +188,7 @@ def test_variables_of_a_call(llms: dict[str, LLM]) -> None:
         ([5, 6], {"reasoning_effort": "low"}, "chat_template_kwargs are for messages"),
     ],
 )
-def test_variables_that_do_not_fit(
-    llms: dict[str, LLM], prompt: Any, given: Any, said: str
-) -> None:
+def test_variables_that_do_not_fit(llms: dict[str, LLM], prompt: Any, given: Any, said: str) -> None:
     with pytest.raises(ValueError) as caught:
         llms["gpt-oss"].generate(prompt, TWENTY, chat_template_kwargs=given)
     assert str(caught.value).startswith(said)

@@ -23,10 +23,7 @@ CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_e
 TEMPLATE = CHATML + "<|im_start|>assistant\n{{ '<think>\\n' }}"
 POINT = {
     "type": "object",
-    "properties": {
-        "x": {"type": "integer", "minimum": 0, "maximum": 99},
-        "on": {"type": "boolean"},
-    },
+    "properties": {"x": {"type": "integer", "minimum": 0, "maximum": 99}, "on": {"type": "boolean"}},
     "required": ["x", "on"],
     "additionalProperties": False,
 }
@@ -34,9 +31,7 @@ BUDGET = {"base": "deep", "thinking_budget": 6}
 
 
 def asked(grammar: Any, **fields: Any) -> SamplingParams:
-    return SamplingParams(
-        **{"max_tokens": 90, "frequency_penalty": 1.0, "grammar": grammar, **fields}
-    )
+    return SamplingParams(**{"max_tokens": 90, "frequency_penalty": 1.0, "grammar": grammar, **fields})
 
 
 KINDS: list[dict[str, Any]] = [
@@ -88,9 +83,7 @@ def test_a_stream_gives_the_text_of_the_answer_alone(llm: LLM) -> None:
 
 @pytest.mark.parametrize("drafter", ["off", "ngram", "self", "suffix"])
 @pytest.mark.parametrize("regex", ["<think>(ab){12}c", "(ab){6}<think>(ab){6}</think>c"])
-def test_an_answer_may_spell_the_tags(
-    llm: LLM, regex: str, drafter: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_answer_may_spell_the_tags(llm: LLM, regex: str, drafter: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """No thought comes in fast mode, so what looks like one is the answer: for drafts and counts, too."""
     # where a mask comes late, a walk takes long or rows are dear, nothing need be drafted
     for limit in ("PATIENCE", "LONGEST_WAIT"):

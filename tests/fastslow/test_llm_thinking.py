@@ -19,9 +19,7 @@ from fastslow.request.options import SpeculationLike
 OPEN, CLOSE, LETTER = 3, 4, 60  # <think>, </think>
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 PLAIN = CHATML + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-EMPTY = (
-    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
-)
+EMPTY = "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
 OPENS = "{{ '<think>\\n' }}"  # always: it has no switch
 TEMPLATES = {
     "qwen": PLAIN + EMPTY,  # writes an empty thought when it is not to think
@@ -42,9 +40,7 @@ WISHES: list[Any] = ["off", Speculation(drafter="self", nodes=5), "suffix|self"]
 @pytest.fixture(scope="module")
 def llms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, LLM]]:
     root = tmp_path_factory.mktemp("llms")
-    made = {
-        name: open_llm(write_chat(root / name, template)) for name, template in TEMPLATES.items()
-    }
+    made = {name: open_llm(write_chat(root / name, template)) for name, template in TEMPLATES.items()}
     yield made
     for llm in made.values():
         llm.close()
@@ -63,12 +59,8 @@ def streamed(llm: LLM, *arguments: Any, **options: Any) -> tuple[Output, str, st
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-@pytest.mark.parametrize(
-    "params", [TWENTY, biased({OPEN: 60.0}), biased({CLOSE: 60.0})], ids=["", "opens", "closes"]
-)
-def test_with_thinking_off_the_answer_is_the_text(
-    llms: dict[str, LLM], name: str, params: SamplingParams
-) -> None:
+@pytest.mark.parametrize("params", [TWENTY, biased({OPEN: 60.0}), biased({CLOSE: 60.0})], ids=["", "opens", "closes"])
+def test_with_thinking_off_the_answer_is_the_text(llms: dict[str, LLM], name: str, params: SamplingParams) -> None:
     """Whatever the template does and the model says: it may even ignore the switch."""
     out, reasoning, text = streamed(llms[name], params, mode="fast")
     assert (out.reasoning, reasoning) == ("", "")
@@ -189,9 +181,7 @@ def test_texts_and_ids_are_taken_as_they_stand(llms: dict[str, LLM]) -> None:
     assert out.token_ids[3] == CLOSE and out.text
 
 
-def test_what_a_budget_cannot_do_is_said_once(
-    tmp_path: Path, llms: dict[str, LLM], logged: list[str]
-) -> None:
+def test_what_a_budget_cannot_do_is_said_once(tmp_path: Path, llms: dict[str, LLM], logged: list[str]) -> None:
     for _ in range(2):
         llms["opening"].chat("hello", TWENTY, mode={"thinking": "on", "thinking_budget": 20})
         llms["opening"].chat("hello", TWENTY, mode={"thinking": "on", "confidence": True})
@@ -224,9 +214,7 @@ def test_a_closed_thought_is_a_budget_that_is_used_up(
     assert out.reasoning == plain.reasoning and out.reasoning.endswith(PHRASE) and out.text
 
 
-def test_a_thought_that_is_closed_beside_a_budget(
-    llm: LLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_thought_that_is_closed_beside_a_budget(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     mode = Mode(thinking_budget=50, thinking_soft=10, loop=Loop())
     StopThinking(llm, monkeypatch, 3)
     out = llm.generate(CHAT, LONG, mode=mode, speculation="off")
@@ -263,9 +251,7 @@ def test_a_thought_that_ended_or_never_began_is_not_closed(llm: LLM) -> None:
 
 
 @pytest.mark.parametrize("how", ["keep", "recompute"])
-def test_a_closed_thought_continues_in_another_mode(
-    llm: LLM, monkeypatch: pytest.MonkeyPatch, how: Any
-) -> None:
+def test_a_closed_thought_continues_in_another_mode(llm: LLM, monkeypatch: pytest.MonkeyPatch, how: Any) -> None:
     doubt = Mode(groups=0, escalate=Escalation(below=1.0, window=6, how=how))
     StopThinking(llm, monkeypatch, 4)
     out = llm.generate(CHAT, LONG, mode=doubt, speculation="off")

@@ -22,18 +22,10 @@ SCHEMAS = {
     "weather": {**PLACE, "required": ["city", "sure"], "additionalProperties": False},
     "clock": {"type": "object", "properties": {}, "additionalProperties": False},
 }
-TOOLS = [
-    {"type": "function", "function": {"name": name, "parameters": schema}}
-    for name, schema in SCHEMAS.items()
-]
+TOOLS = [{"type": "function", "function": {"name": name, "parameters": schema}} for name, schema in SCHEMAS.items()]
 NAMED = {"type": "function", "function": {"name": "clock"}}
 ASKED = "Does it rain?"
-ONE: dict[str, Any] = {
-    "tools": TOOLS,
-    "tool_choice": "required",
-    "parallel_tool_calls": False,
-    "mode": "fast",
-}
+ONE: dict[str, Any] = {"tools": TOOLS, "tool_choice": "required", "parallel_tool_calls": False, "mode": "fast"}
 PARAMS = SamplingParams(max_tokens=99, temperature=0)
 
 
@@ -57,9 +49,7 @@ def test_calls_are_in_the_output(llm: LLM) -> None:
     assert (out.text, out.finish_reason, len(out.tool_calls)) == ("", "stop", 1)
     (plain,) = json.loads(json.dumps(out.to_dict()))["choices"]
     assert [ToolCall(**call) for call in plain["tool_calls"]] == out.tool_calls
-    two = llm.chat(
-        ASKED, {"max_tokens": 99, "temperature": 1, "n": 2}, **ONE | {"tool_choice": NAMED}
-    )
+    two = llm.chat(ASKED, {"max_tokens": 99, "temperature": 1, "n": 2}, **ONE | {"tool_choice": NAMED})
     assert [[call.name for call in one.tool_calls] for one in two.choices] == [["clock"]] * 2
 
 
@@ -75,9 +65,7 @@ def test_a_stream_has_the_calls_of_the_output(llm: LLM) -> None:
     joined = [ToolCall(c[0].name, "".join(x.arguments for x in c), id) for id, c in begun.items()]
     assert last is not None and (last.tool_calls, last.text) == (joined, text)
     assert max(map(len, begun.values())) > 2, "arguments come as they are made"
-    assert [(c.name, c.arguments) for c in joined] == [
-        (c.name, c.arguments) for c in out.tool_calls
-    ]
+    assert [(c.name, c.arguments) for c in joined] == [(c.name, c.arguments) for c in out.tool_calls]
     assert last.token_ids == out.token_ids
 
 
@@ -110,11 +98,7 @@ def test_results_go_back(llm: LLM) -> None:
 
 
 def test_an_answer_without_calls_may_be_held_to_a_schema(llm: LLM) -> None:
-    schema = {
-        "type": "object",
-        "properties": {"a": {"type": "integer", "maximum": 9}},
-        "required": ["a"],
-    }
+    schema = {"type": "object", "properties": {"a": {"type": "integer", "maximum": 9}}, "required": ["a"]}
     for wanted in (schema, json.dumps(schema)):
         params = SamplingParams(max_tokens=60, temperature=0, grammar={"json_schema": wanted})
         out = llm.chat(ASKED, params, tools=TOOLS)
@@ -133,9 +117,7 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("prompt", "options", "said"), BAD)
-def test_what_does_not_fit_is_said_at_once(
-    llm: LLM, prompt: Any, options: dict[str, Any], said: str
-) -> None:
+def test_what_does_not_fit_is_said_at_once(llm: LLM, prompt: Any, options: dict[str, Any], said: str) -> None:
     messages = [{"role": "user", "content": ASKED}] if prompt is None else prompt
     with pytest.raises(ValueError, match=f"^{said}"):
         llm.submit(messages, **options)

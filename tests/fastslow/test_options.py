@@ -23,9 +23,7 @@ ONE = (LLM.stream, LLM.stream_chat, LLM.submit, LLM.tokenize)
 ASYNC = (AsyncLLM.generate, AsyncLLM.chat, AsyncLLM.stream, AsyncLLM.stream_chat, AsyncLLM.submit)
 
 
-@pytest.mark.parametrize(
-    "call", [*ONE, *ASYNC, LLM.generate, LLM.chat], ids=lambda c: c.__qualname__
-)
+@pytest.mark.parametrize("call", [*ONE, *ASYNC, LLM.generate, LLM.chat], ids=lambda c: c.__qualname__)
 def test_every_call_shows_every_option(call: Any) -> None:
     _, prompt, *options = inspect.signature(call).parameters.values()
     expected = GenerateCall.model_fields if call in (LLM.generate, LLM.chat) else FIELDS
@@ -50,9 +48,7 @@ def test_type_checkers_know_the_options_of_lists() -> None:
 
 def test_a_request_crosses_as_plain_values_and_comes_back() -> None:
     answered = ResumeState([[1, 2], []], [Decided("fast", "short", 2), None], [1, None])
-    options = GenerateOptions(
-        sampling={"max_tokens": 5}, mode={"base": "fast"}, timeout=3.5, answered=answered
-    )
+    options = GenerateOptions(sampling={"max_tokens": 5}, mode={"base": "fast"}, timeout=3.5, answered=answered)
     request = GenerateRequest("id", [{"role": "user", "content": "x"}], options, avoid=("a",))
     fields = request.to_fields()
     assert set(fields["options"]) == {"sampling", "mode", "timeout", "answered"}
@@ -111,9 +107,7 @@ def test_a_model_s_own_sampling_gives_way_to_all_else(
         ({"temperature": 0.7, "max_length": 20}, {"temperature": 0.7}),
     ],
 )
-def test_what_generation_config_says_of_sampling(
-    tmp_path: Path, said: dict[str, Any], found: dict[str, Any]
-) -> None:
+def test_what_generation_config_says_of_sampling(tmp_path: Path, said: dict[str, Any], found: dict[str, Any]) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps(said))
     assert model_sampling(tmp_path) == found
 

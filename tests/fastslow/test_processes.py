@@ -24,9 +24,7 @@ def run(folder: Path, what: str, **more: str) -> None:
     here = [str(SUPPORT), os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(here), "OMP_NUM_THREADS": "2", **more}
     command = [sys.executable, str(SUPPORT / "processes.py"), str(folder), what]
-    done = subprocess.run(
-        command, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False
-    )
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

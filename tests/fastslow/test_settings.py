@@ -32,9 +32,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("models") / "other", seed=1)
 
 
-def test_a_fingerprint_is_of_the_weights_not_of_the_folder(
-    mine: Path, other: Path, tmp_path: Path
-) -> None:
+def test_a_fingerprint_is_of_the_weights_not_of_the_folder(mine: Path, other: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(mine, tmp_path / "renamed")
     (copy / "fastslow.json").write_text("{}")
     assert model_digest(copy) == model_digest(mine) != model_digest(other)
@@ -78,9 +76,7 @@ def test_every_part_of_a_file_is_checked(mine: Path, other: Path, tmp_path: Path
     assert path.read_text("utf-8") == before
 
 
-def test_a_file_of_an_older_version_is_taken_with_a_word(
-    mine: Path, tmp_path: Path, logged: list[str]
-) -> None:
+def test_a_file_of_an_older_version_is_taken_with_a_word(mine: Path, tmp_path: Path, logged: list[str]) -> None:
     path = tmp_path / "tuned.json"
     write_settings(path, "a model", NGRAM, {})
     assert read_settings(path, mine) == read_settings(path, mine) == NGRAM
@@ -89,9 +85,7 @@ def test_a_file_of_an_older_version_is_taken_with_a_word(
         add_settings(path, "mine", mine, modes={})
 
 
-def test_presets_written_by_hand_fit_any_model(
-    mine: Path, other: Path, tmp_path: Path, logged: list[str]
-) -> None:
+def test_presets_written_by_hand_fit_any_model(mine: Path, other: Path, tmp_path: Path, logged: list[str]) -> None:
     path = tmp_path / "my.json"
     path.write_text(json.dumps({"modes": {"bot": {"base": "fast"}}}))
     assert "bot" in load_modes(mine, FOUR, path) and "bot" in load_modes(other, FOUR, path)

@@ -18,8 +18,7 @@ OPEN, CLOSE, DOT = 3, 4, 18
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}<think>"
 OPTIONS = {"thinking_tags": ("<think>", "</think>")}
 TOLD = (  # as Seed-OSS
-    "{% if thinking_budget is defined %}You have {{ thinking_budget }} tokens. {% endif %}"
-    + TEMPLATE
+    "{% if thinking_budget is defined %}You have {{ thinking_budget }} tokens. {% endif %}" + TEMPLATE
 )
 CHAT: list[dict[str, Any]] = [{"role": "user", "content": "The quick"}]
 SIXTY = SamplingParams(max_tokens=60, ignore_eos=True)
@@ -84,9 +83,7 @@ def test_tags_alone_are_no_answer(llm: LLM, most: int) -> None:
         params = SamplingParams(max_tokens=most, logit_bias=tags, **shape)
         for mode in ({"thinking_budget": 0}, {"confidence": {"every": 1}}, {}):
             for speculation in ("off", "ngram"):
-                out = llm.generate(
-                    CHAT, params, mode={"base": "deep", **mode}, speculation=speculation
-                )
+                out = llm.generate(CHAT, params, mode={"base": "deep", **mode}, speculation=speculation)
                 assert out.text and len(out.token_ids) == most, out.token_ids
 
 
@@ -119,10 +116,7 @@ def test_an_end_token_puts_in_a_whole_tag_of_several_tokens(folder: Path) -> Non
             for cut in range(1, len(whole.token_ids) + 1):
                 state = ResumeState([whole.token_ids[:cut]])
                 out = llm.submit("Think. <reason>", own, mode="deep", answered=state).result()
-                assert (
-                    out.token_ids == whole.token_ids
-                    and out.metrics.put_in_tokens == len(closed) - 1
-                )
+                assert out.token_ids == whole.token_ids and out.metrics.put_in_tokens == len(closed) - 1
 
 
 @pytest.mark.parametrize("speculation", ["off", "ngram"])
@@ -193,10 +187,7 @@ def test_calls_of_a_turn_share_its_budget(llm: LLM) -> None:
 def test_a_turn_may_be_named(llm: LLM) -> None:
     mode: dict[str, Any] = {"base": "deep", "turn_budget": 30}
     short = {**mode, "thinking_budget": 12}
-    left = [
-        llm.generate(CHAT, SIXTY, mode=short, turn="order-17").metrics.turn_budget_left
-        for _ in range(3)
-    ]
+    left = [llm.generate(CHAT, SIXTY, mode=short, turn="order-17").metrics.turn_budget_left for _ in range(3)]
     assert left == [18, 6, 0]
     assert ended(llm.generate(CHAT, SIXTY, mode=mode, turn="order-17")) == (0, "turn")
     assert ended(llm.generate(CHAT, SIXTY, mode=mode, turn="order-18")) == (30, "turn")
@@ -246,10 +237,7 @@ def test_calls_of_a_turn_at_once_share_its_budget(llm: LLM) -> None:
     mode: dict[str, Any] = {"base": "deep", "turn_budget": 30}
 
     def spent(params: SamplingParams = SIXTY, **more: Any) -> int:
-        calls = [
-            llm.submit(CHAT, params, mode={**mode, **more}, turn="at once", share=str(more))
-            for _ in range(12)
-        ]
+        calls = [llm.submit(CHAT, params, mode={**mode, **more}, turn="at once", share=str(more)) for _ in range(12)]
         return sum(call.result().metrics.thinking_tokens for call in calls)
 
     assert spent() == spent(thinking_budget=12) == 30, "each has what the others leave"
@@ -276,9 +264,7 @@ def test_names_of_one_share_push_out_its_own() -> None:
 
 
 def test_a_thought_that_nothing_opened_counts_for_its_turn(tmp_path: Path) -> None:
-    params = SIXTY.model_copy(
-        update={"logit_bias": {DOT: 100.0, CLOSE: 91.0}, "frequency_penalty": 2.0}
-    )
+    params = SIXTY.model_copy(update={"logit_bias": {DOT: 100.0, CLOSE: 91.0}, "frequency_penalty": 2.0})
     with open_llm(write_chat(tmp_path, TEMPLATE.removesuffix("<think>")), **OPTIONS) as llm:
         spent = 0
         for _ in range(2):
@@ -288,9 +274,7 @@ def test_a_thought_that_nothing_opened_counts_for_its_turn(tmp_path: Path) -> No
             assert made.turn_budget_left == 30 - spent
 
 
-def test_a_later_thought_is_closed_and_counted_where_nothing_opened_the_first(
-    tmp_path: Path,
-) -> None:
+def test_a_later_thought_is_closed_and_counted_where_nothing_opened_the_first(tmp_path: Path) -> None:
     with open_llm(write_chat(tmp_path, TEMPLATE.removesuffix("<think>")), **OPTIONS) as llm:
         said = [60, 61, 62, CLOSE, 63, OPEN, *[64] * 4]
         mode = {"thinking": "on", "thinking_budget": 4, "closing": " so", "turn_budget": 90}
@@ -328,20 +312,12 @@ def test_thought_and_answer_are_drafted_each_in_its_own_way(llm: LLM) -> None:
     params = DOTS.model_copy(update={"max_tokens": 60})
     mode = {"thinking_budget": 30}
     plain = llm.generate(CHAT, params, mode=mode, speculation="off")
-    for within, after in (
-        ("off", "ngram"),
-        ("ngram", "off"),
-        ("ngram", "suffix"),
-        ("self", "ngram"),
-    ):
+    for within, after in (("off", "ngram"), ("ngram", "off"), ("ngram", "suffix"), ("self", "ngram")):
         each = {part: {"speculation": {"drafter": name, "nodes": 4}} for part, name in
             (("thought", within), ("answer", after))}  # fmt: skip
         out = llm.generate(CHAT, params, mode={**mode, **each})
         assert out.token_ids == plain.token_ids
-        names = [
-            {*out.choices[0].sources[:30]} - {"target"},
-            {*out.choices[0].sources[31:]} - {"target"},
-        ]
+        names = [{*out.choices[0].sources[:30]} - {"target"}, {*out.choices[0].sources[31:]} - {"target"}]
         assert names == [{within} - {"off"}, {after} - {"off"}]
     call, quiet = Speculation(drafter="ngram", nodes=4), {**mode, "thought": {"speculation": "off"}}
     one = llm.generate(CHAT, params, mode=quiet, speculation=call)
@@ -367,10 +343,7 @@ def test_thought_and_answer_are_drafted_each_in_its_own_way(llm: LLM) -> None:
         ({"answer": {"speculation": "nothing"}}, "nothing"),
         ({"loop": {"tims": 4}}, r"^field 'loop.tims' is unknown; did you mean 'times'\?$"),
         ({"thought": {"speculation": {"nod": 4}}}, "nod' is unknown; did you mean 'nodes'"),
-        (
-            {"thought": {"speculation": {"accept": "block"}}},
-            "accept='block' must be left out in a part",
-        ),
+        ({"thought": {"speculation": {"accept": "block"}}}, "accept='block' must be left out in a part"),
         ({"answer": {"speculation": {"step_score": 0.5}}}, "step_score=0.5 must be left out"),
     ],
 )

@@ -30,9 +30,7 @@ def test_all_protocols_say_the_same() -> None:
     assert [tool.as_variable() for tool in chat] == [WEATHER, CLOCK]
     assert openai_tools(None) == offered.anthropic_tools([]) == []
     (bare,) = openai_tools([function()])
-    assert bare == Tool(
-        "f", "", {"type": "object", "properties": {}, "additionalProperties": False}
-    )
+    assert bare == Tool("f", "", {"type": "object", "properties": {}, "additionalProperties": False})
 
 
 BAD_TOOLS: list[tuple[list[Any], str]] = [
@@ -69,9 +67,7 @@ def test_choices() -> None:
     assert openai_choice({"type": "function", "function": {"name": "f"}}) == named
     assert openai_choice({"type": "function", "name": "f"}) == named
     some = {"mode": "auto", "tools": [function(), {"type": "function", "name": "g"}]}
-    assert openai_choice({"type": "allowed_tools", "allowed_tools": some}) == ToolChoice(
-        "auto", ("f", "g")
-    )
+    assert openai_choice({"type": "allowed_tools", "allowed_tools": some}) == ToolChoice("auto", ("f", "g"))
     assert openai_choice({"type": "allowed_tools", **some}) == ToolChoice("auto", ("f", "g"))
     some = {"mode": "required", "tools": [function()]}  # a list of one: as many calls as it likes
     assert openai_choice({"type": "allowed_tools", **some}) == ToolChoice("required", ("f",))

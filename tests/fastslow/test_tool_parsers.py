@@ -53,14 +53,9 @@ PLAIN = {
         *('<tool_call>{"name": "g", "arguments": {}}', '<tool_call>{"name": "f", "argu'),
     ],
     "pangu": ["[unused11][][unused12]"],
-    "llama3": [
-        *("<|python_tag|>print(1)", '{"answer": {"name": "f"}}', '{"name": "Zoe", "age": 5}'),
-        f"So: {F5}",
-    ],
+    "llama3": [*("<|python_tag|>print(1)", '{"answer": {"name": "f"}}', '{"name": "Zoe", "age": 5}'), f"So: {F5}"],
     "harmony": [f"{MARK}g<|message|>{B5}<|call|>", f"{MARK}f json"],
-    "qwen3-coder": [
-        *("<tool_call><function=g></function></tool_call>", f"<tool_call>{F5}</tool_call>")
-    ],
+    "qwen3-coder": [*("<tool_call><function=g></function></tool_call>", f"<tool_call>{F5}</tool_call>")],
 }
 CASES: dict[str, list[tuple[str, str, Calls]]] = {
     "hermes": [
@@ -98,11 +93,7 @@ CASES: dict[str, list[tuple[str, str, Calls]]] = {
         (f"A\n<tool_call>\n{XML}", "A", [("f", '{"a": "1\\n2 \\"x\\"", "b": 5}')]),
         ("<tool_call>\n<function=f>\n</function>\n</tool_call>B", "B", [("f", "{}")]),
         ("<tool_call><function=f>\n<parameter=b>\n5\n", "", [("f", "{")]),
-        (
-            "<tool_call><function=f>\n<parameter=c>\n1\n</parameter>\n</function>",
-            "",
-            [("f", '{"c": "1"}')],
-        ),
+        ("<tool_call><function=f>\n<parameter=c>\n1\n</parameter>\n</function>", "", [("f", '{"c": "1"}')]),
     ],
 }
 ALL: list[tuple[str, str, str, Calls]] = []
@@ -116,23 +107,10 @@ def test_parse(name: str, text: str, content: str, calls: Calls) -> None:
 
 
 PARTS = {
-    "hermes": [
-        "<tool_call>",
-        "</tool_call>",
-        '{"name": "f", "arguments": ',
-        B5,
-        "}",
-        F5,
-        G,
-        '"',
-        "\n",
-    ],
+    "hermes": ["<tool_call>", "</tool_call>", '{"name": "f", "arguments": ', B5, "}", F5, G, '"', "\n"],
     "pangu": ["[unused11]", "[unused12]", "[", F5, ", ", G, "]", "}", '{"name": "f", ', "\n"],
     "llama3": ["<|python_tag|>", F5, "; ", G, "[", "]", '{"name": ', "\n", '"f"'],
-    "harmony": [
-        *(MARK, "f", " json", "<|message|>", B5),
-        *("<|call|>", "<|end|>", "<|start|>", "\n", "<|"),
-    ],
+    "harmony": [*(MARK, "f", " json", "<|message|>", B5), *("<|call|>", "<|end|>", "<|start|>", "\n", "<|")],
     "qwen3-coder": [
         *("<tool_call>", "<function=f>\n", "<parameter=a>\n", "<parameter=b>\n", "5", "x"),
         *("\n</parameter>\n", "</function>\n", "</tool_call>", "<", "\n", XML),
@@ -156,11 +134,7 @@ def objects_of(values: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, An
 
 
 values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(max_size=8),
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | objects_of(inner),
     max_leaves=8,
 )
@@ -176,10 +150,7 @@ def test_whatever_arguments_are_written_is_read(
     name: str, each: list[dict[str, Any]], ascii: bool, indent: int | None
 ) -> None:
     form = BY_NAME[name]
-    calls = [
-        json.dumps({"name": "f", form.key: arguments}, ensure_ascii=ascii, indent=indent)
-        for arguments in each
-    ]
+    calls = [json.dumps({"name": "f", form.key: arguments}, ensure_ascii=ascii, indent=indent) for arguments in each]
     if form.listed:
         text = f"{form.begin}[{', '.join(calls)}]{form.end}"
     elif form.bare:

@@ -90,9 +90,7 @@ def test_prompts_that_take_several_steps_and_tight_pages(folder: Path) -> None:
     assert all(step["cut"]["latency_target"] == 3 for step in made)
 
 
-def test_a_long_answer_keeps_its_first_and_last_steps(
-    llm: LLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_long_answer_keeps_its_first_and_last_steps(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step_trace, "FIRST", 3)
     monkeypatch.setattr(step_trace, "LAST", 4)
     handle = llm.submit(PROMPT, LONG, speculation="off", trace=True)

@@ -332,21 +332,15 @@ KINDS: dict[str, Kind] = {
     "draft": Kind(_with_draft, drafters=({"drafter": "model", "model": "@draft"},)),
     "across": Kind(_across, drafters=({"drafter": "model", "model": "@draft"},)),
     "blocks": Kind(_with_blocks),
-    "corpus": Kind(
-        _with_corpus, drafters=({"drafter": "suffix", "corpus": "@corpus.safetensors"},)
-    ),
-    "settings": Kind(
-        _with_settings, options=(("auto", "@tuned.json"), ("speculation", "@tuned.json"))
-    ),
+    "corpus": Kind(_with_corpus, drafters=({"drafter": "suffix", "corpus": "@corpus.safetensors"},)),
+    "settings": Kind(_with_settings, options=(("auto", "@tuned.json"), ("speculation", "@tuned.json"))),
     "unigram": Kind(_unigram),
     "gguf": Kind(_gguf, target="m.gguf"),
     "gguf-mixture": Kind(_gguf_mixture, target="m.gguf"),
     "odd": Kind(_chatty, odd=odd_model),
     "odd-int8": Kind(_chatty, options=(("quantization", "int8"),), odd=odd_model),
     "odd-int4": Kind(_chatty, options=(("quantization", "int4"),), odd=odd_model),
-    "odd-head": Kind(
-        _with_head, drafters=({"drafter": "head", "nodes": 5, "width": 3},), odd=odd_head
-    ),
+    "odd-head": Kind(_with_head, drafters=({"drafter": "head", "nodes": 5, "width": 3},), odd=odd_head),
 }
 
 

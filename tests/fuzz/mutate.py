@@ -15,9 +15,7 @@ from fastslow.draft.suffix import sealed
 
 DEEP, LONG = "@deep@", "@long@"  # become text that json.dumps does not write
 INTEGERS = (0, 1, 2, 3, 4, 5, 7, 8, 16, 31, 33, 63, 64, 65, 128, 255, 256, 1000, 65536, 5 * 10**7)
-EDGES = tuple(
-    sign * 2**n + step for n in (31, 32, 53, 62, 63, 64) for sign in (1, -1) for step in (-1, 0, 1)
-)
+EDGES = tuple(sign * 2**n + step for n in (31, 32, 53, 62, 63, 64) for sign in (1, -1) for step in (-1, 0, 1))
 ODD: tuple[Any, ...] = (
     -1, 3 * 10**9, 10**400, True, False, None, "", "x", "3", "\ud800", "a" * 5000, "\0", "../x",
     0.0, -0.0, 0.5, 1.5, 1e308, -1e308, 1e-320, 1e39, math.nan, math.inf, -math.inf,

@@ -25,19 +25,12 @@ DEEP = [
     *("为什么天空是蓝色的？", "Prove that there are infinitely many primes."),
 ]
 FAST = [
-    *(
-        "Hello!",
-        "Who wrote Faust?",
-        "Is the shop open on Sunday?",
-        "What is the capital of France?",
-    ),
+    *("Hello!", "Who wrote Faust?", "Is the shop open on Sunday?", "What is the capital of France?"),
     *("Tell me a story.", "你好"),
 ]
 
 
-@pytest.mark.parametrize(
-    ("text", "mode"), [*((t, "deep") for t in DEEP), *((t, "fast") for t in FAST)]
-)
+@pytest.mark.parametrize(("text", "mode"), [*((t, "deep") for t in DEEP), *((t, "fast") for t in FAST)])
 def test_tasks_are_thought_over_and_a_line_says_why(text: str, mode: str) -> None:
     choice = BUILT_IN(PromptFacts(text))
     name, _, rest = choice.why.partition(": ")
@@ -58,9 +51,7 @@ def test_tasks_are_thought_over_and_a_line_says_why(text: str, mode: str) -> Non
         ({"busy": 2.0}, "fast", "load -1.0"),
     ],
 )
-def test_the_callers_target_and_a_full_engine_speak_for_fast(
-    facts: dict[str, Any], mode: str, why: str
-) -> None:
+def test_the_callers_target_and_a_full_engine_speak_for_fast(facts: dict[str, Any], mode: str, why: str) -> None:
     choice = BUILT_IN(PromptFacts("Why is the sky blue?", **facts))
     assert choice.mode == mode and why in choice.why
 

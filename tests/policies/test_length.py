@@ -48,9 +48,7 @@ def policy(curve: StepCostCurve, most: int = 8) -> tuple[AdaptiveLength, StepCos
     return AdaptiveLength("drafter", known, costs, LossBudgets(tuning), tuning), costs
 
 
-def rate(
-    kept: list[list[int]], survival: list[list[float]], rows: int, curve: StepCostCurve
-) -> float:
+def rate(kept: list[list[int]], survival: list[list[float]], rows: int, curve: StepCostCurve) -> float:
     tokens = len(survival) + sum(survival[b][i] for b, nodes in enumerate(kept) for i in nodes)
     count = sum(map(len, kept))
     return tokens / curve.seconds(rows + count)
@@ -118,9 +116,7 @@ def test_each_drafter_of_a_name_has_odds_of_its_own() -> None:
         bias.learn(Tree([1], [-1], scores=[0.5], drafter_ids=[0]), [0])
         bias.learn(Tree([1], [-1], scores=[0.5], drafter_ids=[1]), [])
     assert model.chance(1, 0.5, 0) > 0.9 and model.chance(1, 0.5, 1) < 0.1
-    (sure,), (unsure,) = (
-        bias.survival(Tree([1], [-1], scores=[0.5], drafter_ids=[n])) for n in (0, 1)
-    )
+    (sure,), (unsure,) = (bias.survival(Tree([1], [-1], scores=[0.5], drafter_ids=[n])) for n in (0, 1))
     assert sure > 0.9 and unsure < 0.1
 
 
@@ -156,9 +152,7 @@ def test_a_curve_is_corrected_by_the_steps_that_run() -> None:
         curve.note(4, 7.0)
     assert curve.seconds(4) / curve.seconds(1) == pytest.approx(3.5, rel=0.01)
     assert curve.seconds(1) == pytest.approx(2.0, rel=0.01)
-    assert curve.seconds(16) == pytest.approx(7.0 / 1.2 * 4.0, rel=0.01), (
-        "the nearest speaks for it"
-    )
+    assert curve.seconds(16) == pytest.approx(7.0 / 1.2 * 4.0, rel=0.01), "the nearest speaks for it"
     for _ in range(40):
         curve.note(1, 4.0)  # the machine is half as fast now: so it is with 4 rows
     assert curve.seconds(1) == pytest.approx(4.0, rel=0.01)

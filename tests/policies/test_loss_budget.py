@@ -53,9 +53,7 @@ def controller_at(price: float, running: int = 1) -> SpeculationController:
 @pytest.mark.parametrize("price", [0.01, 0.3, 0.9])
 @pytest.mark.parametrize("running", [1, 4, 8, 64])
 @pytest.mark.parametrize("tokens", [66, 96])
-def test_drafts_that_are_never_accepted_cost_little_in_every_answer(
-    price: float, running: int, tokens: int
-) -> None:
+def test_drafts_that_are_never_accepted_cost_little_in_every_answer(price: float, running: int, tokens: int) -> None:
     controller = controller_at(price, running)
     found = [answered(controller, 0.0, price, running, tokens, 0.3)[0] for _ in range(10)]
     assert max(found) < 1 / 0.97

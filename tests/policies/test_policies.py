@@ -228,9 +228,7 @@ def test_without_groups_fast_runs_half_of_the_experts() -> None:
     ],
     ids=str,
 )
-def test_counts_that_do_not_fit(
-    tmp_path: Path, units: RoutedUnits, fields: dict[str, Any], says: str
-) -> None:
+def test_counts_that_do_not_fit(tmp_path: Path, units: RoutedUnits, fields: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=rf"^(mode 'x': )?{says}") as caught:
         find_mode({"name": "x", **fields}, builtin_modes(units), units)
     assert "\n" not in str(caught.value)
@@ -254,11 +252,7 @@ def test_counts_to_compare() -> None:
         ({"effort": "minimal"}, "fast", {"thinking_budget": None}),
         ({"effort": "low"}, "deep", {"thinking_budget": 1024, "answer_room": "auto"}),
         (Mode(effort="medium"), "deep", {"thinking_budget": 4096}),
-        (
-            {"effort": "medium", "base": "deep", "thinking_budget": 5},
-            "deep",
-            {"thinking_budget": 5},
-        ),
+        ({"effort": "medium", "base": "deep", "thinking_budget": 5}, "deep", {"thinking_budget": 5}),
         ({"effort": "low", "thinking": "off"}, "deep", {"thinking_budget": None}),
         ({"effort": "max", "loop": True}, "deep", {"thinking_budget": None, "loop": Loop()}),
     ],

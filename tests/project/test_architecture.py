@@ -101,9 +101,7 @@ def check_order(way: list[Hop], called: list[Called]) -> None:
     missing = [hop for hop in way if (hop.file, hop.function) not in places]
     assert not missing
     first = [places.index((hop.file, hop.function)) for hop in way]
-    assert first == sorted(first), [
-        way[n].function for n in sorted(range(len(first)), key=first.__getitem__)
-    ]
+    assert first == sorted(first), [way[n].function for n in sorted(range(len(first)), key=first.__getitem__)]
 
 
 def test_the_page_is_short() -> None:
@@ -145,10 +143,7 @@ def test_building_a_request_goes_one_way(generated: list[Called]) -> None:
         )
         for path in (ROOT / "fastslow/request").glob("*.py")
     }
-    names = {
-        file: file.removeprefix("fastslow/").removesuffix(".py").replace("/", ".")
-        for file in imported
-    }
+    names = {file: file.removeprefix("fastslow/").removesuffix(".py").replace("/", ".") for file in imported}
     inner = [one for one in generated[:submitted] if one.file in names and one.caller in names]
     steps = {(one.caller, one.file) for one in inner if one.caller != one.file}
     assert ("fastslow/request/group.py", "fastslow/request/builder.py") in steps
@@ -227,9 +222,7 @@ def chatted() -> tuple[list[Called], set[str]]:
             "seed": SEED,
             "max_tokens": 8,
         }
-        async with httpx.AsyncClient(
-            transport=httpx.ASGITransport(app), base_url="http://localhost"
-        ) as web:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as web:
             called.clear()
             answer = await web.post("/v1/chat/completions", json=asked)
             assert answer.status_code == 200 and "data: [DONE]" in answer.text
@@ -244,9 +237,7 @@ def chatted() -> tuple[list[Called], set[str]]:
     return called, forms
 
 
-def test_a_streamed_chat_takes_these_hops_in_this_order(
-    chatted: tuple[list[Called], set[str]],
-) -> None:
+def test_a_streamed_chat_takes_these_hops_in_this_order(chatted: tuple[list[Called], set[str]]) -> None:
     check_order(hops(CHAT), chatted[0])
 
 

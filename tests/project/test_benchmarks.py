@@ -46,11 +46,7 @@ CASES = {  # may name {model}, {prompts}, {out} and {folder}
     "thinking": "--count 3 --out {out}",
     "bystander": "--model abacus --attacks plain --count 2 --repeat 1 --out {out}",
 }
-FIGURES = {
-    "drafting": "cells",
-    "thinking": "figures",
-    "bystander": "times",
-}  # of the file; of the others: rows
+FIGURES = {"drafting": "cells", "thinking": "figures", "bystander": "times"}  # of the file; of the others: rows
 PRINTED = {"replay": "--model {model} --dtype float32 --prompts {prompts} --limit 2 --tokens 8"}
 OWN = {"checkouts", "peers", "thinking_pictures"}  # have separate tests
 
@@ -113,9 +109,7 @@ def test_every_benchmark_is_run_here() -> None:
 SLOW = {"exact", "thinking", "bystander"}
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CASES]
-)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CASES])
 def test_its_file_holds_what_it_promises(name: str, place: Place) -> None:
     place.run(name, CASES[name])
     found = place.file()
@@ -160,9 +154,7 @@ def test_replay_says_what_it_found(place: Place, capsys: pytest.CaptureFixture[s
     assert all(words in printed for words in ("suffix", "head", "auto"))
 
 
-def test_where_answers_differ_the_place_is_judged(
-    tiny_moge: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_answers_differ_the_place_is_judged(tiny_moge: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "available", lambda: False)  # the kernels round alike everywhere
     model = load_model(tiny_moge, "float32")
     assert isinstance(model, Decoder)
@@ -217,9 +209,7 @@ def test_contended_samples_are_left_out() -> None:
     assert middle(samples[1:]) == "~3.5 (n=4)"
 
 
-def test_a_format_that_does_not_load_is_left_out(
-    place: Place, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_format_that_does_not_load_is_left_out(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     asked = "--model {model} --formats int3 --threads 1 --out {out}"
     assert place.run("decode", asked) == 1
     assert "int3 is left out" in capsys.readouterr().out

@@ -43,9 +43,7 @@ def test_the_json_of_a_page_loads(text: str, tmp_path: Path) -> None:
         assert {*record} <= {"modes", "auto", "thinking_tags"}
         shutil.copytree(builtin_path("abacus"), tmp_path / "own")
         (tmp_path / "own" / "fastslow.json").write_text(text)
-        assert {*record.get("modes", {})} <= {
-            *load_modes(tmp_path / "own", RoutedUnits("groups", 8))
-        }
+        assert {*record.get("modes", {})} <= {*load_modes(tmp_path / "own", RoutedUnits("groups", 8))}
         checkpoint_selector(tmp_path / "own")
 
 
@@ -85,9 +83,7 @@ def runnable(page: Path) -> list[list[str]]:
 def test_the_commands_of_a_page_run(page: Path) -> None:
     for name in ("prompts.jsonl", "mine.jsonl", "today.jsonl"):
         turns = [{"role": "user", "content": "2 + 2 ="}, {"role": "assistant", "content": "4"}]
-        Path(name).write_text(
-            json.dumps({"messages": turns if name == "today.jsonl" else turns[:1]})
-        )
+        Path(name).write_text(json.dumps({"messages": turns if name == "today.jsonl" else turns[:1]}))
     Path("prompts.txt").write_text("2 + 2 =\n")
     for arguments in runnable(page):
         done = call(*arguments)

@@ -165,9 +165,7 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
     inside = tmp_path / "fastslow.service.d"
     inside.mkdir()
     for path, copy in ((UNIT, unit), (SOCKET, inside / SOCKET.name)):
-        text = re.sub(
-            r"^ExecStart=\S+", f"ExecStart={truth}", path.read_text("utf-8"), flags=re.MULTILINE
-        )
+        text = re.sub(r"^ExecStart=\S+", f"ExecStart={truth}", path.read_text("utf-8"), flags=re.MULTILINE)
         copy.write_text(text, "utf-8")
     command = ["systemd-analyze", "verify", "--man=no", str(unit)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

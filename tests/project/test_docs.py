@@ -56,9 +56,7 @@ def adapted(text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "page",
-    [pytest.param(p, marks=[pytest.mark.slow] * (p.name != "README.md")) for p in RUN],
-    ids=named,
+    "page", [pytest.param(p, marks=[pytest.mark.slow] * (p.name != "README.md")) for p in RUN], ids=named
 )
 def test_the_python_of_a_page_runs(page: Path, desk: Path) -> None:
     space: dict[str, Any] = {"__name__": named(page)}
@@ -97,9 +95,7 @@ def test_the_python_of_a_page_fits(page: Path) -> None:
         check_names(block.text)
 
 
-OTHERS = re.compile(
-    r"^from (?:openai|anthropic) import (.*)$", re.MULTILINE
-)  # their types are theirs
+OTHERS = re.compile(r"^from (?:openai|anthropic) import (.*)$", re.MULTILINE)  # their types are theirs
 # What our signatures say, without our code's bodies, and without torch: four seconds, not half a minute.
 STRICT = """[mypy]
 strict = true
@@ -151,23 +147,13 @@ def test_the_python_of_all_pages_has_right_types_and_mistakes_are_seen(tmp_path:
 
 def test_signatures_are_for_people() -> None:
     """Every type whole, and nothing that only pydantic understands."""
-    for call in (
-        LLM,
-        LLM.chat,
-        LLM.submit,
-        AsyncLLM.stream_chat,
-        Mode,
-        SamplingParams,
-        Speculation,
-    ):
+    for call in (LLM, LLM.chat, LLM.submit, AsyncLLM.stream_chat, Mode, SamplingParams, Speculation):
         said = str(inspect.signature(call))
         assert not re.search(r"Annotated|FieldInfo|Validator|\w=[^ ]", said), said
         for parameter in inspect.signature(call).parameters.values():
             if isinstance(parameter.annotation, str):
                 ast.parse(parameter.annotation, mode="eval")
-    assert "Loop | collections.abc.Mapping[str, typing.Any] | bool | None" in str(
-        inspect.signature(Mode)
-    )
+    assert "Loop | collections.abc.Mapping[str, typing.Any] | bool | None" in str(inspect.signature(Mode))
 
 
 def test_what_the_pages_say_of_abacus() -> None:

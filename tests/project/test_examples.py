@@ -32,11 +32,7 @@ QUICK = {  # what an example says
 @pytest.mark.parametrize("name", QUICK)
 @pytest.mark.parametrize("built_in", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_an_example_runs(
-    name: str,
-    built_in: bool,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    name: str, built_in: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not built_in:
         write_bpe(tmp_path, TEMPLATE, 320)
@@ -56,15 +52,11 @@ def test_prompts_are_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert len({one["prompt"] for one in made}) > 150
 
 
-def test_a_model_goes_on_with_a_users_first_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_goes_on_with_a_users_first_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_bpe(tmp_path, TEMPLATE, 320)
     write_moge(tmp_path, vocab=320, num_hidden_layers=2, hidden_size=32)
     out, words = tmp_path / "prompts.jsonl", EXAMPLES / "prompts" / "words.json"
-    monkeypatch.setattr(
-        sys, "argv", ["make.py", "--count", "25", "--model", str(tmp_path), "-o", str(out)]
-    )
+    monkeypatch.setattr(sys, "argv", ["make.py", "--count", "25", "--model", str(tmp_path), "-o", str(out)])
     runpy.run_path(str(EXAMPLES / "prompts" / "make.py"), run_name="__main__")
     made = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
     kinds = json.loads(words.read_text("utf-8"))["openings"]

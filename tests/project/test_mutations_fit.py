@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from mutations import MUTATIONS, Mutation
 
 ROOT = Path(__file__).parents[2]

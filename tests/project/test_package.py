@@ -138,9 +138,7 @@ def test_no_files_import_each_other() -> None:
         ("engine.model.shape", "if True:\n    from fastslow.engine.model import tensors", circle),
     ],
 )
-def test_one_wrong_import_is_seen(
-    module: str, line: str, seen: Callable[[dict[str, set[str]]], object]
-) -> None:
+def test_one_wrong_import_is_seen(module: str, line: str, seen: Callable[[dict[str, set[str]]], object]) -> None:
     assert seen(arrows() | {module: imports(f"{files()[module]}\n{line}\n")})
 
 

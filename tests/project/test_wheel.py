@@ -37,9 +37,7 @@ version = "1"
 [tool.setuptools]
 packages = ["fastslow"]
 """
-linux = pytest.mark.skipif(
-    sys.platform != "linux" or not levels.chip_flags(), reason="wheels are for Linux on x86-64"
-)
+linux = pytest.mark.skipif(sys.platform != "linux" or not levels.chip_flags(), reason="wheels are for Linux on x86-64")
 # The exactness tests, as any level must pass them.
 EXACT = ["engine/cpu/test_cpu_formats.py", "engine/cpu/test_gguf_formats.py"]
 EXACT += ["engine/cpu/test_only_best.py", "engine/core/test_exact.py"]
@@ -128,17 +126,13 @@ def test_the_wheels_kernels_are_the_native_ones(tmp_path: Path) -> None:
 
     def run(*command: str, **env: str) -> str:
         command = (sys.executable, *command)
-        done = subprocess.run(
-            command, cwd=ROOT, env={**bare, **env}, capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(command, cwd=ROOT, env={**bare, **env}, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
         return done.stdout
 
     def bits(*folders: str, **env: str) -> dict[str, str]:
         path = os.pathsep.join([*folders, *paths])
-        found: dict[str, str] = json.loads(
-            run(str(ROOT / "tests/support/kernel_bits.py"), **env, PYTHONPATH=path)
-        )
+        found: dict[str, str] = json.loads(run(str(ROOT / "tests/support/kernel_bits.py"), **env, PYTHONPATH=path))
         return found
 
     of_wheel = bits(str(site), FASTSLOW_CACHE=str(tmp_path / "cache"))

@@ -72,9 +72,7 @@ values = st.recursive(
 
 
 @given(values, st.booleans(), st.sampled_from([None, 1]), st.integers(1, 9))
-def test_marks_in_texts_are_not_counted(
-    value: Any, escaped: bool, indent: int | None, size: int
-) -> None:
+def test_marks_in_texts_are_not_counted(value: Any, escaped: bool, indent: int | None, size: int) -> None:
     data = json.dumps(value, ensure_ascii=escaped, indent=indent).encode()
     depth, parts, number = (max(1, one) for one in counted(value))
     fits = {"json_depth": depth, "json_parts": parts, "json_values": number}
@@ -166,9 +164,7 @@ def attacked() -> Iterator[tuple[str, int]]:
 
 
 @pytest.mark.slow
-def test_bombs_and_a_bystander(
-    attacked: tuple[str, int], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bombs_and_a_bystander(attacked: tuple[str, int], capsys: pytest.CaptureFixture[str]) -> None:
     url, _ = attacked
     rows = {"alone": waits_during(url, lambda: None, 3)}
     for name, (bomb, refused) in BOMBS.items():
@@ -185,15 +181,11 @@ def test_bombs_and_a_bystander(
 
 
 @pytest.mark.slow
-def test_pipelining_and_a_bystander(
-    attacked: tuple[str, int], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_pipelining_and_a_bystander(attacked: tuple[str, int], capsys: pytest.CaptureFixture[str]) -> None:
     url, _ = attacked
     rows = {"alone": waits_during(url, lambda: None, 3)}
     answers: list[int] = []
-    rows["50,000 requests"] = waits_during(
-        url, lambda: answers.append(attacks.pipelined(url, 50_000))
-    )
+    rows["50,000 requests"] = waits_during(url, lambda: answers.append(attacks.pipelined(url, 50_000)))
     _show(rows, capsys)
     assert answers == [50_000]
     found = rows["50,000 requests"]

@@ -15,9 +15,7 @@ from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.keys import KeyLimits, StoredKey
 from fastslow.serve.api.limits import Caller
 
-CARD = ModelCard(
-    "tiny", 0, 512, {"fast": {"sampling": {"max_tokens": 3}}, "deep": {}}, "groups", 4, True, False
-)
+CARD = ModelCard("tiny", 0, 512, {"fast": {"sampling": {"max_tokens": 3}}, "deep": {}}, "groups", 4, True, False)
 
 
 def stored(n: int, **limits: Any) -> StoredKey:
@@ -74,20 +72,14 @@ FAST = {"modes": ["fast"]}
         ({"mode": {"base": "fast", "escalate": {}}}, FAST, "escalate="),
         ({"priority": -1}, {"priority": [0, 5]}, "priority=-1 must be from 0 to 5 with this key"),
         ({"priority": -1}, {}, "priority=-1 must be from 0 to 1000 without a key that allows more"),
-        (
-            {"mode": {"base": "fast", "confidence": {"every": 9}}},
-            FAST,
-            "confidence={.*true or false",
-        ),
+        ({"mode": {"base": "fast", "confidence": {"every": 9}}}, FAST, "confidence={.*true or false"),
         ({"sampling": {"max_tokens": 11}}, {"max_tokens": 10}, "max_tokens=11 is above 10"),
         ({"sampling": {"max_tokens": 3, "n": 4}}, {"max_tokens": 10}, "=3 for each of 4 answers"),
         ({"sampling": {"n": 11}}, {"max_tokens": 10}, "a token for each of 11 answers is above 10"),
         ({"sampling": {"max_tokens": 11}}, {"tokens_per_minute": 10}, "max_tokens=11 is above 10"),
     ],
 )
-def test_what_is_beyond_them_is_refused(
-    options: dict[str, Any], limits: dict[str, Any], said: str
-) -> None:
+def test_what_is_beyond_them_is_refused(options: dict[str, Any], limits: dict[str, Any], said: str) -> None:
     with pytest.raises(ApiError, match=said) as error:
         limited(made_request("1", "x", **options), **limits)
     assert error.value.status == 403

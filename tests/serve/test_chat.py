@@ -67,9 +67,7 @@ def test_logprobs_have_the_exact_bytes_of_every_token(http: httpx.Client, llm: L
         falling = [other["logprob"] for other in one["top_logprobs"]]
         assert len(falling) == 3 and falling == sorted(falling, reverse=True)
     choices = [choice for chunk in stream(http, **fields) for choice in chunk["choices"]]
-    streamed = [
-        entry for one in choices for entry in (one["logprobs"] or {"content": []})["content"]
-    ]
+    streamed = [entry for one in choices for entry in (one["logprobs"] or {"content": []})["content"]]
     assert [bytes(one["bytes"]) for one in streamed] == right
     assert {len(one["top_logprobs"]) for one in streamed} == {0}
 

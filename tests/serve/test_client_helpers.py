@@ -48,9 +48,7 @@ CALLED = [(NAMES[type(call)], call.model_dump()) for call in CALLS]
 TEXT = "Let me look.\n" + GENERIC.written([{"name": n, "arguments": a} for n, a in CALLED])
 TOOLS: Any = [openai.pydantic_function_tool(kind, name=name) for kind, name in NAMES.items()]
 FLAT: Any = [{"type": "function", **tool["function"]} for tool in TOOLS]
-CLAUDE: Any = [
-    {"name": name, "input_schema": kind.model_json_schema()} for kind, name in NAMES.items()
-]
+CLAUDE: Any = [{"name": name, "input_schema": kind.model_json_schema()} for kind, name in NAMES.items()]
 CUTS: dict[str, Callable[[str], list[str]]] = {
     "one piece": lambda text: [text],
     "letters": list,
@@ -107,9 +105,7 @@ def test_responses_stream_and_parse(served_by: Clients) -> None:
     asked: Any = {"model": "tiny", "input": SAID, "tools": FLAT}
     with served_by.gpt.responses.stream(**asked) as stream:
         done = [
-            json.loads(event.arguments)
-            for event in stream
-            if event.type == "response.function_call_arguments.done"
+            json.loads(event.arguments) for event in stream if event.type == "response.function_call_arguments.done"
         ]
         streamed = stream.get_final_response()
     assert done == [arguments for _, arguments in CALLED]
@@ -172,9 +168,7 @@ def url() -> Iterator[str]:
 def test_langchain(url: str, kind: str) -> None:
     library = pytest.importorskip("langchain_openai")
     own: dict[str, Any] = {"model": "tiny", "api_key": "none", "base_url": f"{url}/v1"}
-    model = library.ChatOpenAI(**own, use_responses_api=kind == "responses").bind_tools(
-        [get_weather]
-    )
+    model = library.ChatOpenAI(**own, use_responses_api=kind == "responses").bind_tools([get_weather])
     streamed = functools.reduce(operator.add, model.stream(ASKED))
     for made in (model.invoke(ASKED), streamed):
         (call,) = made.tool_calls

@@ -95,9 +95,7 @@ def place_of(block: Block) -> list[str]:
     return next((hosts for words, hosts in HOSTS.items() if line.startswith(words)), [])
 
 
-def test_the_page_can_be_followed_on_one_machine(
-    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_page_can_be_followed_on_one_machine(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needs_programs("bash", "curl")
     monkeypatch.chdir(tmp_path)
     desk = OneMachine(tmp_path, model)

@@ -22,12 +22,8 @@ def ask(http: httpx.Client, **fields: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("n", [1, 2])
-@pytest.mark.parametrize(
-    "prompt", ["The quick", ["The quick", "Every expert"], [80, 81, 82], [[80, 81], [90]]]
-)
-def test_every_form_of_prompt_streamed_or_not(
-    http: httpx.Client, llm: LLM, prompt: Any, n: int
-) -> None:
+@pytest.mark.parametrize("prompt", ["The quick", ["The quick", "Every expert"], [80, 81, 82], [[80, 81], [90]]])
+def test_every_form_of_prompt_streamed_or_not(http: httpx.Client, llm: LLM, prompt: Any, n: int) -> None:
     fields = {"temperature": 1, "seed": 5, "max_tokens": 12, "n": n, "prompt": prompt}
     whole = ask(http, **fields)
     answer = http.post("/v1/completions", json={**fields, "stream": True})
@@ -68,9 +64,7 @@ def test_echo_and_logprobs_of_the_prompt(http: httpx.Client, llm: LLM) -> None:
 
 def test_streamed_log_probabilities_are_those_of_the_whole(http: httpx.Client) -> None:
     whole = ask(http, **GREEDY, prompt="Every", logprobs=1)["choices"][0]["logprobs"]
-    answer = http.post(
-        "/v1/completions", json={**GREEDY, "prompt": "Every", "logprobs": 1, "stream": True}
-    )
+    answer = http.post("/v1/completions", json={**GREEDY, "prompt": "Every", "logprobs": 1, "stream": True})
     parts = [chunk["choices"][0]["logprobs"] for chunk in events_of(answer.text)]
     for name in ("tokens", "text_offset"):
         assert [value for part in parts if part for value in part[name]] == whole[name]
@@ -119,8 +113,7 @@ def test_tokenize_and_back(http: httpx.Client, llm: LLM) -> None:
     assert back == {"prompt": "你好 fox"}
     chat = [{"role": "user", "content": "hi"}]
     thinking, quiet = (
-        http.post("/tokenize", json={"messages": chat, "mode": mode}).json()["tokens"]
-        for mode in ("deep", "fast")
+        http.post("/tokenize", json={"messages": chat, "mode": mode}).json()["tokens"] for mode in ("deep", "fast")
     )
     assert thinking != quiet
     for wrong in ({}, {"prompt": "a", "messages": chat}):

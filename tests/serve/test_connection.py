@@ -110,9 +110,7 @@ OFFERS = {
 
 @pytest.mark.parametrize("offer", OFFERS)
 @pytest.mark.parametrize("cut", [0, 20, 9])
-def test_a_body_after_an_offer_of_another_protocol_is_read(
-    address: tuple[str, int], offer: str, cut: int
-) -> None:
+def test_a_body_after_an_offer_of_another_protocol_is_read(address: tuple[str, int], offer: str, cut: int) -> None:
     begun = b"POST /body HTTP/1.1\r\n" + HOST + OFFERS[offer]
     whole = begun + b"Content-Length: 11\r\n\r\nhello there"
     head, body = said(address, whole[:-cut], whole[-cut:]) if cut else said(address, whole)
@@ -134,8 +132,7 @@ RUBBISH = {
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
     "HTTP/2 at once": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
     "two lengths": b"POST /body HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
-    "a length and chunks": b"POST /body HTTP/1.1\r\nContent-Length: 5\r\n"
-    b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "a length and chunks": b"POST /body HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     "a body that is packed": b"POST /body HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
     "the same in two lines": b"POST /body HTTP/1.1\r\nTransfer-Encoding: gzip\r\n"
     b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
@@ -146,9 +143,7 @@ RUBBISH = {
 
 
 @pytest.mark.parametrize("rubbish", RUBBISH)
-def test_rubbish_is_refused_and_the_connection_closed(
-    address: tuple[str, int], rubbish: str
-) -> None:
+def test_rubbish_is_refused_and_the_connection_closed(address: tuple[str, int], rubbish: str) -> None:
     assert said(address, RUBBISH[rubbish])[0].startswith(b"http/1.1 400")
 
 

@@ -32,9 +32,7 @@ SEEDED = {"seed": 3, "temperature": 0.9}
 
 def write_model(folder: Path) -> Path:
     write_bpe(folder, TEMPLATE, VOCAB)
-    return write_moge(
-        folder, vocab=VOCAB, num_hidden_layers=2, hidden_size=32, max_position_embeddings=4096
-    )
+    return write_moge(folder, vocab=VOCAB, num_hidden_layers=2, hidden_size=32, max_position_embeddings=4096)
 
 
 @pytest.fixture(scope="module")
@@ -137,9 +135,7 @@ async def test_a_thought_is_closed_on_the_engine_that_answers(llms: dict[str, LL
 
 
 @within()
-async def test_a_sampled_answer_that_may_escalate_ends_in_a_clean_error(
-    llms: dict[str, LLM],
-) -> None:
+async def test_a_sampled_answer_that_may_escalate_ends_in_a_clean_error(llms: dict[str, LLM]) -> None:
     """Without a seed another engine makes other tokens, and what the first one was unsure of is not known."""
     mode = {"base": "fast", "escalate": {"below": 0.0}}
     sampling = {"max_tokens": 12, "ignore_eos": True, "temperature": 1.0}
@@ -190,9 +186,7 @@ async def test_an_answer_that_its_engine_cut_to_close_is_continued(
 
 
 @within()
-async def test_an_answer_that_its_caller_cancelled_ends_with_what_it_has(
-    llms: dict[str, LLM],
-) -> None:
+async def test_an_answer_that_its_caller_cancelled_ends_with_what_it_has(llms: dict[str, LLM]) -> None:
     sampling = {"max_tokens": 3000, "ignore_eos": True}
     engine = ContinuedEngine(inner := replicas(llms), QUICK)
     last = None

@@ -159,12 +159,8 @@ ENDS = {
     "a failure inside the engine": Ending([Break(after=2, error=BROKEN)], GenerationError, "", 1),
     "what is made again from its beginning": Ending([gone(after=3), UNSURE], None, "", 3, 1),
     "what cannot be made again": Ending([gone(after=1), UNSURE, UNSURE], NotReady, ESCALATES, 3),
-    "what is made again in other words": Ending(
-        [gone(after=1), UNSURE], NotReady, ESCALATES, 3, engine=OtherWords
-    ),
-    "other tokens": Ending(
-        [gone(after=2)], NotReady, "another engine made other tokens", 2, engine=OtherWords
-    ),
+    "what is made again in other words": Ending([gone(after=1), UNSURE], NotReady, ESCALATES, 3, engine=OtherWords),
+    "other tokens": Ending([gone(after=2)], NotReady, "another engine made other tokens", 2, engine=OtherWords),
     "not there yet": Ending([NOBODY], NotReady, "nobody is there", 1, engine=LOADING),
     "asked while replicas were known to run": Ending([NOBODY] * 3, asked=4, engine=Vanishing),
     # several may refuse an answer that is not to blame
@@ -175,9 +171,7 @@ ENDS = {
     ),
     # what an engine worked before it ended is no search for one
     "slow tries": Ending([gone(), gone()], retries=replace(BRIEF, seconds=0.05), engine=SLOW),
-    "slow tries that nobody takes": Ending(
-        [gone(), NOBODY, NOBODY], NotReady, LATE, retries=BRIEF, engine=SLOW
-    ),
+    "slow tries that nobody takes": Ending([gone(), NOBODY, NOBODY], NotReady, LATE, retries=BRIEF, engine=SLOW),
 }
 
 
@@ -279,9 +273,7 @@ async def test_a_pause_ends_where_the_request_is_cancelled_or_left(leave: bool) 
         await asyncio.sleep(0)
     await asyncio.sleep(0.01)
     assert task.cancel() if leave else await engine.cancel("one")
-    error, said = (
-        (asyncio.CancelledError, None) if leave else (NotReady, "after its engine had end")
-    )
+    error, said = (asyncio.CancelledError, None) if leave else (NotReady, "after its engine had end")
     with pytest.raises(error, match=said):
         await task
     assert len(inner.asked) == 1 and not engine._running
@@ -399,9 +391,7 @@ class Thinker(ScriptedReplicas):
 
 @pytest.mark.parametrize("streamed", [True, False])
 @within()
-async def test_a_thought_that_was_stopped_before_it_came_is_stopped_on_each_engine(
-    streamed: bool,
-) -> None:
+async def test_a_thought_that_was_stopped_before_it_came_is_stopped_on_each_engine(streamed: bool) -> None:
     inner = Thinker([ANSWER, ANSWER[:3]], [gone(), Break(after=1), gone("b")])
     engine = ContinuedEngine(inner, QUICK)
     ask = replace(made_request("one", "a prompt", {"n": 2}), streamed=streamed)

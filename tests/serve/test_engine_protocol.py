@@ -41,9 +41,7 @@ KINDS = ["local", "process"]
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def engine(
-    request: pytest.FixtureRequest, runner: asyncio.Runner, folder: Path
-) -> Iterator[Engine]:
+def engine(request: pytest.FixtureRequest, runner: asyncio.Runner, folder: Path) -> Iterator[Engine]:
     engine = runner.run(started(request.param, folder))
     yield engine
     runner.run(engine.close())
@@ -63,9 +61,7 @@ def run(runner: asyncio.Runner) -> Run:
     return lambda what: runner.run(asyncio.wait_for(what, 300))
 
 
-def test_an_answer_continues_after_what_another_engine_made(
-    engine: Engine, other: Engine, run: Run
-) -> None:
+def test_an_answer_continues_after_what_another_engine_made(engine: Engine, other: Engine, run: Run) -> None:
     whole = run(answer_of(other, asked(tokens=12, mode="auto", sampling={"n": 2, "seed": 3})))
     decided = run(first_of(other, asked(tokens=12, mode="auto"))).decided
     assert decided is not None
@@ -134,8 +130,7 @@ def test_thoughts_stay_in_the_prompt(engine: Engine, run: Run) -> None:
     said = {"role": "assistant", "content": "two", "reasoning_content": "a thought"}
     chat = [{"role": "user", "content": "one"}, said, {"role": "user", "content": "three"}]
     texts = [
-        run(engine.detokenize(run(engine.tokenize(asked(prompt=chat, keep_thoughts=keep)))))
-        for keep in (False, True)
+        run(engine.detokenize(run(engine.tokenize(asked(prompt=chat, keep_thoughts=keep))))) for keep in (False, True)
     ]
     assert "a thought" not in texts[0] and "<think>a thought</think>two" in texts[1]
 
@@ -151,9 +146,7 @@ def test_thoughts_stay_in_the_prompt(engine: Engine, run: Run) -> None:
         (asked(prompt="one \ud800"), "."),
     ],
 )
-def test_what_does_not_fit_is_a_value_error(
-    engine: Engine, ask: GenerateRequest, said: str, run: Run
-) -> None:
+def test_what_does_not_fit_is_a_value_error(engine: Engine, ask: GenerateRequest, said: str, run: Run) -> None:
     with pytest.raises(ValueError, match=said):
         run(pieces_of(engine, ask))
     assert len(run(answer_of(engine, asked())).token_ids) == 8
@@ -205,9 +198,7 @@ def test_a_grammar_that_becomes_too_complex_is_its_clients_fault(engine: Engine,
 
 
 @pytest.mark.parametrize("engine", ["process"], indirect=True)
-def test_a_killed_engine_is_told_of_and_comes_back(
-    engine: Engine, run: Run, logged: list[str]
-) -> None:
+def test_a_killed_engine_is_told_of_and_comes_back(engine: Engine, run: Run, logged: list[str]) -> None:
     assert isinstance(engine, EngineClient)
 
     async def killed() -> None:

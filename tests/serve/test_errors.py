@@ -94,9 +94,7 @@ def test_bodies_that_are_no_json(http: httpx.Client, content: bytes, said: str) 
         ({"messages": [{"role": "user", "content": "x" * 30_000}]}, None, "fit"),
     ],
 )
-def test_one_sentence_about_a_field(
-    http: httpx.Client, fields: dict[str, Any], param: str | None, said: str
-) -> None:
+def test_one_sentence_about_a_field(http: httpx.Client, fields: dict[str, Any], param: str | None, said: str) -> None:
     answer = http.post("/v1/chat/completions", json={"messages": CHAT, "max_tokens": 2, **fields})
     assert answer.status_code == 400, answer.text
     error = error_of(answer)

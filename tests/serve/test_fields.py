@@ -26,9 +26,7 @@ KEEPS = replace(CARD, keeps_thoughts=("clear_thinking", False))
 CHAT = [{"role": "user", "content": "hi"}]
 
 
-def options_of(
-    card: ModelCard = CARD, settings: ServerSettings | None = None, **fields: Any
-) -> GenerateOptions:
+def options_of(card: ModelCard = CARD, settings: ServerSettings | None = None, **fields: Any) -> GenerateOptions:
     settings, who = settings or ServerSettings(), Caller()
     return SharedFields(**fields).as_request(CHAT, who, card, settings, id="id").options
 
@@ -80,16 +78,11 @@ WAYS: list[tuple[Any, list[dict[str, Any]]]] = [
     ({**BUDGET, "thinking": "on"}, [{"thinking": {"type": "enabled", "budget_tokens": 7}}]),
     (QUIET, [{"thinking": {"type": "disabled"}}, {"reasoning": {"enabled": False}}]),
     (QUIET, [{"chat_template_kwargs": {"enable_thinking": False}}]),
-    (
-        {"base": "fast", "thinking": "on"},
-        [{"chat_template_kwargs": {"thinking": True}, "mode": "fast"}],
-    ),
+    ({"base": "fast", "thinking": "on"}, [{"chat_template_kwargs": {"thinking": True}, "mode": "fast"}]),
 ]
 
 
-@pytest.mark.parametrize(
-    ("fields", "mode"), [(fields, mode) for mode, ways in WAYS for fields in ways]
-)
+@pytest.mark.parametrize(("fields", "mode"), [(fields, mode) for mode, ways in WAYS for fields in ways])
 def test_every_way_to_say_how_to_think_is_one_mode(fields: dict[str, Any], mode: Any) -> None:
     ask = options_of(**fields)
     assert ask.mode == mode and ask.chat_template_kwargs is None
@@ -111,15 +104,9 @@ def test_every_way_to_say_how_to_think_is_one_mode(fields: dict[str, Any], mode:
             "reasoning.enabled=True and reasoning.effort='none' contradict",
         ),
         ({"mode": "fast", "reasoning": {"effort": "high"}}, "mode='fast' and reasoning.effort="),
-        (
-            {**gemini(thinking_level="low"), "reasoning_effort": "high"},
-            "thinking_level='low' contra",
-        ),
+        ({**gemini(thinking_level="low"), "reasoning_effort": "high"}, "thinking_level='low' contra"),
         ({**gemini(thinking_budget=3), "thinking_budget": 4}, "thinking_config.thinking_budget=3"),
-        (
-            {**gemini(thinking_budget=3), "google": gemini()["extra_body"]["google"], **OFF},
-            "is off",
-        ),
+        ({**gemini(thinking_budget=3), "google": gemini()["extra_body"]["google"], **OFF}, "is off"),
         ({**gemini(thinking_budget=-1), **OFF}, "thinking_budget=-1 lets the server choose"),
         ({**ADAPTIVE, "reasoning_effort": "none"}, "thinking is off, and thinking.type='adaptive'"),
         ({"mode": {"groups": 2}, "groups": 3}, "groups=3 and mode.groups=2"),
@@ -255,9 +242,7 @@ def test_defaults_give_way_to_the_mode_and_the_client() -> None:
         (TokenizeRequest, {"tools": [1] * 9999}),
     ],
 )
-def test_only_the_first_of_many_wrong_values_is_looked_at(
-    kind: type[BaseModel], fields: dict[str, Any]
-) -> None:
+def test_only_the_first_of_many_wrong_values_is_looked_at(kind: type[BaseModel], fields: dict[str, Any]) -> None:
     """Hundreds of thousands of errors would hold up all that the server does for seconds."""
     with pytest.raises(ValidationError) as error:
         kind.model_validate(fields)

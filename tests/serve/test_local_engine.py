@@ -25,9 +25,7 @@ async def test_stopping_a_thought_by_id(folder: Path) -> None:
 
 
 @within()
-async def test_steps_are_measured_before_the_first_request(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_steps_are_measured_before_the_first_request(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[int | None] = []
 
     def seconds(model: object, groups: int | None, identity: str, patience: float) -> object:
@@ -44,9 +42,7 @@ async def test_steps_are_measured_before_the_first_request(
 
 
 @within()
-async def test_traces_of_requests_that_asked_for_one(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_traces_of_requests_that_asked_for_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "MOST_TRACES", 2)
     engine = await settings_of(folder).open()
 

@@ -76,9 +76,7 @@ def test_a_line_for_each_request(path: Path, opened: Opened) -> None:
     first, second = requests(path)
     assert first["method"] == "POST" and first["route"] == ASK and first["status"] == 200
     assert first["answers"] == [id] and first["mode"] == "deep" and first["tokens"] == 6
-    assert (
-        first["prompt_tokens"] == 10 and first["cached_tokens"] == 4 and first["key"] == "anonymous"
-    )
+    assert first["prompt_tokens"] == 10 and first["cached_tokens"] == 4 and first["key"] == "anonymous"
     assert first["finish_reasons"] == ["stop"] and first["tokens_per_step"] == 2.0
     assert 0 <= first["first_token_seconds"] <= first["seconds"]
     assert first["request_id"].startswith("req-") and first["level"] == "INFO"
@@ -123,9 +121,7 @@ NASTY = 'a\nb\r\n{"level": "X"}\x1b[31m\u2028\u2029\x85\x00\u202e\ud800 key=othe
 
 
 @pytest.mark.parametrize("format", ["json", "text"])
-def test_nothing_a_client_sends_makes_a_line_of_its_own(
-    path: Path, opened: Opened, format: str
-) -> None:
+def test_nothing_a_client_sends_makes_a_line_of_its_own(path: Path, opened: Opened, format: str) -> None:
     log = opened(format=format)
     logger.bind(path=NASTY, key="bot").info("request {}", NASTY)
     log.close()
@@ -162,9 +158,7 @@ def test_uvicorns_lines_go_the_same_way(path: Path, opened: Opened) -> None:
     assert line["level"] == "WARNING"
 
 
-def test_a_full_disk_is_said_once_and_counted(
-    opened: Opened, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_full_disk_is_said_once_and_counted(opened: Opened, capfd: pytest.CaptureFixture[str]) -> None:
     log, before = opened(path=Path("/dev/full")), lost_lines()
     with client() as ours:
         for _ in range(20):
@@ -229,9 +223,7 @@ WRONG: list[dict[str, Any]] = [
 ]
 
 
-def test_no_text_of_a_client_is_in_a_log_of_everything(
-    path: Path, opened: Opened, llm: LLM
-) -> None:
+def test_no_text_of_a_client_is_in_a_log_of_everything(path: Path, opened: Opened, llm: LLM) -> None:
     """Nor a mode's name, or what a library says of a grammar."""
     log = opened(level="debug")
     with TestClient(create_app(LocalEngine(llm, "tiny"))) as ours:

@@ -106,8 +106,7 @@ def test_modes_drafters_and_endings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "reason"),
-    [(Busy("full"), "busy"), (NotReady("no"), "not_ready"), (ValueError("x"), "invalid")],
+    ("error", "reason"), [(Busy("full"), "busy"), (NotReady("no"), "not_ready"), (ValueError("x"), "invalid")]
 )
 def test_refusals(error: Exception, reason: str) -> None:
     async def script(request: GenerateRequest) -> AsyncGenerator[Piece, None]:
@@ -148,9 +147,7 @@ def test_names_of_clients_do_not_fill_the_figures() -> None:
         for _ in names:
             ask(ours)
         found = scraped(ours)
-    drafters = {
-        dict(labels)["drafter"] for name, labels in found if name == "fastslow:answers_total"
-    }
+    drafters = {dict(labels)["drafter"] for name, labels in found if name == "fastslow:answers_total"}
     assert drafters == {"suffix", "off", "suffix|head", "several"}
 
 

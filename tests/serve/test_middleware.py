@@ -87,9 +87,7 @@ def test_odd_hosts_and_two(host: str) -> None:
         assert answer.status_code == 400
         said = answer.json()["error"]["message"]
         assert said == f"Host: {host!r} is no name or address with a port"
-        answer = client(hosts=hosts).get(
-            "/v1/models", headers=[("host", "localhost"), ("host", host)]
-        )
+        answer = client(hosts=hosts).get("/v1/models", headers=[("host", "localhost"), ("host", host)])
         assert answer.status_code == 400
         assert answer.json()["error"]["message"] == "there are 2 Host headers; a request has one"
 
@@ -187,9 +185,7 @@ def test_other_pages_are_let_in_only_where_they_are_named(path: Path) -> None:
         ("127.0.0.1", False, ("*",), False),
     ],
 )
-def test_names_that_a_request_may_use(
-    host: str | None, keyed: bool, more: tuple[str, ...], named: bool
-) -> None:
+def test_names_that_a_request_may_use(host: str | None, keyed: bool, more: tuple[str, ...], named: bool) -> None:
     hosts = allowed_hosts(more, host, keyed)
     assert (hosts is not None) == named
     if hosts is not None:

@@ -208,9 +208,7 @@ def broken(one: Completion, wish: Wish) -> str:
 def test_steering_holds_to_the_token(llms: tuple[LLM, LLM], count: int) -> None:
     found = compared(llms, count, Wishes.steered)
     reasons = ("model", "budget", "turn", "room", "loop", "confident")
-    assert all(
-        found[what] for what in ("resumed", "drafted", "put in", *reasons[: max(1, count // 60)])
-    )
+    assert all(found[what] for what in ("resumed", "drafted", "put in", *reasons[: max(1, count // 60)]))
 
 
 @pytest.mark.parametrize("count", [20, pytest.param(REQUESTS, marks=pytest.mark.slow)])

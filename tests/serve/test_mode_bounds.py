@@ -21,10 +21,7 @@ MODES: dict[str, Any] = {
     "support": SUPPORT,
     "quiet": {"base": "fast"},
     "free": {"base": "support", "bounds": ["turn_budget"]},
-    "leaping": {
-        "base": "support",
-        "escalate": {"to": "deep", "how": "keep", "below": 1, "window": 1},
-    },
+    "leaping": {"base": "support", "escalate": {"to": "deep", "how": "keep", "below": 1, "window": 1}},
     "deep": {"thinking_budget": 4},
 }
 CHAT = [{"role": "user", "content": "hi"}]
@@ -45,11 +42,7 @@ WISHES: dict[str, tuple[dict[str, Any], int, str]] = {  # thought, and what the 
     "no thought": ({"mode": "quiet", "thinking": {"type": "enabled"}}, 0, "thinking stays 'off'"),
     "no thought, a budget": ({"mode": "quiet", "thinking_budget": 9}, 0, "budget stays None"),
     "a preset's own": ({"mode": "free", "turn_budget": 99, "thinking_budget": 99}, 12, "stays 12"),
-    "escalated": (
-        {"mode": {"base": "leaping", **LOOSE, "thinking_budget": 99}},
-        4,
-        "thinking_budget stays 8",
-    ),
+    "escalated": ({"mode": {"base": "leaping", **LOOSE, "thinking_budget": 99}}, 4, "thinking_budget stays 8"),
 }
 
 
@@ -70,12 +63,9 @@ PATHS = [*BODIES]  # a chat has every wish, each other path every third
 
 
 @pytest.mark.parametrize(
-    ("path", "wish"),
-    [(path, wish) for n, wish in enumerate(WISHES) for path in (PATHS[0], PATHS[1 + (n + 2) % 3])],
+    ("path", "wish"), [(path, wish) for n, wish in enumerate(WISHES) for path in (PATHS[0], PATHS[1 + (n + 2) % 3])]
 )
-def test_no_field_enlarges_what_a_keys_mode_limits(
-    asked: tuple[TestClient, LLM], path: str, wish: str
-) -> None:
+def test_no_field_enlarges_what_a_keys_mode_limits(asked: tuple[TestClient, LLM], path: str, wish: str) -> None:
     fields, most, note = WISHES[wish]
     body = {**BODIES[path], "ignore_eos": True, "temperature": 0, **fields}
     answer = asked[0].post(path, json=body).json()

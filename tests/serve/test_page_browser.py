@@ -85,9 +85,7 @@ def test_a_budget_fills_up(chat: Chat) -> None:
     until(lambda: chat.all(bar) and chat.all(bar)[0].get_property("value") > 20, "it fills up")
     assert chat.all(bar)[0].get_property("max") == 500
     assert re.search(r"\d+ of 500 tokens$", chat.text(".thought summary"))
-    until(
-        lambda: chat.run("return document.getElementById('scroll').scrollTop > 300"), "it is long"
-    )
+    until(lambda: chat.run("return document.getElementById('scroll').scrollTop > 300"), "it is long")
     tops = "const [bar, all] = [...arguments].map((one) => one.getBoundingClientRect().top); return bar - all"
     assert chat.run(tops, chat.all(bar)[0], chat.all("#scroll")[0]) >= 0, "the bar stays in view"
     chat.button("Answer now").click()

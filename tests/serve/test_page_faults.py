@@ -110,9 +110,7 @@ HURTING: dict[str, Any] = {
 STORED: dict[str, Any] = {
     "no list": {"a": 1},
     "null": None,
-    "wrong kinds": [
-        *(1, None, {"asked": 3}, {"asked": "x", "answers": [{"text": {}, "marks": ["<b>"]}]})
-    ],
+    "wrong kinds": [*(1, None, {"asked": 3}, {"asked": "x", "answers": [{"text": {}, "marks": ["<b>"]}]})],
     "hostile": [{"asked": HURT, "answers": [HURTING], "chosen": 99}],
 }
 

@@ -29,10 +29,7 @@ def page(tmp_path_factory: pytest.TempPathFactory, window: Any) -> Iterator[Page
     config = json.loads((folder / "config.json").read_text("utf-8"))
     config["max_position_embeddings"] = LONG  # so that there is time to stop an answer
     (folder / "config.json").write_text(json.dumps(config), "utf-8")
-    with (
-        open_tiny(folder, kv_memory="64MiB") as llm,
-        served(create_app(LocalEngine(llm, NAME))) as url,
-    ):
+    with open_tiny(folder, kv_memory="64MiB") as llm, served(create_app(LocalEngine(llm, NAME))) as url:
         page = Page(window, url)
         page.open()
         page.run(MORE)

@@ -80,9 +80,7 @@ def test_it_is_small_and_loads_nothing() -> None:
     without_data = re.sub(r'"data:image/svg\+xml,[^"]*"', "", TEXT)
     addresses = set(re.findall(r"\b(?:https?|wss?):/*[^\s\"'`)]*", without_data))
     assert addresses == {"http://www.w3.org/2000/svg"}  # a namespace, which nobody loads
-    assert not re.search(
-        r"@import|\burl\(|<(?:link rel=\"(?!icon)|img|iframe|object|embed)\b", TEXT
-    )
+    assert not re.search(r"@import|\burl\(|<(?:link rel=\"(?!icon)|img|iframe|object|embed)\b", TEXT)
     assert not re.search(r"<script[^>]+src|\bimport\s*\(|\bimport\s+[\w{*]", TEXT)
 
 
@@ -98,10 +96,7 @@ def test_no_text_can_become_html_or_code_and_markup_has_no_handlers_or_styles() 
 def test_policy_allows_its_own_scripts_and_no_others() -> None:
     policy = client().get("/").headers["content-security-policy"]
     parts = {name: rest for name, _, rest in (p.partition(" ") for p in policy.split("; "))}
-    own = {
-        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
-        for script in SCRIPTS
-    }
+    own = {f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in SCRIPTS}
     assert set(parts["script-src"].split()) == own
     assert parts["default-src"] == parts["base-uri"] == parts["frame-ancestors"] == "'none'"
     assert parts["connect-src"] == "'self'"

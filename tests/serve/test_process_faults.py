@@ -31,13 +31,9 @@ async def test_an_engine_that_broke_is_not_ready(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("killed", "how"), [(True, "was killed by SIGKILL"), (False, "ended with exit code 0")]
-)
+@pytest.mark.parametrize(("killed", "how"), [(True, "was killed by SIGKILL"), (False, "ended with exit code 0")])
 @within()
-async def test_one_that_ends_again_and_again_is_given_up(
-    folder: Path, killed: bool, how: str
-) -> None:
+async def test_one_that_ends_again_and_again_is_given_up(folder: Path, killed: bool, how: str) -> None:
     """The process ends, too, where only the connection is closed: a system may not say that the server is gone."""
     engine = EngineClient(settings_of(folder), Restarts(most=1))
     await engine.start()
@@ -47,9 +43,7 @@ async def test_one_that_ends_again_and_again_is_given_up(
     else:
         engine._connection.close()
     said = await engine.gave_up
-    assert said == (
-        f"the engine is given up: the engine's process {how}; that was end 1 within 600 s"
-    )
+    assert said == (f"the engine is given up: the engine's process {how}; that was end 1 within 600 s")
     assert not engine.ready and engine.why_not_ready == said
     await engine.close()
 

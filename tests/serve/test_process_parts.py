@@ -15,14 +15,8 @@ from fastslow.serve.engines.process import messages
 from fastslow.serve.engines.process.connection import CROWDED, AnswerStream, joined
 from fastslow.serve.engines.process.messages import Call, FrameReader, StartAnswer, frame
 
-METRICS = Metrics(
-    "deep", "auto", 0.1, 0.02, 2, 1, 4, 1, 0, [1], 0.1, 0.1, [0.5], 0, 0, thinking_ended="budget"
-)
-OUTPUT = Output(
-    None,
-    [1, 2],
-    [Completion("hi", "", [3, 4], "stop", None, [{3: -math.inf, 4: -0.5}] * 2, METRICS)],
-)
+METRICS = Metrics("deep", "auto", 0.1, 0.02, 2, 1, 4, 1, 0, [1], 0.1, 0.1, [0.5], 0, 0, thinking_ended="budget")
+OUTPUT = Output(None, [1, 2], [Completion("hi", "", [3, 4], "stop", None, [{3: -math.inf, 4: -0.5}] * 2, METRICS)])
 
 
 def test_messages_arrive_whole_however_their_bytes_come() -> None:
@@ -40,11 +34,7 @@ def test_messages_arrive_whole_however_their_bytes_come() -> None:
 
 
 def test_bytes_that_are_no_message_are_refused() -> None:
-    for data in (
-        messages.LENGTH.pack(3) + b"abc",
-        messages.LENGTH.pack(messages.LONGEST + 1),
-        frame(["Unknown", 1]),
-    ):
+    for data in (messages.LENGTH.pack(3) + b"abc", messages.LENGTH.pack(messages.LONGEST + 1), frame(["Unknown", 1])):
         with pytest.raises(ValueError):
             FrameReader[messages.ToServer](messages.ToServer).feed(data)
     with pytest.raises(ValueError):  # a type that is not the field's

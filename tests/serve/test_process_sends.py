@@ -27,9 +27,7 @@ MANY = 3000  # pieces
 
 
 @asynccontextmanager
-async def linked(
-    monkeypatch: pytest.MonkeyPatch, engine: FakeEngine
-) -> AsyncIterator[EngineConnection]:
+async def linked(monkeypatch: pytest.MonkeyPatch, engine: FakeEngine) -> AsyncIterator[EngineConnection]:
     """The server's end of a connection to an engine; the other end is in this process, too."""
 
     async def opened(settings: EngineSettings) -> FakeEngine:
@@ -59,9 +57,7 @@ async def pieces_of(answer: AnswerStream) -> list[Piece]:
 
 
 @within()
-async def test_a_drain_loses_nothing_where_the_server_is_late(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_drain_loses_nothing_where_the_server_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
     made = asyncio.Event()
 
     async def many(request: GenerateRequest) -> AsyncGenerator[Piece, None]:

@@ -160,9 +160,7 @@ CONVERSATIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("protocol", PATHS)
-def test_every_message_of_a_conversation_is_read(
-    served_by: Clients, llm: LLM, protocol: str
-) -> None:
+def test_every_message_of_a_conversation_is_read(served_by: Clients, llm: LLM, protocol: str) -> None:
     conversation = CONVERSATIONS[protocol]
     same = SAME if protocol != "messages" else [SAME[0], *SAME[2:]]
     made = served_by.ask(protocol, most=8, **GREEDY, **conversation)
@@ -188,9 +186,7 @@ HIDDEN: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("protocol", "hidden"), HIDDEN)
-def test_the_thought_can_be_left_out(
-    served_by: Clients, protocol: str, hidden: dict[str, Any]
-) -> None:
+def test_the_thought_can_be_left_out(served_by: Clients, protocol: str, hidden: dict[str, Any]) -> None:
     made = served_by.ask(protocol, **GREEDY, **hidden)
     assert made.thought == "" and made.tokens[2] > 0
     assert served_by.ask(protocol, True, **GREEDY, **hidden) == made
@@ -202,9 +198,7 @@ def test_answers_keep_to_a_schema(served_by: Clients, protocol: str) -> None:
     forms: dict[str, dict[str, Any]] = {
         "chat": {"response_format": {"type": "json_schema", "json_schema": {"name": "n", **form}}},
         "messages": {"output_config": {"format": {"type": "json_schema", **form}}},
-        "responses": {
-            "text": {"format": {"type": "json_schema", "name": "n", "strict": True, **form}}
-        },
+        "responses": {"text": {"format": {"type": "json_schema", "name": "n", "strict": True, **form}}},
     }
     fields: dict[str, Any] = {"thinking_budget": 3, "most": 200, "temperature": 1, "seed": 2}
     fields |= forms[protocol]
@@ -241,9 +235,7 @@ def test_many_at_once(url: str) -> None:
         {"thinking": {"type": "adaptive"}},
     ],
 )
-def test_tokens_of_messages_are_counted_as_they_are_used(
-    served_by: Clients, fields: dict[str, Any]
-) -> None:
+def test_tokens_of_messages_are_counted_as_they_are_used(served_by: Clients, fields: dict[str, Any]) -> None:
     count = served_by.claude.messages.count_tokens
     counted = count(model="tiny", messages=CHAT, extra_body=fields).input_tokens
     body = {**fields, "cache_salt": f"new: {[*fields]}", "messages": CHAT}
@@ -279,12 +271,7 @@ MODES_OF = {"none": "fast*", "minimal": "fast", "low": "deep*", "medium": "deep*
 def test_the_official_clients_own_fields_say_how_to_think(served_by: Clients, effort: Any) -> None:
     gpt, claude, asked = served_by.gpt, served_by.claude, {"model": "tiny", "messages": CHAT}
     made: Any = gpt.chat.completions.create(**asked, reasoning_effort=effort, max_tokens=4)
-    said = [
-        made,
-        gpt.responses.create(
-            model="tiny", input=CHAT, reasoning={"effort": effort}, max_output_tokens=4
-        ),
-    ]
+    said = [made, gpt.responses.create(model="tiny", input=CHAT, reasoning={"effort": effort}, max_output_tokens=4)]
     for how in ({}, {"thinking": {"type": "adaptive"}}):
         if effort != "none" or not how:
             wish: Any = {"output_config": {"effort": effort}, "max_tokens": 4, **how}

@@ -95,11 +95,7 @@ class Handle:
     is_initialized = True
 
     def __init__(
-        self,
-        *items: Reply,
-        accepts: str = "a",
-        replies: Sequence[bytes | Exception] | None = None,
-        **kept: bool,
+        self, *items: Reply, accepts: str = "a", replies: Sequence[bytes | Exception] | None = None, **kept: bool
     ) -> None:
         self._items = [packed(item) for item in (Reply(accepts), *items)]
         self._replies = None if replies is None else list(replies)
@@ -200,9 +196,7 @@ async def test_a_replica_that_says_nothing_is_left() -> None:
 
 
 @within()
-async def test_replicas_that_end_before_they_give_their_card_are_waited_for(
-    logged: list[str],
-) -> None:
+async def test_replicas_that_end_before_they_give_their_card_are_waited_for(logged: list[str]) -> None:
     handle = Handle(replies=[GONE, GONE, CARD])
     own = RayReplicas(Deployment(handle, GONE, GONE, DeploymentState(running=2)))
     assert await own.start() == TINY and own.running == {"a": None}
@@ -211,9 +205,7 @@ async def test_replicas_that_end_before_they_give_their_card_are_waited_for(
 
 
 @within()
-async def test_where_none_ever_answers_the_start_ends_in_one_sentence(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_where_none_ever_answers_the_start_ends_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replicas_module, "CALL", 0.05)
     for look in (DeploymentState(running=2), GONE):
         with pytest.raises(RuntimeError, match="^no replica answers: ") as raised:
@@ -246,9 +238,7 @@ class Engine:
 
 
 @within()
-async def test_a_replica_says_that_it_is_there_while_nothing_comes(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_a_replica_says_that_it_is_there_while_nothing_comes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replica_module, "ALIVE", 0.05)
     own: Any = SimpleNamespace(_id="this", _engine=(engine := Engine()))
     own._fill = partial(EngineReplica._fill, own)
@@ -305,10 +295,7 @@ def look(now: float, state: dict[str, Any], *stats: dict[str, float]) -> tuple[i
     context: Any = SimpleNamespace(
         capacity_adjusted_min_replicas=1,
         capacity_adjusted_max_replicas=4,
-        aggregated_metrics={
-            name: {f"r{n}": one[name] for n, one in enumerate(stats) if name in one}
-            for name in names
-        },
+        aggregated_metrics={name: {f"r{n}": one[name] for n, one in enumerate(stats) if name in one} for name in names},
         target_num_replicas=2,
         policy_state=state,
         current_time=now,

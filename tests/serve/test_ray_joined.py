@@ -52,9 +52,7 @@ def test_by_its_address(cluster: StartedCluster, folder: Path) -> None:
     assert living([cluster.pid]), "the cluster stays"
 
 
-def test_serve_run_of_the_file_that_is_there(
-    cluster: StartedCluster, folder: Path, tmp_path: Path
-) -> None:
+def test_serve_run_of_the_file_that_is_there(cluster: StartedCluster, folder: Path, tmp_path: Path) -> None:
     config = yaml.safe_load((ROOT / "deploy" / "ray-serve.yaml").read_text())
     port = config["http_options"]["port"] = free_port()
     arguments = config["applications"][0]["args"]

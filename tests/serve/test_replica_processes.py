@@ -197,9 +197,7 @@ def test_what_the_operator_gives() -> None:
             of(None, **{name: text})
 
 
-def test_an_engine_sees_its_devices_among_those_of_the_server(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_engine_sees_its_devices_among_those_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(VISIBLE["npu"], raising=False)
     _see("npu", [2, 3])
     assert os.environ[VISIBLE["npu"]] == "2,3"
@@ -220,8 +218,7 @@ def test_the_command_serves_and_leaves_no_process(folder: Path, end: signal.Sign
         pids = [server.pid, *descendants(server.pid)]
         assert len(pids) == 3
         texts = {
-            httpx.post(f"{url}/v1/completions", json=BODY, timeout=60).json()["choices"][0]["text"]
-            for _ in range(6)
+            httpx.post(f"{url}/v1/completions", json=BODY, timeout=60).json()["choices"][0]["text"] for _ in range(6)
         }
         assert len(texts) == 1
         assert httpx.get(f"{url}/v1/stats").json()["replicas"]

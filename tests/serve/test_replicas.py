@@ -175,22 +175,16 @@ async def test_nothing_is_left_of_a_flood_whose_clients_leave(opened: Opened) ->
         await asyncio.wait([asking])
 
     for flood in range(2):
-        await asyncio.gather(
-            *(leaves(f"{flood}-{n}", random.uniform(0, 0.5), n % 3 == 0) for n in range(60))
-        )
+        await asyncio.gather(*(leaves(f"{flood}-{n}", random.uniform(0, 0.5), n % 3 == 0) for n in range(60)))
     await until(lambda: idle(several))
     chooser = several._chooser
     assert len(chooser._loads) == 2 and not any(one._mine for one in chooser._loads.values())
     assert not chooser._sent and not several._running and not continued._running
 
 
-@pytest.mark.parametrize(
-    "end", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("end", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
 @in_its_loop
-async def test_a_replica_that_ends_or_hangs_is_continued_and_replaced(
-    opened: Opened, end: signal.Signals
-) -> None:
+async def test_a_replica_that_ends_or_hangs_is_continued_and_replaced(opened: Opened, end: signal.Signals) -> None:
     several = opened.several
     continued = ContinuedEngine(several)
     await until(opened.both_run, SOON)

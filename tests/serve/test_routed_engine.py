@@ -119,9 +119,7 @@ async def test_a_busy_replica_is_asked_later(engine: RoutedEngine, replicas: Fak
 
 
 @with_replicas("a", "b")
-async def test_a_replica_that_failed_is_left_out_until_it_reports(
-    engine: RoutedEngine, replicas: FakeReplicas
-) -> None:
+async def test_a_replica_that_failed_is_left_out_until_it_reports(engine: RoutedEngine, replicas: FakeReplicas) -> None:
     replicas.error = NotReady("not reached", refused=True)
     with pytest.raises(NotReady):
         await pieces_of(engine, asked("one"))
@@ -154,9 +152,7 @@ async def test_a_silent_replica_gets_no_requests_and_where_all_are_it_is_not_rea
 
 
 @with_replicas("a", "b")
-async def test_what_is_said_of_a_request_is_asked_of_its_replica(
-    engine: RoutedEngine, replicas: FakeReplicas
-) -> None:
+async def test_what_is_said_of_a_request_is_asked_of_its_replica(engine: RoutedEngine, replicas: FakeReplicas) -> None:
     replicas.does = lambda name, method, id: name == "b"
     stream = engine.stream(asked("one"))
     await anext(stream)
@@ -170,9 +166,7 @@ async def test_what_is_said_of_a_request_is_asked_of_its_replica(
 
 
 @with_replicas("a", "b")
-async def test_a_request_that_none_knows_where_one_hangs(
-    engine: RoutedEngine, replicas: FakeReplicas
-) -> None:
+async def test_a_request_that_none_knows_where_one_hangs(engine: RoutedEngine, replicas: FakeReplicas) -> None:
     replicas.does, replicas.hangs = lambda name, method, id: True, "b"
     assert await engine.cancel("x"), "the other one has it"
     replicas.does = lambda name, method, id: False
@@ -196,9 +190,7 @@ async def test_an_error_names_its_replica_and_one_that_ends_each_replica_is_give
 
 
 @with_replicas()
-async def test_where_none_runs_it_says_how_many_start(
-    engine: RoutedEngine, replicas: FakeReplicas
-) -> None:
+async def test_where_none_runs_it_says_how_many_start(engine: RoutedEngine, replicas: FakeReplicas) -> None:
     with pytest.raises(NotReady, match="^no replica runs, 1 are starting$"):
         await pieces_of(engine, asked())
     for call in (engine.stats, lambda: engine.detokenize([1])):
@@ -209,9 +201,7 @@ async def test_where_none_runs_it_says_how_many_start(
 
 
 @with_replicas("a", "b")
-async def test_a_replica_that_hangs_counts_with_its_last_figures(
-    engine: RoutedEngine, replicas: FakeReplicas
-) -> None:
+async def test_a_replica_that_hangs_counts_with_its_last_figures(engine: RoutedEngine, replicas: FakeReplicas) -> None:
     replicas.does = lambda name, method: figures_of("ab".index(name) + 1 + more)
     replicas.hangs, more = "ab", 0
     with pytest.raises(NotReady, match=r"no replica sent its figures within 0\.05 s"):

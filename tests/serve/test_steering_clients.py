@@ -67,9 +67,7 @@ def official(url: str, protocol: str, fields: dict[str, Any]) -> list[Said]:
 
 @pytest.mark.drafts(5, accepted=0)
 @pytest.mark.parametrize("protocol", PATHS)
-def test_an_answer_is_the_librarys_own(
-    url: str, wish: tuple[dict[str, Any], Said], protocol: str
-) -> None:
+def test_an_answer_is_the_librarys_own(url: str, wish: tuple[dict[str, Any], Said], protocol: str) -> None:
     """Whole and streamed; of a turn that has a name, the second call has what the first one left."""
     fields, right = wish
     assert official(url, protocol, {"seed": 3, **fields}) == [right] * 2

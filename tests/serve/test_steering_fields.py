@@ -84,9 +84,7 @@ def test_tokens_of_thoughts_that_the_template_opens(tmp_path: Path, opening: str
     with open_llm(write_chat(tmp_path, TEMPLATE.replace("<think>", opening))) as llm:
         client = TestClient(create_app(LocalEngine(llm, "tiny")), base_url="http://localhost")
         for seed in range(8):
-            ids = llm.chat(
-                USER, SamplingParams(**DRAWN, max_tokens=60, seed=seed), mode=mode
-            ).token_ids
+            ids = llm.chat(USER, SamplingParams(**DRAWN, max_tokens=60, seed=seed), mode=mode).token_ids
             if OPEN in ids:  # a second thought, whose tokens count too
                 continue
             right = ids.index(CLOSE) if CLOSE in ids else len(ids) if opens else 0
@@ -112,18 +110,13 @@ def test_tokens_of_thoughts_that_the_template_opens(tmp_path: Path, opening: str
         ({"confidence": {"times": 64}}, "confidence.times=64 is above 16"),
         ({"confidence": {"prefix": "a" * 65}}, "above 64, the most that clients may ask"),
         ({"thought": {"temperature": 1000}}, "thought.temperature=1000 must be"),
-        (
-            {"mode": {"answer": {"temperature": 3}}},
-            "answer.temperature=3 must be less than or equal",
-        ),
+        ({"mode": {"answer": {"temperature": 3}}}, "answer.temperature=3 must be less than or equal"),
         ({"answer": {"max_tokens": 3}}, "answer.max_tokens' is unknown"),
         ({"turn": ""}, "turn='' must be text"),
     ],
     ids=str,
 )
-def test_one_sentence_for_what_does_not_fit(
-    client: TestClient, fields: dict[str, Any], said: str
-) -> None:
+def test_one_sentence_for_what_does_not_fit(client: TestClient, fields: dict[str, Any], said: str) -> None:
     body = {"model": "tiny", "messages": USER, **fields}
     answer = client.post("/v1/chat/completions", json=body)
     assert answer.status_code == 400 and said in answer.json()["error"]["message"]

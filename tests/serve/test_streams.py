@@ -155,12 +155,8 @@ def test_the_official_clients_raise_what_comes_in_a_stream(address: str, engine:
     assert last.response.error.message == "the queue is full"
 
 
-@pytest.mark.parametrize(
-    ("path", "stream", "silence"), pairwise([*BODIES], [False, True], [0.0, 3600.0])
-)
-def test_who_leaves_cancels(
-    address: str, engine: Scripted, path: str, stream: bool, silence: float
-) -> None:
+@pytest.mark.parametrize(("path", "stream", "silence"), pairwise([*BODIES], [False, True], [0.0, 3600.0]))
+def test_who_leaves_cancels(address: str, engine: Scripted, path: str, stream: bool, silence: float) -> None:
     engine.silence = silence
     with asked(address, path, {**BODIES[path], "stream": stream}) as connection:
         wait_for(lambda: engine.begun == 1)
@@ -173,14 +169,9 @@ def test_who_leaves_cancels(
 
 @pytest.mark.parametrize(
     ("path", "ping", "first"),
-    [
-        ("/v1/chat/completions", ": waiting", '"role":"assistant"'),
-        ("/v1/messages", "event: ping", '"input_tokens":3'),
-    ],
+    [("/v1/chat/completions", ": waiting", '"role":"assistant"'), ("/v1/messages", "event: ping", '"input_tokens":3')],
 )
-def test_a_silent_stream_has_pings(
-    address: str, engine: Scripted, path: str, ping: str, first: str
-) -> None:
+def test_a_silent_stream_has_pings(address: str, engine: Scripted, path: str, ping: str, first: str) -> None:
     engine.silence = 3600
     body, seen = {**BODIES[path], "stream": True}, []
     with httpx.stream("POST", address + path, json=body) as answer:

@@ -39,19 +39,13 @@ with_some = pytest.mark.parametrize("served_by", ["hermes", "harmony"], indirect
 
 
 @pytest.fixture(scope="module", params=TEMPLATES)
-def served_by(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Clients]:
+def served_by(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clients]:
     folder = tmp_path_factory.mktemp("tools")
     marks = HARMONY if "harmony" in request.param else MARKS
     vocab = write_marked(folder, TEMPLATES[request.param], marks)
     size: dict[str, Any] = {"num_hidden_layers": 2, "hidden_size": 32}
     write_moge(folder, vocab=vocab, max_position_embeddings=4096, **size)
-    with (
-        open_tiny(folder) as llm,
-        served(create_app(LocalEngine(llm, "tiny"))) as url,
-        clients(url) as made,
-    ):
+    with open_tiny(folder) as llm, served(create_app(LocalEngine(llm, "tiny"))) as url, clients(url) as made:
         yield made
 
 

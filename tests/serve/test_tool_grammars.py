@@ -181,9 +181,7 @@ def test_strict_functions_are_held_to_all_of_their_schema(speaker: Speaker) -> N
     assert not speaker.fits(lark(loose), text.replace('"x"', "1")), "what is known holds"
 
 
-def test_what_cannot_be_held_to_at_all_is_said_in_the_log(
-    speaker: Speaker, logged: list[str]
-) -> None:
+def test_what_cannot_be_held_to_at_all_is_said_in_the_log(speaker: Speaker, logged: list[str]) -> None:
     broken = {"type": "object", "properties": {"a": {"$ref": "https://example.com/x"}}}
     calls = speaker.calls("hermes")
     loose = ToolSupport([Tool("f", parameters=broken)], ToolChoice("required"), True, calls)
@@ -208,9 +206,7 @@ LOOSE = {"properties": {"city": {"$ref": "#/$defs/c"}}, "required": ["city"], "$
 
 @pytest.mark.parametrize("name", ["hermes", "qwen3-coder"])
 @pytest.mark.parametrize("strict", [True, False])
-def test_arguments_have_the_fields_that_are_named(
-    speaker: Speaker, name: str, strict: bool
-) -> None:
+def test_arguments_have_the_fields_that_are_named(speaker: Speaker, name: str, strict: bool) -> None:
     def fits(schema: dict[str, Any], city: str) -> bool:
         tool = Tool("f", parameters=schema, strict=strict)
         held = ToolSupport([tool], ToolChoice("required"), False, speaker.calls(name))
@@ -273,9 +269,7 @@ def tool(**fields: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("path", ["chat/completions", "responses", "messages"])
-def test_schemas_are_looked_at_beside_the_loop(
-    http: httpx.Client, path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_schemas_are_looked_at_beside_the_loop(http: httpx.Client, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[bool] = []
 
     def look(schema: str) -> tuple[dict[str, Any], str]:

@@ -62,9 +62,7 @@ def test_a_trace_continues_the_client_s() -> None:
     assert f"{span.parent.span_id:016x}" == PARENT.split("-")[2]
 
 
-@pytest.mark.parametrize(
-    "header", ["", "nonsense", "00-" + "0" * 32 + "-" + "0" * 16 + "-01", "x" * 5000]
-)
+@pytest.mark.parametrize("header", ["", "nonsense", "00-" + "0" * 32 + "-" + "0" * 16 + "-01", "x" * 5000])
 def test_a_header_that_is_no_trace_begins_a_new_one(header: str) -> None:
     (span,) = spans(FakeEngine(), {"traceparent": header})
     assert span.parent is None

@@ -46,11 +46,7 @@ class ScriptedReplicas(FakeEngine):
     """
 
     def __init__(
-        self,
-        answer: Sequence[Sequence[Token]],
-        breaks: Sequence[Break] = (),
-        seconds: float = 0.0,
-        there: bool = True,
+        self, answer: Sequence[Sequence[Token]], breaks: Sequence[Break] = (), seconds: float = 0.0, there: bool = True
     ) -> None:
         super().__init__()
         self.seconds, self.there = seconds, there
@@ -84,9 +80,7 @@ class ScriptedReplicas(FakeEngine):
         for index, tokens in enumerate(self.answer):
             known, whole = self._known(ask, index), piece_of(tokens, index)
             figures = metrics(tokens=len(tokens))
-            made = Completion(
-                whole.text, whole.reasoning, whole.token_ids, "stop", None, None, figures
-            )
+            made = Completion(whole.text, whole.reasoning, whole.token_ids, "stop", None, None, figures)
             sources = ["answered"] * known + whole.sources[known:]
             choices.append(replace(made, sources=sources))
         return Output("a prompt", [1, 2, 3], choices)

@@ -49,12 +49,7 @@ FAMILIES = {  # one config of every family without groups, by a short name
     "smollm3": _family("SmolLM3", no_rope_layer_interval=2, tie_word_embeddings=True),
     "qwen3_moe": _family("Qwen3Moe", **EXPERTS, norm_topk_prob=True, mlp_only_layers=[1]),
     "gpt_oss": _family(
-        "GptOss",
-        intermediate_size=32,
-        num_local_experts=8,
-        num_experts_per_tok=3,
-        sliding_window=8,
-        rope_scaling=YARN,
+        "GptOss", intermediate_size=32, num_local_experts=8, num_experts_per_tok=3, sliding_window=8, rope_scaling=YARN
     ),
 }
 
@@ -86,23 +81,17 @@ def random_table(config: ModelConfig, seed: int = 0) -> dict[str, Tensor]:
     return table
 
 
-def write_family(
-    folder: Path, family: str, seed: int = 0, vocab: int = 96, **overrides: Any
-) -> Path:
+def write_family(folder: Path, family: str, seed: int = 0, vocab: int = 96, **overrides: Any) -> Path:
     """A checkpoint of a family of FAMILIES; `overrides` are config.json fields (None removes one)."""
     return _write(folder, FAMILIES[family], seed, 1, {"vocab_size": vocab, **overrides})
 
 
-def write_moge(
-    folder: Path, seed: int = 0, sharded: bool = True, vocab: int = 96, **overrides: Any
-) -> Path:
+def write_moge(folder: Path, seed: int = 0, sharded: bool = True, vocab: int = 96, **overrides: Any) -> Path:
     """A PanguProMoE checkpoint."""
     return _write(folder, MOGE, seed, 1 + sharded, {"vocab_size": vocab, **overrides})
 
 
-def write_chat(
-    folder: Path, template: str | None = None, presets: Any = None, **fields: Any
-) -> Path:
+def write_chat(folder: Path, template: str | None = None, presets: Any = None, **fields: Any) -> Path:
     """A PanguProMoE checkpoint of two layers with a tokenizer; `presets` are its fastslow.json."""
     vocab = write_bpe(folder, template)
     if presets is not None:

@@ -63,9 +63,7 @@ def records(*arguments: object) -> list[Any]:
 
 def write_lines(path: Path, *lines: object) -> Path:
     """A file of lines, as JSON where they are no text."""
-    made = (
-        line if isinstance(line, str) else json.dumps(line, ensure_ascii=False) for line in lines
-    )
+    made = (line if isinstance(line, str) else json.dumps(line, ensure_ascii=False) for line in lines)
     path.write_text("".join(f"{line}\n" for line in made), "utf-8")
     return path
 

@@ -86,9 +86,7 @@ def plain_probs(
     for token in range(len(values)):
         if token in text:
             positive = values[token] > 0
-            values[token] *= (
-                1 / params.repetition_penalty if positive else params.repetition_penalty
-            )
+            values[token] *= 1 / params.repetition_penalty if positive else params.repetition_penalty
         if token in answer:
             values[token] -= params.presence_penalty
         values[token] -= params.frequency_penalty * answer.count(token)

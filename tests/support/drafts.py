@@ -36,9 +36,7 @@ def fix_adaptive(patch: pytest.MonkeyPatch, nodes: int) -> None:
 
 
 @contextmanager
-def enough_drafts(
-    patch: pytest.MonkeyPatch, least: int, accepted: int = 1, nodes: int | None = 5
-) -> Iterator[None]:
+def enough_drafts(patch: pytest.MonkeyPatch, least: int, accepted: int = 1, nodes: int | None = 5) -> Iterator[None]:
     """Hold the code inside to what the marker says. Engines in other processes are neither changed nor counted."""
     free_budget(patch)
     if nodes is not None:

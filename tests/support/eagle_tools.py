@@ -35,9 +35,7 @@ TOP = (
 )
 
 
-def eagle_config(
-    target: Path, layout: str = "original", draft: int = 10, **fields: Any
-) -> dict[str, Any]:
+def eagle_config(target: Path, layout: str = "original", draft: int = 10, **fields: Any) -> dict[str, Any]:
     """A config.json in a layout, "original" or "speculators", for the target in a folder."""
     theirs = json.loads((target / "config.json").read_text())
     same = {name: theirs[name] for name in ("hidden_size", "vocab_size")}
@@ -54,9 +52,7 @@ def eagle_config(
     }
 
 
-def eagle_weights(
-    config: dict[str, Any], seed: int = 0, embedding: bool = False
-) -> dict[str, Tensor]:
+def eagle_weights(config: dict[str, Any], seed: int = 0, embedding: bool = False) -> dict[str, Tensor]:
     """Random ones of every tensor that a config asks for, under the names of its layout."""
     c = config.get("transformer_layer_config", config)
     prefix = "midlayer." if c is config else "layers.0."
@@ -184,9 +180,7 @@ class ReferenceEagle:
         at = len(keys)
         keys.append(self._turned(k, at))
         values.append(v)
-        known, said = (
-            torch.stack(x).repeat_interleave(len(q) // len(k), 1) for x in (keys, values)
-        )
+        known, said = (torch.stack(x).repeat_interleave(len(q) // len(k), 1) for x in (keys, values))
         scores = (known * self._turned(q, at)).sum(-1) / math.sqrt(size)  # [rows, heads]
         seen = (torch.softmax(scores, 0)[..., None] * said).sum(0).flatten()
         residual = normed if self._top.get("norm_before_residual") else state

@@ -79,9 +79,7 @@ class Bench:
         tokenizer: for stop strings.
     """
 
-    def __init__(
-        self, model: Model, drafters: dict[str, Make], tokenizer: Tokenizer | None = None
-    ) -> None:
+    def __init__(self, model: Model, drafters: dict[str, Make], tokenizer: Tokenizer | None = None) -> None:
         self.model = model
         self.drafters = drafters
         self.tokenizer = tokenizer
@@ -103,9 +101,7 @@ class Bench:
             for name, make in self.drafters.items()
             if wanted is None or name in wanted
         }
-        return EngineCore(
-            self.model, kv, DrafterRouter(made), setting.prompt_rows, setting.max_running
-        )
+        return EngineCore(self.model, kv, DrafterRouter(made), setting.prompt_rows, setting.max_running)
 
     def request(self, number: int, ask: Ask, **more: Any) -> Request:
         end_ids = frozenset(ask.params.stop_token_ids)
@@ -126,10 +122,7 @@ class Bench:
             prompt_length=len(ask.tokens),
             params=ask.params,
             thought_params=ask.thought,
-            drafting=Drafting(
-                Speculation(drafter=ask.drafter),
-                FixedLength(0 if ask.drafter == "off" else ask.nodes),
-            ),
+            drafting=Drafting(Speculation(drafter=ask.drafter), FixedLength(0 if ask.drafter == "off" else ask.nodes)),
             stopper=Stopper(ask.params, end_ids, room, Detokenizer(words) if words else None),
             groups=ask.groups,
             seed=ask.seed,
@@ -148,9 +141,7 @@ class Bench:
         assert self.tokenizer is not None
         return GrammarKit(self.tokenizer, self.model.config.vocab_size)
 
-    def run(
-        self, asks: Sequence[Ask], setting: Setting = PLENTY, warm: Sequence[Ask] = ()
-    ) -> list[Request]:
+    def run(self, asks: Sequence[Ask], setting: Setting = PLENTY, warm: Sequence[Ask] = ()) -> list[Request]:
         """Answers to all asks in one batch; those of `warm` were answered by the same engine before."""
         core = self.core(setting, asks)
         if warm:
@@ -196,11 +187,7 @@ SMALL |= {"moe_intermediate_size": 16, "shared_expert_intermediate_size": 48}
 
 
 def write_kin(
-    folder: Path,
-    config: dict[str, Any] | None = None,
-    jitter: float = 0.0,
-    routed: float = 1.0,
-    **fields: Any,
+    folder: Path, config: dict[str, Any] | None = None, jitter: float = 0.0, routed: float = 1.0, **fields: Any
 ) -> Path:
     """A tiny checkpoint whose kin, of the same config and another jitter, mostly say the same.
 
@@ -248,10 +235,7 @@ class OracleDraft(TreeDraft):
     """
 
     def __init__(
-        self,
-        answers: dict[int, list[int]],
-        errs: Callable[[int], bool] = lambda _: False,
-        forked: bool = False,
+        self, answers: dict[int, list[int]], errs: Callable[[int], bool] = lambda _: False, forked: bool = False
     ) -> None:
         self._answers = answers
         self._errs = errs

@@ -49,17 +49,12 @@ from fastslow.policies.speculation.selection import AdaptiveSelection
 
 VOCAB = 320
 ROUTED = 0.3
-PROMPTS = [
-    tuple(np.random.default_rng(n).integers(5, VOCAB, n).tolist()) for n in (3, 21, 9, 14, 6)
-]
+PROMPTS = [tuple(np.random.default_rng(n).integers(5, VOCAB, n).tolist()) for n in (3, 21, 9, 14, 6)]
 CHAINS = ("ngram", "model", "self0", "self1", "ngram+self", "skip", "common", "retold")
 TREES = ("random", "sampled", "tree", "self tree")
 SPOKEN = np.random.default_rng(0).permutation(VOCAB)[:310].tolist()  # by the foreign draft model
 ORACLES = ("told", "erring", "forked")
-DENSE_DRAFTERS = (
-    *("ngram", "model", "ngram+model", "skip", "common", "retold", "random", "sampled", "tree"),
-    *ORACLES,
-)
+DENSE_DRAFTERS = (*("ngram", "model", "ngram+model", "skip", "common", "retold", "random", "sampled", "tree"), *ORACLES)
 EVERY = (*CHAINS, *TREES, *ORACLES)
 KINDS = ("moge", "dense")
 NAMES = (*DRAFTERS, "auto", "+".join(DRAFTERS), "|".join(DRAFTERS))  # all that can be asked for
@@ -134,9 +129,7 @@ def make_bench(
         "tree": lambda kv: ModelDraft(small, own(), probs_at, width=3),
         "skip": lambda kv: ModelDraft(shallow, BorrowedKV(kv), probs_at),
         "retold": lambda kv: RetokenizedDraft(stranger, OwnKV(cache_for(stranger)), ours, theirs),
-        "common": lambda kv: ModelDraft(
-            stranger, OwnKV(cache_for(stranger)), probs_at, width=2, vocab_map=common()
-        ),
+        "common": lambda kv: ModelDraft(stranger, OwnKV(cache_for(stranger)), probs_at, width=2, vocab_map=common()),
     }
     drafters |= {f"named {name}": by_name(name) for name in NAMES}
     if kind == "moge":
@@ -144,9 +137,7 @@ def make_bench(
             "self0": lambda kv: ModelDraft(model, BorrowedKV(kv), probs_at, 0),
             "self1": lambda kv: ModelDraft(model, BorrowedKV(kv), probs_at, 1),
             "self tree": lambda kv: ModelDraft(model, BorrowedKV(kv), probs_at, 1, width=2),
-            "ngram+self": lambda kv: FallbackDrafter(
-                ngram(), ModelDraft(model, BorrowedKV(kv), probs_at, 0)
-            ),
+            "ngram+self": lambda kv: FallbackDrafter(ngram(), ModelDraft(model, BorrowedKV(kv), probs_at, 0)),
         }
     return Bench(model, drafters, load_tokenizer(target))
 
@@ -169,9 +160,7 @@ def tell(bench: Bench, asks: list[Ask]) -> None:
     }
 
 
-def check(
-    bench: Bench, asks: list[Ask], setting: Setting = PLENTY, warm: bool = False
-) -> dict[str, int]:
+def check(bench: Bench, asks: list[Ask], setting: Setting = PLENTY, warm: bool = False) -> dict[str, int]:
     """Everything a caller sees equals the plain answer alone; returns what drafts came to."""
     tell(bench, asks)
     requests = bench.run(asks, setting, [ask.plain for ask in others(asks)] if warm else ())
@@ -210,10 +199,7 @@ class WatchedGrammar:
 
 
 def watch(
-    bench: Bench,
-    patch: pytest.MonkeyPatch,
-    before: Callable[[list[int], list[int]], object],
-    **fields: Any,
+    bench: Bench, patch: pytest.MonkeyPatch, before: Callable[[list[int], list[int]], object], **fields: Any
 ) -> None:
     """From now on the grammars of all requests are watched, and say these fields of themselves."""
     made = bench.request
@@ -245,9 +231,7 @@ def params(**fields: Any) -> SamplingParams:
 def shorter(asks: list[Ask], most: int) -> list[Ask]:
     """The same with answers of at most so many tokens, for engines that are slow."""
     shapes = [{"max_tokens": min(ask.params.max_tokens or most, most)} for ask in asks]
-    return [
-        replace(ask, params=ask.params.model_copy(update=shape)) for ask, shape in zip(asks, shapes)
-    ]
+    return [replace(ask, params=ask.params.model_copy(update=shape)) for ask, shape in zip(asks, shapes)]
 
 
 def mixed(bench: Bench) -> list[Ask]:

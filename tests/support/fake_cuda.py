@@ -88,11 +88,7 @@ class FakeCuda:
 
     @contextmanager
     def graph(
-        self,
-        graph: FakeGraph,
-        pool: int,
-        stream: FakeStream | None = None,
-        capture_error_mode: str = "global",
+        self, graph: FakeGraph, pool: int, stream: FakeStream | None = None, capture_error_mode: str = "global"
     ) -> Iterator[None]:
         """As torch's: without a stream it takes one of the device that was the current one when first
         asked; where the capture fails, the stream stays the current one."""

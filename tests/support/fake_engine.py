@@ -11,9 +11,7 @@ from fastslow.output import Completion, Metrics, Output, Piece
 from fastslow.serve.api.engine import ModelCard
 from fastslow.serve.api.generate_request import GenerateRequest
 
-TINY = ModelCard(
-    "tiny", 1_764_000_000, 512, {"fast": {}, "deep": {}, "auto": {}}, "groups", 4, True, False
-)
+TINY = ModelCard("tiny", 1_764_000_000, 512, {"fast": {}, "deep": {}, "auto": {}}, "groups", 4, True, False)
 
 
 def metrics(**fields: Any) -> Metrics:

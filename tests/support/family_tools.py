@@ -40,9 +40,7 @@ def check_drafts(model: Model) -> None:
         "ngram": lambda kv: NgramDraft(2, 1),
         "random": lambda kv: RandomDraft(),
         "skip": lambda kv: ModelDraft(model.layer_subset([0, 1]), BorrowedKV(kv), probs_at),
-        "tree": lambda kv: ModelDraft(
-            model.layer_subset([0, 1]), BorrowedKV(kv), probs_at, width=3
-        ),
+        "tree": lambda kv: ModelDraft(model.layer_subset([0, 1]), BorrowedKV(kv), probs_at, width=3),
     }
     bench, params = Bench(model, drafters), SamplingParams(max_tokens=24, ignore_eos=True)
     prompts = [tuple(texts.tokens_of(n, n, model.config.vocab_size)) for n in (5, 21, 9, 131)]

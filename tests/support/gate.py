@@ -59,9 +59,7 @@ def slowly(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 def later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """The engine's clock, by which requests end, goes this far ahead."""
-    clock = SimpleNamespace(
-        monotonic=lambda: time.monotonic() + seconds, perf_counter=time.perf_counter
-    )
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + seconds, perf_counter=time.perf_counter)
     monkeypatch.setattr("fastslow.engine.core.engine_core.time", clock)
 
 

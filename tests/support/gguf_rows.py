@@ -39,9 +39,7 @@ def rows(name: str, outputs: int, inputs: int, seed: int = 0, scales: Array | No
         # from below half precision's normal numbers to its largest
         exponents = random.uniform(-8, 4.8, (outputs, count, 1))
         some = random.choice([-1, 1], exponents.shape) * 10.0**exponents
-        found[:, :, at : at + 2] = (
-            (some if scales is None else factor * scales).astype(np.float16).view(np.uint8)
-        )
+        found[:, :, at : at + 2] = (some if scales is None else factor * scales).astype(np.float16).view(np.uint8)
     if name == "MXFP4" and scales is not None:
         found[:, :, 0] = np.round(np.log2(scales[..., 0])) + 128
     return found.reshape(outputs, -1)
@@ -76,7 +74,5 @@ def product(form: Format, tiles: Array, outputs: int, x: Array) -> Array:
     x = np.ascontiguousarray(x, np.float32)
     count, inputs = x.shape
     out = np.full((count, outputs), np.nan, np.float32)
-    library.kernels().fs_product(
-        form, tiles.ctypes.data, outputs, inputs, x.ctypes.data, count, out.ctypes.data
-    )
+    library.kernels().fs_product(form, tiles.ctypes.data, outputs, inputs, x.ctypes.data, count, out.ctypes.data)
     return out

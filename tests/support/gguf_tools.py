@@ -51,9 +51,7 @@ def matrices(kind: Kind) -> Pick:
     return pick
 
 
-def write_gguf(
-    folder: Path, path: Path, pick: Pick = f32, change: Change | None = None, parts: int = 1
-) -> Path:
+def write_gguf(folder: Path, path: Path, pick: Pick = f32, change: Change | None = None, parts: int = 1) -> Path:
     """The checkpoint in a folder as a GGUF file, or as several (`path` is the first's). pick: the type of each
     tensor, by its GGUF name and shape. change: adds to the header, such as a tokenizer."""
     config = json.loads((folder / "config.json").read_text())

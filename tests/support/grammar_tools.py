@@ -56,11 +56,7 @@ class GrammarKit:
         return self.compiler.matcher(GrammarSpec(**fields))
 
     def grammar(
-        self,
-        spec: GrammarSpec,
-        ends: frozenset[int],
-        prompt_length: int,
-        opened: bool | None = None,
+        self, spec: GrammarSpec, ends: frozenset[int], prompt_length: int, opened: bool | None = None
     ) -> Grammar:
         """`opened`: the text begins inside a thought; None: the model does not think."""
         start = AtOnce(self.spellings)
@@ -68,9 +64,7 @@ class GrammarKit:
         return Grammar(behind or start, self.compiler.matcher(spec), ends, prompt_length)
 
 
-def walked(
-    matcher: LLGuidanceMatcher, tokenizer: Tokenizer, seed: int, most: int = 400
-) -> str | None:
+def walked(matcher: LLGuidanceMatcher, tokenizer: Tokenizer, seed: int, most: int = 400) -> str | None:
     """A text of a grammar, drawn at random, with a taste for its end; None: it did not end."""
     draws = np.random.default_rng(seed)
     text = b""

@@ -43,12 +43,7 @@ class Desk:
     """
 
     def __init__(
-        self,
-        page: Path,
-        check: Callable[[str, str], None],
-        folder: Path,
-        model: str,
-        options: list[str],
+        self, page: Path, check: Callable[[str, str], None], folder: Path, model: str, options: list[str]
     ) -> None:
         self.page, self.check = page, check
         self.folder, self.model, self.options = folder, model, options

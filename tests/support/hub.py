@@ -139,9 +139,7 @@ def running_hub(**repos: Repo) -> Iterator[FakeHub]:
     """A hub that answers while the block runs. repos: by owner__name."""
     hub = FakeHub({name.replace("__", "/", 1): repo for name, repo in repos.items()})
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"hub": hub}))
-    hub.url, hub.cdn = (
-        f"http://{host}:{server.server_port}" for host in ("127.0.0.1", "localhost")
-    )
+    hub.url, hub.cdn = (f"http://{host}:{server.server_port}" for host in ("127.0.0.1", "localhost"))
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield hub

@@ -34,16 +34,12 @@ def wanted() -> bool:
 compiled = pytest.mark.skipif(not wanted(), reason="no compiler, or the kernels are switched off")
 
 
-def check_error(
-    model: Model, plain: Path, tokens: Sequence[int], weights: bool, patch: pytest.MonkeyPatch
-) -> None:
+def check_error(model: Model, plain: Path, tokens: Sequence[int], weights: bool, patch: pytest.MonkeyPatch) -> None:
     """A model's error is that of products of its weights, in float64, whose inputs are rounded to int8; where
     these, or the weights, were twice as coarse, it would be about twice that. weights: they are rounded, too."""
     exactly, product = load_model(plain, "float64", "cpu"), ReferenceOps._product
 
-    def rounded(
-        ops: ReferenceOps, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None
-    ) -> Tensor:
+    def rounded(ops: ReferenceOps, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
         weight_OI = _in_int8(weight_OI) if weights else weight_OI
         return product(ops, _in_int8(x_TI), weight_OI, bias_O)
 

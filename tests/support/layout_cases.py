@@ -35,9 +35,7 @@ CASES = {
     "rows that share no parent": [segment(text([3, 1], 12), 8, [-1, -1, 0, 1])],
     "scattered": [segment(np.array([40, 41, 9, 3, 77, 78, 5]), 4)],
     "a path after a text": [segment(np.concatenate((text([6, 2], 11), [19 + 8 * 4, 51, 60])), 13)],
-    "a path that looks aligned at its ends": [
-        segment(np.concatenate((text([6], 4), [53, 52, 54, 55])), 7)
-    ],
+    "a path that looks aligned at its ends": [segment(np.concatenate((text([6], 4), [53, 52, 54, 55])), 7)],
     "all kinds": [
         segment(text([3, 1, 2], 21), 0),
         segment(text([4], 5), 4),

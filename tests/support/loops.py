@@ -10,9 +10,7 @@ from typing import Any, ParamSpec
 P = ParamSpec("P")
 
 
-def within(
-    seconds: float = 300.0,
-) -> Callable[[Callable[P, Coroutine[Any, Any, None]]], Callable[P, None]]:
+def within(seconds: float = 300.0) -> Callable[[Callable[P, Coroutine[Any, Any, None]]], Callable[P, None]]:
     """Run an async test in a new loop. It fails where it takes longer."""
 
     def plain(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:

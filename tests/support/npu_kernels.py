@@ -54,9 +54,7 @@ def npu_rms_norm(input: Tensor, gamma: Tensor, epsilon: float = 1e-6) -> tuple[T
     return (x * scale * gamma.float()).to(input.dtype), scale
 
 
-def npu_add_rms_norm(
-    x1: Tensor, x2: Tensor, gamma: Tensor, epsilon: float = 1e-6
-) -> tuple[Tensor, Tensor, Tensor]:
+def npu_add_rms_norm(x1: Tensor, x2: Tensor, gamma: Tensor, epsilon: float = 1e-6) -> tuple[Tensor, Tensor, Tensor]:
     assert x1.dtype == x2.dtype == gamma.dtype and x1.shape == x2.shape and x1.numel()
     total = x1 + x2
     out, scale = npu_rms_norm(total, gamma, epsilon)
@@ -211,9 +209,7 @@ def _is_triangle(mask: Tensor, value: int) -> bool:
     return mask.shape == (2048, 2048) and torch.equal(mask[rows].float(), wanted)
 
 
-def _softmax(
-    q_QHD: Tensor, keys_SKD: Tensor, values_SKD: Tensor, scale: float, causal: bool
-) -> tuple[Tensor, Tensor]:
+def _softmax(q_QHD: Tensor, keys_SKD: Tensor, values_SKD: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
     """Rows over keys: out [Q, H, D] and the logarithms of the sums, [Q, H, 1].
 
     causal: the last row sees the last key, the row before it all but that, and so on.
@@ -228,9 +224,7 @@ def _softmax(
     return torch.einsum("qhs,shd->qhd", scores.softmax(-1), values), scores.logsumexp(-1, True)
 
 
-def npu_fused_infer_attention_score(
-    query: Tensor, key: Tensor, value: Tensor, **given: Any
-) -> tuple[Tensor, Tensor]:
+def npu_fused_infer_attention_score(query: Tensor, key: Tensor, value: Tensor, **given: Any) -> tuple[Tensor, Tensor]:
     """Paged attention in the layout TND: runs of rows, each over its own blocks."""
     assert not CHIP.small, "there is no such kernel on a 310P"
     # arguments that equal their defaults do not arrive
@@ -286,9 +280,7 @@ def npu_dynamic_quant(input: Tensor, **others: Any) -> tuple[Tensor, Tensor]:
 
 
 def npu_quant_matmul(x1: Tensor, x2: Tensor, scale: Tensor, **given: Any) -> Tensor:
-    assert not CHIP.small and set(given) == {"pertoken_scale", "output_dtype"}, (
-        "the default is int8"
-    )
+    assert not CHIP.small and set(given) == {"pertoken_scale", "output_dtype"}, "the default is int8"
     pertoken_scale: Tensor = given["pertoken_scale"]
     assert x1.dtype == x2.dtype == torch.int8 and x1.shape[1] == x2.shape[0]
     assert scale.dtype == torch.float32 and scale.shape == x2.shape[1:]
@@ -298,9 +290,7 @@ def npu_quant_matmul(x1: Tensor, x2: Tensor, scale: Tensor, **given: Any) -> Ten
     return ((x1.float() @ x2.float()) * scale * pertoken_scale[:, None]).to(dtype)
 
 
-def npu_format_cast(
-    input: Tensor, acl_format: int, *, customize_dtype: Any = None, input_dtype: Any = None
-) -> Tensor:
+def npu_format_cast(input: Tensor, acl_format: int, *, customize_dtype: Any = None, input_dtype: Any = None) -> Tensor:
     """The order is not simulated, only that it was asked for."""
     assert acl_format == NZ and input.is_contiguous()
     assert input.dtype in (torch.float16, torch.bfloat16, torch.int8) or CHIP.exact
@@ -359,9 +349,7 @@ def _paged(
     for run, (rows, count) in enumerate(zip(sizes.tolist(), lengths.tolist(), strict=True)):
         assert count >= rows > 0
         blocks = table[run, : -(-count // size)].long()
-        k, v = (
-            side[blocks].permute(0, 2, 1, 3).reshape(-1, kv_heads, width)[:count] for side in caches
-        )
+        k, v = (side[blocks].permute(0, 2, 1, 3).reshape(-1, kv_heads, width)[:count] for side in caches)
         found = _softmax(query[first : first + rows], k, v, scale, True)[0]
         out[first : first + rows] = found.to(out.dtype)
         first += rows

@@ -66,10 +66,7 @@ class _Call:
     def first(self) -> Any:
         out = self.func(*self.args, **self.kwargs)
         given = {x.untyped_storage().data_ptr() for x in _tensors((self.args, self.kwargs))}
-        self._out = [
-            x if x.untyped_storage().data_ptr() not in given else x.new_empty(0)
-            for x in _tensors(out)
-        ]
+        self._out = [x if x.untyped_storage().data_ptr() not in given else x.new_empty(0) for x in _tensors(out)]
         return out
 
     def again(self) -> None:

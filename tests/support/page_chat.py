@@ -91,8 +91,7 @@ def fresh(window: Any, url: str, engine: ChatEngine) -> Iterator[Chat]:
     called = {
         message["params"]["request"]["url"]
         for entry in window.get_log("performance")
-        if (message := json.loads(entry["message"])["message"])["method"]
-        == "Network.requestWillBeSent"
+        if (message := json.loads(entry["message"])["message"])["method"] == "Network.requestWillBeSent"
     }
     assert called
     assert {c for c in called if not c.startswith((url + "/", "data:image/svg+xml"))} == set()

@@ -10,9 +10,7 @@ from typing import Any
 def pairwise(*axes: Sequence[Any]) -> list[tuple[Any, ...]]:
     """Rows of one value for each axis, always the same ones. Greedy, so hardly more than necessary."""
     places = list(combinations(range(len(axes)), 2))
-    left = {
-        (a, x, b, y) for a, b in places for x in range(len(axes[a])) for y in range(len(axes[b]))
-    }
+    left = {(a, x, b, y) for a, b in places for x in range(len(axes[a])) for y in range(len(axes[b]))}
     rows = []
     while left:
         a, x, b, y = min(left)

@@ -102,14 +102,10 @@ class Clients:
         body: Any = body_of(protocol, **fields)
         match protocol:
             case "chat":
-                return self.gpt.chat.completions.create(
-                    model="tiny", messages=body.pop("messages"), extra_body=body
-                )
+                return self.gpt.chat.completions.create(model="tiny", messages=body.pop("messages"), extra_body=body)
             case "messages":
                 most, messages = body.pop("max_tokens"), body.pop("messages")
-                return self.claude.messages.create(
-                    model="tiny", max_tokens=most, messages=messages, extra_body=body
-                )
+                return self.claude.messages.create(model="tiny", max_tokens=most, messages=messages, extra_body=body)
         return self.gpt.responses.create(model="tiny", input=body.pop("input"), extra_body=body)
 
     def ask(self, protocol: str, stream: bool = False, **fields: Any) -> Said:
@@ -169,9 +165,7 @@ def _streamed_chat(gpt: openai.OpenAI, body: dict[str, Any]) -> Said:
     texts = {"content": "", "reasoning": "", "reasoning_content": ""}
     calls: list[list[str]] = []
     body["stream_options"] = {"include_usage": True}
-    for chunk in gpt.chat.completions.create(
-        model="tiny", messages=messages, stream=True, extra_body=body
-    ):
+    for chunk in gpt.chat.completions.create(model="tiny", messages=messages, stream=True, extra_body=body):
         usage = chunk.usage
         for choice in chunk.choices:
             ends.append(choice.finish_reason)
@@ -224,9 +218,7 @@ def _streamed_response(gpt: openai.OpenAI, body: dict[str, Any]) -> Any:
     items: dict[int, Any] = {}
     asked = body.pop("input")
     event: Any = None
-    for number, event in enumerate(
-        gpt.responses.create(model="tiny", input=asked, stream=True, extra_body=body)
-    ):
+    for number, event in enumerate(gpt.responses.create(model="tiny", input=asked, stream=True, extra_body=body)):
         assert event.sequence_number == number
         match event.type:
             case "response.output_item.added":

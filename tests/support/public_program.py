@@ -26,13 +26,9 @@ def best(choices: Sequence[fastslow.Completion]) -> str:
 
 async def loop(llm: LLM, talk: Sequence[Message]) -> str:
     async with asyncio.timeout(60):
-        one = assert_type(
-            await llm.submit(talk, SamplingParams(max_tokens=4), timeout=30.0), Output
-        )
+        one = assert_type(await llm.submit(talk, SamplingParams(max_tokens=4), timeout=30.0), Output)
         both = await asyncio.gather(*(llm.submit([5, i]) for i in (6, 7)))
-        pieces = [
-            assert_type(p, Piece) async for p in llm.submit("Hello", mode=None, speculation=None)
-        ]
+        pieces = [assert_type(p, Piece) async for p in llm.submit("Hello", mode=None, speculation=None)]
     return one.text + "".join(output.text for output in both) + pieces[-1].text
 
 
@@ -52,9 +48,7 @@ async def served(model: str) -> int:
 
 
 def several(llm: LLM, prompts: Sequence[str], timeouts: Sequence[float | None]) -> list[str]:
-    outputs = assert_type(
-        llm.generate(prompts, timeout=timeouts, mode=["fast", None]), list[Output]
-    )
+    outputs = assert_type(llm.generate(prompts, timeout=timeouts, mode=["fast", None]), list[Output])
     outputs += assert_type(llm.chat(prompts, speculation=None), list[Output])
     return [f"{output.finish_reason}: {output.text}" for output in outputs]
 
@@ -87,9 +81,7 @@ def main(model: str) -> None:
         left = assert_type(llm.stream("Hello"), PieceStream)
         left.close()
         print(None if left.output is None else left.output.finish_reason)
-        handles: dict[fastslow.RequestHandle, str] = {
-            llm.submit(p, timeout=9): p for p in ("One", "Two")
-        }
+        handles: dict[fastslow.RequestHandle, str] = {llm.submit(p, timeout=9): p for p in ("One", "Two")}
         for handle in fastslow.as_completed(handles, timeout=60):
             print(handles[handle], handle.done, assert_type(handle.result(timeout=1), Output).text)
         for piece in llm.submit(talk):

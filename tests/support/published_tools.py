@@ -62,9 +62,7 @@ def grouped(
     return numbers, kept, zero, torch.from_numpy(exact * (numbers - zero[:, of_input])).float()
 
 
-def gptq(
-    bits: int, group: int, symmetric: bool = True, v2: bool = False, shuffled: bool = False
-) -> Method:
+def gptq(bits: int, group: int, symmetric: bool = True, v2: bool = False, shuffled: bool = False) -> Method:
     def make(weight: Array) -> Made:
         inputs = weight.shape[1]
         order = np.arange(inputs) // (inputs if group < 0 else group)
@@ -91,10 +89,7 @@ def awq(group: int) -> Method:
     def make(weight: Array) -> Made:
         order = np.arange(weight.shape[1]) // group
         numbers, scale, zero, means = grouped(weight, 4, order, False, torch.float16)
-        qweight, qzeros = (
-            words(x.T.reshape(-1, 8)[:, AWQ_PLACES].reshape(x.shape[1], -1), 4)
-            for x in (numbers, zero)
-        )
+        qweight, qzeros = (words(x.T.reshape(-1, 8)[:, AWQ_PLACES].reshape(x.shape[1], -1), 4) for x in (numbers, zero))
         return {"qweight": qweight, "qzeros": qzeros, "scales": scale.T.contiguous()}, means
 
     section = {"quant_method": "awq", "bits": 4, "group_size": group, "zero_point": True}

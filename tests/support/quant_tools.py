@@ -27,9 +27,7 @@ def texts_of(vocab: int, count: int = 24, length: int = 24, seed: int = 0) -> It
 def quantised(source: Path, out: Path, **fields: Any) -> Path:
     """The W8A8 of a tiny checkpoint."""
     config = json.loads((source / "config.json").read_text())
-    options = QuantizeOptions(
-        **{**{f: getattr(TINY, f) for f in ("tokens", "least", "most")}, **fields}
-    )
+    options = QuantizeOptions(**{**{f: getattr(TINY, f) for f in ("tokens", "least", "most")}, **fields})
     return quantize(source, out, texts_of(config["vocab_size"]), options).folder
 
 
@@ -59,16 +57,11 @@ def export(source: Path, out: Path, kind: str = "W8A8_DYNAMIC", bits: bool = Fal
     return out
 
 
-def _exported(
-    prefix: str, matrix: QuantLinear, bias: Tensor, kind: str, bits: bool
-) -> dict[str, Tensor]:
+def _exported(prefix: str, matrix: QuantLinear, bias: Tensor, kind: str, bits: bool) -> dict[str, Tensor]:
     column = matrix.scale_O[:, None].clone()
     found = {f"{prefix}.weight": matrix.weight_OI}
     if kind == "W8A8_DYNAMIC":
-        return found | {
-            f"{prefix}.weight_scale": column,
-            f"{prefix}.weight_offset": torch.zeros_like(column),
-        }
+        return found | {f"{prefix}.weight_scale": column, f"{prefix}.weight_offset": torch.zeros_like(column)}
     step, offset = torch.tensor([0.05]), torch.tensor([3.0])
     dequantising = step * matrix.scale_O
     whole = bias / dequantising - offset * matrix.weight_OI.float().sum(-1)

@@ -49,20 +49,14 @@ def started_cluster() -> Iterator[StartedCluster]:
     """A cluster of this machine with three cores. It asks for the token of this process; see tests/serve/conftest.py."""
     scripts = Path(sys.executable).parent
     port = free_port()
-    own = {
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
+    own = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]), "RAY_USAGE_STATS_ENABLED": "0"}
     where = tempfile.mkdtemp(prefix="ray")  # short: names of sockets are bounded
     words = [scripts / "ray", "start", "--head", "--block", "--num-cpus=3"]
     words += [f"--port={port}", f"--ray-client-server-port={free_port()}", f"--temp-dir={where}"]
     words += ["--node-ip-address=127.0.0.1", "--include-dashboard=false"]
     words += [f"--dashboard-agent-listen-port={free_port()}", "--object-store-memory=80000000"]
     process = subprocess.Popen(
-        [str(word) for word in words],
-        env={**os.environ, **own},
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
+        [str(word) for word in words], env={**os.environ, **own}, stdout=subprocess.DEVNULL, start_new_session=True
     )
     try:
         cluster = StartedCluster(process.pid, port, own)

@@ -7,13 +7,7 @@ from typing import Any
 
 from fastslow.engine.core.request_parts import AnswerLog, Drafting, Scheduling, Sharing, Timing
 
-PARTS = {
-    "drafting": Drafting,
-    "log": AnswerLog,
-    "scheduling": Scheduling,
-    "sharing": Sharing,
-    "timing": Timing,
-}
+PARTS = {"drafting": Drafting, "log": AnswerLog, "scheduling": Scheduling, "sharing": Sharing, "timing": Timing}
 
 
 def request_fields(given: dict[str, Any]) -> dict[str, Any]:

@@ -45,9 +45,7 @@ def scheduler(
     costs: StepCostModel | None = None,
 ) -> Scheduler:
     latency = budget or LatencyBudget(RunEverything())
-    return Scheduler(
-        small_cache(pages), rows, running, latency, StepBudget(costs or RunEverything())
-    )
+    return Scheduler(small_cache(pages), rows, running, latency, StepBudget(costs or RunEverything()))
 
 
 def added(step: Scheduler, numbers: Iterable[int], **fields: Any) -> list[Request]:

@@ -36,9 +36,7 @@ def settings_of(folder: Path, max_waiting: int = 16, **options: Any) -> EngineSe
     return EngineSettings(str(folder), "tiny", own | options, max_waiting)
 
 
-def asked(
-    id: str = "one", tokens: int = 8, prompt: Any = "one two", **fields: Any
-) -> GenerateRequest:
+def asked(id: str = "one", tokens: int = 8, prompt: Any = "one two", **fields: Any) -> GenerateRequest:
     sampling = {"max_tokens": tokens, "ignore_eos": True, **fields.pop("sampling", {})}
     return made_request(id, prompt, sampling, **fields)
 

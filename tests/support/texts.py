@@ -20,18 +20,11 @@ def tokens_of(count: int, seed: int = 0, vocab: int = 96) -> list[int]:
 
 def storage(model: Model, slots: int) -> KVStorage:
     c = model.config
-    return model.storage(
-        KVShape(c.layers, slots, c.kv_heads, c.head_dim, model.dtype, model.device)
-    )
+    return model.storage(KVShape(c.layers, slots, c.kv_heads, c.head_dim, model.dtype, model.device))
 
 
 def chunk(
-    tokens: Sequence[int],
-    start: int,
-    stop: int,
-    slots: Ints,
-    groups: int | None = None,
-    max_len: int = 0,
+    tokens: Sequence[int], start: int, stop: int, slots: Ints, groups: int | None = None, max_len: int = 0
 ) -> Segment:
     """Tokens start : stop of a text whose token i lies in slots[i], every logit wanted."""
     size = stop - start
@@ -66,9 +59,7 @@ def logits(
     return torch.cat(parts)
 
 
-def single_tokens(
-    model: Model, tokens: Sequence[int], only_best: Sequence[int] | Ints
-) -> ModelOutput:
+def single_tokens(model: Model, tokens: Sequence[int], only_best: Sequence[int] | Ints) -> ModelOutput:
     """A step of texts of one token each. only_best: of which no logits are wanted."""
     kv, none = storage(model, len(tokens)), np.empty(0, dtype=np.int64)
     rows = [

@@ -40,11 +40,7 @@ class Bound:
         limits = ThinkingLimits(self.most, None, self.soft, self.ends_at, self.warn_at, self.loop)
         warning = tags.written(self.warning) if self.warning else ()
         closing = tags.closing(self.closing)
-        probe = (
-            None
-            if self.every is None
-            else AnswerProbe([*closing, *self.prefix], *self.asked, self.sure, ())
-        )
+        probe = None if self.every is None else AnswerProbe([*closing, *self.prefix], *self.asked, self.sure, ())
         steering = Steering(limits, closing, warning, self.ends, self.room, self.every, probe)
         return Thinking(tags, self.opened, prompt_length, steering)
 

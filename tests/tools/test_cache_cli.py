@@ -90,9 +90,7 @@ def test_a_limit_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch, g
         store.limit()
 
 
-def test_clear_takes_all_that_is_ours_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_clear_takes_all_that_is_ours_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "cache"
     monkeypatch.setenv("FASTSLOW_CACHE", str(root))
     assert "0 B freed" in printed("cache", "clear")

@@ -170,12 +170,7 @@ def _stopped(plan: CheckPlan) -> Finding:
     ],
 )
 def test_the_report_has_what_was_checked(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    parts: tuple[Any, ...],
-    code: int,
-    said: str,
-    passed: list[bool],
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: tuple[Any, ...], code: int, said: str, passed: list[bool]
 ) -> None:
     """A part that raises fails, and the others run; Ctrl-C ends it with what there is."""
     monkeypatch.setattr(command, "PARTS", parts)

@@ -115,22 +115,15 @@ def test_a_call_on_the_command_line_changes_its_mode(endless: Path, tmp_path: Pa
     metrics = found["metrics"]
     assert (metrics["mode"], metrics["thinking_tokens"]) == ("brief*", 3)
     assert metrics["thinking_ended"] == "budget" and found["reasoning"] and found["text"]
-    steered = json.dumps(
-        {"thinking_budget": 9, "warn_at": 0.5, "warning": "Soon.", "thinking": "on"}
-    )
+    steered = json.dumps({"thinking_budget": 9, "warn_at": 0.5, "warning": "Soon.", "thinking": "on"})
     raw = ("generate", "Once <think>", "--raw", "--model", endless, "--max-tokens", 20)
     metrics = record(*raw, "--mode", steered)["metrics"]
-    assert (metrics["mode"], metrics["thinking_tokens"]) == ("deep*", 9) and metrics[
-        "put_in_tokens"
-    ]
+    assert (metrics["mode"], metrics["thinking_tokens"]) == ("deep*", 9) and metrics["put_in_tokens"]
     for wrong, said in (
         (("--mode", '{"warn_at": 2}'), "warn_at=2 must be"),
         (("--mode", '{"warm_at": 0.5}'), "warm_at"),
         (("--mode", "{warn_at"), "--mode: no JSON"),
-        (
-            ("--mode", '{"groups": 2}', "--groups", 2),
-            "--groups and --mode both say groups: give one",
-        ),
+        (("--mode", '{"groups": 2}', "--groups", 2), "--groups and --mode both say groups: give one"),
         (("--thinking", "maybe"), "thinking='maybe' must"),
         (("--thinking-budget", -1), "thinking_budget=-1 must be greater than or equal to 0"),
     ):
@@ -233,9 +226,7 @@ def test_ctrl_c_on_a_terminal_stops_the_answer_and_not_the_chat(endless: Path) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "typed",
-    [b"one\ntwo\nthree\n", b"\x1b[200~one\ntwo\nthree\x1b[201~\r"],
-    ids=["raw", "bracketed"],
+    "typed", [b"one\ntwo\nthree\n", b"\x1b[200~one\ntwo\nthree\x1b[201~\r"], ids=["raw", "bracketed"]
 )
 def test_pasted_lines_are_one_message(endless: Path, typed: bytes) -> None:
     """From a terminal that brackets what is pasted, and from one that does not."""
@@ -248,9 +239,7 @@ def test_pasted_lines_are_one_message(endless: Path, typed: bytes) -> None:
         assert b"mode deep" not in seen + terminal.end(), "there was one answer"
 
 
-def test_piped_questions_are_answered_one_a_line(
-    endless: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_piped_questions_are_answered_one_a_line(endless: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n/fast\nHello again\n/nope\n"))
     done = call("chat", endless, "--max-tokens", 4)
     assert done.code == 0 and " | " not in done.out and "Mode fast" not in done.out, "answers alone"

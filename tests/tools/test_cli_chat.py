@@ -24,9 +24,7 @@ class Engine:
 
     def __init__(self, *answers: str | Output | BaseException) -> None:
         self.model = SimpleNamespace(
-            config=SimpleNamespace(
-                groups=8, chosen=8, router=None, shared_intermediate_size=8, context=1024
-            )
+            config=SimpleNamespace(groups=8, chosen=8, router=None, shared_intermediate_size=8, context=1024)
         )
         self.modes = {name: Mode(name=name) for name in ("deep", "fast")}
         self.asked: list[list[str]] = []
@@ -50,9 +48,7 @@ class Engine:
         yield Piece(output=output(answer) if isinstance(answer, str) else answer)
 
 
-def talk(
-    engine: Engine, lines: Sequence[str | type[BaseException]], system: str | None = None
-) -> Chat:
+def talk(engine: Engine, lines: Sequence[str | type[BaseException]], system: str | None = None) -> Chat:
     said = iter(lines)
 
     def read(_prompt: str) -> str:
@@ -106,9 +102,7 @@ def test_options_are_put_into_the_modes_own_sampling() -> None:
     own = {"sampling": {"temperature": 0.6, "top_p": 0.95}, "speculation": {"nodes": 6}}
     engine.modes["deep"] = Mode.model_validate({"name": "deep", **own})
     call = AnswerOptions(
-        sampling=SamplingParams(temperature=0.2),
-        drafts=Speculation(drafter="self"),
-        changes=Mode(groups=4),
+        sampling=SamplingParams(temperature=0.2), drafts=Speculation(drafter="self"), changes=Mode(groups=4)
     ).call(engine)  # type: ignore[arg-type]
     sampling = GenerateOptions(sampling=call["sampling"]).sampling_in(call["mode"])
     assert (sampling.temperature, sampling.top_p) == (0.2, 0.95)
@@ -128,18 +122,14 @@ def test_a_thinking_budget_bounds_every_mode_that_thinks() -> None:
     assert (steered["mode"].thinking_budget, steered["mode"].loop) == (30, Loop())
 
 
-def test_turns_that_the_memory_does_not_hold_are_dropped(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_turns_that_the_memory_does_not_hold_are_dropped(capsys: pytest.CaptureFixture[str]) -> None:
     engine = Engine("one", "two", ValueError("needs 9 KV pages; there are 8"), "three")
     talk(engine, ["first", "second", "third"])
     assert engine.asked[2] == ["second", "two", "third"]
     assert "the oldest question and answer is" in capsys.readouterr().err
 
 
-def test_an_answer_that_the_context_cuts_leaves_the_next_one_more_room(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_an_answer_that_the_context_cuts_leaves_the_next_one_more_room(capsys: pytest.CaptureFixture[str]) -> None:
     cut = output("")
     metrics = replace(cut.metrics, prompt_tokens=1024)
     cut.choices[0] = replace(cut.choices[0], finish_reason="length", metrics=metrics)

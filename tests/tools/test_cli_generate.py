@@ -112,17 +112,13 @@ def test_json_lines_bring_their_own_mode_and_sampling(tmp_path: Path) -> None:
         (['{"prompt": "a \\ud800"}'], "no text in UTF-8"),
     ],
 )
-def test_a_wrong_line_is_named_before_anything_runs(
-    tmp_path: Path, lines: list[str], said: str
-) -> None:
+def test_a_wrong_line_is_named_before_anything_runs(tmp_path: Path, lines: list[str], said: str) -> None:
     path = write_lines(tmp_path / "p.jsonl", *lines)
     found = refusal(*GENERATE, "--file", path)
     assert found.startswith(f"error: prompts file {str(path)!r}") and said in found
 
 
-def test_a_request_that_fails_does_not_take_the_others_along(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_request_that_fails_does_not_take_the_others_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fastslow.output import GenerationError
 
     real = RequestHandle.result
@@ -281,9 +277,7 @@ def test_the_compiler_starts_before_torch_is_imported() -> None:
     assert subprocess.run([sys.executable, "-c", EARLY], check=False).returncode == 4
 
 
-def test_the_compiler_starts_before_the_model_is_looked_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_compiler_starts_before_the_model_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
 
     def resolved(*_: object) -> None:
@@ -303,9 +297,7 @@ def test_the_compiler_starts_before_the_model_is_looked_for(
         (SafetensorError("No space left on device"), "error: No space left on device\n"),
     ],
 )
-def test_what_the_system_refuses_is_one_sentence(
-    monkeypatch: pytest.MonkeyPatch, error: Exception, says: str
-) -> None:
+def test_what_the_system_refuses_is_one_sentence(monkeypatch: pytest.MonkeyPatch, error: Exception, says: str) -> None:
     def fail(_: object) -> None:
         raise error
 

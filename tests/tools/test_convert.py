@@ -65,13 +65,7 @@ def test_convert_writes_every_official_tensor(folder: Path, tmp_path: Path) -> N
 def test_convert_keeps_the_biases_of_pangu_embedded(tmp_path: Path) -> None:
     source = tmp_path / "embedded"
     vocab = write_spm(source)
-    write_dense(
-        source,
-        "PanguEmbeddedForCausalLM",
-        vocab=vocab,
-        tie_word_embeddings=True,
-        max_position_embeddings=2048,
-    )
+    write_dense(source, "PanguEmbeddedForCausalLM", vocab=vocab, tie_word_embeddings=True, max_position_embeddings=2048)
     out = convert(source, tmp_path / "moge", ConvertOptions(groups=2, tokens=300))
     before, after = (load_file(f / "model.safetensors") for f in (source, out))
     for name in ("q_proj.bias", "o_proj.bias"):
@@ -115,9 +109,7 @@ def test_the_models_own_answers_calibrate(folder: Path) -> None:
         ({"fast": 5}, "fast=5 must be at most groups=4"),
     ],
 )
-def test_impossible_conversions_are_refused(
-    folder: Path, tmp_path: Path, given: dict[str, Any], message: str
-) -> None:
+def test_impossible_conversions_are_refused(folder: Path, tmp_path: Path, given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         convert(folder, tmp_path / "moge", ConvertOptions(**{"groups": 4, **given}))
 

@@ -34,9 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_build_add_and_info(model: Path, tmp_path: Path) -> None:
-    first = write_lines(
-        tmp_path / "a.jsonl", {"text": "Hello there"}, {"answer": "Good bye", "n": 1}
-    )
+    first = write_lines(tmp_path / "a.jsonl", {"text": "Hello there"}, {"answer": "Good bye", "n": 1})
     out = tmp_path / "c.safetensors"
     said = printed("corpus", "build", first, "-o", out, "--model", model)
     assert "2 answers added, 0 of the oldest dropped" in said

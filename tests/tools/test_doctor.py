@@ -26,8 +26,7 @@ def test_the_command_alone_says_what_to_do_next(capfd: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize(
-    ("typed", "offered"),
-    [("do", "doctor"), ("generate --max-t", "--max-tokens"), ("corpus bu", "build")],
+    ("typed", "offered"), [("do", "doctor"), ("generate --max-t", "--max-tokens"), ("corpus bu", "build")]
 )
 def test_a_shell_completes_commands_and_options(
     typed: str, offered: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -51,9 +50,7 @@ def test_it_says_what_models_run_with(capfd: pytest.CaptureFixture[str]) -> None
     assert [line.split()[1] for line in said.splitlines()] == list(found)
 
 
-def test_what_makes_it_slow_is_marked(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_what_makes_it_slow_is_marked(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv(library.VARIABLE, "off")
     code, said = said_by(capfd, "doctor")
     marked = [line for line in said.splitlines() if line.startswith("!!")]

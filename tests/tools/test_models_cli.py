@@ -18,10 +18,7 @@ from fastslow.engine.host import machine
 
 @pytest.fixture
 def found(
-    tiny_chat: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    tiny_chat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> dict[str, dict[str, Any]]:
     """The command's answer on a cache of two repositories and a broken one, by model."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))

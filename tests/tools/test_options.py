@@ -27,12 +27,8 @@ class Inner(BaseModel):
 
 class Outer(BaseModel):
     target: str = field("usual", "a model", names="TARGET --target")
-    file: Path | None = Field(
-        default=None, description="a file", json_schema_extra={"panel": "Files"}
-    )
-    out: str | Path = Field(
-        default="x", description="default: x", json_schema_extra={"names": ["--out", "-o"]}
-    )
+    file: Path | None = Field(default=None, description="a file", json_schema_extra={"panel": "Files"})
+    out: str | Path = Field(default="x", description="default: x", json_schema_extra={"names": ["--out", "-o"]})
     names: tuple[str, ...] = Field(default=(), description="auto, or names")
     kind: Literal["one", "two"] = Field(default="one", description="which")
     loud: bool = Field(default=False, description="be loud")

@@ -68,9 +68,7 @@ def test_every_number_is_where_it_must_be(kind: str, layout: str) -> None:
 def test_h2p_on_eight_devices() -> None:
     """Attention DP2 x TP4, experts EP4 x TP2, shared TP8: arXiv 2505.21411."""
     places = RankShard.all(config_of(PANGU_72B), Parallel(ep=4, dp=2))
-    assert {(p.attention, p.dp_ranks, p.heads, p.kv_heads, len(p.groups)) for p in places} == {
-        (4, 2, 10, 2, 2)
-    }
+    assert {(p.attention, p.dp_ranks, p.heads, p.kv_heads, len(p.groups)) for p in places} == {(4, 2, 10, 2, 2)}
     local = places[5].local
     assert (local.moe_intermediate_size, local.shared_intermediate_size) == (672, 672)
     assert places[5].dp_rank == 1 and places[5].groups == range(2, 4)

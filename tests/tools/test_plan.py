@@ -14,14 +14,7 @@ from published_figures import PUBLISHED, PublishedRow
 
 from fastslow.tools.plan.device import DEVICES
 from fastslow.tools.plan.published import KNOWN, config_of
-from fastslow.tools.plan.search import (
-    DraftCost,
-    best,
-    choose_batches,
-    choose_nodes,
-    fewest_cards,
-    largest,
-)
+from fastslow.tools.plan.search import DraftCost, best, choose_batches, choose_nodes, fewest_cards, largest
 from fastslow.tools.plan.step import CARDS, Efficiency, ForwardWork, Precision, Setting
 
 WHOLE = Efficiency(memory=1.0, compute=1.0, link=1.0, layer=0.0)

@@ -39,9 +39,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 
 
 @compiled
-@pytest.mark.parametrize(
-    "setting", [Setting(), Setting(prompt_rows=5), Setting(pages=24, max_running=3)], ids=str
-)
+@pytest.mark.parametrize("setting", [Setting(), Setting(prompt_rows=5), Setting(pages=24, max_running=3)], ids=str)
 def test_every_drafter_says_what_plain_decoding_says(bench: Bench, setting: Setting) -> None:
     """All in one batch, of unlike modes and lengths. Accepted rows of forked trees move, and keep their bits."""
     asks = [
@@ -55,9 +53,7 @@ def test_every_drafter_says_what_plain_decoding_says(bench: Bench, setting: Sett
 
 @pytest.mark.parametrize("bits", ["W8A8_DYNAMIC", "W8A8"])
 @pytest.mark.parametrize("layers", [0, 1, 2])
-def test_exports_of_v2_run_and_draft_with_their_own_layer(
-    tmp_path: Path, bits: str, layers: int
-) -> None:
+def test_exports_of_v2_run_and_draft_with_their_own_layer(tmp_path: Path, bits: str, layers: int) -> None:
     plain = pangu_v2_tools.write_moe(tmp_path / "float", num_mtp_layers=layers, num_hidden_layers=2)
     folder = export(plain, tmp_path / "w8a8", bits)
     tokens = texts.tokens_of(30)

@@ -24,13 +24,7 @@ from fastslow.tools.quantize.calibration import balanced_texts, prompts_of
 from fastslow.tools.quantize.comparison import compare
 from fastslow.tools.quantize.plain_layer import ROUTER, PlainLayer, Tensors, plain, watched
 from fastslow.tools.quantize.quantize import int8_embedding, quantize
-from fastslow.tools.quantize.quantize_layer import (
-    agreement,
-    align,
-    kv_scales,
-    quantize_layer,
-    round_matrix,
-)
+from fastslow.tools.quantize.quantize_layer import agreement, align, kv_scales, quantize_layer, round_matrix
 from fastslow.tools.quantize.smooth import ChannelStats, Site, error, sites_of, smooth_site, vector
 
 MOGE = {**checkpoints.MOGE, "bias": True}
@@ -170,15 +164,7 @@ def test_calibration_goes_on_until_every_expert_has_its_tokens() -> None:
         yield [1, 2, 11, 3]
         yield from repeat([9] * 500)
 
-    found = balanced_texts(
-        config,
-        one_way,
-        routed,
-        some(),
-        enough=600,
-        least=4,
-        most=20000,
-    )
+    found = balanced_texts(config, one_way, routed, some(), enough=600, least=4, most=20000)
     assert found.texts == [[0, 1, 2] * 100] * 2 + [[3, 7, 0], [1, 2, 11, 3]]
     assert found.counts.shape == (2, 16) and found.counts[:, 3::4].eq(4).all()
     assert found.starved(4) == []
@@ -201,9 +187,7 @@ def test_an_embedding_stays_in_float_where_it_is_a_small_part(tmp_path: Path) ->
     sizes = {}
     for embedding in ("int8", "float"):
         options = QuantizeOptions(tokens=64, least=1, most=64, embedding=embedding)
-        sizes[embedding] = quantize(
-            plain_, tmp_path / f"w8a8-{embedding}", texts_of(96), options
-        ).nbytes
+        sizes[embedding] = quantize(plain_, tmp_path / f"w8a8-{embedding}", texts_of(96), options).nbytes
     assert sizes["float"] - sizes["int8"] == 2 * 96 * (64 - 2), "embedding and head, and scales"
 
 
@@ -226,9 +210,7 @@ def test_what_cannot_be_quantised_is_refused(tmp_path: Path) -> None:
     assert "cannot be quantised" in refusal("quantize", other, tmp_path / "new")
 
 
-@pytest.mark.parametrize(
-    "name", ["model.layers.0.mlp.experts.3.up_proj.weight", "model.embed_tokens.weight"]
-)
+@pytest.mark.parametrize("name", ["model.layers.0.mlp.experts.3.up_proj.weight", "model.embed_tokens.weight"])
 def test_numbers_that_are_not_finite_are_found_in_the_source(tmp_path: Path, name: str) -> None:
     config = {**checkpoints.MOGE, "num_hidden_layers": 1}
     table = checkpoints.tensors(config)

@@ -87,9 +87,7 @@ def test_steps_of_a_model_are_measured(tmp_path: Path) -> None:
         (("measure", "-o", "x.json", "--model", "no-such-model"), {}, "no-such-model"),
     ],
 )
-def test_bad_input_is_one_sentence(
-    words: tuple[object, ...], line: dict[str, Any], said: str, made: Path
-) -> None:
+def test_bad_input_is_one_sentence(words: tuple[object, ...], line: dict[str, Any], said: str, made: Path) -> None:
     Path("t.jsonl").write_text(f"{json.dumps(LINE)}\n{json.dumps(LINE | line)}\n")
     assert said in refusal("simulate", *words)
     assert not list(Path().glob("x.*"))
@@ -100,9 +98,7 @@ HUGE = ModeFigures(9, (99.94, 123456.7, 2e8), (9.9994, 300.0, 4e6), 1.0, 1.0)
 ONE_TOKEN = ModeFigures(9, (1.0, 10.0, 100.0), (), 0.0, None)
 
 
-def test_in_80_columns_each_row_is_one_line_of_whole_figures(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_in_80_columns_each_row_is_one_line_of_whole_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     out = StringIO()
     narrow = Console(file=out, width=80, highlight=False, soft_wrap=True)
     monkeypatch.setattr(screen, "console", lambda: narrow)

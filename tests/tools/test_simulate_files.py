@@ -57,9 +57,7 @@ def test_a_wrong_line_is_named(line: str | dict[str, Any], words: str, tmp_path:
 
 
 def test_a_made_trace_is_as_it_was_asked_for() -> None:
-    recipe = TraceRecipe(
-        requests=5_000, rate=10, deep=0.3, answer_tokens=100, latency_ms=90, seed=3
-    )
+    recipe = TraceRecipe(requests=5_000, rate=10, deep=0.3, answer_tokens=100, latency_ms=90, seed=3)
     trace = make_trace(recipe)
     assert trace == make_trace(recipe) != make_trace(TraceRecipe(requests=5_000, rate=10))
     assert len(trace) == 5_000 == len({r.id for r in trace})

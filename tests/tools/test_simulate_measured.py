@@ -93,9 +93,7 @@ def test_one_row_is_measured() -> None:
 
 
 @pytest.mark.parametrize("drift", [1.0, 1.02, 0.98])
-def test_the_slowdown_of_a_machine_whose_speed_changes(
-    drift: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_slowdown_of_a_machine_whose_speed_changes(drift: float, monkeypatch: pytest.MonkeyPatch) -> None:
     running, times = 0, itertools.count()
 
     def run_only(pids: Sequence[int], count: int) -> None:
@@ -137,9 +135,7 @@ def state_of(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
-def test_other_engines_run_and_stand_still_and_one_that_ends_is_noticed(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_other_engines_run_and_stand_still_and_one_that_ends_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measured, "LLM", Endless)
     monkeypatch.setenv("PYTHONSAFEPATH", "1")  # which it sets for good
     fork = multiprocessing.get_context("fork")
@@ -153,9 +149,6 @@ def test_other_engines_run_and_stand_still_and_one_that_ends_is_noticed(
         os.kill(pids[0], signal.SIGKILL)
         wait_for(lambda: pids[0] not in [one.pid for one in multiprocessing.active_children()])
     assert not multiprocessing.active_children()
-    with (
-        pytest.raises(RuntimeError, match="has ended, or hangs"),
-        measured.other_engines(1, "missing", {}, "fast"),
-    ):
+    with pytest.raises(RuntimeError, match="has ended, or hangs"), measured.other_engines(1, "missing", {}, "fast"):
         pass
     assert not multiprocessing.active_children()

@@ -51,9 +51,7 @@ def trained(dense: Teacher, layout: ExpertLayout) -> Student:
     return student
 
 
-def test_masked_student_equals_the_written_experts(
-    folder: Path, dense: Teacher, tmp_path: Path
-) -> None:
+def test_masked_student_equals_the_written_experts(folder: Path, dense: Teacher, tmp_path: Path) -> None:
     """Whatever the groups of the rows beside it."""
     student = trained(dense, layout_of(dense))
     out = write_moge(folder, recipe_of(student), tmp_path / "moge", dtype=torch.float32)

@@ -237,11 +237,7 @@ def test_batches_hold_what_is_seen_of_prompts(bench: Bench) -> None:
 def test_some_prompts_are_moved_away_but_not_too_far(bench: Bench) -> None:
     seen = look(bench.model, [TrainText([3, 4, 5, 6, 7, 8, 9], 4)] * 60, (0, 1))
     shown = Shown(1.0, 8, moved=0.5)
-    firsts = [
-        int(place)
-        for batch in batches(seen, 64, shown, 32, Random(0))
-        for place in batch.before.places[:, 0]
-    ]
+    firsts = [int(place) for batch in batches(seen, 64, shown, 32, Random(0)) for place in batch.before.places[:, 0]]
     assert set(firsts) == set(range(-8, -2)) and 20 < firsts.count(-3) < 50
 
 

@@ -55,9 +55,7 @@ def test_prompts_are_read_before_the_clock_runs(llm: LLM) -> None:
     found: list[tuple[str, bool]] = []
 
     class Watched(TuneRunner):
-        def _answer(
-            self, cell: Cell, prompts: Sequence[Conversation], sampling: SamplingParams
-        ) -> list[Output]:
+        def _answer(self, cell: Cell, prompts: Sequence[Conversation], sampling: SamplingParams) -> list[Output]:
             outputs = super()._answer(cell, prompts, sampling)
             cached = outputs[0].metrics.cached_tokens
             if sampling.max_tokens == 1:
@@ -73,9 +71,7 @@ def test_prompts_are_read_before_the_clock_runs(llm: LLM) -> None:
     assert found == list(zip(names, (True, False, True, False, True)))
 
 
-def test_time_on_the_processors_is_told_apart(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_time_on_the_processors_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stat, own = tmp_path / "stat", tmp_path / "own"
     monkeypatch.setattr(watch_module, "STAT", stat)
     monkeypatch.setattr(watch_module, "OWN", own)

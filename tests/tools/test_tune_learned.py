@@ -69,10 +69,7 @@ def test_hidden_states_that_say_nothing_close_nothing() -> None:
 def test_seconds_hold_the_first_reading_of_the_prompt() -> None:
     _, answers, _ = made_up(50)
     stays, goes = answers.of(np.zeros(50, dtype=int)), answers.of(np.full(50, 2))
-    assert (
-        stays.seconds == pytest.approx(answers.seconds[:, 0].mean())
-        and not stays.share_in_other_modes
-    )
+    assert stays.seconds == pytest.approx(answers.seconds[:, 0].mean()) and not stays.share_in_other_modes
     assert goes.seconds == pytest.approx(answers.seconds[:, 2].mean() + 0.02)
     assert goes.tokens == pytest.approx(answers.tokens[:, 2].mean())
 

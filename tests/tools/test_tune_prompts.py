@@ -55,12 +55,9 @@ def test_a_bad_line_is_refused_with_its_number(tmp_path: Path, line: str, said: 
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
-    [(None, "cannot be read"), (b"\n", "has no prompt"), (b"\xff\xfe", "cannot be read")],
+    ("content", "said"), [(None, "cannot be read"), (b"\n", "has no prompt"), (b"\xff\xfe", "cannot be read")]
 )
-def test_a_file_without_prompts_is_refused(
-    tmp_path: Path, content: bytes | None, said: str
-) -> None:
+def test_a_file_without_prompts_is_refused(tmp_path: Path, content: bytes | None, said: str) -> None:
     if content is not None:
         (tmp_path / "p.jsonl").write_bytes(content)
     with pytest.raises(ValueError, match=said):

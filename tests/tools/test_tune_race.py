@@ -35,9 +35,7 @@ class Machine(TuneRunner):
     """
 
     def __init__(
-        self,
-        speed: Callable[[Speculation, int], float],
-        slowness: Callable[[int], float] = lambda run: 1.0,
+        self, speed: Callable[[Speculation, int], float], slowness: Callable[[int], float] = lambda run: 1.0
     ) -> None:
         self._speed, self._slowness = speed, slowness
         self.now, self.runs = 0.0, 0

@@ -72,9 +72,7 @@ def ops(request: pytest.FixtureRequest) -> Iterator[PagedOps]:
         yield paged_ops_for(DeviceChoice("npu", CPU))
 
 
-def load(
-    config: ModelConfig, ops: PagedOps, dtype: torch.dtype = torch.float32
-) -> tuple[PagedDecoder, Decoder]:
+def load(config: ModelConfig, ops: PagedOps, dtype: torch.dtype = torch.float32) -> tuple[PagedDecoder, Decoder]:
     """The model, and plain torch in float64, which `test_families.py` holds against transformers."""
     read = random_table(config).__getitem__
     plain = Decoder(Weights(config, ops_for("cpu"), torch.float64, CPU, read))
@@ -95,9 +93,7 @@ def test_logits(name: str, ops: PagedOps) -> None:
     near(texts.logits(model, TOKENS, sizes, slots=scattered), wanted)
 
 
-@pytest.mark.parametrize(
-    ("name", "count", "ops"), pairwise(ROUTED_NAMES, (1, 2, 7), DEVICES), indirect=["ops"]
-)
+@pytest.mark.parametrize(("name", "count", "ops"), pairwise(ROUTED_NAMES, (1, 2, 7), DEVICES), indirect=["ops"])
 def test_fewer_experts(name: str, count: int, ops: PagedOps) -> None:
     model, plain = load(FAMILIES[name], ops)
     for wanted in (count, 0) if name in ("moge", "sigmoid") else (count,):
@@ -112,9 +108,7 @@ def test_trees(name: str, ops: PagedOps) -> None:
 
 @pytest.mark.parametrize("bounds", [{"WIDEST": 256, "WIDE": 1}, {"SCORES": 2048}], ids=str)
 @pytest.mark.parametrize("name", ["windows in turn", "gpt-oss"])
-def test_attention_in_parts_is_attention(
-    name: str, bounds: dict[str, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_attention_in_parts_is_attention(name: str, bounds: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Few keys or few products at once."""
     for bound, most in bounds.items():
         monkeypatch.setattr(cuda, bound, most)

@@ -54,9 +54,7 @@ def near(found: Tensor, wanted: Tensor) -> None:
     torch.testing.assert_close(found, wanted, atol=1e-3, rtol=0)
 
 
-def test_all_work_is_on_the_models_own_gpu(
-    cuda: FakeCuda, tiny_dense: Path, expected: Tensor
-) -> None:
+def test_all_work_is_on_the_models_own_gpu(cuda: FakeCuda, tiny_dense: Path, expected: Tensor) -> None:
     """The engine's thread has GPU 0 as its current one, whatever GPU the model is on."""
     model = load(tiny_dense)
     run = model._run
@@ -73,9 +71,7 @@ def test_all_work_is_on_the_models_own_gpu(
     assert cuda.current == 0
 
 
-def test_a_step_is_recorded_on_a_separate_stream_once_its_shapes_ran_there(
-    cuda: FakeCuda, tiny_dense: Path
-) -> None:
+def test_a_step_is_recorded_on_a_separate_stream_once_its_shapes_ran_there(cuda: FakeCuda, tiny_dense: Path) -> None:
     """And what other threads do meanwhile, as allocating for a draft model, does not break it."""
     model = load(tiny_dense)
     main, run, ran = cuda.stream, model._run, []
@@ -112,9 +108,7 @@ def test_a_capture_that_fails_is_not_tried_again(
 
 
 @pytest.mark.parametrize(
-    ("cuda", "fast"),
-    [((8, 0), False), ((9, 0), True), ((10, 0), True), ((12, 0), False)],
-    indirect=["cuda"],
+    ("cuda", "fast"), [((8, 0), False), ((9, 0), True), ((10, 0), True), ((12, 0), False)], indirect=["cuda"]
 )
 def test_grouped_products_only_where_the_chip_has_them(
     cuda: FakeCuda, fast: bool, tiny_moge: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]

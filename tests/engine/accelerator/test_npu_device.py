@@ -50,9 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_without_torch_npu_it_says_what_to_install(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_torch_npu_it_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch_npu", None)
     with pytest.raises(ValueError, match=r"^device 'npu' needs torch-npu .*'fastslow\[npu\]"):
         LLM(folder, device="npu", progress=False)
@@ -87,9 +85,7 @@ def test_answers_are_the_cpus(folder: Path, chip: str) -> None:
         out = []
         own = Speculation(drafter="self", groups=3)
         for mode, speculation in (("deep", "suffix"), ("fast", "off"), ("deep", own)):
-            out += llm.generate(
-                prompts, sampling, mode=mode, speculation=speculation, progress=False
-            )
+            out += llm.generate(prompts, sampling, mode=mode, speculation=speculation, progress=False)
         seeded = SamplingParams(max_tokens=12, temperature=0.9, seed=7, n=2)
         out.append(llm.generate("one two", seeded, speculation="suffix"))
         if device == "npu":

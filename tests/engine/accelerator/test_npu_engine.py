@@ -16,9 +16,7 @@ from npu_tools import CHIPS, simulated
 
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 
-PROMPTS = [
-    tuple(np.random.default_rng(n).integers(5, VOCAB, n).tolist()) for n in (3, 21, 120, 131, 6)
-]
+PROMPTS = [tuple(np.random.default_rng(n).integers(5, VOCAB, n).tolist()) for n in (3, 21, 120, 131, 6)]
 SHORT = params(max_tokens=14)
 ATTENTION = {
     "Ascend910B1": ("npu_fused_infer_attention_score",),

@@ -44,9 +44,7 @@ def test_replays_see_the_new_lengths(model: PagedDecoder, expected: torch.Tensor
     assert torch.equal(found.argmax(-1), expected.argmax(-1))
 
 
-def test_recordings_end_with_their_cache(
-    model: PagedDecoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_recordings_end_with_their_cache(model: PagedDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorded, "MOST_RECORDED", 1)  # at a time
     for times in (1, 2):
         texts.logits(model, TOKENS, DECODING)  # on a new cache
@@ -84,9 +82,7 @@ def test_beyond_the_most_the_least_recently_used_one_makes_room(
     assert len([line for line in logged if "makes room" in line]) == 1
 
 
-def test_recordings_take_bounded_memory(
-    model: PagedDecoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_recordings_take_bounded_memory(model: PagedDecoder, monkeypatch: pytest.MonkeyPatch) -> None:
     kv = texts.storage(model, 16 * BLOCK)
     for rows in (1, 2, 4):
         decode(model, kv, rows, 2)

@@ -65,9 +65,7 @@ def should_see(rows: Rows, window: int = 0) -> dict[int, list[int]]:
     ("name", "window", "most", "merged", "chained"),
     pairwise(list(CASES), (0, 1, 3, 7, 8, 9, 15, 100), (1, 3, 4, 16), (True, False), (True, False)),
 )
-def test_each_row_sees_its_own(
-    name: str, window: int, most: int, merged: bool, chained: bool
-) -> None:
+def test_each_row_sees_its_own(name: str, window: int, most: int, merged: bool, chained: bool) -> None:
     """All of its text or what its window has; and no run reads a block that none of its rows sees a key of."""
     rows = Rows.of(CASES[name])
     layout = attention_layout(rows, BLOCK, most, merged, window, chained)

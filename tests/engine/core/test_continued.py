@@ -55,9 +55,7 @@ def kinds(bench: Bench) -> dict[str, Ask]:
     }  # fmt: skip
 
 
-def continued(
-    bench: Bench, cuts: list[tuple[Ask, int]], setting: Setting = PLENTY
-) -> list[Request]:
+def continued(bench: Bench, cuts: list[tuple[Ask, int]], setting: Setting = PLENTY) -> list[Request]:
     """Every answer, continued from its first tokens, all in one batch."""
     tell(bench, [ask for ask, _ in cuts])
     core = bench.core(setting, [ask for ask, _ in cuts])
@@ -106,9 +104,7 @@ def test_what_is_cut_says_different_things(moge: Bench) -> None:
 
 
 @pytest.mark.parametrize(("drafter", "setting"), [("off", PLENTY), ("forked", UNDER_PRESSURE)])
-def test_cut_answers_and_their_logprobs_beside_others(
-    moge: Bench, drafter: str, setting: Setting
-) -> None:
+def test_cut_answers_and_their_logprobs_beside_others(moge: Bench, drafter: str, setting: Setting) -> None:
     cuts = []
     for name, ask in kinds(moge).items():
         told = ask.params.model_copy(update={"logprobs": 3, "prompt_logprobs": 2})
@@ -125,9 +121,7 @@ def test_cut_answers_and_their_logprobs_beside_others(
 
 
 @pytest.mark.parametrize("drafter", ["off", "tree"])
-def test_what_was_answered_stays_though_it_would_not_be_said_again(
-    moge: Bench, drafter: str
-) -> None:
+def test_what_was_answered_stays_though_it_would_not_be_said_again(moge: Bench, drafter: str) -> None:
     """As of a sample without a seed: the rest is what the model says after it."""
     given = [77, 300, 12]
     ask = Ask(PROMPTS[1], params(max_tokens=LENGTH), drafter)

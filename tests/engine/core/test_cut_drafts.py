@@ -30,9 +30,7 @@ CHANCE = 0.6
 class Steps(RunEverything):
     """A cost model of one curve."""
 
-    def nodes_that_pay(
-        self, batch: object, survival: Any, sizes: Sequence[int], rows: int
-    ) -> list[list[int]]:
+    def nodes_that_pay(self, batch: object, survival: Any, sizes: Sequence[int], rows: int) -> list[list[int]]:
         return nodes_that_pay(survival, sizes, rows, CONCAVE)
 
 

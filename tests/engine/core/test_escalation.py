@@ -23,11 +23,7 @@ from fastslow.llm import LLM
 from fastslow.output import Output
 
 NATIVE = pytest.mark.skipif(not wanted(), reason="no kernels")
-DRAFTS = [
-    "off",
-    Speculation(drafter="ngram", nodes=6),
-    Speculation(drafter="self", groups=3, nodes=3),
-]
+DRAFTS = ["off", Speculation(drafter="ngram", nodes=6), Speculation(drafter="self", groups=3, nodes=3)]
 QUESTIONS = ["one two one two one two", "tell me", "a b c a b c a b"]
 DRAWN = {"temperature": 0.8, "seed": 5}
 ROOM = 24
@@ -116,9 +112,7 @@ def first_fall(out: Output, below: float, window: int) -> int | None:
 
 @pytest.mark.drafts(40, 4, nodes=None)
 @pytest.mark.parametrize(
-    ("llms", "how"),
-    [("off", "recompute"), pytest.param("native", "keep", marks=NATIVE)],
-    indirect=["llms"],
+    ("llms", "how"), [("off", "recompute"), pytest.param("native", "keep", marks=NATIVE)], indirect=["llms"]
 )
 def test_no_page_is_shared_under_a_wrong_root(llms: tuple[LLM, LLM], how: str) -> None:
     llm, judge = llms
@@ -128,10 +122,7 @@ def test_no_page_is_shared_under_a_wrong_root(llms: tuple[LLM, LLM], how: str) -
     for groups in (1, 0, 3, None):
         mode = Mode(groups=groups)
         # log-probabilities, not tokens: they tell of every row that was read
-        found, right = (
-            one.generate(text, sampling(max_tokens=4, logprobs=3), mode=mode)
-            for one in (llm, judge)
-        )
+        found, right = (one.generate(text, sampling(max_tokens=4, logprobs=3), mode=mode) for one in (llm, judge))
         assert found.logprobs == right.logprobs, groups
     again = llm.generate(text, sampling(max_tokens=1), mode="deep")
     assert again.metrics.cached_tokens > 0, "pages under the right root are shared"
@@ -232,9 +223,7 @@ def test_preemption_changes_nothing_that_was_kept(tmp_path: Path) -> None:
             ask = Ask(tuple(request.tokens), SamplingParams(max_tokens=1, logprobs=5), groups=0)
             found = bench.request(9, ask)
             finish(core, [found])
-            assert found.log.logprobs == bench.run([ask])[0].log.logprobs, (
-                "no page of a mixture was shared"
-            )
+            assert found.log.logprobs == bench.run([ask])[0].log.logprobs, "no page of a mixture was shared"
     assert left, "somebody was preempted after it changed its mode"
 
 
@@ -255,10 +244,7 @@ def test_a_draft_that_runs_over_the_switch_changes_nothing(tmp_path: Path) -> No
                 finish(core, [request])
                 assert request.escalated and request.escalation is not None
                 found.append(answer(request))
-                cut += (
-                    max(request.spec_stats.runs[:1]) > 0
-                    and request.escalation.confidence.tokens % 7 > 0
-                )
+                cut += max(request.spec_stats.runs[:1]) > 0 and request.escalation.confidence.tokens % 7 > 0
             assert found[0] == found[1] != known[n][len(ask.tokens) :]
     assert cut, "somewhere the switch was inside a run of accepted tokens"
 

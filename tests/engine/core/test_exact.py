@@ -45,18 +45,13 @@ class OddDraft(OracleDraft):
 MODES = (None, 0, 1, 2)
 
 
-@pytest.mark.parametrize(
-    ("kind", "drafter"), [*(("moge", d) for d in EVERY), *(("dense", d) for d in DENSE_DRAFTERS)]
-)
+@pytest.mark.parametrize(("kind", "drafter"), [*(("moge", d) for d in EVERY), *(("dense", d) for d in DENSE_DRAFTERS)])
 def test_every_drafter_alone(request: pytest.FixtureRequest, kind: str, drafter: str) -> None:
     """Each mode once; prompts in turn, so that the drafters together meet each with each mode."""
     bench: Bench = request.getfixturevalue(kind)
     modes = MODES if kind == "moge" else (None,) * 3
     first = [*EVERY, *DENSE_DRAFTERS].index(drafter)
-    asks = [
-        Ask(PROMPTS[(first + n) % 3], params(), drafter, groups=groups)
-        for n, groups in enumerate(modes)
-    ]
+    asks = [Ask(PROMPTS[(first + n) % 3], params(), drafter, groups=groups) for n, groups in enumerate(modes)]
     assert len({tuple(answer(bench.alone(ask))) for ask in asks}) == len(asks)
     sums = [check(bench, [ask]) for ask in asks]
     drafted, accepted = (sum(s[name] for s in sums) for name in ("drafted", "accepted"))
@@ -130,9 +125,7 @@ ENDS = ("id", "string", "late string", "late id", "length")
 
 
 @pytest.mark.parametrize(("drafter", "at", "end"), pairwise(ORACLES, (2, 3, 5, 8, 12), ENDS))
-def test_an_answer_ends_inside_an_accepted_run(
-    moge: Bench, drafter: str, at: int, end: str
-) -> None:
+def test_an_answer_ends_inside_an_accepted_run(moge: Bench, drafter: str, at: int, end: str) -> None:
     free = moge.alone(Ask(PROMPTS[1], params()))
     tokens, text = answer(free), free.stopper.text
     stops = {
@@ -163,8 +156,7 @@ def test_a_draft_models_keys_follow_what_was_accepted(moge: Bench, kind: str) ->
     asks = [Ask(prompt, params(max_tokens=30), kind) for prompt in PROMPTS]
     known = {n: moge.alone(ask).tokens for n, ask in enumerate(asks)}
     moge.drafters[kind] = lambda kv: FallbackDrafter(
-        OddDraft(known),
-        ModelDraft(model, OwnKV(cache_for(model)) if kind == "own" else BorrowedKV(kv), erring),
+        OddDraft(known), ModelDraft(model, OwnKV(cache_for(model)) if kind == "own" else BorrowedKV(kv), erring)
     )
     check(moge, asks)
     for ask, request in zip(asks, moge.run(asks), strict=True):

@@ -101,8 +101,7 @@ PRESSURE = Setting(prompt_rows=5, pages=12)
 
 
 @pytest.mark.parametrize(
-    ("kind", "form", "pair", "setting"),
-    pairwise(tuple(KINDS), tuple(FORMS), PAIRS, (PLENTY, PRESSURE)),
+    ("kind", "form", "pair", "setting"), pairwise(tuple(KINDS), tuple(FORMS), PAIRS, (PLENTY, PRESSURE))
 )
 def test_drafted_answers_are_those_of_plain_decoding(
     bench_of: MakeBench, kind: str, form: str, pair: tuple[str, str], setting: Setting
@@ -136,8 +135,7 @@ class Timed(RunEverything):
 
 @pytest.mark.parametrize("kind", ["pangu v2", "qwen3_moe"])
 @pytest.mark.parametrize(
-    ("own", "target", "runs"),
-    [(None, 9, None), (None, 3, 2), (None, 2, 1), (3, 2, 1), (None, 0.5, 0)],
+    ("own", "target", "runs"), [(None, 9, None), (None, 3, 2), (None, 2, 1), (3, 2, 1), (None, 0.5, 0)]
 )
 def test_a_latency_target_leaves_out_experts(
     tmp_path: Path, kind: str, own: int | None, target: float, runs: int | None

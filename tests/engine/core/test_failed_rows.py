@@ -43,9 +43,7 @@ def asks_for(drafter: str) -> list[Ask]:
 
 
 @pytest.mark.parametrize("drafter", DRAFTERS)
-def test_drafts_into_damaged_rows_change_nothing(
-    moge: Bench, drafter: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_drafts_into_damaged_rows_change_nothing(moge: Bench, drafter: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asks = asks_for(drafter)
     said = {token for ask in asks for token in [ask.tokens[-1], *answer(moge.alone(ask))]}
     tell(moge, asks)
@@ -101,7 +99,5 @@ def test_min_tokens_may_forbid_all_that_a_grammar_allows_after_a_draft(moge: Ben
     (request,) = moge.run([ask])
     assert request.error is None and request.stopper.text == "ya"
     assert outcome(request) == outcome(moge.alone(ask))
-    (lost,) = moge.run(
-        [replace(ask, params=ask.params.model_copy(update={"logit_bias": {n: 100.0}}))]
-    )
+    (lost,) = moge.run([replace(ask, params=ask.params.model_copy(update={"logit_bias": {n: 100.0}}))])
     assert "no token is left" in str(lost.error), "the answer itself comes there"

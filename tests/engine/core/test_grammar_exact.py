@@ -89,8 +89,7 @@ def test_seeded_samples_are_those_of_plain_decoding(moge: Bench, drafter: str) -
 
 
 @pytest.mark.parametrize(
-    ("setting", "warm"),
-    [(Setting(max_running=3, prompt_rows=9), True), (Setting(pages=114, page_size=1), False)],
+    ("setting", "warm"), [(Setting(max_running=3, prompt_rows=9), True), (Setting(pages=114, page_size=1), False)]
 )
 def test_preemption_and_chunks_change_nothing(moge: Bench, setting: Setting, warm: bool) -> None:
     drafters = ("self0", "forked", "model", "ngram+self", "tree", "random", "erring", "off")
@@ -114,10 +113,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", SHAPES)
 def test_other_parameters_beside_a_grammar(moge: Bench, name: str) -> None:
     wishes = eight("off", **SHAPES[name])
-    asks = [
-        replace(wishes[n], drafter=drafter)
-        for n, drafter in zip((0, 3, 5, 6), ("erring", "self tree") * 2)
-    ]
+    asks = [replace(wishes[n], drafter=drafter) for n, drafter in zip((0, 3, 5, 6), ("erring", "self tree") * 2)]
     check(moge, asks)
     ended = [moge.alone(ask) for ask in asks]
     assert all(r.error is None and r.stopper.reason in ("stop", "length") for r in ended)

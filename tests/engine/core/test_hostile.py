@@ -125,9 +125,7 @@ def test_extremes_do_not_touch_the_request_beside_them(llm: LLM) -> None:
 
 @pytest.mark.parametrize("place", ["plan", "survival", "record", "sample", "judge"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_what_fails_for_one_request_ends_that_one_alone(
-    tmp_path: Path, place: str, temperature: float
-) -> None:
+def test_what_fails_for_one_request_ends_that_one_alone(tmp_path: Path, place: str, temperature: float) -> None:
     model = load_model(write_kin(tmp_path, vocab_size=96), "float32", progress=False)
     known: dict[int, list[int]] = {}
     bench = Bench(model, {"told": lambda _: OracleDraft(known)})

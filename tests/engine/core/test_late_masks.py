@@ -36,9 +36,7 @@ def asks_for(drafter: str, temperature: float) -> list[Ask]:
     ]
 
 
-@pytest.mark.parametrize(
-    ("drafter", "temperature"), [(name, float(n % 2)) for n, name in enumerate(DRAFTERS)]
-)
+@pytest.mark.parametrize(("drafter", "temperature"), [(name, float(n % 2)) for n, name in enumerate(DRAFTERS)])
 def test_late_masks_change_no_token(
     moge: Bench, drafter: str, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,9 +100,7 @@ def test_others_go_on_while_a_mask_is_made(moge: Bench) -> None:
         assert outcome(request) == outcome(moge.alone(ask))
 
 
-def test_who_is_followed_slowly_is_followed_beside_the_steps(
-    moge: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_is_followed_slowly_is_followed_beside_the_steps(moge: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     asks, threads = asks_for("off", 1.0), list[str]()
 
     def before(_: list[int], drafted: list[int]) -> None:
@@ -165,9 +161,7 @@ def test_what_was_sampled_does_not_decide_whether_a_step_counts(
             grammar.at(request.tokens, [a, b])
 
 
-def test_a_step_has_little_time_for_the_masks_of_a_share(
-    moge: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_has_little_time_for_the_masks_of_a_share(moge: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """16 short masks of one share take long together: the others are made beside the steps."""
     opened = threading.Event()
     watch(moge, monkeypatch, lambda *_: opened.wait(SOON), seconds=PATIENCE / 2)

@@ -34,9 +34,7 @@ def router(**fields: Any) -> LearnedModeRouter:
     draw = np.random.default_rng(0)
     weights = draw.normal(size=(3, HIDDEN)) * 0.4
     given = {"between": BETWEEN, "layer": 1, "weights": weights.tolist(), "bias": (0.0, 0.0, 0.0)}
-    return LearnedModeRouter(
-        **given | {"token_weights": weights.tolist(), "tokens": (2, 5, 9)} | fields
-    )
+    return LearnedModeRouter(**given | {"token_weights": weights.tolist(), "tokens": (2, 5, 9)} | fields)
 
 
 def always(place: int) -> LearnedModeRouter:
@@ -59,11 +57,7 @@ def llm(thinker: Path) -> Iterator[LLM]:
     brief = {"base": "deep", "thinking_budget": 3}
     unsure = {"base": "fast", "escalate": {"below": 0.5}}
     with LLM(
-        thinker,
-        kv_memory="4MiB",
-        progress=False,
-        modes={"brief": brief, "unsure": unsure},
-        speculation="off",
+        thinker, kv_memory="4MiB", progress=False, modes={"brief": brief, "unsure": unsure}, speculation="off"
     ) as llm:
         yield llm
 
@@ -87,11 +81,7 @@ def test_it_is_the_answer_of_the_mode_that_it_takes(
 ) -> None:
     """In a batch, under every drafter: also one that reads another layer."""
     own: dict[str, Any] = {"head": str(head)} if drafter == "head" else {}
-    draft = (
-        "off"
-        if drafter == "off"
-        else Speculation(drafter=drafter, nodes=3, accept="reproducible", **own)
-    )
+    draft = "off" if drafter == "off" else Speculation(drafter=drafter, nodes=3, accept="reproducible", **own)
     wish = sampling(**drawn)
     outs = llm.generate(CHATS, wish, mode=apart, speculation=draft, progress=False)
     assert {out.metrics.mode for out in outs} == set(BETWEEN)
@@ -120,18 +110,14 @@ def test_the_state_is_the_last_row_of_the_prompt(llm: LLM, thinker: Path) -> Non
         llm.chat(chat, sampling(), mode=watching)
     own: dict[str, Any] = {"modes": llm.modes, "kv_memory": "4MiB", "progress": False}
     with LLM(thinker, prompt_rows=7, **own) as chunked:
-        chunked.generate(
-            [chat, CHATS[0]], sampling(), mode=watching, speculation="off", progress=False
-        )
+        chunked.generate([chat, CHATS[0]], sampling(), mode=watching, speculation="off", progress=False)
     assert seen[0].shape == (HIDDEN,)
     assert torch.equal(seen[0], seen[1]) and any(torch.equal(seen[0], one) for one in seen[2:])
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_a_stream_tells_only_of_the_mode_taken_and_can_be_continued(llm: LLM, place: int) -> None:
-    pieces = list(
-        llm.stream_chat(CHATS[3], sampling(n=2, temperature=0.9, seed=3), mode=always(place))
-    )
+    pieces = list(llm.stream_chat(CHATS[3], sampling(n=2, temperature=0.9, seed=3), mode=always(place)))
     out = pieces[-1].output
     assert out is not None and all(one.metrics.mode == BETWEEN[place] for one in out.choices)
     for index, choice in enumerate(out.choices):
@@ -140,9 +126,7 @@ def test_a_stream_tells_only_of_the_mode_taken_and_can_be_continued(llm: LLM, pl
     assert decided.mode == BETWEEN[place] and decided.why
     begun = ResumeState([out.choices[0].token_ids[:4], []], [decided, None])
     wish = sampling(n=2, temperature=0.9, seed=3)
-    again = list(llm.stream(CHATS[3], wish, mode=always((place + 1) % 3), answered=begun))[
-        -1
-    ].output
+    again = list(llm.stream(CHATS[3], wish, mode=always((place + 1) % 3), answered=begun))[-1].output
     assert again is not None and again.choices[0].token_ids == out.choices[0].token_ids
     with pytest.raises(ValueError, match="answered.decided is missing"):
         list(llm.stream(CHATS[3], wish, mode=always(place), answered=ResumeState(begun.tokens)))

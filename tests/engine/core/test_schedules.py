@@ -244,9 +244,7 @@ additions = st.tuples(
     st.just("add"),
     st.integers(1, 14),  # tokens of the common story
     st.lists(st.sampled_from(LETTERS), max_size=2),  # and of its own
-    st.integers(1, 10).map(
-        lambda n: 11 - n
-    ),  # room; a simple case has much, else nothing is drafted
+    st.integers(1, 10).map(lambda n: 11 - n),  # room; a simple case has much, else nothing is drafted
     st.integers(0, len(DRAFTERS) - 1),  # from its number on: a simple case has all drafters
     groups_of,
     st.one_of(st.none(), st.builds(Doubt, st.integers(1, 2), groups_of, st.booleans())),
@@ -271,9 +269,7 @@ operations = st.one_of(
     rows=st.sampled_from([3, 6, 64]),
     running=st.sampled_from([2, 8]),
 )
-def test_any_schedule(
-    first: list[Any], schedule: list[Any], pages: int, rows: int, running: int
-) -> None:
+def test_any_schedule(first: list[Any], schedule: list[Any], pages: int, rows: int, running: int) -> None:
     engine = Engine(pages, rows, running)
     for operation, *details in first + schedule:
         getattr(engine, operation)(*details)

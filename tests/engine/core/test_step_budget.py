@@ -58,9 +58,7 @@ def test_a_share_alone_makes_no_step_much_longer() -> None:
         assert sum(number < 30 for number in run(step)) == answers
         for number in (30, 31):
             step.remove(next(one for one in step.running if one.id == number))
-        assert len(run(step)) == (1 if fixed == 0 else 4 if fixed == 3 else 30), (
-            "they may come again"
-        )
+        assert len(run(step)) == (1 if fixed == 0 else 4 if fixed == 3 else 30), "they may come again"
         step.budget._timer = lambda: time.monotonic() + LATER
         assert len(run(step)) == 30
 
@@ -81,9 +79,7 @@ def test_beside_very_many_answers_a_share_may_have_many() -> None:
     assert min(budget.beside(others) for others in (1, 1000, 3000)) >= 1000
 
 
-def dealt(
-    costs: Costs, wishes: dict[str, list[int]], drafter: str = "self"
-) -> dict[str, list[int]]:
+def dealt(costs: Costs, wishes: dict[str, list[int]], drafter: str = "self") -> dict[str, list[int]]:
     """Nodes that requests of shares are given, of what they wish."""
     budget, ready = StepBudget(costs), list[Request]()
     for share, some in wishes.items():
@@ -250,12 +246,7 @@ def test_small_probes_of_a_share_keep_no_large_one_waiting() -> None:
     """A probe that fits uses up nothing that was saved for a large one, and one that does not waits behind it."""
 
     def asking(share: str, rows: int) -> Any:
-        fields: dict[str, Any] = {
-            "share": share,
-            "tokens": [1],
-            "pending": 1,
-            "current_groups": None,
-        }
+        fields: dict[str, Any] = {"share": share, "tokens": [1], "pending": 1, "current_groups": None}
         return SimpleNamespace(**fields, rows_after=lambda _: rows)
 
     large, small, other = asking("one", 20), asking("one", 1), asking("other", 0)

@@ -117,22 +117,14 @@ def test_what_steers_a_thought_holds_under_every_drafter(moge: Bench, drafter: s
         shape = {"max_tokens": 44, "logit_bias": bias}
         thought, answered = params(**{**shape, **own}), params(**{**shape, **rest})
         groups = (None, 0, 2)[n % 3]
-        asks.append(
-            Ask((*PROMPTS[n % 5], OPEN), answered, drafter, 9, groups, bound=bound, thought=thought)
-        )
-        warm = [
-            p.model_copy(update={"temperature": t}) for p, t in ((answered, 0.0), (thought, 0.8))
-        ]
+        asks.append(Ask((*PROMPTS[n % 5], OPEN), answered, drafter, 9, groups, bound=bound, thought=thought))
+        warm = [p.model_copy(update={"temperature": t}) for p, t in ((answered, 0.0), (thought, 0.8))]
         drawn = replace(asks[-1], params=warm[n % 2], thought=warm[1 - n % 2], seed=n)
         asks.append(replace(drawn, rule="reproducible"))
     odd = EVERY.index(drafter) % 2
     assert check(moge, [asks[2 * n + (n + odd) % 2] for n in range(len(STEERED))])["accepted"] > 0
     endings = [r.thinking.outcome(r.tokens) for r in map(moge.alone, asks) if r.thinking]
-    assert all(
-        not one.open and one.spent <= (ask.bound.most or 40)
-        for one, ask in zip(endings, asks)
-        if ask.bound
-    )
+    assert all(not one.open and one.spent <= (ask.bound.most or 40) for one, ask in zip(endings, asks) if ask.bound)
     assert {one.ended for one in endings} >= {"budget", "loop", "room"}, endings
     assert {moge.alone(ask).stopper.reason for ask in asks} == {"length", "loop"}
     assert max(one.put_in for one in endings) > len(closing(moge)), "a warning came, too"
@@ -158,9 +150,7 @@ def settling(drafter: str) -> list[Ask]:
 
 
 @pytest.mark.parametrize("drafter", EVERY)
-def test_a_thought_ends_where_its_answer_is_settled_under_every_drafter(
-    moge: Bench, drafter: str
-) -> None:
+def test_a_thought_ends_where_its_answer_is_settled_under_every_drafter(moge: Bench, drafter: str) -> None:
     """The questions, and the place where a thought ends by them, are the same with drafts: every second of the asks for
     each drafter, for half of the drafters with few pages and in small chunks."""
     asks, (few, odd) = settling(drafter), divmod(EVERY.index(drafter) % 4, 2)
@@ -238,9 +228,7 @@ def test_a_thought_and_its_answer_may_have_other_drafters(moge: Bench, drafter: 
 @pytest.mark.parametrize(
     ("setting", "warm"), [(Setting(pages=32, prompt_rows=5), False), (Setting(max_running=3), True)]
 )
-def test_budgets_hold_through_preemption_chunks_and_prefix_hits(
-    moge: Bench, setting: Setting, warm: bool
-) -> None:
+def test_budgets_hold_through_preemption_chunks_and_prefix_hits(moge: Bench, setting: Setting, warm: bool) -> None:
     drafters = ("self0", "forked", "model", "ngram+self", "tree", "random", "erring", "off")
     asks = [replace(eight(d)[n], drafter=d) for n, d in enumerate(drafters)]
     sums = check(moge, asks, setting, warm)

@@ -114,8 +114,5 @@ def test_counts_by_position() -> None:
     tally.add("x", mixed, [1, 2, 3])
     assert (tally.steps, tally.drafted, tally.accepted, tally.runs) == (4, 8, 6, [2, 0, 1, 3])
     assert (tally.offered_at, tally.accepted_at) == ([3, 2, 2], [3, 2, 1])
-    assert tally.by_drafter == {
-        "a": DraftCounts(6, 4, [3, 1, 2], [2, 1, 1]),
-        "b": DraftCounts(2, 2, [1, 1], [1, 1]),
-    }
+    assert tally.by_drafter == {"a": DraftCounts(6, 4, [3, 1, 2], [2, 1, 1]), "b": DraftCounts(2, 2, [1, 1], [1, 1])}
     assert (SpecDecodeStats().offered_at, SpecDecodeStats().accepted_at) == ([], [])

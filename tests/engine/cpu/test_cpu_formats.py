@@ -114,9 +114,7 @@ def test_integers_are_within_half_a_step(form: Format, outputs: int, inputs: int
         assert 0.8 < np.sqrt((((out - exact) / spread_of) ** 2).mean()) < 1.1
 
 
-@pytest.mark.parametrize(
-    ("form", "inputs", "sign"), pairwise(INTEGERS, (16, 32, 80, 1600), (-1, 1))
-)
+@pytest.mark.parametrize(("form", "inputs", "sign"), pairwise(INTEGERS, (16, 32, 80, 1600), (-1, 1)))
 def test_whole_numbers_are_exact(form: Format, inputs: int, sign: int) -> None:
     """All steps are 1, and the largest factors meet: nothing saturates or wraps."""
     random = np.random.default_rng(1)
@@ -146,9 +144,7 @@ def test_sums_of_very_many_inputs_do_not_wrap() -> None:
     inputs = (1 << 17) + 80
     weights, x = np.full((32, inputs), 127, np.float32), np.full((2, inputs), 127, np.float32)
     x[1, ::2] = -126
-    np.testing.assert_allclose(
-        multiply(Format.INT8, weights, x), x.astype(float) @ weights.T.astype(float), 1e-4
-    )
+    np.testing.assert_allclose(multiply(Format.INT8, weights, x), x.astype(float) @ weights.T.astype(float), 1e-4)
 
 
 def example(kind: Format | str, outputs: int, inputs: int, seed: int = 0) -> tuple[Format, Array]:
@@ -182,9 +178,7 @@ def test_a_row_is_the_same_among_many(kind: Format | str) -> None:
     """Around the counts of rows from which they go another way, as through matrix tiles; inputs that end within
     a block, and more of them than are unpacked at once."""
     sizes = (16, 80, 2110) if isinstance(kind, Format) else (1, 9)
-    for inputs in (
-        sizes if isinstance(kind, Format) else [gguf_rows.block_inputs(kind) * n for n in sizes]
-    ):
+    for inputs in sizes if isinstance(kind, Format) else [gguf_rows.block_inputs(kind) * n for n in sizes]:
         form, tiles = example(kind, 40, inputs)
         x = some(1, inputs, 80)[1]
         alone = np.concatenate([product(form, tiles, 40, row[None]) for row in x])

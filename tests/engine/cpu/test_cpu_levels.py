@@ -89,9 +89,7 @@ def test_sanitizers(level: str) -> None:
 
 def test_an_unknown_level_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(library.VARIABLE, "sse9")
-    with pytest.raises(
-        ValueError, match="FASTSLOW_KERNELS='sse9' is not one of auto, native, plain"
-    ):
+    with pytest.raises(ValueError, match="FASTSLOW_KERNELS='sse9' is not one of auto, native, plain"):
         library.level()
 
 

@@ -145,12 +145,7 @@ def test_a_model_runs_before_its_file_is_whole(cache: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize("huge", [True, False])
 @pytest.mark.parametrize("place", ["hot", "cold", "sum", "longer"])
 def test_a_damaged_packing_is_made_again(
-    cache: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    logged: list[str],
-    huge: bool,
-    place: str,
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str], huge: bool, place: str
 ) -> None:
     if not huge:
         monkeypatch.setattr(store, "HUGE", tmp_path / "nothing")

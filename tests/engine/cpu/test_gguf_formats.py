@@ -15,14 +15,7 @@ from kernel_tools import compiled
 
 from fastslow.engine.backends.cpu import library, store
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
-from fastslow.engine.backends.cpu.formats import (
-    EMBEDDING,
-    GGUF_FORMATS,
-    Format,
-    Formats,
-    MatrixRuns,
-    Sources,
-)
+from fastslow.engine.backends.cpu.formats import EMBEDDING, GGUF_FORMATS, Format, Formats, MatrixRuns, Sources
 from fastslow.engine.backends.cpu.packed import Arena
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.checkpoint.checkpoint import Checkpoint
@@ -131,11 +124,7 @@ class Made:
         config |= {"num_attention_heads": 32, "num_key_value_heads": 8}
         table = checkpoints.tensors(config)
         *inner, last = MIXTURES[mixture]
-        self.names = {
-            f"model.layers.{n}.{part}_proj.weight": name
-            for n in (0, 1)
-            for part, name in zip(PARTS, inner)
-        }
+        self.names = {f"model.layers.{n}.{part}_proj.weight": name for n in (0, 1) for part, name in zip(PARTS, inner)}
         self.names[EMBEDDING] = last
         if not tied:
             self.names["lm_head.weight"] = last
@@ -162,9 +151,7 @@ class Made:
 
 
 @pytest.mark.parametrize(("mixture", "tied"), list(zip(MIXTURES, (True, False, True))))
-def test_a_mixture_of_types_runs_as_its_numbers_do(
-    tmp_path: Path, mixture: str, tied: bool
-) -> None:
+def test_a_mixture_of_types_runs_as_its_numbers_do(tmp_path: Path, mixture: str, tied: bool) -> None:
     made = Made(tmp_path, mixture, tied)
     decoder = made.decoder()
     qkv = decoder._arena.pieces["0.qkv"]

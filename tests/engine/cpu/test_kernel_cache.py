@@ -21,9 +21,7 @@ from fastslow.engine.backends.cpu.library import build, find_compiler
 pytestmark = [compiled, pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no owners here")]
 STRANGER = 12345
 ANSWER = 'extern "C" __attribute__((visibility("default"))) int fs_answer() { return 42; }\n'
-as_root = pytest.mark.skipif(
-    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give a file away"
-)
+as_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can give a file away")
 
 
 @pytest.fixture
@@ -72,9 +70,7 @@ DAMAGE: list[tuple[Callable[[Path], object], str]] = [
 
 
 STRANGERS = pytest.param(
-    lambda path: os.chown(path, STRANGER, -1),
-    r"it belongs to another user \(12345\)",
-    marks=as_root,
+    lambda path: os.chown(path, STRANGER, -1), r"it belongs to another user \(12345\)", marks=as_root
 )
 
 
@@ -95,8 +91,7 @@ def test_a_library_that_may_not_run_is_compiled_anew(
 
 @pytest.mark.parametrize("place", [".", "kernels"])
 @pytest.mark.parametrize(
-    ("change", "reason"),
-    [(lambda path: path.chmod(0o777), r"may write to it \(mode 777\): chmod go-w"), STRANGERS],
+    ("change", "reason"), [(lambda path: path.chmod(0o777), r"may write to it \(mode 777\): chmod go-w"), STRANGERS]
 )
 def test_a_folder_that_others_may_write_to_is_refused(
     root: Path, place: str, change: Callable[[Path], object], reason: str
@@ -124,9 +119,7 @@ def test_what_is_loaded_is_what_was_looked_at(root: Path, monkeypatch: pytest.Mo
     assert answer() == 42
 
 
-def test_without_a_compiler_cached_kernels_run(
-    root: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]
-) -> None:
+def test_without_a_compiler_cached_kernels_run(root: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]) -> None:
     path = build("plain")
     monkeypatch.setenv("CXX", str(root / "no-such-compiler"))
     monkeypatch.setattr(subprocess, "run", None)  # nothing is asked
@@ -144,9 +137,7 @@ def test_without_a_compiler_cached_kernels_run(
         build("plain")
 
 
-def test_kernels_for_every_chip_are_found_on_another(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_kernels_for_every_chip_are_found_on_another(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in an image, which is built on one machine and runs on others, without a compiler."""
     made = {level: build(level) for level in ("plain", "avx2", "native")}
     monkeypatch.setattr(kernel_cache, "_chip", lambda: "another chip")
@@ -182,9 +173,7 @@ def test_what_is_prepared_is_waited_for(root: Path, monkeypatch: pytest.MonkeyPa
     assert len([line for line in said.read_text().splitlines() if " -c " in line]) == 1
 
 
-def test_formats_of_files_are_compiled_when_they_are_needed(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_formats_of_files_are_compiled_when_they_are_needed(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (kernel_cache.SOURCES / "file_formats.cpp").write_text(ANSWER.replace("42", "43"))
     said = compiler_that(root, 'echo "$@" >> $said', monkeypatch)
     assert answer() == 42 and "file_formats" not in said.read_text()
@@ -194,9 +183,7 @@ def test_formats_of_files_are_compiled_when_they_are_needed(
     assert answer() == 42 and " -c " not in said.read_text()
 
 
-def test_headers_that_cannot_be_read_ahead_are_read_by_each(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_headers_that_cannot_be_read_ahead_are_read_by_each(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (kernel_cache.SOURCES / "precompiled.h").write_text("#include <cstdint>\n")
     fails = 'echo "error: had to relocate PCH" >&2; exit 1'
     compiler_that(root, f'case "$*" in *-include*) {fails};; esac', monkeypatch)
@@ -220,9 +207,7 @@ with open(sys.argv[2], "a") as said:
 """
 
 
-def test_no_compiler_runs_on_when_the_process_ends(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_compiler_runs_on_when_the_process_ends(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waits = "trap 'echo ended >> $said; exit 1' TERM; echo begun >> $said; sleep 60 & wait"
     said = compiler_that(root, f'if [ "$2" ]; then {waits}; fi', monkeypatch)
     monkeypatch.setenv("FASTSLOW_KERNELS", "plain")

@@ -72,10 +72,7 @@ WRONG: list[tuple[Callable[[Rows], None], str]] = [
 
 @pytest.mark.parametrize(("change", "sentence"), WRONG)
 def test_a_step_that_reaches_outside_is_refused_and_the_next_one_runs(
-    model: CpuDecoder,
-    change: Callable[[Rows], None],
-    sentence: str,
-    monkeypatch: pytest.MonkeyPatch,
+    model: CpuDecoder, change: Callable[[Rows], None], sentence: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tails, angles = Tails.of(step()), model._rotary.at(step())  # of the rows as they should be
     monkeypatch.setattr(Tails, "of", lambda rows: tails)
@@ -101,12 +98,7 @@ def test_a_step_that_reaches_outside_is_refused_and_the_next_one_runs(
     ],
 )
 def test_paths_that_reach_outside_are_refused(
-    model: CpuDecoder,
-    monkeypatch: pytest.MonkeyPatch,
-    name: str,
-    at: int,
-    value: int,
-    sentence: str,
+    model: CpuDecoder, monkeypatch: pytest.MonkeyPatch, name: str, at: int, value: int, sentence: str
 ) -> None:
     tails = Tails.of(step())
     getattr(tails, name)[at] = value

@@ -42,9 +42,7 @@ def on(chip: str) -> None:
     levels.INFO.write_text(f"processor: 0\nflags\t\t: fpu {CHIPS[chip]}\nbugs\t\t:\n")
 
 
-@pytest.mark.parametrize(
-    ("chip", "runs"), list(zip(CHIPS, ["plain", "avx2", "avx512", "avx512", "vnni", "amx"]))
-)
+@pytest.mark.parametrize(("chip", "runs"), list(zip(CHIPS, ["plain", "avx2", "avx512", "avx512", "vnni", "amx"])))
 def test_the_best_that_the_chip_has_runs(wheel: Path, chip: str, runs: str) -> None:
     on(chip)
     assert library.level() == runs

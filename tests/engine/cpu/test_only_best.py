@@ -111,9 +111,7 @@ HEADS: dict[str, Callable[[Tensor], Tensor]] = {
 }  # fmt: skip
 
 
-def write(
-    folder: Path, kind: str, size: int, spread: float = 1.0, sick: float | None = None
-) -> Path:
+def write(folder: Path, kind: str, size: int, spread: float = 1.0, sick: float | None = None) -> Path:
     """A dense checkpoint with a head of some kind.
 
     spread: how much the last norm stretches some inputs of the head, against which int8 is coarse.
@@ -173,12 +171,7 @@ def test_a_head_is_screened_only_where_no_logits_are_wanted(tmp_path: Path) -> N
 @pytest.mark.parametrize("kind", ["plain", "few"])
 @pytest.mark.parametrize("sick", [float("nan"), float("inf"), -float("inf")])
 def test_logits_that_are_not_finite_have_no_best(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    dtype: str,
-    quantization: str,
-    kind: str,
-    sick: float,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, quantization: str, kind: str, sick: float
 ) -> None:
     """Also among rows that nothing bounds."""
     monkeypatch.setattr(checkpoint, "_finite", lambda name, tensor: tensor)  # else it is not loaded

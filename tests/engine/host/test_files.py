@@ -15,14 +15,7 @@ from fastslow.draft.head.config import read_head
 from fastslow.draft.suffix.sealed import read_sealed
 from fastslow.engine.backends.cpu.store import _known
 from fastslow.engine.host import files
-from fastslow.engine.host.files import (
-    MOST_DEPTH,
-    MOST_DIGITS,
-    no_panic,
-    open_file,
-    parse_object,
-    read_object,
-)
+from fastslow.engine.host.files import MOST_DEPTH, MOST_DIGITS, no_panic, open_file, parse_object, read_object
 from fastslow.engine.host.gguf_file import GgufFile
 
 
@@ -52,9 +45,7 @@ def test_a_bad_file_is_refused_in_one_sentence(tmp_path: Path, data: bytes, mess
     assert said.startswith(str(path)) and len(said) < 250 and "\n" not in said
 
 
-def test_a_large_file_is_refused_before_it_is_parsed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_file_is_refused_before_it_is_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "config.json"
     with path.open("wb") as file:
         file.truncate(files.MOST_BYTES + 1)  # a hole: it takes no room
@@ -86,10 +77,7 @@ def test_what_is_there_and_no_file_is_not_taken_for_missing(tmp_path: Path, kind
 
 def test_a_panic_of_a_library_is_a_sentence(tmp_path: Path) -> None:
     panic = type("PanicException", (BaseException,), {})
-    with (
-        pytest.raises(ValueError, match="x cannot be read: index out of range"),
-        no_panic("x cannot be read"),
-    ):
+    with pytest.raises(ValueError, match="x cannot be read: index out of range"), no_panic("x cannot be read"):
         raise panic("index\nout of range")
     with pytest.raises(KeyError), no_panic("x cannot be read"):
         raise KeyError("not meant")
@@ -99,9 +87,7 @@ def test_a_panic_of_a_library_is_a_sentence(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
 @pytest.mark.parametrize(
-    "make",
-    [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)],
-    ids=["fifo", "folder", "device"],
+    "make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)], ids=["fifo", "folder", "device"]
 )
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path, make: Callable[[Path], object]) -> None:
     """Each reader says so at once: a FIFO without a writer blocks whoever opens it."""

@@ -72,9 +72,7 @@ NAME = "llama.block_count"
         ("blk.0.attn_q.weight offset", 0, "overlap"),
     ],
 )
-def test_a_number_that_cannot_be(
-    tmp_path: Path, good: bytes, place: str, value: int, message: str
-) -> None:
+def test_a_number_that_cannot_be(tmp_path: Path, good: bytes, place: str, value: int, message: str) -> None:
     refused(tmp_path / "bad.gguf", number(good, place, value), message)
 
 

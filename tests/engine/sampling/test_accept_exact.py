@@ -69,9 +69,7 @@ def failing(text: Text) -> Any:
 @pytest.mark.parametrize("rows", [certain, failing])
 @pytest.mark.parametrize("make", [chain, apart, chosen])
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
-def test_the_joint_law_where_rows_are_certain_or_fail(
-    rule: Rule, make: Make, rows: Callable[[Text], Any]
-) -> None:
+def test_the_joint_law_where_rows_are_certain_or_fail(rule: Rule, make: Make, rows: Callable[[Text], Any]) -> None:
     def target(text: Text) -> Floats:
         row = rows(text)
         hot: Floats = np.eye(V, dtype=np.float32)[2]

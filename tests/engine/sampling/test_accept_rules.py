@@ -31,9 +31,7 @@ def numbers(seed: int, start: int = 0) -> Numbers:
     return lambda b, depth: stream(seed + b, start + depth, Purpose.ACCEPT)
 
 
-def judge(
-    rule: Rule, tree: Tree, target_probs: Sequence[Floats | OneHot], seed: int
-) -> tuple[Text, int]:
+def judge(rule: Rule, tree: Tree, target_probs: Sequence[Floats | OneHot], seed: int) -> tuple[Text, int]:
     result = accept([tree], [target_probs], numbers(seed), [rule])
     return tuple(result.accepted_nodes[0]), result.tokens[0][-1]
 

@@ -86,9 +86,7 @@ def test_in_the_engine_a_lower_score_keeps_more(llm: LLM) -> None:
     strict, _ = runs(llm, setting(step_score=1.0))
     loose, fast = runs(llm, setting(step_score=1e-6))
     assert strict == exact, "only a certain step may be another one"
-    assert fast == 24 / 6 and fast > exact_rate, (
-        "every draft of four is kept, after a first step without one"
-    )
+    assert fast == 24 / 6 and fast > exact_rate, "every draft of four is kept, after a first step without one"
     assert loose != exact
 
 

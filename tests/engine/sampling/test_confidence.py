@@ -46,12 +46,8 @@ def test_where_it_falls(settings: dict[str, Any], said: list[float], fell: bool)
     assert found.watching == (not fell and settings.get("within") != len(said))
 
 
-@pytest.mark.parametrize(
-    ("window", "to_the_end", "fell"), [(8, False, False), (8, True, True), (2, False, False)]
-)
-def test_the_end_of_a_short_answer_counts_where_it_can_begin_again(
-    window: int, to_the_end: bool, fell: bool
-) -> None:
+@pytest.mark.parametrize(("window", "to_the_end", "fell"), [(8, False, False), (8, True, True), (2, False, False)])
+def test_the_end_of_a_short_answer_counts_where_it_can_begin_again(window: int, to_the_end: bool, fell: bool) -> None:
     found = Confidence(Escalation(below=0.5, window=window), to_the_end)
     found.take([UNSURE, UNSURE], last=True)
     assert found.fell is fell and not found.watching

@@ -95,9 +95,7 @@ def test_end_tokens_come_where_the_grammar_may_end(kit: GrammarKit) -> None:
     a, b = (kit.tokenizer.encode(letter)[0] for letter in "ab")
     assert grammar.at(PROMPT, []).only == a
     mask = grammar.at(PROMPT, [a])
-    assert mask.allowed is not None and np.flatnonzero(mask.allowed).tolist() == sorted(
-        [END, 60, b]
-    )
+    assert mask.allowed is not None and np.flatnonzero(mask.allowed).tolist() == sorted([END, 60, b])
     assert grammar.whole_at(PROMPT, [a, END]) == 2 and grammar.whole_at(PROMPT, [a, b, 9]) == 2
     assert grammar.whole_at(PROMPT, [a]) is None
     assert not grammar.fits(PROMPT, [a, END, 9]) and not grammar.fits(PROMPT, [END])
@@ -336,9 +334,7 @@ def test_a_chain_of_rules_does_not_end_the_process(kit: GrammarKit, spec: dict[s
 def test_a_long_gbnf_grammar_is_converted_in_a_process(kit: GrammarKit) -> None:
     """It says what a short one says."""
     for comments in (1, 3000):
-        with pytest.raises(
-            ValueError, match=r"^grammar.gbnf cannot be used: .*Rule 'nowhere' not found"
-        ):
+        with pytest.raises(ValueError, match=r"^grammar.gbnf cannot be used: .*Rule 'nowhere' not found"):
             kit.matcher(gbnf="# a note\n" * comments + "root ::= nowhere\n")
     (a,) = kit.tokenizer.encode("a", add_special=False)
     matcher = kit.matcher(gbnf="# ein Zeichen: ß\n" * 3000 + 'root ::= "a"\n')
@@ -353,9 +349,7 @@ def test_a_conversion_runs_no_code_of_the_working_folder(
 ) -> None:
     """Nor of where PYTHONPATH leads; a library of that place is found all the same."""
     for name in ("llguidance", "re", "encodings"):
-        (tmp_path / f"{name}.py").write_text(
-            f"open({str(tmp_path / 'ran')!r}, 'a').write('{name} ')\n"
-        )
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'a').write('{name} ')\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (a,) = kit.tokenizer.encode("a", add_special=False)
@@ -363,26 +357,20 @@ def test_a_conversion_runs_no_code_of_the_working_folder(
     assert not (tmp_path / "ran").exists()
 
 
-def test_a_conversion_that_is_killed_is_a_value_error(
-    kit: GrammarKit, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_conversion_that_is_killed_is_a_value_error(kit: GrammarKit, monkeypatch: pytest.MonkeyPatch) -> None:
     killed = "import os\nos.kill(os.getpid(), 9)"
     monkeypatch.setattr(llguidance_grammar, "CONVERT", killed)
     with pytest.raises(ValueError, match=r"its conversion ended with exit code -9$"):
         kit.matcher(gbnf=f"{LONG_GBNF}# killed")
 
 
-def test_an_answer_has_a_budget_of_long_masks(
-    kit: GrammarKit, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_answer_has_a_budget_of_long_masks(kit: GrammarKit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grammar_module, "LONG_MASK", -1.0)
     free = kit.grammar(GrammarSpec(regex="[a-f]{9}"), frozenset({END}), 3)
     a, b = (kit.tokenizer.encode(letter)[0] for letter in "ab")
     assert free.at(PROMPT, []).allowed is not None
     monkeypatch.setattr(grammar_module, "MOST_LONG", 1e-9)
-    with pytest.raises(
-        GrammarError, match=r"the grammar is too slow: masks of more than .* an answer has"
-    ):
+    with pytest.raises(GrammarError, match=r"the grammar is too slow: masks of more than .* an answer has"):
         free.at(PROMPT, [a])
     monkeypatch.setattr(grammar_module, "LONG_MASK", 100.0)
     with pytest.raises(GrammarError, match="too slow"):

@@ -30,12 +30,8 @@ def test_what_a_schema_allows_is_valid(kit: GrammarKit, number: int) -> None:
 
 
 I: dict[str, Any] = {"type": "integer"}
-X, Y = (
-    {"type": "object", "properties": {"k": {"const": n}, n: I}, "required": ["k", n]} for n in "xy"
-)
-DEFS: dict[str, Any] = {
-    "$defs": {"a": {"type": "object", "properties": {"a": I}, "required": ["a"]}}
-}
+X, Y = ({"type": "object", "properties": {"k": {"const": n}, n: I}, "required": ["k", n]} for n in "xy")
+DEFS: dict[str, Any] = {"$defs": {"a": {"type": "object", "properties": {"a": I}, "required": ["a"]}}}
 A: dict[str, Any] = {"$ref": "#/$defs/a"}
 B: dict[str, Any] = {"properties": {"b": A}, "required": ["b"]}
 CLOSED: list[tuple[dict[str, Any], str, str]] = [  # schema, what fits, what a closed object does not have
@@ -72,9 +68,7 @@ def fits(kit: GrammarKit, schema: dict[str, Any], text: str) -> bool:
 
 
 @pytest.mark.parametrize(("schema", "text", "more"), CLOSED)
-def test_objects_have_the_fields_that_are_named(
-    kit: GrammarKit, schema: dict[str, Any], text: str, more: str
-) -> None:
+def test_objects_have_the_fields_that_are_named(kit: GrammarKit, schema: dict[str, Any], text: str, more: str) -> None:
     """Else a model may invent fields until its tokens are used up. The switch opens them."""
     assert fits(kit, schema, text) and not fits(kit, schema, more)
     if "oneOf" not in schema:  # which needs them closed: its parts must exclude each other
@@ -90,9 +84,7 @@ def test_objects_that_say_so_are_open(kit: GrammarKit, schema: dict[str, Any], t
 WHERE = {"if": {"required": ["a"]}, "then": {"properties": {"b": I}, "required": ["b"]}}
 
 
-@pytest.mark.parametrize(
-    "more", [WHERE, {"allOf": [WHERE]}, {"dependentRequired": {"a": ["b"]}}], ids=str
-)
+@pytest.mark.parametrize("more", [WHERE, {"allOf": [WHERE]}, {"dependentRequired": {"a": ["b"]}}], ids=str)
 def test_what_may_bring_other_names_stays_open(more: dict[str, Any]) -> None:
     """As a tool's parameters, of which these keywords are left out."""
     schema = {"properties": {"a": I}, **more}
@@ -141,9 +133,7 @@ HUGE_SCHEMAS: dict[str, Any] = {
     "a long period": {"type": "integer", "multipleOf": 100_003},
     "periods that meet": {"allOf": [{"type": "integer", "multipleOf": 9973}, {"multipleOf": 9967}]},
     "long periods": {"prefixItems": [{"multipleOf": 99_991, "minimum": i} for i in range(3)]},
-    "expressions that meet": {
-        "allOf": [{"type": "string", "pattern": f"a{i}.*"} for i in range(40)]
-    },
+    "expressions that meet": {"allOf": [{"type": "string", "pattern": f"a{i}.*"} for i in range(40)]},
     "expressions that meet by reference": {
         "$defs": {f"a/{i}": {"pattern": f"a{i}.*", "$anchor": f"n{i}"} for i in range(40)},
         "properties": {
@@ -169,15 +159,10 @@ HUGE: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize(
     ("fields", "said"),
-    [
-        *(({"json_schema": schema}, said) for schema, said in UNKNOWN),
-        *((fields, "") for fields in HUGE.values()),
-    ],
+    [*(({"json_schema": schema}, said) for schema, said in UNKNOWN), *((fields, "") for fields in HUGE.values())],
     ids=[*(said for _, said in UNKNOWN), *HUGE],
 )
-def test_what_cannot_be_held_is_refused_in_one_sentence(
-    kit: GrammarKit, fields: dict[str, Any], said: str
-) -> None:
+def test_what_cannot_be_held_is_refused_in_one_sentence(kit: GrammarKit, fields: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said) as error:
         kit.matcher(**fields)
     assert str(error.value).startswith(f"grammar.{next(iter(fields))} cannot be used: ")

@@ -11,14 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from accept_tools import table
-from distributions import (
-    NextProbs,
-    chi_square_fits,
-    plain_probs,
-    text_probs,
-    transformed,
-    uniform_fits,
-)
+from distributions import NextProbs, chi_square_fits, plain_probs, text_probs, transformed, uniform_fits
 from drafts import UntimedController
 from engine_tools import (
     Ask,
@@ -151,9 +144,7 @@ def bench(folder: Path) -> Bench:
         "retold": lambda kv: RetokenizedDraft(stranger, own(), ours, theirs),
         "chosen tree": lambda kv: RandomDraft(),
         "sampled tree": lambda kv: SampledDraft(_q, width=2),
-        "ngram+self": lambda kv: FallbackDrafter(
-            NgramDraft(), ModelDraft(model, BorrowedKV(kv), dense_probs, 1)
-        ),
+        "ngram+self": lambda kv: FallbackDrafter(NgramDraft(), ModelDraft(model, BorrowedKV(kv), dense_probs, 1)),
     }
     bench = Bench(model, drafters)
     bench.kit = GrammarKit(Pieces("abcdefghijkl"), VOCAB, ThoughtTags("j", "k"))
@@ -244,10 +235,7 @@ def test_the_law_of_drafted_tokens(bench: Bench, logits: Logits, name: str) -> N
     asked, runs = case.asked, MANY.get(name, RUNS)
     bench.tokenizer = Pieces(WORDS) if case.bound else None
     asks = [
-        Ask(
-            *(PROMPT, asked, case.drafter, 4, case.groups, seed),
-            *(case.bound, case.rule, case.grammar, case.thought),
-        )
+        Ask(*(PROMPT, asked, case.drafter, 4, case.groups, seed), *(case.bound, case.rule, case.grammar, case.thought))
         for seed in range(runs)
     ]
     requests = list[Request]()
@@ -273,17 +261,14 @@ CONCAVE = StepCostCurve([1, 2, 8, 16, 64, 512], [1.0, 1.9, 2.0, 2.1, 2.2, 4.0])
 
 
 @pytest.mark.parametrize(
-    ("drafter", "rule", "count"),
-    [*FEW, *(pytest.param(*one, marks=pytest.mark.slow) for one in ALL)],
+    ("drafter", "rule", "count"), [*FEW, *(pytest.param(*one, marks=pytest.mark.slow) for one in ALL)]
 )
 def test_every_token_has_its_law_under_a_grammar(
     bench: Bench, logits: Logits, drafter: str, rule: str, count: int
 ) -> None:
     """With the adaptive length, but no rests: it must not look at what is drawn in its own step."""
     asked = params(max_tokens=LENGTH + 4)
-    asks = [
-        Ask(PROMPT, asked, drafter, seed=seed, rule=rule, grammar=SPELT) for seed in range(count)
-    ]
+    asks = [Ask(PROMPT, asked, drafter, seed=seed, rule=rule, grammar=SPELT) for seed in range(count)]
     kv = cache_for(bench.model, 4096)
     controller = UntimedController(CONCAVE)
     made = {Speculation(drafter=drafter): bench.drafters[drafter](kv)}

@@ -22,10 +22,7 @@ LOGITS = [2.0, -1.0, 0.5, 3.0, 0.0, 1.5, -2.0, 1.0]
 
 
 def view(
-    prompt: list[int] | None = None,
-    answer: list[int] | None = None,
-    end_ids: tuple[int, ...] = (),
-    **fields: Any,
+    prompt: list[int] | None = None, answer: list[int] | None = None, end_ids: tuple[int, ...] = (), **fields: Any
 ) -> Any:
     start = prompt or [1]
     return SimpleNamespace(
@@ -39,9 +36,7 @@ def view(
     )
 
 
-def got(
-    request: Any, drafted: list[int] | None = None, logits: list[float] = LOGITS
-) -> NDArray[np.float32]:
+def got(request: Any, drafted: list[int] | None = None, logits: list[float] = LOGITS) -> NDArray[np.float32]:
     logits_V = torch.tensor(logits)
     probs_V = dense_probs(logits_V, request, drafted or [])
     assert logits_V.tolist() == torch.tensor(logits).tolist(), "logits are not changed"
@@ -97,9 +92,7 @@ def test_each_parameter(fields: dict[str, Any], drafted: list[int]) -> None:
         }
     ),
 )
-def test_all_together(
-    logits: list[int], tokens: list[int], drafted: list[int], fields: dict[str, Any]
-) -> None:
+def test_all_together(logits: list[int], tokens: list[int], drafted: list[int], fields: dict[str, Any]) -> None:
     check(view(answer=tokens, **fields), drafted, [value / 10 + 0.003 for value in logits])
 
 

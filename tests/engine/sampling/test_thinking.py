@@ -124,14 +124,7 @@ def test_a_text_that_went_on_otherwise_is_closed_where_it_stands(bpe: Tokenizer)
     reason=st.booleans(),
 )
 def test_drafted_tokens_are_as_good_as_committed_ones(
-    bpe: Tokenizer,
-    parts: list[int],
-    cut: int,
-    most: int | None,
-    soft: int,
-    early: bool,
-    opened: bool,
-    reason: bool,
+    bpe: Tokenizer, parts: list[int], cut: int, most: int | None, soft: int, early: bool, opened: bool, reason: bool
 ) -> None:
     loop = Loop(times=2, least=16, stale=20) if early else None
     bound = Bound(most, soft, loop, "so", opened, REASON if reason else THINK)
@@ -146,15 +139,10 @@ def test_drafted_tokens_are_as_good_as_committed_ones(
 
 
 @given(
-    pieces=st.lists(
-        st.sampled_from(["<think>", "</think>", "<", "</th", "ink>", "word ", "\n", "你"]),
-        max_size=12,
-    ),
+    pieces=st.lists(st.sampled_from(["<think>", "</think>", "<", "</th", "ink>", "word ", "\n", "你"]), max_size=12),
     opened=st.booleans(),
 )
-def test_thoughts_are_where_the_splitter_sees_them(
-    bpe: Tokenizer, pieces: list[str], opened: bool
-) -> None:
+def test_thoughts_are_where_the_splitter_sees_them(bpe: Tokenizer, pieces: list[str], opened: bool) -> None:
     text = "".join(pieces)
     ids = bpe.encode(text, add_special=False)
     still_open = Bound(opened=opened).of(bpe, 0).outcome(ids).open
@@ -325,10 +313,7 @@ def test_what_was_closed_from_outside_is_read_again_at_its_place(bpe: Tokenizer)
         assert again.outcome([*PROMPT, *first]).ended is None, "read from its beginning"
     waiting = bound.of(bpe, len(PROMPT))
     assert waiting.close(PROMPT, unread=warned) and waiting.stopped == 3, "which it is yet to read"
-    assert waiting.ahead([*PROMPT, A]) == () and list(waiting.ahead([*PROMPT, *warned])) == [
-        *so,
-        CLOSE,
-    ]
+    assert waiting.ahead([*PROMPT, A]) == () and list(waiting.ahead([*PROMPT, *warned])) == [*so, CLOSE]
 
 
 def test_a_sentencepiece_ending_has_no_space_of_the_tokenizers_own(spm: Tokenizer) -> None:

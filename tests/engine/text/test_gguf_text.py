@@ -87,10 +87,7 @@ def trained(kind: str) -> Tokenizer:
     library = Tokenizer(models.BPE())
     set_up(library, kind)
     trainer = BpeTrainer(
-        vocab_size=1200,
-        special_tokens=list(MARKS),
-        initial_alphabet=pre.ByteLevel.alphabet(),
-        show_progress=False,
+        vocab_size=1200, special_tokens=list(MARKS), initial_alphabet=pre.ByteLevel.alphabet(), show_progress=False
     )
     library.train_from_iterator(lines(), trainer)
     set_up(library, kind)  # training makes the model anew
@@ -133,9 +130,7 @@ def test_byte_level_ids_are_those_of_the_hugging_face_tokenizer(tmp_path: Path, 
         assert tokenizer.encode(text) == library.encode(text).ids, text
         whole = tokenizer.encode(text, add_special=False)
         assert whole == library.encode(text, add_special_tokens=False).ids
-        assert tokenizer.decode(whole, skip_special=False) == library.decode(
-            whole, skip_special_tokens=False
-        )
+        assert tokenizer.decode(whole, skip_special=False) == library.decode(whole, skip_special_tokens=False)
     assert tokenizer.special_ids == {0, 1, 2}
     assert tokenizer.eos_ids == {0, 2}  # <|im_end|> ends a turn, whatever the header says
     assert tokenizer.bos_id == 0
@@ -234,9 +229,7 @@ def test_template_and_flags_come_from_the_header(tmp_path: Path) -> None:
         ("tokenizer.ggml.tokens", [1, 2], "tokenizer.ggml.tokens .* must be a list of texts"),
     ],
 )
-def test_a_header_that_does_not_fit_is_one_sentence(
-    tmp_path: Path, key: str, value: Any, message: str
-) -> None:
+def test_a_header_that_does_not_fit_is_one_sentence(tmp_path: Path, key: str, value: Any, message: str) -> None:
     def add(writer: gguf.GGUFWriter) -> None:
         add_bpe(writer, trained("smollm"), "smollm")
         kinds = {str: gguf.GGUFValueType.STRING, int: gguf.GGUFValueType.UINT32}

@@ -44,9 +44,7 @@ def test_any_split_joins_to_the_whole(tokenizer: Tokenizer, data: st.DataObject)
     assert "".join(pushed) + detokenizer.finish() == tokenizer.decode(ids)
 
 
-def test_characters_come_with_their_last_byte_and_broken_bytes_at_once(
-    tokenizer: Tokenizer,
-) -> None:
+def test_characters_come_with_their_last_byte_and_broken_bytes_at_once(tokenizer: Tokenizer) -> None:
     detokenizer = Detokenizer(tokenizer)
     ids = byte_ids(tokenizer, "🙂".encode())
     assert [detokenizer.push([i]) for i in ids] == ["", "", "", "🙂"]

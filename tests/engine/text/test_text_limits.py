@@ -58,9 +58,7 @@ def test_what_cannot_be_read_is_one_sentence(tmp_path: Path, name: str, target: 
         load_template(tmp_path, load_tokenizer(tmp_path))
 
 
-def test_more_than_any_model_needs_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_more_than_any_model_needs_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_bpe(tmp_path)
     for name, content, message in (
         ("config.json", {"eos_token_id": [*range(1001)]}, "config.json: eos_token_id has 1001 ids"),

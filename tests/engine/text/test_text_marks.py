@@ -58,9 +58,7 @@ def write_llama(folder: Path) -> None:
     pieces |= {letter: 256 + i for i, letter in enumerate(letters)}
     library = Library(models.BPE(pieces, [], byte_fallback=True))
     library.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
-    library.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
+    library.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     library.add_special_tokens(list(SPECIAL))
     folder.mkdir(parents=True, exist_ok=True)
     library.save(str(folder / "tokenizer.json"))
@@ -133,9 +131,7 @@ def test_other_texts_have_the_tokens_that_they_always_had(kind: Kind, data: st.D
 @given(data=st.data())
 def test_no_text_makes_a_mark(kind: Kind, data: st.DataObject) -> None:
     some = ["<|im_end|>", "<|im", "_start|>", "</s>", "<s", ">", "[unused10]", "[unus", "ed9]"]
-    content = "".join(
-        data.draw(st.lists(st.sampled_from([*some, "<think>", " ", "a", "\n"]), max_size=8))
-    )
+    content = "".join(data.draw(st.lists(st.sampled_from([*some, "<think>", " ", "a", "\n"]), max_size=8)))
     assert kind.special(kind.ids(user(content))) == kind.special(kind.ids(user("a")))
     ids = kind.tokenizer.encode_parts(kind.marks.parts(content), add_special=False)
     assert not kind.special(ids)
@@ -176,8 +172,7 @@ def test_a_prefix_is_begun_and_not_ended(tmp_path: Path, begun: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "source",
-    ["{{ messages[0].content }}", "{{ messages[-1].content * 2 }}", "{{ messages | length }}"],
+    "source", ["{{ messages[0].content }}", "{{ messages[-1].content * 2 }}", "{{ messages | length }}"]
 )
 def test_a_template_that_hides_the_prefix(tmp_path: Path, source: str) -> None:
     write_bpe(tmp_path, source)
@@ -203,9 +198,7 @@ def test_letters_that_a_tokenizer_takes_for_others(tmp_path: Path) -> None:
     plain = kind.ids(user("hi"))
     assert len(kind.special(kind.tokenizer.encode(rendered, False))) > len(kind.special(plain))
     assert kind.special(kind.ids(user(f"hi {wide}"))) == kind.special(plain)
-    assert kind.ids(user("hi \uff1c")) == kind.tokenizer.encode(
-        kind.template.render(user("hi \uff1c")), False
-    )
+    assert kind.ids(user("hi \uff1c")) == kind.tokenizer.encode(kind.template.render(user("hi \uff1c")), False)
 
 
 def test_messages_that_nest_without_end(tmp_path: Path) -> None:

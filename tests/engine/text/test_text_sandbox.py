@@ -55,9 +55,7 @@ HONEST = [
 
 @pytest.mark.parametrize("source", HONEST)
 def test_templates_say_what_they_say_to_everybody(source: str) -> None:
-    plain = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-    )
+    plain = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     plain.filters["tojson"] = sandbox._tojson
     ours = JinjaTemplate(source, "t", None, None).render(CHAT)
     assert ours == plain.from_string(source).render(messages=CHAT) != ""
@@ -94,9 +92,7 @@ GREEDY = [
     doubled("{}", "{% set ns.x = dict(a=ns.x, b=ns.x) %}", "{{ ns.x | string }}"),
     doubled("[]", "{% set ns.x = cycler(ns.x, ns.x).items %}", "{{ ns.x }}"),
     "{% macro f() %}{% set ns.x = varargs %}{% endmacro %}"
-    + doubled("[]", "{% set _ = f(ns.x, ns.x) %}", "{{ ns.x }}")
-    .replace("ns.x", "x.x")
-    .replace("ns =", "x ="),
+    + doubled("[]", "{% set _ = f(ns.x, ns.x) %}", "{{ ns.x }}").replace("ns.x", "x.x").replace("ns =", "x ="),
     doubled("3", "{% set ns.x = ns.x * ns.x %}"),
     *("{{ 'x' * 10 ** 9 }}", "{{ 10 ** 9 * 'x' }}", "{{ ['x'] * 10 ** 9 }}"),
     *("{{ 2 ** (10 ** 9) }}", "{{ ('f' * 5000) | int(base=16) is divisibleby 3 }}"),
@@ -115,8 +111,7 @@ GREEDY = [
     "{{ ('x\n' * 100000) | indent(100000) }}",
     "{{ range(9999) | list | tojson(indent=100000) }}",
     *("{{ 'x' | batch(10 ** 9, 'y') | list }}", "{{ ('x' * 10 ** 6) | list }}"),
-    "{% set x = 'x' * 10 ** 6 %}{% set y = 'x' * 9999 ~ 'y' %}"
-    + "{% if y in x %}{% endif %}" * 500,
+    "{% set x = 'x' * 10 ** 6 %}{% set y = 'x' * 9999 ~ 'y' %}" + "{% if y in x %}{% endif %}" * 500,
     "{% set x = 'x' * 10 ** 6 %}" + "{% if x is lower and 0 %}{% endif %}" * 500,
     "{% set x = 'x' * 10 ** 6 %}" + "{% set y = x[1:] %}" * 300,
     "{% set t = range(9999) | list | batch(9999) | list %}" + "{% set y = t | sort %}" * 500,
@@ -130,9 +125,7 @@ GREEDY = [
 
 
 @pytest.mark.parametrize("source", GREEDY, ids=lambda source: source[:60])
-def test_templates_that_take_too_much_are_stopped(
-    source: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_templates_that_take_too_much_are_stopped(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "CHARACTERS", 2**22)
     monkeypatch.setattr(sandbox, "SECONDS", 0.05)
     begun = time.thread_time()
@@ -143,7 +136,9 @@ def test_templates_that_take_too_much_are_stopped(
     assert spent < 1 + 50 * (time.thread_time() - begun) and "\n" not in str(caught.value)
 
 
-DEEP = "{% set ns = namespace(x=[]) %}{% for i in range(1000) %}{% set ns.x = [1] | batch(2, ns.x) | first %}{% endfor %}"
+DEEP = (
+    "{% set ns = namespace(x=[]) %}{% for i in range(1000) %}{% set ns.x = [1] | batch(2, ns.x) | first %}{% endfor %}"
+)
 
 
 def test_what_a_template_raises_may_nest_deep(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,9 +150,7 @@ def test_what_a_template_raises_may_nest_deep(monkeypatch: pytest.MonkeyPatch) -
 def test_namespaces_hide_what_they_hold() -> None:
     made = "".join(f"{{% set a{i} = namespace() %}}" for i in range(60))
     held = "".join(f"{{% set a{i}.x = a{i + 1} %}}{{% set a{i}.y = a{i + 1} %}}" for i in range(59))
-    text = JinjaTemplate(made + held + "{{ a0 }}{{ a0.x.y | string }}", "t", None, None).render(
-        CHAT
-    )
+    text = JinjaTemplate(made + held + "{{ a0 }}{{ a0.x.y | string }}", "t", None, None).render(CHAT)
     assert text == "<Namespace>" * 2
 
 
@@ -177,11 +170,7 @@ def test_no_template_takes_the_machines_memory() -> None:
 
 
 def test_long_chats_have_more_work() -> None:
-    source = (
-        HONEST[0]
-        + HONEST[3]
-        + "{% for m in messages %}{% for x in messages %}{% endfor %}{% endfor %}"
-    )
+    source = HONEST[0] + HONEST[3] + "{% for m in messages %}{% for x in messages %}{% endfor %}{% endfor %}"
     template = JinjaTemplate(source, "t", None, None)
     assert len(template.render(CHAT * 75)) > 75 * 40
     long = [{"role": "user", "content": "x" * 3_000_000}] * 3

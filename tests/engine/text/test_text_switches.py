@@ -182,9 +182,7 @@ BRACKETS = ThoughtTags("[THINK]", "[/THINK]")
         ("llama", HARMONY, CHANNELS),
     ],
 )
-def test_tags_of_a_vocabulary(
-    tmp_path: Path, name: str, marks: tuple[str, ...], tags: ThoughtTags
-) -> None:
+def test_tags_of_a_vocabulary(tmp_path: Path, name: str, marks: tuple[str, ...], tags: ThoughtTags) -> None:
     write_marked(tmp_path, TEMPLATES[name], marks)
     tokenizer = load_tokenizer(tmp_path)
     assert tags_for(tokenizer, jinja(TEMPLATES[name])) == tags
@@ -202,9 +200,7 @@ def test_tags_of_a_vocabulary(
         ("<b>bold</b> and <answer>so</answer>", None),
     ],
 )
-def test_tags_that_only_the_template_has(
-    tmp_path: Path, source: str, tags: ThoughtTags | None
-) -> None:
+def test_tags_that_only_the_template_has(tmp_path: Path, source: str, tags: ThoughtTags | None) -> None:
     write_spm(tmp_path, 600)
     tokenizer = load_tokenizer(tmp_path)
     pangu = ThoughtTags("[unused16]", "[unused17]")

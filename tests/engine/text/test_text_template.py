@@ -35,9 +35,7 @@ def jinja(folder: Path, source: object) -> ChatTemplate:
     return load_template(folder, load_tokenizer(folder))
 
 
-def pangu(
-    folder: Path, architecture: str = "PanguProMoEForCausalLM", **config: Any
-) -> ChatTemplate:
+def pangu(folder: Path, architecture: str = "PanguProMoEForCausalLM", **config: Any) -> ChatTemplate:
     write_spm(folder, **config)
     return load_template(folder, load_tokenizer(folder), architecture)
 
@@ -79,9 +77,7 @@ QUIET = {"role": "user", "content": "hi /no_think"}
         (PRO, CHAT[:1], "off", "系统：S[unused10][unused9]助手："),
     ],
 )
-def test_pangu_switches(
-    tmp_path: Path, architecture: str, chat: Any, thinking: Thinking, written: str
-) -> None:
+def test_pangu_switches(tmp_path: Path, architecture: str, chat: Any, thinking: Thinking, written: str) -> None:
     text = pangu(tmp_path, architecture).render(chat, thinking)
     assert text.count("_think") == written.count("_think") and written in text
     assert CHAT[3]["content"] == "U2" and (chat is not CHAT or "用户：U1[unused10]" in text)

@@ -14,21 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from thoughts import THINK, Bound, told
 
-from fastslow.engine.text.thought import (
-    HARMONY,
-    ChannelSplitter,
-    ThoughtSplitter,
-    ThoughtTags,
-    splitter,
-    tags_for,
-)
+from fastslow.engine.text.thought import HARMONY, ChannelSplitter, ThoughtSplitter, ThoughtTags, splitter, tags_for
 from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.engine.text.vocabulary import Detokenizer, Tokenizer
 from fastslow.engine.types import OneHot
 
-ANALYSIS, COMMENTARY, FINAL = (
-    f"<|channel|>{name}<|message|>" for name in ("analysis", "commentary", "final")
-)
+ANALYSIS, COMMENTARY, FINAL = (f"<|channel|>{name}<|message|>" for name in ("analysis", "commentary", "final"))
 NEXT = "<|end|><|start|>assistant"
 CLOSE = NEXT + FINAL
 CALL = "<|channel|>commentary to=functions.look <|constrain|>json<|message|>"
@@ -99,17 +90,12 @@ def test_split(made: Callable[[], Any], text: str, thought: str, said: str) -> N
 
 
 WORDS = ["analysis", "final", "commentary", "assistant", " to=f", "<|", "|>", "\n", "wörd", "<|e"]
-PIECES = {
-    ThoughtSplitter: [*THINK, "<", "</th", "ink>", "\n", "word", "🙂"],
-    ChannelSplitter: [*MARKS, *WORDS],
-}
+PIECES = {ThoughtSplitter: [*THINK, "<", "</th", "ink>", "\n", "word", "🙂"], ChannelSplitter: [*MARKS, *WORDS]}
 
 
 @pytest.mark.parametrize("kind", PIECES)
 @given(data=st.data(), opened=st.booleans(), cuts=st.lists(st.integers(0, 120), max_size=8))
-def test_cuts_make_no_difference(
-    kind: Any, data: st.DataObject, opened: bool, cuts: list[int]
-) -> None:
+def test_cuts_make_no_difference(kind: Any, data: st.DataObject, opened: bool, cuts: list[int]) -> None:
     text = "".join(data.draw(st.lists(st.sampled_from(PIECES[kind]), max_size=14)))
     made = partial(kind, opened) if kind is ChannelSplitter else partial(kind, THINK, opened)
     ends = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
@@ -140,13 +126,9 @@ CHANNEL_STREAM = {
 
 
 @pytest.mark.parametrize(
-    ("whole", "stream"),
-    [(tagged(), TAG_STREAM), (ChannelSplitter(), CHANNEL_STREAM)],
-    ids=["tags", "channels"],
+    ("whole", "stream"), [(tagged(), TAG_STREAM), (ChannelSplitter(), CHANNEL_STREAM)], ids=["tags", "channels"]
 )
-def test_text_is_held_back_only_while_it_may_become_a_mark(
-    whole: Any, stream: dict[str, tuple[str, str]]
-) -> None:
+def test_text_is_held_back_only_while_it_may_become_a_mark(whole: Any, stream: dict[str, tuple[str, str]]) -> None:
     assert [whole.push(text) for text in stream] == [*stream.values()]
     assert whole.finish() == ("", "")
 
@@ -195,9 +177,7 @@ def ids(tokenizer: Tokenizer, text: str) -> list[int]:
     return tokenizer.encode(text, add_special=False)
 
 
-def test_marks_are_shown_to_the_splitter_and_the_end_is_not(
-    spm: Tokenizer, harmony: Tokenizer
-) -> None:
+def test_marks_are_shown_to_the_splitter_and_the_end_is_not(spm: Tokenizer, harmony: Tokenizer) -> None:
     channels = f"{ANALYSIS}hm{CLOSE}so<|return|><|im_end|>"
     for tokenizer, text in ((spm, "[unused16]hm[unused17]\n\nso[unused10]"), (harmony, channels)):
         tags = tags_for(tokenizer)
@@ -209,8 +189,7 @@ def test_marks_are_shown_to_the_splitter_and_the_end_is_not(
 
 
 @pytest.mark.parametrize(
-    ("most", "opened", "phrase"),
-    [(0, False, ""), (1, True, ""), (3, False, "\nSo:"), (9, True, "\nSo:")],
+    ("most", "opened", "phrase"), [(0, False, ""), (1, True, ""), (3, False, "\nSo:"), (9, True, "\nSo:")]
 )
 def test_a_budget_ends_the_analysis_and_begins_the_answer(
     harmony: Tokenizer, most: int, opened: bool, phrase: str

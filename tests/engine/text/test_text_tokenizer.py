@@ -20,16 +20,7 @@ from tokenizers_tiny import PANGU, SPECIAL, edit, rewrite, write_around, write_b
 from fastslow.engine.text.tokenizer import load_tokenizer, same_vocabulary
 from fastslow.engine.text.vocabulary import Tokenizer
 
-TEXTS = [
-    "",
-    " ",
-    "Hello there",
-    " two  spaces ",
-    "你好，世界。🙂",
-    "e\u0301 👩‍👩‍👧 ﷽",
-    "a\nb\tc\x00",
-    "▁x",
-]
+TEXTS = ["", " ", "Hello there", " two  spaces ", "你好，世界。🙂", "e\u0301 👩‍👩‍👧 ﷽", "a\nb\tc\x00", "▁x"]
 
 
 @pytest.mark.parametrize("text", TEXTS)

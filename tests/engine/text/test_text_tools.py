@@ -28,9 +28,7 @@ def template(folder: Path, source: str) -> ChatTemplate:
 
 @pytest.mark.parametrize("name", TOOL_TEMPLATES)
 @pytest.mark.parametrize("tools", [None, TOOLS])
-def test_templates_write_what_transformers_writes(
-    tmp_path: Path, name: str, tools: list[Any] | None
-) -> None:
+def test_templates_write_what_transformers_writes(tmp_path: Path, name: str, tools: list[Any] | None) -> None:
     from transformers import PreTrainedTokenizerFast
 
     ours = template(tmp_path, TOOL_TEMPLATES[name])
@@ -41,9 +39,7 @@ def test_templates_write_what_transformers_writes(
     call = {**CALL, "function": {**CALL["function"], "arguments": arguments}}
     result = {**ASKED[2], "name": "get_weather"}
     asked = [ASKED[0], {"role": "assistant", "content": "", "tool_calls": [call]}, result]
-    expected = theirs.apply_chat_template(
-        asked, tools=tools, tokenize=False, add_generation_prompt=True
-    )
+    expected = theirs.apply_chat_template(asked, tools=tools, tokenize=False, add_generation_prompt=True)
     assert ours.render(ASKED, variables={"tools": tools}) == expected
     assert "Köln" in expected
     assert name == "generic" or ("clock" in expected) == (tools is not None)
@@ -60,9 +56,7 @@ def test_the_format_is_found_in_the_template(tmp_path: Path, name: str) -> None:
 def test_a_template_without_tools_is_told_in_the_systems_turn(tmp_path: Path) -> None:
     plain = template(tmp_path, INSTRUCT)
     assert not plain.reads_tools
-    text = plain.render(
-        [{"role": "system", "content": "Be kind."}, *ASKED], variables={"tools": TOOLS}
-    )
+    text = plain.render([{"role": "system", "content": "Be kind."}, *ASKED], variables={"tools": TOOLS})
     system, user, assistant, result, answer = text.split("<|im_start|>")[1:]
     assert system.startswith("system\nBe kind.\n\nYou may call functions")
     for tool in TOOLS:
@@ -79,9 +73,7 @@ def test_a_template_without_tools_is_told_in_the_systems_turn(tmp_path: Path) ->
 
 
 def test_a_template_without_a_systems_turn_is_told_in_the_users(tmp_path: Path) -> None:
-    source = (
-        "{% for m in messages if m.role != 'system' %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
-    )
+    source = "{% for m in messages if m.role != 'system' %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
     more = {"role": "user", "content": "And now?"}
     text = template(tmp_path, source).render([*ASKED, more], variables={"tools": TOOLS})
     assert text.startswith("[user] You may call functions")

@@ -122,9 +122,7 @@ REQUESTS = st.builds(
 
 
 @given(st.integers(1, 30), st.lists(st.tuples(st.sampled_from("srreg"), REQUESTS), max_size=40))
-def test_all_replicas_are_ranked_once_whatever_happens(
-    count: int, steps: list[tuple[str, RoutedRequest]]
-) -> None:
+def test_all_replicas_are_ranked_once_whatever_happens(count: int, steps: list[tuple[str, RoutedRequest]]) -> None:
     clock = Clock()
     ids = [f"r{n}" for n in range(count)]
     chooser = chooser_of(ids, clock)

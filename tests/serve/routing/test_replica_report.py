@@ -19,9 +19,7 @@ CHAT = [{"role": "user", "content": "hello, how are you"}]
 
 
 @within()
-async def test_it_says_what_runs_waits_and_how_fast(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_it_says_what_runs_waits_and_how_fast(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = await settings_of(folder, max_running=2).open()
     for mode in ("fast", "deep"):
         await answer_of(engine, asked(mode=mode, prompt=CHAT))  # measures what steps take

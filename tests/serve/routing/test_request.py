@@ -24,9 +24,7 @@ def routed(thinks: bool = True, **fields: Any) -> RoutedRequest:
 
 
 @pytest.mark.parametrize("thinks", [True, False])
-def test_deep_requests_are_known_from_quick_ones_whether_the_model_thinks_or_not(
-    thinks: bool,
-) -> None:
+def test_deep_requests_are_known_from_quick_ones_whether_the_model_thinks_or_not(thinks: bool) -> None:
     target = {"base": "fast", "latency_ms": 200}
     assert not routed(thinks, mode="fast").deep and not routed(thinks, mode="fast").urgent
     assert routed(thinks, mode=target).urgent and routed(thinks, mode=target).latency_ms == 200

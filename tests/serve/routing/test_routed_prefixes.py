@@ -59,9 +59,7 @@ def test_many_that_read_the_same_are_drawn_by_chance() -> None:
     assert len(found) > 20
 
 
-@given(
-    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 30), st.integers(0, 3000)), max_size=60)
-)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 30), st.integers(0, 3000)), max_size=60))
 def test_memory_is_bounded(steps: list[tuple[int, int, int]]) -> None:
     made = index(most_blocks=100)
     for replica, text, length in steps:

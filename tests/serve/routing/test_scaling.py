@@ -9,9 +9,7 @@ from hypothesis import strategies as st
 from fastslow.serve.engines.routing.report import QueueReport
 from fastslow.serve.engines.routing.scaling import ScalingSettings, ScalingState, replicas_wanted
 
-LIMITS = ScalingSettings(
-    least=1, most=8, up_seconds=5, start_seconds=60, down_seconds=100, most_growth=2
-)
+LIMITS = ScalingSettings(least=1, most=8, up_seconds=5, start_seconds=60, down_seconds=100, most_growth=2)
 CALM = QueueReport()
 SOME = QueueReport(quick_queue_seconds=0.5)
 QUICK = QueueReport(quick_queue_seconds=3.0)
@@ -45,8 +43,7 @@ LOOKS: dict[str, tuple[int, list[tuple[int, list[QueueReport], int]]]] = {
     ),
     "short queues take one away slowly": (
         4,
-        [(0, [CALM] * 4, 4), (99, [CALM] * 4, 4), (2, [CALM] * 4, 3), (99, [CALM] * 3, 3)]
-        + [(2, [CALM] * 3, 2)],
+        [(0, [CALM] * 4, 4), (99, [CALM] * 4, 4), (2, [CALM] * 4, 3), (99, [CALM] * 3, 3)] + [(2, [CALM] * 3, 2)],
     ),
     "between the limits nothing changes": (4, [(10, [SOME] * 4, 4)] * 50),
     "limits hold at once: none": (0, [(0, [], 1)]),
@@ -64,9 +61,7 @@ def test_looks_at_replicas(name: str) -> None:
         assert present == wanted, now
 
 
-@given(
-    st.integers(0, 20), st.lists(st.tuples(st.floats(0, 100), st.floats(0, 50), st.integers(0, 12)))
-)
+@given(st.integers(0, 20), st.lists(st.tuples(st.floats(0, 100), st.floats(0, 50), st.integers(0, 12))))
 def test_it_stays_within_its_limits(present: int, steps: list[tuple[float, float, int]]) -> None:
     state, now = ScalingState(), 0.0
     for queued, after, reporting in steps:

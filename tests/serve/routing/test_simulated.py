@@ -30,9 +30,7 @@ def small(rate: float, deep: float, system_tokens: int = 100) -> TraceRecipe:
 
 
 @pytest.mark.parametrize("replicas", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_quick_ones_hardly_feel_a_flood_of_deep_ones(
-    replicas: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_quick_ones_hardly_feel_a_flood_of_deep_ones(replicas: int, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = run(SMALL, replicas, small(1.4 * replicas, deep=0))["fast"].first[1]
     flood = small(2 * replicas, deep=0.3)
     ours = run(SMALL, replicas, flood)
