@@ -1,4 +1,5 @@
-"""The drafters that can be asked for by name. A new drafter is an entry of `DRAFTERS`.
+"""The drafters that can be asked for by name. A new drafter is an entry of `DRAFTERS`; those of installed packages
+join it when they are first asked for.
 
 The command line and the server read the names, so nothing heavy is imported before a drafter is made.
 """
@@ -7,8 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from fastslow.draft.installed import find_entries, load
 
 if TYPE_CHECKING:
     from fastslow.draft.head.runner import HeadRunner
@@ -187,6 +192,27 @@ DRAFTERS: dict[str, DrafterKind] = {
     ),
 }
 """Drafters by name. A name in this table can be asked for, alone or joined by + or |."""
+TAKEN = frozenset((*DRAFTERS, "auto", "off"))  # no package may bring a drafter with such a name
+
+
+@cache
+def _installed() -> dict[str, EntryPoint]:
+    return find_entries(TAKEN)
+
+
+def drafter_names() -> list[str]:
+    """The names in `DRAFTERS` and those of drafters of installed packages."""
+    return list(dict.fromkeys((*DRAFTERS, *_installed())))
+
+
+def find_drafter(name: str) -> DrafterKind | None:
+    """The drafter with this name; one of an installed package joins `DRAFTERS`. ValueError: it does not load."""
+    if name not in DRAFTERS and name in _installed():
+        found = load(_installed()[name], DrafterKind)
+        if isinstance(found, str):
+            raise ValueError(found)
+        DRAFTERS[name] = found
+    return DRAFTERS.get(name)
 
 
 def check_drafter(settings: Speculation, units: RoutedUnits, has_head: bool = False) -> list[str]:
@@ -199,8 +225,8 @@ def check_drafter(settings: Speculation, units: RoutedUnits, has_head: bool = Fa
         return split_names(AUTO_WITH_HEAD if with_head else AUTO)
     names = split_names(settings.drafter)
     for name in names:
-        if name not in DRAFTERS:
-            hint = nearest(name, (*DRAFTERS, "auto", "off"))
+        if find_drafter(name) is None:
+            hint = nearest(name, (*drafter_names(), "auto", "off"))
             raise ValueError(f"drafter={settings.drafter!r} is unknown{hint}")
     if "+" in settings.drafter and "|" in settings.drafter:
         raise ValueError(f"drafter={settings.drafter!r} must join names by + or by |, not by both")

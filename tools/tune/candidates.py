@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from fastslow.draft.registry import DRAFTERS
+from fastslow.draft.registry import drafter_names
 from fastslow.engine.params import Speculation
 from fastslow.llm import LLM
 
@@ -31,7 +31,7 @@ def read_lengths(text: str) -> list[Length]:
 
 def default_drafters(llm: LLM) -> list[Speculation]:
     """The drafters, alone and JOINED, that the model takes with nothing but itself."""
-    found = (Speculation(drafter=name) for name in (*DRAFTERS, *JOINED))
+    found = (Speculation(drafter=name) for name in (*drafter_names(), *JOINED))
     return [setting for setting in found if _takes(llm, setting)]
 
 
