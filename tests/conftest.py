@@ -1,7 +1,5 @@
 """Options and fixtures that tests of several rooms share. Helpers lie in support/, and every room has a folder."""
 
-from __future__ import annotations
-
 import gc
 import os
 from collections.abc import Iterator

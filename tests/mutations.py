@@ -7,8 +7,6 @@ of the mutations' names. Exit code 1 if a broken engine passes, or if the code t
 break is not there any more.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -3,8 +3,6 @@
 A code line holds code: blank lines, comments and docstrings do not count. FOLDER: another checkout.
 """
 
-from __future__ import annotations
-
 import ast
 import io
 import subprocess

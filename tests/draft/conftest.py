@@ -1,7 +1,5 @@
 """Tiny targets of draft heads."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

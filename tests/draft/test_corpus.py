@@ -1,7 +1,5 @@
 """A corpus file: whole or refused, of this vocabulary or refused, old or new but never in between."""
 
-from __future__ import annotations
-
 import json
 import mmap
 import os

@@ -1,7 +1,5 @@
 """Drafters on their own: prompt lookup, one after the other, each its own, and by name."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Drafting with another tokenizer: characters cut in half, marks, tokens of another length."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A head on the compiled kernels is the head in torch, up to its formats; and a text's drafts are its own."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import partial
 from pathlib import Path

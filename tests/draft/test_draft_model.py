@@ -1,7 +1,5 @@
 """Drafting models on their own: trees, long prompts read in pieces, devices, broken logits."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

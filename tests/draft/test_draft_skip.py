@@ -1,7 +1,5 @@
 """A model with some of its layers left out: what a checkpoint without them would say."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Published EAGLE-3 heads, in both layouts: a plain forward's logits, in torch and on the kernels; bad files."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

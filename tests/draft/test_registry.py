@@ -1,7 +1,5 @@
 """`DRAFTERS` is the one place of a drafter: what is written about drafters comes from it."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path

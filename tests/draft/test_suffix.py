@@ -1,7 +1,5 @@
 """The parts of suffix drafting against plain, slow searches."""
 
-from __future__ import annotations
-
 import random
 from pathlib import Path
 

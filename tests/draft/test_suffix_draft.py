@@ -1,7 +1,5 @@
 """SuffixDraft as the engine uses it: what it keeps of whom, and the tokens of plain decoding."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

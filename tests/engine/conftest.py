@@ -1,7 +1,5 @@
 """The two kinds of tokenizer, for all tests of the engine."""
 
-from __future__ import annotations
-
 import pytest
 from tokenizers_tiny import write_bpe, write_spm
 

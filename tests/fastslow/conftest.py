@@ -1,8 +1,6 @@
 """Fixtures for tests of the public face: an engine of a tiny model. A file may give its chat TEMPLATE, the PRESETS of
 its fastslow.json, and OPTIONS of its `LLM`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

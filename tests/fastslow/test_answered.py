@@ -1,7 +1,5 @@
 """A call that continues an answer so far gives the answer that it would have given."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`AsyncLLM`: many callers in an event loop, a bounded queue, leaving and cancelling at any await, draining."""
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import pickle

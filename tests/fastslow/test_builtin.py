@@ -1,7 +1,5 @@
 """Built-in models: fetched, checked, made once from their GGUF file, asked."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

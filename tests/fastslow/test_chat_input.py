@@ -1,8 +1,6 @@
 """Messages and texts in the prompt: marks, parts, prefixes, thoughts of earlier turns that stay there (so
 that the prefix cache holds all of a chat); and what newcomers are warned of."""
 
-from __future__ import annotations
-
 import html
 import warnings
 from collections.abc import Iterator

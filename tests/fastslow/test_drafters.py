@@ -1,7 +1,5 @@
 """Drafters come with the settings that ask for them, and go when nobody uses them."""
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Iterator
 from contextlib import ExitStack

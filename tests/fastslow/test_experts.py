@@ -1,7 +1,5 @@
 """`Mode(experts=...)`: what a call may ask for, and what comes of it."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Whatever raises in the engine's thread, no caller waits for ever."""
 
-from __future__ import annotations
-
 import itertools
 import random
 import time

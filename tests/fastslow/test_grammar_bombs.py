@@ -1,7 +1,5 @@
 """Grammars that are made to be slow, and how long the answers beside them wait."""
 
-from __future__ import annotations
-
 import json
 import threading
 import time

@@ -1,7 +1,5 @@
 """Handles of submitted prompts: waiting, cancelling, timeouts, event loops, streams that are left."""
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import math

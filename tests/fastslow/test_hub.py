@@ -1,7 +1,5 @@
 """Models by their hub name, against a hub on 127.0.0.1."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os

@@ -1,7 +1,5 @@
 """Downloads that are killed, stopped, or made by two processes at once."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -1,7 +1,5 @@
 """Bad input is refused at the door: one sentence with the field, the value and the limit."""
 
-from __future__ import annotations
-
 import inspect
 import math
 import re

@@ -1,7 +1,5 @@
 """The public face: many callers, one engine."""
 
-from __future__ import annotations
-
 import gc
 import math
 import threading

@@ -1,7 +1,5 @@
 """Thinking as callers see it in models of the published families: switches, channels, what is said."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Structured output as callers see it: what is answered, what is refused, and who is disturbed."""
 
-from __future__ import annotations
-
 import json
 import sys
 from pathlib import Path

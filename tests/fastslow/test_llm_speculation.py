@@ -1,7 +1,5 @@
 """Speculation as callers ask for it: heads, stored answers, what calls with other keys learn, advice."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import replace

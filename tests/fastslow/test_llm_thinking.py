@@ -1,7 +1,5 @@
 """Thinking as callers see it: presets, switches, tags, budgets, reasoning and text; and a thought that its caller closes."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """Tools in Python: calls come in the output and in the stream, as the server's own parsers find them."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections import defaultdict

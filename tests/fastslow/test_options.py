@@ -1,7 +1,5 @@
 """`GenerateOptions`: one model, from which keywords, help and messages to other processes come."""
 
-from __future__ import annotations
-
 import inspect
 import json
 import shutil

@@ -1,7 +1,5 @@
 """Pinned prefixes: read once, never evicted, found by requests of the same mode and key."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """`prediction`: what the caller expects as an answer is drafted from, and changes no token."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Forked processes, and cells of notebooks."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

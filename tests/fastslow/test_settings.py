@@ -1,7 +1,5 @@
 """A file of settings belongs to the model that it was found with."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

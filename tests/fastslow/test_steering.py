@@ -1,7 +1,5 @@
 """Steering of a thought, as callers see it: room for the answer, circles, warnings, turns, phases."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Tools and the choice of them as clients send them: what is read, and what is refused."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

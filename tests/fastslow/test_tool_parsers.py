@@ -1,7 +1,5 @@
 """Calls in the text of answers: the same however it is cut, nothing lost, nothing read many times."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Facts told of answers: each step, where tokens came from, counts of the engine, by drafter and by mode."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """Token ids beside the model's vocabulary come through no door: the model would read foreign memory."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,8 +1,6 @@
 """Tiny valid checkpoints of every kind, which the fuzzer then damages; and whole ones of odd sizes, most of which were
 never tried."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys

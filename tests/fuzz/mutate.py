@@ -1,7 +1,5 @@
 """Damages to the files of a case: blind ones, and those that know JSON, safetensors, GGUF and templates."""
 
-from __future__ import annotations
-
 import json
 import math
 import shutil

@@ -5,8 +5,6 @@ and a limit of memory. A case may be refused in one sentence, or answer as plain
 is a finding: its folder is kept, with what happened, and `--only N` runs it again.
 """
 
-from __future__ import annotations
-
 import argparse
 import faulthandler
 import json

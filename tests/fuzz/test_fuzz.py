@@ -1,7 +1,5 @@
 """Damaged checkpoints of every kind are refused in one sentence, or answer as plain decoding does."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import bases

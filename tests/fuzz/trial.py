@@ -1,7 +1,5 @@
 """A case: a damaged folder is loaded and used as a caller would, and what happened is judged."""
 
-from __future__ import annotations
-
 import traceback
 from pathlib import Path
 from typing import Any

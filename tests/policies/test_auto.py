@@ -1,7 +1,5 @@
 """The mode that a request gets, and what it is said to depend on."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator

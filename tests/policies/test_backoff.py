@@ -1,7 +1,5 @@
 """Waits that grow, and the mean that forgets."""
 
-from __future__ import annotations
-
 import pytest
 
 from fastslow.policies.speculation.backoff import Backoff, RunningMean

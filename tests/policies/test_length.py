@@ -1,8 +1,6 @@
 """The adaptive length: what it believes, what it runs, and that it never runs what does not pay; and how the seconds of
 steps are measured, kept where that took long, and never believed from a broken file."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import random

@@ -1,7 +1,5 @@
 """The limit of what drafting may lose: a request whose drafts do not pay soon rests, one whose drafts pay goes on."""
 
-from __future__ import annotations
-
 import random
 from types import SimpleNamespace
 from typing import Any

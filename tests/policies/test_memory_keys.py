@@ -1,7 +1,5 @@
 """Requests of one memory key, whatever they show, change nothing for those of another."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from threading import Barrier, BrokenBarrierError

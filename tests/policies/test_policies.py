@@ -1,7 +1,5 @@
 """Modes as presets."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

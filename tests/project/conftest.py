@@ -1,7 +1,5 @@
 """The folder in which a reader of the pages sits."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Every benchmark runs on a tiny model, and its file holds the figures that it promises."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import sys

@@ -1,7 +1,5 @@
 """Commands and settings that pages and help texts name, as a reader types them."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

@@ -1,7 +1,5 @@
 """Files in deploy/ fit the project: paths, commands, options, names of metrics."""
 
-from __future__ import annotations
-
 import ast
 import json
 import re

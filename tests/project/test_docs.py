@@ -4,8 +4,6 @@ A page's blocks run in order in one namespace, as a reader would type them. The 
 stands in for what has to be downloaded, and files that a page speaks of lie in the current folder.
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import importlib

@@ -1,7 +1,5 @@
 """The examples run, on a tiny checkpoint; what they say of real models they say with real models."""
 
-from __future__ import annotations
-
 import json
 import runpy
 import signal

@@ -1,7 +1,5 @@
 """Mutations that no longer fit the code would be noticed only by whoever runs them, in an hour."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

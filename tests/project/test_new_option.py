@@ -1,7 +1,5 @@
 """A request option is two edits: those of docs/extend.md, applied to a copy of the package."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """The house: rooms whose arrows go down only, no circles, files of a readable size, the public names."""
 
-from __future__ import annotations
-
 import ast
 import inspect
 import re

@@ -1,7 +1,5 @@
 """The view of a user's program: names and types from `fastslow` alone, and answers as JSON."""
 
-from __future__ import annotations
-
 import ast
 import json
 import re

@@ -1,7 +1,5 @@
 """The wheel: without kernels for every system, or with a library for each level, which needs no compiler."""
 
-from __future__ import annotations
-
 import ctypes
 import json
 import os

@@ -1,7 +1,5 @@
 """A tiny model behind a real server, for all tests of the server that need no other."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from pathlib import Path

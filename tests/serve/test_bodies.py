@@ -1,7 +1,5 @@
 """Bodies that hold up others by what they hold, or by never being whole; requests that do not wait for answers."""
 
-from __future__ import annotations
-
 import asyncio
 import difflib
 import json

@@ -1,7 +1,5 @@
 """The meaning of a key: its memory, and what it may ask."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """/v1/chat/completions: what this protocol alone has: n answers, log-probabilities, sources, figures."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import httpx

@@ -1,8 +1,6 @@
 """Calls of tools as the makers' own helpers read them, however the text of an answer is cut; and frameworks that people
 build on, of which one that is not installed is skipped: the project does not need them."""
 
-from __future__ import annotations
-
 import asyncio
 import functools
 import json

@@ -3,8 +3,6 @@
 The hosts are network namespaces, which need root. A tiny checkpoint has the name of the page's model.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import re

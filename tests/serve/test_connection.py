@@ -1,7 +1,5 @@
 """Connections of clients that speak older HTTP, or offer newer, and of those that break off or send rubbish."""
 
-from __future__ import annotations
-
 import asyncio
 import re
 import socket

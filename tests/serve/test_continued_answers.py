@@ -1,7 +1,5 @@
 """Two real engines of one `ContinuedEngine`: an answer that breaks is the answer of one engine."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Iterator
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """`ContinuedEngine` in front of engines that end at every place: a client sees one whole answer, or one error."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import replace

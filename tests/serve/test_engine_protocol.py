@@ -1,7 +1,5 @@
 """The engine in this process and the one in its own behave alike."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import signal

@@ -1,7 +1,5 @@
 """Errors of a request are told in one sentence, in OpenAI's shape, and never are a 5xx."""
 
-from __future__ import annotations
-
 import asyncio
 import re
 from collections.abc import AsyncGenerator, Iterator

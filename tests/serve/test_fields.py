@@ -1,7 +1,5 @@
 """Fields that every protocol shares become a `GenerateRequest`."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

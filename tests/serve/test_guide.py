@@ -4,8 +4,6 @@ A tiny checkpoint has the name of the page's model, and the server a free port. 
 for must be there.
 """
 
-from __future__ import annotations
-
 import re
 import tomllib
 from collections.abc import Iterator

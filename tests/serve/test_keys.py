@@ -1,7 +1,5 @@
 """API keys: the file, what a running server knows of it, and who is let in."""
 
-from __future__ import annotations
-
 import json
 import stat
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """Rates and places: of one key, of all together, and that they come back whatever happens."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Coroutine

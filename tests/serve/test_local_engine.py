@@ -1,7 +1,5 @@
 """`LocalEngine`: what `test_engine_protocol.py` does not ask of every engine."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

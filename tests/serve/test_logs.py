@@ -1,7 +1,5 @@
 """The server's log: what is in it, what is not, and that nothing it meets holds up the server."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import logging

@@ -1,7 +1,5 @@
 """The metrics at /metrics: names, values, and that they never go back."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any

@@ -1,7 +1,5 @@
 """The layers around the routes: names and origins that are answered, headers, keys, and places."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path

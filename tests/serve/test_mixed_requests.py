@@ -4,8 +4,6 @@ thoughts holds to the token.
 `FASTSLOW_REQUESTS=3000` asks for more of them; usual are 200.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections import Counter

@@ -1,7 +1,5 @@
 """No field of a request enlarges what a key's modes limit, in any protocol."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

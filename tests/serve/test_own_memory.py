@@ -1,7 +1,5 @@
 """A key's owner sees nothing of what other keys' owners asked, by no figure of its own answers."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path

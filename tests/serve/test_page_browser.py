@@ -1,7 +1,5 @@
 """The page in Chromium, in front of a server that makes up answers: what a person does and sees, on a phone, too."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

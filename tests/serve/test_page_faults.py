@@ -1,7 +1,5 @@
 """The page in Chromium: errors, keys, settings that are wrong, hostile texts and hostile storage."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

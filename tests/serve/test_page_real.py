@@ -1,7 +1,5 @@
 """The page in front of the real server and a tiny model."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """The page as a file: it loads nothing, its policy fits it, and browsers get it again only where it changed."""
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import hashlib

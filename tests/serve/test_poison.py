@@ -1,7 +1,5 @@
 """A request that crashes its engine ends with one sentence; those beside it are made elsewhere."""
 
-from __future__ import annotations
-
 import asyncio
 import signal
 from collections.abc import AsyncGenerator

@@ -1,7 +1,5 @@
 """Faults around the engine's process: it dies, the server dies, a reader is slow."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import signal

@@ -1,7 +1,5 @@
 """Frames, failures and streams between the server's process and the engine's."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """The engine's process sends all to the end, and where a part cannot be sent, all else."""
 
-from __future__ import annotations
-
 import asyncio
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping

@@ -1,7 +1,5 @@
 """Chats, messages and responses, asked by the official clients: the same answers, streamed and whole."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """A cluster that is there already: joined by its address, and by `serve run`."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """The figures of several replicas: their sums, and what /metrics says of each."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from fake_engine import FakeEngine

@@ -1,7 +1,5 @@
 """`fastslow serve --replicas` on one machine: processes that nobody else reaches, as many as the load needs."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import signal

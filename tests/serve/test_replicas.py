@@ -1,8 +1,6 @@
 """Two tiny replicas as one engine: in processes of this one, and on a Ray cluster. What holds for one kind holds for
 the other; the cluster is slow to start."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import signal

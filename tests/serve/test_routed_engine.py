@@ -1,7 +1,5 @@
 """Several replicas as one engine: which of them is asked, what is said of requests, and how it ends."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine

@@ -1,7 +1,5 @@
 """Requests that the OpenAPI document makes up: no 5xx, and no answer that it does not describe."""
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import Any
 

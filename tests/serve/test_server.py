@@ -1,7 +1,5 @@
 """The server's life, in another process: it loads, serves, drains, ends."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket

@@ -1,7 +1,5 @@
 """An engine's process that says nothing for a while: it gets no requests, and its last figures stay."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Each field that steers a thought, over HTTP by the official clients: the answer is the library's own."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Thoughts steered over HTTP, in every protocol, by an engine that thinks."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

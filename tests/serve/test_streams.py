@@ -1,7 +1,5 @@
 """Events in the middle of an answer, in every protocol: errors, silence, clients that leave."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import socket

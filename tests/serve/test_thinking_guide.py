@@ -1,7 +1,5 @@
 """The page on how much to think: each row of its tables, over HTTP, in Python and on the command line."""
 
-from __future__ import annotations
-
 import functools
 import itertools
 import json

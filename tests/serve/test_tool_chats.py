@@ -1,7 +1,5 @@
 """Tools in every protocol, asked by the official clients: calls are valid, streamed or not, and go back."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

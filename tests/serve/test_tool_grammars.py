@@ -1,7 +1,5 @@
 """Grammars of tools: whatever they let a model say is read as valid calls, what is refused, and what takes long."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import random

@@ -1,7 +1,5 @@
 """Spans of requests, by the conventions for generative AI."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import AsyncGenerator
 

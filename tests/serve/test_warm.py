@@ -1,7 +1,5 @@
 """A system prompt that is warm at the start: the first request of every caller finds it."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os

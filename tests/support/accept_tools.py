@@ -1,7 +1,5 @@
 """Sampled trees drafted under `coins`, and the exact distribution of what a rule makes of them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache, partial
 

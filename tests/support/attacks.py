@@ -1,7 +1,5 @@
 """Bodies that hold up a server, and what a bystander sees of it meanwhile."""
 
-from __future__ import annotations
-
 import gc
 import os
 import socket

@@ -1,7 +1,5 @@
 """Engines that end in the middle of answers."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing

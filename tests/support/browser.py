@@ -1,7 +1,5 @@
 """Debian's Chromium without a window, driven over WebDriver, for tests of the page."""
 
-from __future__ import annotations
-
 import shutil
 import time
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Chat templates of the shapes that published families have: small, with the same switches and marks."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from tokenizers import Tokenizer

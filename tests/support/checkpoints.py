@@ -1,7 +1,5 @@
 """Tiny random checkpoints with logits that spread over several units, for tests."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The command line, run in the test's own process."""
 
-from __future__ import annotations
-
 import json
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO

@@ -1,7 +1,5 @@
 """Probabilities of texts by enumeration, computed plainly and apart from the engine, and a chi-square test."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections import Counter

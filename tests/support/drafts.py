@@ -4,8 +4,6 @@ A test says `@pytest.mark.drafts(least, accepted, nodes)`: adaptive drafts have 
 (None: the test gives its own length or controller), and at least so many tokens are drafted and accepted.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any

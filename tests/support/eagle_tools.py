@@ -1,7 +1,5 @@
 """Published EAGLE-3 heads for tiny targets, in both layouts, and one more forward of them."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Exactness: benches with every drafter, and the check that all a caller sees is plain decoding's."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path

@@ -3,8 +3,6 @@
 What a chat gets is said by the first word of its last message, see `script`.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import re

@@ -1,7 +1,5 @@
 """An engine that answers by a script, for tests of the server."""
 
-from __future__ import annotations
-
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Models of every family, on plain torch or on the CPU kernels."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """An engine that is held up where a test wants it: before each step, or while a prompt is tokenised."""
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Random blocks of GGUF's types, of every bit pattern, and products on the kernels."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -3,8 +3,6 @@
 Names of tensors and header keys are those of the `gguf` library.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Mapping

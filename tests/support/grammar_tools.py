@@ -1,7 +1,5 @@
 """Grammars for tests: requests that are held to one, and whether an answer keeps to it."""
 
-from __future__ import annotations
-
 import json
 import re
 from functools import cache

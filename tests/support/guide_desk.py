@@ -3,8 +3,6 @@
 The server gets a free port. Pip is not run; what it is asked for is kept in pip.txt.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 import shutil

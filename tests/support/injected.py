@@ -1,7 +1,5 @@
 """Failures inside the engine's thread: any call that it makes on what it works with may raise."""
 
-from __future__ import annotations
-
 import threading
 from collections import Counter
 from collections.abc import Callable

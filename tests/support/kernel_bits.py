@@ -3,8 +3,6 @@
 Its models are tiny ones of random numbers: attention with keys and values in both formats, mixtures, every product.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A mark for tests that need the compiled kernels, and how far these may be from the exact numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Rows of a step in every arrangement, for tests of layouts over blocks."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from fastslow.engine.types import Ints, Segment

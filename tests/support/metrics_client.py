@@ -1,7 +1,5 @@
 """The application in front of a made-up engine, asked for completions, and what its metrics say."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from fake_engine import FakeEngine

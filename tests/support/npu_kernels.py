@@ -5,8 +5,6 @@ does not bind. Every kernel also asserts what the documentation says the real on
 one leaves undefined is NaN. Written for being read beside the documentation: loops, no tricks.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Models on a simulated NPU."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """The page in a browser, as a person uses it."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager

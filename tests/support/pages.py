@@ -1,7 +1,5 @@
 """The parts of a page of docs/."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from collections.abc import Iterator

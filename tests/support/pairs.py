@@ -1,7 +1,5 @@
 """Fewer cases than a full product: every two values of different axes meet at least once."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import combinations
 from typing import Any

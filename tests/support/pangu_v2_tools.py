@@ -1,7 +1,5 @@
 """Tiny checkpoints of openPangu Pro MoE V2."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Tiny random models made and run by transformers, whose answers ours are compared with."""
 
-from __future__ import annotations
-
 import math
 import sys
 from functools import cache

@@ -1,8 +1,6 @@
 """Programs that fork, or run a notebook's cell: started by the tests with a model's
 folder and the name of one of these functions."""
 
-from __future__ import annotations
-
 import gc
 import os
 import signal

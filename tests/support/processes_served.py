@@ -1,7 +1,5 @@
 """The command `fastslow serve`, and other servers, in another process."""
 
-from __future__ import annotations
-
 import os
 import socket
 import subprocess

@@ -1,7 +1,5 @@
 """Chats in the three protocols, asked by their official clients, in one form."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

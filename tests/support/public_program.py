@@ -1,7 +1,5 @@
 """A user's program: it names nothing but `fastslow`, and type checkers know what it gets."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import sys

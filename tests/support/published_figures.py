@@ -1,7 +1,5 @@
 """Published figures of openPangu Pro MoE 72B: arXiv 2505.21411, section 5.3, W8A8, four cards."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 

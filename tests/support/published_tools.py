@@ -1,8 +1,6 @@
 """Writes tiny checkpoints in the layouts of GPTQ, AWQ, compressed-tensors and FP8, packed word by word as those write
 them, and says what their numbers mean."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Tiny W8A8 checkpoints, for tests."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

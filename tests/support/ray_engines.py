@@ -1,7 +1,5 @@
 """Processes of replicas, and a Ray cluster, for tests."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

@@ -4,8 +4,6 @@ It knows Llama, grouped experts, openPangu Pro MoE V2, and what `test_new_family
 held against transformers (`test_families.py`).
 """
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Callable

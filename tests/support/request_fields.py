@@ -1,7 +1,5 @@
 """Fields of a `Request` by their plain names, wherever they lie."""
 
-from __future__ import annotations
-
 from dataclasses import fields
 from typing import Any
 

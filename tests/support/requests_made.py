@@ -1,7 +1,5 @@
 """Requests to an engine, with the options that a test names."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

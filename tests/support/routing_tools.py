@@ -1,7 +1,5 @@
 """Requests and reports for tests of routing."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import count
 from typing import Any

@@ -1,7 +1,5 @@
 """A scheduler without a model: requests that want rows, and steps that give them a token."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

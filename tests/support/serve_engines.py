@@ -1,7 +1,5 @@
 """Engines of the server for tests, in this process and in others, driven from plain functions."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing

@@ -1,7 +1,5 @@
 """A server in front of an engine that answers by a script, in a process of its own, for tests under attack."""
 
-from __future__ import annotations
-
 from fake_engine import FakeEngine
 
 from fastslow.serve.http.app import create_app

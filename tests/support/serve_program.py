@@ -1,7 +1,5 @@
 """A server with one route of its own, for tests that send it signals: serve_program.py FOLDER DRAIN."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path

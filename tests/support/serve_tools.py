@@ -1,7 +1,5 @@
 """A server in front of a tiny checkpoint, for tests."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import threading

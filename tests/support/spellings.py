@@ -1,7 +1,5 @@
 """Vocabularies of plain pieces, for drafting across them, and models that speak each other's."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Running texts through a decoder, cut up in every way, for tests."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

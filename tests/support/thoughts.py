@@ -1,7 +1,5 @@
 """Thinking budgets for tests: what a request may be given, and what its answer must then look like."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Tiny tokenizer folders for tests: a byte-level BPE and a Pangu-like SentencePiece model."""
 
-from __future__ import annotations
-
 import io
 import json
 from functools import cache

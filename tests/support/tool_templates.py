@@ -1,7 +1,5 @@
 """Chat templates that take tools, of the shapes that published families have."""
 
-from __future__ import annotations
-
 from typing import Any
 
 HERMES = """\

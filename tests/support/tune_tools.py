@@ -1,7 +1,5 @@
 """A small model with a tokenizer, prompts for it, and made-up measurements, for tests of tuning."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The shipped models abacus, abacus-draft and atlas, as people meet them; their tasks, and how they are trained."""
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import io

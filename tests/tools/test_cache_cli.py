@@ -1,7 +1,5 @@
 """`fastslow cache`: what is listed, what goes, and the limit on it all."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

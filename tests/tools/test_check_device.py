@@ -1,7 +1,5 @@
 """`python -m fastslow.tools.check_device`: what passes, what fails, and what it then says."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The conversation of `fastslow chat`, and what its options mean, with an engine that plays along."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from types import SimpleNamespace

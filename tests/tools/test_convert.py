@@ -1,7 +1,5 @@
 """`fastslow convert`: what a converted folder holds, which neurons become experts, what is refused."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

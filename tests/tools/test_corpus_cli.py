@@ -1,7 +1,5 @@
 """`fastslow corpus`: from a file of answers to a corpus of what the engine would say."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """The first things that a person types: the command alone, its completion, `fastslow doctor`."""
 
-from __future__ import annotations
-
 import json
 from http.client import BadStatusLine
 

@@ -1,7 +1,5 @@
 """Long jobs that are cut off: what is done is kept, and the next call goes on."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

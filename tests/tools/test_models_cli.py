@@ -1,7 +1,5 @@
 """`fastslow models`: what the hub's cache holds, what of it runs and fits."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

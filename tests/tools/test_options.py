@@ -1,7 +1,5 @@
 """Options of commands are made from models: names, types, defaults, help, and what is given back."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal

@@ -1,7 +1,5 @@
 """The share that each rank holds, from a config alone; the 72B's shapes without its weights."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The planner: counts, terms, the published figures, the search."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import astuple
 from pathlib import Path

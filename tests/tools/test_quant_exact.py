@@ -1,7 +1,5 @@
 """Whatever drafts, a W8A8 model says what it says alone: keys and values in int8, heads, exports of V2."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

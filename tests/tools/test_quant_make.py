@@ -1,7 +1,5 @@
 """Steps from a checkpoint to W8A8: smoothing, aligned gates, rounding, balanced calibration, the plan."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from itertools import repeat

@@ -1,7 +1,5 @@
 """The options of `fastslow serve`, as the command line gives them: one `ServerConfig`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

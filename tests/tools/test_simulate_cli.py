@@ -1,7 +1,5 @@
 """`fastslow simulate` on the command line: from a trace to figures, and one sentence for wrong input."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 from io import StringIO

@@ -1,7 +1,5 @@
 """Files of the simulator: traces, step costs, and what is made for those who have none."""
 
-from __future__ import annotations
-
 import json
 import statistics
 from pathlib import Path

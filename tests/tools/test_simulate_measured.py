@@ -1,7 +1,5 @@
 """Measured costs of steps: an engine of known costs has exactly these; and the engines that run beside it."""
 
-from __future__ import annotations
-
 import itertools
 import multiprocessing
 import os

@@ -1,7 +1,5 @@
 """Simulated replicas: hand-computed times, queues in closed form, prefixes, pages, and the real router."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from random import Random

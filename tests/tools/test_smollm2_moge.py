@@ -1,7 +1,5 @@
 """The example that made smollm2-moge: a student that equals its written model, its training."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from pathlib import Path

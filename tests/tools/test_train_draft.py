@@ -1,7 +1,5 @@
 """A head is made from prompts: every part by itself, all parts in one run, interrupted, and as a command."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace

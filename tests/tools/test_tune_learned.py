@@ -1,7 +1,5 @@
 """A learned auto, fitted to made-up answers whose chances are known."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """`fastslow tune --modes` and `--groups` from the command line, on a tiny model."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The page of `fastslow tune`."""
 
-from __future__ import annotations
-
 import re
 from html import unescape
 from pathlib import Path

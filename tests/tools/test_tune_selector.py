@@ -1,7 +1,5 @@
 """A selector and an escalation, fitted to made-up tasks whose answers are known."""
 
-from __future__ import annotations
-
 import math
 import random
 from pathlib import Path

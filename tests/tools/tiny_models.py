@@ -1,7 +1,5 @@
 """Tiny checkpoints that several files of this folder run."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

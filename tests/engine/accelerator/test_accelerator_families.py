@@ -1,7 +1,5 @@
 """Families in the accelerator's decoder: on the GPU's building blocks, and on simulated NPUs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path

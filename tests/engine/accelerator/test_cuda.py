@@ -1,7 +1,5 @@
 """The GPU's building blocks by their numbers, on CPU tensors; and what reaches a GPU, on a fake GPU."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,8 +1,6 @@
 """`device="npu"`: what is missing is said, what runs is what the CPU says; weights in int8, and a router's; and which
 names of torch_npu are called, and where."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

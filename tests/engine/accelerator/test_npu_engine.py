@@ -1,7 +1,5 @@
 """The whole engine on simulated NPUs: the tokens of the CPU, whatever drafts and however steps are cut."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

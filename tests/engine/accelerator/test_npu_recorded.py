@@ -1,7 +1,5 @@
 """Recorded steps: what may not happen in one, and what must be renewed in front of each replay."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

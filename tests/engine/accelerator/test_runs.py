@@ -1,7 +1,5 @@
 """Rows laid out as runs over blocks and a tail: each row sees what it should, once."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from layout_cases import BLOCK, CASES, text

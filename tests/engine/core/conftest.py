@@ -1,7 +1,5 @@
 """A model with every drafter and one that thinks, for all tests of the core."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

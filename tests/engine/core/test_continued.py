@@ -1,7 +1,5 @@
 """An answer that continues tokens of another engine is the answer that it would have been."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

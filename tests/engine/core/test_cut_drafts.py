@@ -1,7 +1,5 @@
 """The part of its drafts that a step runs: no decision may see what was sampled in it. Exact sums, no samples."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

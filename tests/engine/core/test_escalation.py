@@ -1,7 +1,5 @@
 """A fast answer that turns out unsure changes to another mode."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from math import exp
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Whatever drafts, and whatever runs beside it: the tokens of plain decoding alone."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Experts per request in mixtures without groups: each row runs its own number, whatever runs beside it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Failures at a drafted row that no answer comes to: nobody notices. Where one does, it ends as without drafts."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Answers under a grammar: the tokens of plain decoding whatever drafts, and always valid."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

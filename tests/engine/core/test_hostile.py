@@ -1,7 +1,5 @@
 """Settings that nobody should send, drafts that nobody should make: refused, or harmless to others."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Masks that take long: the steps of others go on without that request, and no token changes."""
 
-from __future__ import annotations
-
 import threading
 from concurrent.futures import wait
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """An auto that looks at the hidden state at the prompt's end gives the answer of the mode that it takes."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path

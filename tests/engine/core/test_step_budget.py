@@ -1,7 +1,5 @@
 """Work that a share may add to a step: answers, drafted rows, passes of drafters, probes. No token depends on it."""
 
-from __future__ import annotations
-
 import time
 from collections import defaultdict
 from itertools import pairwise

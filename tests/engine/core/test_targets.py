@@ -1,7 +1,5 @@
 """Latency targets: who runs when, how much of a step others get, and that nobody starves."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 

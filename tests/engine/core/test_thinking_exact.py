@@ -1,7 +1,5 @@
 """A thinking budget holds to the token, whatever drafts and whatever runs beside it."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """The source of each token, and what each drafter drafted, position by position."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

@@ -1,7 +1,5 @@
 """Whose turn it is: priorities and fair shares. Nobody waits for ever, and no token depends on it."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path

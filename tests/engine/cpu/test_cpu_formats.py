@@ -1,7 +1,5 @@
 """The weight formats of the CPU kernels: right to their own rounding, and blind to other rows."""
 
-from __future__ import annotations
-
 from itertools import cycle
 
 import gguf_rows

@@ -1,7 +1,5 @@
 """The kernels as other chips would run them, and under the sanitizers: the same tests, elsewhere."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

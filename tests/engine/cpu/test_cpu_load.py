@@ -1,7 +1,5 @@
 """From a folder to packed weights: what is kept, what is made again, what is refused."""
 
-from __future__ import annotations
-
 import errno
 import gc
 import os

@@ -1,7 +1,5 @@
 """GGUF's types on the CPU kernels: the file's own numbers, and rows that are blind to other rows."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import checkpoints

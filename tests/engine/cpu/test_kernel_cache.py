@@ -1,7 +1,5 @@
 """Compiled kernels run from files that nobody else could write, and are made anew where they are damaged."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

@@ -1,7 +1,5 @@
 """Numbers that would make the kernels read or write somewhere else are refused in one sentence."""
 
-from __future__ import annotations
-
 import ctypes
 from collections.abc import Callable
 from types import SimpleNamespace

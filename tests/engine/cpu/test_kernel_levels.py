@@ -1,7 +1,5 @@
 """The kernels that run: the best level that a wheel brings and the chip has, or the one that a variable names."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

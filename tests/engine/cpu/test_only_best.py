@@ -1,8 +1,6 @@
 """The best token, where only this is wanted, is that of all logits, bit for bit; also where a bfloat16 head is screened
 in int8 before it is read, whatever its rows are."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Files of others: read within limits, refused in one sentence."""
 
-from __future__ import annotations
-
 import atexit
 import json
 import os

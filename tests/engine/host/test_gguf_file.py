@@ -1,7 +1,5 @@
 """GGUF files that are damaged or lie about themselves: one sentence, and no memory for what is not there."""
 
-from __future__ import annotations
-
 import os
 import struct
 import tracemalloc

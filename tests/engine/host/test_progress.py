@@ -1,7 +1,5 @@
 """The progress of a job: bars on terminals and in notebooks, elsewhere lines of the log."""
 
-from __future__ import annotations
-
 import sys
 import threading
 import time

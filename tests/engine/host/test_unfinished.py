@@ -1,7 +1,5 @@
 """Files that a killed process leaves in the cache go at the next start, and what a living one makes stays."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

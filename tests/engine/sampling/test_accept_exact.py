@@ -1,7 +1,5 @@
 """The law that every rule gives, by exact sums over all drafts and all draws, jointly over several tokens."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
 from typing import Any

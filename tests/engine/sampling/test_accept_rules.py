@@ -1,7 +1,5 @@
 """Promises of each rule besides the right probabilities."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,5 @@
 """Whole steps are kept or rewritten: lossy, and only where it is asked for."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any

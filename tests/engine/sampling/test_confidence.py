@@ -1,7 +1,5 @@
 """The running confidence, and where it falls."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A request's grammar is a function of its text; where the answer begins after a thought."""
 
-from __future__ import annotations
-
 import itertools
 import threading
 import time

@@ -1,7 +1,5 @@
 """Schemas of many kinds: each compiles, and what may be said under it is valid."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Sampled, end to end: what comes out has the target's probabilities, whatever drafted it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import product

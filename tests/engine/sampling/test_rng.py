@@ -1,7 +1,5 @@
 """Randomness by address."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 

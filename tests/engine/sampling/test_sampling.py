@@ -1,7 +1,5 @@
 """The target probabilities, parameter by parameter, against an independent computation in float64."""
 
-from __future__ import annotations
-
 import math
 from types import SimpleNamespace
 from typing import Any

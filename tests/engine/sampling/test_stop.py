@@ -1,7 +1,5 @@
 """The end of an answer, and what a stream may tell before it is sure."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Thinking budgets as a function of the text: what is forced, what is lifted, what counts."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from typing import Any

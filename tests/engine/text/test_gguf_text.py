@@ -1,7 +1,5 @@
 """Tokenizers from a GGUF header give the ids of the ones that the file was made from."""
 
-from __future__ import annotations
-
 import io
 import json
 import random

@@ -1,7 +1,5 @@
 """Text as it comes equals text decoded at once, for any ids and any split."""
 
-from __future__ import annotations
-
 from itertools import chain
 
 import pytest

@@ -1,7 +1,5 @@
 """Tokenizer files that ask for more than any model needs, or that cannot be read."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Special tokens that messages and texts only spell are text; what the template writes are marks."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

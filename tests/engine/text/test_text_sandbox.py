@@ -1,7 +1,5 @@
 """A chat template may do what templates do, and takes no more time and memory than that."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import time

@@ -1,7 +1,5 @@
 """Thinking switches of the families' templates: how they are found, and what each mode then writes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

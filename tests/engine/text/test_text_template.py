@@ -1,7 +1,5 @@
 """Chat templates: openPangu's, Jinja files, the plain one; and what is refused."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

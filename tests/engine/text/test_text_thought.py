@@ -1,7 +1,5 @@
 """Thought and answer, with tags and headers of channels cut anywhere; and budgets among channels."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise

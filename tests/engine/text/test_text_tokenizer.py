@@ -1,7 +1,5 @@
 """Both kinds of tokenizer: ids, special tokens, bos and eos, broken files, equal vocabularies."""
 
-from __future__ import annotations
-
 import json
 import re
 import threading

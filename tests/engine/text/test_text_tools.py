@@ -1,7 +1,5 @@
 """Tools in chat templates: what they are given, what templates without tools are told, and marks."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

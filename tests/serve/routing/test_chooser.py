@@ -1,7 +1,5 @@
 """The choice of the replica that answers a request."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 import pytest

@@ -1,7 +1,5 @@
 """The report of an engine to routers, and what of it is believed."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import time

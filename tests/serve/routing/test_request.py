@@ -1,7 +1,5 @@
 """The parts of a request that a router sees."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

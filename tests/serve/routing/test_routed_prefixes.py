@@ -1,7 +1,5 @@
 """The replicas that have read a prefix."""
 
-from __future__ import annotations
-
 from random import Random
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The router before simulated replicas: of 8 places whose steps each answer makes longer."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 
