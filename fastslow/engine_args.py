@@ -1,29 +1,31 @@
 """The arguments of `LLM`, and what they mean for a model's context and pages."""
 
-import dataclasses
-from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import ConfigDict, Field, InstanceOf
+from pydantic.dataclasses import dataclass
 
+from fastslow.engine.checked import kept_as
 from fastslow.engine.host.files import cache_folder
 from fastslow.engine.kv.budget import page_budget, parse_bytes, too_much
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.page_file import PageFile
 from fastslow.engine.model.base import Model, kv_cache_for
 from fastslow.engine.parallel.sharding import Parallel
-from fastslow.engine.params import shown
+from fastslow.engine.params import Count, Positive, Speculation, shown
 from fastslow.policies.auto import checkpoint_selector, read_selector
 from fastslow.policies.mode_router import ModeRouter
 from fastslow.request.options import Presets, SpeculationLike
 
-LEAST = {"prompt_rows": 1, "max_running": 1, "max_waiting": 0}
+CHECKED = ConfigDict(strict=True, arbitrary_types_allowed=True)
+Given = str | Mapping[Any, Any] | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=CHECKED)
 class EngineArgs:
     """The arguments of `LLM`.
 
@@ -75,32 +77,21 @@ class EngineArgs:
     quantization: str = "auto"
     device: str | torch.device = "auto"
     kv_dtype: str = "auto"
-    kv_memory: float | str | None = None
+    kv_memory: int | float | str | None = None
     kv_spill: int | str | None = None
     max_model_len: int | None = None
-    prompt_rows: int = 512
-    max_running: int = 64
+    prompt_rows: Positive = 512
+    max_running: Positive = 64
     prefix_caching: bool = True
-    speculation: SpeculationLike | None = None
-    auto: ModeRouter | str | Path | None = None
+    speculation: Annotated[SpeculationLike | None, kept_as(InstanceOf[Speculation] | Given)] = None
+    auto: Annotated[
+        ModeRouter | str | Path | None, kept_as(str | Path | InstanceOf[Callable] | None)
+    ] = None
     remember: bool | Literal["by_key"] = True
-    modes: Presets | None = None
-    thinking_tags: tuple[str, str] | None = None
+    modes: Annotated[Presets | None, kept_as(Path | Given)] = None
+    thinking_tags: Annotated[tuple[str, str] | None, Field(strict=False)] = None
     progress: bool = True
     parallel: str | Parallel | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse values of a wrong type, before anything is loaded."""
-        for field in dataclasses.fields(self):
-            name, value, kinds = field.name, getattr(self, field.name), _kinds(field.type)
-            if type(value) is bool and bool not in kinds or not _is_one(value, kinds):
-                words = [getattr(kind, "__name__", repr(kind)) for kind in kinds]
-                said = " or ".join("None" if word == "NoneType" else word for word in words)
-                raise ValueError(f"{name}={shown(value)} must be {said}")
-            if value == "":
-                raise ValueError(f"{name}='' is empty")
-            if name in LEAST and value < LEAST[name]:
-                raise ValueError(f"{name}={shown(value)} must be at least {LEAST[name]}")
 
     def context(self, most: int) -> int:
         """Most tokens of prompt plus answer, for a model that can `most`."""
@@ -151,7 +142,7 @@ class EngineArgs:
         return kv
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, config=CHECKED)
 class AsyncArgs(EngineArgs):
     """The arguments of `AsyncLLM`: those of `LLM`, and one more.
 
@@ -160,23 +151,4 @@ class AsyncArgs(EngineArgs):
             raises `Busy`. Each of n answers counts.
     """
 
-    max_waiting: int = 256
-
-
-def _kinds(annotation: Any) -> list[Any]:
-    """The classes and the literal values that an annotation allows."""
-    parts = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-    return [
-        kind
-        for part in parts
-        for kind in (get_args(part) if get_origin(part) is Literal else [get_origin(part) or part])
-    ]
-
-
-def _is_one(value: object, kinds: list[Any]) -> bool:
-    """Tell whether a value is of one of the kinds: an int is a float, too, and a list as good as a tuple."""
-    wider = {float: int | float, tuple: Sequence}
-    return any(
-        isinstance(value, wider.get(kind, kind)) if callable(kind) else value == kind
-        for kind in kinds
-    )
+    max_waiting: Count = 256

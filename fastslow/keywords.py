@@ -18,12 +18,13 @@ from typing import (
     TypedDict,
     TypeVar,
     Unpack,
+    get_type_hints,
     overload,
 )
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
-from fastslow.engine.checked import nearest, shown
+from fastslow.engine.checked import nearest, sentence, shown
 from fastslow.engine.params import SamplingParams
 from fastslow.output import Output
 from fastslow.request.options import (
@@ -140,13 +141,20 @@ def takes_fields(
     kind: Callable[P, A],
 ) -> Callable[[Callable[[Owner, A], None]], Callable[Concatenate[Owner, P], None]]:
     """For an `__init__` whose arguments are the fields of a dataclass: it gets them as one object."""
-    shown_as = inspect.signature(kind).parameters
+    kinds = get_type_hints(kind)  # without their checks
+    shown_as = {
+        n: p.replace(annotation=kinds[n]) for n, p in inspect.signature(kind).parameters.items()
+    }
 
     def decorate(build: Callable[[Owner, A], None]) -> Callable[Concatenate[Owner, P], None]:
         @wraps(build)
         def called(owner: Owner, /, *given: P.args, **fields: P.kwargs) -> None:
             refuse_unknown(fields, shown_as)
-            build(owner, kind(*given, **fields))
+            try:
+                args = kind(*given, **fields)
+            except ValidationError as error:
+                raise ValueError(sentence(error)) from None
+            build(owner, args)
 
         owner, *_ = inspect.signature(build).parameters.values()
         called.__doc__ = kind.__doc__

@@ -25,5 +25,5 @@ class ModeChoice(NamedTuple):
     why: str
 
 
-ModeRouter = Callable[[PromptFacts], "str | ModeChoice"]
+ModeRouter = Callable[[PromptFacts], str | ModeChoice]
 """Takes a mode for a request. It costs the caller's time, so it should be quick."""

@@ -50,6 +50,8 @@ def resolve_model(model: str | Path, progress: bool = True, weights: bool = True
     could not be fetched."""
     sweep(cache_folder())
     path = Path(model)
+    if not model:
+        raise ValueError("model='' is empty")
     try:
         folder, file = path.is_dir(), path.is_file()
     except OSError as error:  # such as a name that is too long

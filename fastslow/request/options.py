@@ -13,7 +13,7 @@ from fastslow.engine.checked import Params, kept_as, shown
 from fastslow.engine.host.files import read_object
 from fastslow.engine.params import MOST_PRIORITY, Mode, SamplingParams, Speculation
 from fastslow.engine.text.messages import Message
-from fastslow.policies.mode_router import ModeChoice, ModeRouter  # noqa: F401 - pydantic needs both
+from fastslow.policies.mode_router import ModeRouter
 from fastslow.request.resume import ResumeState
 
 Prompt = str | Sequence[SupportsIndex] | Sequence[Message]

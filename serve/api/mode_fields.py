@@ -13,10 +13,7 @@ from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.engine import ModelCard
 
 Tokens = Annotated[StrictInt, Field(ge=0, le=MOST)]
-BUDGETS = (
-    *("thinking_budget", "thinking_token_budget"),
-    *("thinking_budget_tokens", "max_thinking_tokens"),
-)
+BUDGETS = "thinking_budget", "thinking_token_budget"
 SWITCHES = "enable_thinking", "thinking"  # variables of templates that are a mode's business here
 STEERING = (
     *("loop", "confidence", "answer_room", "warn_at", "warning"),
@@ -34,7 +31,7 @@ def optional(description: str) -> Any:
     return Field(default=None, description=description)
 
 
-BUDGET = optional("most tokens of thought; all names mean the same")
+BUDGET = optional("most tokens of thought; both names mean the same")
 
 
 class ThinkingField(BaseModel):
@@ -105,8 +102,6 @@ class ModeFields(BaseModel):
     extra_body: ExtraBody | None = None
     thinking_budget: Tokens | None = BUDGET
     thinking_token_budget: Tokens | None = BUDGET
-    thinking_budget_tokens: Tokens | None = BUDGET
-    max_thinking_tokens: Tokens | None = BUDGET
     answer_room: Tokens | Literal["auto"] | None = optional(
         "tokens of max_tokens that stay for the answer: the thought is closed in time"
     )

@@ -88,7 +88,7 @@ def test_it_is_loaded_in_a_thread_and_closed(folder: Path, monkeypatch: pytest.M
             served.submit("The")
         with pytest.raises(ValueError, match="did you mean 'max_running'"):
             AsyncLLM(folder, max_runing=3)  # type: ignore[call-arg]
-        with pytest.raises(ValueError, match="^max_waiting=-1 must be at least 0$"):
+        with pytest.raises(ValueError, match="^max_waiting=-1 must be greater than or equal to 0$"):
             AsyncLLM(folder, max_waiting=-1)
 
     asyncio.run(main())

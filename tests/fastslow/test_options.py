@@ -4,7 +4,7 @@ import inspect
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from gate import open_llm
@@ -33,10 +33,13 @@ def test_every_call_shows_every_option(call: Any) -> None:
 
 
 def test_an_llm_and_an_async_llm_show_the_arguments_of_the_engine() -> None:
-    arguments = inspect.signature(EngineArgs).parameters
-    assert inspect.signature(LLM).parameters == arguments
-    assert inspect.signature(AsyncLLM).parameters == inspect.signature(AsyncArgs).parameters
-    assert all(f"    {name}: " in (LLM.__init__.__doc__ or "") for name in arguments)
+    for shown, args in ((LLM, EngineArgs), (AsyncLLM, AsyncArgs)):
+        kinds, own = get_type_hints(args), inspect.signature(args).parameters
+        seen = inspect.signature(shown).parameters
+        assert list(seen) == list(own)
+        assert all(one.replace(annotation=kinds[name]) == seen[name] for name, one in own.items())
+        assert "Annotated" not in str(seen)
+        assert all(f"    {name}: " in (LLM.__init__.__doc__ or "") for name in own if name != "max_waiting")
 
 
 def test_type_checkers_know_the_options_of_lists() -> None:

@@ -62,9 +62,8 @@ WAYS: list[tuple[Any, list[dict[str, Any]]]] = [
     (STEERED, [STEERING, {"mode": {**STEERING}}, {**STEERING, "mode": {"loop": True}}]),
     ({**DEEP, "thinking_budget": 4096}, [{"reasoning_effort": "medium"}]),
     (BUDGET, [{"reasoning_effort": "low", "thinking_budget": 7}, {"thinking_budget": 7}]),
-    (BUDGET, [{"thinking_token_budget": 7}, {"thinking_budget_tokens": 7}]),
-    (BUDGET, [{"max_thinking_tokens": 7}, {"reasoning": {"max_tokens": 7}}]),
-    (BUDGET, [{"thinking_budget": 7, "max_thinking_tokens": 7}]),
+    (BUDGET, [{"thinking_token_budget": 7}, {"reasoning": {"max_tokens": 7}}]),
+    (BUDGET, [{"thinking_budget": 7, "thinking_token_budget": 7}]),
     ("auto", [ADAPTIVE, gemini(thinking_budget=-1), gemini(thinking_budget=-1)["extra_body"]]),
     ("fast", [{**ADAPTIVE, "mode": "fast"}, {**ADAPTIVE, "reasoning_effort": "minimal"}]),
     ({"base": "auto", "thinking_budget": 7}, [{**ADAPTIVE, "thinking_budget": 7}]),
@@ -89,7 +88,9 @@ def test_every_way_to_say_how_to_think_is_one_mode(fields: dict[str, Any], mode:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"thinking_budget": 3, "max_thinking_tokens": 4}, "thinking_budget=3 and max_thinking"),
+        ({"thinking_budget": 3, "thinking_token_budget": 4}, "thinking_budget=3 and thinking_token"),
+        ({"thinking_budget_tokens": 7}, "did you mean 'thinking_budget'?"),
+        ({"max_thinking_tokens": 7}, "did you mean 'thinking_token_budget'?"),
         ({"mode": "fast", "reasoning_effort": "high"}, "mode='fast' and reasoning_effort='high'"),
         ({"reasoning_effort": "low", "reasoning": {"effort": "high"}}, "reasoning.effort='high'"),
         ({"reasoning_effort": "none", "thinking_budget": 5}, "thinking is off"),

@@ -34,7 +34,7 @@ WISHES: dict[str, tuple[dict[str, Any], int, str]] = {  # thought, and what the 
     "nothing": ({}, 8, ""),
     "less": ({"thinking_budget": 3}, 3, ""),
     "turn_budget": ({"turn_budget": 9000}, 8, "turn_budget stays 12"),
-    "thinking_budget": ({"max_thinking_tokens": 9000}, 8, "thinking_budget stays 8"),
+    "thinking_budget": ({"thinking_token_budget": 9000}, 8, "thinking_budget stays 8"),
     "no bounds at all": ({"mode": {"base": "support", **LOOSE}}, 8, "loop stays Loop(times=3"),
     "as Claude": ({"thinking": {"type": "enabled", "budget_tokens": 5000}}, 8, "budget stays 8"),
     "no thought": ({"mode": "quiet", "thinking": {"type": "enabled"}}, 0, "thinking stays 'off'"),
