@@ -89,8 +89,6 @@ def test_every_way_to_say_how_to_think_is_one_mode(fields: dict[str, Any], mode:
     ("fields", "said"),
     [
         ({"thinking_budget": 3, "thinking_token_budget": 4}, "thinking_budget=3 and thinking_token"),
-        ({"thinking_budget_tokens": 7}, "did you mean 'thinking_budget'?"),
-        ({"max_thinking_tokens": 7}, "did you mean 'thinking_token_budget'?"),
         ({"mode": "fast", "reasoning_effort": "high"}, "mode='fast' and reasoning_effort='high'"),
         ({"reasoning_effort": "low", "reasoning": {"effort": "high"}}, "reasoning.effort='high'"),
         ({"reasoning_effort": "none", "thinking_budget": 5}, "thinking is off"),
@@ -141,6 +139,12 @@ def test_one_sentence_for_what_does_not_fit(fields: dict[str, Any], said: str) -
     with pytest.raises(ValueError) as error:
         options_of(**fields)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["thinking_budget_tokens", "max_thinking_tokens"])
+def test_other_names_of_a_budget_are_refused_with_the_one_that_is_known(name: str) -> None:
+    with pytest.raises(ValueError, match=f"'{name}' is unknown; did you mean 'thinking_(token_)?budget'"):
+        options_of(**{name: 7})
 
 
 def test_adaptive_thinking_keeps_to_the_modes_of_a_key() -> None:
