@@ -6,7 +6,7 @@ It asks a built-in model, `abacus` or `--mix atlas`, held-out tasks of its own k
 before the next task: the presets fast and deep, auto as it learned it (`--auto FILE` of `fastslow tune --modes`) and
 by the weights set by hand, fast with escalation to deep, 0 to 8 groups with thinking off and on, deep with hard and
 soft thinking budgets, or ended where the answer is settled, and deep with each control that the guide names.
-`--only budgets` and so on measure a part of it. `thinking_pictures.py` draws the file.
+`--only budgets` and so on measure a part of it.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import figures
 import pytest
@@ -42,11 +41,10 @@ CASES = {  # may name {model}, {prompts}, {out} and {folder}
         " --prompts {prompts} --limit 2 --tokens 6 --threads 1 -o {out}"
     ),
     "thinking": "--count 3 --out {out}",
-    "bystander": "--model abacus --attacks plain --count 2 --repeat 1 --out {out}",
 }
-FIGURES = {"drafting": "cells", "thinking": "figures", "bystander": "times"}  # of the file; of the others: rows
+FIGURES = {"drafting": "cells", "thinking": "figures"}  # of the file; of the others: rows
 PRINTED = {"replay": "--model {model} --dtype float32 --prompts {prompts} --limit 2 --tokens 8"}
-OWN = {"checkouts", "peers", "thinking_pictures"}  # have separate tests
+OWN = {"checkouts", "peers"}  # have separate tests
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +102,7 @@ def test_every_benchmark_is_run_here() -> None:
     assert scripts == {*CASES, *PRINTED, *OWN}
 
 
-SLOW = {"exact", "thinking", "bystander"}
+SLOW = {"exact", "thinking"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CASES])
@@ -123,27 +121,6 @@ def test_its_file_holds_what_it_promises(name: str, place: Place) -> None:
     if name == "decode" and wanted():
         shares = [bool(row["bytes"]) for row in found["rows"][:6]]
         assert shares == [True, False, True, True, False, False], "of one row, of the bandwidth"
-
-
-def test_pictures_of_thinking(place: Place) -> None:
-    """Each run is in the pictures of what it measured."""
-    shares = {"fast": 0.8, "deep": 0.9, "auto": 0.85, "budget 8": 0.5, "early stop 4x2": 0.7}
-    shares |= {f"{n} groups, thinking {on}": n / 8 for n in (0, 8) for on in ("on", "off")}
-    more = {"tasks": {"count": 3}, "curves": {"learned": [[9, 0.9]]}}
-    for name, most in (("a & b", 5), ("atlas", 9)):
-        ways = {way: {"accuracy": y, "tokens": 40 * y} for way, y in [*shares.items()][:most]}
-        file = place.out.with_name(f"{name[0]}{most}")
-        file.write_text(json.dumps({"model": name, "figures": ways, **more}), "utf-8")
-    place.run("thinking_pictures", "{folder}/a5 {folder}/a9 --out {folder}")
-    found = {}
-    for name in ("auto", "budgets", "groups"):
-        tree = ElementTree.parse(place.out.with_name(f"{name}.svg"))
-        found[name] = {one.text for one in tree.iter() if one.text}
-    titles = {"a & b, 3 tasks", "atlas, 3 tasks"}
-    assert found["auto"] > {*titles, "fast", "deep", "auto", "learned", "a random mix", "100%"}
-    assert found["budgets"] > {*titles, "hard budget", "early stop"}
-    assert found["groups"] > {"atlas, 3 tasks", "with a thought", "0", "8"}
-    assert found["groups"] & titles == {"atlas, 3 tasks"}
 
 
 def test_replay_says_what_it_found(place: Place, capsys: pytest.CaptureFixture[str]) -> None:

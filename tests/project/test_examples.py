@@ -2,20 +2,14 @@
 
 import json
 import runpy
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from checkpoints import write_moge
-from network import why_not
-from serve_engines import write_served
 from tokenizers_tiny import write_bpe
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-PATIENCE = 400  # seconds
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }} {% endfor %}"
     "{% if enable_thinking is defined and enable_thinking %}<think>{% endif %}"
@@ -64,49 +58,3 @@ def test_a_model_goes_on_with_a_users_first_words(tmp_path: Path, monkeypatch: p
     for one in written:
         (*begun,) = (w for w in firsts[one["category"]] if one["prompt"].startswith(w))
         assert begun and len(one["prompt"]) > max(map(len, begun))
-
-
-@pytest.fixture
-def hosts() -> None:
-    """Of the example of several machines: they can be made here."""
-    if reason := why_not():
-        pytest.skip(reason)
-
-
-def spaces() -> set[str]:
-    """The network namespaces of this machine."""
-    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True)
-    return {line.split()[0] for line in listed.stdout.splitlines()}
-
-
-def start(*words: object) -> subprocess.Popen[str]:
-    command = [sys.executable, str(EXAMPLES / "several_machines.py"), *map(str, words)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("hosts")
-@pytest.mark.parametrize("how", ["kill", "cut"])
-def test_an_answer_goes_on_when_a_host_is_lost(how: str, tmp_path: Path) -> None:
-    process = start(write_served(tmp_path), "--tokens", 3000, "--lose", how)
-    printed, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, printed
-    assert f"{how} fs" in printed and printed.endswith("the answer is the same\n")
-    assert not any(name.startswith(f"fs{process.pid}-") for name in spaces())
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("hosts")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_takes_all_hosts_down(number: int, tmp_path: Path) -> None:
-    process = start(write_served(tmp_path))
-
-    def own() -> set[str]:
-        return {name for name in spaces() if name.startswith(f"fs{process.pid}-")}
-
-    while len(own()) < 5:  # four hosts and the switch
-        assert process.poll() is None
-        time.sleep(0.1)
-    process.send_signal(number)
-    assert process.wait(PATIENCE) == 130
-    assert not own()

@@ -1,18 +1,9 @@
-"""A server with an engine on each of two hosts, and what its client sees when a host is lost.
-
-The hosts are network namespaces of this machine (`network.py`), so that a cable can be pulled.
-Needs Linux, root, iproute2, curl and `pip install 'fastslow[ray]'`.
-
-    sudo python examples/several_machines.py [MODEL] --lose kill   # all its processes end
-    sudo python examples/several_machines.py [MODEL] --lose cut    # its link goes down without a sign
-"""
+"""A streamed answer goes on when a host of the cluster is lost. The hosts are network namespaces of this machine."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import secrets
-import signal
 import subprocess
 import sys
 import time
@@ -21,13 +12,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+import pytest
 from network import Host, Network, why_not
+from serve_engines import write_served
 
 FRONT, WORKERS, CLIENT = "front", ("one", "two"), "client"
 RAY, FASTSLOW = [sys.executable, "-m", "ray.scripts.scripts"], [sys.executable, "-m", "fastslow"]
 RAY_PORT, PORT = 6379, 8000
 STORE = 80_000_000  # bytes: nothing large passes through Ray's store
 PATIENCE = 300.0  # seconds
+TOKENS = 3000
 AFTER = 20  # pieces of the answer until a host is lost
 QUESTION = "Tell me a long story about a lighthouse."
 # How Ray's head notices a host that is silent: it asks each second, waits three for an answer, and takes a
@@ -43,10 +37,10 @@ class Answer(NamedTuple):
     pause: float
 
 
-class Play:
+class Cluster:
     """A cluster of Ray over the hosts, and the server in front of it. `log`: a folder for what programs write."""
 
-    def __init__(self, hosts: dict[str, Host], model: str, log: Path) -> None:
+    def __init__(self, hosts: dict[str, Host], model: Path, log: Path) -> None:
         self._hosts, self._model, self._log = hosts, model, log
         # a program without the token cannot use Ray's ports, which run whatever they are sent
         token = log.parent / "token"
@@ -66,7 +60,7 @@ class Play:
         self._until(lambda: (head.folder / "ray_current_cluster").exists(), "Ray's head")
         for name in WORKERS:
             self._ray(name, ["--num-cpus=1", f"--address={head.address}:{RAY_PORT}"])
-        command = [*FASTSLOW, "serve", self._model, "--replicas", "2", "--address", "auto"]
+        command = [*FASTSLOW, "serve", str(self._model), "--replicas", "2", "--address", "auto"]
         self._run(FRONT, [*command, "--host", head.address, "--port", str(PORT)], "serve")
         self._until(lambda: self._fetch("/ready") is not None, "the server")
         self._until(lambda: len(self.replicas()) == len(WORKERS), "two replicas")
@@ -118,7 +112,6 @@ class Play:
         busy = next(name for name, one in self.replicas().items() if one["running"])
         logs = f"session_*/logs/serve/*{busy}*"
         host = next(h for h in self._hosts.values() if any(h.folder.glob(logs)))
-        print(f"{how} {host.space}, where replica {busy} is answering", flush=True)
         host.kill() if how == "kill" else host.cut()
 
     def _ray(self, name: str, words: list[str]) -> None:
@@ -143,42 +136,25 @@ class Play:
             time.sleep(0.5)
 
 
-def show(play: Play, tokens: int, how: str) -> None:
-    """An answer undisturbed, and the same while a host is lost."""
-    print(f"two replicas: {', '.join(play.replicas())}", flush=True)
-    whole = play.ask(tokens)
-    print(f"undisturbed: {whole.pieces} pieces, longest pause {whole.pause:.2f} s", flush=True)
-    broken = play.ask(tokens, lambda: play.lose(how))
-    print(f"a host lost: {broken.pieces} pieces, longest pause {broken.pause:.2f} s")
-    if broken.text != whole.text:
-        raise RuntimeError("the answer differs")
-    print("the answer is the same", flush=True)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", nargs="?", default="smollm2-moge")
-    parser.add_argument("--lose", choices=["kill", "cut"], default="kill")
-    parser.add_argument("--tokens", type=int, default=400, help="of the answer")
-    arguments = parser.parse_args()
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["kill", "cut"])
+def test_an_answer_goes_on_when_a_host_is_lost(how: str, tmp_path: Path) -> None:
+    """ "kill": all its processes end; "cut": its link goes down without a sign. Prints the longest pause."""
     if reason := why_not():
-        sys.exit(f"error: {reason}")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: hosts are taken down
+        pytest.skip(reason)
+    model = write_served(tmp_path)
     with TemporaryDirectory(prefix="fs") as folder:
         log = Path(folder, "log")
         log.mkdir()
-        try:
-            with Network((FRONT, *WORKERS, CLIENT), Path(folder)) as network:
-                play = Play(network.hosts, arguments.model, log)
-                play.start()
-                show(play, arguments.tokens, arguments.lose)
-        except RuntimeError as error:
-            for path in sorted(log.iterdir()):
-                print(f"--- {path.name}\n{path.read_text(errors='replace')[-3000:]}", flush=True)
-            sys.exit(f"error: {error}")
-        except KeyboardInterrupt:
-            sys.exit(130)
-
-
-if __name__ == "__main__":
-    main()
+        with Network((FRONT, *WORKERS, CLIENT), Path(folder)) as network:
+            cluster = Cluster(network.hosts, model, log)
+            try:
+                cluster.start()
+                whole = cluster.ask(TOKENS)
+                broken = cluster.ask(TOKENS, lambda: cluster.lose(how))
+            except RuntimeError:
+                for path in sorted(log.iterdir()):
+                    print(f"--- {path.name}\n{path.read_text(errors='replace')[-3000:]}")
+                raise
+    print(f"longest pause: undisturbed {whole.pause:.2f} s, {how} {broken.pause:.2f} s")
+    assert broken.text == whole.text and whole.pieces > AFTER
