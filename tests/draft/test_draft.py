@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from head_tools import View
+from refusals import refused
 
 from fastslow.draft.base import BaseDrafter
 from fastslow.draft.ngram import NgramDraft
@@ -159,13 +160,11 @@ def test_a_bad_drafter_is_named_and_does_not_keep_the_others(
     ids=str,
 )
 def test_bad_names(settings: dict[str, Any], groups: int, pattern: str) -> None:
-    with pytest.raises(ValueError, match=f"^drafter={pattern}"):
-        check_drafter(Speculation(**settings), RoutedUnits("groups", groups))
+    refused(f"^drafter={pattern}", check_drafter, Speculation(**settings), RoutedUnits("groups", groups))
 
 
 def test_settings_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match=r"^speculation groups=9 is outside 0\.\.8$"):
         check_drafter(Speculation(drafter="self", groups=9), RoutedUnits("groups", 8))
     for made in (None, [[1, 2]]):
-        with pytest.raises(ValueError, match="and a list of Tree is needed"):
-            counted(made, 1)  # type: ignore[arg-type]
+        refused("and a list of Tree is needed", counted, made, 1)

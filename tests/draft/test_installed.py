@@ -12,6 +12,7 @@ import pytest
 from cli_tools import record
 from fastapi.testclient import TestClient
 from processes_served import address, command, wait_ready
+from refusals import refused
 from serve_tools import open_tiny, write_tiny
 
 from fastslow.draft import installed, registry
@@ -89,8 +90,7 @@ def test_it_drafts_in_python(package: Path, llm: LLM) -> None:
         out = llm.generate("one two", SIXTY, speculation=wish)
         assert out.token_ids == plain.token_ids
     assert out.metrics.drafter == "echo" and out.metrics.drafted >= 100
-    with pytest.raises(ValueError, match=r"^drafter='ecko' is unknown; did you mean 'echo'\?$"):
-        llm.generate("one two", SIXTY, speculation="ecko")
+    refused(r"^drafter='ecko' is unknown; did you mean 'echo'\?$", llm.generate, "one two", SIXTY, speculation="ecko")
 
 
 def test_it_is_imported_when_it_is_named(package: Path, llm: LLM) -> None:
@@ -104,8 +104,7 @@ def test_it_is_imported_when_it_is_named(package: Path, llm: LLM) -> None:
 def test_a_name_that_is_taken_is_refused(package: Path, llm: LLM, logged: list[str]) -> None:
     builtin = DRAFTERS["suffix"]
     for _ in range(2):
-        with pytest.raises(ValueError, match="unknown"):
-            llm.generate("one two", SIXTY, speculation="two-words")
+        refused("unknown", llm.generate, "one two", SIXTY, speculation="two-words")
     assert DRAFTERS["suffix"] is builtin
     said = sorted(line.strip() for line in logged if "refused" in line)
     assert said == [

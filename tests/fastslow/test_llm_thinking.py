@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from checkpoints import write_chat, write_moge
 from gate import SOON, Gate, StopThinking, open_llm, settled
+from refusals import refused
 from tokenizers_tiny import write_spm
 
 from fastslow import LLM, AsyncLLM, Escalation, Loop, Mode, Output, SamplingParams, Speculation
@@ -114,11 +115,9 @@ def test_tags_that_a_checkpoint_declares_or_a_caller_gives(tmp_path: Path) -> No
         off = llm.chat("hello", TWENTY, mode="fast")
         assert (off.reasoning, off.text != "") == ("", True)
     for bad in (["<a>"], ["<a>", ""], "<a></a>", [1, 2]):
-        with pytest.raises(ValueError, match="^thinking_tags="):
-            open_llm(folder, thinking_tags=bad)
+        refused("^thinking_tags=", open_llm, folder, thinking_tags=bad)
     (folder / "fastslow.json").write_text('{"thinking_tags": 5}')
-    with pytest.raises(ValueError, match=r"fastslow\.json: thinking_tags=5 must be two texts"):
-        open_llm(folder)
+    refused(r"fastslow\.json: thinking_tags=5 must be two texts", open_llm, folder)
 
 
 def test_pangus_tags_and_switch(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from gate import settled
+from refusals import refused
 
 from fastslow.engine.params import Mode, SamplingParams
 from fastslow.llm import LLM
@@ -128,8 +129,7 @@ def test_a_pin_leaves_room_for_others(llm: LLM) -> None:
     pages = llm.stats().pages
     assert pages == 60  # so that at most half, 30, may be pinned
     pins = [llm.pin([n] * 160) for n in range(20, 23)]
-    with pytest.raises(ValueError, match="30 are pinned already, and of 60 pages at most 30 may"):
-        llm.pin([30] * 160)
+    refused("30 are pinned already, and of 60 pages at most 30 may", llm.pin, [30] * 160)
     assert llm.stats().pages_pinned == 30
     flood(llm)
     long = SamplingParams(max_tokens=100, ignore_eos=True)
@@ -150,8 +150,7 @@ def test_what_cannot_be_pinned(llm: LLM, folder: Path) -> None:
         (PREFIX, {"every_key": 1}, "^every_key=1 must be True or False$"),
     ]
     for prompt, options, said in wrong:
-        with pytest.raises(ValueError, match=said):
-            llm.pin(prompt, **options)
+        refused(said, llm.pin, prompt, **options)
     for options, said in (
         ({"kv_memory": 16 * 16 * 512}, "of 16 pages at most 0 may be pinned"),
         ({"prefix_caching": False}, "^pin needs prefix_caching=True$"),
@@ -198,6 +197,5 @@ def test_what_has_no_room_goes_to_a_file_and_comes_back(
         flood(llm)
         llm.forget_prompts()
         assert llm.stats().pages_spilled == 0 and cached(llm, ask, memory_key="me") == 0
-    with pytest.raises(ValueError, match="^kv_spill is 'much', but must be like 2GiB"):
-        open_llm(folder, kv_spill="much")
+    refused("^kv_spill is 'much', but must be like 2GiB", open_llm, folder, kv_spill="much")
     assert list((tmp_path / "kv_spill").iterdir()) == []

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from gate import open_llm
+from refusals import refused
 from tune_tools import write_model
 
 from fastslow.engine.checkpoint.identity import model_digest
@@ -42,8 +43,7 @@ def test_tuned_settings_are_taken_by_path_and_those_of_another_model_refused(
     out, few = tmp_path / "tuned.json", SamplingParams(max_tokens=2)
     write_settings(out, "mine", NGRAM, {}, mine)
     said = "found with model 'mine' .* this model is 'other'"
-    with pytest.raises(ValueError, match=said):
-        open_llm(other, speculation=str(out))
+    refused(said, open_llm, other, speculation=str(out))
     with open_llm(other) as llm, pytest.raises(ValueError, match=said):
         llm.generate("Hello", few, speculation=str(out))
     with open_llm(mine, speculation=str(out)) as llm:
@@ -51,8 +51,7 @@ def test_tuned_settings_are_taken_by_path_and_those_of_another_model_refused(
             assert llm.generate("Hello", few, speculation=wish).metrics.drafter == drafter
         with pytest.raises(ValueError, match=r"^settings file '.*nothing.json' cannot be read"):
             llm.generate("Hello", few, speculation=str(tmp_path / "nothing.json"))
-    with pytest.raises(ValueError, match=r"^drafter='ngarm' is unknown"):
-        open_llm(mine, speculation="ngarm")
+    refused(r"^drafter='ngarm' is unknown", open_llm, mine, speculation="ngarm")
 
 
 def test_every_part_of_a_file_is_checked(mine: Path, other: Path, tmp_path: Path) -> None:
@@ -69,8 +68,7 @@ def test_every_part_of_a_file_is_checked(mine: Path, other: Path, tmp_path: Path
         lambda: load_modes(other, FOUR, path),
         lambda: add_settings(path, "other", other, modes=bot),
     ):
-        with pytest.raises(ValueError, match="found with model 'mine'"):
-            use()
+        refused("found with model 'mine'", use)
     assert path.read_text("utf-8") == before
 
 
@@ -79,8 +77,7 @@ def test_a_file_of_an_older_version_is_taken_with_a_word(mine: Path, tmp_path: P
     write_settings(path, "a model", NGRAM, {})
     assert read_settings(path, mine) == read_settings(path, mine) == NGRAM
     assert len(logged) == 1 and "names model 'a model' without a fingerprint" in logged[0]
-    with pytest.raises(ValueError, match="names model 'a model', and this is 'mine'"):
-        add_settings(path, "mine", mine, modes={})
+    refused("names model 'a model', and this is 'mine'", add_settings, path, "mine", mine, modes={})
 
 
 def test_presets_written_by_hand_fit_any_model(mine: Path, other: Path, tmp_path: Path, logged: list[str]) -> None:

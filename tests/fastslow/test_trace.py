@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from gate import SOON, Gate, open_llm, settled
+from refusals import refused
 
 from fastslow.engine.core import stats, step_trace
 from fastslow.engine.params import Escalation, GrammarSpec, Mode, SamplingParams, Speculation
@@ -115,10 +116,8 @@ def test_it_is_there_while_the_answer_comes_and_not_unless_asked(llm: LLM) -> No
         one = several.trace(n)
         assert one is not None
         assert [t for step in one["steps"] for t in step["tokens"]] == choice.token_ids
-    with pytest.raises(ValueError, match=r"^index=2 is outside 0\.\.1$"):
-        several.trace(2)
-    with pytest.raises(ValueError, match="^trace=1 must be True or False$"):
-        llm.submit(PROMPT, LONG, trace=1)  # type: ignore[call-overload]
+    refused(r"^index=2 is outside 0\.\.1$", several.trace, 2)
+    refused("^trace=1 must be True or False$", llm.submit, PROMPT, LONG, trace=1)
 
 
 @pytest.mark.parametrize("how", ["restart", "recompute", "keep"])

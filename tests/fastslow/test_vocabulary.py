@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from checkpoints import write_moge
 from gate import open_llm
+from refusals import refused
 from tokenizers import AddedToken, Tokenizer
 from tokenizers_tiny import write_bpe
 
@@ -45,8 +46,7 @@ def test_an_added_token_that_nobody_uses_does_no_harm(folder: Path, logged: list
 
 @pytest.mark.parametrize("prompt", [f"a{NEW}b", [{"role": "user", "content": f"a{NEW}b"}]])
 def test_a_prompt_with_such_a_token_is_refused(llm: LLM, prompt: Any) -> None:
-    with pytest.raises(ValueError, match=OUTSIDE):
-        llm.generate(prompt, FEW)
+    refused(OUTSIDE, llm.generate, prompt, FEW)
     assert len(llm.generate([5, 6], FEW).token_ids) == 4
 
 
@@ -61,15 +61,13 @@ def test_a_closing_phrase_is_checked(tmp_path: Path) -> None:
     with open_llm(folder) as llm:
         for budget in (0, 3):
             mode = Mode(thinking_budget=budget, closing=f"so{NEW}")
-            with pytest.raises(ValueError, match=r"^closing='so<new>' holds token id 320, outside"):
-                llm.chat("hello", FEW, mode=mode)
+            refused(r"^closing='so<new>' holds token id 320, outside", llm.chat, "hello", FEW, mode=mode)
 
 
 def test_thinking_tags_outside_the_vocabulary(tmp_path: Path, logged: list[str]) -> None:
     folder = write(tmp_path, "<reason>", "</reason>")
     tags = ("<reason>", "</reason>")
-    with pytest.raises(ValueError, match=r"^thinking tag '</reason>' is a token outside"):
-        open_llm(folder, thinking_tags=tags)
+    refused(r"^thinking tag '</reason>' is a token outside", open_llm, folder, thinking_tags=tags)
     (folder / "fastslow.json").write_text(json.dumps({"thinking_tags": tags}))
     with open_llm(folder) as llm:
         assert len(llm.chat("hello", FEW, mode="deep").token_ids) == 4
@@ -79,8 +77,7 @@ def test_thinking_tags_outside_the_vocabulary(tmp_path: Path, logged: list[str])
 def test_a_tokenizer_of_a_larger_model_is_refused(tmp_path: Path) -> None:
     write_bpe(tmp_path, TEMPLATE, 400)
     write_moge(tmp_path, vocab=300, num_hidden_layers=1)
-    with pytest.raises(ValueError, match=r"ids reach to \d+, but the model's vocab_size is 300$"):
-        open_llm(tmp_path)
+    refused(r"ids reach to \d+, but the model's vocab_size is 300$", open_llm, tmp_path)
 
 
 def test_end_tokens_outside_the_vocabulary_end_nothing(tmp_path: Path, logged: list[str]) -> None:

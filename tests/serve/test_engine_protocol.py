@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from ray_engines import living
+from refusals import refused
 from requests_made import made_request
 from serve_engines import LONG, answer_of, asked, first_of, idle, pieces_of, settings_of, until
 
@@ -145,18 +146,15 @@ def test_thoughts_stay_in_the_prompt(engine: Engine, run: Run) -> None:
     ],
 )
 def test_what_does_not_fit_is_a_value_error(engine: Engine, ask: GenerateRequest, said: str, run: Run) -> None:
-    with pytest.raises(ValueError, match=said):
-        run(pieces_of(engine, ask))
+    refused(said, run, pieces_of(engine, ask))
     assert len(run(answer_of(engine, asked())).token_ids) == 8
 
 
 def test_prompts_and_tokens_as_text(engine: Engine, run: Run) -> None:
     tokens = run(engine.tokenize(asked(prompt="one two")))
     assert run(engine.detokenize(tokens)) == "one two"
-    with pytest.raises(ValueError, match="99999"):
-        run(engine.detokenize([99999]))
-    with pytest.raises(ValueError, match="'dep' is unknown"):
-        run(engine.tokenize(asked(mode="dep")))
+    refused("99999", run, engine.detokenize([99999]))
+    refused("'dep' is unknown", run, engine.tokenize(asked(mode="dep")))
     parts = run(engine.token_bytes([*tokens, 2]))
     assert b"".join(data for data, shown in parts if shown) == b"one two"
     assert parts[-1] == (b"<|im_end|>", False)
@@ -191,8 +189,7 @@ def test_a_grammar_that_becomes_too_complex_is_its_clients_fault(engine: Engine,
     wild = {"regex": "((((a{1,999}){1,999}){1,999}){1,999}){999}"}
     for streamed in (True, False):
         ask = asked(tokens=60, sampling={"grammar": wild}, mode="fast", streamed=streamed)
-        with pytest.raises(ValueError, match="the grammar stopped: "):
-            run(pieces_of(engine, ask))
+        refused("the grammar stopped: ", run, pieces_of(engine, ask))
 
 
 @pytest.mark.parametrize("engine", ["process"], indirect=True)

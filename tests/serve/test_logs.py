@@ -14,6 +14,7 @@ from fake_engine import FakeEngine
 from fastapi.testclient import TestClient
 from loguru import logger
 from metrics_client import ASK, ask, client, scraped
+from refusals import refused
 from serve_tools import call
 
 from fastslow.llm import LLM
@@ -134,12 +135,9 @@ def test_nothing_a_client_sends_makes_a_line_of_its_own(path: Path, opened: Open
 
 
 def test_levels_formats_and_files_are_checked(tmp_path: Path, opened: Opened) -> None:
-    with pytest.raises(ValueError, match="log_level='loud' must be one of trace, debug"):
-        opened(level="loud")
-    with pytest.raises(ValueError, match="log_format='xml' must be one of json, text"):
-        opened(format="xml")
-    with pytest.raises(ValueError, match="cannot be written"):
-        opened(path=tmp_path / "not there" / "x.log")
+    refused("log_level='loud' must be one of trace, debug", opened, level="loud")
+    refused("log_format='xml' must be one of json, text", opened, format="xml")
+    refused("cannot be written", opened, path=tmp_path / "not there" / "x.log")
 
 
 def test_uvicorns_lines_go_the_same_way(path: Path, opened: Opened) -> None:

@@ -5,6 +5,7 @@ import math
 import pytest
 from loops import within
 from processes_served import program
+from refusals import refused
 from requests_made import made_request
 
 from fastslow.output import Completion, GenerationError, Metrics, Output, Piece
@@ -42,15 +43,12 @@ def test_bytes_that_are_no_message_are_refused() -> None:
 
 
 def test_what_no_message_can_hold_is_one_sentence() -> None:
-    with pytest.raises(ValueError, match="outside of 64 bits"):
-        frame(StartAnswer(0, made_request("a", "b", {"seed": 2**64}).to_fields()))
-    with pytest.raises(ValueError, match="not valid Unicode: see its character 3"):
-        frame(StartAnswer(0, made_request("a", "b \ud800").to_fields()))
+    refused("outside of 64 bits", frame, StartAnswer(0, made_request("a", "b", {"seed": 2**64}).to_fields()))
+    refused("not valid Unicode: see its character 3", frame, StartAnswer(0, made_request("a", "b \ud800").to_fields()))
     nested: list[object] = []
     for _ in range(100_000):
         nested = [nested]
-    with pytest.raises(ValueError, match="nested too deeply"):
-        frame(StartAnswer(0, made_request("a", "b", {"stop": nested}).to_fields()))
+    refused("nested too deeply", made_request("a", "b", {"stop": nested}).to_fields)
 
 
 @pytest.mark.parametrize(

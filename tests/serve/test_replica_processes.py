@@ -11,6 +11,7 @@ import pytest
 from loops import within
 from processes_served import address, command, wait_ready
 from ray_engines import descendants, living
+from refusals import refused
 from serve_engines import LONG, answer_of, asked, settings_of, until
 
 from fastslow.serve.api.config import ServerConfig
@@ -191,8 +192,7 @@ def test_what_the_operator_gives() -> None:
         ),
         ("replica_resources", "CPU=2", "names CPU: give replica_cpus for that"),
     ):
-        with pytest.raises(ValueError, match=sentence):
-            of(None, **{name: text})
+        refused(sentence, of, None, **{name: text})
 
 
 def test_an_engine_sees_its_devices_among_those_of_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,8 +202,7 @@ def test_an_engine_sees_its_devices_among_those_of_the_server(monkeypatch: pytes
     monkeypatch.setenv(VISIBLE["cuda"], "4,GPU-7")
     _see("cuda", [1])
     assert os.environ[VISIBLE["cuda"]] == "GPU-7"
-    with pytest.raises(ValueError, match="CUDA_VISIBLE_DEVICES=GPU-7 has no device of number 1"):
-        _see("cuda", [1])
+    refused("CUDA_VISIBLE_DEVICES=GPU-7 has no device of number 1", _see, "cuda", [1])
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from loops import within
+from refusals import refused
 from serve_engines import settings_of, until
 from serve_tools import client_of
 
@@ -74,8 +75,7 @@ def test_what_cannot_be_warm_is_refused_before_a_request_comes(folder: Path) -> 
         (["dep"], {}, "warm system.txt in mode 'dep': mode='dep' is unknown"),
         (["fast"], {"prefix_caching": False}, "pin needs prefix_caching=True"),
     ):
-        with pytest.raises(ValueError, match=said):
-            asyncio.run(warm(folder, *modes, **options).open())
+        refused(said, asyncio.run, warm(folder, *modes, **options).open())
 
 
 def test_files_of_prefixes(tmp_path: Path) -> None:
@@ -97,7 +97,5 @@ def test_files_of_prefixes(tmp_path: Path) -> None:
         ("g.txt", b"x" * (4 * 2**20 + 1), "more than 4194304 bytes"),
     ):
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(ValueError, match=said):
-            read_warm(tmp_path / name)
-    with pytest.raises(ValueError, match="cannot be read: No such file"):
-        read_warm(tmp_path / "missing")
+        refused(said, read_warm, tmp_path / name)
+    refused("cannot be read: No such file", read_warm, tmp_path / "missing")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from cli_tools import printed, refusal
 from quant_tools import quantised, texts_of
+from refusals import refused
 from torch.nn import functional as F
 
 from fastslow.engine.backends.loader import load_model
@@ -200,10 +201,8 @@ def test_what_cannot_be_quantised_is_refused(tmp_path: Path) -> None:
         (plain_, "w8a8", "must be new or empty"),
         (other, "new", "PanguProMoEV2ForCausalLM cannot be quantised"),
     ):
-        with pytest.raises(ValueError, match=said):
-            quantize(source, tmp_path / out, texts_of(96))
-    with pytest.raises(ValueError, match="calibration needs at least one text"):
-        quantize(plain_, tmp_path / "none", iter(()))
+        refused(said, quantize, source, tmp_path / out, texts_of(96))
+    refused("calibration needs at least one text", quantize, plain_, tmp_path / "none", iter(()))
     assert not (tmp_path / "none").exists()
     assert "cannot be quantised" in refusal("quantize", other, tmp_path / "new")
 
@@ -214,8 +213,7 @@ def test_numbers_that_are_not_finite_are_found_in_the_source(tmp_path: Path, nam
     table = checkpoints.tensors(config)
     table[name][2, 3] = float("nan")
     source = checkpoints.write(tmp_path / "float", config, table)
-    with pytest.raises(ValueError, match=f"tensor {name} has numbers that are not finite"):
-        quantised(source, tmp_path / "w8a8")
+    refused(f"tensor {name} has numbers that are not finite", quantised, source, tmp_path / "w8a8")
     assert not (tmp_path / "w8a8").exists()
 
 
@@ -230,8 +228,7 @@ def test_models_are_compared_place_by_place(tmp_path: Path) -> None:
     assert apart.kl > 0.1 and apart.agreement < 0.5
     swapped = compare(other, model, texts)
     assert apart.perplexity == swapped.source_perplexity
-    with pytest.raises(ValueError, match="evaluation needs a text of at least 2 tokens"):
-        compare(model, model, [[1]])
+    refused("evaluation needs a text of at least 2 tokens", compare, model, model, [[1]])
 
 
 def test_the_command_quantises_and_reports(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 import typer
 from fake_engine import FakeEngine
 from fastapi.testclient import TestClient
+from refusals import refused
 
 from fastslow.engine.text.switches import EFFORTS
 from fastslow.serve.api.config import ServerConfig, ServerSettings
@@ -65,10 +66,8 @@ def test_a_file_has_the_same_fields_as_the_command_line() -> None:
     assert config.settings.default_mode == "fast"
     assert [one["name"] for one in config.engine.warm] == ["w"]
     assert ServerConfig(**config.model_dump(mode="json", exclude_unset=True)) == config
-    with pytest.raises(ValueError, match=r"field 'log_text' is unknown; did you mean 'log_texts'"):
-        ServerConfig(log_text=True)  # type: ignore[call-arg]
-    with pytest.raises(ValueError, match=r"warm\[0\]"):
-        ServerConfig(warm=[{"name": "w"}])  # type: ignore[arg-type]
+    refused(r"field 'log_text' is unknown; did you mean 'log_texts'", ServerConfig, log_text=True)
+    refused(r"warm\[0\]", ServerConfig, warm=[{"name": "w"}])
 
 
 def test_a_new_setting_is_one_field() -> None:
@@ -104,9 +103,7 @@ def test_a_file_has_limits_and_defaults(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_file_of_limits_is_one_sentence(tmp_path: Path, text: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said) as told:
-        limits(tmp_path / "limits.json", text)
-    assert "\n" not in str(told.value)
+    refused(said, limits, tmp_path / "limits.json", text)
 
 
 @pytest.mark.parametrize(
@@ -118,16 +115,14 @@ def test_a_wrong_file_of_limits_is_one_sentence(tmp_path: Path, text: str, said:
     ],
 )
 def test_what_does_not_fit_is_told(arguments: list[str], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        given(*arguments)
+    refused(said, given, *arguments)
 
 
 @pytest.mark.parametrize("name", ["replicas", "address", "replica_resources"])
 def test_an_empty_value_is_no_default(name: str) -> None:
     fields: dict[str, Any] = {"replicas": "2", "address": None, name: ""}
     address = fields.pop("address")
-    with pytest.raises(ValueError, match=f"^--{name.replace('_', '-')} is empty: "):
-        check_several(ServerConfig(**fields), address, False)
+    refused(f"^--{name.replace('_', '-')} is empty: ", check_several, ServerConfig(**fields), address, False)
 
 
 def test_addresses() -> None:
@@ -135,5 +130,4 @@ def test_addresses() -> None:
     for text in ("auto", "127.0.0.1:6379", "[::1]:1", "a-node:65535"):
         check_several(config, text, False)
     for text in (*wrong, "x:0", "x:65536", "x:1a", "x:²"):
-        with pytest.raises(ValueError, match="^--address=.* must be auto or HOST:PORT"):
-            check_several(config, text, False)
+        refused("^--address=.* must be auto or HOST:PORT", check_several, config, text, False)

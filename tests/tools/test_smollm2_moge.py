@@ -8,6 +8,7 @@ import pytest
 import torch
 from checkpoints import write_dense
 from reference_model import ReferenceModel
+from refusals import refused
 from smollm2_moge.distill import Distiller, Schedule, divergence
 from smollm2_moge.student import Student, Teacher, recipe_of, run_mask
 from tokenizers_tiny import write_bpe
@@ -110,21 +111,18 @@ def test_recipe_survives_saving(dense: Teacher, tmp_path: Path) -> None:
 
 def test_broken_recipes_are_refused(folder: Path, dense: Teacher, tmp_path: Path) -> None:
     path = tmp_path / "recipe.safetensors"
-    with pytest.raises(ValueError, match="must exist"):
-        Recipe.load(path)
+    refused("must exist", Recipe.load, path)
     recipe = recipe_of(trained(dense, layout_of(dense)))
     recipe.save(path)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="complete safetensors"):
-        Recipe.load(path)
+    refused("complete safetensors", Recipe.load, path)
     fewer = ExpertLayout(*(tensor[:1] for tensor in vars(recipe.layout).values()))
     for wrong, sentence in (
         (replace(recipe, deltas={n: d for n, d in recipe.deltas.items() if n != "1_up"}), "1_up"),
         (replace(recipe, norms={n: w for n, w in recipe.norms.items() if n != "norm"}), "norms"),
         (Recipe(fewer, {}, {}), "2 layers"),
     ):
-        with pytest.raises(ValueError, match=sentence):
-            write_moge(folder, wrong, tmp_path / "moge")
+        refused(sentence, write_moge, folder, wrong, tmp_path / "moge")
     assert not (tmp_path / "moge").exists()
 
 

@@ -10,6 +10,7 @@ import torch
 from checkpoints import write_dense
 from cli_tools import call, printed, run, write_lines
 from engine_tools import Ask, Bench, answer, write_kin
+from refusals import refused
 from tokenizers_tiny import write_bpe
 
 from fastslow.draft.head.config import read_ends, read_head, read_metadata
@@ -111,13 +112,10 @@ def test_interrupted_it_continues(bench: Bench, target: Path, tmp_path: Path) ->
     train_head(made, training, bench.model, refuse, prompts(30), on_update=stop)
     assert file.read_bytes() == answers
     assert counts[3] > counts[2] and made.out.is_file()
-    with pytest.raises(ValueError, match=r"has features of layers \(0, 1\), not \(1,\)"):
-        Shards(made.work_folder / "features", (1,))
+    refused(r"has features of layers \(0, 1\), not \(1,\)", Shards, made.work_folder / "features", (1,))
     other = made.model_copy(update={"vocabulary": VOCAB - 1})
-    with pytest.raises(ValueError, match=r"checkpoint=.* is of another head"):
-        train_head(other, training, bench.model, refuse, prompts(30))
-    with pytest.raises(ValueError, match="at least 2 prompts, got 1"):
-        train_head(made, training, bench.model, refuse, prompts(1))
+    refused(r"checkpoint=.* is of another head", train_head, other, training, bench.model, refuse, prompts(30))
+    refused("at least 2 prompts, got 1", train_head, made, training, bench.model, refuse, prompts(1))
 
 
 def test_features_are_the_targets_own(bench: Bench, tmp_path: Path) -> None:

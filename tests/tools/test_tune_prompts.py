@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 from cli_tools import write_lines
+from refusals import refused
 
 from fastslow.engine.params import Speculation
 from fastslow.settings import add_settings, read_settings, write_settings
@@ -27,8 +28,7 @@ def test_a_limit_is_spread_over_the_file(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "p.jsonl", *({"prompt": f"{i}"} for i in range(10)))
     assert [p[0]["content"] for p in read_prompts(path, 5)] == ["0", "2", "4", "6", "8"]
     assert len(read_prompts(path, 99)) == 10
-    with pytest.raises(ValueError, match="limit=0 must be at least 1"):
-        read_prompts(path, 0)
+    refused("limit=0 must be at least 1", read_prompts, path, 0)
 
 
 @pytest.mark.parametrize(
@@ -48,8 +48,7 @@ def test_a_limit_is_spread_over_the_file(tmp_path: Path) -> None:
 )
 def test_a_bad_line_is_refused_with_its_number(tmp_path: Path, line: str, said: str) -> None:
     path = write_lines(tmp_path / "p.jsonl", {"prompt": "fine"}, line)
-    with pytest.raises(ValueError, match=rf"^(?!.*\n).*{said}"):
-        read_prompts(path)
+    refused(rf"^(?!.*\n).*{said}", read_prompts, path)
 
 
 @pytest.mark.parametrize(
@@ -58,8 +57,7 @@ def test_a_bad_line_is_refused_with_its_number(tmp_path: Path, line: str, said: 
 def test_a_file_without_prompts_is_refused(tmp_path: Path, content: bytes | None, said: str) -> None:
     if content is not None:
         (tmp_path / "p.jsonl").write_bytes(content)
-    with pytest.raises(ValueError, match=said):
-        read_prompts(tmp_path / "p.jsonl")
+    refused(said, read_prompts, tmp_path / "p.jsonl")
 
 
 def test_lengths_are_read_and_refused() -> None:
@@ -70,8 +68,7 @@ def test_lengths_are_read_and_refused() -> None:
         ("65", "nodes=65 must be less than or equal to 64"),
         (",", "names no length"),
     ]:
-        with pytest.raises(ValueError, match=said):
-            read_lengths(text)
+        refused(said, read_lengths, text)
 
 
 def test_a_setting_has_a_name_and_is_tried_once() -> None:
@@ -95,8 +92,7 @@ def test_settings_come_back(tmp_path: Path) -> None:
         assert read_settings(str(path)) == setting
     for text, said in (("{}", "no settings file"), ("x", "not valid JSON")):
         path.write_text(text)
-        with pytest.raises(ValueError, match=said):
-            add_settings(path, "tiny", auto={})
+        refused(said, add_settings, path, "tiny", auto={})
         assert path.read_text() == text
 
 
@@ -114,5 +110,4 @@ def test_settings_come_back(tmp_path: Path) -> None:
 def test_bad_settings_are_refused_in_one_sentence(tmp_path: Path, content: str, said: str) -> None:
     path = tmp_path / "tuned.json"
     path.write_bytes(content.encode("latin-1"))
-    with pytest.raises(ValueError, match=rf"^(?!.*\n).*tuned.json.*{said}"):
-        read_settings(path)
+    refused(rf"^(?!.*\n).*tuned.json.*{said}", read_settings, path)

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from engine_tools import PLENTY, Ask, Bench, Setting, answer, finish
 from exact_tools import EVERY, NAMES, PROMPTS, params, same_answer, tell
+from refusals import refused
 from thoughts import Bound
 
 from fastslow.engine.core.request import Request
@@ -155,9 +156,6 @@ def test_what_does_not_fit_is_refused(moge: Bench) -> None:
     asks = kinds(moge)
     spelt = answer(moge.alone(asks["grammar"]))
     stopped = answer(moge.alone(asks["stop"]))
-    with pytest.raises(ValueError, match="the grammar of this call does not allow"):
-        resume(moge.request(0, asks["grammar"]), [*spelt[:2], 300])
-    with pytest.raises(ValueError, match="the grammar of this call does not allow"):
-        resume(moge.request(0, asks["grammar"]), [*spelt, spelt[0]])
-    with pytest.raises(ValueError, match=f"ends with token {len(stopped)} of them"):
-        resume(moge.request(0, asks["stop"]), [*stopped, 7, 8])
+    refused("the grammar of this call does not allow", resume, moge.request(0, asks["grammar"]), [*spelt[:2], 300])
+    refused("the grammar of this call does not allow", resume, moge.request(0, asks["grammar"]), [*spelt, spelt[0]])
+    refused(f"ends with token {len(stopped)} of them", resume, moge.request(0, asks["stop"]), [*stopped, 7, 8])

@@ -20,6 +20,7 @@ import torch
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize, quantize
 from kernel_tools import compiled
+from refusals import refused
 from safetensors.torch import load_file, save_file
 
 from fastslow import LLM
@@ -218,11 +219,9 @@ def test_auto_runs_four_bit_blocks_as_they_are(tmp_path: Path, logged: list[str]
 
 def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = checkpoints.write_dense(tmp_path)
-    with pytest.raises(ValueError, match="quantization 'int3' is not one of auto, none, int8"):
-        load_model(folder, quantization="int3")
+    refused("quantization 'int3' is not one of auto, none, int8", load_model, folder, quantization="int3")
     monkeypatch.setattr(library, "available", lambda: False)
-    with pytest.raises(ValueError, match="quantization 'int8' needs the CPU kernels"):
-        load_model(folder, quantization="int8")
+    refused("quantization 'int8' needs the CPU kernels", load_model, folder, quantization="int8")
     assert isinstance(load_model(folder, "bfloat16"), Decoder)
 
 

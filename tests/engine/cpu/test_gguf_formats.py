@@ -10,6 +10,7 @@ import texts
 import torch
 from gguf_rows import TYPES, Array, product
 from kernel_tools import compiled
+from refusals import refused
 
 from fastslow.engine.backends.cpu import library, store
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
@@ -98,10 +99,8 @@ def test_what_is_no_row_of_blocks_is_refused() -> None:
         ((Format.Q4_K, [blocks], order[:5], 512), "5 rows to pack are not whole tiles"),
         ((Format.INT8, [blocks], order, 512), "format 2 has no blocks"),
     ]:
-        with pytest.raises(ValueError, match=sentence):
-            library.pack_gguf(tiles, *wrong)
-    with pytest.raises(ValueError, match="format 8 has numbers of a file's only"):
-        library.pack(tiles, Format.Q4_K, np.zeros((32, 512), np.float32))
+        refused(sentence, library.pack_gguf, tiles, *wrong)
+    refused("format 8 has numbers of a file's only", library.pack, tiles, Format.Q4_K, np.zeros((32, 512), np.float32))
 
 
 # Types of a layer's q, k, v, o, gate, up and down, and of the head or the embedding.

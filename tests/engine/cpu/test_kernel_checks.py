@@ -11,6 +11,7 @@ import pytest
 import texts
 import torch
 from kernel_tools import compiled
+from refusals import refused
 
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
@@ -79,8 +80,7 @@ def test_a_step_that_reaches_outside_is_refused_and_the_next_one_runs(
     want = model.forward(step(), kv, (0, 2))
     rows = step()
     change(rows)
-    with pytest.raises(ValueError, match=sentence):
-        model.forward(rows, kv, (0, 2))
+    refused(sentence, model.forward, rows, kv, (0, 2))
     again = model.forward(step(), kv, (0, 2))
     assert torch.equal(want.logits, again.logits)
 
@@ -101,15 +101,13 @@ def test_paths_that_reach_outside_are_refused(
     tails = Tails.of(step())
     getattr(tails, name)[at] = value
     monkeypatch.setattr(Tails, "of", lambda rows: tails)
-    with pytest.raises(ValueError, match=sentence):
-        model.forward(step(), texts.storage(model, 32))
+    refused(sentence, model.forward, step(), texts.storage(model, 32))
 
 
 def test_keys_and_values_of_another_model_are_refused(model: CpuDecoder) -> None:
     c = model.config
     other = model.storage(KVShape(c.layers, 32, c.kv_heads, 2 * c.head_dim, model.dtype, "cpu"))
-    with pytest.raises(ValueError, match="is not that of this model"):
-        model.forward(step(), other)
+    refused("is not that of this model", model.forward, step(), other)
 
 
 SIZES = (
@@ -135,8 +133,7 @@ def test_the_kernels_hold_the_limits_that_python_reads(model: CpuDecoder, field:
         shape = model._shape()
         made(model, shape)
         setattr(shape, field, value)
-        with pytest.raises(ValueError, match=rf"{name}={value} must be in {least}\.\.{most}"):
-            made(model, shape)
+        refused(rf"{name}={value} must be in {least}\.\.{most}", made, model, shape)
 
 
 @pytest.mark.parametrize(
@@ -164,21 +161,16 @@ def test_shapes_that_do_not_fit_their_matrices_are_refused(
     shape = model._shape()
     shape.embedding_file = -1
     setattr(shape, field, value)
-    with pytest.raises(ValueError, match=sentence):
-        made(model, shape)
+    refused(sentence, made, model, shape)
 
 
 def test_numbers_that_their_c_type_does_not_hold_are_refused() -> None:
-    with pytest.raises(ValueError, match="layers=2147483648 must be in -2147483648..2147483647"):
-        library.CShape(layers=2**31)
-    with pytest.raises(ValueError, match="expert_bytes=9223372036854775808 must be"):
-        library.CLayer(expert_bytes=2**63)
+    refused("layers=2147483648 must be in -2147483648..2147483647", library.CShape, layers=2**31)
+    refused("expert_bytes=9223372036854775808 must be", library.CLayer, expert_bytes=2**63)
     with pytest.raises(ctypes.ArgumentError, match="must be in -2147483648..2147483647"):
         library.kernels().fs_tile_bytes(Format.INT8, 2**32 + 64)
-    with pytest.raises(ValueError, match=r"inputs=1048577 must be a whole number in 1\.\.1048576"):
-        library.tile_bytes(Format.INT8, 2**20 + 1)
-    with pytest.raises(ValueError, match="heads=2.0 must be a whole number"):
-        library.check_limits(heads=2.0)  # type: ignore[arg-type]
+    refused(r"inputs=1048577 must be a whole number in 1\.\.1048576", library.tile_bytes, Format.INT8, 2**20 + 1)
+    refused("heads=2.0 must be a whole number", library.check_limits, heads=2.0)
 
 
 def test_memory_that_is_too_small_is_not_packed_into() -> None:
@@ -186,12 +178,9 @@ def test_memory_that_is_too_small_is_not_packed_into() -> None:
     whole = np.zeros(2 * library.tile_bytes(Format.INT8, 64) + 64, np.uint8)
     whole = whole[-whole.ctypes.data % 64 :]
     library.pack(whole, Format.INT8, rows)
-    with pytest.raises(ValueError, match="memory of packed rows must be .* not"):
-        library.pack(whole[:-128].copy(), Format.INT8, rows)
-    with pytest.raises(ValueError, match="must begin on a cache line"):
-        library.pack(whole[1:], Format.INT4, rows[:32])
-    with pytest.raises(ValueError, match="rows must be 2560 of float32"):
-        library.pack(whole, Format.INT8, rows.astype(np.float64))
+    refused("memory of packed rows must be .* not", library.pack, whole[:-128].copy(), Format.INT8, rows)
+    refused("must begin on a cache line", library.pack, whole[1:], Format.INT4, rows[:32])
+    refused("rows must be 2560 of float32", library.pack, whole, Format.INT8, rows.astype(np.float64))
     with pytest.raises(ValueError, match="scales must be 40 of float32, not 39"):
         library.pack_int8(whole, Format.INT8, rows.astype(np.int8), np.zeros(39, np.float32))
     with pytest.raises(ValueError, match="rows of blocks must be 1600 of uint8, not 1560"):

@@ -12,6 +12,7 @@ import sentencepiece
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import refused
 from tokenizers import decoders, models
 from tokenizers_tiny import PANGU, SPECIAL, edit, rewrite, write_around, write_bpe, write_spm
 
@@ -109,8 +110,7 @@ def test_unknown_pieces_and_lone_surrogates(bpe: Tokenizer, spm: Tokenizer) -> N
         assert tokenizer.token_id("no such piece") is None
         assert tokenizer.piece(tokenizer.vocab_size) is None
         assert tokenizer.decode([tokenizer.vocab_size, 10**9, -1]) == ""
-        with pytest.raises(ValueError, match="lone surrogate at position 1"):
-            tokenizer.encode("a\ud800")
+        refused("lone surrogate at position 1", tokenizer.encode, "a\ud800")
 
 
 def test_bos_as_the_configuration_says(tmp_path: Path) -> None:
@@ -169,8 +169,7 @@ def test_pieces_that_the_configuration_adds(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_tokenizer(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="has neither tokenizer.json nor tokenizer.model"):
-        load_tokenizer(tmp_path)
+    refused("has neither tokenizer.json nor tokenizer.model", load_tokenizer, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -196,8 +195,7 @@ def test_broken_files(tmp_path: Path, name: str, content: str, message: str) -> 
     if name != "tokenizer.model":
         write_bpe(tmp_path)
     (tmp_path / name).write_bytes(content.encode("latin-1"))
-    with pytest.raises(ValueError, match=message):
-        load_tokenizer(tmp_path)
+    refused(message, load_tokenizer, tmp_path)
 
 
 def test_sentencepiece_decoders_of_tokenizer_json(tmp_path: Path) -> None:
@@ -223,8 +221,7 @@ def test_decoders_that_cannot_be_streamed_are_refused(tmp_path: Path, decoder: A
     write_bpe(tmp_path)
     spec = None if decoder is None else json.loads(decoder.__getstate__())
     edit(tmp_path / "tokenizer.json", decoder=spec)
-    with pytest.raises(ValueError, match=r"tokenizer\.json: decoder .*(not supported|missing)"):
-        load_tokenizer(tmp_path)
+    refused(r"tokenizer\.json: decoder .*(not supported|missing)", load_tokenizer, tmp_path)
 
 
 def test_same_vocabulary(tmp_path: Path, bpe: Tokenizer, spm: Tokenizer) -> None:
@@ -240,11 +237,9 @@ def test_same_vocabulary(tmp_path: Path, bpe: Tokenizer, spm: Tokenizer) -> None
 @pytest.mark.parametrize("number", [2**22, 3_000_000_000, 2**32 - 1])
 def test_absurd_ids_are_refused_before_there_is_room_for_them(tmp_path: Path, number: int) -> None:
     rewrite(tmp_path, model={"vocab": {"a": number}, "merges": []}, added_tokens=[])
-    with pytest.raises(ValueError, match=f"^a token has id {number}; ids are below 4194304$"):
-        load_tokenizer(tmp_path)
+    refused(f"^a token has id {number}; ids are below 4194304$", load_tokenizer, tmp_path)
     write_spm(tmp_path / "spm", added_tokens_decoder={str(number): {"content": "<x>"}})
-    with pytest.raises(ValueError, match=f"^a token has id {number}; ids are below"):
-        load_tokenizer(tmp_path / "spm")
+    refused(f"^a token has id {number}; ids are below", load_tokenizer, tmp_path / "spm")
 
 
 @pytest.mark.parametrize("number", ["9" * 400, "-1", "5000000000"])
@@ -253,8 +248,7 @@ def test_numbers_that_no_library_can_hold(tmp_path: Path, number: str) -> None:
     path = tmp_path / "tokenizer.json"
     text = re.sub('"id": ?0', f'"id":{number}', path.read_text("utf-8"), count=1)
     path.write_text(text, "utf-8")
-    with pytest.raises(ValueError, match="is not a tokenizer: |has a number of 400 digits"):
-        load_tokenizer(tmp_path)
+    refused("is not a tokenizer: |has a number of 400 digits", load_tokenizer, tmp_path)
 
 
 @pytest.mark.parametrize("table", ["AAAA", "//////////8=", "/w", "////fw=="])
@@ -263,8 +257,7 @@ def test_a_table_that_claims_to_be_longer_than_it_is(tmp_path: Path, table: str,
     rewrite(tmp_path, normalizer={"type": "Precompiled", "precompiled_charsmap": table})
     path = tmp_path / "tokenizer.json"
     path.write_text(path.read_text("utf-8").replace("precompiled_charsmap", name), "utf-8")
-    with pytest.raises(ValueError, match="its precompiled_charsmap is damaged$"):
-        load_tokenizer(tmp_path)
+    refused("its precompiled_charsmap is damaged$", load_tokenizer, tmp_path)
 
 
 def test_what_the_library_cannot_read_is_one_sentence(tmp_path: Path) -> None:
@@ -272,8 +265,7 @@ def test_what_the_library_cannot_read_is_one_sentence(tmp_path: Path) -> None:
     split = {"type": "Split", "pattern": {"Regex": "(a|aa)+$"}, "behavior": "Isolated"}
     rewrite(tmp_path, pre_tokenizer={**split, "invert": False})
     bpe = load_tokenizer(tmp_path)
-    with pytest.raises(ValueError, match="^this tokenizer cannot read the text: .*retry-limit"):
-        bpe.encode("a" * 60 + "!")
+    refused("^this tokenizer cannot read the text: .*retry-limit", bpe.encode, "a" * 60 + "!")
     assert bpe.decode(bpe.encode("hello")) == "hello"
 
 
@@ -282,8 +274,7 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     for name in ("tokenizer.json", "tokenizer.model"):
         with (tmp_path / name).open("wb") as file:
             file.truncate(2**28 + 1)
-        with pytest.raises(ValueError, match=rf"{name} has 268435457 bytes; at most 268435456 are"):
-            load_tokenizer(tmp_path)
+        refused(rf"{name} has 268435457 bytes; at most 268435456 are", load_tokenizer, tmp_path)
         (tmp_path / name).unlink()
 
 
@@ -291,9 +282,7 @@ def test_a_decoder_that_makes_pieces_longer_is_refused(tmp_path: Path) -> None:
     for old, new in (("", "y"), ("a", "y" * 16)):
         step = {"type": "Replace", "pattern": {"String": old}, "content": new}
         rewrite(tmp_path, decoder={"type": "Sequence", "decoders": [step]})
-        with pytest.raises(ValueError, match="decoder 'Replace' is not supported"):
-            load_tokenizer(tmp_path)
+        refused("decoder 'Replace' is not supported", load_tokenizer, tmp_path)
     step = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 9}
     rewrite(tmp_path, decoder={"type": "Sequence", "decoders": [step] * 2})
-    with pytest.raises(ValueError, match="decoder makes pieces 81 times as long in 2 steps"):
-        load_tokenizer(tmp_path)
+    refused("decoder makes pieces 81 times as long in 2 steps", load_tokenizer, tmp_path)
