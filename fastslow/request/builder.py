@@ -143,7 +143,7 @@ class RequestBuilder:
             self.inputs.tool_calls,
             given_sampling(options.sampling).get("grammar"),
         )
-        return support.added_to(options), support
+        return options.with_tools(support.sampling, support.variables), support
 
     def build(self, prompt: Prompt, options: GenerateOptions, called: float) -> BuiltChoices:
         """Check a prompt, and make the requests of its n answers.

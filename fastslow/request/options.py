@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from threading import TIMEOUT_MAX
-from typing import Annotated, Any, Protocol, SupportsIndex, TypeGuard, TypeVar
+from typing import Annotated, Any, Protocol, Self, SupportsIndex, TypeGuard, TypeVar
 
 from pydantic import BaseModel, Field, PlainValidator
 
@@ -217,6 +217,18 @@ class GenerateOptions(ClientOptions, Params):
         # a class of the caller's may have defaults of its own
         kind = type(given) if isinstance(given, SamplingParams) else SamplingParams
         return kind(**{k: v for layer in layers for k, v in given_sampling(layer).items()})
+
+    def with_tools(self, sampling: Mapping[str, Any], variables: Mapping[str, Any]) -> Self:
+        """The same with what tools change: fields of `SamplingParams`, and variables of the chat template."""
+        if not variables:
+            return self
+        own, given = self.sampling, given_sampling(self.sampling)
+        fields = {**given, **sampling}
+        if stops := sampling.get("stop_token_ids"):
+            fields["stop_token_ids"] = [*(given.get("stop_token_ids") or ()), *stops]
+        made = type(own)(**fields) if isinstance(own, SamplingParams) else fields
+        variables = {**(self.chat_template_kwargs or {}), **variables}
+        return self.model_copy(update={"sampling": made, "chat_template_kwargs": variables})
 
     def given(self) -> dict[str, Any]:
         """The fields that were given, as they were."""

@@ -9,11 +9,10 @@ from typing import Any
 
 from loguru import logger
 
-from fastslow.engine.params import GrammarSpec, SamplingParams
+from fastslow.engine.params import GrammarSpec
 from fastslow.engine.sampling.closed_objects import closed
 from fastslow.engine.sampling.json_schema import check_cost, check_schema, library
 from fastslow.engine.text.tool_formats import ToolCalls
-from fastslow.request.options import GenerateOptions, given_sampling
 from fastslow.tool_calls.lark import CallGrammar, ChannelGrammar
 from fastslow.tool_calls.offered import Tool, ToolChoice, callable_tools
 from fastslow.tool_calls.parser import ToolParser
@@ -60,20 +59,6 @@ class ToolSupport:
     def parser(self) -> ToolParser | None:
         """A fresh one for each answer; None: no calls are looked for."""
         return None if self._calls is None else ToolParser(self._calls.form, self._functions)
-
-    def added_to(self, options: GenerateOptions) -> GenerateOptions:
-        """The options with what the tools change."""
-        if self._calls is None:
-            return options
-        given = given_sampling(options.sampling)
-        fields = {**given, **self.sampling}
-        if stops := self.sampling.get("stop_token_ids"):
-            fields["stop_token_ids"] = [*(given.get("stop_token_ids") or ()), *stops]
-        own = options.sampling
-        sampling = type(own)(**fields) if isinstance(own, SamplingParams) else fields
-        variables = {**(options.chat_template_kwargs or {}), **self.variables}
-        changes = {"sampling": sampling, "chat_template_kwargs": variables}
-        return options.model_copy(update=changes)
 
 
 def _schema_of(tool: Tool, place: str) -> dict[str, Any]:

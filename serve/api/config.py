@@ -13,7 +13,6 @@ from fastslow.engine.params import MOST, Params, nearest, shown
 from fastslow.engine.text.switches import EFFORTS
 from fastslow.models.hub.name import HubName
 from fastslow.serve.api.engine import ModelCard, WarmPrefix
-from fastslow.serve.engines.settings import EngineSettings
 
 Count = Annotated[int, Field(ge=1, le=MOST)]
 Seconds = Annotated[float, Field(gt=0, le=1e9)]
@@ -264,16 +263,6 @@ class ServerConfig(Params):
         if self.name or Path(self.model).exists() or (hub := HubName.parse(self.model)) is None:
             return self.name or Path(self.model).name or self.model
         return hub.repo
-
-    @property
-    def engine(self) -> EngineSettings:
-        """The engine, or each of several."""
-        given, drafts = self.options.arguments, self.settings.drafts
-        if drafts and "speculation" not in given:
-            given["speculation"] = drafts[0]
-        return EngineSettings(
-            self.model, self.served_name, given, self.max_waiting, self.warm, drafts=drafts
-        )
 
     @property
     def log_environment(self) -> dict[str, str]:

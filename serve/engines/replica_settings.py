@@ -8,7 +8,7 @@ from typing import Any
 
 from fastslow.engine.params import shown
 from fastslow.serve.api.config import ServerConfig
-from fastslow.serve.engines.settings import device_kind
+from fastslow.serve.engines.settings import EngineSettings, device_kind
 
 MOST = 10_000
 MOST_RUNNING = 64  # answers that an engine runs where its options do not say
@@ -32,7 +32,7 @@ class ReplicaSettings:
     def of(cls, config: ServerConfig, cores: int | None = None) -> ReplicaSettings:
         """From what the operator gives. cores: that the replicas share, where they have a machine to themselves.
         ValueError: a value does not fit; one sentence."""
-        options = config.engine.options
+        options = EngineSettings.of(config).options
         least, most = counts(config.replicas or "1")
         ranks = ranks_of(options)
         cpus = config.replica_cpus

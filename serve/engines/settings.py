@@ -6,8 +6,9 @@ import asyncio
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
+from fastslow.serve.api.config import ServerConfig
 from fastslow.serve.api.engine import WarmPrefix
 
 if TYPE_CHECKING:
@@ -31,6 +32,15 @@ class EngineSettings:
     # of the processor, for an engine that has a process to itself; None = all that are left
     threads: int | None = None
     devices: Sequence[int] | None = None  # of the kind that `options` name; None = any
+
+    @classmethod
+    def of(cls, config: ServerConfig) -> Self:
+        """The engine of a server, or each of several."""
+        given, drafts = config.options.arguments, config.settings.drafts
+        if drafts and "speculation" not in given:
+            given["speculation"] = drafts[0]
+        name, warm = config.served_name, config.warm
+        return cls(config.model, name, given, config.max_waiting, warm, drafts=drafts)
 
     async def open(self) -> LocalEngine:
         """Load the model, in a thread, and measure its steps: no request has to wait for that. ValueError: one

@@ -64,7 +64,8 @@ class ProtocolAnswer(Events, Generic[B]):
         request = self.request(turns, **options)
         calls = ToolCalls(BY_NAME[self.card.tool_format], self.card.tool_tokens)
         support = ToolSupport(tools, choice, parallel, calls, request.sampling.get("grammar"))
-        return replace(request, options=support.added_to(request.options)), support
+        made = request.options.with_tools(support.sampling, support.variables)
+        return replace(request, options=made), support
 
     @abstractmethod
     def requests(self) -> list[GenerateRequest]:

@@ -15,10 +15,11 @@ from ray.serve.schema import LoggingConfig
 
 from fastslow.serve.api.config import Count, ServerConfig
 from fastslow.serve.api.keys import known_keys
+from fastslow.serve.app import create_app
 from fastslow.serve.engines.continued_engine import ContinuedEngine
 from fastslow.serve.engines.replica_settings import ReplicaSettings
 from fastslow.serve.engines.routed_engine import RoutedEngine
-from fastslow.serve.http.app import create_app
+from fastslow.serve.engines.settings import EngineSettings
 from fastslow.serve.observe.logs import ServerLog
 from fastslow.serve.observe.tracing import tracing
 from fastslow.serve.ray import QUIET
@@ -75,7 +76,7 @@ def build(given: dict[str, Any]) -> Application:
     sentence."""
     arguments = Arguments(**given)
     environment = QUIET | arguments.log_environment | arguments.environment
-    handle = engines(arguments.engine, ReplicaSettings.of(arguments), environment)
+    handle = engines(EngineSettings.of(arguments), ReplicaSettings.of(arguments), environment)
     deployment = serve.deployment(serve.ingress()(Ingress)).options(
         name=SERVER,
         num_replicas=arguments.servers,

@@ -19,8 +19,8 @@ from fastslow.draft import installed, registry
 from fastslow.draft.registry import DRAFTERS, drafter_names
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.llm import LLM
+from fastslow.serve.app import create_app
 from fastslow.serve.engines.local import LocalEngine
-from fastslow.serve.http.app import create_app
 from fastslow.tools.tune.candidates import default_drafters
 
 MODULE = """

@@ -14,8 +14,8 @@ from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.types import RequestView, Tree
 from fastslow.llm import LLM
 from fastslow.serve.api.fields import SharedFields
+from fastslow.serve.app import create_app
 from fastslow.serve.engines.local import LocalEngine
-from fastslow.serve.http.app import create_app
 from fastslow.tools.cli.answering.answer_options import AnswerOptions
 
 ROOT = Path(__file__).parents[2]

@@ -22,6 +22,7 @@ from fastslow.models.locate import resolve_head, resolve_model
 from fastslow.serve.api.config import ServerConfig, ServerSettings
 from fastslow.serve.api.fields import _speculation_of
 from fastslow.serve.api.limits import Caller
+from fastslow.serve.engines.settings import EngineSettings
 from fastslow.serve.openai.completions import CompletionRequest
 
 GREEDY = SamplingParams(max_tokens=6, ignore_eos=True)
@@ -283,7 +284,7 @@ def test_a_server_offers_what_its_operator_named(hub: FakeHub, tiny_chat: Path, 
     assert config.served_name == MODEL
 
     async def drafted(*wishes: Any) -> list[Any]:
-        engine, found = await config.engine.open(), []
+        engine, found = await EngineSettings.of(config).open(), []
         loaded = list(hub.asked)
         for n, wish in enumerate(wishes):
             body = CompletionRequest(prompt=[5], speculation=wish, max_tokens=6)

@@ -22,13 +22,13 @@ from msgspec import to_builtins
 from fastslow import LLM, SamplingParams
 from fastslow.engine.backends.cpu import library
 from fastslow.request.options import GenerateOptions
+from fastslow.serve.app import create_app
 from fastslow.serve.engines.process.child import EngineServer
 from fastslow.serve.engines.process.child_process import ChildProcess
 from fastslow.serve.engines.process.client import EngineClient
 from fastslow.serve.engines.process.connection import EngineConnection
 from fastslow.serve.engines.process.messages import Start
 from fastslow.serve.engines.settings import EngineSettings
-from fastslow.serve.http.app import create_app
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/architecture.md"

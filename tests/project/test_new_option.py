@@ -19,7 +19,7 @@ from fastapi.testclient import TestClient
 
 from fastslow import LLM
 from fastslow.serve.engines.local import LocalEngine
-from fastslow.serve.http.app import create_app
+from fastslow.serve.app import create_app
 
 options = {"max_tokens": 24}
 for call in (LLM.generate, LLM.chat, LLM.submit, LLM.stream_chat):

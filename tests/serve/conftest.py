@@ -15,8 +15,8 @@ from serve_engines import write_served
 from serve_tools import NAME, open_tiny, served, write_tiny
 
 from fastslow.llm import LLM
+from fastslow.serve.app import create_app
 from fastslow.serve.engines.local import LocalEngine
-from fastslow.serve.http.app import create_app
 
 # Ray reads it when it is imported: the token of the cluster that some tests start
 os.environ.update({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4})

@@ -27,8 +27,8 @@ from fastslow.engine.params import nearest
 from fastslow.serve.api.config import ServerConfig, ServerSettings
 from fastslow.serve.api.errors import ApiError
 from fastslow.serve.api.fields import GrammarFields
+from fastslow.serve.app import create_app
 from fastslow.serve.http import body
-from fastslow.serve.http.app import create_app
 from fastslow.serve.http.body import TOGETHER, JsonCount, read_json
 
 SLOW = 1000  # ms that nobody waits, however busy the machine is; the goal is 50

@@ -18,7 +18,7 @@ from serve_tools import served
 from fastslow.engine.text.tool_formats import GENERIC
 from fastslow.output import Piece
 from fastslow.serve.api.generate_request import GenerateRequest
-from fastslow.serve.http.app import create_app
+from fastslow.serve.app import create_app
 
 
 class Weather(BaseModel):

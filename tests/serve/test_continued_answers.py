@@ -19,9 +19,9 @@ from fastslow.output import Completion, Output, Piece
 from fastslow.request.resume import ResumeState
 from fastslow.serve.api.engine import NotReady
 from fastslow.serve.api.generate_request import GenerateRequest
+from fastslow.serve.app import create_app
 from fastslow.serve.engines.continued_engine import ContinuedEngine, Retries
 from fastslow.serve.engines.local import LocalEngine
-from fastslow.serve.http.app import create_app
 
 QUICK = Retries(deaths=99, seconds=5.0, first=0.0, longest=0.0)
 CHAT = [{"role": "user", "content": "The quick brown fox"}]

@@ -14,7 +14,7 @@ from fastslow.output import Piece
 from fastslow.serve.api.config import ServerConfig, ServerSettings
 from fastslow.serve.api.engine import Busy
 from fastslow.serve.api.generate_request import GenerateRequest
-from fastslow.serve.http.app import create_app
+from fastslow.serve.app import create_app
 
 CHAT = [{"role": "user", "content": "hi"}]
 DEEP = "[" * 150 + "]" * 150

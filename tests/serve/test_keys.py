@@ -14,7 +14,7 @@ from serve_tools import Clock
 
 from fastslow.serve.api import keys
 from fastslow.serve.api.keys import KeyFile, KeyLimits, KeyRing, add_key
-from fastslow.serve.http.app import create_app
+from fastslow.serve.app import create_app
 from fastslow.tools.cli.app import main
 
 

@@ -18,7 +18,7 @@ from fastslow.serve.api.errors import ApiError
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.keys import KeyLimits
 from fastslow.serve.api.limits import Caller, Limits
-from fastslow.serve.http.app import create_app
+from fastslow.serve.app import create_app
 
 
 def who(name: str = "bot", **limits: Any) -> Caller:

@@ -21,8 +21,8 @@ from fastslow.llm import LLM
 from fastslow.output import Piece
 from fastslow.serve.api.engine import NotReady
 from fastslow.serve.api.generate_request import GenerateRequest
+from fastslow.serve.app import create_app
 from fastslow.serve.engines.local import LocalEngine
-from fastslow.serve.http.app import create_app
 from fastslow.serve.observe.logs import ServerLog, lost_lines
 
 Opened = Callable[..., ServerLog]

@@ -15,7 +15,7 @@ from fastslow.serve.api.config import ServerConfig
 from fastslow.serve.api.errors import ApiError
 from fastslow.serve.api.keys import KeyLimits, KeyRing, add_key
 from fastslow.serve.api.limits import Caller
-from fastslow.serve.http.app import allowed_hosts, create_app
+from fastslow.serve.app import allowed_hosts, create_app
 from fastslow.serve.http.middleware import LOOPBACK, RequestWatch
 from fastslow.serve.http.requests import Requests
 

@@ -11,8 +11,8 @@ from serve_tools import NAME, open_tiny, write_tiny
 from fastslow.llm import LLM
 from fastslow.serve.api.config import ServerConfig, ServerSettings
 from fastslow.serve.api.keys import KeyLimits, KeyRing, add_key
+from fastslow.serve.app import create_app
 from fastslow.serve.engines.local import LocalEngine
-from fastslow.serve.http.app import create_app
 
 SUPPORT = {"base": "deep", "thinking_budget": 8, "turn_budget": 12, "loop": {"times": 3}}
 MODES: dict[str, Any] = {

@@ -10,8 +10,8 @@ from fastapi.testclient import TestClient
 from serve_tools import NAME, open_tiny, write_tiny
 
 from fastslow.serve.api.keys import KeyRing, add_key
+from fastslow.serve.app import create_app
 from fastslow.serve.engines.local import LocalEngine
-from fastslow.serve.http.app import create_app
 
 SECRET = "The quick brown fox jumps over the lazy dog, and then once more. " * 3
 TIMES = ("seconds", "ttft", "tpot", "time", "per_second", "_ms")

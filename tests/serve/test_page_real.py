@@ -9,8 +9,8 @@ from browser import IN_CHROMIUM, until
 from page_chat import ALT, ENTER, ESCAPE, Page
 from serve_tools import NAME, open_tiny, served, write_tiny
 
+from fastslow.serve.app import create_app
 from fastslow.serve.engines.local import LocalEngine
-from fastslow.serve.http.app import create_app
 
 pytestmark = IN_CHROMIUM
 LONG = 20_000

@@ -20,7 +20,7 @@ from fastslow.policies.modes import builtin_modes
 from fastslow.serve.api.config import ServerSettings
 from fastslow.serve.api.engine import ModelCard
 from fastslow.serve.api.keys import KeyLimits, KeyRing, add_key
-from fastslow.serve.http.app import create_app
+from fastslow.serve.app import create_app
 from fastslow.serve.page import route
 
 TEXT = files("fastslow.serve.page").joinpath("index.html").read_text("utf-8")

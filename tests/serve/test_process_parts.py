@@ -103,6 +103,6 @@ async def test_a_stream_keeps_few_pieces() -> None:
 
 def test_the_server_has_no_torch() -> None:
     """Torch takes memory and time: only the engine's process needs it."""
-    said = "import sys, fastslow.serve.http.app, fastslow.serve.http.server; sys.exit('torch' in sys.modules)"
+    said = "import sys, fastslow.serve.app, fastslow.serve.http.server; sys.exit('torch' in sys.modules)"
     with program("-c", said) as server:
         assert server.wait(60) == 0

@@ -15,7 +15,7 @@ from serve_tools import served
 
 import fastslow
 from fastslow.serve.api.keys import KeyLimits, KeyRing, add_key
-from fastslow.serve.http.app import create_app
+from fastslow.serve.app import create_app
 from fastslow.serve.http.listen import address_of, listen
 from fastslow.tools.cli.serve import usage
 

@@ -12,11 +12,11 @@ from serve_engines import answer_of, asked, settings_of, until
 from serve_tools import client_of
 
 from fastslow.serve.api.engine import NotReady
+from fastslow.serve.app import create_app
 from fastslow.serve.engines.process.child_process import Heartbeat
 from fastslow.serve.engines.process.client import EngineClient
 from fastslow.serve.engines.process.connection import EngineConnection
 from fastslow.serve.engines.replica_stats import StatsSum
-from fastslow.serve.http.app import create_app
 
 SILENT = "the engine has said nothing for 3 s or more"
 

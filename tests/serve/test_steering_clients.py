@@ -9,8 +9,8 @@ from serve_tools import served
 
 from fastslow import LLM, SamplingParams
 from fastslow.serve.api.config import ServerConfig, ServerSettings
+from fastslow.serve.app import create_app
 from fastslow.serve.engines.local import LocalEngine
-from fastslow.serve.http.app import create_app
 
 ASKED = "a = 5; b = a + 12; c = b * 3; What is c?"  # abacus thinks 50 tokens; the 25th ends a line
 MOST = 192

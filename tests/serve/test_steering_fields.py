@@ -10,8 +10,8 @@ from fastapi.testclient import TestClient
 from gate import open_llm
 
 from fastslow.engine.params import SamplingParams
+from fastslow.serve.app import create_app
 from fastslow.serve.engines.local import LocalEngine
-from fastslow.serve.http.app import create_app
 
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}<think>"
 USER = [{"role": "user", "content": "The quick"}]

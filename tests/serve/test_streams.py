@@ -23,8 +23,8 @@ from fastslow.output import GenerationError, Piece
 from fastslow.serve.api.config import ServerConfig, ServerSettings
 from fastslow.serve.api.engine import Busy, NotReady
 from fastslow.serve.api.generate_request import GenerateRequest
+from fastslow.serve.app import create_app
 from fastslow.serve.http.answer import Pieces, dumped, event
-from fastslow.serve.http.app import create_app
 
 CHAT: Any = [{"role": "user", "content": "hi"}]
 BODIES: dict[str, dict[str, Any]] = {

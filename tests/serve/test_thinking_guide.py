@@ -18,8 +18,8 @@ from pages import blocks, prose
 from fastslow import LLM, Mode, SamplingParams
 from fastslow.engine.sampling.thinking_limits import Ending
 from fastslow.serve.api.config import ServerConfig, ServerSettings
+from fastslow.serve.app import create_app
 from fastslow.serve.engines.local import LocalEngine
-from fastslow.serve.http.app import create_app
 
 PAGE = Path(__file__).parents[2] / "docs" / "guide" / "thinking.md"
 ASKED = "a = 5; b = a + 12; c = b * 3; What is c?"  # a thought of 50 tokens, of which the 25th ends a line

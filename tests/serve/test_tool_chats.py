@@ -11,8 +11,8 @@ from protocols import PATHS, WHERE, Clients, clients
 from serve_tools import open_tiny, served
 from tool_templates import GPT_OSS, HERMES, LLAMA3, PANGU, QWEN3_CODER
 
+from fastslow.serve.app import create_app
 from fastslow.serve.engines.local import LocalEngine
-from fastslow.serve.http.app import create_app
 
 MARKS = ("[unused9]", "[unused10]", "[unused11]", "[unused12]", "<|python_tag|>", "<|eom_id|>")
 PROMPTED = "{%- if add_generation_prompt %}{{- '<|start|>assistant"

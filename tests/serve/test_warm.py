@@ -16,9 +16,9 @@ from serve_tools import client_of
 
 from fastslow.serve.api.config import ServerConfig, ServerSettings
 from fastslow.serve.api.engine import Engine
+from fastslow.serve.app import create_app
 from fastslow.serve.engines.process.client import EngineClient, Restarts
 from fastslow.serve.engines.settings import EngineSettings
-from fastslow.serve.http.app import create_app
 from fastslow.tools.cli.serve_options import Place, complete, read_warm
 
 SYSTEM = "You answer in one short sentence, and you never say why. " * 3

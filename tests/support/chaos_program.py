@@ -18,6 +18,7 @@ from serve_engines import settings_of
 from fastslow.output import Piece
 from fastslow.serve.api.engine import Engine, StartedEngine
 from fastslow.serve.api.generate_request import GenerateRequest
+from fastslow.serve.app import create_app
 from fastslow.serve.engines import process_replicas
 from fastslow.serve.engines.continued_engine import ContinuedEngine
 from fastslow.serve.engines.process import child_process
@@ -25,7 +26,6 @@ from fastslow.serve.engines.process.child_process import Heartbeat
 from fastslow.serve.engines.process.client import EngineClient, Restarts
 from fastslow.serve.engines.replica_settings import ReplicaSettings
 from fastslow.serve.engines.routed_engine import RoutedEngine
-from fastslow.serve.http.app import create_app
 from fastslow.serve.http.listen import address_of, listen, run
 from fastslow.serve.http.server import serve
 

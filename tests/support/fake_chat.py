@@ -21,7 +21,7 @@ from fastslow.engine.sampling.stop import Reason
 from fastslow.output import Piece
 from fastslow.serve.api.engine import Busy, ModelCard, NotReady
 from fastslow.serve.api.generate_request import GenerateRequest
-from fastslow.serve.http.app import create_app
+from fastslow.serve.app import create_app
 
 MODES = {
     "fast": {"description": "a quarter of the expert groups, no thinking: low latency"},

@@ -7,7 +7,7 @@ from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from fastslow.serve.api.config import ServerConfig
-from fastslow.serve.http.app import create_app
+from fastslow.serve.app import create_app
 
 Values = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 ASK = "/v1/completions"

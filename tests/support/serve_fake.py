@@ -2,7 +2,7 @@
 
 from fake_engine import FakeEngine
 
-from fastslow.serve.http.app import create_app
+from fastslow.serve.app import create_app
 from fastslow.serve.http.listen import address_of, listen, run
 from fastslow.serve.http.server import serve
 

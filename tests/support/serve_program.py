@@ -10,8 +10,8 @@ from loguru import logger
 from serve_engines import asked, settings_of
 
 from fastslow.serve.api.engine import Engine, ModelCard, NotReady
+from fastslow.serve.app import create_app
 from fastslow.serve.engines.process.client import EngineClient
-from fastslow.serve.http.app import create_app
 from fastslow.serve.http.listen import address_of, listen, run
 from fastslow.serve.http.server import serve
 

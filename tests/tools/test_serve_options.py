@@ -11,7 +11,8 @@ from refusals import refused
 
 from fastslow.engine.text.switches import EFFORTS
 from fastslow.serve.api.config import ServerConfig, ServerSettings
-from fastslow.serve.http.app import create_app
+from fastslow.serve.app import create_app
+from fastslow.serve.engines.settings import EngineSettings
 from fastslow.tools.cli.app import app
 from fastslow.tools.cli.options import filled, options_of
 from fastslow.tools.cli.serve_options import CONFIG, SETTINGS, Place, complete
@@ -31,7 +32,7 @@ def test_nothing_given_is_nothing_set() -> None:
     config, place = given()
     assert config == ServerConfig() and place == Place()
     assert config.served_name == "smollm2-moge" and config.settings == ServerSettings()
-    assert config.engine.options == {"remember": "by_key"}
+    assert EngineSettings.of(config).options == {"remember": "by_key"}
 
 
 def test_what_is_given_is_set(tmp_path: Path) -> None:
@@ -43,7 +44,8 @@ def test_what_is_given_is_set(tmp_path: Path) -> None:
         *("--max-requests", "3", "--log-texts", "--metrics-by-key", "--log-format", "json"),
     )
     options = {"kv_spill": "2GiB", "prefix_caching": False, "remember": True, "max_running": 3}
-    assert config.engine.options == options and config.engine.name == "model.gguf"
+    engine = EngineSettings.of(config)
+    assert engine.options == options and engine.name == "model.gguf"
     assert place.api_key == ("one-of-some-length", "two-of-some-length")
     assert config.api_keys == tmp_path / "keys.json" and config.max_requests == 3
     assert config.allow_origins == ("https://a", "https://b") and config.allow_hosts == ("c",)
@@ -62,9 +64,10 @@ def test_a_file_has_the_same_fields_as_the_command_line() -> None:
         warm=[{"name": "w", "prompt": [], "mode": "fast"}],  # type: ignore[arg-type]
     )
     options = {"remember": "by_key", "thinking_tags": ["<a>", "</a>"], "kv_memory": 0.5}
-    assert config.engine.options == options and config.engine.name == "n"
+    engine = EngineSettings.of(config)
+    assert engine.options == options and engine.name == "n"
     assert config.settings.default_mode == "fast"
-    assert [one["name"] for one in config.engine.warm] == ["w"]
+    assert [one["name"] for one in engine.warm] == ["w"]
     assert ServerConfig(**config.model_dump(mode="json", exclude_unset=True)) == config
     refused(r"field 'log_text' is unknown; did you mean 'log_texts'", ServerConfig, log_text=True)
     refused(r"warm\[0\]", ServerConfig, warm=[{"name": "w"}])

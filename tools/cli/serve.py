@@ -82,8 +82,9 @@ def serve(
 async def _serve(config: ServerConfig, place: Place, listener: socket.socket) -> None:
     from fastslow.serve.api.engine import Engine, StartedEngine
     from fastslow.serve.api.keys import known_keys, warn_if_open
+    from fastslow.serve.app import create_app
     from fastslow.serve.engines.process.client import EngineClient
-    from fastslow.serve.http.app import create_app
+    from fastslow.serve.engines.settings import EngineSettings
     from fastslow.serve.http.listen import address_of
     from fastslow.serve.http.server import serve as serve_app
     from fastslow.serve.observe.tracing import tracing
@@ -96,9 +97,9 @@ async def _serve(config: ServerConfig, place: Place, listener: socket.socket) ->
         warn_if_open(keys, host)
     started: StartedEngine | None = None
     if place.in_process:
-        engine: Engine = await config.engine.open()
+        engine: Engine = await EngineSettings.of(config).open()
     elif config.replicas is None:
-        engine = started = EngineClient(config.engine)
+        engine = started = EngineClient(EngineSettings.of(config))
     else:
         engine, started = open_several(config, place.address)
     address = address_of(listener)
@@ -108,7 +109,7 @@ async def _serve(config: ServerConfig, place: Place, listener: socket.socket) ->
     def announce(card: ModelCard) -> None:
         config.settings.fit(card)
         usual = {"mode": config.settings.default_mode, "temperature": 0}
-        errors().print(usage(address, card, config.engine.model, usual, keys is not None))
+        errors().print(usage(address, card, config.model, usual, keys is not None))
 
     app = create_app(engine, config, keys, host, tracing())
     await serve_app(app, engine, listener, config.drain_seconds, announce, started)

@@ -42,17 +42,19 @@ def open_several(config: ServerConfig, address: str | None) -> tuple[Engine, Sta
     from fastslow.serve.engines.process_replicas import ProcessReplicas
     from fastslow.serve.engines.replica_settings import ReplicaSettings
     from fastslow.serve.engines.routed_engine import RoutedEngine
+    from fastslow.serve.engines.settings import EngineSettings
 
+    settings = EngineSettings.of(config)
     if address is None:
         each = ReplicaSettings.of(config, cores())
-        several = RoutedEngine(ProcessReplicas(config.engine, each))
+        several = RoutedEngine(ProcessReplicas(settings, each))
     else:
         from fastslow.serve.ray.deployments import OwnDeployment
         from fastslow.serve.ray.replicas import RayReplicas
 
         each = ReplicaSettings.of(config)
         environment = config.log_environment
-        own = OwnDeployment(address, config.engine, each, environment)
+        own = OwnDeployment(address, settings, each, environment)
         several = RoutedEngine(RayReplicas(own))
     return ContinuedEngine(several), several
 
