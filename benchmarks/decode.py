@@ -100,7 +100,7 @@ def rows_of(format: str, llm: LLM, args: argparse.Namespace) -> list[Row]:
         for title, cell in cells.items():
             row: Row = {"format": format, "mode": mode, "cell": title, **usual, **cell}
             if isinstance(llm.model, CpuDecoder) and row["rows"] == 1 and not row["read"]:
-                kept = config.kv_bytes_per_token(llm.model.dtype)
+                kept = config.state_layout.token_bytes(llm.model.dtype)
                 weights = llm.model.bytes_for(llm.modes[mode].groups)
                 row["bytes"] = weights + kept * (row["context"] + args.tokens / 2)
             found.append({**row, "samples": []})

@@ -43,7 +43,7 @@ from fastslow.engine.model import moge
 from fastslow.engine.model.base import kv_cache_for
 from fastslow.engine.model.decoder import Decoder
 from fastslow.engine.model.moge import ExpertChoice, choose
-from fastslow.engine.types import Rows
+from fastslow.engine.rows import Rows
 from fastslow.models.locate import resolve_model
 from fastslow.tools.forward import chain
 
@@ -304,11 +304,10 @@ class ExactBench:
         asked: dict[str, Any] = {"max_running": case.batch, "prompt_rows": case.prompt_rows}
         asked["prefix_caching"] = case.warm or case.few
         if case.few:
-            kind, c = self.llm.model.storage, self.llm.model.config
+            kind, layout = self.llm.model.storage, self.llm.model.config.state_layout
             pages = sorted((-(-(n + NODES) // kind.page_size) for n in lengths), reverse=True)
             count = pages[0] + (sum(pages[: case.batch]) - pages[0]) // 8
-            shape = {"layers": c.layers, "kv_heads": c.kv_heads, "head_dim": c.head_dim}
-            token = kind.token_bytes(dtype=self.llm.model.dtype, **shape)
+            token = kind.token_bytes(layout, self.llm.model.dtype)
             asked["kv_memory"] = int(count * kind.page_size * token * kind.share)
             asked["max_model_len"] = max(lengths)
         threads = case.threads or self._args.threads[0]

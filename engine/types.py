@@ -27,7 +27,6 @@ TARGET = "target"  # where a token came from: the model itself
 PREDICTION = "prediction"  # that the caller gave
 ANSWERED = "answered"  # that the call brought: another engine made it
 FORCED = "forced"  # no other token could come there, as where a thinking budget ends a thought
-ALL_GROUPS = -1  # in Rows.groups: every routed group runs, or every expert that a router chooses
 
 
 @dataclass(frozen=True)
@@ -119,75 +118,6 @@ class LogitBoost(NamedTuple):
 
     token: int
     by: float
-
-
-@dataclass(slots=True)
-class Segment:
-    """The rows of one request in one step: a prompt chunk, or the last token, then draft nodes."""
-
-    tokens: Sequence[int]  # [t]
-    positions: Sequence[int]  # [t] place in the text; siblings of a tree share one
-    parents: Sequence[int]  # [t] row of this segment it follows; -1 follows the context
-    slots: Ints  # [t] KV slot that each row writes
-    context: Ints  # [c] KV slots of the committed tokens, in order, that every row reads
-    groups: int | None = None  # routed groups to run, or without groups experts; None = all
-    outputs: Sequence[int] = ()  # rows of this segment whose logits are wanted
-    max_len: int = 0  # the longest text this request may become (rotary scaling may depend on it)
-    only_best: bool = False  # of the outputs' logits, the likeliest token is enough
-    feature_rows: Sequence[int] | None = None  # rows whose features are wanted; None = the outputs
-
-
-@dataclass(slots=True)
-class Rows:
-    """Rows that the model runs: every segment of the step, one after the other.
-
-    Row t of request b reads the slots `contexts[b]`, its ancestors by `parents`, and itself.
-    """
-
-    tokens: Ints  # [T]
-    positions: Ints  # [T]
-    slots: Ints  # [T]
-    parents: Ints  # [T] row index inside the request's own segment, or -1
-    groups: Ints  # [T] routed groups (without groups: experts) to run for this row, or ALL_GROUPS
-    starts: Ints  # [B+1] request b owns rows starts[b] : starts[b+1]
-    outputs: Ints  # [M] rows whose logits are wanted
-    only_best: NDArray[np.bool_]  # [M] of these, the likeliest token is enough
-    feature_rows: Ints  # [S] rows whose features are wanted, if any layer's are
-    contexts: tuple[Ints, ...]  # per request: KV slots of its committed tokens
-    max_len: Ints  # [B]
-
-    @classmethod
-    def of(cls, segments: Sequence[Segment]) -> Rows:
-        """Lay the segments of a step one after the other."""
-        starts, tokens, positions, parents = [0], list[int](), list[int](), list[int]()
-        groups, outputs, seen, only_best = list[int](), list[int](), list[int](), list[bool]()
-        for s in segments:
-            first, size = starts[-1], len(s.tokens)
-            starts.append(first + size)
-            tokens += s.tokens
-            positions += s.positions
-            parents += s.parents
-            groups += [ALL_GROUPS if s.groups is None else s.groups] * size
-            outputs += [first + i for i in s.outputs]
-            only_best += [s.only_best] * len(s.outputs)
-            seen += [first + i for i in (s.outputs if s.feature_rows is None else s.feature_rows)]
-        return cls(
-            tokens=_ints(tokens),
-            positions=_ints(positions),
-            slots=np.concatenate([s.slots for s in segments]) if segments else _ints(()),
-            parents=_ints(parents),
-            groups=_ints(groups),
-            starts=_ints(starts),
-            outputs=_ints(outputs),
-            only_best=np.array(only_best, dtype=np.bool_),
-            feature_rows=_ints(seen),
-            contexts=tuple(s.context for s in segments),
-            max_len=_ints([s.max_len for s in segments]),
-        )
-
-
-def _ints(values: Sequence[int]) -> Ints:
-    return np.array(values, dtype=np.int64)
 
 
 @dataclass(slots=True)

@@ -116,12 +116,7 @@ class EngineArgs:
         """KV pages for a model, for texts that fit it and `context`; with a file for those that have no
         room, if it may take that many bytes."""
         config, kind = model.config, model.storage
-        page_bytes = kind.page_size * kind.token_bytes(
-            layers=config.layers,
-            kv_heads=config.kv_heads,
-            head_dim=config.head_dim,
-            dtype=model.dtype,
-        )
+        page_bytes = kind.page_size * kind.token_bytes(config.state_layout, model.dtype)
         pages = page_budget(
             self.kv_memory,
             page_bytes=int(page_bytes * kind.share),

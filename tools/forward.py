@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from fastslow.engine.model.base import Model, kv_cache_for
-from fastslow.engine.types import Ints, ModelOutput, Rows, Segment
+from fastslow.engine.rows import Rows, Segment
+from fastslow.engine.types import Ints, ModelOutput
 
 PAGE = 16
 

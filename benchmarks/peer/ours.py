@@ -31,7 +31,7 @@ class Fastslow:
             model,
             max_model_len=options["context"],
             prompt_rows=options["room"],  # the others read all prompts before the time that counts
-            kv_memory=options["room"] * config.kv_bytes_per_token(kept),
+            kv_memory=options["room"] * config.state_layout.token_bytes(kept),
             progress=False,
             **({} if format == "file" else options_of(format)),
         )

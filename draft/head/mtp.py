@@ -20,7 +20,7 @@ from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.decoder import LayerWeights, Weights
 from fastslow.engine.model.ops import soft_cap
 from fastslow.engine.model.tensors import mtp_shapes
-from fastslow.engine.types import ALL_GROUPS
+from fastslow.engine.rows import ALL_GROUPS
 
 
 @dataclass(slots=True)

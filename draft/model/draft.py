@@ -13,9 +13,10 @@ from fastslow.draft.model.runs import ChainRun, DraftRun, TreeRun
 from fastslow.draft.model.vocab import VocabMap
 from fastslow.draft.several import on_each
 from fastslow.engine.model.base import Model
+from fastslow.engine.rows import Rows
 from fastslow.engine.sampling.grammar import GrammarError
 from fastslow.engine.sampling.probs import greedy
-from fastslow.engine.types import ModelOutput, RequestView, Rows, TargetProbs, Tree
+from fastslow.engine.types import ModelOutput, RequestView, TargetProbs, Tree
 
 READ_ROWS = 512  # of text in one forward: a long prompt is read piece by piece
 

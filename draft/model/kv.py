@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from fastslow.draft.several import on_each
 from fastslow.engine.kv.cache import KVCache
-from fastslow.engine.types import RequestView, Segment
+from fastslow.engine.rows import Segment
+from fastslow.engine.types import RequestView
 
 
 @dataclass(slots=True)

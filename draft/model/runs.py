@@ -13,16 +13,8 @@ from fastslow.draft.base import DraftChain
 from fastslow.draft.model.kv import DraftText
 from fastslow.draft.model.vocab import VocabMap
 from fastslow.engine.kv.cache import KVCache
-from fastslow.engine.types import (
-    Floats,
-    Ints,
-    ModelOutput,
-    OneHot,
-    RequestView,
-    Segment,
-    TargetProbs,
-    Tree,
-)
+from fastslow.engine.rows import Segment
+from fastslow.engine.types import Floats, Ints, ModelOutput, OneHot, RequestView, TargetProbs, Tree
 
 # A greedy target takes its best token, which is the draft model's best token more often than that one's
 # probability. A temperature below 1 corrects this; at 1, trees were too wide.

@@ -9,10 +9,11 @@ import torch
 
 from fastslow.engine.kv import integrity
 from fastslow.engine.kv.evicted import EvictedPages
+from fastslow.engine.kv.layout import StateLayout
 from fastslow.engine.kv.pages import PageTable
 from fastslow.engine.kv.pins import Pins
 from fastslow.engine.kv.rank_pages import RankPages
-from fastslow.engine.kv.storage import KVShape, KVStorage
+from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.types import Ints
 
 
@@ -36,7 +37,7 @@ class KVCache:
     cached, then the one with most room. It stays there: only requests of one rank share pages or compete for them.
 
     Args:
-        layers, kv_heads, head_dim, dtype, device: shape and place of the rows, see `KVStorage`.
+        layout, dtype, device: what is kept of a text, and where, see `KVStorage`.
         pages: of all ranks together, see `page_budget`.
         page_size: tokens in a page.
         prefix_caching: False = no page is published.
@@ -46,9 +47,7 @@ class KVCache:
     def __init__(
         self,
         *,
-        layers: int,
-        kv_heads: int,
-        head_dim: int,
+        layout: StateLayout,
         pages: int,
         page_size: int = 16,
         dtype: torch.dtype,
@@ -60,7 +59,7 @@ class KVCache:
         self.pages = each * len(ranks)
         self.page_size = page_size
         slots = self.pages * page_size
-        self.storage = storage(KVShape(layers, slots, kv_heads, head_dim, dtype, device))
+        self.storage = storage(layout, slots, dtype, device)
         self.prefix_caching = prefix_caching
         self.evicted = EvictedPages()
         self._ranks = [RankPages(rank, each, page_size, self.evicted) for rank in ranks]

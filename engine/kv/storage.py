@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import math
 import mmap
 import sys
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fastslow.engine.kv.layout import RowState, StateLayout
 from fastslow.engine.types import Ints
 
 # Memory of this process alone; Windows has no other kind.
@@ -42,20 +45,11 @@ def lazy_zeros(
     return torch.from_numpy(lazy).view(dtype).view(shape)
 
 
-@dataclass(frozen=True, slots=True)
-class KVShape:
-    """slots: rows per layer. head_dim: elements. dtype: in which rows are read and written."""
-
-    layers: int
-    slots: int
-    kv_heads: int
-    head_dim: int
-    dtype: torch.dtype
-    device: torch.device | str
-
-
 class KVStorage:
-    """Keys and values, `k[layer]` and `v[layer]`, each [slots, kv_heads, head_dim].
+    """Keys and values of slots, `k[layer]` and `v[layer]`, each [slots, kv_heads, dim]; None in a layer without rows.
+
+    A layer that shares the rows of another has that one's tensors, and values that lie in keys are a view of them.
+    Layers whose rows are alike lie in one allocation. `sides`: these, each [layers, ...], keys before their values.
 
     Other storages keep the same rows in another order; `read`, `write` and `move` work in any order. Rows
     start as zeros: a kernel may read (and mask) rows never written, and zero times a NaN is not zero.
@@ -73,27 +67,76 @@ class KVStorage:
     tile: ClassVar[int] = 1
     """Slots that lie side by side in a layer; 0: pages cannot be taken as they are."""
 
-    @classmethod
-    def width(cls, head_dim: int) -> int:
-        """Elements that a head's key or value takes."""
-        return head_dim
+    def __init__(
+        self, layout: StateLayout, slots: int, dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        self.layout, self.slots, self.dtype = layout, slots, dtype
+        self.device = torch.device(device)
+        self.sides = self._allocate()
+        self.device = self.sides[0].device if self.sides else self.device  # with its number
+        self._place(dict(self._owned()))
+        self._unwritten = np.ones(slots, dtype=np.bool_)
 
-    def __init__(self, shape: KVShape) -> None:
-        self.shape = shape
-        self.slots, self.dtype = shape.slots, shape.dtype
-        self._keys, self._values = self._allocate(shape)
-        self.device = self._keys.device
-        self.k: list[torch.Tensor] = list(self._keys.unbind())
-        self.v: list[torch.Tensor] = list(self._values.unbind())
-        addresses = [[layer.data_ptr() for layer in side] for side in (self.k, self.v)]
-        self.pointers: NDArray[np.uint64] = np.array(addresses, dtype=np.uint64)  # [2, layers]
+    def _allocate(self) -> tuple[torch.Tensor, ...]:
+        """Keys and values of all layers, alike ones together."""
+        found: list[torch.Tensor] = []
+        for row, layers in self._alike().items():
+            shape = len(layers), self.slots, row.heads
+            if row.values_in_keys:
+                found.append(lazy_zeros((*shape, row.key_dim), self.dtype, self.device))
+            elif row.key_dim == row.value_dim:
+                found += lazy_zeros((2, *shape, row.key_dim), self.dtype, self.device).unbind()
+            else:
+                widths = row.key_dim, row.value_dim
+                found += [lazy_zeros((*shape, width), self.dtype, self.device) for width in widths]
+        return tuple(found)
+
+    def _alike(self) -> dict[RowState, list[int]]:
+        """The layers that have rows, by what these are like."""
+        found: dict[RowState, list[int]] = {}
+        for n, row in self.layout.rows.items():
+            found.setdefault(replace(row, window=0), []).append(n)
+        return found
+
+    def _owned(self) -> Iterator[tuple[int, tuple[torch.Tensor, torch.Tensor]]]:
+        """Each layer that has rows, with its keys and values."""
+        sides = iter(self.sides)
+        for row, layers in self._alike().items():
+            keys = next(sides)
+            values = keys[..., : row.value_dim] if row.values_in_keys else next(sides)
+            yield from zip(layers, zip(keys.unbind(), values.unbind()))
+
+    def _place(self, owned: dict[int, tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """Let each layer find its rows."""
+        owners = [self.layout.owner(n) for n in range(len(self.layout.layers))]
+        sides = [(None, None) if n is None else owned[n] for n in owners]
+        self.k: list[Any] = [keys for keys, _ in sides]
+        self.v: list[Any] = [values for _, values in sides]
+        starts = [[0 if x is None else x.data_ptr() for x in side] for side in (self.k, self.v)]
+        self.pointers: NDArray[np.uint64] = np.array(starts, dtype=np.uint64)  # [2, layers]
         self._lists: dict[tuple[int, ...], NDArray[np.uint64]] = {}
-        self._unwritten = np.ones(shape.slots, dtype=np.bool_)
 
-    def _allocate(self, s: KVShape) -> tuple[torch.Tensor, torch.Tensor]:
-        """All layers' keys and values, one allocation, layers first."""
-        rows = lazy_zeros((2, s.layers, s.slots, s.kv_heads, s.head_dim), s.dtype, s.device)
-        return rows[0], rows[1]
+    def only(self, layer: int) -> Self:
+        """The rows of one layer, as those of the only layer of a model."""
+        if (owner := self.layout.owner(layer)) is None:
+            raise ValueError(f"layer {layer} has no rows")
+        view = copy.copy(self)
+        view.layout = StateLayout((self.layout.layers[owner],))
+        view.sides = tuple(
+            side[layers.index(owner)][None]
+            for side, layers in zip(self.sides, self._side_layers(), strict=True)
+            if owner in layers
+        )
+        view._place({0: (self.k[owner], self.v[owner])})
+        return view
+
+    def _side_layers(self) -> list[list[int]]:
+        """The layers of each side."""
+        return [
+            layers
+            for row, layers in self._alike().items()
+            for _ in range(1 if row.values_in_keys else 2)
+        ]
 
     def addresses(self, layers: tuple[int, ...]) -> tuple[int, int]:
         """Of the lists in memory of where these layers' keys lie, and their values."""
@@ -104,8 +147,8 @@ class KVStorage:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the whole storage."""
-        return self._keys.nbytes + self._values.nbytes
+        """Bytes of all rows."""
+        return sum(side.nbytes for side in self.sides)
 
     @property
     def memory_dtype(self) -> torch.dtype:
@@ -113,9 +156,9 @@ class KVStorage:
         return self.dtype
 
     @classmethod
-    def token_bytes(cls, *, layers: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
+    def token_bytes(cls, layout: StateLayout, dtype: torch.dtype) -> int:
         """Bytes that one token takes: keys and values of all layers."""
-        return 2 * layers * kv_heads * cls.width(head_dim) * dtype.itemsize
+        return layout.token_bytes(dtype)
 
     def populate(self, slots: Ints) -> None:
         """Take the memory of slots i64 [n] that are written soon, of each layer at once where they lie in a row.
@@ -128,30 +171,32 @@ class KVStorage:
         if not self._unwritten[slots].any():
             return
         self._unwritten[slots] = False
-        sizes = [side.stride(1) * side.itemsize for side in (self._keys, self._values)]
+        sides = [
+            (side.stride(1) * side.itemsize, [x.data_ptr() for x in side]) for side in self.sides
+        ]
         for run in np.split(slots, np.flatnonzero(np.diff(slots) != 1) + 1):
             first, stop = int(run[0]) // self.tile, int(run[-1]) // self.tile + 1
-            for size, layers in zip(sizes, self.pointers.tolist()):
+            for size, layers in sides:
                 for layer in layers:
                     start = (layer + first * size) & -mmap.PAGESIZE
                     length = ctypes.c_size_t(layer + stop * size - start)
                     MADVISE(ctypes.c_void_p(start), length, POPULATE_WRITE)
 
-    def page(self, page: int, page_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of a page in all layers, in the order and numbers of the memory: views."""
+    def page(self, page: int, page_size: int) -> tuple[torch.Tensor, ...]:
+        """A page of each side, in the order and numbers of the memory: views."""
         places = slice(page * page_size // self.tile, (page + 1) * page_size // self.tile)
-        return self._keys[:, places], self._values[:, places]
+        return tuple(side[:, places] for side in self.sides)
 
-    def read(self, slots: Ints) -> tuple[torch.Tensor, torch.Tensor]:
-        """A copy of keys and values of slots i64 [n]: two of [layers, n, kv_heads, head_dim]."""
+    def read(self, slots: Ints) -> tuple[torch.Tensor, ...]:
+        """A copy of slots i64 [n]: of each side [layers, n, kv_heads, dim]."""
         at = torch.as_tensor(slots, device=self.device)
-        return self._keys.index_select(1, at), self._values.index_select(1, at)
+        return tuple(side.index_select(1, at) for side in self.sides)
 
-    def write(self, slots: Ints, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def write(self, slots: Ints, *sides: torch.Tensor) -> None:
         """Fill slots i64 [n], all different, with rows as `read` gives them."""
         at = torch.as_tensor(slots, device=self.device)
-        self._keys.index_copy_(1, at, keys.to(self.dtype))
-        self._values.index_copy_(1, at, values.to(self.dtype))
+        for side, rows in zip(self.sides, sides, strict=True):
+            side.index_copy_(1, at, rows.to(self.dtype))
 
     def move(self, src: Ints, dst: Ints) -> None:
         """Copy row src[i] to dst[i] in every layer, as if all rows were read before any is written.

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from fastslow.engine.model.ops import Keys, Ops, Sinks, wide
 from fastslow.engine.model.shape import DecoderShape, RopeScaling
-from fastslow.engine.types import Floats, Ints, Rows
+from fastslow.engine.rows import Rows
+from fastslow.engine.types import Floats, Ints
 
 MAX_ROWS = 128  # a longer prompt chunk is cut, so that its first rows do not read its last keys
 MAX_SCORES = 1 << 22  # keys times rows of the lines that share one call, to bound memory

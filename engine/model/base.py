@@ -14,7 +14,8 @@ from torch import Tensor
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.types import Features, Ints, ModelOutput, Rows
+from fastslow.engine.rows import Rows
+from fastslow.engine.types import Features, Ints, ModelOutput
 
 
 class Model(Protocol):
@@ -114,9 +115,7 @@ def kv_cache_for(
 ) -> KVCache:
     """A cache whose rows have the shape, dtype, place and order of a model's."""
     return KVCache(
-        layers=model.config.layers,
-        kv_heads=model.config.kv_heads,
-        head_dim=model.config.head_dim,
+        layout=model.config.state_layout,
         pages=pages,
         page_size=page_size,
         dtype=model.dtype,

@@ -29,7 +29,8 @@ from fastslow.engine.model.ops import (
 )
 from fastslow.engine.model.shape import DecoderShape
 from fastslow.engine.model.tensors import layer_norms
-from fastslow.engine.types import Ints, ModelOutput, Rows
+from fastslow.engine.rows import Rows
+from fastslow.engine.types import Ints, ModelOutput
 
 Read = Callable[[str], Tensor]
 Sublayer = Callable[[Tensor], Tensor]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    import torch
+from fastslow.engine.kv.layout import StateLayout
 
 ROTARY_LAYOUTS = ("halves-first", "interleaved-first", "halves-last")
 
@@ -199,6 +198,7 @@ class DecoderShape:
         """Tokens that a row of this layer sees, itself included; 0: all."""
         return self.windows[layer] if self.windows else 0
 
-    def kv_bytes_per_token(self, dtype: torch.dtype) -> int:
-        """Over all layers."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * dtype.itemsize
+    @property
+    def state_layout(self) -> StateLayout:
+        """What its layers keep of a text."""
+        return StateLayout.grouped(self.layers, self.kv_heads, self.head_dim, self.windows)

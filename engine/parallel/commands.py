@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastslow.engine.types import Ints, Rows
+from fastslow.engine.rows import Rows
+from fastslow.engine.types import Ints
 
 _LENGTH = struct.Struct("<Q")
 

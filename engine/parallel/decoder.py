@@ -25,7 +25,8 @@ from fastslow.engine.model.ops import Ops, soft_cap, wide
 from fastslow.engine.model.tensors import tensor_shapes
 from fastslow.engine.parallel.collectives import Collectives
 from fastslow.engine.parallel.sharding import RankShard
-from fastslow.engine.types import Ints, ModelOutput, Rows
+from fastslow.engine.rows import Rows
+from fastslow.engine.types import Ints, ModelOutput
 
 _EXPERT = re.compile(r"(.*\.experts\.)(\d+)(\..*)")
 

@@ -16,7 +16,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import ClassVar
 
@@ -31,7 +31,8 @@ from fastslow.engine.backends.device import choose_device
 from fastslow.engine.backends.loader import pick_dtype
 from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.checkpoint.quantised import Scheme
-from fastslow.engine.kv.storage import KVShape, KVStorage
+from fastslow.engine.kv.layout import StateLayout
+from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import check_layers, check_step
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.parallel.commands import Command, CommandKind, fields, pack, pack_rows
@@ -39,7 +40,8 @@ from fastslow.engine.parallel.rank_group import RankError, RankGroup
 from fastslow.engine.parallel.sharding import Parallel, RankShard
 from fastslow.engine.parallel.torchrun import Launched
 from fastslow.engine.parallel.worker import DTYPES, RankJob, ShardWorker, move
-from fastslow.engine.types import Ints, ModelOutput, Rows
+from fastslow.engine.rows import Rows
+from fastslow.engine.types import Ints, ModelOutput
 
 _INTERFACE = "GLOO_SOCKET_IFNAME"
 _numbers = itertools.count()
@@ -55,9 +57,15 @@ class ShardedStorage(KVStorage):
     shard: ClassVar[RankShard]
     commands: ClassVar[deque[Command]]
 
-    def __init__(self, shape: KVShape) -> None:
-        own = -(-shape.slots // self.shard.dp_ranks)
-        super().__init__(replace(shape, slots=own, kv_heads=self.shard.kv_heads))
+    def __init__(
+        self, layout: StateLayout, slots: int, dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        layout.refuse_running("a model on several ranks")
+        layers, _, head_dim = layout.alike("a model on several ranks")
+        own = -(-slots // self.shard.dp_ranks)
+        super().__init__(
+            StateLayout.grouped(layers, self.shard.kv_heads, head_dim), own, dtype, device
+        )
         self.number = next(_numbers)
         sizes = (len(self.k), own, DTYPES.index(self.dtype))
         self.commands.append(Command(CommandKind.OPEN, fields([self.number], sizes)))

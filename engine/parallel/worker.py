@@ -25,7 +25,8 @@ from torch.distributed.distributed_c10d import Store
 
 from fastslow.engine.backends.device import ops_for
 from fastslow.engine.checkpoint.checkpoint import Checkpoint
-from fastslow.engine.kv.storage import KVShape, KVStorage
+from fastslow.engine.kv.layout import StateLayout
+from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.parallel.collectives import Collectives
 from fastslow.engine.parallel.commands import (
@@ -75,9 +76,8 @@ class ShardWorker:
         if command.kind is CommandKind.OPEN:
             layers, slots, dtype = parts[1].tolist()
             heads, dim = self.shard.kv_heads, self.shard.config.head_dim
-            self.storages[number] = KVStorage(
-                KVShape(layers, slots, heads, dim, DTYPES[dtype], self.device)
-            )
+            layout = StateLayout.grouped(layers, heads, dim)
+            self.storages[number] = KVStorage(layout, slots, DTYPES[dtype], self.device)
         elif command.kind is CommandKind.FREE:
             del self.storages[number]
         elif command.kind is CommandKind.MOVE:

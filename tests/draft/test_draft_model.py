@@ -18,8 +18,9 @@ from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import best_tokens
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.params import SamplingParams
+from fastslow.engine.rows import Rows
 from fastslow.engine.sampling.probs import probs_at
-from fastslow.engine.types import ModelOutput, Rows
+from fastslow.engine.types import ModelOutput
 
 VOCAB = 7
 TEXT = [3, 4, 5, 3, 6]

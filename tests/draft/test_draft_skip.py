@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.kv.storage import KVStorage
-from fastslow.engine.types import Rows
+from fastslow.engine.rows import Rows
 
 LAYERS = 5
 EXPERTS = ("num_experts", "moe_intermediate_size", "shared_expert_intermediate_size")

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from fastslow.engine.types import Ints, Segment
+from fastslow.engine.rows import Segment
+from fastslow.engine.types import Ints
 
 BLOCK = 8
 

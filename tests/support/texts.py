@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastslow.engine.kv.storage import KVShape, KVStorage
+from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import Model
-from fastslow.engine.types import Ints, ModelOutput, Rows, Segment
+from fastslow.engine.rows import Rows, Segment
+from fastslow.engine.types import Ints, ModelOutput
 
 
 def tokens_of(count: int, seed: int = 0, vocab: int = 96) -> list[int]:
@@ -18,7 +19,7 @@ def tokens_of(count: int, seed: int = 0, vocab: int = 96) -> list[int]:
 
 def storage(model: Model, slots: int) -> KVStorage:
     c = model.config
-    return model.storage(KVShape(c.layers, slots, c.kv_heads, c.head_dim, model.dtype, model.device))
+    return model.storage(c.state_layout, slots, model.dtype, model.device)
 
 
 def chunk(

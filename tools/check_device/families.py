@@ -16,7 +16,7 @@ from fastslow.engine.backends.loader import DTYPES, load_model
 from fastslow.engine.model.base import Model, kv_cache_for
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.tensors import tensor_shapes
-from fastslow.engine.types import Rows
+from fastslow.engine.rows import Rows
 from fastslow.tools.check_device.finding import CheckPlan, Finding
 from fastslow.tools.forward import chain
 

@@ -57,7 +57,7 @@ class ShardPlan:
                 kept = wide(dtype) if _WIDE.fullmatch(name) else dtype
                 weights += count * kept.itemsize * (2 if twice and name == EMBEDDING else 1)
                 elements += count
-            kv = place.local.kv_bytes_per_token(dtype)
+            kv = place.local.state_layout.token_bytes(dtype)
             shares.append(Share(place, weights, kv, elements))
         return cls(config, parallel, dtype, shares)
 

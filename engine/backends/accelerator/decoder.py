@@ -25,7 +25,8 @@ from fastslow.engine.model.attention import Rotary
 from fastslow.engine.model.base import LayeredModel, check_step
 from fastslow.engine.model.moge import ExpertChoice, choose, choose_best
 from fastslow.engine.model.ops import soft_cap
-from fastslow.engine.types import ModelOutput, Rows
+from fastslow.engine.rows import Rows
+from fastslow.engine.types import ModelOutput
 
 TAIL = 1 << 16  # slots that a tail reads at once
 

@@ -16,8 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastslow.engine.kv.storage import KVShape, KVStorage
-from fastslow.engine.types import Ints, Rows
+from fastslow.engine.kv.layout import StateLayout
+from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.rows import Rows
+from fastslow.engine.types import Ints
 
 BLOCK = 128  # slots of a block
 SPARE = 256  # slots after the last page: rows that only fill up a step write there
@@ -40,24 +42,34 @@ class BlockStorage(KVStorage):
     page_size = BLOCK
     tile = 0
 
-    def _allocate(self, s: KVShape) -> tuple[Tensor, Tensor]:
-        blocks = -(-s.slots // BLOCK)
+    @classmethod
+    def width(cls, head_dim: int) -> int:
+        """Elements that a head's key or value takes."""
+        return head_dim
+
+    @classmethod
+    def token_bytes(cls, layout: StateLayout, dtype: torch.dtype) -> int:
+        layers, kv_heads, head_dim = layout.alike(cls.__name__)
+        return 2 * layers * kv_heads * cls.width(head_dim) * dtype.itemsize
+
+    def _allocate(self) -> tuple[Tensor, ...]:
+        blocks = -(-self.slots // BLOCK)
         self.spare = blocks * BLOCK
-        shape = self._block_shape(blocks + SPARE // BLOCK, s.kv_heads, self.width(s.head_dim))
-        both = torch.zeros((2, s.layers, *shape), dtype=s.dtype, device=s.device)
-        return both[0], both[1]
+        layers, self.kv_heads, self.head_dim = self.layout.alike(type(self).__name__)
+        shape = self._block_shape(blocks + SPARE // BLOCK, self.kv_heads, self.width(self.head_dim))
+        return torch.zeros((2, layers, *shape), dtype=self.dtype, device=self.device).unbind()
 
     def _block_shape(self, blocks: int, kv_heads: int, width: int) -> tuple[int, ...]:
         return blocks, BLOCK, kv_heads, width
 
     def read(self, slots: Ints) -> tuple[Tensor, Tensor]:
-        at, dim = self._places(slots), self.shape.head_dim
-        return self._keys[:, *at][..., :dim], self._values[:, *at][..., :dim]
+        at, dim = self._places(slots), self.head_dim
+        return self.sides[0][:, *at][..., :dim], self.sides[1][:, *at][..., :dim]
 
-    def write(self, slots: Ints, keys: Tensor, values: Tensor) -> None:
-        at, dim = self._places(slots), self.shape.head_dim
-        self._keys[:, *at, :, :dim] = keys.to(self.dtype)
-        self._values[:, *at, :, :dim] = values.to(self.dtype)
+    def write(self, slots: Ints, *sides: Tensor) -> None:
+        at, dim = self._places(slots), self.head_dim
+        for side, fresh in zip(self.sides, sides, strict=True):
+            side[:, *at, :, :dim] = fresh.to(self.dtype)
 
     def _places(self, slots: Ints) -> tuple[Tensor, Tensor]:
         at = torch.as_tensor(slots, device=self.device)
@@ -84,19 +96,20 @@ class FractalStorage(WideStorage):
 
     def read(self, slots: Ints) -> tuple[Tensor, Tensor]:
         blocks, places = self._places(slots)
-        return self._rows(self._keys, blocks, places), self._rows(self._values, blocks, places)
+        keys, values = self.sides
+        return self._rows(keys, blocks, places), self._rows(values, blocks, places)
 
-    def write(self, slots: Ints, keys: Tensor, values: Tensor) -> None:
+    def write(self, slots: Ints, *sides: Tensor) -> None:
         blocks, places = self._places(slots)
-        for side, fresh in ((self._keys, keys), (self._values, values)):
-            room = self.width(self.shape.head_dim) - self.shape.head_dim
+        for side, fresh in zip(self.sides, sides, strict=True):
+            room = self.width(self.head_dim) - self.head_dim
             padded = torch.nn.functional.pad(fresh.to(self.dtype), (0, room))
             # two index tensors apart from each other: their axis comes first
             side[:, blocks, :, places] = padded.reshape(*padded.shape[:2], -1, 16).transpose(0, 1)
 
     def _rows(self, side: Tensor, blocks: Tensor, places: Tensor) -> Tensor:
         found = side[:, blocks, :, places].transpose(0, 1)
-        return found.reshape(*found.shape[:2], self.shape.kv_heads, -1)[..., : self.shape.head_dim]
+        return found.reshape(*found.shape[:2], self.kv_heads, -1)[..., : self.head_dim]
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,8 @@ from fastslow.engine.backends.accelerator.kv import (
 )
 from fastslow.engine.backends.accelerator.ops import Graph
 from fastslow.engine.backends.accelerator.step import PagedStep, Result, Staging, StepPlan
-from fastslow.engine.types import Floats, Rows
+from fastslow.engine.rows import Rows
+from fastslow.engine.types import Floats
 
 SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)  # of rows, and of runs
 MOST_CHUNK = 16  # rows of a request in a recorded step

@@ -21,7 +21,8 @@ from fastslow.engine.backends.accelerator.kv import (
 )
 from fastslow.engine.backends.accelerator.ops import DeviceTables, Event, PagedOps
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.types import Floats, Rows
+from fastslow.engine.rows import Rows
+from fastslow.engine.types import Floats
 
 ALIGNMENT = 64  # bytes, of every tensor's first one
 LEAST = 1 << 16  # bytes that are taken at once

@@ -34,7 +34,8 @@ from fastslow.engine.model.attention import Rotary
 from fastslow.engine.model.base import check_layers, check_step
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.shape import ACTIVATIONS, Activation, ClampedSwiglu
-from fastslow.engine.types import Floats, Ints, ModelOutput, Rows
+from fastslow.engine.rows import Rows
+from fastslow.engine.types import Floats, Ints, ModelOutput
 
 if TYPE_CHECKING:
     from fastslow.engine.kv.storage import KVStorage
@@ -75,6 +76,7 @@ class CpuDecoder:
         self.layers = check_layers(layers, range(config.layers))
         self._no_logits = torch.empty(0, config.vocab_size)
         self._places: dict[tuple[int, ...], Ints] = {}  # of layers among those that run
+        self._layout = config.state_layout
         running = (library.CLayer * len(self.layers))(*map(self._layer, self.layers))
         made = ctypes.c_void_p()
         failed = self._kernels.fs_model_new(
@@ -139,9 +141,11 @@ class CpuDecoder:
         return ModelOutput(logits, seen if features else None, best)
 
     def _call(self, kv: KVStorage, features: tuple[int, ...], step: KernelStep) -> None:
-        rows, tails, c, shape = step.rows, step.tails, self.config, kv.shape
-        if (shape.layers, shape.kv_heads, shape.head_dim) != (c.layers, c.kv_heads, c.head_dim):
-            raise ValueError(f"kv of {shape} is not that of this model")
+        rows, tails, c = step.rows, step.tails, self.config
+        if kv.layout is not self._layout:  # which a look tells of the usual one
+            if kv.layout != c.state_layout:
+                raise ValueError(f"kv of {kv.layout} is not that of this model")
+            self._layout = kv.layout
         T, M, half = len(rows.tokens), len(rows.outputs), c.head_dim // 2
         B, seen = len(rows.contexts), rows.feature_rows if features else rows.feature_rows[:0]
         contexts = [np.ascontiguousarray(slots) for slots in rows.contexts]

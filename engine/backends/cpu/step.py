@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastslow.engine.types import Floats, Ints, Rows
+from fastslow.engine.rows import Rows
+from fastslow.engine.types import Floats, Ints
 
 PER_ROW = ("tokens", "positions", "slots", "parents", "groups")
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from fastslow.engine.core.request import Request
 from fastslow.engine.core.scheduler import ScheduledChunk
 from fastslow.engine.kv.cache import KVCache
+from fastslow.engine.rows import Rows, Segment
 from fastslow.engine.sampling.probs import only_best
-from fastslow.engine.types import AcceptResult, Features, ModelOutput, Rows, Segment, Tree
+from fastslow.engine.types import AcceptResult, Features, ModelOutput, Tree
 
 
 @dataclass(slots=True)

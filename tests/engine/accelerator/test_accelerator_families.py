@@ -26,7 +26,7 @@ from fastslow.engine.checkpoint.checkpoint import floats
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.decoder import Decoder, Weights
 from fastslow.engine.model.shape import ClampedSwiglu, Router
-from fastslow.engine.types import Rows, Segment
+from fastslow.engine.rows import Rows, Segment
 
 CPU = torch.device("cpu")
 TOKENS = texts.tokens_of(170)

@@ -22,7 +22,7 @@ from fastslow.engine.backends.accelerator.weights import Stacked
 from fastslow.engine.backends.loader import DTYPES, load_model
 from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.types import Rows
+from fastslow.engine.rows import Rows
 
 CPU = torch.device("cpu")
 TOKENS = texts.tokens_of(60)

@@ -14,7 +14,7 @@ from fastslow.engine.backends.accelerator import recorded
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.accelerator.kv import BLOCK
 from fastslow.engine.backends.loader import load_model
-from fastslow.engine.types import Rows
+from fastslow.engine.rows import Rows
 
 TOKENS = texts.tokens_of(40)
 DECODING = [30, *[1] * 10]

@@ -8,7 +8,8 @@ from pairs import pairwise
 from fastslow.engine.backends.accelerator import kv as layout_file
 from fastslow.engine.backends.accelerator.kv import BlockTables, HostLayout, attention_layout
 from fastslow.engine.backends.accelerator.recorded import SIZES, fill_runs, padded_size
-from fastslow.engine.types import Ints, Rows
+from fastslow.engine.rows import Rows
+from fastslow.engine.types import Ints
 
 
 def seen_slots(rows: Rows, layout: HostLayout) -> dict[int, list[int]]:

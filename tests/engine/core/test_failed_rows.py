@@ -9,8 +9,8 @@ from engine_tools import Ask, Bench, OracleDraft, answer, outcome
 from exact_tools import CHAINS, ORACLES, PROMPTS, TREES, VOCAB, check, params, tell, watch
 
 from fastslow.engine.params import GrammarSpec
+from fastslow.engine.rows import Rows
 from fastslow.engine.sampling.grammar import GrammarError
-from fastslow.engine.types import Rows
 
 DRAFTERS = (*CHAINS, *TREES, *ORACLES)
 

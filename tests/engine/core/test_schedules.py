@@ -24,10 +24,11 @@ from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import best_tokens
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.params import Escalation, SamplingParams, Speculation
+from fastslow.engine.rows import ALL_GROUPS, Rows
 from fastslow.engine.sampling.confidence import Confidence
 from fastslow.engine.sampling.probs import probs_at
 from fastslow.engine.sampling.stop import Stopper
-from fastslow.engine.types import ALL_GROUPS, Drafter, ModelOutput, Rows
+from fastslow.engine.types import Drafter, ModelOutput
 from fastslow.policies.speculation.planner import FixedLength
 
 EOS = 2

@@ -18,8 +18,8 @@ from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.backends.cpu.formats import Format
 from fastslow.engine.backends.cpu.step import Tails
 from fastslow.engine.backends.loader import load_model
-from fastslow.engine.kv.storage import KVShape
-from fastslow.engine.types import Rows, Segment
+from fastslow.engine.kv.layout import StateLayout
+from fastslow.engine.rows import Rows, Segment
 
 pytestmark = compiled
 FAR = 10**12
@@ -106,7 +106,7 @@ def test_paths_that_reach_outside_are_refused(
 
 def test_keys_and_values_of_another_model_are_refused(model: CpuDecoder) -> None:
     c = model.config
-    other = model.storage(KVShape(c.layers, 32, c.kv_heads, 2 * c.head_dim, model.dtype, "cpu"))
+    other = model.storage(StateLayout.grouped(c.layers, c.kv_heads, 2 * c.head_dim), 32, model.dtype, "cpu")
     refused("is not that of this model", model.forward, step(), other)
 
 

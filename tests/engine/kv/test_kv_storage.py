@@ -6,7 +6,6 @@ import mmap
 import platform
 import sys
 from pathlib import Path
-from typing import Any
 
 import checkpoints
 import numpy as np
@@ -18,18 +17,19 @@ from kernel_tools import compiled
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.kv import Int8Tiles, TiledStorage
 from fastslow.engine.backends.loader import load_model
-from fastslow.engine.kv.storage import KVShape, KVStorage
+from fastslow.engine.kv.layout import StateLayout
+from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.params import SamplingParams, Speculation
-from fastslow.engine.types import Rows
+from fastslow.engine.rows import Rows
 from fastslow.llm import LLM
 
-SHAPE: dict[str, Any] = {"layers": 3, "kv_heads": 2, "head_dim": 8}
+LAYOUT = StateLayout.grouped(3, 2, 8)
 DTYPES = (torch.float32, torch.bfloat16)
 KINDS = [*((kind, dtype) for kind in (KVStorage, TiledStorage) for dtype in DTYPES)]
 
 
 def make(kind: type[KVStorage], slots: int, dtype: torch.dtype = torch.float32) -> KVStorage:
-    return kind(KVShape(**SHAPE, slots=slots, dtype=dtype, device="cpu"))
+    return kind(LAYOUT, slots, dtype, "cpu")
 
 
 def some(slots: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,7 +71,7 @@ def test_populated_slots_are_written_without_faults(kind: type[KVStorage]) -> No
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         for layer in (*storage.k, *storage.v):
             layer[part] = 1
-        size = sum(layer[part].nbytes for layer in (*storage.k, *storage.v))
+        size: int = sum(layer[part].nbytes for layer in (*storage.k, *storage.v))
         after = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         return (after - before) * mmap.PAGESIZE / size
 
@@ -85,9 +85,10 @@ def test_populated_slots_are_written_without_faults(kind: type[KVStorage]) -> No
 
 
 def test_a_token_takes_a_byte_a_number_and_its_scales() -> None:
-    assert make(Int8Tiles, 48).nbytes == 48 * Int8Tiles.token_bytes(**SHAPE, dtype=torch.bfloat16)
-    wide = KVStorage.token_bytes(layers=30, kv_heads=3, head_dim=64, dtype=torch.bfloat16)
-    slim = Int8Tiles.token_bytes(layers=30, kv_heads=3, head_dim=64, dtype=torch.bfloat16)
+    assert make(Int8Tiles, 48).nbytes == 48 * Int8Tiles.token_bytes(LAYOUT, torch.bfloat16)
+    layout = StateLayout.grouped(30, 3, 64)
+    wide = KVStorage.token_bytes(layout, torch.bfloat16)
+    slim = Int8Tiles.token_bytes(layout, torch.bfloat16)
     assert slim / wide == (64 + 4) / 128
 
 
@@ -98,7 +99,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
         (TiledStorage, 6, torch.float64, "dtype of tiles is torch.float64, but must be float32"),
     ):
         with pytest.raises(ValueError, match=said):
-            kind(KVShape(1, 1, 1, width, dtype, "cpu"))
+            kind(StateLayout.grouped(1, 1, width), 1, dtype, "cpu")
     folder = checkpoints.write_dense(tmp_path)
     with pytest.raises(ValueError, match="kv_dtype 'int9' is not one of auto, int8, model"):
         load_model(folder, kv_dtype="int9")

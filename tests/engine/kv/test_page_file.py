@@ -17,6 +17,7 @@ from fastslow.engine.backends.cpu.kv import Int8Tiles, TiledStorage
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.page_file import PageFile
 from fastslow.engine.kv.prefix import Key
+from fastslow.engine.kv.layout import StateLayout
 from fastslow.engine.kv.storage import KVStorage
 
 PAGE = 16
@@ -26,8 +27,8 @@ def cache(
     storage: type[KVStorage] = KVStorage, pages: int = 8, dtype: Any = torch.float32
 ) -> KVCache:
     size = PAGE if storage.tile else 128
-    shape = {"kv_heads": 2, "head_dim": 8, "page_size": size}
-    return small_cache(pages, **shape, dtype=dtype, storage=storage)
+    layout = StateLayout.grouped(2, 2, 8)
+    return small_cache(pages, layout=layout, page_size=size, dtype=dtype, storage=storage)
 
 
 def spilling(folder: Path, kv: KVCache, pages: int = 100) -> PageFile:

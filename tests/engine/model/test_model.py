@@ -15,7 +15,7 @@ from reference_model import ReferenceModel
 
 from fastslow.engine.backends.cpu import decoder
 from fastslow.engine.backends.loader import load_model
-from fastslow.engine.types import Rows
+from fastslow.engine.rows import Rows
 
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64}
 LLAMA3 |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}

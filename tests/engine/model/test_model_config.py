@@ -26,7 +26,7 @@ def test_counts_are_the_published_ones() -> None:
     assert active_parameters(config) / 1e9 == pytest.approx(16.5, abs=0.01)
     assert active_parameters(config, 8) == active_parameters(config)
     assert active_parameters(config) - active_parameters(config, 7) == 48 * 3 * 5120 * 1344
-    assert config.kv_bytes_per_token(torch.bfloat16) == 2 * 48 * 8 * 128 * 2
+    assert config.state_layout.token_bytes(torch.bfloat16) == 2 * 48 * 8 * 128 * 2
     config = ModelConfig.from_json(KNOWN["openpangu-r-72b"])  # "74B-A15B"
     assert round(parameters(config) / 1e9) == 74
     assert round(active_parameters(config) / 1e9) == 15

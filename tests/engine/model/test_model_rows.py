@@ -23,7 +23,7 @@ from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import Model
-from fastslow.engine.types import Rows, Segment
+from fastslow.engine.rows import Rows, Segment
 
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "wide window": ("mistral", {"sliding_window": 133}),

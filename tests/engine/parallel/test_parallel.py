@@ -20,7 +20,7 @@ from parallel_tools import bench_on, counted, ranks, weight_bytes
 
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.parallel.model import ParallelModel
-from fastslow.engine.types import Rows
+from fastslow.engine.rows import Rows
 from fastslow.tools.plan.shards import ShardPlan
 
 SIZES = (30, *[1] * 4, 6)

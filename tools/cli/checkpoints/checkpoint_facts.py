@@ -55,7 +55,7 @@ class CheckpointFacts:
         memory = {
             name: {
                 "weights": weights * DTYPES[name].itemsize,
-                "kv_per_token": config.kv_bytes_per_token(DTYPES[name]),
+                "kv_per_token": config.state_layout.token_bytes(DTYPES[name]),
             }
             for name in SHOWN
         }

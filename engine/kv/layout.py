@@ -1,0 +1,144 @@
+"""What each layer of a decoder keeps of a text, and how many bytes that takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    import torch
+
+UNFOLDED = 48
+"""Rows of a request that may lie beside a running state, not folded in yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowState:
+    """Rows for each token, in pages. window: how many a row sees, itself included; 0: all. values_in_keys: values are
+    the first `value_dim` numbers of a key, and nothing is kept for them."""
+
+    heads: int
+    key_dim: int
+    value_dim: int
+    window: int = 0
+    values_in_keys: bool = False
+
+    @property
+    def numbers(self) -> int:
+        """Of one token."""
+        return self.heads * (self.key_dim + (0 if self.values_in_keys else self.value_dim))
+
+
+@dataclass(frozen=True, slots=True)
+class SharedState:
+    """The rows of an earlier layer, and nothing of its own."""
+
+    layer: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunningState:
+    """One state for each request, in float32 (float64 for a float64 model). shapes: of its parts. inputs: shapes of
+    what a row adds to it, which is kept until the row is folded in."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    inputs: tuple[tuple[int, ...], ...]
+
+
+State: TypeAlias = "RowState | SharedState | RunningState | None"
+"""Of a layer; None: it keeps nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateLayout:
+    """The states of all layers of a storage, in their order."""
+
+    layers: tuple[State, ...]
+
+    def __post_init__(self) -> None:
+        for n, state in enumerate(self.layers):
+            if isinstance(state, SharedState) and not (
+                0 <= state.layer < n and isinstance(self.layers[state.layer], RowState)
+            ):
+                raise ValueError(
+                    f"layer {n} shares rows of layer {state.layer}, which is no earlier one with rows"
+                )
+
+    @classmethod
+    def grouped(
+        cls, layers: int, kv_heads: int, head_dim: int, windows: Sequence[int] = ()
+    ) -> StateLayout:
+        """The layout of alike layers of grouped-query attention. windows: of each layer; (): all see the whole text."""
+        row = RowState(kv_heads, head_dim, head_dim)
+        return cls(tuple(replace(row, window=window) for window in windows or [0] * layers))
+
+    @property
+    def rows(self) -> dict[int, RowState]:
+        """The layers that have rows of their own."""
+        return {n: state for n, state in enumerate(self.layers) if isinstance(state, RowState)}
+
+    @property
+    def running(self) -> dict[int, RunningState]:
+        """The layers that have a running state."""
+        return {n: state for n, state in enumerate(self.layers) if isinstance(state, RunningState)}
+
+    def owner(self, layer: int) -> int | None:
+        """The layer whose rows this one reads; None: it has no rows."""
+        state = self.layers[layer]
+        if isinstance(state, SharedState):
+            return state.layer
+        return layer if isinstance(state, RowState) else None
+
+    def token_bytes(self, dtype: torch.dtype) -> int:
+        """Bytes that a token's rows take, over all layers."""
+        return sum(state.numbers for state in self.rows.values()) * dtype.itemsize
+
+    def snapshot_bytes(self, dtype: torch.dtype) -> int:
+        """Bytes of a request's running states, over all layers."""
+        return (
+            sum(prod(shape) for state in self.running.values() for shape in state.shapes)
+            * wide(dtype).itemsize
+        )
+
+    def request_bytes(self, dtype: torch.dtype) -> int:
+        """Bytes that a request takes besides its rows: running states, and inputs that are not folded in yet."""
+        inputs = sum(prod(shape) for state in self.running.values() for shape in state.inputs)
+        return self.snapshot_bytes(dtype) + UNFOLDED * inputs * wide(dtype).itemsize
+
+    def alike(self, name: str) -> tuple[int, int, int]:
+        """How many layers have rows, and their KV heads and head size, the same in all. ValueError for others, with
+        the name of the storage that cannot have them."""
+        rows = list(self.rows.items())
+        first = rows[0][1] if rows else RowState(1, 2, 2)
+        for n, row in rows:
+            if (
+                replace(row, window=0) != replace(first, window=0)
+                or row.key_dim != row.value_dim
+                or row.values_in_keys
+            ):
+                raise ValueError(
+                    f"{name} needs alike keys and values in all layers, and layer {n} has {_said(row)}, "
+                    f"layer {rows[0][0]} {_said(first)}"
+                )
+        return len(rows), first.heads, first.key_dim
+
+    def refuse_running(self, name: str) -> None:
+        """Raise ValueError if a layer has a running state, which what is named cannot keep."""
+        if self.running:
+            raise ValueError(
+                f"{name} keeps no running states, and layer {min(self.running)} has one: leave it out"
+            )
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The type of running states beside rows of this one."""
+    import torch
+
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _said(row: RowState) -> str:
+    values = "values in its keys" if row.values_in_keys else f"values of {row.value_dim}"
+    return f"{row.heads} heads, keys of {row.key_dim} and {values}"
