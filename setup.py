@@ -69,7 +69,7 @@ class BuildKernels(build_py):
 
 
 class Wheel(bdist_wheel):
-    """One wheel for every Python 3 and, with kernels inside, for every Linux that has the glibc which they need."""
+    """Wheel for every Python 3 and, with kernels inside, for every Linux with the glibc that they need."""
 
     def get_tag(self) -> tuple[str, str, str]:
         if not wanted():

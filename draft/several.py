@@ -103,7 +103,7 @@ class SeveralDrafters:
         return [(drafter, range(len(batch))) for drafter in self.drafters]
 
     def _readers(self, batch: Sequence[RequestView]) -> list[tuple[Drafter, Sequence[int]]]:
-        """Those that read the prompts of these requests."""
+        """Drafters that read the prompts, each with the places of its requests in the batch."""
         return self._parts(batch)
 
 
@@ -207,7 +207,7 @@ class AdaptiveDrafter(SeveralDrafters):
 def _rows_of(
     features: Features | None, counts: Sequence[int], members: Sequence[int]
 ) -> Features | None:
-    """Those of some requests, out of features with so many rows of each."""
+    """Features of some requests. counts: rows of each request in `features`."""
     if features is None or len(members) == len(counts):
         return features
     rows = torch.split(torch.as_tensor(features), list(counts))

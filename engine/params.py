@@ -235,39 +235,39 @@ SWITCH = BeforeValidator(lambda value: {} if value is True else None if value is
 
 
 class Loop(Params):
-    """Rule by which a text goes round in circles: it repeats itself word for word, again and again."""
+    """Loop detection: a text that repeats itself word for word, again and again."""
 
     times: Annotated[StrictInt, Field(ge=2, le=1000)] = Field(
-        default=4, description="a circle is the same run of tokens so often in a row"
+        default=4, description="equal runs of tokens in a row that make a loop"
     )
     least: Annotated[StrictInt, Field(ge=16, le=MOST)] = Field(
-        default=40, description="tokens that these make at least"
+        default=40, description="least number of tokens in the repeats"
     )
     stale: Positive | None = Field(
         default=200,
-        description="so many tokens in a row without 8 tokens that are new are a circle too; None = never",
+        description="also a loop: this many tokens in a row, each run of 8 of which came before; None = never",
     )
-    answer: StrictBool = Field(default=False, description="an answer in circles ends, too")
+    answer: StrictBool = Field(default=False, description="also end an answer that loops")
 
 
 class AnswerConfidence(Params):
-    """Rule by which a thought is over because its answer is settled: the model is asked in between what it would answer
-    if the thought ended here, and says the same several times in a row."""
+    """Early exit of a thought whose answer is settled: probes in between decode the answer as if the thought ended, and
+    several in a row are equal."""
 
-    every: Positive = Field(default=32, description="tokens of thought between two questions")
+    every: Positive = Field(default=32, description="tokens of thought between two probes")
     tokens: Annotated[StrictInt, Field(ge=1, le=64)] = Field(
         default=8, description="first tokens of the answer that are compared"
     )
     times: Annotated[StrictInt, Field(ge=1, le=1000)] = Field(
-        default=2, description="the same answer so often in a row ends the thought"
+        default=2, description="equal answers in a row that end the thought"
     )
     sure: Annotated[Number, Field(ge=0, le=1)] = Field(
         default=0.9,
-        description="an answer counts where each of these tokens has this probability; 0 = any answer",
+        description="least probability of each of these tokens, for the answer to count; 0 = any answer",
     )
     prefix: Text = Field(
         default="",
-        description="begins the answer where the model is asked, not the real one: 'The answer is'",
+        description="start of the answer in a probe, not in the real one: 'The answer is'",
     )
 
     def model_post_init(self, _context: object) -> None:

@@ -178,8 +178,8 @@ class ThinkingRule(Protocol):
     def no_end(
         self, tokens: Sequence[int], drafted: Sequence[int]
     ) -> tuple[frozenset[int], int | None]:
-        """Tokens that must not come after `tokens` and then `drafted`: end tokens, and those that open a thought for
-        which no room is left. In a thought also the one that comes where one of them would, and closes it."""
+        """Return the forbidden tokens after `tokens` and then `drafted`: end tokens, and the opening of a thought
+        without room. Inside a thought also return the token that replaces them and closes the thought."""
 
 
 class RequestView(Protocol):

@@ -119,7 +119,7 @@ class DrafterFactory:
         return self._own_head is not None or self._has_mtp
 
     def make(self, settings: Speculation) -> Speculation:
-        """The settings without the fields that need no other drafter; makes the drafter on first use."""
+        """Return the key of the drafter for these settings; build the drafter on first use."""
         if settings.drafter == "off":
             return OFF
         names = check_drafter(settings, self._units, self._deps.has_head)

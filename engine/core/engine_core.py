@@ -85,7 +85,7 @@ class EngineCore:
         return not self.scheduler.running and not self.scheduler.waiting
 
     def add(self, request: Request) -> None:
-        """Queue a request: it runs from the next step on. One that is over already is ignored."""
+        """Queue a request, which joins the next step. Ignore a finished one."""
         if request.done:
             return
         if request.scheduling.latency_target is not None and request.scheduling.may_cut_groups:
@@ -96,7 +96,7 @@ class EngineCore:
         self.scheduler.add(request)
 
     def stats(self) -> EngineStats:
-        """Return counters. Any thread may call it: nothing is locked, so they may be of different steps."""
+        """Return counters. Any thread may call it, without a lock: the counters may come from different steps."""
         return self._totals.snapshot(self.scheduler, self.kv)
 
     def load(self) -> EngineLoad:
@@ -150,7 +150,7 @@ class EngineCore:
                 every.callback(request.end, reason, error)
 
     def fail(self, error: Exception) -> int:
-        """End the requests that a step which raised may have touched. Returns how many."""
+        """End the requests of a failed step; return their number."""
         untouched = [r for r in self.scheduler.waiting if r.id not in self.kv.requests]
         skipped = set(untouched)
         failed = [r for r in self._live() if r not in skipped] or untouched[:1]
@@ -182,7 +182,7 @@ class EngineCore:
         self.drafter.forget()
 
     def _cut_groups(self, request: Request, target: float) -> None:
-        """Lower the groups, or experts, of a request that would miss its latency target otherwise: lossy."""
+        """Lower a request's groups or experts until it meets its latency target. Lossy."""
         units = RoutedUnits.of(self.model.config)
         own = units.most if request.groups is None else request.groups
         rows = len(self.scheduler.running) + 1
@@ -258,7 +258,7 @@ class EngineCore:
     def _note_times(
         self, layout: StepLayout, made: int, pure: bool, times: tuple[float, float, float]
     ) -> None:
-        """Note what a step took that made so many tokens. times: when it began, had drafted, had run the target."""
+        """Record the duration and tokens of a step. times: at its start, after drafting, after the forward."""
         (began, drafted, verified), ready = times, layout.ready
         rows, now = len(layout.rows.tokens), time.perf_counter()
         if ready:
@@ -313,7 +313,7 @@ class EngineCore:
             self._totals.add(request)
 
     def _release(self, requests: Sequence[Request]) -> None:
-        """Have the drafter free what it holds for requests. If it raises, they are in the next call, too."""
+        """Release requests in the drafter. If that raises, the next call releases them again."""
         self._over.update(r.id for r in requests)
         try:
             self.drafter.release(list(self._over))
@@ -322,7 +322,7 @@ class EngineCore:
             logger.exception("a drafter failed to let go of requests that are over")
 
     def _wake(self, requests: Sequence[Request]) -> None:
-        """Call all listeners. If one raises, its request ends, and it is called once more to learn of that."""
+        """Notify all listeners. A listener that raises ends its request, and is notified of that end."""
         for request in requests:
             try:
                 request.notify()

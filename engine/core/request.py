@@ -66,14 +66,14 @@ class EscalationState:
 
     @property
     def successors(self) -> list[Request]:
-        """Requests that may answer instead of it, from the beginning."""
+        """Successors that answer from the beginning in another mode."""
         targets = self.targets if self.target is None else [self.target]
         return [target.successor for target in targets if target.successor is not None]
 
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
 class Request:
-    """One answer in the making.
+    """State of one answer while the engine generates it.
 
     `tokens` is the text so far: `prompt_length` tokens of prompt, then the answer. The KV of its first `computed`
     tokens is in the cache. A request that decodes has exactly one token that is not computed, the last one.
@@ -111,7 +111,7 @@ class Request:
     escalation: EscalationState | None = None  # of one that may change to another mode
 
     def enter_phase(self) -> None:
-        """Choose the drafting of the part that the text ends in: of the thought, or of the answer."""
+        """Select the speculation of the current part: the thought or the answer."""
         if self.by_phase is None:
             return
         begun = self.grammar is not None and self.grammar.begun(self.tokens)
@@ -120,12 +120,12 @@ class Request:
 
     @property
     def speculation(self) -> Speculation:
-        """The settings that it is drafted by now."""
+        """Speculation settings of the current part."""
         return self.drafting.speculation
 
     @property
     def memory_key(self) -> str | None:
-        """Only requests of the same key share text and KV with it."""
+        """Memory key: only requests with the same key share text and KV."""
         return self.sharing.memory_key
 
     @property
@@ -175,42 +175,42 @@ class Request:
 
     @property
     def escalated(self) -> bool:
-        """True where its confidence fell, and it left its first mode."""
+        """True after the request escalated from its first mode."""
         return self.escalation is not None and self.escalation.confidence.fell
 
     @property
     def successors(self) -> list[Request]:
-        """Those that may answer instead of it, from the beginning."""
+        """The requests that may replace it and answer from the beginning."""
         return [] if self.escalation is None else self.escalation.successors
 
     @property
     def watched(self) -> Confidence | PromptProbe | None:
-        """What may still move it to another mode."""
+        """The confidence or probe that may still change its mode; None: its mode is final."""
         state = self.escalation
         return state.confidence if state is not None and state.confidence.watching else None
 
     @property
     def doubt(self) -> Confidence | None:
-        """A confidence that may still fall."""
+        """The confidence that may still trigger an escalation."""
         if self.escalation is None:
             return None
         return watched if isinstance(watched := self.watched, Confidence) else None
 
     @property
     def probe(self) -> PromptProbe | None:
-        """The probe of its prompt, while that has not decided yet."""
+        """The prompt probe, until it has decided."""
         if self.escalation is None:
             return None
         return watched if isinstance(watched := self.watched, PromptProbe) else None
 
     @property
     def wants_logits(self) -> bool:
-        """True where logits are needed even if its parameters need the likeliest token only."""
+        """True where the request needs full logits, though its sampling parameters need only the argmax."""
         return self.scored or self.doubt is not None
 
     @property
     def scored(self) -> bool:
-        """True where its rule wants `OneHot.probs`."""
+        """True where its acceptance rule needs `OneHot.probs`."""
         return isinstance(self.rule, LossyStepwise)
 
     @property
@@ -248,7 +248,7 @@ class Request:
 
     @property
     def later_tokens(self) -> int:
-        """Tokens that steps gave after the first one. Of those that its call brought, only the last one counts."""
+        """Tokens generated after the first one; of a resumed answer, counted from its last given token on."""
         read = max(0, len(self.known.answered) - 1)
         return max(0, len(self.tokens) - self.prompt_length - read - 1)
 
@@ -298,7 +298,7 @@ class Request:
         return self.thinking.close(self.tokens, unread=rest)
 
     def fail(self, error: Exception) -> None:
-        """Have the running step end this request, and no other, with this error. The first one counts."""
+        """Record an error with which the running step ends this request alone. The first error counts."""
         if self.error is None:
             self.error = error
             if not isinstance(error, FloatingPointError | GrammarError):  # which the caller reads
@@ -321,7 +321,7 @@ class Request:
             return None
 
     def judge(self, tree: Tree, target_probs: TargetProbsAt, place: RngAt) -> Accepted:
-        """Apply its acceptance rule. Where that raises, only this request ends."""
+        """Apply its acceptance rule. An error ends only this request."""
         try:
             return self.rule(tree, target_probs, place)
         except Exception as error:  # noqa: BLE001 - its own settings: the others run
@@ -329,7 +329,7 @@ class Request:
             return [], 0
 
     def record(self, tree: Tree, nodes: Sequence[int]) -> None:
-        """Tell its policy which nodes were accepted. Where that raises, only this request ends."""
+        """Report accepted nodes to its policy. An error ends only this request."""
         try:
             self.drafting.policy.record(tree, nodes)
         except Exception as error:  # noqa: BLE001 - its own settings: the others run

@@ -29,7 +29,7 @@ class Drafting(NamedTuple):
 
 @dataclass(slots=True)
 class Sharing:
-    """Which later requests may use the text and the KV of a request."""
+    """Sharing of a request's text and KV with later requests."""
 
     memory_key: str | None = None  # only those of the same key may
     rope_length: int = 0  # only those of the same rotary base, see `ModelConfig.rope_length`
@@ -38,7 +38,7 @@ class Sharing:
 
 @dataclass(slots=True)
 class AnswerLog:
-    """What is noted while an answer is made."""
+    """Record of an answer while it is generated."""
 
     sources: list[str] = field(default_factory=list)  # of its tokens, see `token_sources`
     logprobs: list[dict[int, float]] = field(default_factory=list)
@@ -49,7 +49,7 @@ class AnswerLog:
 
 @dataclass(slots=True)
 class Scheduling:
-    """What decides when a request runs, and how much of it."""
+    """Scheduling of a request: its order, and its rows in a step."""
 
     priority: int = 0  # smaller goes first; the scheduler lowers it where a request has waited long
     latency_target: float | None = None  # seconds to the first token, and for each later one
@@ -61,7 +61,7 @@ class Scheduling:
 
 @dataclass(slots=True)
 class Timing:
-    """When it happened, in seconds of `time.monotonic`; 0.0 = not yet."""
+    """Timestamps in seconds of `time.monotonic`; 0.0 = not yet."""
 
     called: float = 0.0
     began: float = 0.0  # when the request first ran
@@ -90,7 +90,7 @@ class KnownAnswer:
         return replace(Tree.chain(tokens), drafter_names=[TARGET] * len(tokens))
 
     def passed(self, tokens: list[int]) -> bool:
-        """The answer has these tokens now. Returns whether the target had said something of them."""
+        """Advance past these tokens of the answer. Return True if the target had predicted some of them."""
         if not self.ahead:
             return False
         self.ahead = self.ahead[len(tokens) :] if self.ahead[: len(tokens)] == tokens else []

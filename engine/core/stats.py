@@ -38,7 +38,7 @@ class DrafterStats:
         return self.accepted / self.offered if self.offered else 0.0
 
     def add(self, counts: DraftCounts) -> None:
-        """Those of a request."""
+        """Add the counters of a request."""
         self.offered += counts.drafted
         self.accepted += counts.accepted
         _add_places(self.offered_at, counts.offered_at)

@@ -100,7 +100,7 @@ class PromptProbe:
             )
 
     def see(self, hidden_H: torch.Tensor) -> None:
-        """Judge the output; `take` then holds to that."""
+        """Decide by the hidden state; `take` applies the decision."""
         self.taken, self._why = self._judge(hidden_H)
 
     def take(self, logprobs: Sequence[float], last: bool) -> None:
@@ -109,17 +109,16 @@ class PromptProbe:
 
 
 class AnswerProbe:
-    """Probe of a thought: it finds an answer that is settled before the thought is over. Every so many tokens of
-    thought it asks what the model would answer if the thought ended there: the likeliest tokens behind the closing tag,
-    before bias, penalties, grammar and temperature, up to an end token. The same answer so often in a row is settled,
-    if each of its tokens has at least the probability `sure`; an empty one never is.
+    """Early exit of a thought: stops it once its answer is stable. At intervals the probe closes the thought and
+    decodes the answer greedily from the raw logits, up to an end token. The answer is settled after `times` equal
+    probes in a row, if each of its tokens has at least the probability `sure`. An empty answer never settles.
 
-    These tokens are rows beside a step's draft, which follow the text's last token and are dropped again. The answer
-    before is their draft: one that is the same takes one step, another one a step for each token from the first that
-    differs, to the first that is not sure. So what is found depends on the text alone.
+    A probe runs as extra rows of a step, after the text's last token; they are discarded. The previous answer is their
+    draft: an equal answer takes one step, a different one takes a step for each token after the first difference. The
+    result depends on the text alone.
 
-    Questions in between: Fu et al. 2024, arXiv 2412.20993. The same answer in a row: Liu and Wang 2025, arXiv
-    2506.02536. How sure the model is of it: arXiv 2509.07820.
+    Probing in intervals: Fu et al. 2024, arXiv 2412.20993. Equal answers in a row: Liu and Wang 2025, arXiv
+    2506.02536. Confidence of the answer: arXiv 2509.07820.
 
     start: tokens behind the thought before those that are compared. tokens: most of these. times: equal answers in a
     row. sure: least probability of each of their tokens. ends: tokens that end an answer.

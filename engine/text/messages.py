@@ -139,7 +139,7 @@ def _holds_much(text: str) -> bool:
 
 
 def as_object(arguments: str | Mapping[str, Any] | None) -> str | Mapping[str, Any]:
-    """Arguments as an object; a text that is none stays as it is."""
+    """Parse arguments as a JSON object; return a text that is not one unchanged."""
     if not isinstance(arguments, str):
         return arguments or {}
     try:

@@ -104,12 +104,12 @@ def find_switch(render: Render, source: str) -> ThinkingSwitch:
 
 
 def _differ(some: Iterable[str | None], others: Iterable[str | None]) -> bool:
-    """Tell whether a chat is written in two ways; one that is refused is not written."""
+    """Compare renderings of a chat pairwise, without those that the template refused."""
     return any(a != b for a, b in zip(some, others) if a is not None and b is not None)
 
 
 def _levels(texts: Callable[[str], list[str | None]], source: str) -> tuple[str, ...]:
-    """Levels of effort that a template tells apart."""
+    """Return the effort levels that change the rendered prompt."""
     if any(UNHEARD in (text or "").lower() for text in texts(UNHEARD)):
         return USUAL
     found: dict[tuple[str | None, ...], str] = {}

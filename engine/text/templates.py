@@ -43,7 +43,7 @@ class ChatTemplate(ABC):
 
     @property
     def reads_tools(self) -> bool:
-        """It describes tools itself, and writes calls."""
+        """True where the template describes tools and writes calls itself."""
         return "tools" in self.names
 
     @property
@@ -165,7 +165,7 @@ class JinjaTemplate(ChatTemplate):
 
     @cached_property
     def _joins_arguments(self) -> bool:
-        """It takes the arguments of calls as texts and not as objects."""
+        """True where the template takes the arguments of calls as text, not as objects."""
         function = {"name": PROBE, "arguments": {PROBE: 1}}
         call = {"type": "function", "id": "123456789", "function": function}
         turns: list[Turn] = [

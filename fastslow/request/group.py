@@ -140,7 +140,7 @@ class RequestGroup:
             return self._choices
 
     def fail(self, error: BaseException) -> None:
-        """It does not get to the engine. Neither the group nor the error, which its caller may keep, holds the
+        """End the group before it gets to the engine. Neither it nor the error, which a caller may keep, holds the
         model from now on."""
         own = None if isinstance(error, ValueError) else error  # that one may quote its prompt
         logger.opt(exception=own).debug("a request did not get to the engine")

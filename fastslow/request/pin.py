@@ -111,9 +111,9 @@ class PrefixPinner:
 
 
 def _continued(prompt: Prompt) -> list[Prompt]:
-    """Two chats that begin with these messages and differ then, so that what they share is what every chat
-    that continues this one begins with: a chat template writes more after the last message than before
-    another one. A text, or token ids, as they are."""
+    """Return two chats that extend these messages differently. Their common prefix is the prefix of every chat that
+    continues this one, without what the template writes only after a last message. Return a text or token ids
+    unchanged."""
     messages = [part for part in prompt if isinstance(part, Mapping)]
     if not messages:
         return [prompt]

@@ -116,7 +116,7 @@ def anthropic_choice(given: Mapping[str, Any] | None) -> tuple[ToolChoice, bool]
 
 
 def callable_tools(tools: Sequence[Tool], choice: ToolChoice) -> list[Tool]:
-    """Those that may be called."""
+    """Tools that may be called."""
     if not tools and (choice.mode == "required" or choice.names):
         raise ValueError("tool_choice wants a call, but there are no tools")
     names = [tool.name for tool in tools]

@@ -35,12 +35,12 @@ class Backoff:
         self.wait -= 1
 
     def again(self, growth: float) -> None:
-        """It was tried; the wait for the next try is `growth` times the last one, `most` at most."""
+        """Wait for the next try `growth` times as long as before this one, `most` at most."""
         self._patience = max(self.first, math.ceil(min(growth * self._patience, self.most)))
         self.wait = self._patience
 
     def restart(self, wait: int) -> None:
-        """It pays, or everything changed: try after this many turns, and begin with short waits again."""
+        """Try after this many turns, and begin with short waits again: it pays, or everything changed."""
         self.wait = wait
         self._patience = min(wait, self.first)
 

@@ -12,7 +12,7 @@ from fastslow.policies.speculation.tuning import TUNING, SpeculationTuning
 
 @dataclass(slots=True)
 class SharedLossBudget:
-    """What new requests of one memory key may lose, in batches of about one size: by what its latest drafts saved
+    """Loss allowance of new requests of one memory key, in batches of about one size: by what its latest drafts saved
     and lost. left: plain steps, 0 to `most`."""
 
     left: float

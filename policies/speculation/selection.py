@@ -79,7 +79,7 @@ class _Drafter:
         return self.seconds.value + more / max(self.runs.value, self._run)
 
     def begin(self) -> bool:
-        """It is about to propose, which may raise. Returns whether it proposed just before."""
+        """Begin a proposal, which may raise. Return True if the last step had one, too."""
         warm = self.warm
         if not warm and self._run:
             self.runs.add(self._run)

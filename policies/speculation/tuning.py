@@ -45,13 +45,14 @@ class SpeculationTuning:
     # weight of the newest step without drafts, and with: the machine's speed changes within seconds
     plain_rate: float = 0.4
     drafted_rate: float = 0.1
-    # a step counts as at most this many times as fast as lately, a plain one as slow
+    # limit of a step's ratio to recent speed: of fast steps, and of slow plain ones
     step_limit: float = 2.0
-    # a step with drafts as slow: a row count that looks expensive runs no more, and nothing shows that it is not
+    # the same limit for a slow step with drafts. It is lower: a row count that once looks slow is not run again,
+    # and so is never corrected
     drafted_limit: float = 1.3
-    # steps of a row count that say what it takes beside others: in use caches are colder than measured
+    # memory of a row count's time relative to others, in steps: caches are colder in use than when measured
     shape_memory: float = 32.0
-    # steps of a row count, before which they say nothing of the machine's speed
+    # steps of a row count before it counts for the machine's speed
     shape_begun: float = 8.0
     # with each new table, of row counts that did not run; where nothing but one did
     shape_fading: tuple[float, float] = (0.99, 0.96)
@@ -84,8 +85,8 @@ class SpeculationTuning:
     gain_memory: float = 50.0  # of all requests, with which a new request begins
     gain_begun: float = 3.0  # own proposals; the gain of all requests counts as this many then
     most_calibration: float = 1.5  # limit to which scores that promise too little are scaled up
-    ask_memory: float = 50.0  # proposals: what asking takes hardly changes
-    # proposals from one rest to the next, and runs as which that counts: the first of all is expensive
+    ask_memory: float = 50.0  # proposals: the time of an ask hardly changes
+    # prior of a drafter's burst length in proposals, and its weight in bursts: the first ask is slow
     prior_run: tuple[float, float] = (8.0, 2.0)
     ask_overhead: float = 1.5  # times the time of asking: features, and the work of larger steps
     # steps from one try of a drafter that pays for no request to the next

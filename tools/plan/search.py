@@ -26,8 +26,7 @@ class DraftCost:
 
     @classmethod
     def of(cls, acceptance: float, drafter: str) -> DraftCost:
-        """acceptance: per position, below 1; from 1 on tokens per step t of long drafts, which are
-        1 / (1 - a), so that a = 1 - 1/t."""
+        """Read `acceptance`: below 1 per position; from 1 on as tokens per step t of an endless draft, a = 1 - 1/t."""
         return cls(acceptance if acceptance < 1 else 1 - 1 / acceptance, drafter)
 
     def tokens(self, nodes: int) -> float:

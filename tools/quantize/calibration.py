@@ -26,8 +26,8 @@ AT_ONCE = 4096  # tokens of the texts that are looked at in one go
 
 
 def prompts_of(path: Path | None, folder: Path) -> list[Conversation]:
-    """Those of a file of JSON lines; without one those that the checkpoint brings, as a model of few
-    subjects should; else a few of many kinds."""
+    """Prompts of a file of JSON lines; without a file those of the checkpoint, as a model of few subjects should bring
+    them; else a few of many kinds."""
     if path is None and (folder / FILE).is_file():
         path = folder / FILE
         logger.info("calibration with the prompts of {}", path)

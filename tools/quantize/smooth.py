@@ -51,7 +51,7 @@ class Site:
 
 
 def sites_of(config: ModelConfig, n: int, tensors: Tensors) -> Iterator[Site]:
-    """Those of layer `n`, in the order in which a text passes them."""
+    """Sites of layer `n`, in the order of a forward."""
     attention = "self_attn."
     yield Site(tuple(f"{attention}{x}_proj" for x in "qkv"), ("input_layernorm.weight",))
     ratio, dim = config.heads // config.kv_heads, config.head_dim

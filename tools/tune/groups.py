@@ -68,7 +68,7 @@ class GroupsFound:
         return fewest if fewest.seconds <= ENOUGH_SAVED * self.all.seconds else self.all
 
     def record(self) -> dict[str, Any]:
-        """For the settings file."""
+        """Record for the settings file."""
         noun = self.units.name
         rows = [{noun if k == "count" else k: v for k, v in asdict(x).items()} for x in self.rows]
         counts = {"prompts": self.prompts, "places": self.places, "keep": self.keep}

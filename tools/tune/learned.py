@@ -36,13 +36,12 @@ def taken(chances_NM: F64s, tokens_NM: F64s, cost: float) -> NDArray[np.int64]:
 
 
 def curve(answers: AnswersByMode, chances_NM: F64s, tokens_NM: F64s) -> list[Figures]:
-    """Figures of each of COSTS, by these chances and tokens."""
+    """Evaluate the router at each of COSTS, with these chances and token counts."""
     return [answers.of(taken(chances_NM, tokens_NM, cost)) for cost in COSTS]
 
 
 def area(points: Sequence[Figures], least: float, most: float) -> float:
-    """The mean accuracy over all numbers of tokens between two, of the best mixes of these points: by what each price
-    of a token could buy."""
+    """Mean accuracy over token counts from `least` to `most`, on the upper convex hull of these points."""
     tokens, accuracy = np.array([(one.tokens, one.accuracy) for one in points]).T
     at = np.linspace(least, most, 200)
     bought = [(accuracy - price * tokens).max() + price * at for price in PRICES]
@@ -52,8 +51,8 @@ def area(points: Sequence[Figures], least: float, most: float) -> float:
 def curves(
     answers: AnswersByMode, chances_NM: F64s, tokens_NM: F64s, by_hand_N: F64s
 ) -> dict[str, list[Figures]]:
-    """Of a router with this outlook, of the weights by hand, which send tasks with scores above a threshold to the last
-    mode, and of an oracle, which knows the outcomes."""
+    """Accuracy against tokens of three routers: the learned one, the built-in weights (tasks with scores above a
+    threshold go to the last mode), and an oracle that knows every outcome."""
     last = answers.right.shape[1] - 1
     cuts = np.quantile(by_hand_N, np.linspace(0, 1, len(COSTS)))
     return {
@@ -64,7 +63,7 @@ def curves(
 
 
 def closed(answers: AnswersByMode, found: dict[str, list[Figures]]) -> float:
-    """Of the area between these curves by hand and of the oracle, the share below the learned one; 0 without any."""
+    """Share of the area between the built-in router and the oracle that the learned router gains; 0 without area."""
     last = answers.right.shape[1] - 1
     ends = answers.all_in(0).tokens, answers.all_in(last).tokens
     low, own, high = (area(found[name], *ends) for name in ("by hand", "learned", "oracle"))
@@ -151,7 +150,7 @@ class Learned:
         return fmean(abs(said - right) for said, right in self.calibration)
 
     def record(self) -> dict[str, Any]:
-        """For the settings file; curves as (tokens, accuracy)."""
+        """Record for the settings file; curves are (tokens, accuracy)."""
         points = {
             name: [(x.tokens, x.accuracy) for x in each] for name, each in self.curves.items()
         }
@@ -199,6 +198,6 @@ def _cheapest(answers: AnswersByMode, chances_NM: F64s, tokens_NM: F64s, keep: f
 
 
 def calibration(chances: F64s, right: Bools) -> list[tuple[float, float]]:
-    """Of BINS of as many chances, the mean, and the share that was right."""
+    """Calibration: mean chance and accuracy of each of BINS equal bins."""
     parts = np.array_split(chances.argsort(), BINS)
     return [(float(chances[some].mean()), float(right[some].mean())) for some in parts]

@@ -62,7 +62,7 @@ class ModesFound:
         return (self.figures[name].accuracy - low) / (high - low) if high > low else None
 
     def of_time(self, name: str) -> float:
-        """Its time as a share of the better mode's."""
+        """Time relative to the better mode."""
         return self.figures[name].seconds / self.figures[GOOD].seconds
 
     @property
@@ -207,8 +207,8 @@ def with_budget(
     sampling: SamplingParams,
     report: Report,
 ) -> tuple[Mode, list[GradedAnswer]] | None:
-    """Deep with a budget that half of its thoughts keep, and its answers; None where nothing is thought. Thoughts that
-    keep it are those of deep."""
+    """Return `deep` with the median thought length as its budget, and its answers; None without thoughts. Thoughts
+    within the budget are reused from `deep`."""
     thoughts = sorted(answer.thought for answer in good if answer.thought)
     if not thoughts:
         return None

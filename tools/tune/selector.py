@@ -69,7 +69,7 @@ class AnswersByMode:
         return cls(parts[0], parts[1].astype(float), parts[2], read)
 
     def only(self, places: Sequence[int]) -> AnswersByMode:
-        """Those of some tasks."""
+        """Answers to some of the tasks."""
         some = list(places)
         return AnswersByMode(
             self.right[some], self.tokens[some], self.seconds[some], self.read[some]

@@ -1,4 +1,4 @@
-"""What answers take of a step's accepted tokens: where they end, turn unsure, or are known already."""
+"""Truncation of accepted tokens: at the end of an answer, where its confidence falls, where tokens are given."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A step's work and drafts, laid out as rows; and which logits and features belong to whom."""
+"""Rows of a step, and the logits and features of each request."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def left_out(
 def committed_features(
     out: ModelOutput, layout: StepLayout, result: AcceptResult
 ) -> Features | None:
-    """Features [C, F], request by request: of the last token's row, then of each accepted node's."""
+    """Features [C, F] of committed tokens: for each request its last token, then its accepted nodes."""
     if out.seen is None:
         return None
     accepted = result.accepted_nodes
@@ -146,7 +146,7 @@ def read_features(out: ModelOutput, layout: StepLayout) -> Features | None:
 
 
 def _predicted(request: Request, chunk: int) -> list[tuple[int, int]]:
-    """Positions of this chunk, with the tokens after them whose log-probabilities are asked for."""
+    """Positions of this chunk whose next token needs a log-probability, with that token."""
     if request.params.prompt_logprobs is None and request.params.logprobs is None:
         return []
     before, begun = request.computed, request.prompt_length - 1

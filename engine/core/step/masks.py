@@ -51,7 +51,7 @@ class MaskMaker:
         return request in self._again or request.grammar.walks_slowly or request in self._long
 
     def _slowest(self, requests: Sequence[Request]) -> set[Request]:
-        """Those for whose masks no time is left of what a step has for each share."""
+        """Requests whose masks exceed the time that a step has for their share."""
         spent, found = defaultdict[str | None, float](float), set[Request]()
         timed = [(r.grammar.seconds, r) for r in requests if r.grammar is not None]
         most = self._forward + self._patience

@@ -1,4 +1,4 @@
-"""What is noted of a step: where its tokens came from, and the traces of its requests."""
+"""Trace of a step: the sources of its tokens, and the entries of its requests."""
 
 from __future__ import annotations
 

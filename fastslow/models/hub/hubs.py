@@ -107,7 +107,8 @@ class HuggingFace:
 
 
 class ModelScope(HuggingFace):
-    """It has no commits: a revision's name stands for one. Its library checks hashes, and resumes."""
+    """Hub of ModelScope. A revision's name stands for a commit, which it has not. Its library checks hashes, and
+    resumes."""
 
     usual = "master"
     kept = "models/*"

@@ -131,7 +131,7 @@ class AnswerOptions(ModelOptions):
             return {"base": "deep", **json_object(self.mode)}
 
     def _variables(self) -> dict[str, Any] | None:
-        """Those of the chat template. ValueError if the text is no JSON object."""
+        """Variables of the chat template. ValueError if the text is no JSON object."""
         if self.template_kwargs is None:
             return None
         with naming("--template-kwargs"):
