@@ -71,8 +71,7 @@ def step(best: Any, accepted: int, count: int = 1) -> list[list[int]]:
 
 def test_a_sure_draft_spares_the_others_and_an_unsure_one_does_not() -> None:
     cheap, dear = Says(SURE), Says(CHAIN)
-    assert step(adaptive(cheap, dear), 3) == [[5, 5, 5]]
-    assert (cheap.asked, dear.asked) == (1, 0)
+    assert step(adaptive(cheap, dear), 3) == [[5, 5, 5]] and (cheap.asked, dear.asked) == (1, 0)
     assert step(adaptive(Says(UNSURE), Says(CHAIN)), 2) == [[8, 8]]
     assert step(adaptive(Says(Tree()), Says(CHAIN)), 2) == [[8, 8]]
     assert step(adaptive(Says(UNSURE), Says(Tree())), 0) == [[6]]
@@ -93,8 +92,7 @@ def test_every_drafter_hears_of_every_step_and_of_ends() -> None:
     assert one.shown[0] is not None and one.shown[0].tolist() == [[11.0]] * 2
     assert two.shown[0] is not None and two.shown[0].tolist() == [[10.0, 12.0]] * 2
     best.release([0])
-    assert one.gone == two.gone == [0]
-    assert not best.selection._requests
+    assert one.gone == two.gone == [0] and not best.selection._requests
 
 
 @pytest.mark.parametrize(
@@ -256,11 +254,9 @@ def test_a_sampled_tree_is_drafted_alone() -> None:
     assert step(adaptive(Says(UNSURE), Says(drawn)), 1) == [[4]]
     best = adaptive(Says(drawn), Says(SURE))
     spoke = step(best, 0)
-    counts = [gain.tokens.count for gain in best.selection._requests[0].gains]
-    assert counts == [2, 1], "who was not drafted"
+    assert [gain.tokens.count for gain in best.selection._requests[0].gains] == [2, 1], "who was not drafted"
     spoke += [tree for _ in range(3) for tree in step(best, 0)]
-    assert [4] in spoke and [5, 5, 5] in spoke
-    assert all(len(set(tokens)) == 1 for tokens in spoke)
+    assert [4] in spoke and [5, 5, 5] in spoke and all(len(set(tokens)) == 1 for tokens in spoke)
 
 
 def grown(random: Random, nodes: int) -> Tree:
@@ -282,8 +278,7 @@ def test_all_nodes_are_held_once_and_no_child_is_likelier_than_its_parent(seed: 
     whole = merge_trees(parts, 100)
     wanted = [set(node_paths(tree)) for _, tree in parts]
     paths = node_paths(whole)
-    assert set(paths) == set().union(*wanted)
-    assert whole.scores is not None and whole.drafter_ids is not None
+    assert set(paths) == set().union(*wanted) and whole.scores is not None and whole.drafter_ids is not None
     for node, path in enumerate(paths):
         parent, ids = whole.parents[node], whole.drafter_ids[node]
         assert 0 <= whole.scores[node] <= (whole.scores[parent] if parent >= 0 else 1.0)

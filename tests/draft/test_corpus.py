@@ -40,8 +40,7 @@ def path(tmp_path: Path) -> Path:
 
 def test_what_was_saved_is_found(path: Path) -> None:
     corpus = Corpus(path, VOCAB)
-    assert follows(corpus, [0, 1]) == [[2, 3]]
-    assert sorted(follows(corpus, [7, 2])) == [[3], [5]]
+    assert follows(corpus, [0, 1]) == [[2, 3]] and sorted(follows(corpus, [7, 2])) == [[3], [5]]
     facts = describe(path)
     assert facts["documents"] == 2 and facts["tokens"] == 10 and facts["vocab_size"] == 8
     assert facts["vocabulary"] == vocabulary_digest(VOCAB)
@@ -112,14 +111,11 @@ def test_answers_are_added_and_the_oldest_go(path: Path) -> None:
     corpus = Corpus(path, VOCAB)
     more = unpack(path, VOCAB)
     more.add([6, 1, 2, 7])
-    assert more.trim(15) == 0
-    assert more.trim(14) == 1
+    assert more.trim(15) == 0 and more.trim(14) == 1
     save(path, more, VOCAB, depths(len(VOCAB)))
-    assert describe(path)["documents"] == 2
-    assert sorted(follows(Corpus(path, VOCAB), [7, 2])) == [[5], [7]]
+    assert describe(path)["documents"] == 2 and sorted(follows(Corpus(path, VOCAB), [7, 2])) == [[5], [7]]
     # The file that was open is still the old one, where it lay.
-    assert sorted(follows(corpus, [7, 2])) == [[3], [5]]
-    assert more.trim(0) == 2
+    assert sorted(follows(corpus, [7, 2])) == [[3], [5]] and more.trim(0) == 2
     refused("would hold no answer$", save, path, more, VOCAB, depths(len(VOCAB)))
     assert describe(path)["documents"] == 2
 

@@ -32,13 +32,10 @@ def lookup(tokens: Sequence[int], nodes: int = 4, **sizes: int) -> list[int]:
 
 
 def test_ngram_copies_what_followed() -> None:
-    assert lookup([1, 2, 3, 4, 5, 1, 2]) == [3, 4, 5, 1]
-    assert lookup([1, 2, 3, 4, 5, 1, 2], nodes=2) == [3, 4]
+    assert lookup([1, 2, 3, 4, 5, 1, 2]) == [3, 4, 5, 1] and lookup([1, 2, 3, 4, 5, 1, 2], nodes=2) == [3, 4]
     assert lookup([1, 2, 3, 1, 2], nodes=9) == [3, 1, 2], "no further than the text goes"
-    assert lookup([7, 7, 7]) == [7]
-    assert lookup([1, 2, 3, 4]) == lookup([1, 9, 3, 1]) == lookup([5]) == []
-    assert lookup([1, 2, 3, 1], shortest=1) == [2, 3, 1]
-    assert lookup([1, 2, 3, 1, 2], nodes=0) == []
+    assert lookup([7, 7, 7]) == [7] and lookup([1, 2, 3, 4]) == lookup([1, 9, 3, 1]) == lookup([5]) == []
+    assert lookup([1, 2, 3, 1], shortest=1) == [2, 3, 1] and lookup([1, 2, 3, 1, 2], nodes=0) == []
 
 
 def test_ngram_keeps_up_with_texts_that_grow_apart_and_forgets_them() -> None:
@@ -98,8 +95,7 @@ def test_first_asks_the_next_only_where_nothing_was_said() -> None:
 
 def test_each_asks_a_requests_own_drafter_and_no_other() -> None:
     a, b = Says({0: [5], 2: [6, 7]}), Says({1: [8]})
-    made = {Speculation(drafter="ngram"): a, Speculation(drafter="self"): b}
-    each = DrafterRouter(made)
+    each = DrafterRouter({Speculation(drafter="ngram"): a, Speculation(drafter="self"): b})
     names = ["ngram", "self", "ngram", "off"]
     batch = [text([1], n, name) for n, name in enumerate(names)]
     assert chains(each.propose(batch, [4, 4, 4, 4])) == [[5], [8], [6, 7], []]
@@ -108,8 +104,7 @@ def test_each_asks_a_requests_own_drafter_and_no_other() -> None:
     assert a.committed == [([0, 2], AcceptResult([[0], [0]], [[5, 1], [6, 3]]))]
     assert b.committed == [([1], AcceptResult([[]], [[2]]))]
     each.release([1, 3])
-    assert a.released == b.released == [1, 3]
-    assert chains(each.propose([], [])) == []
+    assert a.released == b.released == [1, 3] and chains(each.propose([], [])) == []
 
 
 def joined(drafters: list[Says], how: str) -> Drafter:
@@ -117,8 +112,7 @@ def joined(drafters: list[Says], how: str) -> Drafter:
         return FallbackDrafter(*drafters)
     if how == "|":
         return AdaptiveDrafter(drafters, AdaptiveSelection(len(drafters)))
-    names = ("ngram", "self", "suffix")
-    return DrafterRouter({Speculation(drafter=n): d for n, d in zip(names, drafters)})
+    return DrafterRouter({Speculation(drafter=n): d for n, d in zip(("ngram", "self", "suffix"), drafters)})
 
 
 class Bad(Says):

@@ -90,8 +90,7 @@ def test_marks_keep_their_meaning() -> None:
     target = Pieces([*marks, "a", "b"], marks, "<s>", "<end>")
     marks = ["<eos>", "<user>", "<bos>"]
     own = Pieces(["b", "a", *marks], marks, "<bos>", "<eos>", True)
-    assert special_map(target, own) == {0: 4, 1: 3, 2: 2}
-    assert special_map(own, target) == {4: 0, 3: 1, 2: 2}
+    assert special_map(target, own) == {0: 4, 1: 3, 2: 2} and special_map(own, target) == {4: 0, 3: 1, 2: 2}
     text = [0, 1, 4, 5, 3, 5, 2, 4]
     read = [4, 3, 1, 0, 0, 2, 1]  # one beginning, and nothing for <x>
     assert TextRetokenizer(target, ByteVocab(own), special_map(target, own)).update(text) == read
@@ -114,8 +113,7 @@ def test_what_is_told_again_is_the_same_text(bpe: Tokenizer, spm: Tokenizer) -> 
             said = text_of(own, ids[first : first + 12])
             if not begins_inside_character(said):
                 found, more = retokenizer.encode(ids[first : first + 12], b"")
-                assert more
-                assert text_of(target, found) == split_utf8(said)[0].encode()
+                assert more and text_of(target, found) == split_utf8(said)[0].encode()
     half = ByteVocab(bpe).encode_bytes("界".encode()[:2])
     assert half
     ids = [*bpe.encode("\n", add_special=False), *half]
@@ -183,8 +181,7 @@ def test_other_tokens_end_to_end(bpe: Tokenizer, spm: Tokenizer) -> None:
         kv.check_integrity()
     assert right >= 6
     # read once, then only what came to it, with a few tokens that were cut anew
-    assert len(model.read[0]) == len(spm.encode(begun))
-    assert max(len(read) for read in model.read[1:]) <= 6
+    assert len(model.read[0]) == len(spm.encode(begun)) and max(len(read) for read in model.read[1:]) <= 6
     drafter.release([0])
     assert not kv.requests and not drafter._texts
 
@@ -194,8 +191,7 @@ def test_no_room_in_the_draft_models_context(bpe: Tokenizer, spm: Tokenizer) -> 
     drafter = RetokenizedDraft(model, OwnKV(cache_for(model, 64)), bpe, spm)
     ids = bpe.encode(STORY, add_special=False)
     drafted = [len(drafter.propose([request(ids[:n], n)], [4])[0].tokens) for n in (4, 30, 60)]
-    assert drafted[0] > 0 and drafted[2] == 0
-    assert not drafter.propose([request([0], 9)], [0])[0].tokens
+    assert drafted[0] > 0 and drafted[2] == 0 and not drafter.propose([request([0], 9)], [0])[0].tokens
 
 
 def test_a_request_of_nothing_but_unknown_marks() -> None:
@@ -231,12 +227,10 @@ def test_the_law_of_tokens_in_common() -> None:
 def test_pairs_choose_their_way(texts: dict[str, Tokenizer]) -> None:
     def across(target: Any, own: Any) -> Any:
         model: Any = Speaker(own, [0])
-        kv = OwnKV(cache_for(model, 4))
-        return model_draft_across(model, kv, probs_at, target, own, target.vocab_size)
+        return model_draft_across(model, OwnKV(cache_for(model, 4)), probs_at, target, own, target.vocab_size)
 
     bpe, small, spm = (texts[name] for name in ("bpe", "small", "spm"))
-    assert isinstance(across(bpe, bpe), ModelDraft)
-    assert isinstance(across(bpe, spm), RetokenizedDraft)
+    assert isinstance(across(bpe, bpe), ModelDraft) and isinstance(across(bpe, spm), RetokenizedDraft)
     nearly = Pieces(letters(40)), Pieces([*letters(43)[3:]][::-1])
     assert overlap(ByteVocab(nearly[0]), ByteVocab(nearly[1])) == 37 / 40
     assert isinstance(across(*nearly), ModelDraft)

@@ -63,8 +63,7 @@ def begin(runner: HeadRunner, seed: int = 0, parts: tuple[int, ...] = (40, 20)) 
 
 
 def take(runner: HeadRunner, text: int, features: torch.Tensor, after: list[int]) -> None:
-    rows = NewRows([text], [len(after)], after, features)
-    runner.grow(rows, TreeLimits([0], 1, 1, [0.0]))
+    runner.grow(NewRows([text], [len(after)], after, features), TreeLimits([0], 1, 1, [0.0]))
 
 
 def grow(runner: HeadRunner, *texts: int, nodes: int = 9, least: float = 0.0) -> list[Tree]:
@@ -87,8 +86,7 @@ def test_chains_have_the_logits_of_torch(wide_target: Path, form: Format, limit:
 
     def error() -> float:
         wanted = logits(torch_, theirs)
-        off = np.linalg.norm(logits(kernels, mine) - wanted)
-        return float(off / np.linalg.norm(wanted - wanted.mean()))
+        return float(np.linalg.norm(logits(kernels, mine) - wanted) / np.linalg.norm(wanted - wanted.mean()))
 
     assert kernels.vocab_ids(mine).tolist() == torch_.vocab_ids(theirs).tolist()
     for depth, token in enumerate((3, 60, 12, 5)):  # each step feeds on the errors of the last
@@ -127,8 +125,7 @@ def test_a_score_is_the_likelihood_of_its_path_and_the_likeliest_comes_first(wid
             first = tree.parents.index(parent)  # of its siblings
             assert tree.scores[first] >= score
             assert parent == -1 or first == parent + 1
-        nothing = NewRows([text], [0], [], torch.empty(0, 2 * HIDDEN))
-        (small,) = runner.grow(nothing, TreeLimits([6], 8, 3, [0.0]))
+        (small,) = runner.grow(NewRows([text], [0], [], torch.empty(0, 2 * HIDDEN)), TreeLimits([6], 8, 3, [0.0]))
         assert {*node_paths(small)} == likeliest(partial(chain_probs, runner, text), 6, 8, 3)
 
 
@@ -144,8 +141,7 @@ def test_nothing_depends_on_the_batch_or_on_threads(wide_target: Path, threads: 
     for text, words in zip(texts, after):
         kernels.add_tokens(text, words)
         kernels.skip(text, 2 * ROWS)
-    every = [token for tokens in after for token in tokens]
-    new = NewRows(texts, [ROWS] * 5, every, torch.cat(features))
+    new = NewRows(texts, [ROWS] * 5, [token for tokens in after for token in tokens], torch.cat(features))
     trees = kernels.grow(new, TreeLimits([9] * 5, 3, 4, [0.0] * 5))
     together = [(tree, logits(kernels, text)) for tree, text in zip(trees, texts)]
     kernels.advance(texts, [1, 2, 3, 4, 5])
@@ -182,8 +178,7 @@ def test_a_text_without_rows_or_of_no_numbers_gets_no_tree(wide_target: Path) ->
     for runner in made(wide_target):
         fresh, known = runner.open(0), begin(runner)
         trees = grow(runner, fresh, known)
-        assert not trees[0].tokens and trees[1].tokens
-        assert runner.grow(none, TreeLimits([], 2, 2, [])) == []
+        assert not trees[0].tokens and trees[1].tokens and runner.grow(none, TreeLimits([], 2, 2, [])) == []
         features, after = rows()
         features[5] = torch.nan
         take(runner, known, features[:6], after[:6])
@@ -205,8 +200,7 @@ def test_a_head_reads_its_targets_ends_where_they_are(wide_target: Path, tmp_pat
             with pytest.raises(OSError, match=f"ends before row {10**9}"):
                 ends.embedding[torch.tensor([10**9])]
         runner = runner_module.runner_of(config, weights, ends)
-        assert isinstance(runner, KernelRunner)
-        assert (str(folder) in MAPS.read_text()) == (find is read_ends)
+        assert isinstance(runner, KernelRunner) and (str(folder) in MAPS.read_text()) == (find is read_ends)
         text = begin(runner)
         runner.add_tokens(text, [80, 81])
         take(runner, text, features[:6], after[:6])
@@ -216,8 +210,7 @@ def test_a_head_reads_its_targets_ends_where_they_are(wide_target: Path, tmp_pat
 
 def test_without_kernels_a_head_runs_in_torch(wide_target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastslow.draft.head.runner.library.available", lambda: False)
-    runner = runner_module.runner_of(*tiny_weights(wide_target), read_ends(wide_target))
-    assert isinstance(runner, TorchRunner)
+    assert isinstance(runner_module.runner_of(*tiny_weights(wide_target), read_ends(wide_target)), TorchRunner)
 
 
 def test_without_huge_pages_a_head_is_the_same(

@@ -97,13 +97,11 @@ def request(tokens: Sequence[int], number: int = 0, **params: Any) -> Any:
 @pytest.mark.parametrize(("nodes", "width"), [(1, 2), (2, 3), (5, 2), (5, 9), (16, 2), (16, 3), (16, 7)])
 def test_a_tree_holds_the_likeliest_paths(nodes: int, width: int) -> None:
     model: Any = Digest()
-    kv = cache_for(model, 64, page_size=1)
-    drafter = ModelDraft(model, OwnKV(kv), probs_at, width=width)
+    drafter = ModelDraft(model, OwnKV(cache_for(model, 64, page_size=1)), probs_at, width=width)
     batch = [request(TEXT, 0), request([4, *TEXT], 1), request([6, 6], 2)]
     trees = drafter.propose(batch, [nodes] * 3)
     for asked, tree in zip(batch, trees):
-        assert {*node_paths(tree)} == paths_after(asked.tokens, nodes, width)
-        assert tree.probs is None
+        assert {*node_paths(tree)} == paths_after(asked.tokens, nodes, width) and tree.probs is None
     assert len(model.forwards) <= nodes, "no more levels than a chain would have"
     assert nodes < 5 or any(len(set(t.parents)) < nodes for t in trees), "no branch anywhere"
 
@@ -170,15 +168,13 @@ def test_best_tokens_alone_make_the_same_chains() -> None:
     drafts = []
     for only_best in (None, lambda asked: not asked.params.logit_bias):
         model: Any = Digest()
-        kv = OwnKV(cache_for(model, 64))
-        drafter = ModelDraft(model, kv, probs_at, only_best=only_best)
+        drafter = ModelDraft(model, OwnKV(cache_for(model, 64)), probs_at, only_best=only_best)
         batch = [request(TEXT, 0), request(TEXT, 1, logit_bias={1: -50.0}), request([6], 2)]
         drafts.append(drafter.propose(batch, [4, 4, 4]))
         model.broken = {len(model.forwards)}
         drafter.release([0, 1, 2])
         cut = drafter.propose(batch, [4, 4, 4])
-        assert not cut[0].tokens and len(cut[1].tokens) == 4
-        assert model.wanted_less == (only_best is not None)
+        assert not cut[0].tokens and len(cut[1].tokens) == 4 and model.wanted_less == (only_best is not None)
     plain, fast = drafts
     assert [tree.tokens for tree in plain] == [tree.tokens for tree in fast]
     assert plain[0].tokens != plain[1].tokens
@@ -189,8 +185,7 @@ def test_long_prompts_are_read_in_pieces() -> None:
     model: Any = Digest()
     kv = cache_for(model, 200, page_size=16)
     drafter = ModelDraft(model, OwnKV(kv), probs_at)
-    batch = [request(p, n) for n, p in enumerate(prompts)]
-    trees = drafter.propose(batch, [3, 3, 3])
+    trees = drafter.propose([request(p, n) for n, p in enumerate(prompts)], [3, 3, 3])
     assert max(model.forwards) <= READ_ROWS == 512
     assert sum(model.forwards) == 1300 + 3 + 700 + 2 * 3, "every token once"
     for prompt, tree in zip(prompts, trees):
@@ -211,8 +206,7 @@ def test_a_vocabulary_of_other_padding_drafts_the_same_tokens(columns: int, widt
     kv, padded = OwnKV(cache_for(model)), PaddedTokens(VOCAB, columns)
     drafter = ModelDraft(model, kv, probs_at, width=width, vocab_map=padded, only_best=lambda request: True)
     wanted = [request(text), request([*text, columns - 1], 1)]
-    sampled = request(text, 2, temperature=1.0)
-    chosen, unread, drawn = drafter.propose([*wanted, sampled], [4, 4, 4])
+    chosen, unread, drawn = drafter.propose([*wanted, request(text, 2, temperature=1.0)], [4, 4, 4])
     assert len(chosen.tokens) == 4 and max(chosen.tokens) < min(columns, VOCAB)
     best = next_logits(text)[: min(columns, VOCAB)].argmax()
     assert chosen.tokens[0] == best

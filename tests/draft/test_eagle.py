@@ -51,14 +51,12 @@ def test_the_logits_of_a_chain_are_those_of_a_plain_forward(
     runner = TorchRunner(head)
     number, half = runner.open(0), len(after) // 2
     runner.read(NewRows([number], [half], after[:half], features[:half]))
-    rows = NewRows([number], [len(after) - half], after[half:], features[half:])
-    assert not runner.grow(rows, NOTHING)[0].tokens
+    assert not runner.grow(NewRows([number], [len(after) - half], after[half:], features[half:]), NOTHING)[0].tokens
     assert runner.vocab_ids(number).tolist() == plain.tokens
     drafted: list[int] = []
     for token in (3, 11, 0, 7):
         wanted = plain.chain(features, after, drafted)[-1]
-        assert torch.from_numpy(runner.logits(number)).sub(wanted).abs().max() < 1e-4
-        assert wanted.std() > 0.3
+        assert torch.from_numpy(runner.logits(number)).sub(wanted).abs().max() < 1e-4 and wanted.std() > 0.3
         runner.advance([number], [token])
         drafted.append(token)
 
@@ -152,8 +150,7 @@ def test_a_trees_scores_are_those_of_its_paths(
     number = runner.open(0)
     runner.add_tokens(number, after)
     assert runner.vocab_ids(number).tolist() == head.vocab.ids.tolist(), "it drafts no others"
-    rows = NewRows([number], [len(after)], after, features)
-    tree = runner.grow(rows, TreeLimits([14], 3, 4, [0.0]))[0]
+    tree = runner.grow(NewRows([number], [len(after)], after, features), TreeLimits([14], 3, 4, [0.0]))[0]
     assert len(tree.tokens) == 14 and len(set(tree.parents)) > 4
     check_scores(runner, number, tree)
 
@@ -191,8 +188,7 @@ SPECULATORS: list[tuple[Fields, str]] = [
 )
 def test_a_config_that_does_not_fit(tmp_path: Path, target: Path, layout: str, fields: Fields, sentence: str) -> None:
     config = eagle_config(target, layout)
-    folder = write_files(tmp_path / "head", {**config, **fields}, eagle_weights(config))
-    assert sentence in refused(folder, target)
+    assert sentence in refused(write_files(tmp_path / "head", {**config, **fields}, eagle_weights(config)), target)
 
 
 MID = "midlayer.self_attn.q_proj.weight"
@@ -239,8 +235,7 @@ def test_a_head_of_its_own_width_needs_its_own_embedding(tmp_path: Path, target:
 
 def test_files_that_are_damaged_or_of_another_kind(tmp_path: Path, target: Path) -> None:
     folder = write_eagle(tmp_path / "head", target)
-    data = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(data[:-40])
+    (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-40])
     assert "cannot be read" in refused(folder, target)
     (folder / "model.safetensors").unlink()
     assert "it has no model.safetensors" in refused(folder, target)

@@ -152,11 +152,8 @@ def test_it_drafts_on_the_command_line(package: Path, tiny: Path) -> None:
 @pytest.mark.slow
 def test_it_drafts_in_a_server_of_its_own_process(package: Path, tiny: Path) -> None:
     paths = os.pathsep.join([str(package), os.getcwd()])
-    words = (tiny, "--port", 0, "--speculation", "echo")
-    with command(*words, environment={"PYTHONPATH": paths}) as process:
+    with command(*(tiny, "--port", 0, "--speculation", "echo"), environment={"PYTHONPATH": paths}) as process:
         wait_ready(url := address(process))
-        body = {**BODY, "speculation": TREES}
-        answer = httpx.post(f"{url}/v1/completions", json=body, timeout=60)
+        answer = httpx.post(f"{url}/v1/completions", json={**BODY, "speculation": TREES}, timeout=60)
         assert answer.status_code == 200, answer.text
-        found = httpx.get(f"{url}/metrics", timeout=60).text
-        assert 'drafter="echo"' in found
+        assert 'drafter="echo"' in httpx.get(f"{url}/metrics", timeout=60).text

@@ -81,8 +81,7 @@ def test_a_corpus_finds_what_a_slow_search_finds(tmp_path: Path, seed: int, lett
             recent = text[max(0, end - MAX_MATCH) : end]
             found = corpus.find(recent, 1000)
             length, runs = matches(documents, recent)
-            assert found.length == length
-            assert found.whole == (len(runs) <= MAX_PLACES)
+            assert found.length == length and found.whole == (len(runs) <= MAX_PLACES)
             got = listed(found)
             if found.whole:
                 assert sorted(got) == sorted(runs)
@@ -105,8 +104,7 @@ def test_a_question_is_matched_and_never_proposed(tmp_path: Path) -> None:
     assert (found.length, listed(found)) == (4, [[4, 5]])
     earlier = EarlierAnswers()
     earlier.add([4, 5], context=[0, 1, 2, 3])
-    assert not earlier.find([0, 1], 9).runs
-    assert earlier.find([0, 1, 2, 3], 9) == SuffixMatch(4, [[4, 5]])
+    assert not earlier.find([0, 1], 9).runs and earlier.find([0, 1, 2, 3], 9) == SuffixMatch(4, [[4, 5]])
 
 
 def test_own_text_finds_the_longest_match_as_it_grows() -> None:
@@ -175,10 +173,8 @@ def test_a_tree_branches_by_counts_and_best_nodes_come_first() -> None:
             (1, 2, 3): 1 / 4, (1, 2, 4): 1 / 4,
         }
     )  # fmt: skip
-    assert said == sorted(said, reverse=True)
-    assert grow(runs, certain(), 2, 0.0).tokens == [1, 2]
-    assert grow(runs, certain(), 9, 0.3).tokens == [1, 2]
-    assert grow(runs, certain(0.5), 9, 0.3).tokens == [1]
+    assert said == sorted(said, reverse=True) and grow(runs, certain(), 2, 0.0).tokens == [1, 2]
+    assert grow(runs, certain(), 9, 0.3).tokens == [1, 2] and grow(runs, certain(0.5), 9, 0.3).tokens == [1]
     assert grow(runs, certain(), 0, 0.0).tokens == grow(MatchRuns(), certain(), 5, 0.0).tokens == []
 
 

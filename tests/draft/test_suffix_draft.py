@@ -19,8 +19,7 @@ IDS = {f"t{i}": i for i in range(VOCAB)}
 
 
 def view(tokens: Sequence[int], number: int = 0, prompt: int = 1, **fields: Any) -> Any:
-    plain = {"max_len": 10**6, "end_ids": frozenset([9]), "prompt_length": prompt}
-    return View(number, tokens, **plain | fields)
+    return View(number, tokens, **{"max_len": 10**6, "end_ids": frozenset([9]), "prompt_length": prompt} | fields)
 
 
 def chain(drafter: SuffixDraft, request: Any, nodes: int = 8) -> list[int]:
@@ -36,8 +35,7 @@ def test_it_copies_from_the_requests_own_text() -> None:
     request.tokens += [3, 4]
     assert chain(drafter, request, 2) == [5, 1]
     request.tokens += [7, 1, 2, 3]
-    assert chain(drafter, request, 1) == [4]
-    assert chain(drafter, request, 0) == []
+    assert chain(drafter, request, 1) == [4] and chain(drafter, request, 0) == []
     assert chain(drafter, view([1, 2, 3], 5)) == []
     assert chain(SuffixDraft(min_score=0.99), view([1, 2, 3, 1, 2], 6)) == []
 
@@ -99,8 +97,7 @@ def test_keys_are_few_and_the_least_recently_used_key_goes() -> None:
     for key, token in (("a", 4), ("b", 5), ("c", 6)):
         say(drafter, key, token, 9)
         assert heard(drafter, "a") == [4, 9]
-    assert [heard(drafter, key) for key in "bc"] == [[], [6, 9]]
-    assert len(memory._by_key) == 2
+    assert [heard(drafter, key) for key in "bc"] == [[], [6, 9]] and len(memory._by_key) == 2
 
 
 def test_what_is_forgotten_is_drafted_for_nobody(tmp_path: Path) -> None:

@@ -127,10 +127,8 @@ def test_the_chosen_mode_stays(llm: LLM) -> None:
     assert decided is not None and decided.mode in ("fast", "deep") and decided.why
     assert all(piece.decided is None for piece in pieces[1:])
     other = "deep" if decided.mode == "fast" else "fast"
-    changed = Decided(other, "it was so", decided.units)
-    for one in (decided, changed):
-        answered = ResumeState([whole.token_ids[:5]], [one])
-        pieces, output = streamed(llm, wish, mode="auto", answered=answered)
+    for one in (decided, Decided(other, "it was so", decided.units)):
+        pieces, output = streamed(llm, wish, mode="auto", answered=ResumeState([whole.token_ids[:5]], [one]))
         assert output.metrics.mode == one.mode and output.metrics.decision == one.why
         again = pieces[0].decided
         assert again is not None and again[:2] == one[:2]
@@ -190,8 +188,7 @@ def test_a_stop_while_the_phrase_is_put_in_changes_nothing(
         if not cuts and piece.stopped is None:
             continue
         cuts += 1
-        answered = ResumeState([tokens], stopped=[piece.stopped])
-        again, output = streamed(llm, wish, mode="settled", answered=answered)
+        again, output = streamed(llm, wish, mode="settled", answered=ResumeState([tokens], stopped=[piece.stopped]))
         same(output, whole)
         assert again[0].token_ids[: len(tokens)] == tokens and again[-1].stopped == piece.stopped
         if cuts > 2:

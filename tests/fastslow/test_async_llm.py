@@ -99,8 +99,7 @@ def test_leaving_in_any_way_cancels(llm: LLM, gate: Gate) -> None:
         async for _ in served.stream("The quick", LONG, speculation="off"):
             break
         await until(lambda: served.answers == 0)
-        stream = served.stream("The quick", LONG, speculation="off")
-        await stream.aclose()
+        await served.stream("The quick", LONG, speculation="off").aclose()
         await until(lambda: served.answers == 0)
         dropped = served.stream("The quick", LONG)
         del dropped
@@ -110,8 +109,7 @@ def test_leaving_in_any_way_cancels(llm: LLM, gate: Gate) -> None:
     before = llm.stats().ended.get("cancelled", 0)
     gate.open()
     asyncio.run(main())
-    assert settled(llm)
-    assert llm.stats().ended["cancelled"] >= before + 1
+    assert settled(llm) and llm.stats().ended["cancelled"] >= before + 1
 
 
 CALLS: dict[str, Callable[[AsyncLLM, RequestHandle], Awaitable[object]]] = {
@@ -146,8 +144,7 @@ def test_a_call_that_is_cancelled_ends_nobody_else(
         assert out.finish_reason == "length" and len(out.token_ids) == 400
 
     asyncio.run(main())
-    assert settled(llm)
-    assert llm.generate("The", TEN, progress=False).finish_reason == "length"
+    assert settled(llm) and llm.generate("The", TEN, progress=False).finish_reason == "length"
 
 
 def test_a_full_queue_says_so_before_anything_is_done(llm: LLM, gate: Gate) -> None:

@@ -89,8 +89,7 @@ def test_a_moge_model_of_the_file_is_that_of_its_dense_folder(tmp_path: Path) ->
         torch.rand(1, 8),
     )
     sizes = {name: dense.weight(0, name).shape for name in LINEARS}
-    deltas = {f"0_{n}": (torch.randn(2, i), torch.randn(o, 2)) for n, (o, i) in sizes.items()}
-    recipe = Recipe(layout, deltas, {})
+    recipe = Recipe(layout, {f"0_{n}": (torch.randn(2, i), torch.randn(o, 2)) for n, (o, i) in sizes.items()}, {})
     first = write_moge(folder, recipe, tmp_path / "first", fast=1)
     second = write_moge(small, recipe, tmp_path / "second", fast=1, weights=gguf)
     names = {path.name for path in first.iterdir()}
@@ -166,8 +165,7 @@ def test_builtin_model_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("FASTSLOW_CACHE", str(tmp_path / "cache"))
     first = locate.builtin_path("smollm2")
     given.unlink()
-    assert locate.builtin_path("smollm2") == first
-    assert model_sampling(first) == {"temperature": 0}
+    assert locate.builtin_path("smollm2") == first and model_sampling(first) == {"temperature": 0}
     assert locate.builtin_gguf().read_bytes() == content
     refused("smollm3", locate.builtin_path, "smollm3")
 
@@ -220,8 +218,7 @@ def test_it_knows_the_capital_of_france_and_drafts_change_no_token(smollm2: LLM,
     for question in QUESTIONS:
         plain = smollm2.chat(question, FEW, mode=mode, speculation="off")
         for wish in (Speculation(drafter="self", nodes=5), "ngram+self"):
-            drafted = smollm2.chat(question, FEW, mode=mode, speculation=wish)
-            assert drafted.token_ids == plain.token_ids
+            assert smollm2.chat(question, FEW, mode=mode, speculation=wish).token_ids == plain.token_ids
         if question == QUESTIONS[0] and isinstance(mode, str):
             assert "Paris" in plain.text
 

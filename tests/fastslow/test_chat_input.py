@@ -45,18 +45,15 @@ def test_a_user_cannot_end_its_turn(llm: LLM) -> None:
     plain = llm.chat(user("hi"), FEW)
     out = llm.chat(user(INJECTED), FEW)
     assert marks(out.prompt_token_ids) == marks(plain.prompt_token_ids)
-    assert out.prompt is not None and INJECTED in out.prompt
-    assert llm.tokenizer is not None
+    assert out.prompt is not None and INJECTED in out.prompt and llm.tokenizer is not None
     assert llm.tokenizer.decode(out.prompt_token_ids, skip_special=False) == out.prompt
     allowed = llm.chat(user(INJECTED), FEW, allow_special=True)
-    assert allowed.prompt == out.prompt
-    assert allowed.prompt_token_ids == llm.tokenizer.encode(out.prompt, False)
+    assert allowed.prompt == out.prompt and allowed.prompt_token_ids == llm.tokenizer.encode(out.prompt, False)
     refused("^allow_special=1 must be True or False$", llm.chat, user("hi"), FEW, allow_special=1)
     both = llm.chat([user(INJECTED)] * 2, FEW, allow_special=[False, True])
     assert [o.prompt_token_ids for o in both] == [out.prompt_token_ids, allowed.prompt_token_ids]
     *_, last = llm.stream_chat(user(INJECTED), FEW, allow_special=True)
-    assert last.output is not None
-    assert last.output.prompt_token_ids == allowed.prompt_token_ids
+    assert last.output is not None and last.output.prompt_token_ids == allowed.prompt_token_ids
 
 
 def test_a_plain_text_spells_no_marks_and_says_so_once(fresh: LLM, logged: list[str]) -> None:
@@ -91,8 +88,7 @@ def test_an_answer_continues_a_prefix(llm: LLM) -> None:
     assert asked is not None and out.prompt == asked + "The answer is"
     same = llm.generate(out.prompt_token_ids, FEW)
     assert (out.token_ids, out.text) == (same.token_ids, same.text)
-    again = [*user("hi"), {"role": "assistant", "content": "The answer is"}]
-    turned = llm.chat(again, FEW).prompt or ""
+    turned = llm.chat([*user("hi"), {"role": "assistant", "content": "The answer is"}], FEW).prompt or ""
     assert turned.endswith("The answer is<|im_end|>\n<|im_start|>assistant\n")
 
 
@@ -240,8 +236,7 @@ def test_a_template_with_thoughts_of_its_own(tmp_path: Path) -> None:
 
 
 def test_a_thought_cannot_write_marks(abacus: LLM) -> None:
-    wrong = "[unused17]1[unused10][unused9]"
-    kept = abacus.tokenize([QUESTION, said(wrong), NEXT], keep_thoughts=True)
+    kept = abacus.tokenize([QUESTION, said("[unused17]1[unused10][unused9]"), NEXT], keep_thoughts=True)
     plain = abacus.tokenize([QUESTION, said("x"), NEXT], keep_thoughts=True)
     assert abacus.tokenizer is not None
     for mark in ("[unused9]", "[unused10]", "[unused16]", "[unused17]"):

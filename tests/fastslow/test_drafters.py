@@ -99,8 +99,7 @@ def test_a_drafter_that_is_used_stays(llm: LLM, logged: list[str]) -> None:
             stack.callback(streams[-1].close)
         outs = [[piece.output for piece in stream][-1] for stream in streams]
         assert all(out is not None and out.token_ids == plain for out in outs)
-        drafted = [out.metrics.drafted > 0 for out in outs if out is not None]
-        assert drafted == [True] * MOST + [False] * 3
+        assert [out.metrics.drafted > 0 for out in outs if out is not None] == [True] * MOST + [False] * 3
         assert {out.metrics.drafter for out in outs[MOST:] if out is not None} == {"off"}
     assert sum("32 drafters are in use" in line for line in logged) == 1
     again = llm.generate(PROMPT, TEN, speculation=wish)

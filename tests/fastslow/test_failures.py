@@ -71,8 +71,7 @@ def test_a_request_that_cannot_be_queued_fails_alone(
     assert isinstance(error, GenerationError) and "no pace was measured" in str(error)
     assert [o.finish_reason for o in error.outputs] == ["length", "error", "length"]
     assert [error.outputs[0].token_ids, error.outputs[2].token_ids] == [right] * 2
-    assert running.ended(WAIT) and running.error is None
-    assert well(llm, right)
+    assert running.ended(WAIT) and running.error is None and well(llm, right)
 
 
 @pytest.mark.parametrize("how", ["add_first", "remove", "release", "take", "step"])
@@ -112,8 +111,7 @@ def test_whatever_ends_a_step_every_caller_hears_of_it(
     asked = [Caller(lambda: list(started))]
     asked += [Caller(lambda: llm.generate("one two", TEN)) for _ in range(6)]
     for one in asked:
-        assert one.ended(WAIT)
-        assert isinstance(one.error, GenerationError | RuntimeError)
+        assert one.ended(WAIT) and isinstance(one.error, GenerationError | RuntimeError)
         assert type(error).__name__ in str(one.error) or str(error) in str(one.error)
     if isinstance(error, Exception):
         monkeypatch.undo()
@@ -198,8 +196,7 @@ def run(folder: Path, right: list[int], failure: Failure | None, first: int = 0)
                     assert output.finish_reason == "length", after
             else:
                 assert failure is not None and injected.fired, after
-                kind = type(failure.error).__name__
-                assert kind in str(one.error) or "injected" in str(one.error), after
+                assert type(failure.error).__name__ in str(one.error) or "injected" in str(one.error), after
         # in a pause pages are looked at
         time.sleep(0.2 if failure is None or "integrity" in failure.name else 0)
         injected.failure = None
@@ -235,8 +232,7 @@ def counts(folder: Path, right: list[int]) -> dict[str, int]:
 def test_the_calls_are_known(counts: dict[str, int]) -> None:
     parts = {name.partition(".")[0] for name in counts}
     assert parts >= {"scheduler", "latency_budget", "kv", "drafter", "model", "cost_model", "step"}
-    assert parts >= {"FixedLength", "AdaptiveLength", "Stopper", "Request", "ChoiceState"}
-    assert len(counts) > 40
+    assert parts >= {"FixedLength", "AdaptiveLength", "Stopper", "Request", "ChoiceState"} and len(counts) > 40
 
 
 @pytest.mark.parametrize("seed", [pytest.param(n, marks=[pytest.mark.slow] * (n >= SOON)) for n in range(SCHEDULES)])

@@ -23,13 +23,11 @@ TOKENS = 120  # of the answer beside
 
 def chain(rules: int) -> str:
     """Lark: rules of which each may be empty."""
-    lines = [f'r{i}: "x" r{i + 1} | r{i + 1}' for i in range(rules)]
-    return "\n".join([*lines, f'r{rules}: "y"'])
+    return "\n".join([*[f'r{i}: "x" r{i + 1} | r{i + 1}' for i in range(rules)], f'r{rules}: "y"'])
 
 
 def levels(count: int) -> str:
-    lines = [f"n{i}: n{i + 1} n{i + 1} |" for i in range(count)]
-    return "\n".join(["start: n0", *lines, f'n{count}: "a" |'])
+    return "\n".join(["start: n0", *[f"n{i}: n{i + 1} n{i + 1} |" for i in range(count)], f'n{count}: "a" |'])
 
 
 def gbnf(rules: int, body: str) -> str:

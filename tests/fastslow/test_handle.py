@@ -27,16 +27,14 @@ async def awaited(handle: Awaitable[Output]) -> Output:
 
 
 def test_a_handle_gives_what_generate_gives(llm: LLM) -> None:
-    chat = [{"role": "user", "content": "hello"}]
-    for prompt in ("The quick", [5, 6, 7], chat):
+    for prompt in ("The quick", [5, 6, 7], [{"role": "user", "content": "hello"}]):
         handle = llm.submit(prompt, TEN, mode="fast")
         out = handle.result(SOON)
         assert out.token_ids == llm.generate(prompt, TEN, mode="fast").token_ids
         assert handle.done and handle.result() is out
         handle.cancel()  # too late, and no harm
         assert handle.result() is out
-    several = llm.submit("The", SamplingParams(max_tokens=4, n=3, temperature=1.0)).result(SOON)
-    assert len(several.choices) == 3
+    assert len(llm.submit("The", SamplingParams(max_tokens=4, n=3, temperature=1.0)).result(SOON).choices) == 3
 
 
 def test_a_wait_that_is_over_does_not_end_the_request(llm: LLM, gate: Gate) -> None:
@@ -72,8 +70,7 @@ def test_pieces_of_a_handle_join_to_the_answer(llm: LLM, gate: Gate) -> None:
 def test_pieces_of_n_answers_mix(llm: LLM, wish: Any) -> None:
     params = SamplingParams(max_tokens=40, n=3, temperature=1.0, seed=5, logprobs=1, stop_token_ids=list(range(80)))
     whole = llm.generate("The quick", params, speculation=wish)
-    lengths = {len(choice.token_ids) for choice in whole.choices}
-    assert len(lengths) > 1, "they end in different steps"
+    assert len({len(choice.token_ids) for choice in whole.choices}) > 1, "they end in different steps"
 
     async def in_a_loop() -> list[Piece]:
         return [piece async for piece in llm.submit("The quick", params, speculation=wish)]
@@ -86,8 +83,7 @@ def test_pieces_of_n_answers_mix(llm: LLM, wish: Any) -> None:
         asyncio.run(in_a_loop()),
         list(done),
     ):
-        assert last.output is not None and not last.token_ids
-        assert all(piece.output is None for piece in pieces)
+        assert last.output is not None and not last.token_ids and all(piece.output is None for piece in pieces)
         for index, choice in enumerate(whole.choices):
             assert last.output.choices[index].token_ids == choice.token_ids
             mine = [piece for piece in pieces if piece.index == index]
@@ -98,8 +94,7 @@ def test_pieces_of_n_answers_mix(llm: LLM, wish: Any) -> None:
 
 def test_an_answer_that_is_over_is_streamed_before_the_others_end(llm: LLM, gate: Gate) -> None:
     """A stop text may be held back: what is left of it comes when that answer ends."""
-    params = SamplingParams(max_tokens=6, n=2, ignore_eos=True)
-    handle = llm.submit([5, 6], params, speculation="off")
+    handle = llm.submit([5, 6], SamplingParams(max_tokens=6, n=2, ignore_eos=True), speculation="off")
     assert gate.reached.acquire(timeout=SOON)
     pieces = iter(handle)
     first = handle._group._choices[0]
@@ -109,8 +104,7 @@ def test_an_answer_that_is_over_is_streamed_before_the_others_end(llm: LLM, gate
     assert {piece.index for piece in both} == {0, 1} and first.over and not handle.done
     gate.open()
     *_, last = pieces
-    assert last.output is not None
-    assert [len(choice.token_ids) for choice in last.output.choices][1] == 6
+    assert last.output is not None and [len(choice.token_ids) for choice in last.output.choices][1] == 6
 
 
 def test_cancelling_gives_the_answer_so_far(llm: LLM, gate: Gate) -> None:
@@ -158,8 +152,7 @@ def test_a_stream_may_be_closed_from_another_thread(llm: LLM, gate: Gate) -> Non
     stream.close()  # the reader waits inside `next`
     gate.open()
     reader.join(SOON)
-    assert not reader.is_alive()
-    assert stream.output is not None and stream.output.finish_reason == "cancelled"
+    assert not reader.is_alive() and stream.output is not None and stream.output.finish_reason == "cancelled"
     assert all(piece.output is None for piece in pieces)
 
 
@@ -223,8 +216,7 @@ def test_awaiting(llm: LLM) -> None:
         assert [task.result().prompt_token_ids for task in tasks] == [[6, i] for i in range(20)]
         handle = llm.submit("The quick", TEN, speculation="off")
         pieces = [piece async for piece in handle]
-        assert pieces[-1].output is await handle
-        assert "".join(piece.text for piece in pieces) == one.text
+        assert pieces[-1].output is await handle and "".join(piece.text for piece in pieces) == one.text
         left = llm.submit("The quick", LONG)
         async for _ in left:
             break
@@ -271,8 +263,7 @@ def test_a_loop_that_waits_no_longer_cancels_the_request(llm: LLM, gate: Gate, s
 
     before = llm.stats().ended.get("cancelled", 0)
     asyncio.run(main())
-    assert settled(llm)
-    assert llm.stats().ended["cancelled"] == before + 1
+    assert settled(llm) and llm.stats().ended["cancelled"] == before + 1
 
 
 def test_two_loops_wait_for_one_handle(llm: LLM, gate: Gate) -> None:
@@ -300,8 +291,7 @@ def test_a_timeout_ends_what_runs_and_what_waits(folder: Path, monkeypatch: Any)
         assert out.finish_reason == "timeout" and 3 <= len(out.token_ids) <= 4
         assert out.token_ids == whole[: len(out.token_ids)] and out.text
         out = waits.result(SOON)
-        assert (out.finish_reason, out.token_ids, out.metrics.steps) == ("timeout", [], 0)
-        assert settled(llm)
+        assert (out.finish_reason, out.token_ids, out.metrics.steps) == ("timeout", [], 0) and settled(llm)
 
 
 def test_a_timeout_in_the_other_calls(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,5 +335,4 @@ def test_a_wait_takes_seconds(llm: LLM, timeout: Any) -> None:
     refused(wrong, handle.result, timeout)
     refused(wrong, list, as_completed([handle], timeout))
     refused("^handles holds 5, which is no RequestHandle$", list, as_completed([handle, 5]))  # type: ignore[list-item]
-    assert list(as_completed([handle], 1e9)) == [handle]
-    assert handle.result(-1).finish_reason == "length"
+    assert list(as_completed([handle], 1e9)) == [handle] and handle.result(-1).finish_reason == "length"

@@ -77,8 +77,7 @@ def test_names(hub: FakeHub, tiny_chat: Path, logged: list[str]) -> None:
         refused(odd, "is no name of a hub: that is owner/name")
     shutil.copytree(tiny_chat, MODEL)
     assert resolve_model(MODEL) == Path(MODEL) and "is here, on this machine" in logged[0]
-    assert resolve_head(MODEL) == Path(MODEL) and logged[1] == logged[0]
-    assert not hub.asked
+    assert resolve_head(MODEL) == Path(MODEL) and logged[1] == logged[0] and not hub.asked
 
 
 def test_offline_after_once_online(hub: FakeHub, monkeypatch: pytest.MonkeyPatch, logged: list[str]) -> None:
@@ -95,8 +94,7 @@ def test_offline_after_once_online(hub: FakeHub, monkeypatch: pytest.MonkeyPatch
     (path / "tokenizer.json").unlink()
     assert (resolve_model(f"{MODEL}@{COMMIT}") / "tokenizer.json").exists()
     hub.answer = "down"
-    assert resolve_model(MODEL) == path and "503" in logged[0]
-    assert "what was fetched before runs" in logged[0]
+    assert resolve_model(MODEL) == path and "503" in logged[0] and "what was fetched before runs" in logged[0]
     (path / WEIGHTS).unlink()  # a part is no model
     refused(MODEL, "503", RuntimeError)
 
@@ -220,8 +218,7 @@ def test_variants() -> None:
     for variant in ("q4_k_m", "M-Q4_K_M.gguf"):
         assert chosen(every, variant=variant) == "M-Q4_K_M.gguf"
     assert chosen(every, variant="Q8_0") == "M.q8_0.gguf"
-    assert chosen(every, variant="Q4_K_XL") == "M-UD-Q4_K_XL.gguf"
-    assert chosen(every, variant="BF16") == split
+    assert chosen(every, variant="Q4_K_XL") == "M-UD-Q4_K_XL.gguf" and chosen(every, variant="BF16") == split
     listed = r": o/n:BF16 \(20 B\), o/n:Q4_K_M \(10 B\), "
     refusals = {"": "needs a choice", "Q2_K": "is not there", "K_M": "is not there"}
     for variant, words in (refusals | {"Q6_K": "has 1 of 3 files"}).items():
@@ -273,8 +270,7 @@ def test_drafts_by_name(hub: FakeHub, tiny_dense: Path, tmp_path: Path, logged: 
     assert published(HubName("unsloth/Qwen3-1.7B-GGUF", variant="Q4_K_M"))["heads"]
     assert not published(HubName("Qwen/Qwen3-1.7B-Base"))
     LLM("Qwen/Qwen3-1.7B").close()
-    proposed = "a published head exists: --head AngelSlim/Qwen3-1.7B_eagle3"
-    assert any(proposed in line for line in logged)
+    assert any("a published head exists: --head AngelSlim/Qwen3-1.7B_eagle3" in line for line in logged)
 
 
 def test_a_server_offers_what_its_operator_named(hub: FakeHub, tiny_chat: Path, tmp_path: Path) -> None:
@@ -297,8 +293,7 @@ def test_a_server_offers_what_its_operator_named(hub: FakeHub, tiny_chat: Path, 
     # a fixed length: the adaptive one, as of who asks for nothing, may rightly draft nothing
     head, model = ({"drafter": name, "nodes": 2} for name in ("head", "model"))
     usual, *others = asyncio.run(drafted(None, head, model, {**model, "model": MODEL}))
-    assert usual[0] == "suffix|head"
-    assert others == [("head", True), ("model", True), ("model", True)]
+    assert usual[0] == "suffix|head" and others == [("head", True), ("model", True), ("model", True)]
     assert _speculation_of("head", settings) == {"drafter": "head", "head": "tiny/head"}
     for name, value, words in (
         ("head", MODEL, "not for clients; it offers tiny/head"),

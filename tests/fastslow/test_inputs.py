@@ -231,8 +231,7 @@ def test_what_a_dense_model_without_a_tokenizer_cannot_do(tiny_dense: Path) -> N
         refused(r"has no tokenizer: give the prompt as token ids", dense.generate, "text")
         refused(r"has no tokenizer", dense.chat, "text")
         refused(r"^stop strings need a tokenizer", dense.generate, [5], SamplingParams(stop=("x",)))
-        said = r"^drafter='self' needs a model with routed groups"
-        refused(said, dense.generate, [5], speculation="self")
+        refused(r"^drafter='self' needs a model with routed groups", dense.generate, [5], speculation="self")
         refused(r"groups=3 must be left out", dense.generate, [5], mode=Mode(groups=3))
         assert dense.generate([5], SamplingParams(max_tokens=2), mode="fast").text == ""
 

@@ -37,8 +37,7 @@ SAMPLED = SamplingParams(max_tokens=10, ignore_eos=True, temperature=1.0, seed=7
 
 def test_one_prompt_one_output(llm: LLM) -> None:
     out = llm.generate("The quick brown fox", TEN)
-    assert isinstance(out, Output) and out.prompt == "The quick brown fox"
-    assert llm.tokenizer is not None
+    assert isinstance(out, Output) and out.prompt == "The quick brown fox" and llm.tokenizer is not None
     assert out.prompt_token_ids == llm.tokenizer.encode(out.prompt)
     assert len(out.token_ids) == 10 and out.finish_reason == "length"
     assert out.logprobs is None and out.prompt_logprobs is None and out.stop_reason is None
@@ -48,8 +47,7 @@ def test_one_prompt_one_output(llm: LLM) -> None:
 
 @pytest.mark.drafts(15, 15)
 def test_many_prompts_many_outputs_in_order_each_with_its_own_settings(llm: LLM) -> None:
-    chat = [{"role": "user", "content": "hi"}]
-    prompts: list[Prompt] = ["The quick", [7, 8, 9], "Every expert", chat]
+    prompts: list[Prompt] = ["The quick", [7, 8, 9], "Every expert", [{"role": "user", "content": "hi"}]]
     params = [TEN, SamplingParams(max_tokens=2), None, SAMPLED]
     modes: list[str | Mode] = ["deep", "fast", "fast", Mode(groups=0)]
     wishes: list[str | Speculation] = ["auto", "off", Speculation(nodes=1), "self"]
@@ -104,11 +102,9 @@ def test_a_seed_gives_the_same_alone_and_in_a_batch(llm: LLM, wish: Any) -> None
     beside = SamplingParams(max_tokens=25, temperature=2.0)
     outs = llm.generate(["x y z", "Every expert", "The"], [beside, SAMPLED, TEN], speculation=wish)
     assert outs[1].token_ids == alone
-    other = SAMPLED.model_copy(update={"seed": 8})
-    assert llm.generate("Every expert", other, speculation=wish).token_ids != alone
+    assert llm.generate("Every expert", SAMPLED.model_copy(update={"seed": 8}), speculation=wish).token_ids != alone
     unseeded = SAMPLED.model_copy(update={"seed": None})
-    draws = {tuple(llm.generate("Every expert", unseeded).token_ids) for _ in range(3)}
-    assert len(draws) == 3
+    assert len({tuple(llm.generate("Every expert", unseeded).token_ids) for _ in range(3)}) == 3
 
 
 @pytest.mark.drafts(20, 3)
@@ -124,12 +120,10 @@ def test_logprobs(llm: LLM, wish: Any) -> None:
         assert known is not None and token in known and 2 <= len(known) <= 3
     # What the answer's tokens get as an answer, they get as a prompt.
     text = [*out.prompt_token_ids, *out.token_ids]
-    asked = SamplingParams(max_tokens=1, prompt_logprobs=VOCAB)
-    again = llm.generate(text, asked).prompt_logprobs
+    again = llm.generate(text, SamplingParams(max_tokens=1, prompt_logprobs=VOCAB)).prompt_logprobs
     assert again is not None
     for table, full in zip(out.logprobs, again[len(out.prompt_token_ids) :], strict=True):
-        assert full is not None
-        assert sum(map(math.exp, full.values())) == pytest.approx(1, abs=1e-4)
+        assert full is not None and sum(map(math.exp, full.values())) == pytest.approx(1, abs=1e-4)
         assert table == pytest.approx({t: full[t] for t in table}, abs=1e-4)
     none = SamplingParams(max_tokens=3, logprobs=0, prompt_logprobs=0, temperature=1.0)
     out = llm.generate([9], none, speculation=wish)
@@ -205,10 +199,8 @@ def test_metrics_are_sane(llm: LLM) -> None:
     out = llm.generate("The quick brown fox", SamplingParams(max_tokens=40, ignore_eos=True))
     spent = time.monotonic() - started
     m = out.metrics
-    assert m.tokens == len(out.token_ids) == 40
-    assert 0 < m.ttft <= spent and 0 <= m.tpot <= spent
-    assert m.ttft + m.tpot * 39 <= spent * 1.01
-    assert m.tokens == m.steps + m.accepted and m.accepted <= m.drafted
+    assert m.tokens == len(out.token_ids) == 40 and 0 < m.ttft <= spent and 0 <= m.tpot <= spent
+    assert m.ttft + m.tpot * 39 <= spent * 1.01 and m.tokens == m.steps + m.accepted and m.accepted <= m.drafted
     assert len(m.runs) == m.steps and sum(m.runs) == m.accepted
     assert 0 <= m.draft_seconds + m.verify_seconds <= spent
     assert len(m.acceptance) <= 24 and all(0 <= share <= 1 for share in m.acceptance)
@@ -253,8 +245,7 @@ def test_an_answer_ends_where_it_should(folder: Path, llm: LLM) -> None:
     out = llm.generate("The quick", params)
     assert len(out.token_ids) == 3 and out.token_ids[-1] == 2
     assert (out.finish_reason, out.stop_reason) == ("stop", 2) and "im_end" not in out.text
-    ignored = llm.generate("The quick", params.model_copy(update={"ignore_eos": True}))
-    assert len(ignored.token_ids) == 9
+    assert len(llm.generate("The quick", params.model_copy(update={"ignore_eos": True})).token_ids) == 9
     text = llm.generate("The quick", TEN).text
     stop = text[2:4]
     for wish in ("off", "ngram", "self"):

@@ -70,8 +70,7 @@ def streamed(llm: LLM, params: SamplingParams, **options: Any) -> Output:
 @pytest.mark.parametrize("name", sorted({*FAMILIES} - {"gpt-oss-opened"}))
 def test_fast_answers_at_once(llms: dict[str, LLM], name: str) -> None:
     out = streamed(llms[name], TWENTY, mode="fast")
-    assert (out.reasoning, out.metrics.thinking_tokens) == ("", 0)
-    assert out.text != ""
+    assert (out.reasoning, out.metrics.thinking_tokens) == ("", 0) and out.text != ""
     assert out.prompt is not None and not out.prompt.rstrip().endswith("<think>")
 
 
@@ -107,8 +106,7 @@ def test_a_budget_is_exact_in_every_family(llms: dict[str, LLM], name: str, wish
     ends = llm.tokenizer.encode(PHRASE + close, add_special=False)
     assert out.token_ids[: most + len(ends)] == [*free.token_ids[:most], *ends]
     metrics = out.metrics
-    assert (metrics.mode, metrics.thinking_tokens) == ("deep*", most)
-    assert metrics.thinking_ended == "budget"
+    assert (metrics.mode, metrics.thinking_tokens) == ("deep*", most) and metrics.thinking_ended == "budget"
     assert out.reasoning == llm.tokenizer.decode(free.token_ids[:most]) + PHRASE and out.text
     assert "<|" not in out.reasoning.replace("<|extra", "") + out.text.replace("<|extra", "")
 
@@ -127,8 +125,7 @@ def test_gpt_oss_thinks_less_in_fast_and_more_in_deep(llms: dict[str, LLM]) -> N
 def test_an_earlier_answer_is_written_as_final(llms: dict[str, LLM]) -> None:
     chat: list[Any] = [*USER, {"role": "assistant", "content": "so"}, *USER]
     out = llms["gpt-oss"].chat(chat, TWENTY)
-    assert out.prompt is not None
-    assert "<|start|>assistant<|channel|>final<|message|>so<|end|>" in out.prompt
+    assert out.prompt is not None and "<|start|>assistant<|channel|>final<|message|>so<|end|>" in out.prompt
     out = llms["gpt-oss"].chat(BEGUN, TWENTY)
     assert out.prompt is not None and out.prompt.endswith("final<|message|>It is")
     assert out.text and not out.reasoning
@@ -165,11 +162,9 @@ def test_a_model_without_a_switch_says_so_once(
 
 def test_variables_of_a_call(llms: dict[str, LLM]) -> None:
     llm = llms["gpt-oss"]
-    kwargs = {"reasoning_effort": "medium"}
-    out = streamed(llm, TWENTY, mode="fast", chat_template_kwargs=kwargs)
+    out = streamed(llm, TWENTY, mode="fast", chat_template_kwargs={"reasoning_effort": "medium"})
     assert out.prompt is not None and "Reasoning: medium\n" in out.prompt
-    effort = {"minimal": "low", "low": "low", "medium": "medium", "max": "high"}
-    for name, level in effort.items():
+    for name, level in {"minimal": "low", "low": "low", "medium": "medium", "max": "high"}.items():
         asked = llm.chat(USER, TWENTY, mode={"effort": name})
         assert asked.prompt is not None and f"Reasoning: {level}\n" in asked.prompt
     each: list[Any] = [{"reasoning_effort": level} for level in ("low", "high")]

@@ -63,8 +63,7 @@ def test_answers_keep_to_their_grammar(llm: LLM, mode: Any, drafter: str) -> Non
                 spec = GrammarSpec(regex="<[a-c]{2,5}>")
             assert holds(spec, out.text), out.text
     if isinstance(mode, dict):  # the thought ends in time
-        assert ended >= 5
-        assert all(o.metrics.thinking_tokens == 6 for o in outs)
+        assert ended >= 5 and all(o.metrics.thinking_tokens == 6 for o in outs)
         assert all(o.metrics.thinking_ended == "budget" for o in outs)
     if drafter == "auto" and mode == "fast":
         assert sum(o.metrics.accepted for o in outs) > 0
@@ -120,8 +119,7 @@ def test_a_closing_phrase_that_continues_after_the_tag_gives_way(llm: LLM) -> No
 @pytest.mark.drafts(8, 8)
 @pytest.mark.parametrize("how", ["recompute", "keep", "restart"])
 def test_an_answer_that_escalates_keeps_its_grammar(llm: LLM, how: str) -> None:
-    escalate = {"below": 1.0, "window": 2, "to": "fast", "how": how}
-    mode = {"base": "fast", "thinking": "off", "escalate": escalate}
+    mode = {"base": "fast", "thinking": "off", "escalate": {"below": 1.0, "window": 2, "to": "fast", "how": how}}
     out = llm.chat("hello", asked({"json_schema": POINT}), mode=mode, speculation="ngram")
     assert out.metrics.escalated_at is not None
     assert out.finish_reason == "stop" and holds(GrammarSpec(json_schema=POINT), out.text)
@@ -139,8 +137,7 @@ def test_log_probabilities_stay_the_models_own(llm: LLM) -> None:
     free = llm.generate("hello", asked(None, logprobs=2, max_tokens=1), mode="fast")
     assert out.logprobs is not None and free.logprobs is not None
     top = max(free.logprobs[0], key=free.logprobs[0].__getitem__)
-    assert out.logprobs[0][top] == pytest.approx(free.logprobs[0][top])
-    assert out.token_ids[0] in out.logprobs[0]
+    assert out.logprobs[0][top] == pytest.approx(free.logprobs[0][top]) and out.token_ids[0] in out.logprobs[0]
 
 
 @pytest.mark.parametrize(
@@ -162,8 +159,7 @@ def test_a_bad_grammar_is_one_sentence(llm: LLM, grammar: dict[str, Any], said: 
 
 def test_a_grammar_that_becomes_too_complex_ends_its_own_request(llm: LLM) -> None:
     wild = asked({"regex": "((((a{1,999}){1,999}){1,999}){1,999}){999}"}, max_tokens=60)
-    said = r"^1 request\(s\) failed: .*the grammar stopped: "
-    with pytest.raises(GenerationError, match=said) as error:
+    with pytest.raises(GenerationError, match=r"^1 request\(s\) failed: .*the grammar stopped: ") as error:
         llm.generate(["hello"] * 3, [wild, asked({"choice": ["yes"]}), asked(None)], progress=False)
     outs = error.value.outputs
     assert outs[0].finish_reason == "error" and outs[1].text == "yes"
@@ -188,12 +184,9 @@ def test_without_the_package_or_a_tokenizer_a_grammar_is_refused(
 
 @pytest.mark.drafts(60, 60)
 def test_sentencepiece_models_answer_in_json(tmp_path: Path) -> None:
-    vocab = write_spm(tmp_path)
-    folder = write_moge(tmp_path, vocab=vocab, num_hidden_layers=2, hidden_size=32)
-    with open_llm(folder) as other:
+    with open_llm(write_moge(tmp_path, vocab=write_spm(tmp_path), num_hidden_layers=2, hidden_size=32)) as other:
         params = [asked({"json_schema": POINT}, seed=seed) for seed in range(8)]
         outs = other.generate(["hello"] * 8, params, mode="fast", progress=False)
         whole = [out for out in outs if out.finish_reason == "stop"]
         assert whole and all(holds(GrammarSpec(json_schema=POINT), out.text) for out in whole)
-        words = other.generate("hello", asked({"choice": ["yes", "no"]}), mode="fast")
-        assert words.text in ("yes", "no")
+        assert other.generate("hello", asked({"choice": ["yes", "no"]}), mode="fast").text in ("yes", "no")

@@ -37,8 +37,7 @@ def test_a_published_head_drafts(folder: Path, tmp_path: Path, layout: str) -> N
             wish = Speculation(drafter=name, head=head, width=width, nodes=4)
             out = llm.generate("The quick", long, speculation=wish)
             assert out.token_ids == plain and out.metrics.drafted > 0
-        said = f"^head {other}: .* vocab_size 321, this one has 320$"
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=f"^head {other}: .* vocab_size 321, this one has 320$"):
             llm.generate("The", TEN, speculation=Speculation(drafter="head", head=other))
 
 
@@ -49,11 +48,9 @@ def test_stored_answers_are_drafted_from(folder: Path, tmp_path: Path) -> None:
     with open_llm(folder, remember=False) as llm:
         plain = llm.generate("The quick", long, speculation="off")
         answers.write_text(json.dumps({"text": plain.text}) + "\n", "utf-8")
-        build = ["corpus", "build", str(answers), "-o", str(stored), "--model", str(folder)]
-        app(build, standalone_mode=False)
+        app(["corpus", "build", str(answers), "-o", str(stored), "--model", str(folder)], standalone_mode=False)
         wish = Speculation(drafter="suffix", corpus=stored, nodes=6)
-        drafted = llm.generate("The quick", long, speculation=wish)
-        assert drafted.token_ids == plain.token_ids
+        assert llm.generate("The quick", long, speculation=wish).token_ids == plain.token_ids
     stored.write_bytes(stored.read_bytes()[:-9])
     with open_llm(folder) as llm, pytest.raises(ValueError, match=r"corpus"):
         llm.generate("The", TEN, speculation=wish)
@@ -73,8 +70,7 @@ def test_a_call_learns_nothing_of_the_calls_with_other_keys(folder: Path) -> Non
     for remember in (True, "by_key", False):
         with open_llm(folder, remember=remember) as llm:
             unseen, _ = ask(llm, "victim")
-            assert ask(llm, "attacker") == (unseen, 0)
-            assert ask(llm, None) == (unseen, 0)
+            assert ask(llm, "attacker") == (unseen, 0) and ask(llm, None) == (unseen, 0)
             known = unseen if remember is False else 35  # of 40 tokens, in steps of nine
             assert ask(llm, "victim") == (known, 48)
             assert ask(llm, None) == (35 if remember is True else unseen, 48)
@@ -99,8 +95,7 @@ def test_a_head_is_bound_to_the_weights_that_it_was_trained_for(
     save_file(weights, path, config.metadata() | {"target": both})
     monkeypatch.setattr(drafters, "SHIPPED", shipped)
     assert own_head(named) == path
-    other = write_dense(tmp_path / "smollm2-0123456789ab", hidden_size=32)
-    assert own_head(other) is None
+    assert own_head(write_dense(tmp_path / "smollm2-0123456789ab", hidden_size=32)) is None
     (named / "draft_head.safetensors").write_bytes(b"")
     assert own_head(named) == named / "draft_head.safetensors", "its name of before"
     (named / "draft.head").write_bytes(b"")

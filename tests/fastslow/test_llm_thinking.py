@@ -47,8 +47,7 @@ def llms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, LLM]]:
 
 def biased(bias: dict[int, float]) -> SamplingParams:
     """A model that says these tokens first, likeliest first, and then never again."""
-    fields = {"logit_bias": bias, "repetition_penalty": 100.0}
-    return TWENTY.model_copy(update=fields)
+    return TWENTY.model_copy(update={"logit_bias": bias, "repetition_penalty": 100.0})
 
 
 def streamed(llm: LLM, *arguments: Any, **options: Any) -> tuple[Output, str, str]:
@@ -62,10 +61,8 @@ def streamed(llm: LLM, *arguments: Any, **options: Any) -> tuple[Output, str, st
 def test_with_thinking_off_the_answer_is_the_text(llms: dict[str, LLM], name: str, params: SamplingParams) -> None:
     """Whatever the template does and the model says: it may even ignore the switch."""
     out, reasoning, text = streamed(llms[name], params, mode="fast")
-    assert (out.reasoning, reasoning) == ("", "")
-    assert out.text == text
-    assert (text != "") == bool({*out.token_ids} - {OPEN, CLOSE})
-    assert out.metrics.thinking_tokens == 0
+    assert (out.reasoning, reasoning) == ("", "") and out.text == text
+    assert (text != "") == bool({*out.token_ids} - {OPEN, CLOSE}) and out.metrics.thinking_tokens == 0
     assert out.prompt is not None
     assert not out.prompt.rstrip().endswith("<think>"), "a prompt that opens a thought closes it"
     opened = [i for i, token in enumerate(out.token_ids) if token == OPEN]
@@ -87,8 +84,7 @@ def test_a_thought_that_is_closed_but_was_never_opened(llms: dict[str, LLM]) -> 
     params = biased({LETTER: 60.0, CLOSE: 57.0})
     out, reasoning, text = streamed(llms["plain"], params, mode="deep")
     place = out.token_ids.index(CLOSE)
-    assert place > 0 and out.metrics.thinking_tokens == place
-    assert out.metrics.thinking_ended == "model"
+    assert place > 0 and out.metrics.thinking_tokens == place and out.metrics.thinking_ended == "model"
     assert out.reasoning and out.text, "the output knows that the beginning was a thought"
     assert (reasoning, text.startswith(out.reasoning)) == ("", True), "the stream could not know"
     off = llms["plain"].chat("hello", params, mode={"thinking": "off"})
@@ -106,8 +102,7 @@ def test_tags_that_a_checkpoint_declares_or_a_caller_gives(tmp_path: Path) -> No
         assert out.token_ids[4 : 4 + len(closed)] == closed
         assert out.reasoning and out.text and "reason>" not in out.reasoning + out.text
         assert (out.metrics.thinking_tokens, out.metrics.thinking_ended) == (4, "budget")
-        ids = llm.tokenizer.encode("Think. <reason>")
-        assert llm.generate(ids, TWENTY, mode=deep).token_ids == out.token_ids
+        assert llm.generate(llm.tokenizer.encode("Think. <reason>"), TWENTY, mode=deep).token_ids == out.token_ids
     with open_llm(folder, thinking_tags=("", "</think>")) as llm:  # no tag opens its thoughts
         out, reasoning, text = streamed(llm, TWENTY, mode=deep)
         assert out.token_ids[4] == CLOSE and out.metrics.thinking_tokens == 4
@@ -121,19 +116,15 @@ def test_tags_that_a_checkpoint_declares_or_a_caller_gives(tmp_path: Path) -> No
 
 
 def test_pangus_tags_and_switch(tmp_path: Path) -> None:
-    vocab = write_spm(tmp_path, 600)
-    write_moge(tmp_path, vocab=vocab, num_hidden_layers=2, hidden_size=32)
+    write_moge(tmp_path, vocab=write_spm(tmp_path, 600), num_hidden_layers=2, hidden_size=32)
     with open_llm(tmp_path) as llm:
         assert llm.tokenizer is not None
         opens, closes = (llm.tokenizer.token_id(f"[unused{n}]") for n in (16, 17))
         assert opens is not None and closes is not None
         bias = biased({opens: 60.0})
-        mode = Mode(base="deep", thinking_budget=3, closing="\nThe answer:")
-        out = llm.chat("hi", bias, mode=mode)
-        assert out.prompt is not None and "/no_think" not in out.prompt
-        assert out.token_ids[0] == opens
-        phrase = llm.tokenizer.decode(out.token_ids[4 : out.token_ids.index(closes)])
-        assert phrase.lstrip(" ") == "\nThe answer:"
+        out = llm.chat("hi", bias, mode=Mode(base="deep", thinking_budget=3, closing="\nThe answer:"))
+        assert out.prompt is not None and "/no_think" not in out.prompt and out.token_ids[0] == opens
+        assert llm.tokenizer.decode(out.token_ids[4 : out.token_ids.index(closes)]).lstrip(" ") == "\nThe answer:"
         assert out.reasoning.endswith("\nThe answer:") and out.metrics.thinking_tokens == 3
         off = llm.chat("hi", bias, mode="fast")
         assert off.prompt is not None and "hi /no_think[unused10]" in off.prompt
@@ -203,8 +194,7 @@ def test_a_closed_thought_is_a_budget_that_is_used_up(
         stop = StopThinking(llm, patch, 4)
         out = llm.generate(CHAT, params, mode=Mode(closing=PHRASE), speculation=wish)
     metrics = out.metrics
-    assert stop.closed == [True]
-    assert metrics.thinking_ended == "caller" and 4 <= metrics.thinking_tokens < 40
+    assert stop.closed == [True] and metrics.thinking_ended == "caller" and 4 <= metrics.thinking_tokens < 40
     budget = Mode(closing=PHRASE, thinking_budget=metrics.thinking_tokens)
     plain = llm.generate(CHAT, params, mode=budget, speculation="off")
     assert out.token_ids == plain.token_ids and len(out.token_ids) == 80
@@ -229,8 +219,7 @@ def test_closing_twice_and_while_the_phrase_is_forced(llm: LLM, gate: Gate) -> N
         assert all(closed.result() for closed in both)
     gate.open()
     out = handle.result(SOON)
-    assert out.metrics.thinking_ended == "caller" and out.reasoning.count(PHRASE) == 1
-    assert settled(llm)
+    assert out.metrics.thinking_ended == "caller" and out.reasoning.count(PHRASE) == 1 and settled(llm)
 
 
 def test_a_thought_that_ended_or_never_began_is_not_closed(llm: LLM) -> None:
@@ -272,8 +261,7 @@ def test_several_answers_are_closed_in_an_event_loop(llm: LLM) -> None:
         async for _ in stream:
             closed = closed or await served.stop_thinking(stream)
         streamed = stream.output
-        assert closed and streamed is not None
-        assert streamed.metrics.thinking_ended == "caller" and streamed.text
+        assert closed and streamed is not None and streamed.metrics.thinking_ended == "caller" and streamed.text
 
     asyncio.run(main())
     assert settled(llm)

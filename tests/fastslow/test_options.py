@@ -51,8 +51,7 @@ def test_type_checkers_know_the_options_of_lists() -> None:
 def test_a_request_crosses_as_plain_values_and_comes_back() -> None:
     answered = ResumeState([[1, 2], []], [Decided("fast", "short", 2), None], [1, None])
     options = GenerateOptions(sampling={"max_tokens": 5}, mode={"base": "fast"}, timeout=3.5, answered=answered)
-    request = GenerateRequest("id", [{"role": "user", "content": "x"}], options, avoid=("a",))
-    fields = request.to_fields()
+    fields = GenerateRequest("id", [{"role": "user", "content": "x"}], options, avoid=("a",)).to_fields()
     assert set(fields["options"]) == {"sampling", "mode", "timeout", "answered"}
     back = GenerateRequest.from_fields(json.loads(json.dumps(fields)))
     assert back.options == options and (back.id, list(back.avoid)) == ("id", ["a"])

@@ -22,8 +22,7 @@ SYSTEM = [{"role": "system", "content": "You answer in one short sentence, and y
 
 def open_llm(folder: Path, **options: Any) -> LLM:
     """With 60 pages."""
-    small = {"kv_memory": 60 * 16 * 512, "max_model_len": 256, "progress": False}
-    return LLM(folder, **{**small, **options})
+    return LLM(folder, **{"kv_memory": 60 * 16 * 512, "max_model_len": 256, "progress": False, **options})
 
 
 @pytest.fixture
@@ -85,8 +84,7 @@ def test_requests_of_every_key_find_what_is_pinned_for_all_and_nothing_else(llm:
         for key in keys:
             out = llm.generate([*PREFIX, *secret, 80], TEN, speculation="off", memory_key=key)
             assert out.metrics.cached_tokens == 64, f"{key} sees what another asked"
-            assert out.token_ids == alone
-            assert cached(llm, [*PREFIX, *secret, 80], memory_key=key) == 96
+            assert out.token_ids == alone and cached(llm, [*PREFIX, *secret, 80], memory_key=key) == 96
         settled(llm)
         assert cached(llm, [*PREFIX, 80], mode=Mode(name="fast", groups=1), memory_key="me") == 0
         flood(llm)
@@ -178,8 +176,7 @@ def test_what_has_no_room_goes_to_a_file_and_comes_back(
 ) -> None:
     monkeypatch.setenv("FASTSLOW_CACHE", str(tmp_path))
     ask = [*PREFIX, 80, 81]
-    token = {"model": 512, "int8": 160}[kv_dtype]
-    small: dict[str, Any] = {"kv_dtype": kv_dtype, "kv_memory": 60 * 16 * token}
+    small: dict[str, Any] = {"kv_dtype": kv_dtype, "kv_memory": 60 * 16 * {"model": 512, "int8": 160}[kv_dtype]}
     with open_llm(folder, **small) as llm:
         alone = llm.generate(ask, TEN, speculation="off").token_ids
         flood(llm)

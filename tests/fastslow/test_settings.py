@@ -58,8 +58,7 @@ def test_every_part_of_a_file_is_checked(mine: Path, other: Path, tmp_path: Path
     path, bot = tmp_path / "tuned.json", {"bot": {"base": "fast"}}
     add_settings(path, "mine", mine, auto=BUILT_IN.model_dump(mode="json"))
     add_settings(path, "mine", mine, modes=bot, speculation=dict(NGRAM))
-    assert "bot" in load_modes(mine, FOUR, path)
-    assert read_selector(path, mine) == BUILT_IN
+    assert "bot" in load_modes(mine, FOUR, path) and read_selector(path, mine) == BUILT_IN
     assert read_settings(path, mine) == NGRAM
     before = path.read_text("utf-8")
     for use in (
@@ -83,5 +82,4 @@ def test_a_file_of_an_older_version_is_taken_with_a_word(mine: Path, tmp_path: P
 def test_presets_written_by_hand_fit_any_model(mine: Path, other: Path, tmp_path: Path, logged: list[str]) -> None:
     path = tmp_path / "my.json"
     path.write_text(json.dumps({"modes": {"bot": {"base": "fast"}}}))
-    assert "bot" in load_modes(mine, FOUR, path) and "bot" in load_modes(other, FOUR, path)
-    assert logged == []
+    assert "bot" in load_modes(mine, FOUR, path) and "bot" in load_modes(other, FOUR, path) and logged == []

@@ -33,8 +33,7 @@ def ended(out: Output) -> tuple[int, str | None]:
 @pytest.mark.parametrize("speculation", ["off", "ngram", "self"])
 def test_deep_leaves_room_for_an_answer(llm: LLM, speculation: str) -> None:
     def ask(params: SamplingParams, **mode: Any) -> Output:
-        wish = {"base": "deep", **mode}
-        return llm.generate(CHAT, params, mode=wish, speculation=speculation)
+        return llm.generate(CHAT, params, mode={"base": "deep", **mode}, speculation=speculation)
 
     usual = ask(SIXTY)
     assert ended(usual) == (44, "room") and usual.text, "a quarter of 60 stays"
@@ -43,8 +42,7 @@ def test_deep_leaves_room_for_an_answer(llm: LLM, speculation: str) -> None:
     assert ended(ask(SIXTY, answer_room=7)) == (52, "room")
     assert ended(ask(SIXTY, answer_room=500)) == (0, "room"), "no room for a thought"
     phrase = ask(SIXTY, closing="\nSo:\n", answer_room=9)
-    closing = phrase.token_ids.index(CLOSE) + 1
-    assert closing == 51 and phrase.reasoning.endswith("\nSo:\n") and phrase.text
+    assert phrase.token_ids.index(CLOSE) + 1 == 51 and phrase.reasoning.endswith("\nSo:\n") and phrase.text
     assert phrase.metrics.put_in_tokens == phrase.choices[0].sources.count("forced") > 5
     few = ask(SamplingParams(max_tokens=3, ignore_eos=True), closing="\nSo:\n")
     assert few.token_ids.index(CLOSE) == 1, "the tag without the phrase"
@@ -132,8 +130,7 @@ def test_circles_end_thoughts_and_where_asked_answers(llm: LLM) -> None:
     out = llm.generate(CHAT, DOTS, mode=Mode(loop=Loop()), speculation="ngram")
     assert ended(out) == (40, "loop") and out.finish_reason == "length"
     both = llm.generate(CHAT, DOTS, mode={"loop": {"answer": True, "least": 20}})
-    assert ended(both) == (20, "loop") and both.finish_reason == "loop"
-    assert len(both.token_ids) == 41
+    assert ended(both) == (20, "loop") and both.finish_reason == "loop" and len(both.token_ids) == 41
     off = llm.generate(CHAT, DOTS, mode={"base": "deep", "loop": False, "answer_room": None})
     assert ended(off) == (90, "length")
 
@@ -157,8 +154,7 @@ def test_a_warning_and_an_announced_budget(tmp_path: Path) -> None:
         assert out.metrics.put_in_tokens == out.choices[0].sources.count("forced") == 5
         told = llm.chat(CHAT, DOTS, mode=mode, chat_template_kwargs={"thinking_budget": 7})
         assert told.prompt is not None and "You have 7 tokens" in told.prompt
-        free = llm.chat(CHAT, DOTS, mode=Mode())
-        assert free.prompt == "The quick<think>"
+        assert llm.chat(CHAT, DOTS, mode=Mode()).prompt == "The quick<think>"
         turn = llm.chat(CHAT, DOTS, mode={**mode, "turn_budget": 20})
         assert turn.prompt is not None and "You have 20 tokens" in turn.prompt
         assert turn.reasoning.startswith("." * 10 + " Hm.") and ended(turn) == (20, "turn")
@@ -187,11 +183,9 @@ def test_a_turn_may_be_named(llm: LLM) -> None:
     mode: dict[str, Any] = {"base": "deep", "turn_budget": 30}
     short = {**mode, "thinking_budget": 12}
     left = [llm.generate(CHAT, SIXTY, mode=short, turn="order-17").metrics.turn_budget_left for _ in range(3)]
-    assert left == [18, 6, 0]
-    assert ended(llm.generate(CHAT, SIXTY, mode=mode, turn="order-17")) == (0, "turn")
+    assert left == [18, 6, 0] and ended(llm.generate(CHAT, SIXTY, mode=mode, turn="order-17")) == (0, "turn")
     assert ended(llm.generate(CHAT, SIXTY, mode=mode, turn="order-18")) == (30, "turn")
-    other = llm.generate(CHAT, SIXTY, mode=mode, turn="order-17", memory_key="someone else")
-    assert ended(other) == (30, "turn")
+    assert ended(llm.generate(CHAT, SIXTY, mode=mode, turn="order-17", memory_key="someone else")) == (30, "turn")
     *begun, last = llm.stream(CHAT, SIXTY, mode=mode, turn="order-19", speculation="off")
     assert begun[0].decided is not None and begun[0].decided.turn_left == 30
     state = ResumeState([begun[0].token_ids], [begun[0].decided])
@@ -224,8 +218,7 @@ def test_budgets_of_a_mode_that_is_escalated_to(folder: Path, how: str) -> None:
             assert made.escalated_at == 1
             return made.thinking_tokens, made.turn_budget_left
 
-        assert ask(mode="quick") == (12, 0)
-        assert ask(mode={"base": "quick", "turn_budget": 20}) == (20, 0)
+        assert ask(mode="quick") == (12, 0) and ask(mode={"base": "quick", "turn_budget": 20}) == (20, 0)
         assert ask(mode={"base": "quick", "thinking_budget": 7}) == (7, 5)
         assert ask(mode={"base": "quick", "thinking_budget": 7}, turn="a") == (7, 5)
         assert ask(mode="quick", turn="a") == (5, 0)
@@ -239,8 +232,7 @@ def test_calls_of_a_turn_at_once_share_its_budget(llm: LLM) -> None:
         return sum(call.result().metrics.thinking_tokens for call in calls)
 
     assert spent() == spent(thinking_budget=12) == 30, "each has what the others leave"
-    several = {**HOT, "n": 3}
-    out = llm.generate(CHAT, several, mode={**mode, "thinking_budget": 12}, turn="several")
+    out = llm.generate(CHAT, {**HOT, "n": 3}, mode={**mode, "thinking_budget": 12}, turn="several")
     assert [choice.metrics.thinking_tokens for choice in out.choices] == [12] * 3
     assert ended(llm.generate(CHAT, SIXTY, mode=mode, turn="several")) == (18, "turn")
     refused("cannot be used", llm.generate, CHAT, {**HOT, "grammar": {"regex": "("}}, mode=mode, turn="failed")
@@ -275,8 +267,7 @@ def test_a_later_thought_is_closed_and_counted_where_nothing_opened_the_first(tm
     with open_llm(write_chat(tmp_path, TEMPLATE.removesuffix("<think>")), **OPTIONS) as llm:
         said = [60, 61, 62, CLOSE, 63, OPEN, *[64] * 4]
         mode = {"thinking": "on", "thinking_budget": 4, "closing": " so", "turn_budget": 90}
-        state = ResumeState([said])
-        out = llm.submit(CHAT, SIXTY, mode=mode, turn="a", answered=state).result()
+        out = llm.submit(CHAT, SIXTY, mode=mode, turn="a", answered=ResumeState([said])).result()
         assert ended(out) == (7, "budget") and out.reasoning.endswith(" so") and out.text
         assert out.metrics.put_in_tokens == out.choices[0].sources.count("forced") > 1
         assert out.metrics.turn_budget_left == 83
@@ -288,8 +279,7 @@ def test_a_later_thought_is_closed_and_counted_where_nothing_opened_the_first(tm
 @pytest.mark.parametrize("speculation", ["off", "ngram", "suffix|self"])
 def test_thought_and_answer_are_sampled_each_in_its_own_way(llm: LLM, speculation: str) -> None:
     def ask(params: dict[str, Any], **mode: Any) -> Output:
-        wish = {"thinking_budget": 20, **mode}
-        return llm.generate(CHAT, params, mode=wish, speculation=speculation)
+        return llm.generate(CHAT, params, mode={"thinking_budget": 20, **mode}, speculation=speculation)
 
     cold = {**HOT, "temperature": 0}
     drawn, greedy = ask(HOT), ask(cold)

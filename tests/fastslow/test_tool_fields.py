@@ -54,14 +54,12 @@ BAD_TOOLS: list[tuple[list[Any], str]] = [
 def test_bad_tools_are_refused(given: list[Any], said: str) -> None:
     with pytest.raises(ValueError) as caught:
         openai_tools(given)
-    assert said in str(caught.value)
-    assert len(str(caught.value)) < 300
+    assert said in str(caught.value) and len(str(caught.value)) < 300
 
 
 def test_choices() -> None:
     assert openai_choice(None) == openai_choice("auto") == ToolChoice("auto")
-    assert openai_choice("none") == ToolChoice("none")
-    assert openai_choice("required") == ToolChoice("required")
+    assert openai_choice("none") == ToolChoice("none") and openai_choice("required") == ToolChoice("required")
     named = ToolChoice("required", ("f",), once=True)
     assert openai_choice({"type": "function", "function": {"name": "f"}}) == named
     assert openai_choice({"type": "function", "name": "f"}) == named

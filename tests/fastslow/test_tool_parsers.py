@@ -118,13 +118,10 @@ PARTS = {
 
 @given(data=st.data(), name=st.sampled_from(list(PARTS)))
 def test_cuts_make_no_difference(data: st.DataObject, name: str) -> None:
-    parts = st.lists(st.sampled_from([*PARTS[name], " ", "wörd"]), max_size=10)
-    text = "".join(data.draw(parts))
-    cuts = data.draw(st.lists(st.integers(0, len(text)), max_size=8))
-    ends = [0, *sorted(cuts), len(text)]
+    text = "".join(data.draw(st.lists(st.sampled_from([*PARTS[name], " ", "wörd"]), max_size=10)))
+    ends = [0, *sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=8))), len(text)]
     whole = read(name, [text])
-    assert read(name, [text[a:b] for a, b in pairwise(ends)]) == whole
-    assert read(name, list(text)) == whole
+    assert read(name, [text[a:b] for a, b in pairwise(ends)]) == whole and read(name, list(text)) == whole
 
 
 def objects_of(values: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[str, Any]]:
@@ -156,8 +153,7 @@ def test_whatever_arguments_are_written_is_read(
     else:
         text = "".join(f"{form.begin}\n{call}\n{form.end}\n" for call in calls)
     content, made = read(name, list(text))
-    assert content == ""
-    assert [json.loads(arguments) for _, arguments in made] == each
+    assert content == "" and [json.loads(arguments) for _, arguments in made] == each
 
 
 def test_names_come_first_and_arguments_as_they_are_written() -> None:

@@ -45,8 +45,7 @@ def test_every_step_is_noted(llm: LLM, wish: Any) -> None:
         size = len(step["drafted"])
         assert size == len(step["parents"]) == len(step["by"])
         assert step["rows"] == step["read"] + size <= step["step_rows"] and step["running"] >= 1
-        assert step["groups"] == metrics.groups
-        assert step["draft_ms"] >= 0 and step["verify_ms"] > 0
+        assert step["groups"] == metrics.groups and step["draft_ms"] >= 0 and step["verify_ms"] > 0
         leaf = step["accepted"][-1] if step["accepted"] else -1
         after = [t for t, p in zip(step["drafted"], step["parents"]) if p == leaf]
         if step["ended"] == "refused":
@@ -69,8 +68,7 @@ def test_what_was_cut_and_why(llm: LLM) -> None:
     assert left == 0
     own = llm.generate(PROMPT, LONG).token_ids
     stop = next(n for n in range(5, 40) if own[n] not in own[:n])
-    ends = LONG.model_copy(update={"stop_token_ids": [own[stop]]})
-    _, steps = traced(llm, PROMPT, ends, speculation=SELF)
+    _, steps = traced(llm, PROMPT, LONG.model_copy(update={"stop_token_ids": [own[stop]]}), speculation=SELF)
     assert steps[-1]["ended"] == "stop" and steps[-1]["tokens"][-1] == own[stop]
 
 
@@ -104,31 +102,26 @@ def test_it_is_there_while_the_answer_comes_and_not_unless_asked(llm: LLM) -> No
     piece = next(stream)
     trace = stream.trace()
     assert trace is not None
-    noted = [t for step in trace["steps"] for t in step["tokens"]]
-    assert noted[: len(piece.token_ids)] == piece.token_ids
+    assert [t for step in trace["steps"] for t in step["tokens"]][: len(piece.token_ids)] == piece.token_ids
     stream.close()
     handle = llm.submit(PROMPT, LONG)
     handle.result()
     assert handle.trace() is None
     several = llm.submit(PROMPT, LONG.model_copy(update={"n": 2}), trace=True)
-    out = several.result()
-    for n, choice in enumerate(out.choices):
+    for n, choice in enumerate(several.result().choices):
         one = several.trace(n)
-        assert one is not None
-        assert [t for step in one["steps"] for t in step["tokens"]] == choice.token_ids
+        assert one is not None and [t for step in one["steps"] for t in step["tokens"]] == choice.token_ids
     refused(r"^index=2 is outside 0\.\.1$", several.trace, 2)
     refused("^trace=1 must be True or False$", llm.submit, PROMPT, LONG, trace=1)
 
 
 @pytest.mark.parametrize("how", ["restart", "recompute", "keep"])
 def test_an_answer_that_changes_its_mode_has_the_steps_of_both(llm: LLM, how: Any) -> None:
-    up = Escalation(to="deep", below=1.0, window=4, how=how)
-    mode = Mode(name="quick", groups=1, escalate=up)
+    mode = Mode(name="quick", groups=1, escalate=Escalation(to="deep", below=1.0, window=4, how=how))
     out, steps = traced(llm, PROMPT, LONG, mode=mode, speculation=SELF)
     assert out.metrics.escalated_at is not None
     tokens = [t for step in steps for t in step.get("tokens", [])]
-    assert tokens[-len(out.token_ids) :] == out.token_ids
-    assert (len(tokens) > 40) == (how == "restart")
+    assert tokens[-len(out.token_ids) :] == out.token_ids and (len(tokens) > 40) == (how == "restart")
     assert any(step.get("ended") in ("unsure", "escalated") for step in steps) or how == "restart"
     assert {step["groups"] for step in steps} == {1, out.metrics.groups}
 
@@ -144,8 +137,7 @@ def test_sources_and_counts_by_drafter(llm: LLM, wish: Any) -> None:
     assert counted.total() == 60 and counted["target"] == metrics.steps
     assert set(counted) - {"target"} <= names and set(metrics.by_drafter) <= names
     if wish == SELF:
-        assert set(metrics.by_drafter) == names
-        assert metrics.by_drafter[drafters].accepted == metrics.accepted
+        assert set(metrics.by_drafter) == names and metrics.by_drafter[drafters].accepted == metrics.accepted
     assert {n: c.accepted for n, c in metrics.by_drafter.items() if c.accepted} == {
         n: c for n, c in counted.items() if n != "target"
     }
@@ -177,8 +169,7 @@ def test_stats_by_mode_and_drafter(folder: Path) -> None:
     assert mode.queued.seconds == pytest.approx(sum(m.queue_seconds for m in mine))
     assert mode.each_token.mean == pytest.approx(sum(m.tpot for m in mine) / 3)
     assert (mode.first_token.count, mode.each_token.count, mode.whole.count) == (3, 3 * 59, 3)
-    drafts = seen.drafters["self"]
-    assert drafts.offered_at[0] == sum(m.by_drafter["self"].offered_at[0] for m in mine[::2])
+    assert seen.drafters["self"].offered_at[0] == sum(m.by_drafter["self"].offered_at[0] for m in mine[::2])
     record = json.loads(json.dumps(seen.to_dict()))
     assert record["modes"]["fast"]["queued"] == {"count": 3, "seconds": mode.queued.seconds}
 
@@ -224,8 +215,7 @@ def test_stats_before_and_while_requests_run(folder: Path, monkeypatch: pytest.M
         for handle in handles:
             handle.cancel()
         gate.open()
-        assert settled(llm)
-        assert llm.stats().ended == {"length": 3, "cancelled": 3}
+        assert settled(llm) and llm.stats().ended == {"length": 3, "cancelled": 3}
         assert llm.stats().to_dict()["drafters"]["self"]["offered"] == drafts.offered
 
 
@@ -234,8 +224,7 @@ def test_names_are_counted_up_to_a_limit(llm: LLM, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(llm._core, "_totals", stats.EngineTotals())
     prompt = [5, 6, 7, 5, 6, 7, 5, 6]
     for name in ("ngram", "self", "ngram+self"):
-        wish = Speculation(drafter=name, nodes=3)
-        llm.generate(prompt, LONG, speculation=wish, mode=Mode(name=name))
+        llm.generate(prompt, LONG, speculation=Speculation(drafter=name, nodes=3), mode=Mode(name=name))
     now = llm.stats()  # a request of another test may have ended meanwhile
     for names in (set(now.drafters), set(now.modes)):
         assert "other" in names and len(names) == 2

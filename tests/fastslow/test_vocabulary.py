@@ -57,8 +57,7 @@ def test_what_the_template_writes_is_checked(tmp_path: Path) -> None:
 
 
 def test_a_closing_phrase_is_checked(tmp_path: Path) -> None:
-    folder = write(tmp_path, NEW, template=TEMPLATE.replace("ending", "'<think>'"))
-    with open_llm(folder) as llm:
+    with open_llm(write(tmp_path, NEW, template=TEMPLATE.replace("ending", "'<think>'"))) as llm:
         for budget in (0, 3):
             mode = Mode(thinking_budget=budget, closing=f"so{NEW}")
             refused(r"^closing='so<new>' holds token id 320, outside", llm.chat, "hello", FEW, mode=mode)

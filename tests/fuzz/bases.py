@@ -269,8 +269,7 @@ def odd_model(folder: Path, random: Random) -> Path:
         fields["num_experts"] = groups * random.choice((1, 2, 5, 40))
         checkpoints.write_moge(folder, sharded=False, **fields)
     else:
-        family = random.choice(("LlamaForCausalLM", "PanguEmbeddedForCausalLM"))
-        checkpoints.write_dense(folder, family, **fields)
+        checkpoints.write_dense(folder, random.choice(("LlamaForCausalLM", "PanguEmbeddedForCausalLM")), **fields)
     if fields["vocab"] >= 320:
         write_bpe(folder)
     return folder
@@ -278,8 +277,7 @@ def odd_model(folder: Path, random: Random) -> Path:
 
 def odd_head(folder: Path, random: Random) -> None:
     """A draft head of odd sizes for a usual model."""
-    dtype = random.choice(("float32", "bfloat16"))
-    checkpoints.write_dense(folder, vocab=320, hidden_size=32, torch_dtype=dtype)
+    checkpoints.write_dense(folder, vocab=320, hidden_size=32, torch_dtype=random.choice(("float32", "bfloat16")))
     write_bpe(folder)
     made, weights = head_tools.tiny_weights(folder, random.choice(((0,), (1,), (0, 1), (1, 0))), 10)
     heads, kv_heads = random.choice(HEADS)

@@ -62,8 +62,7 @@ def mutate(folder: Path, random: Random) -> list[str]:
 
 def _value(random: Random, old: Any) -> Any:
     if isinstance(old, int) and not isinstance(old, bool) and random.random() < 0.5:
-        some = (old + 1, old - 1, 2 * old, old // 2, 10 * old, -old, float(old), str(old), [old])
-        return random.choice(some)
+        return random.choice((old + 1, old - 1, 2 * old, old // 2, 10 * old, -old, float(old), str(old), [old]))
     return random.choice(random.choice((INTEGERS, EDGES, ODD, ODD, WORDS)))
 
 
@@ -116,8 +115,7 @@ def json_twice(path: Path, random: Random) -> str:
     """A key that stands there twice."""
     value = json.loads(path.read_text("utf-8"))
     key = random.choice(sorted(value))
-    again = _written({key: _value(random, value[key])})
-    path.write_text(again[:-1] + ", " + _written(value)[1:], "utf-8")
+    path.write_text(_written({key: _value(random, value[key])})[:-1] + ", " + _written(value)[1:], "utf-8")
     return repr(key)
 
 
@@ -167,8 +165,7 @@ def tensor_entry(path: Path, random: Random) -> str:
     """Drop or add a tensor, let two trade places, dtypes or shapes, or give one another shape or dtype
     of the same bytes."""
     header, body = _header(path)
-    names = [name for name in header if name != "__metadata__"]
-    name, other = random.choices(names, k=2)
+    name, other = random.choices([name for name in header if name != "__metadata__"], k=2)
     entry, what = header[name], random.choice(("drop", "add", "trade", "shape", "shape", "dtype"))
     if what == "drop":
         del header[name]
@@ -267,8 +264,7 @@ def gguf_number(path: Path, random: Random) -> str:
 def gguf_text(path: Path, random: Random) -> str:
     """A word of the header becomes another of the same length."""
     data = path.read_bytes()
-    words = b"llama", b"gpt2", b"smollm", b"blk.0", b"attn_q", b"weight", b"tokenizer"
-    old = random.choice(words)
+    old = random.choice((b"llama", b"gpt2", b"smollm", b"blk.0", b"attn_q", b"weight", b"tokenizer"))
     at = random.choice([n for n in range(len(data)) if data.startswith(old, n)])
     new = bytes(random.choices(b"abc.\xff\0q0", k=len(old)))
     path.write_bytes(data[:at] + new + data[at + len(old) :])
@@ -306,8 +302,7 @@ def blind(path: Path, random: Random) -> str:
         at = random.choice((0, 1, 7, 8, 9, len(data) - 1, at))
         del data[at:]
     else:
-        more = (b"\0", b" ", b"}", b"\n{}", random.randbytes(64), b"\0" * 5000, b"[" * 10**6)
-        data += random.choice(more)
+        data += random.choice((b"\0", b" ", b"}", b"\n{}", random.randbytes(64), b"\0" * 5000, b"[" * 10**6))
     path.write_bytes(data)
     return f"{what} {at}"
 

@@ -60,8 +60,7 @@ def sanitized() -> dict[str, str] | None:
     compiler, paths = library.find_compiler(), []
     # without the second the first finds nothing after an exception that kernels throw
     for name in ("libasan.so", "libstdc++.so"):
-        command = [compiler, f"-print-file-name={name}"]
-        paths.append(subprocess.check_output(command, text=True).strip())
+        paths.append(subprocess.check_output([compiler, f"-print-file-name={name}"], text=True).strip())
     if not all(Path(path).is_absolute() for path in paths):
         return None
     return {

@@ -28,8 +28,7 @@ def test_what_is_damaged_works_before(folder: Path, name: str) -> None:
 
 def test_a_few_damaged_checkpoints(folder: Path) -> None:
     outcome = fuzz(Plan(folder, range(FEW), seed=7, sanitize=False), processes=1)
-    assert not outcome.findings
-    assert outcome.ran == FEW and outcome.refused > FEW // 2 and outcome.answered
+    assert not outcome.findings and outcome.ran == FEW and outcome.refused > FEW // 2 and outcome.answered
 
 
 @pytest.mark.slow
@@ -38,5 +37,4 @@ def test_many_damaged_checkpoints_under_the_sanitizers(folder: Path) -> None:
     if sanitized() is None:
         pytest.skip("the compiler has no address sanitizer")
     outcome = fuzz(Plan(folder, range(MANY), seed=0))
-    assert not outcome.findings
-    assert outcome.ran == MANY and outcome.answered > MANY // 10
+    assert not outcome.findings and outcome.ran == MANY and outcome.answered > MANY // 10

@@ -39,8 +39,7 @@ class Trial:
         if llm is None:
             return
         try:
-            ids = [token % llm.model.config.vocab_size for token in IDS]
-            for prompt in (ids, TEXT, CHAT):
+            for prompt in ([token % llm.model.config.vocab_size for token in IDS], TEXT, CHAT):
                 self._answers(llm, prompt)
         finally:
             llm.close()

@@ -58,15 +58,13 @@ def test_the_callers_target_and_a_full_engine_speak_for_fast(facts: dict[str, An
 @given(st.text(max_size=300), st.integers(0, 50), st.floats(0, 10))
 def test_any_text_has_features(text: str, turns: int, busy: float) -> None:
     seen = features(PromptFacts(text, turns=turns, busy=busy, latency_ms=1.0))
-    assert seen.keys() == LABELS.keys()
-    assert all(0 <= value <= 20 for value in seen.values())
+    assert seen.keys() == LABELS.keys() and all(0 <= value <= 20 for value in seen.values())
 
 
 def test_words_and_what_a_document_adds() -> None:
     assert (count_words("one two, 3 four"), count_words("为什么天空")) == (4, 5)
     article = "The minister said that 3 of 5 plans were == to be dropped; why, nobody knew. " * 60
-    text = f"Sum up this text. {article} Thank you very much indeed. " + "x" * 400
-    seen = features(PromptFacts(text))
+    seen = features(PromptFacts(f"Sum up this text. {article} Thank you very much indeed. " + "x" * 400))
     assert seen["length"] > 9 and seen["numbers"] < 1.5, "it does not look like a task"
 
 
@@ -94,8 +92,7 @@ def test_a_bad_selector_is_refused(text: Any, says: str, tmp_path: Path) -> None
 
 def test_a_chooser_must_name_a_preset() -> None:
     presets = {"fast": Mode(), "deep": Mode(), "auto": Mode(auto=True)}
-    fast = choose(lambda _: "fast", PromptFacts("x"), presets)
-    assert fast == ModeChoice("fast", "fast: <lambda>")
+    assert choose(lambda _: "fast", PromptFacts("x"), presets) == ModeChoice("fast", "fast: <lambda>")
     for wrong in ("depe", "auto", None, 3, ()):
         refused("which is no preset", choose, lambda _, w=wrong: w, PromptFacts("x"), presets)
     with pytest.raises(ValueError, match="auto chose 'fast' because of 3, which is no text"):
@@ -118,8 +115,7 @@ def test_answers_are_those_of_the_mode_taken_in_any_batch(llm: LLM) -> None:
     texts = (DEEP + FAST)[3:11]
     prompts = [[{"role": "user", "content": t}] for t in texts]
     asked = ["auto", "auto", "fast", "deep"] * 2
-    batched = llm.generate(prompts, FEW, mode=asked)
-    for text, prompt, wish, out in zip(texts, prompts, asked, batched):
+    for text, prompt, wish, out in zip(texts, prompts, asked, llm.generate(prompts, FEW, mode=asked)):
         mode, why = out.metrics.mode, out.metrics.decision
         assert out.token_ids == llm.generate(prompt, FEW, mode=mode).token_ids
         if wish == "auto":
@@ -175,8 +171,7 @@ def test_the_engines_own_chooser_can_be_replaced(tiny_chat: Path, tmp_path: Path
 
 
 def test_what_the_preset_itself_says_holds_in_either_mode(tiny_chat: Path) -> None:
-    auto = {"latency_ms": 60000, "sampling": {"max_tokens": 2}}
-    with LLM(tiny_chat, modes={"auto": auto}, **QUIET) as llm:
+    with LLM(tiny_chat, modes={"auto": {"latency_ms": 60000, "sampling": {"max_tokens": 2}}}, **QUIET) as llm:
         for text in ("hi", "What is 37*48?"):
             out = llm.chat(text, mode="auto")
             assert len(out.token_ids) <= 2 and out.metrics.target_ms == 60000

@@ -42,14 +42,12 @@ STEEP = StepCostCurve([1, 2, 128], [1.0, 2.0, 128.0])  # a row costs a step
 def policy(curve: StepCostCurve, most: int = 8) -> tuple[AdaptiveLength, StepCosts]:
     tuning = SpeculationTuning(most_nodes=most)
     costs = StepCosts(lambda groups: curve, tuning)
-    known = AcceptanceModel(tuning)
-    return AdaptiveLength("drafter", known, costs, LossBudgets(tuning), tuning), costs
+    return AdaptiveLength("drafter", AcceptanceModel(tuning), costs, LossBudgets(tuning), tuning), costs
 
 
 def rate(kept: list[list[int]], survival: list[list[float]], rows: int, curve: StepCostCurve) -> float:
     tokens = len(survival) + sum(survival[b][i] for b, nodes in enumerate(kept) for i in nodes)
-    count = sum(map(len, kept))
-    return tokens / curve.seconds(rows + count)
+    return tokens / curve.seconds(rows + sum(map(len, kept)))
 
 
 def test_nodes_that_pay_finds_the_best_of_all_prefixes() -> None:
@@ -90,8 +88,7 @@ def test_nodes_after_a_rejected_one_are_not_judged() -> None:
     before = model.chance(3, None)
     for _ in range(20):
         bias.learn(Tree.chain([1, 2, 3]), [0])
-    assert model.chance(1, None) > 0.9 and model.chance(2, None) < 0.2
-    assert model.chance(3, None) == before
+    assert model.chance(1, None) > 0.9 and model.chance(2, None) < 0.2 and model.chance(3, None) == before
     mine = RequestBias(model)
     for _ in range(10):
         mine.learn(NODE, [])
@@ -187,8 +184,7 @@ def test_slow_steps_of_few_rows_make_no_others_dear() -> None:
         curve.note(2, seconds, plain=False)
     for _ in range(8):
         curve.note(1, 1.0)
-    assert curve.seconds(4) == pytest.approx(1.3, rel=0.02)
-    assert curve.seconds(2) <= curve.seconds(4)
+    assert curve.seconds(4) == pytest.approx(1.3, rel=0.02) and curve.seconds(2) <= curve.seconds(4)
 
 
 def test_fast_steps_of_few_rows_make_plain_ones_no_cheaper() -> None:
@@ -255,8 +251,7 @@ def test_drafts_that_are_refused_stop_and_are_tried_again() -> None:
 def test_good_drafts_run_to_the_end_and_bad_ones_recover() -> None:
     slope = StepCostCurve([1, 2, 9, 128], [1.0, 1.15, 1.9, 30.0])
     length, _ = policy(FLAT)
-    assert run(length, 8, slope) > 0
-    assert [run(length, 8, slope) for _ in range(20)][-1] == 8
+    assert run(length, 8, slope) > 0 and [run(length, 8, slope) for _ in range(20)][-1] == 8
     assert [run(length, 0, slope) for _ in range(61)][-1] == 0
     assert max(run(length, 8, slope) for _ in range(300)) == 8
 
@@ -272,13 +267,11 @@ def test_a_slow_drafter_that_is_refused_is_hardly_asked() -> None:
 
 
 def test_what_is_left_of_a_tree_keeps_its_shape_and_how_far_it_holds_a_text() -> None:
-    probs = np.arange(8, dtype=np.float32).reshape(4, 2)
-    tree = Tree([5, 6, 7, 8], [-1, -1, 1, 2], probs, [0.9, 0.8, 0.7, 0.6])
+    tree = Tree([5, 6, 7, 8], [-1, -1, 1, 2], np.arange(8, dtype=np.float32).reshape(4, 2), [0.9, 0.8, 0.7, 0.6])
     left = tree.only([1, 2])
     assert (list(left.tokens), list(left.parents)) == ([6, 7], [-1, 0])
     assert left.probs is not None and left.probs.tolist() == [[2.0, 3.0], [4.0, 5.0]]
-    assert left.scores == [0.8, 0.7]
-    assert tree.only([0, 1, 2, 3]) is tree and tree.only([]).tokens == []
+    assert left.scores == [0.8, 0.7] and tree.only([0, 1, 2, 3]) is tree and tree.only([]).tokens == []
     texts: list[list[int]] = [[], [9], [5, 7], [6, 7, 4], [6, 7]]
     assert [tree.match(text) for text in texts] == [[], [], [0], [1, 2], [1, 2]]
 
@@ -302,8 +295,7 @@ def test_what_is_kept_is_taken_for_the_same_model_only(model: Model, kept: Path)
     (path,) = kept.iterdir()
     path.write_text(json.dumps({"rows": [1, 2], "seconds": [0.5, 0.6]}), "utf-8")
     assert step_seconds(model, None, "tiny") == ((1, 2), (0.5, 0.6))
-    assert step_seconds(model, None, "another")[0] == cost_curve.ROWS
-    assert len(list(kept.iterdir())) == 2
+    assert step_seconds(model, None, "another")[0] == cost_curve.ROWS and len(list(kept.iterdir())) == 2
 
 
 def test_other_kernels_are_measured_anew(
@@ -347,8 +339,7 @@ def test_what_was_measured_on_a_busy_machine_is_not_kept(
 ) -> None:
     for others, files in ((0.4, 0), (0.02, 1)):
         monkeypatch.setattr(Watch, "others", lambda self, others=others: others)
-        assert step_seconds(model, None, "tiny")[0] == cost_curve.ROWS
-        assert len(list(kept.glob("*"))) == files
+        assert step_seconds(model, None, "tiny")[0] == cost_curve.ROWS and len(list(kept.glob("*"))) == files
 
 
 def test_a_short_context_measures_what_fits(tmp_path: Path, kept: Path) -> None:

@@ -71,8 +71,7 @@ def test_a_request_that_rests_tries_again_with_what_was_refilled() -> None:
     controller = controller_at(0.5)
     _, few = answered(controller, 0.0, 0.5, tokens=64)
     times, more = answered(controller, 0.0, 0.5, tokens=2000)
-    assert few + 10 < more < 2000 * TUNING.loss_refill / 0.5 + few + 3
-    assert times < 1 + 2 * TUNING.loss_refill
+    assert few + 10 < more < 2000 * TUNING.loss_refill / 0.5 + few + 3 and times < 1 + 2 * TUNING.loss_refill
 
 
 def test_what_others_gained_pays_for_the_first_drafts_of_a_new_request() -> None:
@@ -171,8 +170,7 @@ def test_noise_of_steps_after_a_question_makes_rows_no_cheaper() -> None:
         seconds = {1: 1.0, 2: 1.2}[rows] * draws.uniform(0.85, 1.15)
         drafting = 0.2 if turn % 3 else 0.0
         controller.note([REQUEST], StepTiming(rows, seconds, drafting, 1, pure=True))
-    more = controller.seconds(None, 2) - controller.seconds(None, 1)
-    assert more == pytest.approx(0.2, abs=0.05)
+    assert controller.seconds(None, 2) - controller.seconds(None, 1) == pytest.approx(0.2, abs=0.05)
 
 
 def test_what_a_step_takes_more_after_a_question_is_no_price_of_rows() -> None:

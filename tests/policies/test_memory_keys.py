@@ -70,8 +70,7 @@ def test_a_selection_learns_by_key() -> None:
     for n in range(30):
         gains(selection, "a", 100 + n)
     selection.release(range(100, 130))
-    assert gains(selection, "b", 1)[:4] == alone[:4]
-    assert gains(selection, "a", 2)[:4] != alone[:4]
+    assert gains(selection, "b", 1)[:4] == alone[:4] and gains(selection, "a", 2)[:4] != alone[:4]
 
 
 def test_what_asking_takes_is_learnt_by_key() -> None:
@@ -122,8 +121,7 @@ def test_a_selection_learns_by_key_what_asking_takes() -> None:
     alone, selection = asked(made(), ["b"], 0.01), made()
     for keys in (["a"], ["a", "b"]):
         asked(selection, keys, 100.0)
-    assert asked(selection, ["b"], 0.01) == alone
-    assert asked(selection, ["a"], 100.0) < alone
+    assert asked(selection, ["b"], 0.01) == alone and asked(selection, ["a"], 100.0) < alone
 
 
 def test_a_key_that_lost_much_costs_another_nothing() -> None:
@@ -134,8 +132,7 @@ def test_a_key_that_lost_much_costs_another_nothing() -> None:
         account.asked, account.nodes = True, 1
         budget.take(account)
         budget.note(1, StepTiming(2, 1.5, 0.0, 1, pure=True), 1.0, 1.5)
-    assert budget.open(1, "a").paused
-    assert budget.open(1, "b").left == before > 0
+    assert budget.open(1, "a").paused and budget.open(1, "b").left == before > 0
 
 
 def test_few_keys_are_kept() -> None:

@@ -22,8 +22,7 @@ def test_fast_runs_a_quarter_of_the_groups_and_deep_all(tmp_path: Path) -> None:
     assert (modes["deep"].groups, modes["deep"].thinking) == (None, "on")
     assert builtin_modes(DENSE)["fast"].groups is None, "a dense model has no groups to leave out"
     assert not any("expert" in mode.description for mode in builtin_modes(DENSE).values())
-    assert load_modes(tmp_path, GROUPS) == modes
-    assert find_mode("fast", modes, GROUPS) is modes["fast"]
+    assert load_modes(tmp_path, GROUPS) == modes and find_mode("fast", modes, GROUPS) is modes["fast"]
     own = Mode(name="mine", groups=3)
     assert find_mode(own, modes, GROUPS) is own
     refused(r"^mode='fats' is unknown; did you mean 'fast'\?$", find_mode, "fats", modes, GROUPS)
@@ -44,8 +43,7 @@ def test_a_checkpoint_changes_and_adds_presets(tmp_path: Path) -> None:
     assert set(modes) == {"fast", "deep", "auto", "careful"}
     assert modes["fast"] == builtin_modes(GROUPS)["fast"].model_copy(update={"groups": 4})
     made = modes["careful"]
-    assert made.name == "careful"
-    assert made.sampling == SamplingParams(temperature=0.5, max_tokens=9)
+    assert made.name == "careful" and made.sampling == SamplingParams(temperature=0.5, max_tokens=9)
     assert made.speculation == Speculation(drafter="self", nodes=2)
     assert find_mode("careful", modes, GROUPS).groups is None, "all 8 of 8 is written as None"
 
@@ -61,8 +59,7 @@ def test_the_users_presets_come_last(tmp_path: Path) -> None:
     assert set(modes) == {"fast", "deep", "auto", "bot", "slow"}
     fast, bot = modes["fast"], modes["bot"]
     assert (fast.groups, fast.latency_ms, fast.thinking) == (4, 80, "off")
-    assert (bot.name, bot.base, bot.groups) == ("bot", None, 4)
-    assert (bot.thinking, bot.latency_ms) == ("on", 80)
+    assert (bot.name, bot.base, bot.groups) == ("bot", None, 4) and (bot.thinking, bot.latency_ms) == ("on", 80)
     assert bot.sampling == SamplingParams(top_p=0.9, temperature=0.5, seed=3)
     assert bot.description == "", "the base's own would not be true"
     path = tmp_path / "my.json"
@@ -105,8 +102,7 @@ def test_presets_that_do_not_fit(tmp_path: Path, content: object, own: Any, patt
 def test_a_call_changes_any_field_of_a_preset() -> None:
     modes = builtin_modes(GROUPS)
     changed = find_mode({"base": "deep", "thinking_budget": 64}, modes, GROUPS)
-    fields = {"name": "deep*", "thinking_budget": 64, "description": ""}
-    assert changed == modes["deep"].model_copy(update=fields)
+    assert changed == modes["deep"].model_copy(update={"name": "deep*", "thinking_budget": 64, "description": ""})
     same = find_mode(Mode(base="deep", thinking_budget=64, name="mine"), modes, GROUPS)
     assert (same.name, same.thinking, same.thinking_budget) == ("mine", "on", 64)
     assert find_mode({"groups": 2}, modes, GROUPS) == Mode(groups=2)
@@ -120,8 +116,7 @@ def test_a_call_changes_any_field_of_a_preset() -> None:
 
 def test_a_call_changes_fields_of_what_a_preset_has_set() -> None:
     careful = Mode(name="bot", escalate=Escalation(below=0.4, window=9), thinking_budget=9)
-    soft = careful.model_copy(update={"name": "soft", "thinking_soft": 6})
-    modes = {"bot": careful, "soft": soft}
+    modes = {"bot": careful, "soft": careful.model_copy(update={"name": "soft", "thinking_soft": 6})}
     changed = find_mode({"base": "bot", "escalate": {"window": 2}}, modes, GROUPS).escalate
     assert changed == Escalation(below=0.4, window=2)
     assert find_mode({"base": "bot", "escalate": None}, modes, GROUPS).escalate is None
@@ -201,8 +196,7 @@ def test_without_groups_fast_runs_half_of_the_experts() -> None:
         assert meaning(modes["auto"], units)["experts"] == "as the preset that is taken"
         for count, kept in ((1, 1), (7, 7), (8, None), (None, None)):
             assert find_mode({"base": "fast", "experts": count}, modes, units).routed == kept
-    cut = Mode(latency_ms=9, may_shorten=("experts",))
-    assert "experts (lossy)" in meaning(cut, LONELY)["latency"]
+    assert "experts (lossy)" in meaning(Mode(latency_ms=9, may_shorten=("experts",)), LONELY)["latency"]
     assert builtin_modes(RoutedUnits("experts", 1, least=1))["fast"].routed is None
     assert builtin_modes(RoutedUnits("experts", 1))["fast"].experts == 0
 

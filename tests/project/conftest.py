@@ -14,8 +14,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A current folder with every file that the pages speak of."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(builtin_path("abacus"), tmp_path / "moge")
-    modes = {"brief": {"base": "deep", "thinking_budget": 200}}
-    (tmp_path / "my.json").write_text(json.dumps({"modes": modes}))
+    (tmp_path / "my.json").write_text(json.dumps({"modes": {"brief": {"base": "deep", "thinking_budget": 200}}}))
     settings = {"version": 1, "speculation": {"drafter": "suffix", "nodes": 2}}
     (tmp_path / "tuned.json").write_text(json.dumps(settings))
     turns = [{"role": "user", "content": "1 + 1 ="}, {"role": "assistant", "content": "2"}]

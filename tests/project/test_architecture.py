@@ -98,8 +98,7 @@ def traced(see: Callable[[FrameType], None] | None = None) -> Iterator[list[Call
 
 def check_order(way: list[Hop], called: list[Called]) -> None:
     places = [(one.file, one.function) for one in called]
-    missing = [hop for hop in way if (hop.file, hop.function) not in places]
-    assert not missing
+    assert not [hop for hop in way if (hop.file, hop.function) not in places]
     first = [places.index((hop.file, hop.function)) for hop in way]
     assert first == sorted(first), [way[n].function for n in sorted(range(len(first)), key=first.__getitem__)]
 
@@ -113,8 +112,7 @@ def test_the_page_is_short() -> None:
 @pytest.mark.parametrize(("section", "most"), [(CALL, MOST_CALL_HOPS), (CHAT, MOST_CHAT_HOPS)])
 def test_each_way_is_short(section: str, most: int) -> None:
     way = hops(section)
-    assert [hop.number for hop in way] == list(range(1, len(way) + 1))
-    assert 5 <= len(way) <= most
+    assert [hop.number for hop in way] == list(range(1, len(way) + 1)) and 5 <= len(way) <= most
     for hop in way:
         assert hop.function.rpartition(".")[2] in (ROOT / hop.file).read_text("utf-8")
 
@@ -147,8 +145,7 @@ def test_building_a_request_goes_one_way(generated: list[Called]) -> None:
     inner = [one for one in generated[:submitted] if one.file in names and one.caller in names]
     steps = {(one.caller, one.file) for one in inner if one.caller != one.file}
     assert ("fastslow/request/group.py", "fastslow/request/builder.py") in steps
-    climbs = [(a, b) for a, b in steps if names[a] in imported[b]]
-    assert not climbs
+    assert not [(a, b) for a, b in steps if names[a] in imported[b]]
 
 
 def never_exits(code: int) -> None:
@@ -212,8 +209,7 @@ def chatted() -> tuple[list[Called], set[str]]:
             forms.update(name for name in map(form_of, each) if name)
 
     async def chat() -> list[Called]:
-        options = {"progress": False, "kv_memory": "16MiB"}
-        client = EngineClient(EngineSettings("abacus", "abacus", options))
+        client = EngineClient(EngineSettings("abacus", "abacus", {"progress": False, "kv_memory": "16MiB"}))
         await client.start()
         app = create_app(client)
         asked = {

@@ -115,8 +115,7 @@ def test_its_file_holds_what_it_promises(name: str, place: Place) -> None:
             assert set(sample) >= CONDITIONS and sample["rate"] > 0
     if name == "exact":
         rows = found["rows"]
-        assert all(row["errors"] == row["ties"] == 0 for row in rows)
-        assert sum(row["accepted"] for row in rows)
+        assert all(row["errors"] == row["ties"] == 0 for row in rows) and sum(row["accepted"] for row in rows)
         assert len({row["case"] for row in rows}) == len(rows)
     if name == "decode" and wanted():
         shares = [bool(row["bytes"]) for row in found["rows"][:6]]
@@ -136,8 +135,7 @@ def test_where_answers_differ_the_place_is_judged(tiny_moge: Path, monkeypatch: 
     judge, text = Judge(tiny_moge, model), texts.tokens_of(12)
     best, other = texts.logits(model, text)[-1].topk(2).indices.tolist()
     same, found = (judge.judge(text, best, token, None, 20) for token in (best, other))
-    assert (same.kind, same.gap) == ("tie", 0.0)
-    assert found.kind == "error" and found.gap > found.allowed > 0
+    assert (same.kind, same.gap) == ("tie", 0.0) and found.kind == "error" and found.gap > found.allowed > 0
 
 
 @pytest.mark.slow
@@ -185,6 +183,5 @@ def test_contended_samples_are_left_out() -> None:
 
 
 def test_a_format_that_does_not_load_is_left_out(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = "--model {model} --formats int3 --threads 1 --out {out}"
-    assert place.run("decode", asked) == 1
+    assert place.run("decode", "--model {model} --formats int3 --threads 1 --out {out}") == 1
     assert "int3 is left out" in capsys.readouterr().out

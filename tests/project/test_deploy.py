@@ -60,8 +60,7 @@ def test_what_is_copied_is_there_and_is_not_ignored() -> None:
         words = line.split()
         if not any(word.startswith("--from=") for word in words):
             copied |= {w.rstrip("/") for w in words[:-1] if not w.startswith("--")}
-    assert copied == let_in
-    assert [name for name in copied if not (ROOT / name).exists()] == []
+    assert copied == let_in and [name for name in copied if not (ROOT / name).exists()] == []
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     folders = project["tool"]["setuptools"]["package-dir"].values()
     files = (project["project"]["readme"], *project["project"]["license-files"])
@@ -104,10 +103,8 @@ def test_compose() -> None:
     assert scrape[0]["static_configs"][0]["targets"] == ["server:8000"] and "server" in services
     provisioning = DEPLOY / "grafana" / "provisioning"
     sources = yaml.safe_load((provisioning / "datasources/prometheus.yaml").read_text("utf-8"))
-    assert "prometheus" in services
-    assert [x["url"] for x in sources["datasources"]] == ["http://prometheus:9090"]
-    boards = yaml.safe_load((provisioning / "dashboards/fastslow.yaml").read_text("utf-8"))
-    (provider,) = boards["providers"]
+    assert "prometheus" in services and [x["url"] for x in sources["datasources"]] == ["http://prometheus:9090"]
+    (provider,) = yaml.safe_load((provisioning / "dashboards/fastslow.yaml").read_text("utf-8"))["providers"]
     targets = [volume.split(":")[1] for volume in services["grafana"]["volumes"]]
     assert f"{provider['options']['path']}/fastslow.json" in targets
 
@@ -130,8 +127,7 @@ def test_the_dashboard_shows_metrics_of_the_table() -> None:
             for group in re.findall(r"by \(([^)]*)\)", expression):
                 used = {label.strip() for label in group.split(",")} - {"le"}
                 assert used <= labels, (panel["title"], used)
-            legend = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
-            assert legend <= labels, panel["title"]
+            assert set(re.findall(r"{{(\w+)}}", target["legendFormat"])) <= labels, panel["title"]
             assert expression.count("(") == expression.count(")")
     wanted = {"vllm:kv_cache_usage_perc", "vllm:prefix_cache_hits", "fastslow:accepted_tokens"}
     wanted |= {"vllm:spec_decode_num_accepted_tokens_per_pos", "vllm:num_requests_waiting"}
@@ -167,8 +163,7 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
         copy.write_text(text, "utf-8")
     command = ["systemd-analyze", "verify", "--man=no", str(unit)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    about = [line for line in done.stderr.splitlines() if "fastslow" in line]
-    assert about == [], done.stderr
+    assert [line for line in done.stderr.splitlines() if "fastslow" in line] == [], done.stderr
 
 
 def test_nginx_passes_events_on_and_keeps_metrics() -> None:
@@ -176,15 +171,13 @@ def test_nginx_passes_events_on_and_keeps_metrics() -> None:
     bare = "\n".join(line.partition("#")[0] for line in text.splitlines())
     assert "proxy_buffering off;" in bare and "proxy_http_version 1.1;" in bare
     socket = started(SOCKET)[started(SOCKET).index("--unix-socket") + 1]
-    assert f"server unix:{socket};" in bare
-    assert re.search(r"location = /metrics \{\s*deny all;", bare)
+    assert f"server unix:{socket};" in bare and re.search(r"location = /metrics \{\s*deny all;", bare)
 
 
 def test_only_its_owner_reads_the_token_that_the_cluster_page_makes(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "guide" / "cluster.md").read_text("utf-8")
     (line,) = [line for line in page.splitlines() if "get-auth-token" in line]
-    makes = "mkdir -p ~/.ray && echo secret > ~/.ray/auth_token && echo secret"
-    write_program(tmp_path / "ray", makes)
+    write_program(tmp_path / "ray", "mkdir -p ~/.ray && echo secret > ~/.ray/auth_token && echo secret")
     token = tmp_path / ".ray" / "auth_token"
     space = {"HOME": str(tmp_path), "PATH": f"{tmp_path}:/usr/bin:/bin"}
     for there in (False, True):

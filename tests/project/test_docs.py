@@ -61,8 +61,7 @@ def test_the_python_of_a_page_runs(page: Path, desk: Path) -> None:
     python = [block for block in blocks(page) if block.language == "python"]
     assert python
     if any("corpus.safetensors" in block.text for block in python):
-        corpus = ("answers.jsonl", "-o", "corpus.safetensors", "--model", "abacus")
-        assert run("corpus", "build", *corpus) == 0
+        assert run("corpus", "build", *("answers.jsonl", "-o", "corpus.safetensors", "--model", "abacus")) == 0
     for block in python:
         code = compile(adapted(block.text), f"{named(page)}:{block.line}", "exec")
         if block.runs:
@@ -159,11 +158,9 @@ def test_what_the_pages_say_of_abacus() -> None:
     with LLM("abacus") as llm:
         asked, most = ASKED["abacus"], SamplingParams(max_tokens=96)
         assert "5223" not in llm.chat(asked, mode="fast").text
-        draft = Speculation(drafter="model", model="abacus-draft")
-        deep = llm.chat(asked, most, speculation=draft)
+        deep = llm.chat(asked, most, speculation=Speculation(drafter="model", model="abacus-draft"))
         card = (ROOT / "docs" / "abacus.md").read_text("utf-8")
-        assert deep.text == "5223"
-        assert deep.reasoning.strip().replace("\n", ", and ") in card
+        assert deep.text == "5223" and deep.reasoning.strip().replace("\n", ", and ") in card
 
 
 # Commands
@@ -255,8 +252,7 @@ def wrong_links(page: Path, line: str) -> Iterator[str]:
 
 @cache
 def python_files() -> list[str]:
-    command = ["git", "ls-files", "*.py"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True)
     return [f"/{file}" for file in done.stdout.split()]
 
 

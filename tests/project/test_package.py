@@ -196,8 +196,7 @@ def test_every_package_is_listed() -> None:
         "fastslow.tool_calls",
         *folders,
     }
-    without = {m for m in files() if "." in m and m.rpartition(".")[0] not in files()}
-    assert without == set()
+    assert {m for m in files() if "." in m and m.rpartition(".")[0] not in files()} == set()
 
 
 def test_no_process_imports_from_the_working_folder() -> None:
@@ -250,5 +249,4 @@ def test_ci_runs_the_readmes_own_test_command() -> None:
     lines = (ROOT / "README.md").read_text("utf-8").splitlines()
     assert 'pip install . && fastslow generate "Why is the sky blue?"' in lines
     commands = [line for line in lines if line.endswith("python -m pytest")]
-    assert len(commands) == 1
-    assert commands[0] in (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
+    assert len(commands) == 1 and commands[0] in (ROOT / ".ci" / "run").read_text("utf-8").splitlines()

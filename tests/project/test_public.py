@@ -18,8 +18,7 @@ TRAINING = ("train_abacus.py", "train_smollm2_moge.py")  # makes a model, so it 
 
 
 def test_a_program_runs(tiny_chat: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = PROGRAM.read_text("utf-8")
-    assert not re.search(r"\b(cast|ignore|Any)\b", text), "mypy checks it"
+    assert not re.search(r"\b(cast|ignore|Any)\b", PROGRAM.read_text("utf-8")), "mypy checks it"
     runpy.run_path(str(PROGRAM))["main"](str(tiny_chat))
     assert "tokens/s" in capsys.readouterr().out
 
@@ -28,8 +27,7 @@ def test_a_program_runs(tiny_chat: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_examples_import_nothing_else_of_ours(path: Path) -> None:
     tree = ast.parse(path.read_text("utf-8"))
     found = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    inside = {name for name in found if name and name.startswith("fastslow.")}
-    assert not inside or path.name in TRAINING
+    assert not {name for name in found if name and name.startswith("fastslow.")} or path.name in TRAINING
 
 
 def test_an_output_is_plain_json(tiny_chat: Path) -> None:
@@ -39,8 +37,7 @@ def test_an_output_is_plain_json(tiny_chat: Path) -> None:
     record = out.to_dict()
     assert json.loads(json.dumps(record, allow_nan=False)) == record
     assert record["prompt_tokens"] == len(record["prompt_token_ids"]) > 0
-    assert record["prompt_logprobs"][0] is None
-    assert len(record["choices"]) == 2
+    assert record["prompt_logprobs"][0] is None and len(record["choices"]) == 2
     first = record["choices"][0]
     assert first["text"] == out.text and first["token_ids"] == out.token_ids
     assert first["finish_reason"] == out.finish_reason and first["error"] is None
@@ -60,8 +57,7 @@ def test_an_answer_of_one_step_has_a_speed(tiny_chat: Path) -> None:
         started = time.monotonic()
         metrics = llm.generate("one two", SamplingParams(max_tokens=1)).metrics
         spent = time.monotonic() - started
-    assert (metrics.steps, metrics.tokens, metrics.tpot) == (1, 1, 0.0)
-    assert 0 < metrics.run_seconds < spent
+    assert (metrics.steps, metrics.tokens, metrics.tpot) == (1, 1, 0.0) and 0 < metrics.run_seconds < spent
     assert metrics.tokens_per_second == 1 / metrics.run_seconds
 
 

@@ -93,11 +93,9 @@ def test_as_many_values_as_the_settings_say() -> None:
 
 @pytest.mark.parametrize("name", ["names that fit", "biases that fit"])
 def test_few_of_many_errors_are_looked_at(http: httpx.Client, name: str) -> None:
-    kind = {"content-type": "application/json"}
-    answer = http.post(TEXTS, content=BOMBS[name][0], headers=kind)
+    answer = http.post(TEXTS, content=BOMBS[name][0], headers={"content-type": "application/json"})
     assert answer.status_code == 400
-    said = answer.json()["error"]["message"]
-    assert re.fullmatch(r"the body has \d+ errors; at most 100 are looked at", said)
+    assert re.fullmatch(r"the body has \d+ errors; at most 100 are looked at", answer.json()["error"]["message"])
 
 
 @within()

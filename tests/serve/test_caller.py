@@ -27,8 +27,7 @@ def test_memory_is_each_callers_own() -> None:
     found = [one.memory(salt) for one in callers for salt in salts]
     known = [key for key in found if key is not None]
     assert found.count(None) == 1  # who has no key and no salt
-    assert len(set(known)) == len(known)
-    assert all(len(key) == 64 for key in known)
+    assert len(set(known)) == len(known) and all(len(key) == 64 for key in known)
 
 
 def test_memory_stays_the_same_and_does_not_show_the_key() -> None:
@@ -44,8 +43,7 @@ def limited(ask: GenerateRequest, **limits: Any) -> GenerateRequest:
 
 def test_what_is_within_the_limits_passes() -> None:
     ask = made_request("1", "x", mode="fast", priority=3, sampling={"max_tokens": 5})
-    assert limited(ask) is ask
-    assert limited(ask, modes=["fast"], priority=[0, 3], max_tokens=5) == ask
+    assert limited(ask) is ask and limited(ask, modes=["fast"], priority=[0, 3], max_tokens=5) == ask
     shorter = made_request("1", "x", mode={"base": "fast", "thinking": "off", "thinking_budget": 0})
     assert limited(shorter, modes=["fast"]).options.mode["bounds"] == ("all",)  # type: ignore[index]
     assert limited(made_request("1", "x", priority=0), priority=[5, 9]).options.priority == 5
@@ -86,8 +84,7 @@ def test_what_is_beyond_them_is_refused(options: dict[str, Any], limits: dict[st
 def test_a_templates_effort_is_bounded_too() -> None:
     card = replace(CARD, efforts=("low", "high"), modes={"fast": {"thinking": "off"}, "deep": {}})
     for level, mode, refused in (("low", "fast", 0), ("high", "fast", 1), ("high", "deep", 0)):
-        variables = {"reasoning_effort": level}
-        ask = made_request("1", "x", mode=mode, chat_template_kwargs=variables)
+        ask = made_request("1", "x", mode=mode, chat_template_kwargs={"reasoning_effort": level})
         caller = Caller.of(stored(1, modes=["fast", "deep"]))
         with pytest.raises(ApiError, match="above 'low'") if refused else nullcontext():
             caller.limited(ask, card)
@@ -107,15 +104,13 @@ def test_a_templates_effort_is_bounded_too() -> None:
     ],
 )
 def test_who_gives_no_max_tokens_gets_the_most(mode: Any, most: int, given: int | None) -> None:
-    ask = made_request("1", "x", mode=mode)
-    assert limited(ask, max_tokens=most).sampling.get("max_tokens") == given
+    assert limited(made_request("1", "x", mode=mode), max_tokens=most).sampling.get("max_tokens") == given
 
 
 def test_a_keys_tokens_are_those_of_all_answers_of_a_call() -> None:
     four = made_request("1", "x", {"n": 4})
     assert limited(four, max_tokens=10).sampling == {"n": 4, "max_tokens": 2}
     assert limited(four, max_tokens=100, tokens_per_minute=20).sampling["max_tokens"] == 5
-    caller = Caller.of(stored(1, max_tokens=24))
-    assert caller.limited(four, CARD, prompts=3).sampling["max_tokens"] == 2
+    assert Caller.of(stored(1, max_tokens=24)).limited(four, CARD, prompts=3).sampling["max_tokens"] == 2
     brief = made_request("1", "x", sampling_defaults={"max_tokens": 16})
     assert limited(brief, max_tokens=500) is brief, "the server's default is less"

@@ -187,8 +187,7 @@ def test_none_is_lost_but_the_poisons_own(folder: Path, tmp_path: Path, replicas
             if replicas:
                 assert not ended
             assert all("engine" in how for how in ended), "each is one sentence about the engine"
-            assert len(chaos.engines()) == max(1, replicas)
-            assert after.megabytes < before.megabytes + 30
+            assert len(chaos.engines()) == max(1, replicas) and after.megabytes < before.megabytes + 30
             assert after.files <= before.files + 4 and after.threads <= before.threads + 4
             for prompt in PROMPTS:
                 assert await chaos.ask(prompt, True) == WHOLE
@@ -201,6 +200,5 @@ def test_none_is_lost_but_the_poisons_own(folder: Path, tmp_path: Path, replicas
         asyncio.run(main(server.pid, url))
         pids = descendants(server.pid)
         server.send_signal(signal.SIGTERM)
-        assert server.wait(60) == 0
-        assert not living(pids)
+        assert server.wait(60) == 0 and not living(pids)
     assert "Traceback" not in log.read_text()

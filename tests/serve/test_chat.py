@@ -15,16 +15,14 @@ COUNTED = {"stream": True, "stream_options": {"include_usage": True, "include_so
 
 
 def ask(http: httpx.Client, **fields: Any) -> dict[str, Any]:
-    body = {"messages": CHAT, "max_tokens": 24, **fields}
-    answer = http.post("/v1/chat/completions", json=body)
+    answer = http.post("/v1/chat/completions", json={"messages": CHAT, "max_tokens": 24, **fields})
     assert answer.status_code == 200, answer.text
     made: dict[str, Any] = answer.json()
     return made
 
 
 def stream(http: httpx.Client, **fields: Any) -> list[dict[str, Any]]:
-    body = {"messages": CHAT, "max_tokens": 24, "stream": True, **fields}
-    answer = http.post("/v1/chat/completions", json=body)
+    answer = http.post("/v1/chat/completions", json={"messages": CHAT, "max_tokens": 24, "stream": True, **fields})
     assert answer.status_code == 200, answer.text
     return events_of(answer.text)
 
@@ -81,8 +79,7 @@ def test_what_neither_client_nor_mode_says_is_the_server_s(http: httpx.Client) -
 
 def test_timeouts_end_the_answer_and_tell_the_true_reason(http: httpx.Client) -> None:
     made = ask(http, **GREEDY, max_tokens=400, timeout=1e-6)
-    assert made["choices"][0]["finish_reason"] == "length"
-    assert made["metrics"]["finish_reason"] == "timeout"
+    assert made["choices"][0]["finish_reason"] == "length" and made["metrics"]["finish_reason"] == "timeout"
 
 
 def test_sources_come_with_the_tokens_and_their_texts(http: httpx.Client) -> None:
@@ -110,8 +107,7 @@ def test_an_answer_has_mode_drafts_and_what_was_predicted(http: httpx.Client) ->
     fields |= {"speculation": NGRAM, "prediction": {"type": "content", "content": text}}
     made, chunks = ask(http, **fields), stream(http, **fields, **COUNTED)
     assert text and made["choices"][0]["message"]["content"] == text, "drafts change no token"
-    streamed = {name: next(c[name] for c in chunks if c.get(name)) for name in ("metrics", "usage")}
-    for one in (made, streamed):
+    for one in (made, {name: next(c[name] for c in chunks if c.get(name)) for name in ("metrics", "usage")}):
         metrics, usage = one["metrics"], one["usage"]
         assert metrics["mode"].startswith("deep") and metrics["decision"] == "", "as was asked"
         assert metrics["drafter"] == "ngram" and metrics["ttft"] > 0 and "runs" not in metrics
@@ -140,8 +136,7 @@ def test_the_engine_and_the_metrics_tell_it_by_mode(http: httpx.Client) -> None:
     cached = sum(one["cached_tokens"] for one in usages)
     assert fast["cached_tokens"] - before["cached_tokens"] == cached > 0
     assert fast["prefix_hits"] > 0 and fast["first_token"]["count"] >= 2
-    assert sum(fast["accepted_at"]) == fast["accepted"] <= fast["drafted"]
-    assert stats["pages_pinned"] == 0
+    assert sum(fast["accepted_at"]) == fast["accepted"] <= fast["drafted"] and stats["pages_pinned"] == 0
     text = http.get("/metrics").text
     for name in ("prefix_hits_total", "cached_tokens_total", "prompt_tokens_total"):
         assert f'fastslow:{name}{{mode="fast",model_name="tiny"}}' in text

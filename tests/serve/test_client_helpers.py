@@ -93,10 +93,8 @@ def test_chat_completions_stream_and_parse(served_by: Clients) -> None:
     both: list[Any] = [streamed, served_by.gpt.chat.completions.parse(**asked)]
     for made in both:
         (choice,) = made.choices
-        assert choice.finish_reason == "tool_calls"
-        assert choice.message.content == "Let me look."
-        found = [call.function.parsed_arguments for call in choice.message.tool_calls or []]
-        assert found == CALLS
+        assert choice.finish_reason == "tool_calls" and choice.message.content == "Let me look."
+        assert [call.function.parsed_arguments for call in choice.message.tool_calls or []] == CALLS
 
 
 def test_responses_stream_and_parse(served_by: Clients) -> None:
@@ -170,8 +168,7 @@ def test_langchain(url: str, kind: str) -> None:
     streamed = functools.reduce(operator.add, model.stream(ASKED))
     for made in (model.invoke(ASKED), streamed):
         (call,) = made.tool_calls
-        assert (call["name"], call["args"]) == ("get_weather", ARGUMENTS)
-        assert made.invalid_tool_calls == []
+        assert (call["name"], call["args"]) == ("get_weather", ARGUMENTS) and made.invalid_tool_calls == []
 
 
 @pytest.mark.slow

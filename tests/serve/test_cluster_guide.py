@@ -210,8 +210,7 @@ def test_the_page_can_be_followed_on_several_machines(model: Path) -> None:
     if reason := why_not():
         pytest.skip(reason)
     needs_programs("bash", "curl", "pkill")
-    names = ["first", "other", "client"]
-    with TemporaryDirectory(prefix="fs") as folder, Network(names, Path(folder)) as network:
+    with TemporaryDirectory(prefix="fs") as folder, Network(["first", "other", "client"], Path(folder)) as network:
         asyncio.run(until(lambda: all(host.up for host in network.hosts.values()), PATIENCE))
         machines = Machines(network.hosts, Path(folder), model)
         for block in blocks(PAGE):

@@ -24,8 +24,7 @@ def ask(http: httpx.Client, **fields: Any) -> dict[str, Any]:
 def test_every_form_of_prompt_streamed_or_not(http: httpx.Client, llm: LLM, prompt: Any, n: int) -> None:
     fields = {"temperature": 1, "seed": 5, "max_tokens": 12, "n": n, "prompt": prompt}
     whole = ask(http, **fields)
-    answer = http.post("/v1/completions", json={**fields, "stream": True})
-    chunks = events_of(answer.text)
+    chunks = events_of(http.post("/v1/completions", json={**fields, "stream": True}).text)
     several = isinstance(prompt, list) and not isinstance(prompt[0], int)
     prompts = prompt if several else [prompt]
     sampling = SamplingParams(temperature=1, seed=5, max_tokens=12, n=n)
@@ -51,8 +50,7 @@ def test_echo_and_logprobs_of_the_prompt(http: httpx.Client, llm: LLM) -> None:
     assert [len(places[name]) for name in places] == [len(tokens)] * 4
     assert places["token_logprobs"][0] is None and places["top_logprobs"][0] is None
     assert out.prompt_logprobs is not None and out.prompt_logprobs[1] is not None
-    second = out.prompt_logprobs[1][tokens[1]]
-    assert places["token_logprobs"][1] == pytest.approx(second, abs=1e-4)
+    assert places["token_logprobs"][1] == pytest.approx(out.prompt_logprobs[1][tokens[1]], abs=1e-4)
     assert places["text_offset"][0] == 0 and places["text_offset"] == sorted(places["text_offset"])
     assert places["text_offset"][len(out.prompt_token_ids)] == len(prompt)
     for offset, token in zip(places["text_offset"], places["tokens"]):
@@ -105,10 +103,8 @@ def test_tokenize_and_back(http: httpx.Client, llm: LLM) -> None:
     assert llm.tokenizer is not None
     made = http.post("/tokenize", json={"prompt": "你好 fox", "return_token_strs": True}).json()
     assert made["tokens"] == llm.tokenizer.encode("你好 fox")
-    assert made["count"] == len(made["tokens"]) == len(made["token_strs"])
-    assert made["max_model_len"] == 512
-    back = http.post("/detokenize", json={"tokens": made["tokens"]}).json()
-    assert back == {"prompt": "你好 fox"}
+    assert made["count"] == len(made["tokens"]) == len(made["token_strs"]) and made["max_model_len"] == 512
+    assert http.post("/detokenize", json={"tokens": made["tokens"]}).json() == {"prompt": "你好 fox"}
     chat = [{"role": "user", "content": "hi"}]
     thinking, quiet = (
         http.post("/tokenize", json={"messages": chat, "mode": mode}).json()["tokens"] for mode in ("deep", "fast")

@@ -135,9 +135,8 @@ async def test_a_thought_is_closed_on_the_engine_that_answers(llms: dict[str, LL
 @within()
 async def test_a_sampled_answer_that_may_escalate_ends_in_a_clean_error(llms: dict[str, LLM]) -> None:
     """Without a seed another engine makes other tokens, and what the first one was unsure of is not known."""
-    mode = {"base": "fast", "escalate": {"below": 0.0}}
     sampling = {"max_tokens": 12, "ignore_eos": True, "temperature": 1.0}
-    ask = made_request("a", CHAT, sampling, mode=mode, speculation="off")
+    ask = made_request("a", CHAT, sampling, mode={"base": "fast", "escalate": {"below": 0.0}}, speculation="off")
     assert (await answer_of(replicas(llms), ask))[1].metrics.tokens == 12
     with pytest.raises(NotReady, match=r"cannot be continued: answered: mode 'fast\*' escalates"):
         await answer_of(replicas(llms, 8), ask)
@@ -167,8 +166,7 @@ async def test_an_answer_that_its_engine_cut_to_close_is_continued(
     sampling = {"max_tokens": 300, "ignore_eos": True, **SEEDED}
     ask = made_request("a", CHAT, sampling, mode=mode, speculation="off", streamed=streamed)
     pieces, whole = await answer_of(replicas(llms), ask)
-    folder = write_model(tmp_path)
-    with open_tiny(folder) as short:
+    with open_tiny(write_model(tmp_path)) as short:
         inner = Replicas({"a": LocalEngine(short, "tiny"), "b": LocalEngine(llms["b"], "tiny")})
         stream = ContinuedEngine(inner, replace(QUICK, deaths=1)).stream(ask)
         ours = [await anext(stream) for _ in range(3 * streamed)]

@@ -80,8 +80,7 @@ breaks = st.builds(Break, st.lists(st.integers(1, 4), min_size=1, max_size=4), s
 
 @given(st.lists(st.lists(tokens, min_size=1, max_size=9), min_size=1, max_size=3), st.lists(breaks))
 def test_it_breaks_anywhere_and_often(answer: list[list[Token]], breaks: list[Break]) -> None:
-    engine = ContinuedEngine(ScriptedReplicas(answer, breaks), QUICK)
-    check(answer, *asyncio.run(taken(engine, ASK)))
+    check(answer, *asyncio.run(taken(ContinuedEngine(ScriptedReplicas(answer, breaks), QUICK), ASK)))
 
 
 @given(st.integers(0, 6), st.integers(0, 12), st.integers(1, 12))
@@ -95,11 +94,9 @@ def test_a_piece_is_cut_in_the_middle_of_its_texts(tokens: int, text: int, size:
     rest = ""
     for start in range(0, 12, size):
         here = ids if not start else []
-        piece = Piece(said[start : start + size], token_ids=here, sources=["y"] * len(here))
-        fresh = sent.take(piece, 0.0)
+        fresh = sent.take(Piece(said[start : start + size], token_ids=here, sources=["y"] * len(here)), 0.0)
         rest += fresh.text if fresh is not None else ""
-    assert rest == said[text:]
-    assert sent.choices[0].tokens == ids
+    assert rest == said[text:] and sent.choices[0].tokens == ids
     assert sent.choices[0].sources == ["x"] * tokens + ["y"] * (6 - tokens)
 
 
@@ -183,8 +180,7 @@ def test_how_an_answer_ends(name: str, logged: list[str]) -> None:
     else:
         with pytest.raises(error, match=said or None):
             asyncio.run(taken(engine, ASK))
-    assert asked in (-1, len(inner.asked)) and len(inner.asked) < 40
-    assert continued in (-1, engine.continued)
+    assert asked in (-1, len(inner.asked)) and len(inner.asked) < 40 and continued in (-1, engine.continued)
     tried = error is not None and len(inner.asked) > 1
     assert engine.given_up == tried == ("is given up" in "".join(logged[-1:]))
     assert "a prompt" not in "".join(logged)
@@ -213,8 +209,7 @@ def test_the_figures_of_a_continued_answer(first: float | None, kept: bool) -> N
     if first is not None:
         own.sent.choices[0] = SentChoice(tokens=[5], first=now - 10 + first)
     made = continued_engine._whole(own, output).choices[0].metrics
-    assert made.queue_seconds == pytest.approx(9.2)
-    assert made.ttft == pytest.approx(first or metrics.ttft + 9)
+    assert made.queue_seconds == pytest.approx(9.2) and made.ttft == pytest.approx(first or metrics.ttft + 9)
     assert made.target_kept is kept
     assert continued_engine._whole(_ContinuedRequest(ASK, now - 10), output) is output
 
@@ -251,10 +246,8 @@ def test_what_is_not_streamed_is_asked_again_whole(logged: list[str]) -> None:
     inner = ScriptedReplicas([ANSWER], [gone(), gone("b")])
     ask = replace(ASK.with_options(timeout=60.0), streamed=False)
     asyncio.run(taken(ContinuedEngine(inner, QUICK), ask))
-    assert [one.options.answered for one in inner.asked] == [None] * 3
-    assert inner.asked[2].avoid == ("a", "b")
-    assert inner.asked[0].options.timeout == 60.0
-    assert 60.0 > (inner.asked[1].options.timeout or 99) > 50
+    assert [one.options.answered for one in inner.asked] == [None] * 3 and inner.asked[2].avoid == ("a", "b")
+    assert inner.asked[0].options.timeout == 60.0 and 60.0 > (inner.asked[1].options.timeout or 99) > 50
     assert [line.strip() for line in logged] == [
         "request one: engine a ended; another engine is asked",
         "request one: engine b ended; another engine is asked",
@@ -314,8 +307,7 @@ async def test_a_new_request_waits_for_replicas_that_start_again(ran: bool) -> N
         with pytest.raises(NotReady, match="nobody is there"):
             await taken(engine, ASK)
         return
-    timed = ASK.with_options(timeout=5.0)
-    await taken(engine, timed)
+    await taken(engine, ASK.with_options(timeout=5.0))
     assert len(inner.asked) == 5 and (inner.asked[-1].options.timeout or 9) < 5
     assert engine.retried == engine.given_up == 0
     engine._retries, inner.breaks = replace(QUICK, held=0.05), [NOBODY] * 9999

@@ -64,14 +64,12 @@ def test_an_answer_continues_after_what_another_engine_made(engine: Engine, othe
     whole = run(answer_of(other, asked(tokens=12, mode="auto", sampling={"n": 2, "seed": 3})))
     decided = run(first_of(other, asked(tokens=12, mode="auto"))).decided
     assert decided is not None
-    tokens = [one.token_ids[:5] for one in whole.choices]
-    fields = {"tokens": tokens, "decided": [list(decided), list(decided)]}
+    fields = {"tokens": [one.token_ids[:5] for one in whole.choices], "decided": [list(decided), list(decided)]}
     ask = asked(tokens=12, mode="auto", sampling={"n": 2, "seed": 3}, answered=fields)
     *pieces, last = run(pieces_of(engine, ask))
     assert [one.token_ids for one in last.output.choices] == [c.token_ids for c in whole.choices]
     assert [one.text for one in last.output.choices] == [c.text for c in whole.choices]
-    found = {piece.index: piece.decided for piece in pieces if piece.decided}
-    assert found == {0: decided, 1: decided}
+    assert {piece.index: piece.decided for piece in pieces if piece.decided} == {0: decided, 1: decided}
     for wrong in ({}, {"tokens": [[5], [6], [7]]}):
         with pytest.raises(ValueError, match="^answered"):
             run(pieces_of(engine, asked(answered=wrong)))

@@ -104,8 +104,7 @@ def test_one_sentence_about_a_field(http: httpx.Client, fields: dict[str, Any], 
 def test_openai_s_fields_without_a_meaning_here_are_taken(http: httpx.Client) -> None:
     fields = {"user": "u", "store": True, "metadata": {"a": "b"}, "service_tier": "auto"}
     fields |= {"safety_identifier": "s", "prompt_cache_key": "k", "verbosity": "low"}
-    body = {"messages": CHAT, "max_tokens": 1, **fields}
-    assert http.post("/v1/chat/completions", json=body).status_code == 200
+    assert http.post("/v1/chat/completions", json={"messages": CHAT, "max_tokens": 1, **fields}).status_code == 200
 
 
 def test_other_statuses(http: httpx.Client) -> None:
@@ -126,8 +125,7 @@ def test_other_statuses(http: httpx.Client) -> None:
 
 def test_ids_of_requests_go_in_and_out(http: httpx.Client) -> None:
     for given, kept in (("mine-1:2.3_4", True), ("with space", False), ("x" * 129, False)):
-        answer = http.get("/v1/models", headers={"x-request-id": given})
-        assert (answer.headers["x-request-id"] == given) is kept
+        assert (http.get("/v1/models", headers={"x-request-id": given}).headers["x-request-id"] == given) is kept
     fresh = [http.get("/nothing").headers["x-request-id"] for _ in range(2)]
     assert len(set(fresh)) == 2 and all(re.fullmatch(r"req-[0-9a-f]{24}", one) for one in fresh)
 
@@ -164,8 +162,7 @@ def test_settings_name_the_models_that_are_taken() -> None:
             return [(await client.post("/v1/completions", json=b)).status_code for b in bodies]
 
     assert asyncio.run(statuses(ServerSettings())) == [429, 404, 429, 404, 404]
-    aliased = ServerSettings(aliases=("gpt-4o",))
-    assert asyncio.run(statuses(aliased)) == [429, 429, 429, 429, 404]
+    assert asyncio.run(statuses(ServerSettings(aliases=("gpt-4o",)))) == [429, 429, 429, 429, 404]
     assert asyncio.run(statuses(ServerSettings(any_model=True))) == [429] * 5
 
 

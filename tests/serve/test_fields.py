@@ -150,8 +150,7 @@ def test_other_names_of_a_budget_are_refused_with_the_one_that_is_known(name: st
 def test_adaptive_thinking_keeps_to_the_modes_of_a_key() -> None:
     wish = SharedFields(**ADAPTIVE)  # type: ignore[arg-type]
     for modes, mode in ((["deep"], "deep"), (["auto", "deep"], "auto")):
-        who = Caller(limits=KeyLimits(modes=modes))
-        made = wish.as_request(CHAT, who, CARD, ServerSettings(), id="id")
+        made = wish.as_request(CHAT, Caller(limits=KeyLimits(modes=modes)), CARD, ServerSettings(), id="id")
         assert made.options.mode == mode
     made = wish.as_request(CHAT, Caller(), CARD, ServerSettings(), id="id", default_mode="fast")
     assert made.options.mode == "fast", "the client named it beside the model"
@@ -159,22 +158,19 @@ def test_adaptive_thinking_keeps_to_the_modes_of_a_key() -> None:
 
 def test_the_servers_own_number_of_tokens() -> None:
     assert options_of().sampling_defaults["max_tokens"] == 8192
-    settings = ServerSettings(max_tokens=30)
-    assert options_of(CARD, settings).sampling_defaults["max_tokens"] == 30
+    assert options_of(CARD, ServerSettings(max_tokens=30)).sampling_defaults["max_tokens"] == 30
     assert options_of(temperature=2).sampling == {"temperature": 2}
 
 
 def test_a_model_with_levels_of_effort_gets_its_own() -> None:
     levels = {"minimal": "low", "low": "low", "medium": "medium", "xhigh": "high", "max": "high"}
     for effort, level in levels.items():
-        ask = options_of(LEVELS, reasoning_effort=effort)
-        assert ask.chat_template_kwargs == {"reasoning_effort": level}
+        assert options_of(LEVELS, reasoning_effort=effort).chat_template_kwargs == {"reasoning_effort": level}
     assert options_of(LEVELS, reasoning_effort="none").chat_template_kwargs is None
     both = options_of(LEVELS, reasoning_effort="low", mode="fast")
     assert (both.mode, both.chat_template_kwargs) == ("fast", {"reasoning_effort": "low"})
     with pytest.raises(ValueError, match="contradict"):
-        kwargs = {"reasoning_effort": "high"}
-        options_of(LEVELS, reasoning_effort="low", chat_template_kwargs=kwargs)
+        options_of(LEVELS, reasoning_effort="low", chat_template_kwargs={"reasoning_effort": "high"})
 
 
 KEPT, LEFT = {"clear_thinking": False}, {"clear_thinking": True}
@@ -218,8 +214,7 @@ def test_grammars_under_every_name() -> None:
     ):
         assert options_of(**fields).sampling == {"grammar": grammar}
     wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
-    plain = {"type": "json_object"}
-    for format, grammar in ((wanted, {"json_schema": schema}), (plain, {"json_object": True})):
+    for format, grammar in ((wanted, {"json_schema": schema}), ({"type": "json_object"}, {"json_object": True})):
         chat: Any = {"messages": CHAT, "response_format": format}
         assert ChatRequest(**chat).grammar(10_000) == grammar
 
@@ -280,5 +275,4 @@ def test_a_request_without_sampling_has_the_model_s_own_unless_the_settings_say_
     assert [line.strip() for line in logged] == [said]
     params = options_of(card, settings).sampling_in(Mode(), card.sampling)
     assert {name: getattr(params, name) for name in found} == found
-    asked = options_of(card, settings, temperature=0.4).sampling_in(Mode(), card.sampling)
-    assert asked.temperature == 0.4
+    assert options_of(card, settings, temperature=0.4).sampling_in(Mode(), card.sampling).temperature == 0.4

@@ -137,8 +137,7 @@ def test_a_single_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, logged: l
     ring = keys.known_keys(single=["a-key-of-some-length", "another-of-some-length"])
     assert ring is not None and name_of(ring, "another-of-some-length") == "default"
     one, other = ring.find("a-key-of-some-length"), ring.find("another-of-some-length")
-    assert one and other and one.id != other.id
-    assert ring.find("a-key-of-some-lengtH") is None
+    assert one and other and one.id != other.id and ring.find("a-key-of-some-lengtH") is None
     monkeypatch.setenv("FASTSLOW_API_KEY", "from-the-environment")
     assert name_of(keys.known_keys(), "from-the-environment") == "default"
     monkeypatch.delenv("FASTSLOW_API_KEY")
@@ -153,13 +152,12 @@ def test_a_single_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, logged: l
 def test_who_is_let_in(path: Path) -> None:
     key = add_key(path, "bot")
     with TestClient(create_app(FakeEngine(), keys=KeyRing(path))) as client:
-        chat = "/v1/chat/completions"
         known: Any = [{"Authorization": f"Bearer {key}"}, {"authorization": f"bearer {key} "}]
         for headers in (*known, {"x-api-key": key}):
             assert client.get("/v1/models", headers=headers).status_code == 200
         unknown: Any = [{"Authorization": wrong} for wrong in (key, "Basic abc", "Bearer ")]
         for wrong in ({}, *unknown, {"x-api-key": "fs-other"}, {"x-api-key": b"\xff\x00"}):
-            answer = client.post(chat, headers=wrong)
+            answer = client.post("/v1/chat/completions", headers=wrong)
             assert answer.status_code == 401, wrong
             error = answer.json()["error"]
             assert error["code"] == "invalid_api_key" and error["param"] is None
@@ -179,19 +177,14 @@ def run(*arguments: str) -> int:
 
 def test_the_command(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = ("--file", str(path))
-    limits = ("--concurrent", "2", "--allow-modes", "fast, auto", "--priority", "0,5")
-    assert run("add", "bot", *file, *limits) == 0
+    assert run("add", "bot", *file, *("--concurrent", "2", "--allow-modes", "fast, auto", "--priority", "0,5")) == 0
     key = capsys.readouterr().out.strip()
-    assert name_of(KeyRing(path), key) == "bot"
-    assert run("list", "--json", *file) == 0
+    assert name_of(KeyRing(path), key) == "bot" and run("list", "--json", *file) == 0
     (record,) = map(json.loads, capsys.readouterr().out.splitlines())
     assert record["limits"] == {"concurrent": 2, "modes": ["fast", "auto"], "priority": [0, 5]}
     assert run("list", *file) == 0
     shown = capsys.readouterr().out
-    assert "bot" in shown and key not in shown
-    assert run("add", "other", "--priority", "x", *file) == 2
-    assert run("add", "bot", *file) == 2
-    assert run("remove", "bot", *file) == 0
-    assert run("remove", "bot", *file) == 2
-    assert KeyRing(path).find(key) is None
+    assert "bot" in shown and key not in shown and run("add", "other", "--priority", "x", *file) == 2
+    assert run("add", "bot", *file) == 2 and run("remove", "bot", *file) == 0
+    assert run("remove", "bot", *file) == 2 and KeyRing(path).find(key) is None
     assert [*path.parent.iterdir()] == [path]

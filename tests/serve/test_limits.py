@@ -65,8 +65,7 @@ def test_tokens_a_minute_are_counted_at_the_end() -> None:
 
 
 def test_the_tokens_of_all_answers_are_reserved_at_the_start() -> None:
-    clock = Clock()
-    limits, caller = Limits(clock=clock), who(tokens_per_minute=300)
+    limits, caller = Limits(clock=Clock()), who(tokens_per_minute=300)
     ask = made_request("1", "x", {"max_tokens": 50, "n": 4})
     assert limits.reserve(caller, ask, TINY) == 200
     with pytest.raises(ApiError, match="up to 200 tokens are wanted, and .* 300 a minute") as error:

@@ -96,8 +96,7 @@ def test_texts_only_where_they_are_asked_for(path: Path, opened: Opened) -> None
 
 def test_an_error_is_logged_without_the_values_of_variables(path: Path, opened: Opened) -> None:
     async def script(request: GenerateRequest) -> AsyncGenerator[Piece, None]:
-        prompt = request.prompt
-        if prompt:
+        if request.prompt:
             raise RuntimeError("it broke")
         yield Piece()
 
@@ -105,8 +104,7 @@ def test_an_error_is_logged_without_the_values_of_variables(path: Path, opened: 
     with client(FakeEngine(script)) as ours:
         assert ask(ours, SECRET).status_code == 500
     try:
-        secret = SECRET
-        _ = 1 / (len(secret) - len(SECRET))
+        _ = 1 / (len(SECRET) - len(SECRET))
     except ZeroDivisionError:
         logger.exception("an error of the server's own")
     log.close()
@@ -150,8 +148,7 @@ def test_uvicorns_lines_go_the_same_way(path: Path, opened: Opened) -> None:
     logging.getLogger("uvicorn.access").info("nor is this")
     log.close()
     (line,) = lines(path)
-    assert line["message"] == "a warning of uvicorn" and line["logger"]
-    assert line["level"] == "WARNING"
+    assert line["message"] == "a warning of uvicorn" and line["logger"] and line["level"] == "WARNING"
 
 
 def test_a_full_disk_is_said_once_and_counted(opened: Opened, capfd: pytest.CaptureFixture[str]) -> None:
@@ -161,8 +158,7 @@ def test_a_full_disk_is_said_once_and_counted(opened: Opened, capfd: pytest.Capt
             assert ask(ours, SECRET).status_code == 200
         log.close()
         assert scraped(ours)["fastslow:log_lines_lost_total", ()] == lost_lines() >= before + 20
-    said = capfd.readouterr().err
-    assert said == "the log cannot be written: No space left on device; lines are lost\n"
+    assert capfd.readouterr().err == "the log cannot be written: No space left on device; lines are lost\n"
 
 
 def test_a_line_is_whole_where_its_file_takes_it_in_parts(
@@ -227,8 +223,7 @@ def test_no_text_of_a_client_is_in_a_log_of_everything(path: Path, opened: Opene
             body = {"messages": [{"role": "user", "content": Z}], "max_tokens": 2, **wrong}
             ours.post("/v1/chat/completions", json=body)
             ask(ours, Z, max_tokens=1, **{k: v for k, v in wrong.items() if k[:2] == "gu"})
-        named = {"base": "fast", "name": Z}
-        assert ask(ours, Z, max_tokens=2, mode=named).status_code == 200
+        assert ask(ours, Z, max_tokens=2, mode={"base": "fast", "name": Z}).status_code == 200
     log.close()
     assert len(requests(path)) == 2 * len(WRONG) + 1
     assert not [line for line in path.read_text("utf-8").splitlines() if "zebra" in line]
@@ -254,8 +249,7 @@ def test_the_prompt_of_a_client_that_left_is_counted(path: Path, opened: Opened)
 
     log = opened()
     app = create_app(FakeEngine(script))
-    body = json.dumps({"prompt": SECRET, "stream": True}).encode()
-    asyncio.run(call(app, "POST", ASK, body, leave_after=1))
+    asyncio.run(call(app, "POST", ASK, json.dumps({"prompt": SECRET, "stream": True}).encode(), leave_after=1))
     log.close()
     (line,) = requests(path)
     assert line["client_left"] and (line["prompt_tokens"], line["tokens"]) == (3, 2)

@@ -55,8 +55,7 @@ class Cluster:
         """Until a replica runs on each worker."""
         self._until(lambda: all(host.up for host in self._hosts.values()), "the hosts")
         head = self._hosts[FRONT]
-        own = ["--head", f"--port={RAY_PORT}", "--num-cpus=0", "--include-dashboard=false"]
-        self._ray(FRONT, own)
+        self._ray(FRONT, ["--head", f"--port={RAY_PORT}", "--num-cpus=0", "--include-dashboard=false"])
         self._until(lambda: (head.folder / "ray_current_cluster").exists(), "Ray's head")
         for name in WORKERS:
             self._ray(name, ["--num-cpus=1", f"--address={head.address}:{RAY_PORT}"])
@@ -71,8 +70,7 @@ class Cluster:
 
     def _fetch(self, path: str) -> dict[str, Any] | None:
         """Fetch what the server answers to the client's host; None: it is not ready."""
-        curl = ["curl", "-sf", "-m", "10", f"{self._url}{path}"]
-        process = self._hosts[CLIENT].start(curl, subprocess.PIPE)
+        process = self._hosts[CLIENT].start(["curl", "-sf", "-m", "10", f"{self._url}{path}"], subprocess.PIPE)
         output, _ = process.communicate()
         return dict(json.loads(output)) if process.returncode == 0 else None
 
@@ -117,8 +115,7 @@ class Cluster:
     def _ray(self, name: str, words: list[str]) -> None:
         address = self._hosts[name].address
         own = [f"--node-ip-address={address}", f"--object-store-memory={STORE}"]
-        quiet = ["--disable-usage-stats", "--block"]
-        self._run(name, [*RAY, "start", *words, *own, *quiet], "ray")
+        self._run(name, [*RAY, "start", *words, *own, *["--disable-usage-stats", "--block"]], "ray")
 
     def _run(self, name: str, command: list[str], what: str) -> None:
         with (self._log / f"{name}-{what}.txt").open("wb") as output:

@@ -69,8 +69,7 @@ def test_origins() -> None:
         assert ours.post(path, headers={**host, "origin": origin}).status_code == 200
     assert ours.post(path, headers=host).status_code == 200  # no browser
     for origin in ("https://evil.example", "null", "http://localhost:9000", "", "http://["):
-        answer = ours.post(path, headers={**host, "origin": origin})
-        assert answer.status_code == 403, origin
+        assert ours.post(path, headers={**host, "origin": origin}).status_code == 403, origin
     assert ours.get("/v1/models", headers={"origin": "https://evil.example"}).status_code == 200
     assert client(origins=["*"]).post(path, headers={"origin": "https://any"}).status_code == 200
 
@@ -83,8 +82,7 @@ def test_odd_hosts_and_two(host: str) -> None:
     for hosts in (None, LOOPBACK):
         answer = client(hosts=hosts).get("/v1/models", headers={"host": host})
         assert answer.status_code == 400
-        said = answer.json()["error"]["message"]
-        assert said == f"Host: {host!r} is no name or address with a port"
+        assert answer.json()["error"]["message"] == f"Host: {host!r} is no name or address with a port"
         answer = client(hosts=hosts).get("/v1/models", headers=[("host", "localhost"), ("host", host)])
         assert answer.status_code == 400
         assert answer.json()["error"]["message"] == "there are 2 Host headers; a request has one"
@@ -117,8 +115,7 @@ def test_a_key_with_limits(path: Path) -> None:
     bot = {"x-api-key": add_key(path, "bot", KeyLimits(tokens_per_minute=20))}
     page = {"x-api-key": add_key(path, "page")}
     engine = FakeEngine()
-    app = create_app(engine, ServerConfig(metrics_by_key=True), KeyRing(path))
-    with TestClient(app) as client:
+    with TestClient(create_app(engine, ServerConfig(metrics_by_key=True), KeyRing(path))) as client:
         assert client.post(CHAT).status_code == 401
         asked = {**BODY, "max_tokens": 4}
         assert client.post(CHAT, headers=bot, json={**BODY, "max_tokens": 21}).status_code == 403
@@ -191,8 +188,7 @@ def test_names_that_a_request_may_use(host: str | None, keyed: bool, more: tuple
 
 
 def test_places_of_all_together() -> None:
-    app = create_app(FakeEngine(), ServerConfig(max_requests=0))
-    with TestClient(app) as client:
+    with TestClient(create_app(FakeEngine(), ServerConfig(max_requests=0))) as client:
         answer = client.post(CHAT)
         assert answer.status_code == 429 and answer.json()["error"]["code"] == "server_busy"
         for path in ("/metrics", "/v1/models"):
@@ -202,5 +198,4 @@ def test_places_of_all_together() -> None:
 
 def test_a_body_that_does_not_come() -> None:
     app = create_app(FakeEngine(), ServerConfig(body_seconds=0.05))
-    sent = asyncio.run(call(app, "POST", CHAT, b"{", whole=False))
-    assert sent[0]["status"] == 408
+    assert asyncio.run(call(app, "POST", CHAT, b"{", whole=False))[0]["status"] == 408

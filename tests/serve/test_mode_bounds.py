@@ -49,8 +49,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TestClient
     folder = tmp_path_factory.mktemp("bounds")
     llm = open_tiny(write_tiny(folder), thinking_tags=("<think>", "</think>"), modes=MODES)
     keys: Path = folder / "keys.json"
-    limits = KeyLimits(modes=["support", "quiet", "free", "leaping"])
-    headers = {"x-api-key": add_key(keys, "bot", limits)}
+    headers = {"x-api-key": add_key(keys, "bot", KeyLimits(modes=["support", "quiet", "free", "leaping"]))}
     config = ServerConfig(settings=ServerSettings(default_mode="support"))
     with llm, TestClient(create_app(LocalEngine(llm, NAME), config, KeyRing(keys))) as client:
         client.headers.update(headers)

@@ -29,8 +29,7 @@ def opened(folder: Path, names: Sequence[str]) -> Iterator[tuple[TestClient, dic
     path.unlink(missing_ok=True)
     keys = {name: add_key(path, name) for name in names}
     engine = LocalEngine(open_tiny(folder, remember="by_key"), NAME)
-    app = create_app(engine, keys=KeyRing(path))
-    with TestClient(app) as client:
+    with TestClient(create_app(engine, keys=KeyRing(path))) as client:
         try:
             yield client, keys
         finally:

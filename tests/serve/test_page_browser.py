@@ -35,8 +35,7 @@ def test_a_question_is_answered(chat: Chat) -> None:
     assert "Mode deep, as you chose." in chat.text(".why")
     assert "Drafts accepted: suffix 44 of 96, head 43 of 61." in chat.text(".why")
     body = chat.engine.bodies[-1]
-    assert body["mode"] == "deep"
-    assert body["messages"] == [{"role": "user", "content": "Explain binary search"}]
+    assert body["mode"] == "deep" and body["messages"] == [{"role": "user", "content": "Explain binary search"}]
     assert body["stream_options"] == {"include_usage": True, "include_sources": True}
 
 
@@ -57,8 +56,7 @@ def test_escape_stops_and_keeps_what_came(chat: Chat) -> None:
     until(lambda: len(chat.text(".answer .rendered")) > 40, "some text has come")
     chat.press(ESCAPE)
     chat.ended()
-    assert "Stopped." in chat.text(".why")
-    assert len(chat.text(".answer .rendered")) < 1000
+    assert "Stopped." in chat.text(".why") and len(chat.text(".answer .rendered")) < 1000
     assert "96 of 120" in chat.text(".strip")  # the last figures still came
     assert not chat.all(".problem:not([hidden])")
 
@@ -70,8 +68,7 @@ def test_a_thought_is_stopped(chat: Chat) -> None:
     assert not chat.all(".thought progress:not([hidden])"), "there is no budget"
     chat.button("Answer now").click()
     chat.ended()
-    assert chat.text(".answer .rendered") == "So it is."
-    assert "stopped by you" in chat.text(".thought summary")
+    assert chat.text(".answer .rendered") == "So it is." and "stopped by you" in chat.text(".thought summary")
     assert not chat.all("#stop-thinking:not([hidden])")
 
 
@@ -142,15 +139,13 @@ def test_a_reload_in_the_middle_keeps_what_came(chat: Chat) -> None:
     chat.ask("slow")
     until(lambda: len(chat.text(".answer .rendered")) > 40, "some text has come")
     chat.open()
-    assert len(chat.text(".answer .rendered")) > 40
-    assert "Interrupted" in chat.text(".why")
+    assert len(chat.text(".answer .rendered")) > 40 and "Interrupted" in chat.text(".why")
 
 
 def test_a_cleared_conversation_can_be_had_back(chat: Chat) -> None:
     chat.answered("echo old")
     chat.press(CONTROL, "k")
-    assert not chat.all(".turn")
-    assert chat.run("return localStorage.getItem('fastslow.turns')") == "[]"
+    assert not chat.all(".turn") and chat.run("return localStorage.getItem('fastslow.turns')") == "[]"
     chat.button("Undo").click()
     assert chat.text(".asked p") == "echo old"
 
@@ -168,8 +163,7 @@ def test_colours_say_where_tokens_came_from(chat: Chat) -> None:
     assert chat.text("#tip") == "suffix: drafted from earlier text"
     assert chat.text("#status").startswith("three, suffix")
     chat.press(ALT, "c")
-    assert not chat.all(".coloured")
-    assert chat.text(".answer .rendered").startswith("one two three")
+    assert not chat.all(".coloured") and chat.text(".answer .rendered").startswith("one two three")
 
 
 def test_keys_are_enough(chat: Chat) -> None:
@@ -183,14 +177,12 @@ def test_keys_are_enough(chat: Chat) -> None:
     assert chat.run("return preferences.mode") == "deep"
     chat.press(ARROW_RIGHT)
     assert chat.run("return preferences.mode") == "auto"
-    outline = "return getComputedStyle(document.activeElement.nextElementSibling).outlineStyle"
-    assert chat.run(outline) == "solid"
+    assert chat.run("return getComputedStyle(document.activeElement.nextElementSibling).outlineStyle") == "solid"
     chat.press(TAB, TAB)
     assert chat.run("return document.activeElement.id") == "send"
     chat.press(ENTER)
     chat.ended()
-    assert chat.text(".asked p") == "a\nb"
-    assert chat.engine.bodies[-1]["mode"] == "auto"
+    assert chat.text(".asked p") == "a\nb" and chat.engine.bodies[-1]["mode"] == "auto"
 
 
 def test_tabs_follow_the_arrow_keys(chat: Chat) -> None:
@@ -242,8 +234,7 @@ def cards_of(chat: Chat, **given: Any) -> str:
 
 def test_missing_figures_are_explained(chat: Chat) -> None:
     cards = cards_of(chat, running=1, waiting=0, drafters={}, prompt_tokens=0)
-    assert "Nothing was drafted yet." in cards
-    assert "This server does not count requests by mode." in cards
+    assert "Nothing was drafted yet." in cards and "This server does not count requests by mode." in cards
     assert "No prompt has run yet." in cards
 
 
@@ -305,8 +296,7 @@ def test_a_long_answer_stays_smooth(chat: Chat, message: str, colours: bool) -> 
     chat.ask(message)
     until(lambda: not chat.all(".running"), "the answer has ended", 120)
     times: list[float] = chat.run("return times.slice(1)")  # milliseconds between frames
-    assert len(times) > LEAST_FRAMES * sum(times) / 1000
-    assert max(times) < LONGEST
+    assert len(times) > LEAST_FRAMES * sum(times) / 1000 and max(times) < LONGEST
     end = "const b = document.getElementById('scroll'); return b.scrollHeight - b.scrollTop - b.clientHeight"
     assert chat.run(end) < 48  # its end is in view
     said = chat.run("return turns[0].answers[0].text.length")

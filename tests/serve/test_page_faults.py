@@ -65,8 +65,7 @@ def test_settings_are_sent_and_checked(chat: Chat) -> None:
     given |= {"temperature": "0.5", "max_tokens": "77", "seed": "3", "thinking_budget": "9"}
     for name, value in given.items():
         chat.driver.find_element("css selector", f'[data-setting="{name}"]').send_keys(value, TAB)
-    schema = chat.driver.find_element("css selector", '[data-setting="schema"]')
-    schema.send_keys("}", TAB)
+    chat.driver.find_element("css selector", '[data-setting="schema"]').send_keys("}", TAB)
     assert chat.text("#settings-wrong").startswith("JSON schema: ")
     chat.press(ESCAPE)
     chat.answered("echo x")
@@ -88,8 +87,7 @@ def test_hostile_text_stays_text(chat: Chat, colours: bool) -> None:
     chat.answered("hostile <img src=x onerror=window.hurt=9>", "deep")
     assert HOSTILE.splitlines()[0] in chat.text(ANSWERED)
     inside = "#turns script, #turns img, #turns iframe, #turns svg, #turns a, #turns b b"
-    assert chat.all(inside) == []
-    assert chat.run("return window.hurt ?? null") is None
+    assert chat.all(inside) == [] and chat.run("return window.hurt ?? null") is None
     html = "try { document.body.innerHTML = '<b>x</b>'; return 'set' } catch (e) { return e.name }"
     assert chat.run(html) == "TypeError"
     chat.driver.get_log("browser")  # that was an error, and the test's own

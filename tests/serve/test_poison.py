@@ -44,10 +44,8 @@ async def test_which_answers_may_be_the_reason(monkeypatch: pytest.MonkeyPatch) 
         errors = [await _error(answer) for answer in answers]
         return [one.suspects if isinstance(one, EngineCrashed) else None for one in errors]
 
-    assert await ended(False, True, False) == [0, 1, 0]
-    assert await ended(True, True, False) == [2, 2, 0]
-    assert await ended(True, crashed=False) == [None]
-    assert await ended(False, False) == [None, None]
+    assert await ended(False, True, False) == [0, 1, 0] and await ended(True, True, False) == [2, 2, 0]
+    assert await ended(True, crashed=False) == [None] and await ended(False, False) == [None, None]
     assert await ended(True, streamed=False) == [1]
     monkeypatch.setattr(connection, "NEW", 0.0)
     assert await ended(True, streamed=False) == [None], "it has run for long"
@@ -63,8 +61,7 @@ def test_which_ends_are_crashes(code: int | None, crashed: bool) -> None:
     class Process:
         returncode = code
 
-    child = ChildProcess(cast(Any, Process()), cast(EngineConnection, None))
-    assert child.crashed is crashed
+    assert ChildProcess(cast(Any, Process()), cast(EngineConnection, None)).crashed is crashed
 
 
 def test_the_only_new_one_is_not_tried_again(logged: list[str]) -> None:
@@ -73,8 +70,7 @@ def test_the_only_new_one_is_not_tried_again(logged: list[str]) -> None:
     engine = ContinuedEngine(inner, QUICK)
     with pytest.raises(NotReady, match="no other one was new there: no other engine is asked"):
         asyncio.run(answer_of(engine, asked("poison")))
-    assert len(inner.asked) == 1 and engine.given_up == 1
-    assert "poison is given up" in "".join(logged)
+    assert len(inner.asked) == 1 and engine.given_up == 1 and "poison is given up" in "".join(logged)
 
 
 def test_one_that_is_suspected_twice_is_not_tried_again_and_others_are_not_to_blame() -> None:

@@ -61,15 +61,13 @@ def streamed(served_by: Clients, protocol: str, **fields: Any) -> str:
 
 
 def test_chunks_come_in_the_order_that_clients_expect(served_by: Clients) -> None:
-    counted = {"include_usage": True}
-    chunks = events_of(streamed(served_by, "chat", stream_options=counted))
+    chunks = events_of(streamed(served_by, "chat", stream_options={"include_usage": True}))
     first, *_, finish, usage = chunks
     assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     assert finish["choices"][0]["delta"] == {} and finish["choices"][0]["finish_reason"] == "length"
     assert finish["metrics"]["mode"] == "deep" and finish["metrics"]["ttft"] > 0
     assert usage["choices"] == [] and usage["usage"]["completion_tokens"] == 24
-    assert {chunk["usage"] for chunk in chunks[:-1]} == {None}
-    assert len({chunk["id"] for chunk in chunks}) == 1
+    assert {chunk["usage"] for chunk in chunks[:-1]} == {None} and len({chunk["id"] for chunk in chunks}) == 1
     assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
     assert "usage" not in events_of(streamed(served_by, "chat"))[0]
 
@@ -84,8 +82,7 @@ def test_events_of_messages_come_in_the_order_that_clients_expect(served_by: Cli
     kinds = [(e["type"].removeprefix("content_block_"), e["index"]) for e in middle]
     block = ["start", "delta", "stop"]
     assert [*dict.fromkeys(kinds)] == [(kind, index) for index in (0, 1) for kind in block]
-    blocks = [event["content_block"]["type"] for event in middle if "content_block" in event]
-    assert blocks == ["thinking", "text"]
+    assert [event["content_block"]["type"] for event in middle if "content_block" in event] == ["thinking", "text"]
 
 
 def test_events_of_responses_come_in_the_order_that_clients_expect(served_by: Clients) -> None:
@@ -164,10 +161,8 @@ def test_every_message_of_a_conversation_is_read(served_by: Clients, llm: LLM, p
     made = served_by.ask(protocol, most=8, **GREEDY, **conversation)
     assert made == served_by.ask("chat", most=8, **GREEDY, messages=same)
     if protocol == "messages":
-        count = served_by.claude.messages.count_tokens(model="tiny", **conversation)
-        assert count.input_tokens == made.tokens[0]
-        brief = {**conversation, "system": "Be brief."}
-        assert served_by.ask(protocol, most=8, **brief, **GREEDY) == made
+        assert served_by.claude.messages.count_tokens(model="tiny", **conversation).input_tokens == made.tokens[0]
+        assert served_by.ask(protocol, most=8, **{**conversation, "system": "Be brief."}, **GREEDY) == made
     elif protocol == "chat":
         plain: Any = [SAME[0], SAME[2], SAME[5]]
         said = {"messages": [conversation["messages"][i] for i in (0, 2, 5)]}
@@ -220,8 +215,7 @@ def test_many_at_once(url: str) -> None:
             return await asyncio.gather(*(one(client, seed) for seed in range(16)))
 
     pairs = asyncio.run(all_of_them())
-    assert {streamed == whole for streamed, whole in pairs} == {True}
-    assert len({whole for _, whole in pairs}) > 8
+    assert {streamed == whole for streamed, whole in pairs} == {True} and len({whole for _, whole in pairs}) > 8
 
 
 @pytest.mark.parametrize(
@@ -234,8 +228,7 @@ def test_many_at_once(url: str) -> None:
     ],
 )
 def test_tokens_of_messages_are_counted_as_they_are_used(served_by: Clients, fields: dict[str, Any]) -> None:
-    count = served_by.claude.messages.count_tokens
-    counted = count(model="tiny", messages=CHAT, extra_body=fields).input_tokens
+    counted = served_by.claude.messages.count_tokens(model="tiny", messages=CHAT, extra_body=fields).input_tokens
     body = {**fields, "cache_salt": f"new: {[*fields]}", "messages": CHAT}
     for cached in (False, True):
         usage = served_by.made("messages", most=4, **body).usage
@@ -246,8 +239,7 @@ def test_tokens_of_messages_are_counted_as_they_are_used(served_by: Clients, fie
 def test_a_message_continues_the_assistant_s_last_one(served_by: Clients) -> None:
     begun = [*CHAT, {"role": "assistant", "content": "jumps over"}]
     same = [*CHAT, {"role": "assistant", "content": "jumps over", "prefix": True}]
-    made = served_by.ask("messages", messages=begun, **GREEDY)
-    assert made == served_by.ask("chat", messages=same, **GREEDY)
+    assert served_by.ask("messages", messages=begun, **GREEDY) == served_by.ask("chat", messages=same, **GREEDY)
 
 
 def test_why_a_message_ends(served_by: Clients) -> None:
@@ -288,8 +280,7 @@ def test_what_is_asked_of_a_response_comes_back(served_by: Clients) -> None:
         name: given[name] for name in given if name not in ("text", "reasoning")
     }
     assert (whole["text"]["format"]["type"], whole["reasoning"]["effort"]) == ("json_object", "low")
-    assert whole["max_output_tokens"] == 40 and whole["store"] is False
-    assert whole["id"].startswith("resp_")
+    assert whole["max_output_tokens"] == 40 and whole["store"] is False and whole["id"].startswith("resp_")
     cached = [one.usage.input_tokens_details.cached_tokens for one in made]
     assert cached[0] == 0 < cached[1]
 

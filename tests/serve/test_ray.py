@@ -197,8 +197,7 @@ async def test_a_replica_that_says_nothing_is_left() -> None:
 
 @within()
 async def test_replicas_that_end_before_they_give_their_card_are_waited_for(logged: list[str]) -> None:
-    handle = Handle(replies=[GONE, GONE, CARD])
-    own = RayReplicas(Deployment(handle, GONE, GONE, DeploymentState(running=2)))
+    own = RayReplicas(Deployment(Handle(replies=[GONE, GONE, CARD]), GONE, GONE, DeploymentState(running=2)))
     assert await own.start() == TINY and own.running == {"a": None}
     await own.close()
     assert sum("no replica answers yet" in line for line in logged) == 4
@@ -310,16 +309,14 @@ def test_the_policy_waits_and_then_asks_for_more_by_what_is_whole() -> None:
         count, state = look(now, state, busy, busy)
         assert count == wanted
     for name in busy:
-        part = {key: 99.0 for key in busy if key != name}
-        count, state = look(100.0, {}, part, autoscaling_stats(report(1.0)))
+        count, state = look(100.0, {}, {key: 99.0 for key in busy if key != name}, autoscaling_stats(report(1.0)))
         assert count == 2 and state["queues"]["busy_since"] is None
 
 
 @pytest.mark.parametrize("kind", [ValueError, RuntimeError])
 def test_the_latest_reason_comes_through_the_status_of_a_deployment(kind: type[Exception]) -> None:
     first, last = (load_failure(e) for e in (ValueError("an older one"), kind("groups=9 is much")))
-    text = f"Traceback (most recent call last)\n  {first}\nRetrying.\nTraceback\n  {last}\n"
-    error = failure_in(text)
+    error = failure_in(f"Traceback (most recent call last)\n  {first}\nRetrying.\nTraceback\n  {last}\n")
     assert type(error) is kind and str(error) == "groups=9 is much"
     assert str(failure_in("much\n\n  no node has 9 CPUs \n")).endswith("no node has 9 CPUs")
     assert "no reason" in str(failure_in(""))
@@ -331,13 +328,11 @@ def test_an_error_of_ray_is_one_sentence() -> None:
     assert first_line(ConnectionError()) == "ConnectionError"
     error = ConnectionError("Failed to connect")
     error.__cause__ = RuntimeError("RPC error: InvalidAuthToken")
-    assert "token" in (found := first_line(error)) and "RAY_AUTH_MODE=token" in found
-    assert "\n" not in found
+    assert "token" in (found := first_line(error)) and "RAY_AUTH_MODE=token" in found and "\n" not in found
 
 
 def deployed(settings: ReplicaSettings, **options: Any) -> Any:
-    model = EngineSettings("a-model", "a-model", options)
-    return engines(model, settings, {})._bound_deployment
+    return engines(EngineSettings("a-model", "a-model", options), settings, {})._bound_deployment
 
 
 def test_what_ray_serve_is_asked_for() -> None:
@@ -350,8 +345,7 @@ def test_what_ray_serve_is_asked_for() -> None:
     # ranks are on one node and share its cores
     made = deployed(ReplicaSettings(cpus=4), parallel="ep=2")
     assert made._replica_config.placement_group_bundles == [{"CPU": 4}]
-    assert made._replica_config.placement_group_strategy == "STRICT_PACK"
-    assert made.init_args[0]["threads"] == 2
+    assert made._replica_config.placement_group_strategy == "STRICT_PACK" and made.init_args[0]["threads"] == 2
     # the engine itself says that it is busy, and Ray holds nothing back
     usual = deployed(ReplicaSettings())._deployment_config.max_ongoing_requests
     more = deployed(ReplicaSettings(), max_running=164)._deployment_config.max_ongoing_requests

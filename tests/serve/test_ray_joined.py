@@ -63,8 +63,7 @@ def test_serve_run_of_the_file_that_is_there(cluster: StartedCluster, folder: Pa
     with program(*words, environment=own, **quiet) as server:
         url = f"http://127.0.0.1:{port}"
         wait_for(lambda: answers(url))
-        assert text_of(url) == text_of(url)
-        assert httpx.get(f"{url}/v1/models").json()["data"][0]["id"] == "tiny"
+        assert text_of(url) == text_of(url) and httpx.get(f"{url}/v1/models").json()["data"][0]["id"] == "tiny"
         refused = httpx.post(f"{url}/v1/completions", json=BODY | {"max_tokens": 0})
         assert refused.status_code == 400 and "max_tokens" in refused.text
         server.send_signal(signal.SIGINT)

@@ -35,8 +35,7 @@ def test_figures_of_many_that_are_gone_take_no_more_room() -> None:
     sums = StatsSum()
     for n in range(MOST_GONE + 50):
         sums.of({f"replica {n}": figures_of(1)})
-    assert len(sums._latest) == MOST_GONE + 1
-    assert sums.of({})["tokens"] == 10 * (MOST_GONE + 50)
+    assert len(sums._latest) == MOST_GONE + 1 and sums.of({})["tokens"] == 10 * (MOST_GONE + 50)
 
 
 class Several(FakeEngine):

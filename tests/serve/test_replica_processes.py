@@ -32,8 +32,7 @@ BODY = {"model": "tiny", "prompt": "one two", "max_tokens": 12, "mode": "fast", 
 @within()
 async def test_a_flood_brings_a_second_replica_and_quiet_ends_it(folder: Path) -> None:
     scaling = ScalingSettings(quick_queue_seconds=0.1, up_seconds=1.0, down_seconds=3.0)
-    settings = settings_of(folder, max_running=1)
-    replicas = ProcessReplicas(settings, ReplicaSettings(1, 2, drain=1.0), scaling)
+    replicas = ProcessReplicas(settings_of(folder, max_running=1), ReplicaSettings(1, 2, drain=1.0), scaling)
     engine = RoutedEngine(replicas)
     await engine.start()
     assert (len(replicas.running), replicas.starting) == (1, 0)
@@ -73,8 +72,7 @@ async def test_a_replica_of_two_ranks_ends_with_its_ranks_and_comes_again(folder
     ask = asked("seeded", 30, sampling={"temperature": 1.0, "seed": 5})
     right = (await answer_of(alone, ask)).token_ids
     await alone.close()
-    settings = settings_of(folder, parallel="ep=2", device="cpu")
-    replicas = ProcessReplicas(settings, ReplicaSettings(cpus=2))
+    replicas = ProcessReplicas(settings_of(folder, parallel="ep=2", device="cpu"), ReplicaSettings(cpus=2))
     engine = RoutedEngine(replicas)
     await engine.start()
     assert (await answer_of(engine, ask)).token_ids == right
@@ -150,8 +148,7 @@ def no_start(monkeypatch: pytest.MonkeyPatch) -> type[Client]:
 async def test_a_model_that_does_not_fit_ends_the_start_of_replicas_with_devices_for_each(
     no_start: type[Client], options: dict[str, Any], devices: list[list[int] | None]
 ) -> None:
-    settings = settings_of(Path("x"), **options)
-    engine = RoutedEngine(ProcessReplicas(settings, ReplicaSettings(2, 2)))
+    engine = RoutedEngine(ProcessReplicas(settings_of(Path("x"), **options), ReplicaSettings(2, 2)))
     with pytest.raises(ValueError, match=r"^groups=9 is too much$"):
         await engine.start()
     await engine.close()
@@ -178,8 +175,7 @@ def test_what_the_operator_gives() -> None:
     assert of(8, replicas="2").cpus == 4 and of(2, replicas="1:4").cpus == 1
     assert of(replicas="2", options={"parallel": "ep=2"}).cpus == 2
     assert of(8, replica_cpus=3).cpus == 3 and of(drain_seconds=5).drain == 5.0
-    two = of(options={"parallel": "ep=2", "device": "npu:0"})
-    assert two.resources == {"NPU": 2.0}
+    assert of(options={"parallel": "ep=2", "device": "npu:0"}).resources == {"NPU": 2.0}
     some = of(replica_resources="NPU=1, fast_disk=0.5", options={"device": "cuda"})
     assert some.resources == {"NPU": 1.0, "fast_disk": 0.5}
     for name, text, sentence in (
@@ -217,8 +213,7 @@ def test_the_command_serves_and_leaves_no_process(folder: Path, end: signal.Sign
         texts = {
             httpx.post(f"{url}/v1/completions", json=BODY, timeout=60).json()["choices"][0]["text"] for _ in range(6)
         }
-        assert len(texts) == 1
-        assert httpx.get(f"{url}/v1/stats").json()["replicas"]
+        assert len(texts) == 1 and httpx.get(f"{url}/v1/stats").json()["replicas"]
         if end == signal.SIGINT:
             os.killpg(server.pid, end)  # as a terminal does
         else:

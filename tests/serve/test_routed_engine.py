@@ -127,8 +127,7 @@ async def test_a_replica_that_failed_is_left_out_until_it_reports(engine: Routed
     assert failed not in replicas.asked[1:]
     replicas.running = {name: report(time.time()) for name in "ab"}
     await asyncio.sleep(0.05)
-    streams = [engine.stream(asked(str(n))) for n in range(4)]
-    for stream in streams:
+    for stream in [engine.stream(asked(str(n))) for n in range(4)]:
         await anext(stream)
     assert failed in replicas.asked[10:]
 
@@ -155,8 +154,7 @@ async def test_what_is_said_of_a_request_is_asked_of_its_replica(engine: RoutedE
     stream = engine.stream(asked("one"))
     await anext(stream)
     [name] = replicas.asked
-    assert await engine.cancel("one") is (name == "b")
-    assert await engine.stop_thinking("one") is (name == "b")
+    assert await engine.cancel("one") is (name == "b") and await engine.stop_thinking("one") is (name == "b")
     assert {one for one, _ in replicas.calls} == {name}
     await stream.aclose()
     assert await engine.cancel("one"), "it is over, or of another server: all are asked"
@@ -183,8 +181,7 @@ async def test_an_error_names_its_replica_and_one_that_ends_each_replica_is_give
     continued = ContinuedEngine(engine, Retries(deaths=3, first=0.0, longest=0.0))
     with pytest.raises(NotReady, match="it was under way on 3 engines when they ended"):
         await answer_of(continued, asked("poison"))
-    assert len(replicas.asked) == 4 and len(set(replicas.asked[1:3])) == 2
-    assert not engine._running
+    assert len(replicas.asked) == 4 and len(set(replicas.asked[1:3])) == 2 and not engine._running
 
 
 @with_replicas()
@@ -208,8 +205,7 @@ async def test_a_replica_that_hangs_counts_with_its_last_figures(engine: RoutedE
     for hangs, more, tokens in steps:  # noqa: B007 - `does` reads it
         replicas.hangs = hangs
         found = await engine.stats()
-        assert found["tokens"] == tokens and found["replicas_gone"] == 0
-        assert found["replicas_running"] == 2
+        assert found["tokens"] == tokens and found["replicas_gone"] == 0 and found["replicas_running"] == 2
 
 
 def test_figures_come_before_those_who_ask_leave() -> None:

@@ -81,8 +81,7 @@ def test_what_keeps_it_from_starting_is_one_sentence(tmp_path: Path) -> None:
     with listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         for number, said in ((port, f"port {port} of 127.0.0.1 is taken"), (0, "missing")):
-            command = ("-m", "fastslow", "serve", tmp_path / "missing", "--port", number)
-            with program(*command) as server:
+            with program(*("-m", "fastslow", "serve", tmp_path / "missing", "--port", number)) as server:
                 _, error = server.communicate(timeout=PATIENCE)
             assert server.returncode == 2
             last = error.splitlines()[-1]
@@ -105,8 +104,7 @@ def test_the_command_serves_at_a_unix_socket(folder: Path, where: list[str]) -> 
             assert read, said
             said += read
         assert f"is served at unix:{path}, on cpu" in said
-        transport = httpx.HTTPTransport(uds=str(path))
-        with httpx.Client(transport=transport, base_url="http://localhost") as client:
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(path)), base_url="http://localhost") as client:
             assert client.get("/ready").json()["ready"]
             assert client.get("/version").json()["model"] == folder.name
         with program("-m", "fastslow", "serve", folder, *options) as second:

@@ -50,8 +50,7 @@ def url(llm: LLM) -> Iterator[str]:
 def wish(llm: LLM, request: pytest.FixtureRequest) -> tuple[dict[str, Any], Said]:
     """Fields, and what the library says under their mode."""
     fields, mode = request.param
-    params = SamplingParams(temperature=0, seed=3, max_tokens=MOST)
-    out = llm.chat(ASKED, params, mode=mode, speculation="off")
+    out = llm.chat(ASKED, SamplingParams(temperature=0, seed=3, max_tokens=MOST), mode=mode, speculation="off")
     return fields, (out.text, out.metrics.thinking_tokens)
 
 

@@ -29,8 +29,7 @@ ROUTES: dict[str, tuple[dict[str, Any], str]] = {
 def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
     folder: Path = write_chat(tmp_path_factory.mktemp("steered"), TEMPLATE)
     with open_llm(folder, thinking_tags=("<think>", "</think>")) as llm:
-        app = create_app(LocalEngine(llm, "tiny"))
-        yield TestClient(app, base_url="http://localhost")
+        yield TestClient(create_app(LocalEngine(llm, "tiny")), base_url="http://localhost")
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -38,8 +37,7 @@ def test_what_is_left_of_a_turn_is_in_the_usage(client: TestClient, route: str) 
     body, details = ROUTES[route]
     left = []
     for budget in (12, 12, 12):
-        asked = {**WISH, **body, "turn": f"{route} 1", "thinking_budget": budget}
-        answer = client.post(f"/v1/{route}", json=asked)
+        answer = client.post(f"/v1/{route}", json={**WISH, **body, "turn": f"{route} 1", "thinking_budget": budget})
         assert answer.status_code == 200, answer.text
         left.append(answer.json()["usage"][details]["turn_budget_left"])
     assert left == [8, 0, 0]
@@ -51,8 +49,7 @@ def test_thoughts_of_tool_calls_count_for_the_turn(client: TestClient) -> None:
     call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     asked = {"role": "assistant", "content": "", "reasoning_content": "hmm", "tool_calls": [call]}
     turn = [*USER, asked, {"role": "tool", "tool_call_id": "a", "content": "42"}]
-    body = {**WISH, "messages": turn, "max_tokens": 60}
-    made = client.post("/v1/chat/completions", json=body).json()["metrics"]
+    made = client.post("/v1/chat/completions", json={**WISH, "messages": turn, "max_tokens": 60}).json()["metrics"]
     assert 0 < made["thinking_tokens"] < 20 and made["thinking_ended"] == "turn"
 
 
@@ -66,8 +63,7 @@ def test_a_thought_whose_answer_is_settled_over_http(client: TestClient, route: 
         "confidence": {"every": 1, "tokens": 1, "sure": 0},
     }
     made = client.post(f"/v1/{route}", json=asked).json()["metrics"]
-    assert made["thinking_ended"] == "confident" and made["probe_rows"] > 0
-    assert 1 < made["thinking_tokens"] < 44
+    assert made["thinking_ended"] == "confident" and made["probe_rows"] > 0 and 1 < made["thinking_tokens"] < 44
 
 
 CLOSE, OPEN = 4, 3  # tokens of the tags
@@ -115,6 +111,5 @@ def test_tokens_of_thoughts_that_the_template_opens(tmp_path: Path, opening: str
     ids=str,
 )
 def test_one_sentence_for_what_does_not_fit(client: TestClient, fields: dict[str, Any], said: str) -> None:
-    body = {"model": "tiny", "messages": USER, **fields}
-    answer = client.post("/v1/chat/completions", json=body)
+    answer = client.post("/v1/chat/completions", json={"model": "tiny", "messages": USER, **fields})
     assert answer.status_code == 400 and said in answer.json()["error"]["message"]

@@ -204,16 +204,13 @@ def test_a_client_that_takes_nothing_is_left(address: str, engine: Scripted) -> 
 def test_requests_are_ended_by_name(http: httpx.Client) -> None:
     # greedy: by chance the model would open a thought now and then
     body = {"prompt": "The quick", "stream": True, "max_tokens": 480, **GREEDY}
-    named = {"x-request-id": "to-be-ended"}
-    with http.stream("POST", "/v1/completions", json=body, headers=named) as answer:
+    with http.stream("POST", "/v1/completions", json=body, headers={"x-request-id": "to-be-ended"}) as answer:
         parts = answer.iter_text()
         first = next(parts)
         assert http.post("/v1/requests/to-be-ended/stop_thinking").json()["done"] is False
-        ended = http.delete("/v1/requests/to-be-ended")
-        assert ended.json() == {"id": "to-be-ended", "done": True}
+        assert http.delete("/v1/requests/to-be-ended").json() == {"id": "to-be-ended", "done": True}
         last = events_of("".join([first, *parts]))[-1]
-    assert last["metrics"]["finish_reason"] == "cancelled"
-    assert last["choices"][0]["finish_reason"] == "length"
+    assert last["metrics"]["finish_reason"] == "cancelled" and last["choices"][0]["finish_reason"] == "length"
 
 
 @given(st.text())

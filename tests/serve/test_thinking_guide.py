@@ -58,8 +58,7 @@ def code(cell: str) -> str:
 @pytest.fixture(scope="module")
 def llm() -> Iterator[LLM]:
     (block,) = (block for block in blocks(PAGE) if '"modes"' in block.text)
-    modes = json.loads(block.text)["modes"]
-    with LLM("abacus", modes=modes, kv_memory="16MiB", progress=False) as llm:
+    with LLM("abacus", modes=json.loads(block.text)["modes"], kv_memory="16MiB", progress=False) as llm:
         yield llm
 
 

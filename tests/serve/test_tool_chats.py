@@ -88,8 +88,7 @@ def test_free_answers_are_those_of_a_chat(served_by: Clients) -> None:
         fields = {**SAME, "seed": seed, "most": 40, "temperature": 1}
         made = served_by.ask("chat", **fields)
         assert made.end in ("stop", "length", "tool_calls")
-        streams = {"chat": True, "messages": seed == 0, "responses": seed == 1}
-        for protocol, streamed in streams.items():
+        for protocol, streamed in {"chat": True, "messages": seed == 0, "responses": seed == 1}.items():
             other = served_by.ask(protocol, streamed, **fields)
             assert (other.text, other.calls) == (made.text, made.calls)
 
@@ -101,8 +100,7 @@ def test_tools_that_may_not_be_called_cost_nothing(served_by: Clients) -> None:
     for protocol in PATHS:
         none = served_by.ask(protocol, **fields, functions=FUNCTIONS, choice="none")
         assert (none.text, none.tokens) == (bare.text, bare.tokens)
-        offered = served_by.ask(protocol, **fields, functions=FUNCTIONS)
-        assert offered.tokens[0] > bare.tokens[0]
+        assert served_by.ask(protocol, **fields, functions=FUNCTIONS).tokens[0] > bare.tokens[0]
 
 
 @with_some
@@ -111,8 +109,7 @@ def test_a_cut_call_comes_as_far_as_it_was_made(served_by: Clients, protocol: st
     fields = {**ONE, "choice": "get_weather", "thinking_budget": 0, "temperature": 0}
     whole = served_by.ask(protocol, **fields).tokens[1]
     made = served_by.ask(protocol, **{**fields, "most": whole - 14})
-    assert made.end == "length"
-    assert served_by.ask(protocol, True, **{**fields, "most": whole - 14}) == made
+    assert made.end == "length" and served_by.ask(protocol, True, **{**fields, "most": whole - 14}) == made
 
 
 @with_some
@@ -133,5 +130,4 @@ def test_results_go_back(served_by: Clients) -> None:
     output = served_by.made("responses", **fields).output
     items = [item.model_dump(exclude_none=True) for item in output]
     back = {"type": "function_call_output", "call_id": output[-1].call_id, "output": result}
-    again = served_by.ask("responses", **few, input=[user, *items, back])
-    assert again.tokens[0] == counted
+    assert served_by.ask("responses", **few, input=[user, *items, back]).tokens[0] == counted

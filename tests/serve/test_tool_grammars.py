@@ -55,8 +55,7 @@ class Speaker:
 
     def grammar(self, name: str, choice: Any = "auto", parallel: bool = True, **given: Any) -> str:
         """Of answers in a format, by a model that has the tools."""
-        held = ToolSupport(TOOLS, ToolChoice(choice), parallel, self.calls(name), given or None)
-        return lark(held)
+        return lark(ToolSupport(TOOLS, ToolChoice(choice), parallel, self.calls(name), given or None))
 
     def text(self, lark: str, begun: str, seed: int) -> str:
         chance = random.Random(seed)
@@ -111,8 +110,7 @@ def test_a_required_call_is_valid(speaker: Speaker, name: str, parallel: bool) -
         assert content == ""
         counts.add(len(called))
         names.update(called)
-    assert (counts == {1}) is not parallel
-    assert names == {"get_weather", "get"}
+    assert (counts == {1}) is not parallel and names == {"get_weather", "get"}
 
 
 BEGINNINGS = {
@@ -130,21 +128,18 @@ BEGINNINGS = {
 def test_an_answer_is_free_until_a_call_begins(speaker: Speaker, name: str, parallel: bool) -> None:
     prepared = ToolSupport(TOOLS, ToolChoice(), parallel, speaker.calls(name))
     grammar, begun = lark(prepared), BEGINNINGS[name]
-    assert speaker.fits(grammar, 'It is {"name": 5} or <tool, wörd\n')
-    assert speaker.fits(grammar, '{"names": 1}')
+    assert speaker.fits(grammar, 'It is {"name": 5} or <tool, wörd\n') and speaker.fits(grammar, '{"names": 1}')
     assert speaker.fits(grammar, "")
     if not parallel or name == "llama3":  # else texts of any length may follow
         content, called = check_calls(prepared, speaker.text(grammar, begun, 3))
         assert called and content == ("" if name == "llama3" else "So.")
-    assert not speaker.fits(grammar, begun + "what")
-    assert not speaker.fits(grammar, begun)
+    assert not speaker.fits(grammar, begun + "what") and not speaker.fits(grammar, begun)
 
 
 def test_a_call_may_stand_between_texts(speaker: Speaker) -> None:
     call = '<tool_call>\n{"name": "get", "arguments": {}}\n</tool_call>'
     many, one = (speaker.grammar("hermes", parallel=parallel) for parallel in (True, False))
-    assert speaker.fits(many, f"A{call} B\n{call}\nC")
-    assert speaker.fits(one, f"A{call}")
+    assert speaker.fits(many, f"A{call} B\n{call}\nC") and speaker.fits(one, f"A{call}")
     assert not speaker.fits(one, f"A{call}{call}")
 
 
@@ -183,8 +178,7 @@ def test_what_cannot_be_held_to_at_all_is_said_in_the_log(speaker: Speaker, logg
     calls = speaker.calls("hermes")
     loose = ToolSupport([Tool("f", parameters=broken)], ToolChoice("required"), True, calls)
     assert any("arguments of tools[0] are any object: " in line for line in logged)
-    text = '<tool_call>\n{"name": "f", "arguments": {"b": [1]}}\n</tool_call>'
-    assert speaker.fits(lark(loose), text)
+    assert speaker.fits(lark(loose), '<tool_call>\n{"name": "f", "arguments": {"b": [1]}}\n</tool_call>')
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -228,10 +222,8 @@ def test_no_tools_no_change(speaker: Speaker) -> None:
 
 
 def test_end_tokens_of_the_format_end_the_answer(speaker: Speaker) -> None:
-    number = speaker.tokenizer.token_id("<|eom_id|>")
-    for name, stops in (("llama3", [number]), ("pangu", None)):
-        held = ToolSupport(TOOLS, ToolChoice(), True, speaker.calls(name))
-        assert held.sampling.get("stop_token_ids") == stops
+    for name, stops in (("llama3", [speaker.tokenizer.token_id("<|eom_id|>")]), ("pangu", None)):
+        assert ToolSupport(TOOLS, ToolChoice(), True, speaker.calls(name)).sampling.get("stop_token_ids") == stops
 
 
 CALLED = "<|channel|>commentary to=functions.get <|constrain|>json<|message|>{}"
@@ -244,8 +236,7 @@ def test_calls_in_channels_come_after_the_analysis(speaker: Speaker) -> None:
     final = f"{NEXT}<|channel|>final<|message|>"
     word = f"{NEXT}<|channel|>commentary<|message|>I look.<|end|>"
     for grammar in (must, may):
-        assert speaker.fits(grammar, NEXT + CALLED)
-        assert not speaker.fits(grammar, word)
+        assert speaker.fits(grammar, NEXT + CALLED) and not speaker.fits(grammar, word)
         assert not speaker.fits(grammar, NEXT + CALLED.replace("get", "put"))
         assert not speaker.fits(grammar, f"{NEXT}{CALLED}so")
     for said in (word + NEXT + CALLED, f"{word}{final}so", f"{final}so"):
@@ -282,15 +273,12 @@ def test_schemas_are_looked_at_beside_the_loop(http: httpx.Client, path: str, mo
         body = {"input": "a", "max_output_tokens": 1, "tools": body["tools"]}
     elif path == "messages":
         body["tools"] = [{"name": "f", "input_schema": parameters}]
-    assert http.post(f"/v1/{path}", json=body).status_code == 200
-    assert looked == [False]
+    assert http.post(f"/v1/{path}", json=body).status_code == 200 and looked == [False]
 
 
 def test_a_costly_schema_is_refused_or_left_out(http: httpx.Client, logged: list[str]) -> None:
     strict = http.post("/v1/chat/completions", json={**ASKED, "tools": [tool(strict=True)]})
     assert strict.status_code == 400
-    said = strict.json()["error"]["message"]
-    assert said.startswith("tools[0].parameters cannot be held to: multipleOf: ")
-    loose = http.post("/v1/chat/completions", json={**ASKED, "tools": [tool()]})
-    assert loose.status_code == 200
+    assert strict.json()["error"]["message"].startswith("tools[0].parameters cannot be held to: multipleOf: ")
+    assert http.post("/v1/chat/completions", json={**ASKED, "tools": [tool()]}).status_code == 200
     assert any("arguments of tools[0] are any object: " in line for line in logged)

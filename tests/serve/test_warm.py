@@ -37,8 +37,7 @@ async def cached(engine: Engine, question: str, **fields: Any) -> tuple[int, int
     body = {"messages": [system, {"role": "user", "content": question}], "max_tokens": 3}
     async with client_of(create_app(engine)) as client:
         answer = await client.post("/v1/chat/completions", json=body | fields)
-        asked = {"messages": [system]}
-        tokens = (await client.post("/tokenize", json=asked)).json()["count"]
+        tokens = (await client.post("/tokenize", json={"messages": [system]})).json()["count"]
     assert answer.status_code == 200, answer.text
     return answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"], tokens
 

@@ -73,8 +73,7 @@ def chain(q: NextProbs, draws: Stream) -> Tree:
 def repeats(q: NextProbs, draws: Stream) -> Tree:
     """Siblings sampled from the same q, perhaps the same token twice; the first one goes on."""
     growing = Growing(q, draws)
-    first = growing.add(-1)
-    growing.add(first)
+    growing.add(growing.add(-1))
     growing.add(-1)
     return growing.tree()
 
@@ -83,8 +82,7 @@ def apart(q: NextProbs, draws: Stream) -> Tree:
     """Siblings without replacement; both go on, and what is drawn first need not come first."""
     growing = Growing(q, draws)
     first = growing.add(-1)
-    second = growing.add(-1, without=(growing.token(first),))
-    growing.add(second)
+    growing.add(growing.add(-1, without=(growing.token(first),)))
     growing.add(first)
     return growing.tree()
 
@@ -143,8 +141,7 @@ def joint_probs(outcomes: Outcomes[Text], target: NextProbs, length: int) -> np.
         if len(text) >= length:
             joint[text[:length]] += probability
         else:
-            rest = text_probs(partial(_after, target, text), V, length - len(text))
-            joint[text] += probability * rest
+            joint[text] += probability * text_probs(partial(_after, target, text), V, length - len(text))
     return joint
 
 

@@ -18,8 +18,7 @@ MESSAGE = b'{"role": "user", "content": [{"type": "text", "text": "a"}]}'
 
 def filled(begin: bytes, part: bytes, end: bytes, count: int = 10**9) -> bytes:
     """A body that is full of one part, `count` at most."""
-    room = (LARGEST - len(begin) - len(end)) // len(part)
-    return begin + part * min(room, count) + end
+    return begin + part * min((LARGEST - len(begin) - len(end)) // len(part), count) + end
 
 
 def named(count: int) -> bytes:
@@ -131,5 +130,4 @@ def pipelined(url: str, count: int) -> int:
 
 def memory_of(pid: int) -> int:
     """Bytes that a process holds."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

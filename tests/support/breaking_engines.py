@@ -79,8 +79,7 @@ class ScriptedReplicas(FakeEngine):
             known, whole = self._known(ask, index), piece_of(tokens, index)
             figures = metrics(tokens=len(tokens))
             made = Completion(whole.text, whole.reasoning, whole.token_ids, "stop", None, None, figures)
-            sources = ["answered"] * known + whole.sources[known:]
-            choices.append(replace(made, sources=sources))
+            choices.append(replace(made, sources=["answered"] * known + whole.sources[known:]))
         return Output("a prompt", [1, 2, 3], choices)
 
     def _pieces(self, ask: GenerateRequest, sizes: Sequence[int]) -> list[Piece]:

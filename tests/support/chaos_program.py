@@ -74,12 +74,10 @@ async def main(folder: Path, replicas: int) -> None:
         several = started = RoutedEngine(process_replicas.ProcessReplicas(settings, each))
         engine: Engine = ContinuedEngine(several)
     else:
-        heartbeat = Heartbeat(EVERY, missed=round(3 * HUNG / EVERY))
-        engine = started = EngineClient(settings, OFTEN, heartbeat)
+        engine = started = EngineClient(settings, OFTEN, Heartbeat(EVERY, missed=round(3 * HUNG / EVERY)))
     with listen("127.0.0.1", 0) as listener:
         print(address_of(listener), flush=True)
-        app = create_app(engine)
-        await serve(app, engine, listener, 5.0, lambda card: None, started)
+        await serve(create_app(engine), engine, listener, 5.0, lambda card: None, started)
 
 
 if __name__ == "__main__":

@@ -94,8 +94,7 @@ def write_chat(folder: Path, template: str | None = None, presets: Any = None, *
     vocab = write_bpe(folder, template)
     if presets is not None:
         (folder / "fastslow.json").write_text(json.dumps(presets), "utf-8")
-    small = {"vocab": vocab, "num_hidden_layers": 2, "hidden_size": 32}
-    return write_moge(folder, **{**small, **fields})
+    return write_moge(folder, **{"vocab": vocab, "num_hidden_layers": 2, "hidden_size": 32, **fields})
 
 
 def write_dense(

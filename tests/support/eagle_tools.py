@@ -185,8 +185,7 @@ class ReferenceEagle:
         x = residual + self._linear(f"{p}.self_attn.o_proj", seen)
         y = self._norm(f"{p}.post_attention_layernorm", x)
         gate = self._linear(f"{p}.mlp.gate_proj", y)
-        moved = gate * torch.sigmoid(gate) * self._linear(f"{p}.mlp.up_proj", y)
-        x = x + self._linear(f"{p}.mlp.down_proj", moved)
+        x = x + self._linear(f"{p}.mlp.down_proj", gate * torch.sigmoid(gate) * self._linear(f"{p}.mlp.up_proj", y))
         return self._norm("norm", x) if self._top.get("norm_output") else x
 
     def _turned(self, heads: Tensor, position: int) -> Tensor:
@@ -197,8 +196,7 @@ class ReferenceEagle:
         return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
-        mean = float((x * x).mean())
-        return x / math.sqrt(mean + self._layer["rms_norm_eps"]) * self._w[f"{name}.weight"]
+        return x / math.sqrt(float((x * x).mean()) + self._layer["rms_norm_eps"]) * self._w[f"{name}.weight"]
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
         return F.linear(x, self._w[f"{name}.weight"], self._w.get(f"{name}.bias"))

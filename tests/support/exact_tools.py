@@ -85,8 +85,7 @@ def make_bench(
     model = load(target, dtype=dtype, device=device, progress=False)
     small = load_model(kin, dtype, device, progress=False)
 
-    foreign = renumbered(folder / f"{kind}-foreign", kin, SPOKEN)
-    stranger = load_model(foreign, dtype, device, progress=False)
+    stranger = load_model(renumbered(folder / f"{kind}-foreign", kin, SPOKEN), dtype, device, progress=False)
     words = letters(VOCAB)
     ours, theirs = Pieces(words), Pieces([words[x] for x in SPOKEN])
     shallow = model.layer_subset([0])

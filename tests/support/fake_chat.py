@@ -221,13 +221,15 @@ def figures_at(call: int) -> dict[str, Any]:
     seconds = {"fast": 0.04, "deep": 0.31, "auto": 0.18}
     firsts = {name: grown(count=1, seconds=each) for name, each in seconds.items()}
     modes = {name: one | {"first_token": first} for name, first in firsts.items()}
-    pages = {"pages": 1024, "pages_used": 320, "pages_cached": 200, "pages_free": 504}
     suffix, head = grown(offered=400, accepted=184), grown(offered=250, accepted=177)
     return {
         **grown(steps=300, tokens=900, prompt_tokens=4000, cached_tokens=2600),
         "running": 2 + call % 7,
         "waiting": call % 3,
-        **pages,
+        "pages": 1024,
+        "pages_used": 320,
+        "pages_cached": 200,
+        "pages_free": 504,
         "ended": grown(stop=44, length=4, cancelled=2),
         "drafters": {"suffix": suffix, "head": head},
         "modes": modes,

@@ -93,8 +93,7 @@ def arranged(
             experts.setdefault(f"{part[1]}.{part[3]}", {})[int(part[2])] = values
             continue
         if arch in INTERLEAVED and (side := re.search(r"self_attn\.([qk])_proj", name)):
-            count = heads[side[1]]
-            values = values.reshape(count, 2, -1, *values.shape[1:]).swapaxes(1, 2)
+            values = values.reshape(heads[side[1]], 2, -1, *values.shape[1:]).swapaxes(1, 2)
             values = np.ascontiguousarray(values).reshape(tensor.shape)
         found[_named(names, name, arch)] = values
     for name, each in experts.items():
@@ -130,8 +129,7 @@ def add_header(writer: gguf.GGUFWriter, config: Mapping[str, Any], arch: MODEL_A
     if arch in (MODEL_ARCH.QWEN3MOE, MODEL_ARCH.GPT_OSS):
         writer.add_expert_count(config.get("num_experts") or config["num_local_experts"])
         writer.add_expert_used_count(config["num_experts_per_tok"])
-        width = config.get("moe_intermediate_size", config["intermediate_size"])
-        writer.add_expert_feed_forward_length(width)
+        writer.add_expert_feed_forward_length(config.get("moe_intermediate_size", config["intermediate_size"]))
     if arch is MODEL_ARCH.GPT_OSS:
         writer.add_sliding_window(config["sliding_window"])
     scaling = config.get("rope_scaling") or {}

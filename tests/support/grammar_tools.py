@@ -32,8 +32,7 @@ def holds(spec: GrammarSpec, text: str) -> bool:
     if spec.json_schema is not None:
         schema = json.loads(str(spec.json_schema))
         validator = jsonschema.validators.validator_for(schema, jsonschema.Draft202012Validator)
-        checker = validator.FORMAT_CHECKER
-        return bool(validator(schema, format_checker=checker).is_valid(json.loads(text)))
+        return bool(validator(schema, format_checker=validator.FORMAT_CHECKER).is_valid(json.loads(text)))
     if spec.json_object:
         return isinstance(json.loads(text), dict)
     if spec.regex is not None:

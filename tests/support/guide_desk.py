@@ -102,8 +102,7 @@ class Desk:
         """End the server that runs, and start one with the words of the page."""
         assert words[:3] == ["fastslow", "serve", MODEL]
         self.end()
-        port = self.address.partition(":")[2]
-        named = ["--served-model-name", MODEL, "--port", port, *self.options]
+        named = ["--served-model-name", MODEL, "--port", self.address.partition(":")[2], *self.options]
         command = ["fastslow", "serve", self.model, *words[3:], *named]
         self._server = subprocess.Popen(command, env=self._env, cwd=self.folder)
         end = time.monotonic() + PATIENCE

@@ -31,8 +31,7 @@ def bits() -> dict[str, str]:
     torch.set_num_threads(2)
     found = {"level": library.level()}
     with TemporaryDirectory() as folder:
-        paths = [write_family(Path(folder, "qwen3"), "qwen3"), write_moge(Path(folder, "moge"))]
-        for path in paths:
+        for path in [write_family(Path(folder, "qwen3"), "qwen3"), write_moge(Path(folder, "moge"))]:
             for options in OPTIONS:
                 model = load_model(path, progress=False, **options)
                 logits = texts.logits(model, texts.tokens_of(sum(SIZES)), SIZES)

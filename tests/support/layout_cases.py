@@ -10,8 +10,7 @@ BLOCK = 8
 
 def text(blocks: list[int], length: int) -> Ints:
     """Slots of a text that lies in these blocks."""
-    slots = np.concatenate([np.arange(b * BLOCK, (b + 1) * BLOCK) for b in blocks])
-    return slots[:length]
+    return np.concatenate([np.arange(b * BLOCK, (b + 1) * BLOCK) for b in blocks])[:length]
 
 
 def segment(slots: Ints, context: int, parents: list[int] | None = None) -> Segment:

@@ -108,8 +108,7 @@ class Network:
         _ip("-n", switch, "link", "set", "br0", "up")
         for number, name in enumerate(self._names, 1):
             space, port, address = self._space(name), f"port{number}", f"{NETWORK}.{number}"
-            cable = ["type", "veth", "peer", "name", DEVICE, "netns", space]
-            _ip("-n", switch, "link", "add", port, *cable)
+            _ip("-n", switch, "link", "add", port, *["type", "veth", "peer", "name", DEVICE, "netns", space])
             _ip("-n", switch, "link", "set", port, "master", "br0", "up")
             _ip("-n", space, "address", "add", f"{address}/24", "dev", DEVICE)
             for device in ("lo", DEVICE):

@@ -69,13 +69,11 @@ def npu_rotary_mul(
     input: Tensor, r1: Tensor, r2: Tensor, rotary_mode: str = "half", rotate: Tensor | None = None
 ) -> Tensor:
     assert rotary_mode == "half" and rotate is None
-    assert input.dim() in (3, 4) and r1.dim() == r2.dim() == input.dim()
-    assert input.dtype == r1.dtype == r2.dtype
+    assert input.dim() in (3, 4) and r1.dim() == r2.dim() == input.dim() and input.dtype == r1.dtype == r2.dtype
     assert input.shape[-1] % 2 == 0 and input.shape[-1] < 896 and input.shape[-2] < 1000
     assert not CHIP.small or (input.dim() == 4 and input.shape[-1] == 128)
     half = input.shape[-1] // 2
-    turned = torch.cat((-input[..., half:], input[..., :half]), -1)
-    return input * r1 + turned * r2
+    return input * r1 + torch.cat((-input[..., half:], input[..., :half]), -1) * r2
 
 
 def npu_moe_init_routing_v2(
@@ -123,8 +121,7 @@ def npu_grouped_matmul(
     **others: Any,
 ) -> list[Tensor]:
     """Group e's rows times weight[e]. What belongs to no group is not written."""
-    assert len(x) == len(weight) == 1 and split_item in (2, 3) and group_type == 0
-    assert not others
+    assert len(x) == len(weight) == 1 and split_item in (2, 3) and group_type == 0 and not others
     (rows,), (experts,) = x, weight
     assert group_list is not None and group_list.dtype == torch.int64
     assert len(group_list) == len(experts) <= 1024 and rows.is_contiguous()
@@ -137,8 +134,7 @@ def npu_grouped_matmul(
         if CHIP.small:
             assert experts.shape[2] % 16 == 0 and experts.data_ptr() in _fractal
     else:
-        assert not CHIP.small and per_token_scale is not None
-        assert rows.dtype == experts.dtype == torch.int8
+        assert not CHIP.small and per_token_scale is not None and rows.dtype == experts.dtype == torch.int8
         out_dtype = torch.bfloat16 if scale[0].dtype == torch.bfloat16 else torch.float16
         assert CHIP.exact or scale[0].dtype in (torch.bfloat16, torch.float32)
         assert per_token_scale[0].dtype == torch.float32
@@ -188,8 +184,7 @@ def npu_moe_finalize_routing(
 def npu_scatter_pa_kv_cache(
     key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor, slots: Tensor, **given: Any
 ) -> None:
-    assert not CHIP.small and given == {"cache_mode": "Norm"}
-    assert key.is_contiguous() and value.is_contiguous()
+    assert not CHIP.small and given == {"cache_mode": "Norm"} and key.is_contiguous() and value.is_contiguous()
     assert key.dtype == key_cache.dtype and slots.dtype in (torch.int32, torch.int64)
     blocks, size = key_cache.shape[:2]
     assert key_cache.shape[2:] == key.shape[1:] and len(slots) == len(key)
@@ -273,8 +268,7 @@ def npu_dynamic_quant(input: Tensor, **others: Any) -> tuple[Tensor, Tensor]:
     """Per token."""
     assert not CHIP.small and not others and input.dtype in CHIP.floats()
     step = input.float().abs().amax(-1) / 127
-    rows = (input.float() / step.clamp_min(1e-30)[:, None]).round().clamp(-127, 127)
-    return rows.to(torch.int8), step
+    return (input.float() / step.clamp_min(1e-30)[:, None]).round().clamp(-127, 127).to(torch.int8), step
 
 
 def npu_quant_matmul(x1: Tensor, x2: Tensor, scale: Tensor, **given: Any) -> Tensor:
@@ -314,8 +308,7 @@ def _npu_paged_attention(*given: Any, workspace: Tensor | None = None) -> None:
     """Attend from one row of each text."""
     query, keys, values, kv_heads, heads, scale, table, lengths, out = given
     assert len(query) == len(table) == len(lengths)
-    ones = torch.ones_like(lengths)
-    _paged(query, (keys, values), kv_heads, heads, scale, table, lengths, ones, out)
+    _paged(query, (keys, values), kv_heads, heads, scale, table, lengths, torch.ones_like(lengths), out)
 
 
 def _npu_paged_attention_splitfuse_v2(*given: Any, mask_type: int | None = 5, out: Tensor) -> None:
@@ -348,8 +341,7 @@ def _paged(
         assert count >= rows > 0
         blocks = table[run, : -(-count // size)].long()
         k, v = (side[blocks].permute(0, 2, 1, 3).reshape(-1, kv_heads, width)[:count] for side in caches)
-        found = _softmax(query[first : first + rows], k, v, scale, True)[0]
-        out[first : first + rows] = found.to(out.dtype)
+        out[first : first + rows] = _softmax(query[first : first + rows], k, v, scale, True)[0].to(out.dtype)
         first += rows
 
 

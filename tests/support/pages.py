@@ -57,8 +57,7 @@ def commands(page: Path) -> Iterator[tuple[int, list[str]]]:
     text = "\n".join(line for _, line in lines)
     for span in re.finditer(r"`([^`]+)`", text):
         start = text.count("\n", 0, span.start())
-        shell = re.match(r"(\w+=\S+ )*(fastslow|python|torchrun) ", span[1])
-        if shell:
+        if re.match(r"(\w+=\S+ )*(fastslow|python|torchrun) ", span[1]):
             yield from ((lines[start][0], words) for words in _split(span[1]))
 
 

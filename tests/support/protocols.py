@@ -153,8 +153,7 @@ def said_in_chat(made: Any) -> Said:
 
 def _counted(usage: Any) -> tuple[int, int, int]:
     assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
-    thought = usage.completion_tokens_details.reasoning_tokens
-    return usage.prompt_tokens, usage.completion_tokens, thought
+    return usage.prompt_tokens, usage.completion_tokens, usage.completion_tokens_details.reasoning_tokens
 
 
 def _streamed_chat(gpt: openai.OpenAI, body: dict[str, Any]) -> Said:
@@ -231,8 +230,7 @@ def _streamed_response(gpt: openai.OpenAI, body: dict[str, Any]) -> Any:
                 assert event.arguments == items[event.output_index][1]
             case "response.output_item.done":
                 items[event.output_index] = event.item
-    assert event.type == f"response.{event.response.status}"
-    assert [*items.values()] == event.response.output
+    assert event.type == f"response.{event.response.status}" and [*items.values()] == event.response.output
     return event.response
 
 

@@ -51,8 +51,7 @@ def grouped(
     else:
         low = np.stack([np.minimum(p.min(1), 0) for p in parts], 1)
         low[0] = 0  # a zero point of 0, which GPTQ's older format writes as -1
-        high = np.stack([np.maximum(p.max(1), 0) for p in parts], 1)
-        scale = (high - low) / most
+        scale = (np.stack([np.maximum(p.max(1), 0) for p in parts], 1) - low) / most
         zero = np.round(-low / scale).astype(int)
     kept = torch.from_numpy(scale).to(dtype)
     exact = kept.double().numpy()[:, of_input]
@@ -85,8 +84,7 @@ def gptq(bits: int, group: int, symmetric: bool = True, v2: bool = False, shuffl
 
 def awq(group: int) -> Method:
     def make(weight: Array) -> Made:
-        order = np.arange(weight.shape[1]) // group
-        numbers, scale, zero, means = grouped(weight, 4, order, False, torch.float16)
+        numbers, scale, zero, means = grouped(weight, 4, np.arange(weight.shape[1]) // group, False, torch.float16)
         qweight, qzeros = (words(x.T.reshape(-1, 8)[:, AWQ_PLACES].reshape(x.shape[1], -1), 4) for x in (numbers, zero))
         return {"qweight": qweight, "qzeros": qzeros, "scales": scale.T.contiguous()}, means
 
@@ -182,7 +180,6 @@ def publish(source: Path, folder: Path, method: Method) -> dict[str, Tensor]:
         made, plain[name] = method.make(table.pop(name).double().numpy())
         found |= {name.removesuffix("weight") + end: x for end, x in made.items()}
     found |= table
-    ignored = shutil.ignore_patterns("*.safetensors*")
-    shutil.copytree(source, folder, ignore=ignored, dirs_exist_ok=True)
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors*"), dirs_exist_ok=True)
     checkpoints.write(folder, {**config, "quantization_config": method.section}, found)
     return plain

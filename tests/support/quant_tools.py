@@ -18,8 +18,7 @@ TINY = QuantizeOptions(tokens=192, least=4, most=512)
 
 
 def texts_of(vocab: int, count: int = 24, length: int = 24, seed: int = 0) -> Iterator[list[int]]:
-    random = np.random.default_rng(seed)
-    return iter(random.integers(0, vocab, (count, length)).tolist())
+    return iter(np.random.default_rng(seed).integers(0, vocab, (count, length)).tolist())
 
 
 def quantised(source: Path, out: Path, **fields: Any) -> Path:
@@ -45,8 +44,7 @@ def export(source: Path, out: Path, kind: str = "W8A8_DYNAMIC", bits: bool = Fal
             found |= {} if static else {name: tensor}
             continue
         matrix = QuantLinear.of(tensor)
-        bias = table.get(f"{prefix}.bias", torch.zeros(len(tensor)))
-        found |= _exported(prefix, matrix, bias, kind, bits)
+        found |= _exported(prefix, matrix, table.get(f"{prefix}.bias", torch.zeros(len(tensor))), kind, bits)
     described |= {name: kind if name.endswith("_proj.weight") else "FLOAT" for name in found}
     out.mkdir()
     save_file(found, out / "quant_model_weight_w8a8.safetensors", metadata={"format": "pt"})

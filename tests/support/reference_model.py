@@ -124,15 +124,13 @@ class ReferenceModel:
         sinks = c.get("param_sink_number", 0)
         if sinks:  # in front of every text, and never rotated
             nothing = torch.zeros(sinks, *v.shape[1:], dtype=v.dtype)
-            learned = self.norm(f"{name}.k_layernorm", self.tensors[f"{name}.param_sink_key"])
-            k = torch.cat((learned, k))
+            k = torch.cat((self.norm(f"{name}.k_layernorm", self.tensors[f"{name}.param_sink_key"]), k))
             v = torch.cat((self.tensors.get(f"{name}.param_sink_value", nothing), v))
         k, v = (y.repeat_interleave(heads // kv_heads, 1) for y in (k, v))
         scores = torch.einsum("qhd,khd->hqk", q, k) / math.sqrt(q.shape[-1])
         scores = self._capped("attn_logit_softcapping", scores)
         later = torch.ones(count, count + sinks).triu(1 + sinks).bool()
-        weights = scores.masked_fill(later, -torch.inf).softmax(-1)
-        seen = torch.einsum("hqk,khd->qhd", weights, v).reshape(count, -1)
+        seen = torch.einsum("hqk,khd->qhd", scores.masked_fill(later, -torch.inf).softmax(-1), v).reshape(count, -1)
         return self.linear(f"{name}.o_proj", seen)
 
     def _turned(self, x: Tensor, max_len: int) -> Tensor:

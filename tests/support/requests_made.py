@@ -17,5 +17,4 @@ def made_request(
     whole: bool = False,
     **options: Any,
 ) -> GenerateRequest:
-    made = GenerateOptions(sampling=sampling, **options)
-    return GenerateRequest(id, prompt, made, streamed, avoid, whole)
+    return GenerateRequest(id, prompt, GenerateOptions(sampling=sampling, **options), streamed, avoid, whole)

@@ -51,8 +51,7 @@ def open_tiny(folder: Path, **options: Any) -> LLM:
 
 def client_of(app: FastAPI) -> httpx.AsyncClient:
     """A client of an application that runs in this process."""
-    transport = httpx.ASGITransport(app, raise_app_exceptions=True)
-    return httpx.AsyncClient(transport=transport, base_url="http://test")
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app, raise_app_exceptions=True), base_url="http://test")
 
 
 @contextmanager

@@ -65,8 +65,7 @@ def test_they_are_small_and_of_the_official_layout() -> None:
     assert draft < target / 5
     pair = SHIPPED[:2]
     ours, theirs = ((builtin_path(name) / "tokenizer.model").read_bytes() for name in pair)
-    assert ours == theirs
-    assert not same_vocabulary(*(load_tokenizer(builtin_path(name)) for name in pair))
+    assert ours == theirs and not same_vocabulary(*(load_tokenizer(builtin_path(name)) for name in pair))
 
 
 @pytest.fixture(scope="module")
@@ -82,15 +81,13 @@ def test_deep_works_it_out_and_fast_answers_at_once(llm: LLM, deep: list[Output]
         assert not quick.reasoning and quick.text.isdigit() and quick.finish_reason == "stop"
         assert len(quick.token_ids) <= len(task.answer) + 3
     assert right(deep, TASKS) >= 0.9
-    as_taught = sum(o.reasoning == t.steps for o, t in zip(deep, TASKS))
-    assert as_taught >= 0.75 * len(TASKS)
+    assert sum(o.reasoning == t.steps for o, t in zip(deep, TASKS)) >= 0.75 * len(TASKS)
     assert right(deep, TASKS) - 0.06 > right(fast, TASKS) > 0.6
 
 
 @pytest.mark.parametrize("groups", [0, 4])
 def test_it_thinks_with_any_number_of_groups(llm: LLM, groups: int, deep: list[Output]) -> None:
-    fewer = Mode(name="fewer", groups=groups, thinking="on")
-    assert right(ask(llm, fewer), TASKS) >= right(deep, TASKS) - 0.1
+    assert right(ask(llm, Mode(name="fewer", groups=groups, thinking="on")), TASKS) >= right(deep, TASKS) - 0.1
 
 
 @pytest.mark.drafts(50, 40)
@@ -98,8 +95,7 @@ def test_drafting_with_it_changes_no_token_and_pays(llm: LLM) -> None:
     for mode in ("deep", "fast"):
         for task in TASKS[:4]:
             plain = llm.chat(task.prompt, mode=mode, speculation="off")
-            drafted = llm.chat(task.prompt, mode=mode, speculation=DRAFTING)
-            assert drafted.token_ids == plain.token_ids
+            assert llm.chat(task.prompt, mode=mode, speculation=DRAFTING).token_ids == plain.token_ids
     fixed = DRAFTING.model_copy(update={"nodes": 4})
     assert llm.chat(TASKS[0].prompt, speculation=fixed).metrics.tokens_per_step > 2
 
@@ -161,8 +157,7 @@ def printed(code: str) -> str:
 def test_every_step_is_true_and_the_answer_is_what_the_prompt_asks_for(size: int) -> None:
     rng = Random(f"steps {size}")
     tasks = [ABACUS.draw(rng, size) for _ in range(400)]
-    kinds = ("sum", "difference", "product", "chain", "story", "program")
-    assert {task.kind for task in tasks} == set(kinds)
+    assert {task.kind for task in tasks} == {"sum", "difference", "product", "chain", "story", "program"}
     for task in tasks:
         for line in task.steps.splitlines():
             operation, _, columns = line.partition(":")
@@ -201,8 +196,7 @@ def test_held_out_tasks_are_apart_whatever_the_seed() -> None:
     assert len(tested) == 200  # each once
     assert all(task.held_out for task in islice(ABACUS.held_out(8), 200))
     others = list(islice(ABACUS.trained(7), 400))
-    assert len({task.prompt for task in others}) == 400
-    assert not any(task.held_out for task in others)
+    assert len({task.prompt for task in others}) == 400 and not any(task.held_out for task in others)
     rng = Random("train 0 0 0")
     drawn = [ABACUS.draw(rng) for _ in range(3000)]
     share = sum(task.held_out for task in drawn) / len(drawn)
@@ -233,8 +227,7 @@ def test_a_mix_says_in_how_many_samples_some_groups_are_missing(writer: Writer) 
     for each, whole, fewer in ((own, 0.8, {0, 1, 2}), (writer, 0.6, {0, 1, 2, 3})):
         rng = Random("groups")
         drawn = [each.random(rng, 1).groups for _ in range(500)]
-        assert set(drawn) == fewer | {TINY.groups}
-        assert abs(drawn.count(TINY.groups) / 500 - whole) < 0.07
+        assert set(drawn) == fewer | {TINY.groups} and abs(drawn.count(TINY.groups) / 500 - whole) < 0.07
 
 
 def test_samples_of_a_row_do_not_see_each_other(writer: Writer) -> None:

@@ -46,8 +46,7 @@ def test_all_are_listed_by_when_they_were_used(models: list[Path]) -> None:
     found = records("cache", "list", "--json")
     assert [record["model"] for record in found] == [str(path) for path in reversed(models)]
     for record in found:
-        assert record["format"] == "float32"
-        assert record["size"] == Path(record["path"]).stat().st_size
+        assert record["format"] == "float32" and record["size"] == Path(record["path"]).stat().st_size
     assert 4.9 * DAY < found[0]["used"] - found[1]["used"] < 5.1 * DAY
     said = "".join(printed("cache", "list").replace("│", "").split())  # a long path is folded
     assert "10.0daysago" in said and "ofatmost" in said
@@ -60,8 +59,7 @@ def test_what_is_old_or_gone_is_pruned(models: list[Path]) -> None:
     assert kept() == models[::-1]
     shutil.rmtree(models[2])
     said = printed("cache", "prune", "--older-than", 7)
-    assert kept() == [models[1]]
-    assert f"removed {models[2]} (gone) in float32" in said and "KiB freed" in said
+    assert kept() == [models[1]] and f"removed {models[2]} (gone) in float32" in said and "KiB freed" in said
     printed("cache", "prune", "--all")
     assert kept() == []
 

@@ -33,8 +33,7 @@ def test_dash_reads_standard_input_and_raw_leaves_the_template_out(
     endless: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def tokens(*arguments: object) -> object:
-        given = ("generate", "--model", endless, "--max-tokens", 6, *arguments)
-        return record(*given)["token_ids"]
+        return record(*("generate", "--model", endless, "--max-tokens", 6, *arguments))["token_ids"]
 
     chat = tokens("Hello")
     assert chat == tokens("user: Hello\nassistant: ", "--raw") != tokens("Hello", "--raw")
@@ -45,8 +44,7 @@ def test_dash_reads_standard_input_and_raw_leaves_the_template_out(
 def test_a_draft_model_alone_means_drafter_model(endless: Path, tmp_path: Path) -> None:
     write_bpe(tmp_path, TEMPLATE, VOCAB)
     write_dense(tmp_path, vocab=VOCAB)
-    options = (endless, "--draft-model", tmp_path, "--max-tokens", 6)
-    done = call("generate", "Hello", *options)
+    done = call("generate", "Hello", *(endless, "--draft-model", tmp_path, "--max-tokens", 6))
     assert done.out and " | drafter " not in done.out
     *_, last = done.err.splitlines()
     assert last.startswith("mode deep | drafter model | drafted ")
@@ -81,8 +79,7 @@ def test_mode_auto_goes_by_a_file(endless: Path, tmp_path: Path) -> None:
     few = ("--model", endless, "--max-tokens", 4, "--mode", "auto", "--auto", tuned)
     for asked, taken in (("Why 7?", "mode fast"), ("hi 77", "mode deep")):
         last = call("generate", asked, *few).err.splitlines()[-1]
-        assert last.startswith(taken)
-        assert f"why: {taken.removeprefix('mode ')}: digits" in last
+        assert last.startswith(taken) and f"why: {taken.removeprefix('mode ')}: digits" in last
 
 
 def test_modes_say_what_they_mean(endless: Path, tmp_path: Path) -> None:
@@ -107,8 +104,7 @@ def test_a_call_on_the_command_line_changes_its_mode(endless: Path, tmp_path: Pa
     own = tmp_path / "my.json"
     own.write_text('{"modes": {"brief": {"base": "deep", "sampling": {"max_tokens": 7}}}}')
     options = ("--model", endless, "--modes", own, "--mode", "brief")
-    bounded = ("--thinking-budget", 3, "--thinking", "auto")
-    found = record("generate", "Once <think>", "--raw", *options, *bounded)
+    found = record("generate", "Once <think>", "--raw", *options, *("--thinking-budget", 3, "--thinking", "auto"))
     assert found["token_ids"][3] == 4 and len(found["token_ids"]) == 7  # </think>
     metrics = found["metrics"]
     assert (metrics["mode"], metrics["thinking_tokens"]) == ("brief*", 3)
@@ -162,8 +158,7 @@ def test_ctrl_c_keeps_what_has_come(endless: Path) -> None:
     first = process.stdout.read(1)
     process.send_signal(signal.SIGINT)
     rest, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert (first + rest).endswith(b"\n") and b"Traceback" not in errors
+    assert process.returncode == 130 and (first + rest).endswith(b"\n") and b"Traceback" not in errors
 
 
 class Terminal:
@@ -267,8 +262,7 @@ def test_a_key_is_written_where_only_its_owner_reads(tmp_path: Path) -> None:
     key = out.read_text("utf-8").removesuffix("\n")
     assert out.stat().st_mode & 0o777 == 0o600 and key not in said
     found = KeyRing(keys).find(key)
-    assert found is not None and found.name == "bot"
-    assert "exists: name a new file" in refusal(*add, "page")
+    assert found is not None and found.name == "bot" and "exists: name a new file" in refusal(*add, "page")
     assert [stored.name for stored in KeyFile.read(keys).keys] == ["bot"]
     out.unlink()
     assert "is taken" in refusal(*add, "bot") and not out.exists()

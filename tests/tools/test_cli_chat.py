@@ -85,8 +85,7 @@ def test_chat_explains_modes_that_nobody_described(capsys: pytest.CaptureFixture
 def test_chat_keeps_half_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
     engine = Engine(KeyboardInterrupt(), "two")
     talk(engine, ["first", "second"])
-    assert engine.asked[1] == ["first", "half an ans", "second"]
-    assert "stopped" in capsys.readouterr().err
+    assert engine.asked[1] == ["first", "half an ans", "second"] and "stopped" in capsys.readouterr().err
 
 
 def test_two_ctrl_c_in_a_row_leave_the_chat() -> None:
@@ -141,8 +140,7 @@ def test_an_answer_that_the_context_cuts_leaves_the_next_one_more_room(capsys: p
 
 def test_a_pipe_gets_a_line_for_a_question_that_failed(capsys: pytest.CaptureFixture[str]) -> None:
     engine = Engine(ValueError("does not fit"), "one")
-    chat = talk(engine, ["too long", "short"])
-    assert chat.failed and engine.asked == [["short"]]
+    assert talk(engine, ["too long", "short"]).failed and engine.asked == [["short"]]
     streams = capsys.readouterr()
     assert streams.out == "\none\n" and "does not fit" in streams.err
 
@@ -154,6 +152,5 @@ def test_the_figures_say_what_cut_an_answer() -> None:
     )
     cut = replace(answer, finish_reason="length")
     tokens = cut.metrics.prompt_tokens + cut.metrics.tokens
-    assert "| cut at max_tokens" in figures(cut, tokens + 1)
-    assert "| cut by the context" in figures(cut, tokens)
+    assert "| cut at max_tokens" in figures(cut, tokens + 1) and "| cut by the context" in figures(cut, tokens)
     assert "| timeout" in figures(replace(answer, finish_reason="timeout"), tokens)

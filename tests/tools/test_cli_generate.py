@@ -38,8 +38,7 @@ def test_standard_output_gets_the_answer_alone() -> None:
     done = call(*GENERATE, ASKED)
     assert done.out == "5223\n" and "4827+396" in done.err and "mode deep | " in done.err
     done = call(*GENERATE, ASKED, "--no-thinking")
-    assert done.out == "5223\n"
-    assert "4827+396" not in done.err and "tokens of thought" in done.err
+    assert done.out == "5223\n" and "4827+396" not in done.err and "tokens of thought" in done.err
 
 
 def test_an_effort_is_a_mode() -> None:
@@ -54,16 +53,14 @@ def test_with_json_there_is_json_alone() -> None:
     done = call(*GENERATE, ASKED, "--json", "--speculation", "off")  # no steps are measured
     found = json.loads(done.out)
     assert (found["text"], found["mode"]) == ("5223", "deep")
-    assert found["prompt_tokens"] > 0 and "4827+396" in found["reasoning"]
-    assert done.err == ""
+    assert found["prompt_tokens"] > 0 and "4827+396" in found["reasoning"] and done.err == ""
 
 
 def test_several_answers() -> None:
     done = call(*GENERATE, ASKED, "--n", 3)
     assert done.out == "5223\n" * 3 and "answer 2 of 3" in done.err
     first, second = record(*GENERATE, ASKED, "--n", 2, "--logprobs", 1)["choices"]
-    assert first["text"] == second["text"] == "5223"
-    assert len(second["logprobs"]) == second["tokens"]
+    assert first["text"] == second["text"] == "5223" and len(second["logprobs"]) == second["tokens"]
 
 
 # Files of prompts
@@ -79,10 +76,9 @@ def test_a_text_file_has_a_prompt_a_line(tmp_path: Path) -> None:
 
 
 def test_json_lines_bring_their_own_mode_and_sampling(tmp_path: Path) -> None:
-    turns = [{"role": "user", "content": ASKED}]
     path = write_lines(
         tmp_path / "p.jsonl",
-        {"messages": turns},
+        {"messages": [{"role": "user", "content": ASKED}]},
         {"prompt": ASKED, "mode": "fast", "id": 7},
         {"prompt": ASKED, "sampling": {"max_tokens": 3, "logprobs": 0}},
         {"prompt": ASKED, "mode": {"base": "deep", "thinking_budget": 2}},
@@ -131,17 +127,14 @@ def test_a_request_that_fails_does_not_take_the_others_along(tmp_path: Path, mon
         raise GenerationError("1 request(s) failed", [output])
 
     monkeypatch.setattr(RequestHandle, "result", failing)
-    path = write_lines(tmp_path / "p.txt", "What is 1 + 1?", ASKED)
-    done = call(*GENERATE, "--file", path)
+    done = call(*GENERATE, "--file", write_lines(tmp_path / "p.txt", "What is 1 + 1?", ASKED))
     first, second = map(json.loads, done.out.splitlines())
-    assert done.code == 1
-    assert first["error"] == "it broke"
+    assert done.code == 1 and first["error"] == "it broke"
     assert second["text"] == "5223" and "error" not in second
 
 
 def test_variables_of_the_chat_template(tmp_path: Path) -> None:
-    vocab = write_marked(tmp_path, TEMPLATES["qwen3"], ())
-    write_moge(tmp_path, vocab=vocab, num_hidden_layers=1, hidden_size=32)
+    write_moge(tmp_path, vocab=write_marked(tmp_path, TEMPLATES["qwen3"], ()), num_hidden_layers=1, hidden_size=32)
 
     def length(*more: object) -> int:
         asked = ("generate", "--model", tmp_path, "--kv-memory", "4MiB", "--max-tokens", 2)
@@ -153,8 +146,7 @@ def test_variables_of_the_chat_template(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "p.jsonl", *lines)
     assert length("--file", path, "--template-kwargs", on) == length("Hi", "--template-kwargs", off)
     for wrong in ("[1]", "{", '{"a'):
-        said = refusal("generate", "--model", tmp_path, "Hi", "--template-kwargs", wrong)
-        assert "--template-kwargs: " in said
+        assert "--template-kwargs: " in refusal("generate", "--model", tmp_path, "Hi", "--template-kwargs", wrong)
 
 
 # Drafts
@@ -162,8 +154,7 @@ def test_variables_of_the_chat_template(tmp_path: Path) -> None:
 
 def test_tuned_settings_a_corpus_and_a_drafter(tmp_path: Path) -> None:
     tuned, corpus = tmp_path / "tuned.json", tmp_path / "c.safetensors"
-    settings = {"version": 1, "speculation": {"drafter": "suffix", "nodes": 3}}
-    tuned.write_text(json.dumps(settings))
+    tuned.write_text(json.dumps({"version": 1, "speculation": {"drafter": "suffix", "nodes": 3}}))
     answer = record(*GENERATE, ASKED)
     turns = [
         {"role": "user", "content": ASKED},
@@ -182,8 +173,7 @@ def test_tuned_settings_a_corpus_and_a_drafter(tmp_path: Path) -> None:
         assert found["text"] == "5223"
         drafted[name] = found["metrics"]
     assert drafted["tuned"]["drafter"] == "suffix" and drafted["named"]["drafter"] == "ngram"
-    assert drafted["off"]["drafted"] == 0
-    assert drafted["corpus"]["accepted"] > drafted["tuned"]["accepted"]
+    assert drafted["off"]["drafted"] == 0 and drafted["corpus"]["accepted"] > drafted["tuned"]["accepted"]
 
 
 # What is refused

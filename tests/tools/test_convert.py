@@ -34,8 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def layout(folder: Path) -> ExpertLayout:
-    random = torch.Generator().manual_seed(1)
-    rows = torch.randint(0, 320, (4, 40), generator=random)
+    rows = torch.randint(0, 320, (4, 40), generator=torch.Generator().manual_seed(1))
     split = NeuronSplit(GROUPS, EXPERTS, SHARED, WIDTH)
     return calibrate(Dense(folder, torch.float32), rows.tolist(), split)
 
@@ -53,8 +52,7 @@ def test_convert_writes_every_official_tensor(folder: Path, tmp_path: Path) -> N
     config = json.loads((out / "config.json").read_text())
     assert config["architectures"] == ["PanguProMoEForCausalLM"]
     assert (config["num_experts"], config["num_experts_per_tok"]) == (16, 4)
-    assert config["shared_expert_intermediate_size"] == SHARED
-    assert config["moe_intermediate_size"] == WIDTH
+    assert config["shared_expert_intermediate_size"] == SHARED and config["moe_intermediate_size"] == WIDTH
     modes = json.loads((out / "fastslow.json").read_text())["modes"]
     assert (modes["fast"]["groups"], modes["deep"]["groups"]) == (1, None)
     assert (out / "tokenizer.json").is_file()
@@ -69,16 +67,13 @@ def test_convert_keeps_the_biases_of_pangu_embedded(tmp_path: Path) -> None:
     before, after = (load_file(f / "model.safetensors") for f in (source, out))
     for name in ("q_proj.bias", "o_proj.bias"):
         key = f"model.layers.1.self_attn.{name}"
-        assert before[key].abs().sum() > 0
-        assert torch.equal(before[key].bfloat16(), after[key])
-    assert "lm_head.weight" not in after
-    assert (out / "tokenizer.model").is_file()
+        assert before[key].abs().sum() > 0 and torch.equal(before[key].bfloat16(), after[key])
+    assert "lm_head.weight" not in after and (out / "tokenizer.model").is_file()
 
 
 def test_layout_uses_each_neuron_once_and_experts_fill_their_pool(layout: ExpertLayout) -> None:
     layout.check(96)
-    assert layout.shared.shape == (2, SHARED)
-    assert layout.pools.shape == (2, GROUPS, 10)
+    assert layout.shared.shape == (2, SHARED) and layout.pools.shape == (2, GROUPS, 10)
     assert layout.experts.shape == (2, GROUPS, EXPERTS, WIDTH)
     assert torch.equal(layout.member(0).sum(-1), torch.full((GROUPS, EXPERTS), float(WIDTH)))
     refused("each of the 97 neurons", layout.check, 97)

@@ -36,8 +36,7 @@ def test_build_add_and_info(model: Path, tmp_path: Path) -> None:
     out = tmp_path / "c.safetensors"
     said = printed("corpus", "build", first, "-o", out, "--model", model)
     assert "2 answers added, 0 of the oldest dropped" in said
-    second = write_lines(tmp_path / "b.jsonl", {"messages": CHAT})
-    add = ("corpus", "add", out, second, "--model", model)
+    add = ("corpus", "add", out, write_lines(tmp_path / "b.jsonl", {"messages": CHAT}), "--model", model)
     assert "holds 4 answers" in printed(*add)
     facts = record("corpus", "info", out)
     assert (facts["documents"], facts["vocab_size"]) == (4, 320)
@@ -51,8 +50,7 @@ def test_build_add_and_info(model: Path, tmp_path: Path) -> None:
     prompt = tokenizer.encode("<|im_start|>user: Where is it?<|im_end|><|im_start|>assistant: ")
     found = made.find(prompt[-32:], 99)
     assert found.length == min(32, len(prompt))
-    runs = {tokenizer.decode(run, skip_special=False) for run in found.runs}
-    assert runs == {"On its way.<|im_end|>"}
+    assert {tokenizer.decode(run, skip_special=False) for run in found.runs} == {"On its way.<|im_end|>"}
 
 
 def test_answers_as_the_engine_would_emit_them(model: Path, tmp_path: Path) -> None:
@@ -62,8 +60,7 @@ def test_answers_as_the_engine_would_emit_them(model: Path, tmp_path: Path) -> N
     (end,) = tokenizer.eos_ids
     found = list(answers.read(path))
     assert [answer[-1] for answer, _ in found] == [end] * 3
-    said = [tokenizer.decode(answer) for answer, _ in found]
-    assert said == ["one\u2028two", "On its way.", "Today."]
+    assert [tokenizer.decode(answer) for answer, _ in found] == ["one\u2028two", "On its way.", "Today."]
     assert found[0][1] == []
     prompt = tokenizer.decode(found[2][1], skip_special=False)
     assert prompt.endswith("assistant: On its way.<|im_end|><|im_start|>user: When?<|im_end|>"
@@ -110,8 +107,7 @@ def test_other_bad_input(model: Path, tmp_path: Path) -> None:
         (("build", good, "-o", tmp_path / "new" / "c"), "cannot be written: no such folder"),
     ):
         assert said in refusal("corpus", *arguments, "--model", model)
-    assert good.read_bytes() == before
-    assert "damaged or no sealed file" in refusal("corpus", "info", good)
+    assert good.read_bytes() == before and "damaged or no sealed file" in refusal("corpus", "info", good)
     for _ in range(2):  # a corpus is overwritten
         printed("corpus", "build", good, "-o", out, "--model", model)
     said = refusal("corpus", "add", out, good, "--model", other)

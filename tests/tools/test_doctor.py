@@ -13,8 +13,7 @@ from fastslow.tools.cli import doctor
 
 
 def said_by(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
-    code = run(*arguments)
-    return code, capfd.readouterr().out
+    return run(*arguments), capfd.readouterr().out
 
 
 def test_the_command_alone_says_what_to_do_next(capfd: pytest.CaptureFixture[str]) -> None:
@@ -41,8 +40,7 @@ def test_it_says_what_models_run_with(capfd: pytest.CaptureFixture[str]) -> None
     code, said = said_by(capfd, "doctor", "--json")
     found = json.loads(said)
     assert code == 0 and all(one["fine"] for one in found.values())
-    assert found["kernels"]["level"] == library.level()
-    assert found["bandwidth"]["gb_per_second"] > 0.1
+    assert found["kernels"]["level"] == library.level() and found["bandwidth"]["gb_per_second"] > 0.1
     assert found["cache"]["folder"] == str(cache_folder())
     _, said = said_by(capfd, "doctor")
     assert [line.split()[1] for line in said.splitlines()] == list(found)

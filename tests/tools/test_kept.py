@@ -67,11 +67,9 @@ def test_another_job_begins_anew_and_a_folder_of_others_stays(tmp_path: Path) ->
     source, out = tmp_path / "source", tmp_path / "new model"
     source.mkdir()
     write_dense(source, vocab=write_bpe(source), max_position_embeddings=2048)
-    kept = KeptWork(out, source, CONVERTED)
-    assert kept.lists("texts", lambda: [[1, 2], [], [3]]) == [[1, 2], [], [3]]
+    assert KeptWork(out, source, CONVERTED).lists("texts", lambda: [[1, 2], [], [3]]) == [[1, 2], [], [3]]
     assert KeptWork(out, source, CONVERTED).lists("texts", list) == [[1, 2], [], [3]]
-    other = CONVERTED.model_copy(update={"seed": 1})
-    assert KeptWork(out, source, other).lists("texts", list) == []
+    assert KeptWork(out, source, CONVERTED.model_copy(update={"seed": 1})).lists("texts", list) == []
     done = call("convert", source, out, "--groups", 4, "--experts", 4, "--tokens", 99)
     assert done.code == 0 and f"--model '{out}'" in done.out, "its command can be run"
     (tmp_path / "mine.work").mkdir()

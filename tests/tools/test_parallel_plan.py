@@ -95,12 +95,9 @@ def test_the_72b_is_planned_and_cut_without_its_weights(layout: str) -> None:
     assert parameters(config) == pytest.approx(71.99e9, rel=1e-4)
     for share in plan.shares[::5]:  # the first adds the biases
         weights, read = part_on_meta(share.place)
-        assert weights == share.weights
-        assert read == 2 * share.elements
-    heaviest = max(share.weights for share in plan.shares)
-    assert heaviest < 1.06 * 2 * parameters(config) / 8
-    first = plan.shares[0]
-    assert first.kv_per_token == {"ep=8": 24576, "ep=4,dp=2": 49152}[layout]
+        assert weights == share.weights and read == 2 * share.elements
+    assert max(share.weights for share in plan.shares) < 1.06 * 2 * parameters(config) / 8
+    assert plan.shares[0].kv_per_token == {"ep=8": 24576, "ep=4,dp=2": 49152}[layout]
     per_row = sum(plan.layer_traffic(8).values()) / 8
     assert per_row == 2 * 5120 * 2 * {"ep=8": 8 + 8 - 2, "ep=4,dp=2": 4 + 8 - 2}[layout]
 
@@ -126,8 +123,7 @@ def test_a_tied_head_counts_as_it_lies(kind: str, dtype: torch.dtype) -> None:
 
     for share in ShardPlan.of(config, Parallel(ep=2, dp=2), dtype, kind).shares:
         cpu, reader = torch.device("cpu"), ShardReader(share.place, read)
-        held = weight_bytes(shard_weights(share.place, ops_for(kind), dtype, cpu, reader))
-        assert held == share.weights
+        assert weight_bytes(shard_weights(share.place, ops_for(kind), dtype, cpu, reader)) == share.weights
 
 
 def test_inspect_shows_the_shares(tmp_path: Path) -> None:
@@ -143,16 +139,13 @@ def test_inspect_shows_the_shares(tmp_path: Path) -> None:
     ranks = record("inspect", tmp_path, "--parallel", "ep=4")["parallel"]["ranks"]
     assert [rank["experts"] for rank in ranks] == [[0, 1], [2, 3], [4, 5], [6, 7]]
     (tmp_path / "config.json").write_text(json.dumps(PANGU_72B))
-    said = refusal("inspect", tmp_path, "--parallel", "ep=3")
-    assert "ep=3 does not divide the 8 groups" in said
+    assert "ep=3 does not divide the 8 groups" in refusal("inspect", tmp_path, "--parallel", "ep=3")
 
 
 def test_ranks_of_a_torchrun_are_used_as_well_as_the_model_allows() -> None:
     moge, dense = config_of(MOGE), config_of(DENSE)
-    assert usual(moge, 4) == Parallel(ep=4)
-    assert usual(moge, 8) == Parallel(ep=4, tp=2)
-    assert usual(dense, 2) == Parallel(tp=2)
-    assert usual(config_of(PANGU_72B), 16) == Parallel(ep=8, tp=2)
+    assert usual(moge, 4) == Parallel(ep=4) and usual(moge, 8) == Parallel(ep=4, tp=2)
+    assert usual(dense, 2) == Parallel(tp=2) and usual(config_of(PANGU_72B), 16) == Parallel(ep=8, tp=2)
     nine = config_of({**MOGE, "num_attention_heads": 9, "num_key_value_heads": 3})
     assert usual(nine, 2) == Parallel(ep=2)
     assert RankShard.all(nine, Parallel(ep=2))[0].dp_ranks == 2, "nine heads run twice"

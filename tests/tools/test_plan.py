@@ -27,11 +27,9 @@ def setting(device: str = "800i-a2", cards: int = 4, efficiency: Efficiency = WH
 def test_work_is_counted_from_the_tensors() -> None:
     work = ForwardWork.of(config_of(PRO))
     expert = 3 * 5120 * 1344 * 48
-    assert work.expert == expert and round(expert / 1e9, 2) == 0.99
-    assert work.head == 153376 * 5120
+    assert work.expert == expert and round(expert / 1e9, 2) == 0.99 and work.head == 153376 * 5120
     assert work.always + 64 * work.expert + 2 * work.head == work.stored == 71_988_781_056
-    assert work.kv == 2 * 48 * 8 * 128
-    assert work.attention == 4 * 48 * 40 * 128
+    assert work.kv == 2 * 48 * 8 * 128 and work.attention == 4 * 48 * 40 * 128
 
 
 def test_terms_are_bytes_and_operations_over_rates() -> None:
@@ -44,10 +42,8 @@ def test_terms_are_bytes_and_operations_over_rates() -> None:
     layers = 2 * 6 * (w.always + 8 * w.expert) / 560e12
     half = (2 * 6 * w.head + 6 * 1000 * w.attention) / 280e12
     assert terms.compute == pytest.approx((layers + half) / 4)
-    assert terms.links == pytest.approx(4 * 48 * 0.75 * 6 * 5120 * 2 / (3 * 28e9))
-    assert terms.fixed == 0
-    assert terms.seconds == pytest.approx(sum(astuple(terms)))
-    assert setting(cards=1).decode(1, 1, 10).links == 0
+    assert terms.links == pytest.approx(4 * 48 * 0.75 * 6 * 5120 * 2 / (3 * 28e9)) and terms.fixed == 0
+    assert terms.seconds == pytest.approx(sum(astuple(terms))) and setting(cards=1).decode(1, 1, 10).links == 0
 
 
 def test_prefill_hides_the_shorter_of_products_and_links() -> None:
@@ -82,8 +78,7 @@ def test_drafting() -> None:
     assert plain == s.decode(8, 1, 100)
     one = s.of(s.work.only(1)).decode(8, 1, 100)
     assert drafted.seconds == pytest.approx(s.decode(8, 3, 100).seconds + 2 * one.seconds)
-    free = DraftCost.of(0.5, "free").step(s, 8, 2, 100)
-    assert free == s.decode(8, 3, 100)
+    assert DraftCost.of(0.5, "free").step(s, 8, 2, 100) == s.decode(8, 3, 100)
 
 
 @pytest.mark.parametrize("wanted", [0, 1, 2, 3, 64, 100, 4097])
@@ -101,8 +96,7 @@ def test_the_search_keeps_latency_and_memory_and_grows_to_the_limit() -> None:
         assert more.latency > 0.1 or more.memory > 0.95 * s.device.memory
     top = best(choices)
     assert top.rate == max(c.rate for c in choices) and top.nodes > 0
-    never = DraftCost.of(0.0, "mtp")
-    assert best(choose_batches(s, never, 2048, 0.1)).nodes == 0
+    assert best(choose_batches(s, DraftCost.of(0.0, "mtp"), 2048, 0.1)).nodes == 0
 
 
 def test_what_cannot_be_is_said() -> None:
@@ -133,8 +127,7 @@ def test_the_command(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(MOGE))
     file = write_gguf(write_dense(tmp_path / "dense"), tmp_path / "m.gguf")
     for model in (tmp_path / "config.json", tmp_path, file):
-        asked = (model, "--device", "h100", "--sequence", 64, "--batch", 2)
-        assert "1 x h100, the few" in printed("plan", *asked)
+        assert "1 x h100, the few" in printed("plan", *(model, "--device", "h100", "--sequence", 64, "--batch", 2))
     for context, batch in ((2048, 1), (2048, 300)):
         s = fewest_cards(setting(cards=1), context, batch)
         room = 0.95 * s.device.memory

@@ -45,8 +45,7 @@ def test_every_drafter_says_what_plain_decoding_says(bench: Bench, setting: Sett
         for shift in range(0, len(EVERY), len(PROMPTS))
         for n, prompt in enumerate(PROMPTS)
     ]
-    assert {ask.drafter for ask in asks} == set(EVERY)
-    assert check(bench, asks, setting)["accepted"] > 60
+    assert {ask.drafter for ask in asks} == set(EVERY) and check(bench, asks, setting)["accepted"] > 60
 
 
 @pytest.mark.parametrize("bits", ["W8A8_DYNAMIC", "W8A8"])
@@ -59,16 +58,13 @@ def test_exports_of_v2_run_and_draft_with_their_own_layer(tmp_path: Path, bits: 
     near = texts.logits(load_model(folder, "float32"), tokens)  # multiplied out
     exact = texts.logits(load_model(plain), tokens)
     assert (near - exact).abs().mean() < 0.1 * exact.std()
-    assert 0 < (found - near).abs().mean() < 0.1 * exact.std()
-    assert has_mtp_layer(folder) is (layers > 0)
+    assert 0 < (found - near).abs().mean() < 0.1 * exact.std() and has_mtp_layer(folder) is (layers > 0)
     with LLM(folder, kv_memory="8MiB") as llm:
         assert llm.has_head is (layers > 0)
         said = [o.token_ids for o in llm.generate(IDS, PARAMS, speculation="off")]
         if layers:
-            asked = Speculation(drafter="head", nodes=3)
-            outs = llm.generate(IDS, PARAMS, speculation=asked)
-            assert [o.token_ids for o in outs] == said
-            assert sum(o.metrics.drafted for o in outs) > 0
+            outs = llm.generate(IDS, PARAMS, speculation=Speculation(drafter="head", nodes=3))
+            assert [o.token_ids for o in outs] == said and sum(o.metrics.drafted for o in outs) > 0
             layer = load_mtp(folder, torch.float32)._layer.entry
             own = load_mtp(plain, torch.float32)._layer.entry
             torch.testing.assert_close(layer.to_dense(), own.to_dense(), atol=0.05, rtol=0.05)
@@ -76,8 +72,7 @@ def test_exports_of_v2_run_and_draft_with_their_own_layer(tmp_path: Path, bits: 
 
 def test_exports_of_v2_in_the_other_spelling(tmp_path: Path) -> None:
     """Its description names tensors as its files do."""
-    plain = pangu_v2_tools.write_moe(tmp_path / "float", num_hidden_layers=2)
-    folder = export(plain, tmp_path / "w8a8")
+    folder = export(pangu_v2_tools.write_moe(tmp_path / "float", num_hidden_layers=2), tmp_path / "w8a8")
     wanted = texts.logits(load_model(folder, quantization="auto"), texts.tokens_of(9))
 
     def spelled(name: str) -> str:
@@ -85,22 +80,17 @@ def test_exports_of_v2_in_the_other_spelling(tmp_path: Path) -> None:
 
     table = load_file(folder / "quant_model_weight_w8a8.safetensors")
     config = json.loads((folder / "config.json").read_text())
-    renamed_table = {spelled(name): tensor for name, tensor in table.items()}
-    other = checkpoints.write(tmp_path / "other", config, renamed_table)
+    other = checkpoints.write(tmp_path / "other", config, {spelled(name): tensor for name, tensor in table.items()})
     description = "quant_model_description.json"
     described = json.loads((folder / description).read_text())
-    renamed = {spelled(name): kind for name, kind in described.items()}
-    (other / description).write_text(json.dumps(renamed))
-    found = texts.logits(load_model(other, quantization="auto"), texts.tokens_of(9))
-    assert torch.equal(found, wanted)
+    (other / description).write_text(json.dumps({spelled(name): kind for name, kind in described.items()}))
+    assert torch.equal(texts.logits(load_model(other, quantization="auto"), texts.tokens_of(9)), wanted)
 
 
 def test_a_head_drafts_for_a_quantised_target(tmp_path: Path) -> None:
-    plain = checkpoints.write_moge(tmp_path / "float")
-    w8a8 = quantised(plain, tmp_path / "w8a8", embedding="int8")
+    w8a8 = quantised(checkpoints.write_moge(tmp_path / "float"), tmp_path / "w8a8", embedding="int8")
     head = write_head(tmp_path / "head.safetensors", *tiny_weights(w8a8))
     with LLM(w8a8, kv_memory="8MiB") as llm:
         said = [o.token_ids for o in llm.generate(IDS, PARAMS, speculation="off")]
-        asked = Speculation(drafter="head", head=str(head), nodes=3)
-        outs = llm.generate(IDS, PARAMS, speculation=asked)
+        outs = llm.generate(IDS, PARAMS, speculation=Speculation(drafter="head", head=str(head), nodes=3))
         assert [o.token_ids for o in outs] == said and sum(o.metrics.drafted for o in outs) > 0

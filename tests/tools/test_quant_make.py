@@ -59,8 +59,7 @@ def test_smoothing_changes_no_bit_of_a_float_model() -> None:
         assert torch.equal(smooth.log2(), smooth.log2().round())
         site.fold(tensors, smooth)
         folded += 1
-    assert folded > 4
-    assert sum(not torch.equal(old[name], tensors[name]) for name in old) > 20
+    assert folded > 4 and sum(not torch.equal(old[name], tensors[name]) for name in old) > 20
     assert torch.equal(layer(x, plain(tensors)), before)
 
 
@@ -129,8 +128,7 @@ def test_a_layer_in_int8_is_near_the_float_one() -> None:
     exact = PlainLayer(CONFIG, 0, dict(tensors), LENGTHS)(x, plain(tensors))
     made, float_NH, int8_NH = quantize_layer(CONFIG, 0, tensors, LENGTHS, x, x)
     assert torch.equal(float_NH, exact)
-    assert 0 < made.drift == pytest.approx(float((int8_NH - exact).norm() / exact.norm()))
-    assert made.drift < 0.1
+    assert 0 < made.drift == pytest.approx(float((int8_NH - exact).norm() / exact.norm())) and made.drift < 0.1
     assert f"{ROUTER}.weight" in made.tensors and ROUTER not in made.matrices
     keys, values = kv_scales(made.kv)
     assert len(keys) == len(values) == CONFIG.kv_heads * CONFIG.head_dim
@@ -165,17 +163,14 @@ def test_calibration_goes_on_until_every_expert_has_its_tokens() -> None:
 
     found = balanced_texts(config, one_way, routed, some(), enough=600, least=4, most=20000)
     assert found.texts == [[0, 1, 2] * 100] * 2 + [[3, 7, 0], [1, 2, 11, 3]]
-    assert found.counts.shape == (2, 16) and found.counts[:, 3::4].eq(4).all()
-    assert found.starved(4) == []
+    assert found.counts.shape == (2, 16) and found.counts[:, 3::4].eq(4).all() and found.starved(4) == []
 
 
 def test_experts_that_starve_are_named() -> None:
     config = ModelConfig.from_json({**MOGE, "num_hidden_layers": 2})
-    texts = iter([[0, 1, 2] * 10, [3]])
-    found = balanced_texts(config, one_way, routed, texts, enough=9, least=2, most=10**6)
+    found = balanced_texts(config, one_way, routed, iter([[0, 1, 2] * 10, [3]]), enough=9, least=2, most=10**6)
     assert found.starved(2) == [(n, e, 1) for n in range(2) for e in range(3, 16, 4)]
-    forever = repeat([0, 1, 2] * 10)
-    stopped = balanced_texts(config, one_way, routed, forever, enough=9, least=2, most=600)
+    stopped = balanced_texts(config, one_way, routed, repeat([0, 1, 2] * 10), enough=9, least=2, most=600)
     assert {tokens for _, _, tokens in stopped.starved(2)} == {0}
 
 
@@ -222,8 +217,7 @@ def test_models_are_compared_place_by_place(tmp_path: Path) -> None:
     other = load_model(checkpoints.write_moge(tmp_path / "b", seed=1), "float32")
     texts = list(texts_of(96, 3, 20))
     same = compare(model, model, texts)
-    assert (same.kl, same.agreement, same.tokens) == (0, 1, 57)
-    assert same.perplexity == same.source_perplexity
+    assert (same.kl, same.agreement, same.tokens) == (0, 1, 57) and same.perplexity == same.source_perplexity
     apart = compare(model, other, texts)
     assert apart.kl > 0.1 and apart.agreement < 0.5
     swapped = compare(other, model, texts)
@@ -235,8 +229,7 @@ def test_the_command_quantises_and_reports(tmp_path: Path) -> None:
     plain_ = checkpoints.write_moge(tmp_path / "float", num_hidden_layers=2, eos_token_id=None)
     (plain_ / "old.head").write_bytes(b"")  # of the float weights
     out = tmp_path / "w8a8"
-    small = ("--tokens", 64, "--answer", 6, "--least", 1, "--check", 3, "--kv")
-    said = printed("quantize", plain_, out, *small)
+    said = printed("quantize", plain_, out, *("--tokens", 64, "--answer", 6, "--least", 1, "--check", 3, "--kv"))
     assert "perplexity" in said and "drift of a layer" in said and f"--model {out}" in said
     record = json.loads((out / "quantization_report.json").read_text())
     assert record["bytes"] < record["source_bytes"] and len(record["drift"]) == 2

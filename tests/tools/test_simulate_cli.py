@@ -69,8 +69,7 @@ def test_steps_of_a_model_are_measured(tmp_path: Path) -> None:
     assert set(costs.modes) == {"fast", "deep"} and costs.max_running == 4
     assert costs.first_seconds == 0.002 and costs.pages > 0
     for cost in costs.modes.values():
-        assert cost.rows[0] == 1 and cost.rows[-1] == 64
-        assert len(cost.prompt_seconds) == len(cost.rows)
+        assert cost.rows[0] == 1 and cost.rows[-1] == 64 and len(cost.prompt_seconds) == len(cost.rows)
 
 
 @pytest.mark.parametrize(
@@ -87,8 +86,7 @@ def test_steps_of_a_model_are_measured(tmp_path: Path) -> None:
 )
 def test_bad_input_is_one_sentence(words: tuple[object, ...], line: dict[str, Any], said: str, made: Path) -> None:
     Path("t.jsonl").write_text(f"{json.dumps(LINE)}\n{json.dumps(LINE | line)}\n")
-    assert said in refusal("simulate", *words)
-    assert not list(Path().glob("x.*"))
+    assert said in refusal("simulate", *words) and not list(Path().glob("x.*"))
 
 
 USUAL = ModeFigures(9, (0.0881, 0.2364, 0.3127), (0.0211, 0.0305, 0.1), 0.85, 0.99)

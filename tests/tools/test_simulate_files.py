@@ -28,8 +28,7 @@ def test_a_trace_is_read_as_it_was_written(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     short, whole = TracedRequest(**SHORT), TracedRequest(**WHOLE)
     write_trace(path, [whole, short])
-    assert read_trace(path) == [short, whole]
-    assert json.loads(path.read_text().splitlines()[1]) == SHORT
+    assert read_trace(path) == [short, whole] and json.loads(path.read_text().splitlines()[1]) == SHORT
 
 
 @pytest.mark.parametrize(
@@ -123,8 +122,7 @@ def test_costs_that_do_not_fit(change: str | dict[str, Any], words: str, tmp_pat
 
 
 def on_a2(cards: int) -> Setting:
-    model = "openpangu-pro-moe-72b"
-    work, precision = ForwardWork.of(config_of(model)), Precision("w8a8", "bf16")
+    work, precision = ForwardWork.of(config_of("openpangu-pro-moe-72b")), Precision("w8a8", "bf16")
     return Setting(work, DEVICES["800i-a2"], cards, precision, CARDS)
 
 

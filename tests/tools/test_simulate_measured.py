@@ -66,8 +66,7 @@ def test_what_a_token_of_context_costs(longest: int) -> None:
 
 def test_a_small_engine_is_not_filled() -> None:
     meter = KnownMeter(engine(pages=200))
-    assert meter.context("fast") == pytest.approx(CONTEXT)
-    assert max(meter.asked) * 512 <= 200 * PAGE / 2 + 512
+    assert meter.context("fast") == pytest.approx(CONTEXT) and max(meter.asked) * 512 <= 200 * PAGE / 2 + 512
     short = KnownMeter(engine(longest=20))
     assert short.context("fast") == 0.0 and short.attention("fast", 512) == 0.0
 
@@ -85,8 +84,7 @@ def test_both_are_in_the_costs_and_in_the_curves_no_more(monkeypatch: pytest.Mon
 
 def test_one_row_is_measured() -> None:
     rows, decode, read = KnownMeter(engine(running=1)).mode("fast", 1)
-    assert rows == (1, 2)
-    assert decode == pytest.approx([STEP, 2 * STEP], rel=0.01)
+    assert rows == (1, 2) and decode == pytest.approx([STEP, 2 * STEP], rel=0.01)
     assert read[-1] == pytest.approx(2 * ROW, rel=0.01)
 
 
@@ -105,8 +103,7 @@ def test_the_slowdown_of_a_machine_whose_speed_changes(drift: float, monkeypatch
     monkeypatch.setattr(measured, "run_only", run_only)
     monkeypatch.setattr(StepMeter, "probe", probe)
     found = measured.measured_slowdown(engine(), "fast", [1, 2, 3])
-    assert found == pytest.approx((1.5, 1.5, 2.0), rel=0.005)
-    assert found[0] <= found[1] <= found[2]
+    assert found == pytest.approx((1.5, 1.5, 2.0), rel=0.005) and found[0] <= found[1] <= found[2]
 
 
 class Endless:

@@ -22,8 +22,7 @@ def line(first: float = STEP, row: float = ROW) -> ModeSteps:
 
 
 def costs(**more: Any) -> ReplicaCosts:
-    modes = {"fast": line(), "deep": line(2 * STEP, 2 * ROW)}
-    given: dict[str, Any] = {"modes": modes, "pages": 4096} | more
+    given: dict[str, Any] = {"modes": {"fast": line(), "deep": line(2 * STEP, 2 * ROW)}, "pages": 4096} | more
     return ReplicaCosts(**given)
 
 
@@ -58,8 +57,7 @@ def test_a_step_is_slowed_by_those_that_run_when_it_begins() -> None:
     found = times(run(trace, both, 2, 2))
     assert found["0/100"][1] == pytest.approx(STEP + 100 * ROW + 2 * 1.5 * step)
     assert found["0.001/400"][1] == pytest.approx(0.001 + 1.5 * (STEP + 400 * ROW) + 2 * step)
-    alone = times(run(trace, both, 2, 1))
-    assert alone["0.001/400"][1] == pytest.approx(0.001 + STEP + 400 * ROW + 2 * step)
+    assert times(run(trace, both, 2, 1))["0.001/400"][1] == pytest.approx(0.001 + STEP + 400 * ROW + 2 * step)
 
 
 def test_a_cached_prefix_is_not_read_again() -> None:
@@ -74,8 +72,7 @@ def test_a_cached_prefix_is_not_read_again() -> None:
 
 def test_a_chat_finds_its_own_earlier_turns() -> None:
     asked = one(0, 100, 60, id="turn-1")
-    follow = one(9, 200, 1, id="turn-2", prefix=(("turn-1", 160),))
-    assert run([asked, follow], costs())[1].cached == 160
+    assert run([asked, one(9, 200, 1, id="turn-2", prefix=(("turn-1", 160),))], costs())[1].cached == 160
 
 
 def test_old_texts_go_first() -> None:
@@ -112,8 +109,7 @@ def test_a_target_keeps_steps_short() -> None:
     beside = times(run([quick, *long], costs()))
     without = times(run([quick.model_copy(update={"latency_ms": None}), *long], costs()))
     each = [(found["quick"][1] - found["quick"][0]) / 39 for found in (beside, without)]
-    assert each[0] <= 0.060 and each[1] > 1.5 * each[0]
-    assert beside["long"][0] > without["long"][0]
+    assert each[0] <= 0.060 and each[1] > 1.5 * each[0] and beside["long"][0] > without["long"][0]
 
 
 def mixed(seed: int) -> list[TracedRequest]:
@@ -147,8 +143,7 @@ def test_a_report_says_who_waits_and_for_how_long() -> None:
     said = replica.report(4.0, 1e9)
     assert said.running == {"fast": 1} and said.waiting == {"deep": 1, "fast": 1}
     assert (said.deep, said.urgent, said.places, said.at) == (1, 1, 1, 1e9)
-    assert (said.deep_queue_seconds, said.quick_queue_seconds) == (3.0, 2.0)
-    assert said.queue_seconds == 3.0
+    assert (said.deep_queue_seconds, said.quick_queue_seconds) == (3.0, 2.0) and said.queue_seconds == 3.0
     while said.waiting:
         now = replica.wakes
         replica.wake(now)
@@ -191,8 +186,7 @@ def test_the_real_router_decides(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("fastslow.tools.simulate.cluster.ReplicaChooser", Watched)
     answers = run(mixed(0), costs(), 3)
-    assert seen["replica-2"] == len(answers) == 100 and seen["ended"] >= 100
-    assert "replica-1" not in seen
+    assert seen["replica-2"] == len(answers) == 100 and seen["ended"] >= 100 and "replica-1" not in seen
     assert seen["report"] >= 2.5 * max(a.end for a in answers)
 
 
@@ -202,5 +196,4 @@ def test_text_for_the_router_is_shared_as_far_as_the_pieces_are() -> None:
 
     first, second = asked("1", ("system", 100), ("a", 50)), asked("2", ("system", 100), ("b", 50))
     shared = next(n for n, (a, b) in enumerate(zip(first, second)) if a != b)
-    assert 400 <= shared < 410 and len(first) == 1600
-    assert len(asked("3", tokens=100_000)) == 65_536
+    assert 400 <= shared < 410 and len(first) == 1600 and len(asked("3", tokens=100_000)) == 65_536

@@ -110,8 +110,7 @@ def test_interrupted_it_continues(bench: Bench, target: Path, tmp_path: Path) ->
         raise AssertionError("every prompt is answered already")
 
     train_head(made, training, bench.model, refuse, prompts(30), on_update=stop)
-    assert file.read_bytes() == answers
-    assert counts[3] > counts[2] and made.out.is_file()
+    assert file.read_bytes() == answers and counts[3] > counts[2] and made.out.is_file()
     refused(r"has features of layers \(0, 1\), not \(1,\)", Shards, made.work_folder / "features", (1,))
     other = made.model_copy(update={"vocabulary": VOCAB - 1})
     refused(r"checkpoint=.* is of another head", train_head, other, training, bench.model, refuse, prompts(30))
@@ -256,8 +255,7 @@ def command(tmp_path: Path) -> tuple[object, ...]:
     write_bpe(folder, "{% for m in messages %}{{ m['content'] }}{% endfor %}", 320)
     data = write_lines(tmp_path / "prompts.jsonl", *({"prompt": f"say {n}"} for n in range(8)))
     files = (folder, "--data", data, "-o", tmp_path / "head.safetensors", "--answer", 12)
-    small = ("--tokens", 200, "--rows", 64, "--dtype", "float32", "--vocabulary", 100)
-    return ("train-draft", *files, *small)
+    return ("train-draft", *files, *("--tokens", 200, "--rows", 64, "--dtype", "float32", "--vocabulary", 100))
 
 
 def test_the_command(command: tuple[object, ...], tmp_path: Path) -> None:
@@ -265,8 +263,7 @@ def test_the_command(command: tuple[object, ...], tmp_path: Path) -> None:
     assert "tokens/step in chains of 4 on held-out answers" in printed(*command)
     assert (tmp_path / "head.work" / "checkpoint.safetensors").is_file()
     head = load_head(out, folder)
-    assert head.config.layers == (0, 1)
-    assert len(head.vocab_ids(head.open(0))) == 100
+    assert head.config.layers == (0, 1) and len(head.vocab_ids(head.open(0))) == 100
     assert run("train-draft", "--target", folder, "--data", out, "-o", out) != 0
 
 
@@ -279,10 +276,8 @@ def test_a_resumed_training_keeps_its_dtype(
     timed = iter([torch.bfloat16])
     monkeypatch.setattr(trainer, "faster_dtype", lambda: next(timed))
     train_head(made, training, bench.model, asked(bench), prompts(20))
-    longer = training.model_copy(update={"tokens": 600})
-    train_head(made, longer, bench.model, asked(bench), prompts(20))
-    kept = read_metadata(made.work_folder / "checkpoint.safetensors")
-    assert kept["products"] == "bfloat16"
+    train_head(made, training.model_copy(update={"tokens": 600}), bench.model, asked(bench), prompts(20))
+    assert read_metadata(made.work_folder / "checkpoint.safetensors")["products"] == "bfloat16"
 
 
 def test_interrupted_the_command_says_what_is_kept(
@@ -297,8 +292,7 @@ def test_interrupted_the_command_says_what_is_kept(
         (trainer.Trainer, "keeps 8 answers, 1 files of features and 0 tokens of training"),
     ):
         with monkeypatch.context() as patch:
-            name = {AnswerStore: "write", Shards: "grow"}.get(place, "update")
-            patch.setattr(place, name, stop)
+            patch.setattr(place, {AnswerStore: "write", Shards: "grow"}.get(place, "update"), stop)
             done = call(*command)
         said = " ".join(done.err.split())
         assert done.code == 130 and f"{kept}: the same command continues from there" in said
@@ -320,8 +314,7 @@ def test_in_bfloat16_it_does_what_torchs_own_does(shape: tuple[int, int]) -> Non
         theirs.grad = ours.grad.clone()
         own.step()
         reference.step()
-    assert torch.allclose(ours, theirs, atol=1e-6)
-    assert not torch.allclose(ours, start, atol=1e-2)
+    assert torch.allclose(ours, theirs, atol=1e-6) and not torch.allclose(ours, start, atol=1e-2)
 
 
 def test_a_stack_moves_as_its_matrices_do() -> None:

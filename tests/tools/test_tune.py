@@ -65,8 +65,7 @@ def test_prompts_are_read_before_the_clock_runs(llm: LLM) -> None:
     runner, auto = Watched(llm, FEW), Speculation(drafter="auto")
     for setting in (PLAIN, NGRAM, auto, PLAIN, auto):
         runner.run(Cell(setting), [prompt], 0, 0)
-    names = ("off", "ngram", "auto", "off", "auto")
-    assert found == list(zip(names, (True, False, True, False, True)))
+    assert found == list(zip(("off", "ngram", "auto", "off", "auto"), (True, False, True, False, True)))
 
 
 def test_time_on_the_processors_is_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,10 +180,8 @@ def test_tune_writes_both_files(
     monkeypatch.setattr(halving, "LOSS", 1e9)  # nor do they scatter too much
     out, report = tmp_path / "tuned.json", tmp_path / "tuned.html"
     options = ("--lengths", "1,3", "--tokens", 8, "--minutes", 1, "--limit", 2 if runs else 1)
-    files = ("--prompts", questions, "-o", out, "--report", report)
-    done = call("tune", tiny, *files, *options)
-    assert done.code == (0 if runs is None else 130)
-    assert "8 of 8 settings fit into the time" in done.err
+    done = call("tune", tiny, *("--prompts", questions, "-o", out, "--report", report), *options)
+    assert done.code == (0 if runs is None else 130) and "8 of 8 settings fit into the time" in done.err
     assert ("No verdict: the runs are fewer than 3" in done.out) == (not carried)
     assert out.exists() == report.exists() == carried
     if carried:

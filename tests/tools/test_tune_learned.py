@@ -18,8 +18,7 @@ def made_up(count: int = 1200, seed: int = 0) -> tuple[np.ndarray, AnswersByMode
     thoughts are longer where the third one is large. And the chances."""
     draw = np.random.default_rng(seed)
     hidden = draw.normal(2.0, 3.0, (count, HIDDEN))
-    scores = np.stack([2 - hidden[:, 0], 2 - hidden[:, 1], np.full(count, 3.0)], 1)
-    chances = 1 / (1 + np.exp(-scores))
+    chances = 1 / (1 + np.exp(-np.stack([2 - hidden[:, 0], 2 - hidden[:, 1], np.full(count, 3.0)], 1)))
     tokens = TOKENS + np.outer(hidden[:, 2], (0.0, 1.0, 4.0))
     right = draw.random((count, 3)) < chances
     return hidden, AnswersByMode(right, tokens, tokens / 100, np.full(count, 0.02)), chances
@@ -37,8 +36,7 @@ def test_chances_and_tokens_are_found_again() -> None:
     router = fit_learned(hidden, answers, BETWEEN, 1)
     others, unseen, chances = made_up(seed=5)
     said, tokens = router.outlook(others)
-    assert np.abs(said - chances).mean() < 0.04
-    assert np.abs(tokens - unseen.tokens).max() < 1.0
+    assert np.abs(said - chances).mean() < 0.04 and np.abs(tokens - unseen.tokens).max() < 1.0
     place = router.judge(PromptFacts(""))
     for row in others[:20]:
         taken, why = place(torch.tensor(row, dtype=torch.float32))
@@ -50,10 +48,8 @@ def test_it_keeps_the_gain_with_fewer_tokens_and_says_how_sure_it_is(learned: Le
     fast, deep = (answers.right[:, place].mean() for place in (0, 2))
     assert learned.figures.accuracy >= fast + 0.85 * (deep - fast)
     assert learned.figures.tokens < 0.7 * answers.tokens[:, 2].mean()
-    assert learned.miscalibrated < 0.03 and 0.2 < learned.closed < 1.0
-    assert learned.router.cost > 0
-    kept = learned.record()
-    assert set(kept["curves"]) == {"learned", "by hand", "oracle"}
+    assert learned.miscalibrated < 0.03 and 0.2 < learned.closed < 1.0 and learned.router.cost > 0
+    assert set(learned.record()["curves"]) == {"learned", "by hand", "oracle"}
 
 
 def test_hidden_states_that_say_nothing_close_nothing() -> None:

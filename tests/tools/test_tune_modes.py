@@ -35,8 +35,7 @@ def test_modes(tiny: Path, tasks: Path, tmp_path: Path) -> None:
     assert measured["tasks"] == 24 and measured["grading"] == {"number": 24}
     assert measured["figures"]["deep"]["seconds"] > 0
     with LLM(tiny, auto=out, modes=str(out), kv_memory="4MiB", progress=False) as llm:
-        few = SamplingParams(max_tokens=2)
-        metrics = llm.chat("What is 3 + 3?", few, mode="auto", speculation="off").metrics
+        metrics = llm.chat("What is 3 + 3?", SamplingParams(max_tokens=2), mode="auto", speculation="off").metrics
         assert metrics.decision.startswith(f"{metrics.mode}: ")
 
 
@@ -70,8 +69,7 @@ def test_groups(noun: str, tiny: Path, tmp_path: Path) -> None:
     changed = proposed != len(rows) // 4  # of what fast runs by itself
     assert ("measured_modes" in kept, "was fitted to a fast mode" in said) == (not changed, changed)
     assert rows[0]["agreement"] < rows[-1]["agreement"] == 1.0
-    assert [row[noun] for row in rows] == list(range(most + 1))
-    assert all(row["seconds"] > 0 for row in rows)
+    assert [row[noun] for row in rows] == list(range(most + 1)) and all(row["seconds"] > 0 for row in rows)
     with LLM(model, modes=str(out), kv_memory="4MiB", progress=False) as llm:
         fast = llm.modes["fast"]
         assert fast.routed == (None if proposed == most else proposed)
@@ -131,8 +129,7 @@ def test_what_is_proposed() -> None:
 def test_the_time_is_kept_and_what_fits_is_said(tiny: Path, tasks: Path, tmp_path: Path) -> None:
     out = tmp_path / "tuned.json"
     little = ("--tokens", 4, "--minutes", 0.0001, "--kv-memory", "4MiB", "-o", out)
-    prompts = write_prompts(tmp_path / "p.jsonl")
-    done = call("tune", tiny, "--groups", "--prompts", prompts, *little)
+    done = call("tune", tiny, "--groups", "--prompts", write_prompts(tmp_path / "p.jsonl"), *little)
     assert done.code == 0 and re.search(r"\d of 8 prompts fit into the time", done.err)
     assert json.loads(out.read_text("utf-8"))["measured_groups"]["prompts"] < 8
     done = call("tune", tiny, "--modes", "--tasks", tasks, *little)

@@ -29,7 +29,6 @@ def drafted(part: int, forwards: int, rate: float) -> Sample:
 @pytest.fixture
 def found() -> TuneResult:
     """Plain decoding has 10 tokens/s, ngram · 2 has 15, ngram · 8 has 8."""
-    facts = {"command": [EVIL], "versions": {"fastslow": "1"}, "machine": {"processor": "one"}}
     return TuneResult(
         model="tiny <1>",
         batch=1,
@@ -46,7 +45,7 @@ def found() -> TuneResult:
         },
         finalists=[NGRAM, FREE],
         seconds=90.0,
-        circumstances=facts,
+        circumstances={"command": [EVIL], "versions": {"fastslow": "1"}, "machine": {"processor": "one"}},
     )
 
 
@@ -73,8 +72,7 @@ def test_the_page_holds_what_people_want_to_know(found: TuneResult) -> None:
 
 def test_the_page_needs_no_network_runs_no_script_and_escapes(found: TuneResult) -> None:
     html = found.page()
-    tags = set(re.findall(r"<(\w+)", html))
-    assert not {"script", "link", "img", "iframe", "object", "embed", "base"} & tags
+    assert not {"script", "link", "img", "iframe", "object", "embed", "base"} & set(re.findall(r"<(\w+)", html))
     assert not re.findall(r"<[^>]* (src|href|srcset|data|action|on\w+)=", html)
     assert "url(" not in html and "@import" not in html and not re.findall(r"https?:", html)
     assert EVIL not in html
@@ -92,8 +90,7 @@ def test_words_of_a_piped_table_are_whole(
 
 def test_every_figure_has_its_title(found: TuneResult) -> None:
     """As where a phone is too narrow for a line of them."""
-    titles = re.findall(r'<td title="([^"]*)"', found.page())
-    assert titles == list(COLUMNS) * 5
+    assert re.findall(r'<td title="([^"]*)"', found.page()) == list(COLUMNS) * 5
 
 
 @pytest.mark.slow
@@ -129,15 +126,13 @@ def test_what_a_reader_should_know_is_said(found: TuneResult) -> None:
     found.stopped, found.best = True, PLAIN
     found.samples = {PLAIN: [sample(part, others=0.4) for part in range(4)], NGRAM: []}
     words = words_of(found.page())
-    assert "stopped early" in words
-    assert "Other programs took much of the machine in 4 of 4 runs" in words
+    assert "stopped early" in words and "Other programs took much of the machine in 4 of 4 runs" in words
     assert "none of 0 drafting settings is surely faster than plain decoding" in found.headline()
 
 
 def test_it_says_what_rows_cost_and_what_a_slow_drafter_would_need(found: TuneResult) -> None:
     found.step_costs = {1: 1.2, 4: 1.6}
-    words = words_of(found.page())
-    assert "1 drafted: 1.20 x (20% accepted), 4 drafted: 1.60 x (15% accepted)" in words
+    assert "1 drafted: 1.20 x (20% accepted), 4 drafted: 1.60 x (15% accepted)" in words_of(found.page())
     assert found._note(LONG) == "dropped out, cannot pay", "all accepted would not be enough"
     found.samples[LONG] = [drafted(0, 40, 9.5)]
     assert "pays from 85% accepted" in words_of(found.page())

@@ -18,8 +18,7 @@ def test_every_kind_of_line_is_read(tmp_path: Path) -> None:
         '{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "four"}]}\n'.encode()
     )
     prompts = read_prompts(path)
-    said = [p[-1]["content"] for p in prompts]
-    assert said == ["one\u2028a", "two", "three\u0085", "four"]
+    assert [p[-1]["content"] for p in prompts] == ["one\u2028a", "two", "three\u0085", "four"]
     assert [m["role"] for m in prompts[3]] == ["system", "user"]
     assert prompts[1] == [{"role": "user", "content": "two"}]
 
@@ -47,8 +46,7 @@ def test_a_limit_is_spread_over_the_file(tmp_path: Path) -> None:
     ],
 )
 def test_a_bad_line_is_refused_with_its_number(tmp_path: Path, line: str, said: str) -> None:
-    path = write_lines(tmp_path / "p.jsonl", {"prompt": "fine"}, line)
-    refused(rf"^(?!.*\n).*{said}", read_prompts, path)
+    refused(rf"^(?!.*\n).*{said}", read_prompts, write_lines(tmp_path / "p.jsonl", {"prompt": "fine"}, line))
 
 
 @pytest.mark.parametrize(
@@ -88,8 +86,7 @@ def test_settings_come_back(tmp_path: Path) -> None:
         Speculation(drafter="suffix|head", nodes=None, width=2, layers=(0, 2)),
     ):
         write_settings(path, "a model", setting, {"ratio": 1.5})
-        assert read_settings(path) == setting
-        assert read_settings(str(path)) == setting
+        assert read_settings(path) == setting and read_settings(str(path)) == setting
     for text, said in (("{}", "no settings file"), ("x", "not valid JSON")):
         path.write_text(text)
         refused(said, add_settings, path, "tiny", auto={})

@@ -70,8 +70,7 @@ def speeds(setting: Speculation, part: int) -> float:
 
 def test_the_fastest_is_found_among_many() -> None:
     search = search_on(Machine(speeds))
-    assert label(search.best) in ("self · 3", "self · 4")
-    assert 1.5 < search.score(search.best) < 1.8
+    assert label(search.best) in ("self · 3", "self · 4") and 1.5 < search.score(search.best) < 1.8
 
 
 def test_a_machine_that_slows_down_and_stalls_changes_nothing() -> None:
@@ -86,8 +85,7 @@ def test_a_machine_that_slows_down_and_stalls_changes_nothing() -> None:
 
 def test_plain_decoding_wins_where_nothing_is_faster() -> None:
     search = search_on(Machine(lambda setting, part: 1.0 if setting == PLAIN else 0.9))
-    assert search.best == PLAIN
-    assert search.score(PLAIN) == 1.0
+    assert search.best == PLAIN and search.score(PLAIN) == 1.0
 
 
 def test_those_that_do_well_get_more_prompts() -> None:
@@ -114,8 +112,7 @@ def test_a_search_keeps_its_time(seconds: float, logged: list[str]) -> None:
 
 def test_no_time_for_a_verdict_is_said_at_once() -> None:
     machine = Machine(speeds)
-    said = r"minutes leave 8 s .* a verdict on one setting takes 13 s"
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=r"minutes leave 8 s .* a verdict on one setting takes 13 s"):
         search_on(machine, 10.0)
     assert machine.runs == 1
 
@@ -165,21 +162,16 @@ def test_figures_of_a_sample() -> None:
     first = metrics(tokens=11, steps=11, ttft=1.0, tpot=0.1, drafted=0, accepted=0)
     second = metrics(tokens=21, steps=6, ttft=1.5, tpot=0.1, drafted=20, accepted=15)
     made = sample_of([[first, second], [first]], part=3, turn=1)
-    assert (made.part, made.turn) == (3, 1)
-    assert made.tokens == 10 + 20 + 10
+    assert (made.part, made.turn) == (3, 1) and made.tokens == 10 + 20 + 10
     assert made.seconds == pytest.approx(2.5 + 1.0)  # 1.0 to 3.5, then 1.0 to 2.0
-    assert made.forwards == 10 + 10
-    assert tokens_per_step([made]) == pytest.approx(43 / 28)
-    assert accepted_share([made]) == 0.75
-    assert seconds_per_step([made]) == pytest.approx(3.5 / 20)
+    assert made.forwards == 10 + 10 and tokens_per_step([made]) == pytest.approx(43 / 28)
+    assert accepted_share([made]) == 0.75 and seconds_per_step([made]) == pytest.approx(3.5 / 20)
     assert accepted_share([sample(0)]) is None
 
 
 def test_ratio_is_gain_over_cost() -> None:
     plain = [sample(i) for i in range(3)]
     drafted = [sample(i, forwards=50, seconds=6.0) for i in range(3)]
-    assert ratio(drafted, plain) == pytest.approx(10 / 6)
-    assert step_cost(drafted, plain) == pytest.approx(1.2)
-    assert rate(drafted) == pytest.approx(100 / 6)
-    assert ratio(drafted[:1], plain) == pytest.approx(10 / 6)
+    assert ratio(drafted, plain) == pytest.approx(10 / 6) and step_cost(drafted, plain) == pytest.approx(1.2)
+    assert rate(drafted) == pytest.approx(100 / 6) and ratio(drafted[:1], plain) == pytest.approx(10 / 6)
     assert ratio(drafted, []) != ratio(drafted, [])  # nan

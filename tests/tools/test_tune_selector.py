@@ -30,8 +30,7 @@ def made_up(count: int = 300, tells: float = 1.0, seed: int = 0) -> ModesFound:
         easy = digits <= 2 if rng.random() < tells else rng.random() < 0.5
         asked: Conversation = [{"role": "user", "content": f"What is {number} + 1?"}]
         tasks.append(Task(asked, str(number + 1), "number"))
-        logprobs = (SURE, SURE if easy else UNSURE, SURE, SURE)
-        sides["fast"].append(GradedAnswer(easy, 0.1, logprobs, 4, first=0.01))
+        sides["fast"].append(GradedAnswer(easy, 0.1, (SURE, SURE if easy else UNSURE, SURE, SURE), 4, first=0.01))
         sides["deep"].append(GradedAnswer(True, 1.0, tokens=40))
     return find(tasks, sides, {1: hidden}, keep=0.9)
 
@@ -40,11 +39,9 @@ def test_logistic_regression_finds_what_made_the_data() -> None:
     random_ = np.random.default_rng(0)
     x = random_.normal(3.0, 2.0, (4000, 3))
     logits = 0.8 * (x[:, 0] - 3) - 0.4 * (x[:, 2] - 3) - 0.5
-    y = random_.random(4000) < 1 / (1 + np.exp(-logits))
-    found = fit(x, y)
+    found = fit(x, random_.random(4000) < 1 / (1 + np.exp(-logits)))
     assert found.weights == pytest.approx([0.8, 0.0, -0.4], abs=0.08)
-    assert found.bias == pytest.approx(-0.5, abs=0.12)
-    assert found.means == pytest.approx([3, 3, 3], abs=0.15)
+    assert found.bias == pytest.approx(-0.5, abs=0.12) and found.means == pytest.approx([3, 3, 3], abs=0.15)
 
 
 def test_features_that_never_change_weigh_nothing() -> None:
@@ -67,8 +64,7 @@ def test_found_keeps_the_gain_in_less_time() -> None:
     assert found.figures["fast"].accuracy < 0.6 and found.figures["deep"].accuracy == 1.0
     for way in ("auto", "escalating"):
         kept = found.kept(way)
-        assert kept is not None and kept >= 0.85
-        assert found.of_time(way) < 0.75
+        assert kept is not None and kept >= 0.85 and found.of_time(way) < 0.75
     assert found.escalation is not None and found.escalation.how == "restart"
     assert found.table().row_count == len(found.figures) == 5 and found.best_way in found.headline()
     assert found.settings()["measured_modes"]["grading"] == {"number": 300}
@@ -80,8 +76,7 @@ def test_without_a_gain_nothing_goes_to_the_better_mode() -> None:
     sides["deep"] = [GradedAnswer(True, 1.0, tokens=9)] * 100
     found = find(found.tasks, sides, {0: np.eye(100)}, keep=0.9)
     assert found.figures["auto"].share_in_other_modes == 0.0 and found.escalation is None
-    assert "is no better than" in found.headline()
-    assert found.table().row_count == 5
+    assert "is no better than" in found.headline() and found.table().row_count == 5
 
 
 LINES: list[tuple[dict[str, object], str, str]] = [
@@ -97,8 +92,7 @@ LINES: list[tuple[dict[str, object], str, str]] = [
 @pytest.mark.parametrize(("line", "grading", "right"), LINES)
 def test_grading(line: dict[str, object], grading: str, right: str, tmp_path: Path) -> None:
     (task,) = read_tasks(write_lines(tmp_path / "tasks.jsonl", line, ""))
-    assert task.grading == grading and task.right(right)
-    assert not task.right("I do not know: 99999 zebras, no")
+    assert task.grading == grading and task.right(right) and not task.right("I do not know: 99999 zebras, no")
 
 
 BAD = [

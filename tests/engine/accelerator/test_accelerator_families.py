@@ -87,8 +87,7 @@ def test_logits(name: str, ops: PagedOps) -> None:
     model, plain = load(FAMILIES[name], ops)
     wanted = texts.logits(plain, TOKENS)
     scattered = np.random.default_rng(1).permutation(400)[:170]
-    sizes = [140, *[1] * 3, 10, *[1] * 2, 15]
-    near(texts.logits(model, TOKENS, sizes, slots=scattered), wanted)
+    near(texts.logits(model, TOKENS, [140, *[1] * 3, 10, *[1] * 2, 15], slots=scattered), wanted)
 
 
 @pytest.mark.parametrize(("name", "count", "ops"), pairwise(ROUTED_NAMES, (1, 2, 7), DEVICES), indirect=["ops"])
@@ -122,15 +121,13 @@ def check_tree(name: str, ops: PagedOps) -> None:
     places = [known + depth for depth in (0, 1, 1, 2, 3, 2, 3)]
     own = np.array([137, 300, 311, 138, 322, 299, 301])
     tree = Segment(tokens, places, parents, own, slots[:known], None, range(7), 0)
-    other = texts.chunk(TOKENS, 0, 12, np.arange(384, 396), groups=2)
-    found = model.forward(Rows.of([tree, other]), kv).logits
+    found = model.forward(Rows.of([tree, texts.chunk(TOKENS, 0, 12, np.arange(384, 396), groups=2)]), kv).logits
     for node in range(7):
         path, at = [], node
         while at >= 0:
             path.append(TOKENS[known + at])
             at = parents[at]
-        line = [*TOKENS[:known], *path[::-1]]
-        near(found[node][None], texts.logits(plain, line)[-1:])
+        near(found[node][None], texts.logits(plain, [*TOKENS[:known], *path[::-1]])[-1:])
     near(found[7:], texts.logits(plain, TOKENS[:12], groups=2))
 
 
@@ -138,10 +135,8 @@ def test_steps_are_recorded(ops: PagedOps) -> None:
     """On a GPU all of them; on an NPU those without windows, and on a 310P those without sinks."""
     for name, chips in (("head norms", 3), ("sinks", 2), ("windows in turn", 1)):
         model, plain = load(FAMILIES[name], ops)
-        found = texts.logits(model, TOKENS[:145], [130, *[1] * 15])
-        near(found, texts.logits(plain, TOKENS[:145]))
-        lacks = (not ops.windows) + (not ops.merges)
-        assert (model.recorder.replays > 12) == (lacks < chips), name
+        near(texts.logits(model, TOKENS[:145], [130, *[1] * 15]), texts.logits(plain, TOKENS[:145]))
+        assert (model.recorder.replays > 12) == ((not ops.windows) + (not ops.merges) < chips), name
 
 
 @pytest.mark.parametrize("name", ["softmax", "gpt-oss", "moge"])

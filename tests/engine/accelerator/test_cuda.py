@@ -81,13 +81,10 @@ def test_a_step_is_recorded_on_a_separate_stream_once_its_shapes_ran_there(cuda:
     model._run = noted
     kv, slots = texts.storage(model, 4 * BLOCK), np.arange(0, 4 * BLOCK, BLOCK)
     for _ in range(3):
-        parts = [texts.chunk(TOKENS, 0, 1, slots[i : i + 1]) for i in range(3)]
-        model.forward(Rows.of(parts), kv)
+        model.forward(Rows.of([texts.chunk(TOKENS, 0, 1, slots[i : i + 1]) for i in range(3)]), kv)
     # three rows are filled up to four: these ran before they were recorded
-    assert ran == [(3, True, False), (4, False, False), (4, False, True)]
-    assert cuda.modes == ["thread_local"]
-    assert cuda.said.count("wait") == 2 and cuda.stream is main
-    assert model.ops._stream.device == DEVICE
+    assert ran == [(3, True, False), (4, False, False), (4, False, True)] and cuda.modes == ["thread_local"]
+    assert cuda.said.count("wait") == 2 and cuda.stream is main and model.ops._stream.device == DEVICE
 
 
 def test_a_capture_that_fails_is_not_tried_again(
@@ -165,8 +162,7 @@ def test_host_memory_is_pinned_and_waits_for_what_still_reads_it(cuda: FakeCuda)
         assert int(memory[:8].view(torch.int64)[0]) == n
     assert cuda.said == ["record", *["synchronize", "record"] * 2]
     assert len(cuda.pinned) == 1, "one piece, used again"
-    large = torch.zeros(1 << 20, dtype=torch.int8)
-    staging.send([large], torch.empty(1 << 20, dtype=torch.int8))
+    staging.send([torch.zeros(1 << 20, dtype=torch.int8)], torch.empty(1 << 20, dtype=torch.int8))
     assert len(cuda.pinned) == 2 and len(cuda.pinned[1]) >= 1 << 20
 
 

@@ -124,8 +124,7 @@ def test_a_chips_own_dtype_errs_as_rounding_does(tmp_path: Path, chip: str, kind
     differs = found.argmax(-1) != exact.argmax(-1)
     gaps = (best[:, 0] - best[:, 1])[differs]
     # routing may part where two experts of a group are as near: such rows are off as a whole
-    assert (gaps < 2 * error[differs].amax(-1)).all()
-    assert differs.float().mean() < 0.15
+    assert (gaps < 2 * error[differs].amax(-1)).all() and differs.float().mean() < 0.15
 
 
 @pytest.fixture(scope="module")
@@ -148,13 +147,11 @@ def test_int8_errs_as_its_rounding_of_rows_does(w8a8: Path) -> None:
         found = texts.logits(model, TOKENS, [50, *[1] * 10])
         plain = texts.logits(on_npu(w8a8, "bfloat16", "none"), TOKENS)
     moge = model.weights.layers[0].mlp
-    assert isinstance(moge, Mixture)
-    assert model.weights.layers[0].qkv.weight.dtype == torch.int8
+    assert isinstance(moge, Mixture) and model.weights.layers[0].qkv.weight.dtype == torch.int8
     assert moge.experts.gate_up.weight.dtype == torch.int8
     assert npu_kernels.calls["npu_quant_matmul"] > 0 and model.recorder.replays == 9
     error, usual = (found - exact).abs().mean(), (plain - exact).abs().mean()
-    assert error < 4 * usual
-    assert (found.argmax(-1) == exact.argmax(-1)).float().mean() > 0.8
+    assert error < 4 * usual and (found.argmax(-1) == exact.argmax(-1)).float().mean() > 0.8
 
 
 def test_a_310p_multiplies_them_out(w8a8: Path) -> None:
@@ -203,8 +200,7 @@ def test_the_routers_weights_are_not_rounded(name: str) -> None:
         weights = torch.tensor([[0.5001, 0.5]] * 3)
         none = torch.zeros_like(x)
         found = ops.experts(x, ExpertChoice(experts, weights), both, none)
-        alone = torch.tensor([[1.0, 0.0]] * 3)
-        one = ops.experts(x, ExpertChoice(experts, alone), both, none)
+        one = ops.experts(x, ExpertChoice(experts, torch.tensor([[1.0, 0.0]] * 3)), both, none)
         torch.testing.assert_close(found.float(), one.float() * 1e-4, rtol=0.02, atol=1e-6)
 
 
@@ -212,8 +208,7 @@ def test_all_names_exist_and_all_schemas_are_used() -> None:
     text = "".join((ROOT / file).read_text("utf-8") for file in FILES)
     known = {schema.partition("(")[0].partition("::")[2] for schema in npu_kernels.SCHEMAS}
     device = {f"npu.{name}" for name in vars(npu_sim.torch_npu().npu)}
-    found = set(CALLED.findall(text))
-    assert found - device == known and "torch.ops." not in text
+    assert set(CALLED.findall(text)) - device == known and "torch.ops." not in text
     assert json.loads(npu_kernels.FILE.read_text("utf-8"))["torch_npu"] == "2.13.0"
 
 
@@ -221,5 +216,4 @@ def test_calls_are_in_these_files_only() -> None:
     files = [p for room in ("engine", "draft", "policies") for p in (ROOT / room).rglob("*.py")]
     words = ("torch_npu.", "ops.npu.", "from torch_npu")
     found = {p for p in files if any(word in p.read_text("utf-8") for word in words)}
-    others = {path.relative_to(ROOT).as_posix() for path in found}
-    assert others - set(FILES) == {"engine/backends/device.py"}
+    assert {path.relative_to(ROOT).as_posix() for path in found} - set(FILES) == {"engine/backends/device.py"}

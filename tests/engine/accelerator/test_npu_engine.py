@@ -50,8 +50,7 @@ def test_under_pressure(moge: Bench) -> None:
     longer = params(max_tokens=20)
     asks = [Ask(PROMPTS[2], longer, name, 4, groups) for name, groups in drafters.items()]
     asks.append(Ask(PROMPTS[3], longer, "ngram", 4))
-    sums = check(moge, asks, Setting(pages=4, prompt_rows=50))
-    assert sums["preempted"] > 0
+    assert check(moge, asks, Setting(pages=4, prompt_rows=50))["preempted"] > 0
 
 
 def test_a_shared_beginning_is_not_read_again(moge: Bench) -> None:

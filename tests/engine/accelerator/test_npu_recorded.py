@@ -54,8 +54,7 @@ def decode(model: PagedDecoder, kv: Any, rows: int, times: int) -> None:
     """Steps with a row for each of some texts."""
     slots = np.arange(0, rows * BLOCK, BLOCK)
     for _ in range(times):
-        parts = [texts.chunk(TOKENS, 0, 1, slots[i : i + 1]) for i in range(rows)]
-        model.forward(Rows.of(parts), kv)
+        model.forward(Rows.of([texts.chunk(TOKENS, 0, 1, slots[i : i + 1]) for i in range(rows)]), kv)
 
 
 def test_beyond_the_most_the_least_recently_used_one_makes_room(
@@ -89,8 +88,7 @@ def test_recordings_take_bounded_memory(model: PagedDecoder, monkeypatch: pytest
     monkeypatch.setattr(recorded, "MOST_BYTES", sum(held))
     decode(model, kv, 8, 2)
     kept = model.recorder.kept
-    assert len(kept) < 4 and len(kept[-1].step.tokens) == 8
-    assert sum(x.nbytes for x in kept) <= sum(held)
+    assert len(kept) < 4 and len(kept[-1].step.tokens) == 8 and sum(x.nbytes for x in kept) <= sum(held)
 
 
 def test_features_of_a_replay_stay_when_the_next_one_runs(model: PagedDecoder) -> None:
@@ -98,12 +96,10 @@ def test_features_of_a_replay_stay_when_the_next_one_runs(model: PagedDecoder) -
     slots = np.arange(40)
     kept = []
     for place in range(6):
-        rows = Rows.of([texts.chunk(TOKENS, place, place + 1, slots)])
-        out = model.forward(rows, kv, (0, 2))
+        out = model.forward(Rows.of([texts.chunk(TOKENS, place, place + 1, slots)]), kv, (0, 2))
         assert out.features is not None
         kept.append((out.features, out.features.clone(), out.logits, out.logits.clone()))
-    assert model.recorder.replays == 5
-    assert all(torch.equal(a, b) and torch.equal(c, d) for a, b, c, d in kept)
+    assert model.recorder.replays == 5 and all(torch.equal(a, b) and torch.equal(c, d) for a, b, c, d in kept)
     whole = Rows.of([texts.chunk(TOKENS, 0, 6, slots)])  # unrecorded
     again = PagedDecoder(model.weights).forward(whole, texts.storage(model, 40), (0, 2)).features
     assert again is not None
@@ -112,7 +108,6 @@ def test_features_of_a_replay_stay_when_the_next_one_runs(model: PagedDecoder) -
 
 def test_rows_that_only_fill_up_run_no_expert() -> None:
     """They belong to no request, and experts that they ran would be read for nothing."""
-    rows = Rows.of([texts.chunk(TOKENS, 0, 3, np.arange(3))])
-    filled = recorded.fill_rows(rows, 8, spare=512)
+    filled = recorded.fill_rows(Rows.of([texts.chunk(TOKENS, 0, 3, np.arange(3))]), 8, spare=512)
     assert filled.groups.tolist() == [-1] * 3 + [0] * 5
     assert filled.slots.tolist() == [0, 1, 2, 512, 513, 514, 515, 516]

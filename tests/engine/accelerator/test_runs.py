@@ -107,8 +107,7 @@ def test_padded_sizes_have_room_for_all_that_is_added(most: int) -> None:
                 continue  # near the largest there may be no room
             assert size is not None, (runs, rows)
             wider, larger = size
-            assert wider >= runs and larger >= rows
-            assert wider - runs <= larger - rows <= most * (wider - runs)
+            assert wider >= runs and larger >= rows and wider - runs <= larger - rows <= most * (wider - runs)
 
 
 def test_added_runs_belong_to_nobody() -> None:

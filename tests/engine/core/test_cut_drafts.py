@@ -119,8 +119,7 @@ def test_the_sums_notice_a_decision_that_sees_what_was_drawn() -> None:
 
 def test_certain_tokens_run_after_a_sampled_chain_where_they_pay() -> None:
     one, short = request(), request(policy=FixedLength(4))
-    drawn = Tree.chain([1, 2], np.full((2, V), 1 / V, np.float32))
-    tree = filter_by_grammar(drawn, one, 6)
+    tree = filter_by_grammar(Tree.chain([1, 2], np.full((2, V), 1 / V, np.float32)), one, 6)
     assert list(tree.tokens) == [1, 2, 0, 0]
     assert [len(t.tokens) for t in cut_drafts([one], [tree], [6], 1, Steps())] == [4]
     assert cut_drafts([short], [tree], [6], 1, Steps()) == [tree]

@@ -88,13 +88,11 @@ def test_recomputed_tokens_are_deeps_for_the_same_text(
         at = out.metrics.escalated_at
         before = judge.chat(question, sampling(logprobs=0, **drawn), mode=fast)
         assert at == first_fall(before, 0.5, 3), "with a draft and without"
-        assert at is not None and 0 < at < ROOM
-        assert out.token_ids[:at] == before.token_ids[:at]
+        assert at is not None and 0 < at < ROOM and out.token_ids[:at] == before.token_ids[:at]
         text = [*out.prompt_token_ids, *out.token_ids[:at]]
         left = sampling(**{**drawn, "max_tokens": ROOM - at})
         assert out.token_ids[at:] == judge.generate(text, left, mode="deep").token_ids
-        assert out.metrics.mode == "fast>deep"
-        assert f"deep from token {at}: confidence" in out.metrics.decision
+        assert out.metrics.mode == "fast>deep" and f"deep from token {at}: confidence" in out.metrics.decision
         fell.append(out.token_ids[at:] != before.token_ids[at:])
     assert any(fell), "the switch changes something"
 
@@ -144,23 +142,19 @@ def test_begun_again_it_is_deeps_whole_answer(llm: LLM) -> None:
     mode = unsure("restart", 0.99, 2)
     pieces = list(llm.stream_chat("one two", sampling(max_tokens=9), mode=mode))
     out = pieces[-1].output
-    assert out is not None
-    assert "".join(p.text for p in pieces) == out.text
+    assert out is not None and "".join(p.text for p in pieces) == out.text
     assert "".join(p.reasoning for p in pieces) == out.reasoning
-    assert [x for p in pieces for x in p.token_ids] == out.token_ids
-    assert out.token_ids == deep.token_ids
+    assert [x for p in pieces for x in p.token_ids] == out.token_ids and out.token_ids == deep.token_ids
     assert out.prompt_token_ids == deep.prompt_token_ids
     assert (out.text, out.reasoning) == (deep.text, deep.reasoning)
     assert out.reasoning, "it thinks"
     assert out.metrics.mode == "deep" and out.metrics.escalated_at == 2
-    assert "begun again, 2 tokens dropped" in out.metrics.decision
-    assert out.finish_reason == "length"
+    assert "begun again, 2 tokens dropped" in out.metrics.decision and out.finish_reason == "length"
 
 
 @pytest.mark.drafts(100, 10, nodes=None)
 def test_escalating_in_a_batch_is_as_alone(llm: LLM) -> None:
-    doubtful = [unsure(how, 0.6) for how in ("recompute", "keep", "restart")]
-    modes: list[str | Mode] = ["deep", *doubtful, "fast"]
+    modes: list[str | Mode] = ["deep", *[unsure(how, 0.6) for how in ("recompute", "keep", "restart")], "fast"]
     prompts = [[{"role": "user", "content": q}] for q in (*QUESTIONS[1:], *QUESTIONS)]
     batched = llm.generate(prompts, sampling(), mode=modes, progress=False)
     alone = [llm.generate(p, sampling(), mode=m) for p, m in zip(prompts, modes)]
@@ -174,8 +168,7 @@ def test_an_answer_that_begins_again_has_the_law_of_its_mode(llm: LLM) -> None:
     one, runs = sampling(max_tokens=1), 400
     hot, warm = (SamplingParams(temperature=t) for t in (1.0, 0.5))
     calm = Mode(name="calm", groups=1, thinking="off", sampling=warm)
-    every = one.model_copy(update={"logprobs": 320})
-    said = llm.chat("one two", every, mode=calm).logprobs
+    said = llm.chat("one two", one.model_copy(update={"logprobs": 320}), mode=calm).logprobs
     assert said is not None
     warmed = {token: exp(value / 0.5) for token, value in said[0].items()}
     expected = {token: p / sum(warmed.values()) for token, p in warmed.items()}
@@ -256,5 +249,4 @@ def test_a_forced_token_is_no_doubt(llm: LLM) -> None:
     said = [exp(table[x]) for table, x in zip(told.logprobs, told.token_ids)]
     below = 0.5 * min(said[::2]) ** 0.5  # with every forced token counted as sure, none falls below
     assert (said[0] * said[1]) ** 0.5 < below, "counted as the model has it, the first pair does"
-    out = llm.chat("one two", bias, mode=unsure("recompute", below, 2))
-    assert out.metrics.escalated_at is None
+    assert llm.chat("one two", bias, mode=unsure("recompute", below, 2)).metrics.escalated_at is None

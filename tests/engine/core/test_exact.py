@@ -63,8 +63,7 @@ def test_every_named_drafter(request: pytest.FixtureRequest, kind: str, name: st
     """Whatever joins the table of names is tested here."""
     bench: Bench = request.getfixturevalue(kind)
     rows = pairwise(PROMPTS[1:3], (None, 0) if kind == "moge" else (None,), (3, 8))
-    asks = [Ask(p, params(), f"named {name}", nodes=n, groups=g) for p, g, n in rows]
-    assert check(bench, asks)["drafted"] > 0
+    assert check(bench, [Ask(p, params(), f"named {name}", nodes=n, groups=g) for p, g, n in rows])["drafted"] > 0
 
 
 def test_all_named_drafters_beside_each_other(moge: Bench) -> None:

@@ -134,8 +134,7 @@ def test_what_fails_for_one_request_ends_that_one_alone(tmp_path: Path, place: s
     requests = [bench.request(n, ask) for n, ask in enumerate(asks)]
     break_(requests[1], place)
     finish(bench.core(), requests)
-    ended = [request.stopper.reason for request in requests]
-    assert ended == ["length", "error", "length"]
+    assert [request.stopper.reason for request in requests] == ["length", "error", "length"]
     assert isinstance(requests[1].error, ZeroDivisionError) and place in str(requests[1].error)
     assert [answer(requests[n]) for n in (0, 2)] == [alone[0], alone[2]]
 

@@ -72,8 +72,7 @@ def test_masks_that_are_known_to_be_slow_are_made_before_the_step(
     tell(moge, asks)
     threads = set[str]()
     watch(moge, monkeypatch, lambda *_: threads.add(threading.current_thread().name), seconds=1e9)
-    requests = moge.run(asks)
-    for one, ask in zip(requests, asks, strict=True):
+    for one, ask in zip(moge.run(asks), asks, strict=True):
         assert outcome(one) == outcome(moge.alone(ask))
         assert one.grammar is None or not one.spec_stats.drafted
     assert any("late" in name for name in threads)
@@ -128,8 +127,7 @@ def test_what_was_sampled_does_not_decide_whether_a_step_counts(
     moge: Bench, sampled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first mask is ready, one after a drafted token is not."""
-    ask = Ask(PROMPTS[0], params(), grammar=WORD)
-    request, first_made = moge.request(0, ask), threading.Event()
+    request, first_made = moge.request(0, Ask(PROMPTS[0], params(), grammar=WORD)), threading.Event()
     given_up = threading.Event()
 
     def before(_: list[int], drafted: list[int]) -> None:

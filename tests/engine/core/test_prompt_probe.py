@@ -30,8 +30,7 @@ CHATS: list[Conversation] = [
 
 def router(**fields: Any) -> LearnedModeRouter:
     """Chances at random, so that each mode is taken by some prompt."""
-    draw = np.random.default_rng(0)
-    weights = draw.normal(size=(3, HIDDEN)) * 0.4
+    weights = np.random.default_rng(0).normal(size=(3, HIDDEN)) * 0.4
     given = {"between": BETWEEN, "layer": 1, "weights": weights.tolist(), "bias": (0.0, 0.0, 0.0)}
     return LearnedModeRouter(**given | {"token_weights": weights.tolist(), "tokens": (2, 5, 9)} | fields)
 
@@ -47,8 +46,7 @@ def sampling(**fields: Any) -> SamplingParams:
 
 @pytest.fixture(scope="module")
 def head(thinker: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("head")
-    return write_head(folder / "head.safetensors", *tiny_weights(thinker, (0,)))
+    return write_head(tmp_path_factory.mktemp("head") / "head.safetensors", *tiny_weights(thinker, (0,)))
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +62,7 @@ def llm(thinker: Path) -> Iterator[LLM]:
 @pytest.fixture(scope="module")
 def apart(llm: LLM) -> LearnedModeRouter:
     """A router that tells these prompts apart: its chances depend on how they differ."""
-    tasks = [Task(chat, "0", "number") for chat in CHATS]
-    seen_NH = hidden_states(llm, tasks, "fast", 1, lambda *_: None)
+    seen_NH = hidden_states(llm, [Task(chat, "0", "number") for chat in CHATS], "fast", 1, lambda *_: None)
     _, _, directions = np.linalg.svd(seen_NH - seen_NH.mean(0))
     weights = 20 * directions[:3] / seen_NH.std()
     bias = -weights @ seen_NH.mean(0)
@@ -136,8 +133,7 @@ def test_a_cost_takes_fewer_tokens_the_more_so_where_time_is_short() -> None:
     chances = router(**flat, bias=(0.0, 1.0, 2.0), tokens=(2, 20, 60))
 
     def taken(cost: float, **facts: Any) -> int:
-        own = chances.model_copy(update={"cost": cost})
-        return own.judge(PromptFacts("x", **facts))(torch.zeros(HIDDEN))[0]
+        return chances.model_copy(update={"cost": cost}).judge(PromptFacts("x", **facts))(torch.zeros(HIDDEN))[0]
 
     assert [taken(cost) for cost in (0, 0.006, 0.1)] == [2, 1, 0]
     assert [taken(0.002), taken(0.002, latency_ms=250), taken(0.002, busy=5.0)] == [2, 1, 1]

@@ -128,8 +128,7 @@ class Doubt(NamedTuple):
         """Of a request."""
         # a window of none but unsure tokens has a mean of 0.31, one with a sure token at least 0.55
         watched = Confidence(Escalation(below=0.4, window=self.window))
-        target = EscalationTarget("other", self.to, self.keep)
-        return {"escalation": EscalationState(watched, target)}
+        return {"escalation": EscalationState(watched, EscalationTarget("other", self.to, self.keep))}
 
 
 class Engine:
@@ -281,5 +280,4 @@ def test_any_schedule(first: list[Any], schedule: list[Any], pages: int, rows: i
         if request.stopper.reason in ("cancelled", "error") or request.error is not None:
             assert got == expected[: len(got)]
         else:
-            assert got == expected
-            assert request.stopper.reason == ("stop" if got[-1] == EOS else "length")
+            assert got == expected and request.stopper.reason == ("stop" if got[-1] == EOS else "length")

@@ -142,8 +142,7 @@ def test_prompts_have_a_bound_by_share() -> None:
     assert run(step) == {1: 51}, "who comes in the middle of a step waits for its end"
     modest = added(step, [10], share="modest", prompt=50, room=50)[0]
     assert [run(step) for _ in range(2)] == [{1: 26, 10: 25}] * 2, "an equal part for each"
-    assert modest.computed == 50
-    assert [run(step) for _ in range(3)] == [{1: 1, 10: 1}] * 3
+    assert modest.computed == 50 and [run(step) for _ in range(3)] == [{1: 1, 10: 1}] * 3
     now[0] += ALONE / step_budget.SAVED
     assert [run(step) for _ in range(3)] == [{1: 50, 10: 1}, {1: 1, 10: 1}, {1: 1, 10: 1}]
     assert greedy.scheduling.skipped_steps == 0
@@ -236,8 +235,7 @@ def test_probes_of_answers_wait_for_their_turn(moge: Bench) -> None:
     assert sum(rows > 2 for rows in beside) <= 16 / PATIENCE + 1 and max(beside) < 14, beside
     finish(core, [])
     for one in greedy:
-        assert answer(one) == answer(free)
-        assert one.spec_stats.probe_rows == free.spec_stats.probe_rows
+        assert answer(one) == answer(free) and one.spec_stats.probe_rows == free.spec_stats.probe_rows
 
 
 def test_small_probes_of_a_share_keep_no_large_one_waiting() -> None:
@@ -252,6 +250,5 @@ def test_small_probes_of_a_share_keep_no_large_one_waiting() -> None:
         budget, asked = StepBudget(Costs(fixed)), list[int]()
         for step in range(60):
             budget.begin([large, small, other])
-            found = {id(one): budget.may_probe(one, 3) for one in order}
-            asked += [step] * found[id(large)]
+            asked += [step] * {id(one): budget.may_probe(one, 3) for one in order}[id(large)]
         assert len(asked) >= 2 and min(b - a for a, b in pairwise(asked)) > 5, asked

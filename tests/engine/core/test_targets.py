@@ -59,13 +59,11 @@ def test_a_target_of_one_share_skips_no_other(target: float, chunks: Sequence[in
 def test_rows_of_few_groups_cost_less() -> None:
     budget = LatencyBudget(Linear())
     budget.begin([request(0, latency_target=40.0, groups=1)])
-    assert budget.rows(request(1, groups=1)) == 60
-    assert budget.rows(request(1, groups=None)) == 30
+    assert budget.rows(request(1, groups=1)) == 60 and budget.rows(request(1, groups=None)) == 30
     budget.take(request(2, groups=None), 10)
     assert budget.rows(request(1, groups=1)) == 20, "the step runs all groups now"
     state = EscalationState(Confidence(Escalation(below=0.5)), kept=KVHistory(1, 4))
-    kept = request(3, groups=None, escalation=state)
-    assert budget.share(kept, 50) == 20
+    assert budget.share(request(3, groups=None, escalation=state), 50) == 20
 
 
 def test_steps_stay_short_for_a_while() -> None:
@@ -113,8 +111,7 @@ def test_a_remembered_target_stops_nobody() -> None:
     run(step)
     assert not step.running
     step.add(request(1, prompt=30))
-    steps = [run(step) for _ in range(3 * (PATIENCE + 1))]
-    assert any(1 in found for found in steps)
+    assert any(1 in found for found in [run(step) for _ in range(3 * (PATIENCE + 1))])
 
 
 targets, groups_of = st.sampled_from([None, None, 2.0, 30.0]), st.sampled_from([None, 1])
@@ -149,8 +146,7 @@ def test_drafts_are_cut_to_what_fits() -> None:
     budget = LatencyBudget(Linear())
     budget.begin([request(0, latency_target=40.0)])
     budget.take(request(0), 10)
-    assert budget.nodes(request(1), 24, among=2) == 10
-    assert budget.nodes(request(1), 24, among=1) == 20
+    assert budget.nodes(request(1), 24, among=2) == 10 and budget.nodes(request(1), 24, among=1) == 20
     assert budget.nodes(request(0, latency_target=40.0, may_cut_draft=False), 24, among=2) == 24
     assert budget.nodes(request(0, latency_target=40.0, may_cut_draft=True), 24, among=2) == 10
     slow = LatencyBudget(Linear(draft=5.0))
@@ -204,12 +200,10 @@ def test_it_is_told_whether_a_target_was_kept(llm: LLM) -> None:
 
 def test_lossy_shortening_says_so(llm: LLM) -> None:
     params = SamplingParams(max_tokens=4, ignore_eos=True)
-    mode = Mode(latency_ms=0.001, may_shorten=("groups",))
-    out = llm.chat("one", params, mode=mode)
+    out = llm.chat("one", params, mode=Mode(latency_ms=0.001, may_shorten=("groups",)))
     assert "0 of 4 groups to keep 0.001 ms (lossy)" in out.metrics.decision
     assert out.token_ids == llm.chat("one", params, mode=Mode(groups=0)).token_ids
-    unasked = llm.chat("one", params, mode=Mode(latency_ms=0.001)).metrics.decision
-    assert "lossy" not in unasked
+    assert "lossy" not in llm.chat("one", params, mode=Mode(latency_ms=0.001)).metrics.decision
 
 
 def test_who_is_skipped_for_a_target_keeps_no_other_share_waiting() -> None:

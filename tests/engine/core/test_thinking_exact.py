@@ -175,8 +175,7 @@ def test_a_settled_thought_is_one_that_is_cut_there(moge: Bench) -> None:
             text = (*ask.tokens, *free[:place], *start)
             if place + len(start) + bound.asked[0] - 1 > most:
                 break
-            asked = params(max_tokens=bound.asked[0], logprobs=1)
-            told = moge.alone(Ask(text, asked, groups=ask.groups))
+            told = moge.alone(Ask(text, params(max_tokens=bound.asked[0], logprobs=1), groups=ask.groups))
             least = min(each[token] for each, token in zip(told.log.logprobs, answer(told)))
             same = same + 1 if answer(told) == said else 1
             same = 0 if bound.sure and math.exp(least) < bound.sure else same
@@ -185,8 +184,7 @@ def test_a_settled_thought_is_one_that_is_cut_there(moge: Bench) -> None:
         found += ended == "confident"
         if ended == "confident":
             cut = moge.alone(replace(ask, bound=replace(bound, every=None, most=spent)))
-            assert answer(request) == answer(cut)
-            assert [*request.log.logprobs] == [*cut.log.logprobs]
+            assert answer(request) == answer(cut) and [*request.log.logprobs] == [*cut.log.logprobs]
     assert found > 2
 
 
@@ -195,8 +193,7 @@ def test_drawn_tokens_have_their_law_where_answers_are_asked_for(moge: Bench, dr
     """By the integral transform of each token, also of those that were drawn while a question went on."""
     drawn = params(max_tokens=14, temperature=1.0)
     bound = Bound(opened=True, every=2, asked=(3, 2))
-    asks = [Ask((*PROMPTS[n % 5], OPEN), drawn, drafter, seed=n, bound=bound) for n in range(80)]
-    requests = moge.run(asks)
+    requests = moge.run([Ask((*PROMPTS[n % 5], OPEN), drawn, drafter, seed=n, bound=bound) for n in range(80)])
     assert sum(r.spec_stats.accepted for r in requests) > 0
     assert sum(r.spec_stats.probe_rows for r in requests) > 1000
     scored = params(max_tokens=1, prompt_logprobs=VOCAB)
@@ -228,8 +225,7 @@ def test_a_thought_and_its_answer_may_have_other_drafters(moge: Bench, drafter: 
 )
 def test_budgets_hold_through_preemption_chunks_and_prefix_hits(moge: Bench, setting: Setting, warm: bool) -> None:
     drafters = ("self0", "forked", "model", "ngram+self", "tree", "random", "erring", "off")
-    asks = [replace(eight(d)[n], drafter=d) for n, d in enumerate(drafters)]
-    sums = check(moge, asks, setting, warm)
+    sums = check(moge, [replace(eight(d)[n], drafter=d) for n, d in enumerate(drafters)], setting, warm)
     assert 0 < sums["accepted"] < sums["drafted"]
     assert sums["cached"] > 0 if warm else sums["preempted"] > 0
 
@@ -242,15 +238,11 @@ def test_stop_strings_and_budgets_together(moge: Bench, drafter: str) -> None:
     thought, _, said = text.partition(PHRASE)
     assert len(thought) > 4 and len(said) > 6
     for stop, kept in ((thought[2:4], "thought"), ("the ans", "phrase"), (said[3:5], "answer")):
-        asked = params(max_tokens=40, stop=[stop])
-        ask = replace(free, params=asked, drafter=drafter, nodes=9)
-        sums = check(moge, [ask])
-        assert sums["accepted"] > 0 or kept == "thought"
+        ask = replace(free, params=params(max_tokens=40, stop=[stop]), drafter=drafter, nodes=9)
+        assert check(moge, [ask])["accepted"] > 0 or kept == "thought"
         stopper = moge.alone(ask).stopper
-        assert (stopper.reason, stopper.matched) == ("stop", stop)
-        assert stopper.text == text[: text.index(stop)]
-    late = params(max_tokens=40, stop=["the ans"], min_tokens=30)
-    check(moge, [replace(free, params=late, drafter=drafter)])
+        assert (stopper.reason, stopper.matched) == ("stop", stop) and stopper.text == text[: text.index(stop)]
+    check(moge, [replace(free, params=params(max_tokens=40, stop=["the ans"], min_tokens=30), drafter=drafter)])
     ends = params(max_tokens=40, stop_token_ids=[CLOSE])
     check(moge, [replace(free, params=ends, drafter=drafter)])
     stopped = moge.alone(replace(free, params=ends))

@@ -73,8 +73,7 @@ def test_of_several_drafters_the_one_that_drafted_it(bench: Bench) -> None:
     assert answer(request) == known[len(PROMPT) :]
     assert set(request.log.sources[:6]) <= {"a", "target"} and "b" not in request.log.sources[:6]
     assert set(request.log.sources[6:]) == {"b", "target"}
-    selection = AdaptiveSelection(2)
-    merged = AdaptiveDrafter([first, second], selection, names=("a", "b"))
+    merged = AdaptiveDrafter([first, second], AdaptiveSelection(2), names=("a", "b"))
     request = run(bench, Ask(PROMPT, TWENTY, "a|b", nodes=6), merged)
     assert answer(request) == known[len(PROMPT) :]
     assert set(request.log.sources) <= {"a", "b", "target"} and "a" in request.log.sources
@@ -94,8 +93,7 @@ def test_what_a_budget_forces_is_forced_whoever_drafts_it(bench: Bench, drafter:
     request = run(bench, ask, OracleDraft({0: known} if drafter == "knows" else {}))
     assert answer(request) == known[len(ask.tokens) :]
     close = answer(request).index(CLOSE)
-    assert close > 6
-    assert request.log.sources[6 : close + 1] == ["forced"] * (close - 5)
+    assert close > 6 and request.log.sources[6 : close + 1] == ["forced"] * (close - 5)
     assert "forced" not in request.log.sources[:6] + request.log.sources[close + 1 :]
     if drafter == "silent":
         assert list(request.spec_stats.by_drafter) == ["forced"]
@@ -104,12 +102,10 @@ def test_what_a_budget_forces_is_forced_whoever_drafts_it(bench: Bench, drafter:
 
 def test_counts_by_position() -> None:
     tally = SpecDecodeStats()
-    chain = Tree.chain([5, 6, 7])
-    tally.add("a", chain, [0, 1])
+    tally.add("a", Tree.chain([5, 6, 7]), [0, 1])
     tally.add("a", Tree(), [])
     tally.add("a", Tree.chain([5]), [0])
-    mixed = Tree([1, 2, 3, 4], [-1, -1, 1, 2], drafter_names=["a", "b", "b", "a"])
-    tally.add("x", mixed, [1, 2, 3])
+    tally.add("x", Tree([1, 2, 3, 4], [-1, -1, 1, 2], drafter_names=["a", "b", "b", "a"]), [1, 2, 3])
     assert (tally.steps, tally.drafted, tally.accepted, tally.runs) == (4, 8, 6, [2, 0, 1, 3])
     assert (tally.offered_at, tally.accepted_at) == ([3, 2, 2], [3, 2, 1])
     assert tally.by_drafter == {"a": DraftCounts(6, 4, [3, 1, 2], [2, 1, 1]), "b": DraftCounts(2, 2, [1, 1], [1, 1])}

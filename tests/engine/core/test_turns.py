@@ -33,8 +33,7 @@ def test_an_urgent_prompt_is_read_before_others_that_run() -> None:
     step.add(request(1, prompt=1))
     assert run(step) == {0: 20}
     step.add(request(2, prompt=30, priority=-1))
-    assert run(step) == {2: 20}
-    assert run(step) == {2: 10, 0: 10}
+    assert run(step) == {2: 20} and run(step) == {2: 10, 0: 10}
     assert run(step) == {2: 1, 0: 19}, "it decodes"
 
 
@@ -137,8 +136,7 @@ def test_a_full_step_makes_room_for_who_has_nothing() -> None:
     run(step)
     assert len(step.running) == 8
     added(step, [30], share="modest", room=2)
-    rows = run(step)
-    assert list(rows) == [0, 1, 2, 3, 30], "each share has its half of the places"
+    assert list(run(step)) == [0, 1, 2, 3, 30], "each share has its half of the places"
     assert greedy[7] in step.waiting and greedy[7].spec_stats.preemptions == 1
     assert greedy[4:7] == step.running[4:7], "the others keep their pages meanwhile"
     run(step)
@@ -242,8 +240,7 @@ def seconds_of_modest(places: int, greedy: bool) -> list[float]:
             took.append(clock - asked.pop(share)[1])
             asks[share] = clock + 2
         if greedy:
-            missing = itertools.islice(numbers, 256 - len(greedy_ones))
-            greedy_ones += added(step, missing, share="greedy", room=60)
+            greedy_ones += added(step, itertools.islice(numbers, 256 - len(greedy_ones)), share="greedy", room=60)
         for share in [share for share, at in asks.items() if at <= clock]:
             [one] = added(step, [next(numbers)], share=share)
             asked[share] = one, asks.pop(share)
@@ -280,9 +277,8 @@ def test_no_token_depends_on_priorities_and_shares(llm: LLM, wish: str) -> None:
 
 @pytest.mark.parametrize("wrong", [1001, -1001, 1.0, True, "high", None])
 def test_a_priority_is_a_number_in_a_range(llm: LLM, wrong: Any) -> None:
-    said = "^priority=.* must be a whole number from -1000 to 1000$"
     for ask in (llm.generate, llm.stream, llm.submit):
-        refused(said, ask, "one", priority=wrong)
+        refused("^priority=.* must be a whole number from -1000 to 1000$", ask, "one", priority=wrong)
 
 
 def test_a_share_is_a_short_text(llm: LLM) -> None:

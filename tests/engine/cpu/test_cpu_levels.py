@@ -47,8 +47,7 @@ def test_what_runs_at_other_levels_is_there() -> None:
 
 def where(compiler: str, library: str) -> Path:
     """The path at which the compiler finds a library; a bare name if it does not."""
-    command = [compiler, f"-print-file-name={library}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run([compiler, f"-print-file-name={library}"], capture_output=True, text=True, check=True)
     return Path(done.stdout.strip())
 
 

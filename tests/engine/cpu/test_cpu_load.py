@@ -198,8 +198,7 @@ def test_auto_runs_four_bit_blocks_as_they_are(tmp_path: Path, logged: list[str]
     folder = checkpoints.write_dense(tmp_path / "model", hidden_size=64, intermediate_size=96)
     weights = load_file(folder / "model.safetensors")
     other = checkpoints.write_dense(tmp_path / "o", seed=1, hidden_size=64, intermediate_size=96)
-    theirs = load_file(other / "model.safetensors")
-    layers = {k: v for k, v in theirs.items() if k.endswith("_proj.weight")}
+    layers = {k: v for k, v in load_file(other / "model.safetensors").items() if k.endswith("_proj.weight")}
     kind = GGMLQuantizationType.Q4_1
     raw = {k: quantize(v.float().numpy(), kind) for k, v in layers.items()}
     exact = {k: torch.from_numpy(dequantize(v, kind)).to(torch.float32) for k, v in raw.items()}
@@ -260,8 +259,7 @@ def test_a_full_disk_packs_into_memory(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
-    folder = checkpoints.write_dense(tmp_path / "model")
-    assert answers(load_model(folder, "bfloat16")).isfinite().all()
+    assert answers(load_model(checkpoints.write_dense(tmp_path / "model"), "bfloat16")).isfinite().all()
     assert [line for line in logged if "No space left" in line] and not list(cache.iterdir())
 
 

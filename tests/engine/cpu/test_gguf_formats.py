@@ -38,11 +38,9 @@ def test_a_tile_means_what_the_file_says_bit_for_bit(name: str) -> None:
     for seed, (outputs, inputs) in enumerate(sizes(name)):
         blocks = gguf_rows.rows(name, outputs, inputs, seed)
         tiles = gguf_rows.packed(name, blocks, inputs)
-        whole = -(-outputs // library.TILE) * library.TILE
-        found = library.unpack(tiles, GGUF_FORMATS[name], whole, inputs)
+        found = library.unpack(tiles, GGUF_FORMATS[name], -(-outputs // library.TILE) * library.TILE, inputs)
         want = gguf_rows.floats(name, blocks)
-        assert not np.isnan(want).any()
-        assert (found[:outputs].view(np.int32) == want.view(np.int32)).all()
+        assert not np.isnan(want).any() and (found[:outputs].view(np.int32) == want.view(np.int32)).all()
         assert not found[outputs:].any()
 
 
@@ -151,8 +149,7 @@ class Made:
 def test_a_mixture_of_types_runs_as_its_numbers_do(tmp_path: Path, mixture: str, tied: bool) -> None:
     made = Made(tmp_path, mixture, tied)
     decoder = made.decoder()
-    qkv = decoder._arena.pieces["0.qkv"]
-    assert isinstance(qkv, MatrixRuns)
+    assert isinstance(decoder._arena.pieces["0.qkv"], MatrixRuns)
     tokens = texts.tokens_of(40)
     found = texts.logits(decoder, tokens)
     want = texts.logits(load_model(made.folder, "float32"), tokens)

@@ -64,8 +64,7 @@ def few(rows: Tensor) -> Tensor:
 
 def scaled(rows: Tensor, *powers: int) -> Tensor:
     """Each row by one of some powers of ten, in turn."""
-    factors = torch.tensor([10.0**power for power in powers])
-    return rows * factors[torch.arange(len(rows)) % len(powers)][:, None]
+    return rows * torch.tensor([10.0**power for power in powers])[torch.arange(len(rows)) % len(powers)][:, None]
 
 
 def mostly_zero(rows: Tensor) -> Tensor:
@@ -173,8 +172,6 @@ def test_logits_that_are_not_finite_have_no_best(
 ) -> None:
     """Also among rows that nothing bounds."""
     monkeypatch.setattr(checkpoint, "_finite", lambda name, tensor: tensor)  # else it is not loaded
-    folder = write(tmp_path, kind, SIZES[0], sick=sick)
-    model = load_model(folder, dtype, quantization=quantization)
+    model = load_model(write(tmp_path, kind, SIZES[0], sick=sick), dtype, quantization=quantization)
     for count in (1, ROWS, 20):
-        tokens = texts.tokens_of(count, 0, SIZES[0])
-        assert (texts.single_tokens(model, tokens, [True] * count).best == -1).all()
+        assert (texts.single_tokens(model, texts.tokens_of(count, 0, SIZES[0]), [True] * count).best == -1).all()

@@ -26,8 +26,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 def number(data: bytes, name: str, value: int) -> bytes:
     """The file with another number at a named place of its header."""
-    places = {key: (at, size) for key, at, size in reversed(list(mutate.gguf_numbers(data)))}
-    at, size = places[name]
+    at, size = {key: (at, size) for key, at, size in reversed(list(mutate.gguf_numbers(data)))}[name]
     return data[:at] + value.to_bytes(size, "little") + data[at + size :]
 
 
@@ -108,11 +107,9 @@ def test_what_the_library_reads_is_read(tmp_path: Path, good: bytes) -> None:
         if not name.startswith("GGUF.") and name != "general.architecture"
     }
     for one, two in zip(ours.tensors, theirs.tensors, strict=True):
-        assert (one.name, one.kind) == (two.name, two.tensor_type)
-        assert bytes(one.data) == bytes(two.data)
+        assert (one.name, one.kind) == (two.name, two.tensor_type) and bytes(one.data) == bytes(two.data)
         assert one.shape == tuple(two.shape[::-1])
-    out = gguf_to_dense(tmp_path / "good.gguf", tmp_path / "out")
-    assert len(load_file(out / "q4_1.blocks")) == 7
+    assert len(load_file(gguf_to_dense(tmp_path / "good.gguf", tmp_path / "out") / "q4_1.blocks")) == 7
 
 
 def header(tensors: int = 0, fields: int = 1) -> bytes:

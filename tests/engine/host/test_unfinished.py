@@ -31,8 +31,7 @@ with unfinished(Path(sys.argv[1])) as work:
 
 def maker(target: Path) -> subprocess.Popen[str]:
     """A process in the middle of making something."""
-    command = [sys.executable, "-c", MAKES, str(target)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", MAKES, str(target)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None and process.stdout.readline() == "there\n"
     return process
 

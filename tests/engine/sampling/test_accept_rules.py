@@ -40,8 +40,7 @@ def none(seed: int, done: Text) -> Tree:
 
 
 def guesses(seed: int, done: Text) -> Tree:
-    first = int(TARGET(done).argmax())
-    return Tree([first, 0, 1, 2, 0, 1], [-1, -1, -1, 0, 0, 1])
+    return Tree([int(TARGET(done).argmax()), 0, 1, 2, 0, 1], [-1, -1, -1, 0, 0, 1])
 
 
 def own_numbers(seed: int, done: Text) -> Tree:
@@ -59,8 +58,7 @@ def answer(drafter: Callable[[int, Text], Tree], rule: Rule, seed: int) -> tuple
     accepted = 0
     while len(done) < 12:
         tree = drafter(seed, done)
-        target_probs = target_probs_of(tree, TARGET, done)
-        result = accept([tree], [target_probs], numbers(seed, len(done)), [rule])
+        result = accept([tree], [target_probs_of(tree, TARGET, done)], numbers(seed, len(done)), [rule])
         accepted += len(result.accepted_nodes[0])
         done = (*done, *result.tokens[0])
     return done[:12], accepted
@@ -97,17 +95,14 @@ def test_certain_laws_draw_nothing(rule: Rule) -> None:
     def rng(b: int, depth: int) -> np.random.Generator:
         raise AssertionError("a number was drawn")
 
-    chain = Tree.chain([1, 2, 3])
-    result = accept([chain], [[OneHot(x) for x in (1, 2, 0, 0)]], rng, [rule])
-    assert result.tokens == [[1, 2, 0]]
+    assert accept([Tree.chain([1, 2, 3])], [[OneHot(x) for x in (1, 2, 0, 0)]], rng, [rule]).tokens == [[1, 2, 0]]
 
 
 @pytest.mark.parametrize("rule", [tokenwise, block, follow_target])
 @pytest.mark.parametrize("parents", [(-1, 0, 1, 2), (-1, -1, 0, 0, 1, 1)], ids=["chain", "tree"])
 def test_probs_that_differ_by_rounding_only(rule: Rule, parents: Sequence[int]) -> None:
     """As a drafter that is the target in other batch shapes: no NaN, nothing of probability 0."""
-    vocab = 3000
-    p_V = table(3, vocab=vocab)(()).copy()
+    p_V = table(3, vocab=3000)(()).copy()
     p_V[::7] = 0.0
     p_V /= p_V.sum()
     up_V = np.where(p_V > 0, np.nextafter(p_V, np.float32(1)), p_V)
@@ -139,5 +134,4 @@ def test_a_refusal_that_was_a_rounding_keeps_the_node(rule: Rule) -> None:
     for token, path in ((0, [0]), (2, [])):
         tree = Tree([token], [-1], q_V[None])
         found, last = rule(tree, [p_V, p_V], lambda depth: Refusals())  # type: ignore[arg-type,return-value]
-        assert found == path
-        assert last in (0, 1)
+        assert found == path and last in (0, 1)

@@ -67,8 +67,7 @@ def llm(tiny_chat: Path) -> Iterator[LLM]:
 
 
 def setting(**fields: Any) -> Speculation:
-    given = {"drafter": "self", "groups": 0, "nodes": 4, "accept": "lossy-stepwise"}
-    return Speculation(**{**given, **fields})
+    return Speculation(**{"drafter": "self", "groups": 0, "nodes": 4, "accept": "lossy-stepwise", **fields})
 
 
 def runs(llm: LLM, speculation: Speculation, **fields: Any) -> tuple[Sequence[int], float]:
@@ -97,8 +96,7 @@ def test_a_line_that_breaks_a_thinking_budget_is_not_kept(llm: LLM, most: int) -
     free = llm.generate(question, SamplingParams(max_tokens=40, ignore_eos=True), mode=Mode())
     assert CLOSE not in free.token_ids
     mode = Mode(thinking_budget=most)
-    params = SamplingParams(max_tokens=most + 8, ignore_eos=True)
-    out = llm.generate(question, params, mode=mode, speculation=told)
+    out = llm.generate(question, SamplingParams(max_tokens=most + 8, ignore_eos=True), mode=mode, speculation=told)
     assert out.token_ids[: most + 1] == [*free.token_ids[:most], CLOSE]
     assert (out.metrics.thinking_tokens, out.metrics.thinking_ended) == (most, "budget")
 
@@ -107,8 +105,7 @@ def test_a_line_that_breaks_a_thinking_budget_is_not_kept(llm: LLM, most: int) -
 def test_a_line_with_a_token_that_is_forbidden_is_not_kept(llm: LLM) -> None:
     told = setting(drafter="suffix", nodes=16, step_score=0.05)
     params = SamplingParams(max_tokens=24, ignore_eos=True)
-    free = llm.generate("one two three", params).token_ids
-    banned = free[5]
+    banned = llm.generate("one two three", params).token_ids[5]
     bias = params.model_copy(update={"logit_bias": {banned: -100.0}})
     assert banned not in llm.generate("one two three", bias, speculation=told).token_ids
     early = SamplingParams(max_tokens=24, min_tokens=24, stop_token_ids=(banned,))

@@ -53,8 +53,7 @@ def test_the_end_of_a_short_answer_counts_where_it_can_begin_again(window: int, 
 
 def test_a_run_is_cut_after_the_token_at_which_it_falls() -> None:
     found = confidence()
-    assert found.keeps([SURE, SURE, UNSURE, UNSURE]) == 3
-    assert found.keeps([SURE, SURE]) == 2
+    assert found.keeps([SURE, SURE, UNSURE, UNSURE]) == 3 and found.keeps([SURE, SURE]) == 2
     assert found.tokens == 0, "looking remembers nothing"
     assert confidence(within=3).keeps([SURE, SURE, SURE, UNSURE, UNSURE, UNSURE]) == 6
 

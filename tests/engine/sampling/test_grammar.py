@@ -69,8 +69,7 @@ def test_all_is_a_function_of_the_text(kit: GrammarKit, opened: bool | None, see
             if grammar.fits(tokens, run):
                 expected = replayed(kit, spec, [*text, *run], opened)
                 assert said(grammar, tokens, run) == expected
-        fitting = [run for run in runs if grammar.fits(tokens, run)]
-        longest = max(fitting, key=len)
+        longest = max([run for run in runs if grammar.fits(tokens, run)], key=len)
         text += longest
         if grammar.whole_at(tokens, longest) is not None:
             return
@@ -121,8 +120,7 @@ WORDS = Pieces([*LETTERS, *MERGED], ["<end>"], eos="<end>")
 
 
 def by_words(opened: bool, spec: GrammarSpec = YES, special: bool = False) -> Grammar:
-    marks = ["<end>", *(["</think>", "<think>"] if special else [])]
-    tokenizer = Pieces(WORDS.pieces, marks, eos="<end>")
+    tokenizer = Pieces(WORDS.pieces, ["<end>", *(["</think>", "<think>"] if special else [])], eos="<end>")
     kit = GrammarKit(tokenizer, len(WORDS.pieces), ThoughtTags("<think>", "</think>"))
     return kit.grammar(spec, frozenset({0}), len(PROMPT), opened)
 
@@ -177,8 +175,7 @@ def test_a_model_may_open_a_thought_first(special: bool) -> None:
 
 
 def test_an_answer_may_spell_a_tag() -> None:
-    spec = GrammarSpec(regex="a<think>b</think>")
-    grammar = by_words(True, spec)
+    grammar = by_words(True, GrammarSpec(regex="a<think>b</think>"))
     tokens = [WORDS.pieces.index("</think>"), WORDS.pieces.index("a")]
     tokens += grammar.ahead(PROMPT, tokens, 40)
     assert "".join(WORDS.pieces[t] for t in tokens) == "</think>a<think>b</think>"
@@ -188,8 +185,7 @@ def test_an_answer_may_spell_a_tag() -> None:
         whole = "thought</think>\n\na<think>b</think>"
         parts = [split.push(whole[i : i + size]) for i in range(0, len(whole), size)]
         parts.append(split.finish())
-        assert "".join(p[0] for p in parts) == "thought"
-        assert "".join(p[1] for p in parts) == "a<think>b</think>"
+        assert "".join(p[0] for p in parts) == "thought" and "".join(p[1] for p in parts) == "a<think>b</think>"
 
 
 MARKS = ["<end>", "<|start|>", "<|channel|>", "<|message|>", "<|end|>"]
@@ -199,8 +195,7 @@ CHANNELS = Pieces([*MARKS, *SAID], MARKS, eos="<end>")
 
 def in_channels(prompt: str) -> Grammar:
     kit = GrammarKit(CHANNELS, len(CHANNELS.pieces), HARMONY)
-    start = BehindChannels(kit.spellings, prompt)
-    return Grammar(start, kit.compiler.matcher(YES), frozenset({0}), len(PROMPT))
+    return Grammar(BehindChannels(kit.spellings, prompt), kit.compiler.matcher(YES), frozenset({0}), len(PROMPT))
 
 
 @pytest.mark.parametrize(
@@ -228,16 +223,14 @@ def test_in_channels_the_answer_is_the_final_one(prompt: str, pieces: str, fits:
     words = [" json" if p == "json" else p for p in pieces.split()]
     assert follow(in_channels(prompt), [CHANNELS.pieces.index(p) for p in words]) is fits
     if fits and prompt.endswith("assistant"):
-        split = ChannelSplitter(once=True)
-        assert split.push("".join(words))[1] in ("yes", "no")
+        assert ChannelSplitter(once=True).push("".join(words))[1] in ("yes", "no")
 
 
 @pytest.mark.parametrize("prompt", ["<|start|>assistant", "<|start|>user<|message|>a<|end|>"])
 def test_what_is_said_before_the_first_channel_is_no_answer(prompt: str) -> None:
     grammar = in_channels(prompt)
     words = ["a", "a", "<|channel|>", "final", "<|message|>", "no"]
-    assert follow(grammar, [CHANNELS.pieces.index(p) for p in words])
-    assert not grammar.at_once
+    assert follow(grammar, [CHANNELS.pieces.index(p) for p in words]) and not grammar.at_once
     split = ChannelSplitter(once=True)
     assert [*map(split.push, words)][-1] == ("", "no") and split.finish() == ("", "")
     assert split.push("") == ("", "")
@@ -249,13 +242,11 @@ def test_a_very_long_text_is_certain_from_where_its_rest_is_short(kit: GrammarKi
     """Cutting all of it into tokens at each of its places would hold up every request for seconds."""
     matcher = kit.matcher(json_schema={"const": "x" * 1_500})
     tokens = [int(matcher.mask().argmax())]
-    assert kit.tokenizer.token_bytes(tokens[0]) == b'"' and matcher.accept(tokens[0])
-    assert not matcher.forced()
+    assert kit.tokenizer.token_bytes(tokens[0]) == b'"' and matcher.accept(tokens[0]) and not matcher.forced()
     while not (rest := matcher.forced()):
         assert matcher.accept(int(matcher.mask().argmax()))
     assert len(b"".join(map(kit.tokenizer.token_bytes, rest))) in range(1000, 1025)
-    assert all(map(matcher.accept, rest))
-    assert matcher.ended() is Ended.MUST
+    assert all(map(matcher.accept, rest)) and matcher.ended() is Ended.MUST
 
 
 def test_an_error_of_the_library_ends_no_other_text(kit: GrammarKit) -> None:
@@ -309,8 +300,7 @@ def test_what_the_library_followed_once_it_may_refuse_later(kit: GrammarKit) -> 
 
     for ask in (Grammar.fits, Grammar.whole_at, lambda g, tokens, run: g.fits([*tokens, n], [o])):
         grammar = forgetting()
-        assert grammar.fits(PROMPT, [n]) and grammar.fits(PROMPT, [y])
-        assert not ask(grammar, PROMPT, [n, o])
+        assert grammar.fits(PROMPT, [n]) and grammar.fits(PROMPT, [y]) and not ask(grammar, PROMPT, [n, o])
 
 
 @pytest.mark.parametrize(
@@ -356,8 +346,7 @@ def test_a_conversion_runs_no_code_of_the_working_folder(
 
 
 def test_a_conversion_that_is_killed_is_a_value_error(kit: GrammarKit, monkeypatch: pytest.MonkeyPatch) -> None:
-    killed = "import os\nos.kill(os.getpid(), 9)"
-    monkeypatch.setattr(llguidance_grammar, "CONVERT", killed)
+    monkeypatch.setattr(llguidance_grammar, "CONVERT", "import os\nos.kill(os.getpid(), 9)")
     with pytest.raises(ValueError, match=r"its conversion ended with exit code -9$"):
         kit.matcher(gbnf=f"{LONG_GBNF}# killed")
 

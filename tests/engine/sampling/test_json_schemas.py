@@ -61,8 +61,7 @@ OPEN: list[tuple[dict[str, Any], str]] = [
 
 
 def fits(kit: GrammarKit, schema: dict[str, Any], text: str) -> bool:
-    matcher = kit.matcher(json_schema=schema)
-    return all(map(matcher.accept, kit.tokenizer.encode(text, add_special=False)))
+    return all(map(kit.matcher(json_schema=schema).accept, kit.tokenizer.encode(text, add_special=False)))
 
 
 @pytest.mark.parametrize(("schema", "text", "more"), CLOSED)
@@ -170,8 +169,7 @@ def test_what_cannot_be_held_is_refused_in_one_sentence(kit: GrammarKit, fields:
 @pytest.mark.parametrize("step", [0.01, 0.125, 123.45, 5, 86_400, 1_000_000])
 def test_usual_multiples_are_taken(kit: GrammarKit, step: float) -> None:
     schema = {"type": "array", "items": {"type": "number", "multipleOf": step, "minimum": 0}}
-    matcher = kit.matcher(json_schema=schema)
-    assert all(map(matcher.accept, kit.tokenizer.encode("[0", add_special=False)))
+    assert all(map(kit.matcher(json_schema=schema).accept, kit.tokenizer.encode("[0", add_special=False)))
 
 
 def test_expressions_apart_may_be_many(kit: GrammarKit) -> None:

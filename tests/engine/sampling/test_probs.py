@@ -123,8 +123,7 @@ def bench(folder: Path) -> Bench:
     kin = write_kin(folder.parent / "kin", jitter=0.15, routed=0.5, **FIELDS)
     small = load_model(kin, "float32", "cpu", progress=False)
     spoken = [4, 11, 2, 5, 9, 6, 0, 3, 8, 7, 10]  # all but one, in another order
-    other = renumbered(folder.parent / "stranger", kin, spoken)
-    stranger = load_model(other, "float32", "cpu", progress=False)
+    stranger = load_model(renumbered(folder.parent / "stranger", kin, spoken), "float32", "cpu", progress=False)
     ours = Pieces(WORDS)
     theirs = Pieces([ours.pieces[x] for x in spoken])
 

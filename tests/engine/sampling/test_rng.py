@@ -17,8 +17,7 @@ def test_a_place_has_its_own_stream_and_always_the_same() -> None:
         for purpose in Purpose.__members__.values()
     ]
     draws = [tuple(stream(*place).random(3)) for place in places]
-    assert len(set(draws)) == len(places)
-    assert draws == [tuple(stream(*place).random(3)) for place in places]
+    assert len(set(draws)) == len(places) and draws == [tuple(stream(*place).random(3)) for place in places]
 
 
 def test_a_stream_does_not_run_into_that_of_the_next_position() -> None:
@@ -28,8 +27,7 @@ def test_a_stream_does_not_run_into_that_of_the_next_position() -> None:
 
 def test_siblings_have_seeds_of_their_own() -> None:
     seeds = [sibling_seed(seed, i) for seed in (0, 1, 2**63 - 1) for i in range(128)]
-    assert len(set(seeds)) == len(seeds)
-    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**63 for seed in seeds)
     assert sibling_seed(42, 0) == 42
 
 
@@ -51,8 +49,7 @@ def test_draw_in_blocks_inverts_the_whole_distribution() -> None:
         for _ in range(300):
             token = draw(p_V, draws)
             mark = again.random() * cdf_V[-1]
-            assert p_V[token] > 0
-            assert cdf_V[token] - p_V[token] - 1e-12 <= mark <= cdf_V[token] + 1e-12
+            assert p_V[token] > 0 and cdf_V[token] - p_V[token] - 1e-12 <= mark <= cdf_V[token] + 1e-12
 
 
 def test_draw_does_not_depend_on_where_a_row_lies_in_memory() -> None:

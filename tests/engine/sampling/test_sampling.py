@@ -116,8 +116,7 @@ EVEN, LOGS = [0.0] * 4, [math.log(p) for p in (0.4, 0.2, 0.2, 0.1, 0.1)]
 def test_what_is_kept(fields: dict[str, Any], logits: list[float], kept: list[int]) -> None:
     probs_V = got(view(**fields), logits=logits)
     assert np.flatnonzero(probs_V).tolist() == kept
-    equals = [probs_V[i] for i in kept if logits[i] == logits[kept[-1]]]
-    assert len(set(equals)) == 1
+    assert len({probs_V[i] for i in kept if logits[i] == logits[kept[-1]]}) == 1
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -136,7 +135,6 @@ def test_logprobs_are_the_models_own_likeliest_first_with_the_chosen_one() -> No
     table = logprobs(logits_V, 6, 2)
     assert list(table) == [3, 0, 6]
     assert list(table.values()) == pytest.approx([own[3], own[0], own[6]], abs=1e-5)
-    assert list(logprobs(logits_V, 3, 2)) == [3, 0]
-    assert list(logprobs(logits_V, 5, 0)) == [5]
+    assert list(logprobs(logits_V, 3, 2)) == [3, 0] and list(logprobs(logits_V, 5, 0)) == [5]
     assert len(logprobs(logits_V, 5, 1000)) == len(LOGITS)
     assert sum(map(math.exp, logprobs(logits_V, 5, 1000).values())) == pytest.approx(1, abs=1e-5)

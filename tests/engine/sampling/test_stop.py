@@ -67,14 +67,12 @@ def test_where_an_answer_ends(
     reason: str | None,
     matched: str | int | None,
 ) -> None:
-    parts = [bytes_of(bpe, part) for part in said.split("$")]
-    tokens = [token for part in parts for token in (*part, END)][:-1]
+    tokens = [token for part in [bytes_of(bpe, part) for part in said.split("$")] for token in (*part, END)][:-1]
     assert stopper(bpe, **wishes).scan(tokens) == count
     for run in (1, 2, 3, 100):  # every stop string spans tokens
         s = stopper(bpe, **wishes)
         pieces = told(s, [tokens[i : i + run] for i in range(0, len(tokens), run)])
-        assert (s.text, s.reason, s.matched) == (text, reason, matched)
-        assert "".join(pieces) == text
+        assert (s.text, s.reason, s.matched) == (text, reason, matched) and "".join(pieces) == text
 
 
 def test_half_a_stop_string_at_the_end_is_told_in_the_end(bpe: Tokenizer) -> None:
@@ -91,15 +89,13 @@ def test_a_token_that_holds_more_than_the_stop_string(bpe: Tokenizer) -> None:
     piece = bpe.token_bytes(longer).decode()
     assert len(piece) > 1
     s = stopper(bpe, stop=piece[1])
-    assert s.scan([longer]) == 1
-    assert (s.text, s.matched) == (piece[0], piece[1])
+    assert s.scan([longer]) == 1 and (s.text, s.matched) == (piece[0], piece[1])
 
 
 def test_half_a_character_is_held_back_and_told_at_the_end(bpe: Tokenizer) -> None:
     tokens = bytes_of(bpe, "aé日")
     s = stopper(bpe, room=5)
-    assert told(s, [[t] for t in tokens]) == ["a", "", "é", "", "\ufffd"]
-    assert s.text == "aé\ufffd"
+    assert told(s, [[t] for t in tokens]) == ["a", "", "é", "", "\ufffd"] and s.text == "aé\ufffd"
     s = stopper(bpe)
     assert told(s, [tokens[:2], [END]]) == ["a", "\ufffd"]
 
@@ -116,8 +112,7 @@ def test_an_end_from_outside_tells_what_was_held(bpe: Tokenizer) -> None:
 
 def test_without_a_tokenizer_there_is_no_text() -> None:
     s = stopper(None, room=3)
-    assert s.scan([7, 8, 9, 10]) == 3
-    assert (s.text, s.news(), s.reason) == ("", "", "length")
+    assert s.scan([7, 8, 9, 10]) == 3 and (s.text, s.news(), s.reason) == ("", "", "length")
     assert stopper(None).scan([7, END, 9]) == 2
 
 
@@ -132,19 +127,16 @@ def test_however_it_is_cut_the_answer_is_the_same(bpe: Tokenizer, data: st.DataO
     cut = stopper(bpe, stop=stops, min_tokens=least)
     pieces, taken = [], 0
     while cut.reason is None and taken < len(tokens):
-        run = tokens[taken : taken + data.draw(st.integers(1, 4))]
-        taken += cut.scan(run)
+        taken += cut.scan(tokens[taken : taken + data.draw(st.integers(1, 4))])
         pieces.append(cut.news())
     if whole.reason is None:  # min_tokens held off the end token
         whole.finish("cancelled")
         cut.finish("cancelled")
         pieces.append(cut.news())
-    assert taken == kept
-    assert (cut.text, cut.reason, cut.matched) == (whole.text, whole.reason, whole.matched)
+    assert taken == kept and (cut.text, cut.reason, cut.matched) == (whole.text, whole.reason, whole.matched)
     assert "".join(pieces) == whole.text
     if not least and whole.reason == "stop" and isinstance(whole.matched, str):
-        assert text.startswith(whole.text + whole.matched)
-        assert not any(stop in whole.text for stop in stops)
+        assert text.startswith(whole.text + whole.matched) and not any(stop in whole.text for stop in stops)
 
 
 @given(data=st.data())
@@ -155,8 +147,7 @@ def test_strings_are_found_as_by_a_plain_search(data: st.DataObject) -> None:
     for end, letter in enumerate(text, 1):
         state, seen = strings.step(state, letter), text[:end]
         whole = max((s for s in stops if seen.endswith(s)), key=len, default=None)
-        assert strings.found.get(state) == whole
-        assert strings.held[state] == hold_back(seen, stops)
+        assert strings.found.get(state) == whole and strings.held[state] == hold_back(seen, stops)
 
 
 @pytest.mark.parametrize("key", [True, 1.0])

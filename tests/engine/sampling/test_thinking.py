@@ -67,8 +67,7 @@ def test_what_is_forced_and_what_counts(
 def test_a_phrase_is_known_ahead(bpe: Tokenizer) -> None:
     ends = [*bpe.encode(NOW, add_special=False), CLOSE]
     bound = Bound(2, closing=NOW, opened=True)
-    assert bound.of(bpe, 3).ahead([*PROMPT, A]) == ()
-    assert list(bound.of(bpe, 3).ahead([*PROMPT, A, B])) == ends
+    assert bound.of(bpe, 3).ahead([*PROMPT, A]) == () and list(bound.of(bpe, 3).ahead([*PROMPT, A, B])) == ends
     assert list(bound.of(bpe, 3).ahead([*PROMPT, A, B, *ends[:2]])) == ends[2:]
 
 
@@ -76,11 +75,9 @@ def test_a_tag_that_the_model_has_begun_is_finished(bpe: Tokenizer) -> None:
     closed = bpe.encode("</reason>", add_special=False)
     bound = Bound(4, tags=REASON, closing="so", opened=True)
     answer = [A, B, *closed, C]
-    rules = told(bound.of(bpe, 3), PROMPT, answer)
-    assert forced(rules) == [None] * 4 + [*closed[2:], None, None]
+    assert forced(told(bound.of(bpe, 3), PROMPT, answer)) == [None] * 4 + [*closed[2:], None, None]
     assert outcome(bound, bpe, answer) == (2, "budget"), "a tag is no thought"
-    free = Bound(4 + len(closed), tags=REASON, opened=True)
-    assert outcome(free, bpe, answer) == (2, "model")
+    assert outcome(Bound(4 + len(closed), tags=REASON, opened=True), bpe, answer) == (2, "model")
 
 
 def test_a_soft_budget_lifts_the_closing_tag_towards_its_end(bpe: Tokenizer) -> None:
@@ -98,8 +95,7 @@ def test_a_soft_budget_lifts_the_closing_tag_towards_its_end(bpe: Tokenizer) -> 
     assert not far.lifts([*PROMPT, A]) and far.lifts([*PROMPT, *[A] * 840])
     assert not thinking.lifts([*PROMPT, *[A] * 6]), "all is forced or free after this"
     begun = bpe.encode("</reason>", add_special=False)
-    tagged = Bound(9, soft=9, tags=REASON, opened=True).of(bpe, 3)
-    lift = tagged.at([*PROMPT, A, *begun[:2]], [])
+    lift = Bound(9, soft=9, tags=REASON, opened=True).of(bpe, 3).at([*PROMPT, A, *begun[:2]], [])
     assert isinstance(lift, LogitBoost) and lift.token == begun[2]
 
 
@@ -132,8 +128,7 @@ def test_drafted_tokens_are_as_good_as_committed_ones(
     for i in range(len(parts[cut:]) + 1):
         drafted = parts[cut : cut + i]
         alone = bound.of(bpe, 3).at([*committed, *drafted], [])
-        assert at_once.at(committed, drafted) == alone
-        assert step_by_step.at([*committed, *drafted], []) == alone
+        assert at_once.at(committed, drafted) == alone and step_by_step.at([*committed, *drafted], []) == alone
 
 
 @given(
@@ -162,12 +157,9 @@ def judged(loop: Loop, tokens: Sequence[int]) -> str | None:
 def test_circles() -> None:
     usual = Loop()
     for span in (1, 2, 7, 13, 64, 300):
-        circle = list(range(100, 100 + span))
-        size = max(4 * span, 40)
-        going_on = (circle * 40)[:size]
+        going_on = (list(range(100, 100 + span)) * 40)[: max(4 * span, 40)]
         assert judged(usual, [*range(20), *going_on]) == "loop", span
-        less = judged(usual, [*range(20), *going_on[1:]])
-        assert less is None or span == 300, "those are stale before"
+        assert judged(usual, [*range(20), *going_on[1:]]) is None or span == 300, "those are stale before"
     assert judged(usual, [5] * 39) is None and judged(usual, [5] * 40) == "loop"
     assert judged(Loop(times=2, least=16), [*range(30), *range(30)]) == "loop"
     assert judged(Loop(times=3), [*range(30), *range(30)]) is None
@@ -204,8 +196,7 @@ def test_a_warning_comes_once_where_a_sentence_ends(bpe: Tokenizer) -> None:
         due = bound.of(bpe, len(PROMPT))
         for near in (CLOSE, line, None):  # of which the last is not known
             likeliest = None if near is None else (lambda near=near: near)
-            rule = due.at([*PROMPT, *asked[:5]], [], likeliest)
-            assert rule == (OneHot(ids[0]) if near is None else None)
+            assert due.at([*PROMPT, *asked[:5]], [], likeliest) == (OneHot(ids[0]) if near is None else None)
         assert due.at([*PROMPT, *asked[:5]], [], lambda: A) == OneHot(ids[0])
         assert due.at([*PROMPT, *asked[:6]], [], lambda: CLOSE) == OneHot(ids[1]), "it was begun"
         assert due.ahead([*PROMPT, *asked[:6]]) == tuple(ids[1:])
@@ -230,13 +221,11 @@ def test_a_thought_is_closed_while_there_is_room_for_an_answer(bpe: Tokenizer) -
     first = 8 - len(so) - 1
     answer = [*[A] * first, *so, CLOSE]
     assert len(answer) == 8
-    told_by = forced(told(bound.of(bpe, len(PROMPT)), PROMPT, answer))
-    assert told_by == [*[None] * first, *so, CLOSE, None]
+    assert forced(told(bound.of(bpe, len(PROMPT)), PROMPT, answer)) == [*[None] * first, *so, CLOSE, None]
     assert outcome(bound, bpe, answer) == (first, "room")
     bare = Bound(opened=True, closing="so" * 9, ends_at=0, room=6)
     assert forced(told(bare.of(bpe, 3), PROMPT, [CLOSE])) == [CLOSE, None], "no room for the phrase"
-    late = Bound(ends_at=5, room=9)
-    assert outcome(late, bpe, [A] * 6 + [OPEN, CLOSE]) == (0, "room"), "closed as it opens"
+    assert outcome(Bound(ends_at=5, room=9), bpe, [A] * 6 + [OPEN, CLOSE]) == (0, "room"), "closed as it opens"
     begun = bpe.encode("</reason>", add_special=False)
     tagged = Bound(opened=True, tags=REASON, closing="so", ends_at=len(so) + len(begun) + 3)
     text = [A, A, *begun[:2]]
@@ -287,8 +276,7 @@ def test_a_text_that_began_inside_a_thought_counts_what_its_model_thought(bpe: T
     assert thinking.outcome(text[:-1], strayed=True).spent == 7, "before what was read"
     assert thinking.outcome([*PROMPT, A, CLOSE, C], strayed=True) == (1, "model", False, 0)
     tagged = Bound(3, tags=REASON).of(bpe, len(PROMPT))
-    closed = bpe.encode("</reason>", add_special=False)
-    assert tagged.outcome([*PROMPT, A, B, *closed, C], strayed=True).spent == 2
+    assert tagged.outcome([*PROMPT, A, B, *bpe.encode("</reason>", add_special=False), C], strayed=True).spent == 2
 
 
 def test_what_was_closed_from_outside_is_read_again_at_its_place(bpe: Tokenizer) -> None:
@@ -326,5 +314,4 @@ def test_a_sentencepiece_ending_has_no_space_of_the_tokenizers_own(spm: Tokenize
 
 def test_marks_that_the_text_does_not_show_have_no_bytes(bpe: Tokenizer) -> None:
     tags = TagTokens(bpe, THINK)
-    assert tags.spell(OPEN) == b"<think>" and tags.spell(2) == b""
-    assert TagTokens(bpe, REASON).spell(OPEN) == b""
+    assert tags.spell(OPEN) == b"<think>" and tags.spell(2) == b"" and TagTokens(bpe, REASON).spell(OPEN) == b""

@@ -123,8 +123,7 @@ def add_bpe(writer: gguf.GGUFWriter, library: Tokenizer, kind: str) -> None:
 @pytest.mark.parametrize("kind", SPLITS)
 def test_byte_level_ids_are_those_of_the_hugging_face_tokenizer(tmp_path: Path, kind: str) -> None:
     library = trained(kind)
-    path = write(tmp_path / "m.gguf", lambda writer: add_bpe(writer, library, kind))
-    tokenizer = load_tokenizer(path)
+    tokenizer = load_tokenizer(write(tmp_path / "m.gguf", lambda writer: add_bpe(writer, library, kind)))
     for text in lines():
         assert tokenizer.encode(text) == library.encode(text).ids, text
         whole = tokenizer.encode(text, add_special=False)
@@ -190,8 +189,7 @@ def test_sentencepiece_ids_are_those_of_the_model(tmp_path: Path) -> None:
         ids = tokenizer.encode(plain, add_special=False)
         assert tokenizer.decode(ids) == library.decode(ids)
     assert tokenizer.encode("a<|im_end|>", add_special=False)[-1] == end
-    assert tokenizer.bos_id == 1 and tokenizer.eos_ids == {2, end}
-    assert {0, 1, 2, end} == tokenizer.special_ids
+    assert tokenizer.bos_id == 1 and tokenizer.eos_ids == {2, end} and {0, 1, 2, end} == tokenizer.special_ids
 
 
 def test_template_and_flags_come_from_the_header(tmp_path: Path) -> None:
@@ -206,8 +204,7 @@ def test_template_and_flags_come_from_the_header(tmp_path: Path) -> None:
     path = write(tmp_path / "m.gguf", add)
     tokenizer = load_tokenizer(path)
     assert tokenizer.encode("the fox") == [0, *library.encode("the fox").ids, 0]
-    template = load_template(path, tokenizer)
-    assert template.render([{"role": "user", "content": "Hi"}]) == "<|endoftext|>Hi!"
+    assert load_template(path, tokenizer).render([{"role": "user", "content": "Hi"}]) == "<|endoftext|>Hi!"
 
     def broken(writer: gguf.GGUFWriter) -> None:
         add_bpe(writer, library, "qwen2")

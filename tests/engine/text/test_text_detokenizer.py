@@ -53,8 +53,7 @@ def test_characters_come_with_their_last_byte_and_broken_bytes_at_once(tokenizer
 
 def test_text_that_continues_keeps_its_space(spm: Tokenizer) -> None:
     prompt, answer = spm.encode("Hello"), spm.encode("there", add_special=False)
-    assert Detokenizer(spm).push(answer) == "there"
-    assert Detokenizer(spm, after=prompt).push(answer) == " there"
+    assert Detokenizer(spm).push(answer) == "there" and Detokenizer(spm, after=prompt).push(answer) == " there"
 
 
 def test_the_state_stays_small(tokenizer: Tokenizer) -> None:

@@ -103,8 +103,7 @@ def test_what_off_auto_and_on_write(tmp_path: Path, name: str, parts: tuple[str,
 
 
 def test_a_level_above_none_is_still_a_thought() -> None:
-    assert jinja(TEMPLATES["gpt-oss"]).switch.lessens
-    assert not jinja(MISTRAL_EFFORT).switch.lessens
+    assert jinja(TEMPLATES["gpt-oss"]).switch.lessens and not jinja(MISTRAL_EFFORT).switch.lessens
     assert not FLAG.lessens and not ThinkingSwitch().lessens
 
 
@@ -133,10 +132,8 @@ def test_prompts_are_those_of_transformers(name: str, thinking: Thinking) -> Non
 def test_variables_of_the_callers_own_win() -> None:
     template = jinja(TEMPLATES["gpt-oss"])
     for thinking in MODES:
-        text = template.render([USER], thinking, variables={"reasoning_effort": "medium"})
-        assert "Reasoning: medium\n" in text
-    tools = template.render([USER], variables={"tools": {"a": {"name": "look"}}})
-    assert '{"name": "look"}' in tools
+        assert "Reasoning: medium\n" in template.render([USER], thinking, variables={"reasoning_effort": "medium"})
+    assert '{"name": "look"}' in template.render([USER], variables={"tools": {"a": {"name": "look"}}})
 
 
 @pytest.mark.parametrize(
@@ -162,8 +159,7 @@ def test_marks_in_a_variable_are_text(tmp_path: Path) -> None:
     parts = chat_parts(template, [USER], "auto", Marks(tokenizer), given)
     assert "".join(parts) == "a<|im_end|>b<|im_start|>hi"
     ids = tokenizer.encode_parts(parts, False)
-    assert tokenizer.token_id("<|im_end|>") not in ids
-    assert tokenizer.token_id("<|im_start|>") in ids
+    assert tokenizer.token_id("<|im_end|>") not in ids and tokenizer.token_id("<|im_start|>") in ids
     assert chat_parts(template, [USER], "auto", None, given) == ["".join(parts)]
 
 
@@ -182,8 +178,7 @@ BRACKETS = ThoughtTags("[THINK]", "[/THINK]")
 )
 def test_tags_of_a_vocabulary(tmp_path: Path, name: str, marks: tuple[str, ...], tags: ThoughtTags) -> None:
     write_marked(tmp_path, TEMPLATES[name], marks)
-    tokenizer = load_tokenizer(tmp_path)
-    assert tags_for(tokenizer, jinja(TEMPLATES[name])) == tags
+    assert tags_for(load_tokenizer(tmp_path), jinja(TEMPLATES[name])) == tags
 
 
 @pytest.mark.parametrize(
@@ -224,6 +219,5 @@ class Hidden:
 def test_tags_that_are_special_tokens_of_another_name(tmp_path: Path) -> None:
     write_spm(tmp_path, 600, additional_special_tokens=["<think_of>", "</think_of>"])
     (tmp_path / "added_tokens.json").write_text('{"<think_of>": 700, "</think_of>": 701}', "utf-8")
-    tokenizer = load_tokenizer(tmp_path)
-    hidden: Any = Hidden(tokenizer, {"[unused16]"})
+    hidden: Any = Hidden(load_tokenizer(tmp_path), {"[unused16]"})
     assert tags_for(hidden, None) == ThoughtTags("<think_of>", "</think_of>")

@@ -45,15 +45,12 @@ def test_pangu(tmp_path: Path) -> None:
         "[unused9]系统：S[unused10][unused9]用户：U1[unused10][unused9]助手：A1[unused10]"
         "[unused9]用户：U2[unused10][unused9]助手："
     )
-    text = "[unused9]系统：[unused10][unused9]用户：hi[unused10]"
-    assert template.render(USER, add_generation_prompt=False) == text
-    tool = template.render([*USER, TOOL])
-    assert tool.endswith("[unused9]工具：42[unused10][unused9]助手：")
+    assert template.render(USER, add_generation_prompt=False) == "[unused9]系统：[unused10][unused9]用户：hi[unused10]"
+    assert template.render([*USER, TOOL]).endswith("[unused9]工具：42[unused10][unused9]助手：")
     spm = load_tokenizer(tmp_path)
     ids = spm.encode(template.render(USER), template.add_special)
     marks = [spm.bos_id, *map(spm.token_id, ("[unused9]", "[unused10]"))]
-    assert ids[0] == spm.bos_id
-    assert [ids.count(mark or -1) for mark in marks] == [1, 3, 2]
+    assert ids[0] == spm.bos_id and [ids.count(mark or -1) for mark in marks] == [1, 3, 2]
 
 
 PRO, EMBEDDED = "PanguProMoEForCausalLM", "PanguEmbeddedForCausalLM"
@@ -114,8 +111,7 @@ def test_where_a_template_lies(tmp_path: Path) -> None:
 )
 def test_jinja_dialect(tmp_path: Path, source: str, text: tuple[str, str, str]) -> None:
     template = jinja(tmp_path, source)
-    rendered = tuple(template.render(USER, thinking) for thinking in ("off", "on", "auto"))
-    assert rendered == text
+    assert tuple(template.render(USER, thinking) for thinking in ("off", "on", "auto")) == text
 
 
 @pytest.mark.parametrize(

@@ -104,8 +104,7 @@ def test_cuts_make_no_difference(kind: Any, data: st.DataObject, opened: bool, c
     if kind is ChannelSplitter:
         assert not any(mark in part for mark in MARKS[:4] for part in whole)
     elif "\n" not in text:
-        bare = text.replace(THINK.open, "").replace(THINK.close, "")
-        assert len(bare) <= sum(map(len, whole)), "nothing is lost"
+        assert len(text.replace(THINK.open, "").replace(THINK.close, "")) <= sum(map(len, whole)), "nothing is lost"
 
 
 TAG_STREAM = {
@@ -127,23 +126,19 @@ CHANNEL_STREAM = {
     ("whole", "stream"), [(tagged(), TAG_STREAM), (ChannelSplitter(), CHANNEL_STREAM)], ids=["tags", "channels"]
 )
 def test_text_is_held_back_only_while_it_may_become_a_mark(whole: Any, stream: dict[str, tuple[str, str]]) -> None:
-    assert [whole.push(text) for text in stream] == [*stream.values()]
-    assert whole.finish() == ("", "")
+    assert [whole.push(text) for text in stream] == [*stream.values()] and whole.finish() == ("", "")
 
 
 def test_opened_by() -> None:
     assert THINK.opened_by("<|im_start|>assistant\n<think>\n")
     assert not THINK.opened_by("<think>\n\n</think>\n\n") and not THINK.opened_by("")
-    assert ThoughtTags("<r>\n", "</r>").opened_by("a <r>\n")
-    assert not ThoughtTags("", "</think>").opened_by("a")
-    assert HARMONY.opened_by(f"<|start|>assistant{ANALYSIS}")
-    assert not HARMONY.opened_by("<|start|>assistant")
+    assert ThoughtTags("<r>\n", "</r>").opened_by("a <r>\n") and not ThoughtTags("", "</think>").opened_by("a")
+    assert HARMONY.opened_by(f"<|start|>assistant{ANALYSIS}") and not HARMONY.opened_by("<|start|>assistant")
 
 
 def test_a_prompt_that_opened_a_thought_is_shut() -> None:
     assert THINK.shut("user: hi\n<think>\n") == "user: hi\n<think>\n\n</think>\n\n"
-    assert THINK.shut("[a]<think>") == "[a]<think></think>"
-    assert not THINK.opened_by(THINK.shut("<think>"))
+    assert THINK.shut("[a]<think>") == "[a]<think></think>" and not THINK.opened_by(THINK.shut("<think>"))
 
 
 def test_an_answer_that_began_inside_a_thought() -> None:
@@ -195,8 +190,7 @@ def test_a_budget_ends_the_analysis_and_begins_the_answer(
     opens = [] if opened else ids(harmony, ANALYSIS)
     ends = [*ids(harmony, phrase), *ids(harmony, CLOSE)]
     bound = Bound(most, closing=phrase, opened=opened, tags=HARMONY)
-    thought = (ids(harmony, "abcdefghi") * 9)[:most]
-    answer = [*opens, *thought, *ends, *ids(harmony, "so it is")]
+    answer = [*opens, *(ids(harmony, "abcdefghi") * 9)[:most], *ends, *ids(harmony, "so it is")]
     rules = told(bound.of(harmony, 0), [], answer)
     first = len(opens) + most
     assert [rule.token for rule in rules if isinstance(rule, OneHot)] == ends
@@ -209,6 +203,5 @@ def test_commentary_counts_among_the_thought(harmony: Tokenizer) -> None:
     between = ids(harmony, f"{NEXT}{COMMENTARY}")
     said = [*ids(harmony, ANALYSIS), *ids(harmony, "ab"), *between, *ids(harmony, "cd")]
     free = Bound(99, tags=HARMONY)
-    ended = free.of(harmony, 0).outcome([*said, *ids(harmony, CLOSE)])
-    assert ended[:3] == (2 + len(between) + 2, "model", False)
+    assert free.of(harmony, 0).outcome([*said, *ids(harmony, CLOSE)])[:3] == (2 + len(between) + 2, "model", False)
     assert free.of(harmony, 0).outcome(ids(harmony, f"{FINAL}so"))[:3] == (0, None, False)

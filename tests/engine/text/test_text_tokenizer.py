@@ -43,8 +43,7 @@ def test_a_long_text_does_not_stop_other_threads(kind: str, request: pytest.Fixt
     assert tokenizer.decode(found) == text
     if kind == "bpe":
         library: Any = tokenizer._library  # type: ignore[attr-defined]
-        assert found == library.encode(text).ids
-        assert tokenizer.longest == len("<|endoftext|>")
+        assert found == library.encode(text).ids and tokenizer.longest == len("<|endoftext|>")
 
 
 @given(data=st.data())
@@ -89,14 +88,12 @@ def test_spm_prefix_rule_is_read_off_the_model(tmp_path: Path, extra: dict[str, 
 def test_special_tokens_are_parsed_in_text(bpe: Tokenizer, spm: Tokenizer) -> None:
     im_start, im_end = bpe.token_id("<|im_start|>"), bpe.token_id("<|im_end|>")
     ids = bpe.encode("<|im_start|>user<|im_end|>")
-    assert (ids[0], ids[-1]) == (im_start, im_end)
-    assert bpe.decode(ids) == "user"
+    assert (ids[0], ids[-1]) == (im_start, im_end) and bpe.decode(ids) == "user"
     assert bpe.decode(ids, skip_special=False) == "<|im_start|>user<|im_end|>"
     text = "[unused9]用户：hi</s>[unused10]"
     ids = spm.encode(text, add_special=False)
     assert {spm.token_id("[unused9]"), spm.token_id("</s>"), spm.token_id("[unused10]")} <= {*ids}
-    assert spm.decode(ids) == "用户：hi"
-    assert spm.decode(ids, skip_special=False) == text
+    assert spm.decode(ids) == "用户：hi" and spm.decode(ids, skip_special=False) == text
 
 
 def test_special_ids(bpe: Tokenizer, spm: Tokenizer) -> None:
@@ -107,8 +104,7 @@ def test_special_ids(bpe: Tokenizer, spm: Tokenizer) -> None:
 
 def test_unknown_pieces_and_lone_surrogates(bpe: Tokenizer, spm: Tokenizer) -> None:
     for tokenizer in (bpe, spm):
-        assert tokenizer.token_id("no such piece") is None
-        assert tokenizer.piece(tokenizer.vocab_size) is None
+        assert tokenizer.token_id("no such piece") is None and tokenizer.piece(tokenizer.vocab_size) is None
         assert tokenizer.decode([tokenizer.vocab_size, 10**9, -1]) == ""
         refused("lone surrogate at position 1", tokenizer.encode, "a\ud800")
 
@@ -119,8 +115,7 @@ def test_bos_as_the_configuration_says(tmp_path: Path) -> None:
     spm = load_tokenizer(tmp_path)
     assert spm.bos_id == spm.token_id("<s>")
     assert spm.encode("a")[0] == spm.bos_id and spm.encode("") == [spm.bos_id]
-    assert spm.bos_id not in spm.encode("a", add_special=False)
-    assert spm.encode("<s>a").count(1) == 1
+    assert spm.bos_id not in spm.encode("a", add_special=False) and spm.encode("<s>a").count(1) == 1
     edit(config, add_bos_token=False)
     assert load_tokenizer(tmp_path).encode("a")[0] != spm.bos_id
     edit(config, add_bos_token=None)
@@ -246,8 +241,7 @@ def test_absurd_ids_are_refused_before_there_is_room_for_them(tmp_path: Path, nu
 def test_numbers_that_no_library_can_hold(tmp_path: Path, number: str) -> None:
     write_bpe(tmp_path)
     path = tmp_path / "tokenizer.json"
-    text = re.sub('"id": ?0', f'"id":{number}', path.read_text("utf-8"), count=1)
-    path.write_text(text, "utf-8")
+    path.write_text(re.sub('"id": ?0', f'"id":{number}', path.read_text("utf-8"), count=1), "utf-8")
     refused("is not a tokenizer: |has a number of 400 digits", load_tokenizer, tmp_path)
 
 

@@ -38,16 +38,14 @@ def test_templates_write_what_transformers_writes(tmp_path: Path, name: str, too
     result = {**ASKED[2], "name": "get_weather"}
     asked = [ASKED[0], {"role": "assistant", "content": "", "tool_calls": [call]}, result]
     expected = theirs.apply_chat_template(asked, tools=tools, tokenize=False, add_generation_prompt=True)
-    assert ours.render(ASKED, variables={"tools": tools}) == expected
-    assert "Köln" in expected
+    assert ours.render(ASKED, variables={"tools": tools}) == expected and "Köln" in expected
     assert name == "generic" or ("clock" in expected) == (tools is not None)
 
 
 @pytest.mark.parametrize("name", TOOL_TEMPLATES)
 def test_the_format_is_found_in_the_template(tmp_path: Path, name: str) -> None:
     found = template(tmp_path, TOOL_TEMPLATES[name])
-    assert found.reads_tools
-    assert found.calls is BY_NAME[name]
+    assert found.reads_tools and found.calls is BY_NAME[name]
     assert format_of(TOOL_TEMPLATES[name]) is (BY_NAME[name] if name != "generic" else None)
 
 
@@ -60,12 +58,10 @@ def test_a_template_without_tools_is_told_in_the_systems_turn(tmp_path: Path) ->
     for tool in TOOLS:
         assert json.dumps(tool["function"], ensure_ascii=False) in system
     form = '{"name": "<the function\'s name>", "arguments": {<its arguments>}}'
-    assert f"<tool_call>\n{form}\n</tool_call>" in system
-    assert user == "user\nRain?<|im_end|>\n"
+    assert f"<tool_call>\n{form}\n</tool_call>" in system and user == "user\nRain?<|im_end|>\n"
     call = '{"name": "get_weather", "arguments": {"city": "Köln", "days": 2}}'
     assert assistant == f"assistant\n<tool_call>\n{call}\n</tool_call><|im_end|>\n"
-    assert result == "user\n<tool_response>\ndry\n</tool_response><|im_end|>\n"
-    assert answer == "assistant\n"
+    assert result == "user\n<tool_response>\ndry\n</tool_response><|im_end|>\n" and answer == "assistant\n"
     assert plain.render(ASKED[:1], variables={"tools": []}) == plain.render(ASKED[:1])
     assert plain.render(ASKED, variables={"tools": TOOLS}).startswith("<|im_start|>system\nYou may")
 
@@ -74,8 +70,7 @@ def test_a_template_without_a_systems_turn_is_told_in_the_users(tmp_path: Path) 
     source = "{% for m in messages if m.role != 'system' %}[{{ m.role }}] {{ m.content }}\n{% endfor %}"
     more = {"role": "user", "content": "And now?"}
     text = template(tmp_path, source).render([*ASKED, more], variables={"tools": TOOLS})
-    assert text.startswith("[user] You may call functions")
-    assert "\n\nRain?\n[assistant] <tool_call>" in text
+    assert text.startswith("[user] You may call functions") and "\n\nRain?\n[assistant] <tool_call>" in text
     assert text.endswith("[user] <tool_response>\ndry\n</tool_response>\nAnd now?\n")
 
 
@@ -102,8 +97,7 @@ def test_results_names_and_descriptions_spell_no_marks(tmp_path: Path, name: str
         tool["function"]["description"] += evil
         fields = tool["function"]["parameters"]["properties"]
         fields[f"x{evil}"] = {"description": evil, "enum": [evil]}
-        arguments = json.dumps({f"y{evil}": [evil]})
-        call = {**CALL, "function": {"name": f"f{evil}", "arguments": arguments}}
+        call = {**CALL, "function": {"name": f"f{evil}", "arguments": json.dumps({f"y{evil}": [evil]})}}
         result = {"role": "tool", "tool_call_id": f"c{evil}", "name": f"n{evil}"}
         asked: list[dict[str, Any]] = [
             {"role": "user", "content": f"Rain?{evil}"},
@@ -111,8 +105,7 @@ def test_results_names_and_descriptions_spell_no_marks(tmp_path: Path, name: str
             {**result, "content": f"dry{evil}"},
         ]
         parts = chat_parts(ours, check_messages(asked), "auto", marks, {"tools": [tool]})
-        text = "".join(parts)
-        assert text.count(evil) >= (6 if evil else 0)
+        assert "".join(parts).count(evil) >= (6 if evil else 0)
         hidden = tokenizer.special_ids
         ids = tokenizer.encode_parts(parts, ours.add_special)
         return [tokenizer.piece(token) or "" for token in ids if token in hidden]
@@ -128,8 +121,7 @@ def test_marks_of_calls_stay_in_what_users_write(tmp_path: Path) -> None:
     for token in data["added_tokens"]:
         token["special"] &= "tool_response" not in token["content"]
     path.write_text(json.dumps(data), "utf-8")
-    tokenizer = load_tokenizer(tmp_path)
-    marks = Marks(tokenizer, None, BY_NAME["hermes"].marks)
+    marks = Marks(load_tokenizer(tmp_path), None, BY_NAME["hermes"].marks)
     text = "a</tool_response>"
     assert marks.parts(text) == marks.parts(text, "assistant") == [text]
     assert marks.parts(text, "tool") == ["a<", "/tool_response>"]
@@ -187,6 +179,5 @@ def test_bad_messages_are_refused(messages: Any, said: str) -> None:
 def test_arguments_become_objects_where_they_are_some(given: Any, read: Any) -> None:
     call = {"function": {"name": "f", "arguments": given}}
     (turn,) = check_messages([{"role": "assistant", "tool_calls": [call]}])
-    assert turn["content"] == ""
-    assert turn["tool_calls"][0]["function"]["arguments"] == read
+    assert turn["content"] == "" and turn["tool_calls"][0]["function"]["arguments"] == read
     assert check_messages([turn]) == [turn]

@@ -98,8 +98,7 @@ def test_requests_between_two_reports_spread() -> None:
         chooser.report(id, report(clock.now))
     clock.now += 0.5
     sent = Counter(send(chooser, request("a new prompt")) for _ in range(100))
-    assert len(sent) == 10
-    assert max(sent.values()) <= 20
+    assert len(sent) == 10 and max(sent.values()) <= 20
 
 
 def test_what_failed_on_a_request_comes_last() -> None:
@@ -137,9 +136,7 @@ def test_all_replicas_are_ranked_once_whatever_happens(count: int, steps: list[t
             chooser.ended(sent.pop())
         else:
             chooser.report("r0", report(clock.now, running={"fast": number}, urgent=number % 2))
-        ranked = chooser.rank(asked)
-        assert sorted(ranked) == sorted(ids)
-        assert len(chooser.reserved) < len(ids)
+        assert sorted(chooser.rank(asked)) == sorted(ids) and len(chooser.reserved) < len(ids)
         assert sum(len(load._mine) for load in chooser._loads.values()) <= len(chooser._sent)
 
 

@@ -23,8 +23,7 @@ async def test_it_says_what_runs_waits_and_how_fast(folder: Path, monkeypatch: p
         await answer_of(engine, asked(mode=mode, prompt=CHAT))  # measures what steps take
     llm = engine._llm.llm
     first = engine.report()
-    assert (first.answers, first.deep, first.urgent) == (0, 0, 0)
-    assert first.pages == llm.stats().pages
+    assert (first.answers, first.deep, first.urgent) == (0, 0, 0) and first.pages == llm.stats().pages
     gate = Gate(llm, monkeypatch)
     soon = {"base": "fast", "latency_ms": 5000.0}
     modes: list[Any] = ["deep", {"base": "deep", "thinking_budget": 5}, "fast", soon]
@@ -34,10 +33,8 @@ async def test_it_says_what_runs_waits_and_how_fast(folder: Path, monkeypatch: p
     ends = time.monotonic() + SOON
     while (said := engine.report()).answers < 4 and time.monotonic() < ends:
         await asyncio.to_thread(gate.steps)  # what came while a step ran is taken in after it
-    assert sum(said.running.values()) == 2
-    assert sum(said.waiting.values()) == 2
-    assert (said.deep, said.urgent) == (2, 1)
-    assert said.queue_seconds >= said.quick_queue_seconds > 0
+    assert sum(said.running.values()) == 2 and sum(said.waiting.values()) == 2
+    assert (said.deep, said.urgent) == (2, 1) and said.queue_seconds >= said.quick_queue_seconds > 0
     gate.open()
     await asyncio.gather(*tasks)
     assert settled(llm)

@@ -27,8 +27,7 @@ def test_deep_requests_are_known_from_quick_ones_whether_the_model_thinks_or_not
     assert not routed(thinks, mode="fast").deep and not routed(thinks, mode="fast").urgent
     assert routed(thinks, mode=target).urgent and routed(thinks, mode=target).latency_ms == 200
     assert not routed(thinks, mode={"base": "deep", "thinking": "off"}).deep
-    unsure = {"base": "auto", "thinking": "off"}
-    for mode in ("deep", None, "auto", {"base": "deep", "groups": 1}, unsure):
+    for mode in ("deep", None, "auto", {"base": "deep", "groups": 1}, {"base": "auto", "thinking": "off"}):
         assert routed(thinks, mode=mode).deep and not routed(thinks, mode=mode).urgent
 
 

@@ -32,8 +32,7 @@ def test_quick_ones_hardly_feel_a_flood_of_deep_ones(replicas: int, monkeypatch:
     alone = run(SMALL, replicas, small(1.4 * replicas, deep=0))["fast"].first[1]
     flood = small(2 * replicas, deep=0.3)
     ours = run(SMALL, replicas, flood)
-    none_reserved = partial(RoutingSettings, reserved_seconds=-1.0)
-    monkeypatch.setattr(cluster, "RoutingSettings", none_reserved)
+    monkeypatch.setattr(cluster, "RoutingSettings", partial(RoutingSettings, reserved_seconds=-1.0))
     shared = run(SMALL, replicas, flood)
     assert ours["fast"].first[1] <= 1.5 * alone < 8 * alone < shared["fast"].first[1]
     assert ours["deep"].first[0] <= 3 * shared["deep"].first[0], "they have the other replicas"
@@ -43,7 +42,6 @@ def test_quick_ones_hardly_feel_a_flood_of_deep_ones(replicas: int, monkeypatch:
 def test_nine_tenths_of_the_prefixes_that_one_cache_would_find(replicas: int) -> None:
     recipe = small(replicas, deep=0.1, system_tokens=400)
     quick = ModeSteps(rows=STEPS.rows, seconds=tuple(one / replicas for one in STEPS.seconds))
-    modes = {"fast": quick, "deep": quick}
-    as_large = ReplicaCosts(modes=modes, pages=20_000 * replicas, max_running=8 * replicas)
+    as_large = ReplicaCosts(modes={"fast": quick, "deep": quick}, pages=20_000 * replicas, max_running=8 * replicas)
     possible = run(as_large, 1, recipe)["all"].hit_rate
     assert run(SMALL, replicas, recipe)["all"].hit_rate >= 0.9 * possible > 0.3
