@@ -110,7 +110,7 @@ def test_tags_that_a_checkpoint_declares_or_a_caller_gives(tmp_path: Path) -> No
         off = llm.chat("hello", TWENTY, mode="fast")
         assert (off.reasoning, off.text != "") == ("", True)
     for bad in (["<a>"], ["<a>", ""], "<a></a>", [1, 2]):
-        refused("^thinking_tags=", open_llm, folder, thinking_tags=bad)
+        refused("^(field ')?thinking_tags", open_llm, folder, thinking_tags=bad)
     (folder / "fastslow.json").write_text('{"thinking_tags": 5}')
     refused(r"fastslow\.json: thinking_tags=5 must be two texts", open_llm, folder)
 
