@@ -52,12 +52,12 @@ def convert(
 
 
 def calibration_texts(
-    folder: Path, options: ConvertOptions, report: Report = silent, prompts: Path | None = None
+    folder: Path, options: ConvertOptions, report: Report = silent
 ) -> list[list[int]]:
-    """Token ids of answers that the model gives to prompts; None = a few of many kinds."""
+    """Token ids of answers that the model gives to a few prompts of many kinds, or those of its folder."""
     texts: list[list[int]] = []
     with LLM(folder, remember=False, progress=False) as llm:
-        for text in answered(llm, prompts_of(prompts, folder), seed=options.seed):
+        for text in answered(llm, prompts_of(None, folder), seed=options.seed):
             texts.append(text)
             share = min(1.0, sum(map(len, texts)) / options.tokens)
             report(0.3 * share, "calibration text")

@@ -62,8 +62,8 @@ def moge_config(dense: ModelConfig, raw: dict[str, Any], recipe: Recipe) -> dict
     return config | {k: raw[k] for k in TOKEN_IDS if k in raw} | {"torch_dtype": "bfloat16"}
 
 
-def merged(dense: Dense, recipe: Recipe, layer: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The layer's seven weights with their deltas, in `dtype`, FFN neurons in the layout's order."""
+def merged(dense: Dense, recipe: Recipe, layer: int) -> dict[str, Tensor]:
+    """The layer's seven weights with their deltas, in bfloat16, FFN neurons in the layout's order."""
     order = recipe.layout.order(layer)
     weights = {}
     for name in LINEARS:
@@ -75,17 +75,15 @@ def merged(dense: Dense, recipe: Recipe, layer: int, dtype: torch.dtype) -> dict
         if recipe.deltas:
             a, b = recipe.deltas[f"{layer}_{name}"]
             weight = weight.float() + b @ a
-        weights[name] = weight.to(dtype)
+        weights[name] = weight.bfloat16()
     return weights
 
 
-def layer_tensors(
-    dense: Dense, recipe: Recipe, layer: int, dtype: torch.dtype
-) -> Iterator[tuple[str, Tensor]]:
-    """Yield a layer's tensors with their official names, matrices in `dtype`."""
+def layer_tensors(dense: Dense, recipe: Recipe, layer: int) -> Iterator[tuple[str, Tensor]]:
+    """Yield a layer's tensors with their official names, matrices in bfloat16."""
     base = f"model.layers.{layer}"
     layout = recipe.layout
-    weights = merged(dense, recipe, layer, dtype)
+    weights = merged(dense, recipe, layer)
     for norm in NORMS:
         old = dense.tensors[f"{base}.{norm}.weight"]
         yield f"{base}.{norm}.weight", recipe.norms.get(f"{layer}_{norm}", old)
@@ -115,12 +113,12 @@ def write_moge(
     out: Path,
     *,
     fast: int = 2,
-    dtype: torch.dtype = torch.bfloat16,
     weights: Path | None = None,
 ) -> Path:
     """Write a MoGE checkpoint of the dense one that the recipe was made for, with its tokenizer files. out: folder to
-    create; it appears only when complete. fast: groups that the preset "fast" runs; "deep" runs all. dtype: dtype of
-    every tensor. weights: the GGUF file that the dense folder was made from, where the folder has none. ValueError: the recipe does not fit the dense model, or `out` is not vacant."""
+    create; it appears only when complete. fast: groups that the preset "fast" runs; "deep" runs all. weights:
+    the GGUF file that the dense folder was made from, where the folder has none. ValueError: the recipe does not fit
+    the dense model, or `out` is not vacant."""
     require_vacant(out)
     groups = recipe.layout.experts.shape[1]
     if not 0 <= fast <= groups:
@@ -143,8 +141,8 @@ def write_moge(
     with fresh_folder(out) as folder:
 
         def made(layer: int) -> list[tuple[str, Tensor]]:
-            parts = layer_tensors(dense, recipe, layer, dtype)
-            return [(name, tensor.to(dtype).contiguous()) for name, tensor in parts]
+            parts = layer_tensors(dense, recipe, layer)
+            return [(name, tensor.bfloat16().contiguous()) for name, tensor in parts]
 
         pool = ThreadPoolExecutor(WORKERS)
         try:
@@ -153,7 +151,7 @@ def write_moge(
                 tensors.update(one.result())
         finally:
             pool.shutdown(cancel_futures=True)  # Ctrl-C waits for layers that run alone
-        tensors = {name: tensor.to(dtype).contiguous() for name, tensor in tensors.items()}
+        tensors = {name: tensor.bfloat16().contiguous() for name, tensor in tensors.items()}
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
         write_json(folder / "config.json", moge_config(dense.config, raw, recipe))
         write_json(folder / "fastslow.json", {"modes": modes})

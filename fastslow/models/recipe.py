@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fastslow.engine.model.config import ModelConfig
@@ -40,12 +40,6 @@ class ExpertLayout:
         """The dense FFN's neurons, shared first and then pool by pool."""
         return torch.cat((self.shared[layer], self.pools[layer].flatten()))
 
-    def member(self, layer: int) -> Tensor:
-        """float32 [groups, experts, pool]: 1.0 where a pool neuron belongs to an expert."""
-        groups, experts, _ = self.experts[layer].shape
-        table = torch.zeros(groups, experts, self.pools.shape[-1])
-        return table.scatter_(-1, self.experts[layer], 1.0)
-
     def check(self, inner: int) -> None:
         """ValueError unless shared and pools partition the `inner` neurons of every layer."""
         groups, experts, width = self.experts.shape[1:]
@@ -75,22 +69,6 @@ class Recipe:
     layout: ExpertLayout
     deltas: dict[str, tuple[Tensor, Tensor]]
     norms: dict[str, Tensor]
-
-    def save(self, path: Path) -> None:
-        """Write one safetensors file: bfloat16 values and uint16 neuron numbers."""
-        tensors = {
-            name: tensor.to(torch.uint16 if name in NUMBERS else torch.bfloat16)
-            for name, tensor in vars(self.layout).items()
-        }
-        for name, (a, b) in self.deltas.items():
-            tensors[f"delta.{name}.a"], tensors[f"delta.{name}.b"] = a.bfloat16(), b.bfloat16()
-        for name, weight in self.norms.items():
-            tensors[f"norm.{name}"] = weight.bfloat16()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(path.name + ".part")
-        save_file({name: t.contiguous() for name, t in tensors.items()}, part)
-        part.chmod(0o644)
-        part.rename(path)
 
     @classmethod
     def load(cls, path: Path) -> Recipe:

@@ -94,8 +94,7 @@ def convert(
       fastslow convert path/to/dense path/to/moge
       fastslow convert path/to/dense path/to/moge --groups 4
 
-    The result is not trained: a rough copy with a clearly higher perplexity. `examples/smollm2_moge` has the
-    training that made smollm2-moge.
+    The result is not trained: a rough copy with a clearly higher perplexity.
     """
     from fastslow.engine.host.progress import progress_bar
     from fastslow.models.locate import resolve_model
