@@ -10,6 +10,7 @@ from functools import partial
 from threading import Thread
 from time import monotonic
 from typing import Any, Self
+from weakref import WeakSet
 
 from fastslow.admission import Admission
 from fastslow.engine.core.stats import EngineStats
@@ -17,7 +18,8 @@ from fastslow.engine_args import AsyncArgs, EngineArgs
 from fastslow.keywords import takes_fields, takes_options
 from fastslow.llm import LLM
 from fastslow.output import Output
-from fastslow.request.handle import PieceStream, RequestHandle, group_of
+from fastslow.request.group import RequestGroup
+from fastslow.request.handle import PieceStream, RequestHandle
 from fastslow.request.options import Conversation, GenerateOptions, Prompt, as_messages, as_wait
 
 MAX_WAITING = AsyncArgs.max_waiting
@@ -43,7 +45,7 @@ class AsyncLLM:
         self._max_waiting = args.max_waiting
         self._llm: LLM | None = None
         self._admission = Admission(0, 0)
-        self._handles: set[RequestHandle] = set()  # not over yet
+        self._groups = WeakSet[RequestGroup]()  # what runs is held by the engine
         self._open = True
 
     @classmethod
@@ -106,16 +108,15 @@ class AsyncLLM:
         llm = self.llm
         if not self._open:
             raise RuntimeError("this AsyncLLM takes no more requests: it is drained or closed")
-        group = group_of("submit", prompt, options, llm._parts)
-        count = group.count
-        self._admission.enter(count, options.share)
+        handle = RequestHandle.of("submit", prompt, options, llm._parts)
+        self._admission.enter(count := handle._group.count, options.share)
+        leave = partial(self._admission.leave, count, options.share)
         try:
-            handle = llm._start(group)
-            self._handles.add(handle)
-            group.when_done(partial(self._over, handle, count, options.share))
+            handle.start(leave)
         except BaseException:
-            self._admission.leave(count, options.share)
+            leave()
             raise
+        self._groups.add(handle._group)
         return handle
 
     async def stop_thinking(self, request: RequestHandle | PieceStream) -> bool:
@@ -141,11 +142,11 @@ class AsyncLLM:
         wait = as_wait(seconds)
         self._open = False
         end = None if wait is None else monotonic() + wait
-        while self._handles and (end is None or monotonic() < end):
+        while self.answers and (end is None or monotonic() < end):
             await asyncio.sleep(PAUSE if end is None else min(PAUSE, max(0.0, end - monotonic())))
-        for handle in list(self._handles):
-            handle.cancel()
-        while self._handles:
+        for group in list(self._groups):
+            group.cancel()
+        while self.answers:
             await asyncio.sleep(PAUSE)
 
     async def close(self) -> None:
@@ -187,8 +188,3 @@ class AsyncLLM:
     def _begin(self, llm: LLM) -> None:
         self._llm = llm
         self._admission = Admission(llm.max_running, self._max_waiting)
-
-    def _over(self, handle: RequestHandle, count: int, share: str | None) -> None:
-        """Called from any thread, in the engine's most of the time."""
-        self._handles.discard(handle)
-        self._admission.leave(count, share)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NoReturn, cast
-from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from loguru import logger
 
@@ -26,13 +26,13 @@ from fastslow.draft.several import on_each
 from fastslow.draft.suffix.corpus import Corpus
 from fastslow.draft.suffix.sources import AnswerMemory
 from fastslow.engine.backends.loader import load_model
-from fastslow.engine.core.request import Request
 from fastslow.engine.host.files import is_file
 from fastslow.engine.host.machine import give_back
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.config import RoutedUnits
 from fastslow.engine.params import Speculation
+from fastslow.engine.sampling.stop import Stopper
 from fastslow.engine.text.tokenizer import same_vocabulary
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.engine.types import Drafter
@@ -83,7 +83,7 @@ class DrafterFactory:
         # calls something in the engine's thread, the only one that may call drafters
         self.between_steps: Callable[[Callable[[], None]], None] = lambda action: action()
         self._keys = OrderedDict[Speculation, Speculation]()  # the last used at the end
-        self._users: dict[Speculation, WeakSet[Request]] = {}
+        self._users: dict[Speculation, WeakValueDictionary[int, Stopper]] = {}  # by requests' ids
         self._controller = controller
         self._told = False
         self.folder = folder
@@ -135,7 +135,7 @@ class DrafterFactory:
             if not self._make_room(_has_cache(names)):
                 return OFF
             drafter = build_drafter(key, self._deps)
-            self._keys[key], self._users[key] = key, WeakSet()
+            self._keys[key], self._users[key] = key, WeakValueDictionary()
             self.made[key] = drafter
         return key
 
@@ -146,11 +146,11 @@ class DrafterFactory:
         names = check_drafter(settings, self._units, self._deps.has_head)
         return names[0] if len(names) == 1 else ""
 
-    def use(self, key: Speculation, request: Request) -> None:
+    def use(self, key: Speculation, id: int, stopper: Stopper) -> None:
         """A request has the drafter with this key, until it is over."""
         with self._building:
             if key in self._users:
-                self._users[key].add(request)
+                self._users[key][id] = stopper
 
     def forget(self) -> None:
         """Forget the answers that are kept to draft later ones; for the engine's thread."""
@@ -169,8 +169,7 @@ class DrafterFactory:
         paged = [k for k in self._keys if _has_cache(split_names(k.drafter))] if has_cache else []
         for among, most in ((paged, MOST_MODELS), (list(self._keys), MOST)):
             while len(among) >= most:
-                free = (key for key in among if all(r.done for r in self._users.get(key, ())))
-                if (key := next(free, None)) is None:
+                if (key := next(filter(self._is_free, among), None)) is None:
                     if not self._told:
                         said = "{} drafters are in use: requests with other settings get no drafts"
                         logger.warning(said, len(among))
@@ -181,8 +180,11 @@ class DrafterFactory:
                     self._let_go(key)
         return True
 
+    def _is_free(self, key: Speculation) -> bool:
+        return all(one.reason is not None for one in self._users.get(key, {}).values())
+
     def _let_go(self, key: Speculation) -> None:
-        drafter, users = self.made.pop(key), [request.id for request in self._users.pop(key)]
+        drafter, users = self.made.pop(key), list(self._users.pop(key))
         del self._keys[key]
         self._controller.forget(key)
         self._told = False

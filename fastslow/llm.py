@@ -36,12 +36,11 @@ from fastslow.policies.speculation.cost_curve import FIRST_PATIENCE, step_second
 from fastslow.policies.speculation.step_cost import StepCostCurve
 from fastslow.request.builder import RequestBuilder
 from fastslow.request.choice import OutputBuilder
-from fastslow.request.group import GroupParts, LoopWakeups, RequestGroup
+from fastslow.request.group import GroupParts, LoopWakeups
 from fastslow.request.handle import (
     PieceStream,
     RequestHandle,
     answer_all,
-    group_of,
     groups_of,
     single_prompt,
 )
@@ -123,9 +122,9 @@ class LLM:
         self._worker = Worker(self._core, self._drafters.clear, wakeups)
         between = self._drafters.between_steps = self._worker.between_steps
         outputs = OutputBuilder(inputs)
-        self._parts = GroupParts(builder, outputs, self._worker, wakeups)
-        self._pinner = PrefixPinner(self._parts, self._kv, context, between)
         self._tokenising = ThreadPoolExecutor(TOKENISERS, "fastslow-tokenise")
+        self._parts = GroupParts(builder, outputs, self._worker, wakeups, self._tokenising)
+        self._pinner = PrefixPinner(self._parts, self._kv, context, between)
         # groups that run hold it, too: a handle of a dropped LLM gets its answer
         weakref.finalize(outputs, _let_go, self._worker, self._drafters).atexit = False
 
@@ -174,9 +173,9 @@ class LLM:
             ValueError: as `generate`; also for a list of prompts.
             GenerationError: while iterating, if the engine failed on the request.
         """
-        group = group_of("stream", prompt, options, self._parts)
-        group.prepare()
-        return PieceStream(group)
+        handle = RequestHandle.of("stream", prompt, options, self._parts)
+        handle._group.prepare()
+        return iter(handle)
 
     @takes_options(GenerateOptions)
     def stream_chat(self, messages: Conversation, options: GenerateOptions) -> PieceStream:
@@ -194,7 +193,7 @@ class LLM:
             ValueError: at once for what is seen without a tokenizer: types, ranges, unknown modes and
                 keywords, a prompt much too long. For all else `RequestHandle.result` raises it.
         """
-        return self._start(group_of("submit", prompt, options, self._parts))
+        return RequestHandle.of("submit", prompt, options, self._parts).start()
 
     def stats(self) -> EngineStats:
         """Return what the engine does and has done: its queue, pages, prefix hits and drafts. It never waits."""
@@ -298,10 +297,6 @@ class LLM:
             self._drafters.clear()
             finish_writing()
             give_back(device)
-
-    def _start(self, group: RequestGroup) -> RequestHandle:
-        self._tokenising.submit(group.run)
-        return RequestHandle(group)
 
     def __repr__(self) -> str:
         if isinstance(model := self.model, Closed):

@@ -22,7 +22,7 @@ from fastslow.serve.http.middleware import LOOPBACK, RequestAccess, RequestWatch
 from fastslow.serve.observe import health, metrics
 from fastslow.serve.observe.metrics import ServerMetrics
 from fastslow.serve.observe.request_log import RequestLog
-from fastslow.serve.observe.request_record import ObservedEngine, Observer
+from fastslow.serve.observe.request_record import Observer
 from fastslow.serve.openai import chat, completions, models, responses
 from fastslow.serve.openai.logprobs import TokenTable
 from fastslow.serve.page import route as page
@@ -41,14 +41,14 @@ def create_app(
     host: str | None = None,
     observers: Sequence[Observer] = (),
 ) -> FastAPI:
-    """The server in front of an engine. Its routes find these in `request.app.state`: `engine`, `settings`,
-    `requests` (what runs, by id), `tokens` (the bytes of tokens), `metrics` and `error_shapes`. config: of it,
+    """The server in front of an engine. Its routes find these in `request.app.state`: `engine`, `limits`,
+    `settings`, `requests` (what runs, by id), `tokens` (the bytes of tokens), `metrics` and `error_shapes`. config: of it,
     the limits of requests, whom browsers may help, what is logged and counted. keys: None = everybody is answered.
     host: that it listens on; None = a Unix socket, or unknown. observers: see every request's record at its end."""
     app = FastAPI(title="fastslow", docs_url=None, redoc_url=None)
     limits = Limits(config.max_requests)
     app.state.metrics = ServerMetrics(engine, limits, config.metrics_by_key, config.served_name)
-    app.state.engine = engine = ObservedEngine(engine, limits)
+    app.state.engine, app.state.limits = engine, limits
     app.state.settings = config.settings
     app.state.requests = requests.Requests()
     app.state.tokens = TokenTable(engine)

@@ -347,7 +347,7 @@ class RequestBuilder:
             escalation=state,
         )
         for part in (usual, *parts):
-            self._drafters.use(part.speculation, request)
+            self._drafters.use(part.speculation, request.id, request.stopper)
         request.enter_phase()
         return request
 

@@ -323,5 +323,6 @@ class OutputBuilder:
             if hint is not None and answer.metrics.drafter not in self._advised:
                 self._advised.add(answer.metrics.drafter)
                 logger.warning(hint)
-        self._inputs.advise(prompt, answers[0])
+        if (hint := self._inputs.advice(prompt, answers[0])) is not None:
+            self._inputs.said.warn(hint)
         return Output(prompt.text, list(prompt.tokens), answers, prompt_logprobs)

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from threading import Condition
 from time import monotonic
@@ -72,6 +72,7 @@ class GroupParts(NamedTuple):
     output: Callable[[Sequence[ChoiceState]], Output]
     worker: Worker
     wakeups: LoopWakeups
+    tokenising: ThreadPoolExecutor
 
 
 class RequestGroup:
@@ -90,7 +91,7 @@ class RequestGroup:
         self._builder: RequestBuilder | None = parts.builder
         self._gather: Callable[[Sequence[ChoiceState]], Output] | None = parts.output
         self.worker = parts.worker
-        self._wakeups = parts.wakeups
+        self._wakeups, self._tokenising = parts.wakeups, parts.tokenising
         self._home = HomeProcess()
         self.done = False
         self._queued = self._cancelled = self._streaming = False
@@ -121,8 +122,11 @@ class RequestGroup:
                 choice.pieces, choice.news = self._pieces, self._wake
                 choice.streaming = self._streaming
 
-    def run(self) -> None:
-        """Prepare and start it, in a pool's thread: what is wrong is raised where the answer is asked for."""
+    def submit(self) -> None:
+        """Prepare and start it in another thread: what is wrong is raised where the answer is asked for."""
+        self._tokenising.submit(self._run)
+
+    def _run(self) -> None:
         try:
             self.prepare()
             start([self])

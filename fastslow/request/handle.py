@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterat
 from functools import partial
 from queue import Empty, SimpleQueue
 from time import monotonic
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 from fastslow.engine.core.step_trace import StepTrace
 from fastslow.engine.params import shown
@@ -61,6 +61,17 @@ class RequestHandle(_AnswerInTheMaking):
     - Leaving such a loop early, or being cancelled while awaiting, cancels the request. Dropping a handle
       does not: its request runs on.
     """
+
+    @classmethod
+    def of(cls, taker: str, prompt: Prompt, options: GenerateOptions, parts: GroupParts) -> Self:
+        """Of a call that takes one prompt, checked at a glance; `taker`: its name, for messages."""
+        return cls(RequestGroup(single_prompt(taker, prompt, parts.builder.inputs), options, parts))
+
+    def start(self, over: Callable[[], None] = lambda: None) -> Self:
+        """Have it tokenised and answered; `over` is called once it is done, see `RequestGroup.when_done`."""
+        self._group.submit()
+        self._group.when_done(over)
+        return self
 
     @property
     def done(self) -> bool:
@@ -169,13 +180,6 @@ def single_prompt(taker: str, prompt: Prompt, inputs: InputProcessor) -> Prompt:
     if not single:
         raise ValueError(f"{taker} takes one prompt; give a list to generate")
     return one
-
-
-def group_of(
-    taker: str, prompt: Prompt, options: GenerateOptions, parts: GroupParts
-) -> RequestGroup:
-    """The group of such a call, checked at a glance."""
-    return RequestGroup(single_prompt(taker, prompt, parts.builder.inputs), options, parts)
 
 
 def groups_of(

@@ -108,16 +108,14 @@ class InputProcessor:
     def template_names(self) -> frozenset[str]:
         return frozenset() if self._template is None else self._template.names
 
-    def advise(self, prompt: EncodedPrompt, answer: Completion) -> None:
-        """Say once what to call where a chat model was given a plain text and ended at once."""
+    def advice(self, prompt: EncodedPrompt, answer: Completion) -> str | None:
+        """What to call where a chat model was given a plain text and ended at once."""
         chats = self._template is not None and not isinstance(self._template, PlainTemplate)
         plain = prompt.text is not None and not prompt.chat
         empty = len(answer.token_ids) == 1 and answer.finish_reason == "stop"
-        if chats and plain and empty:
-            self.said.warn(
-                "the answer to a plain text is empty: this model expects its chat template, so ask "
-                "llm.chat(prompt)"
-            )
+        if not (chats and plain and empty):
+            return None
+        return "the answer to a plain text is empty: this model expects its chat template, so ask llm.chat(prompt)"
 
     def split(self, prompts: Any) -> tuple[list[Prompt], bool]:
         """The prompts of a call, and whether it was a single one."""

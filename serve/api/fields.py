@@ -230,7 +230,7 @@ class SharedFields(ModeFields, GrammarFields, ClientOptions, Fields):
             **{name: getattr(self, name) for name in ClientOptions.model_fields},
         }
         made = GenerateOptions(**{**fields, **kept, **options})
-        return who.limited(GenerateRequest(id, prompt, made, streamed), card, prompts)
+        return GenerateRequest(id, prompt, who.limited(made, card, prompts), streamed)
 
     def _seconds(self, settings: ServerSettings) -> float:
         most = settings.longest_timeout

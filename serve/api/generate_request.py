@@ -34,18 +34,3 @@ class GenerateRequest:
     def with_options(self, **changes: Any) -> GenerateRequest:
         """The same with other options."""
         return replace(self, options=self.options.model_copy(update=changes))
-
-    def to_fields(self) -> Any:
-        """As plain JSON values, for another process. ValueError: a client's value is nested too deeply."""
-        from msgspec import to_builtins  # an extra: the command line says it where it is missing
-
-        fields = {name: getattr(self, name) for name in self.__slots__}
-        try:
-            return to_builtins(fields | {"options": self.options.given()})
-        except RecursionError:
-            raise ValueError("the request is nested too deeply") from None
-
-    @classmethod
-    def from_fields(cls, fields: Mapping[str, Any]) -> GenerateRequest:
-        """Again, in the other process. ValueError: an option does not fit."""
-        return cls(**{**fields, "options": GenerateOptions(**fields["options"])})

@@ -17,10 +17,9 @@ from fastapi import Depends, Request
 from fastslow.admission import KEPT, FairPlaces
 from fastslow.engine.params import MOST_PRIORITY, Effort, shown
 from fastslow.engine.text.switches import EFFORT, nearest_level
-from fastslow.request.options import GenerateOptions
+from fastslow.request.options import GenerateOptions, given_sampling
 from fastslow.serve.api.engine import ModelCard
 from fastslow.serve.api.errors import SOON, ApiError
-from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.keys import MOST, KeyLimits, StoredKey
 from fastslow.serve.api.mode_fields import STEERING
 
@@ -64,24 +63,23 @@ class Caller:
         return _derived(self.memory_key or OPEN, "salt", cache_salt)
 
     def limited(
-        self, request: GenerateRequest, card: ModelCard, prompts: int = 1
-    ) -> GenerateRequest:
-        """The request as the limits let it through: where it gives no `max_tokens`, with the most that it may.
-        prompts: of its call, each with such a request."""
-        limits = self.limits
+        self, options: GenerateOptions, card: ModelCard, prompts: int = 1
+    ) -> GenerateOptions:
+        """The options as the limits let them through: where they give no `max_tokens`, with the most that they may.
+        prompts: of the call, each with such options."""
+        limits, changes = self.limits, dict[str, Any]()
         if limits.modes is not None:
-            mode = request.options.mode
-            self._check_mode(mode, limits.modes)
-            _check_effort(request.options, card)
-            if isinstance(mode, Mapping):  # a preset that names its bounds has its own
-                request = request.with_options(mode={**mode, "bounds": ALL})
-        priority = self._priority(request.options.priority, *(limits.priority or ORDINARY_PRIORITY))
-        if priority != request.options.priority:
-            request = request.with_options(priority=priority)
+            self._check_mode(options.mode, limits.modes)
+            _check_effort(options, card)
+            if isinstance(options.mode, Mapping):  # a preset that names its bounds has its own
+                changes["mode"] = {**options.mode, "bounds": ALL}
+        priority = self._priority(options.priority, *(limits.priority or ORDINARY_PRIORITY))
+        if priority != options.priority:
+            changes["priority"] = priority
         mosts = [n for n in (limits.max_tokens, limits.tokens_per_minute) if n is not None]
         if mosts:
-            request = self._with_fewer_tokens(request, card, min(mosts), prompts)
-        return request
+            changes |= self._fewer_tokens(options, card, min(mosts), prompts)
+        return options.model_copy(update=changes) if changes else options
 
     def _check_mode(self, mode: Any, allowed: list[str]) -> None:
         name, known = _base(mode), ", ".join(sorted(allowed))
@@ -104,27 +102,28 @@ class Caller:
             raise _refusal("priority", limit)
         return priority
 
-    def _with_fewer_tokens(
-        self, request: GenerateRequest, card: ModelCard, most: int, prompts: int
-    ) -> GenerateRequest:
-        """With at most this many tokens in all answers of the call together."""
-        tokens, answers = answer_tokens(request, card)
+    def _fewer_tokens(
+        self, options: GenerateOptions, card: ModelCard, most: int, prompts: int
+    ) -> dict[str, Any]:
+        """What has to change for at most this many tokens in all answers of the call together."""
+        tokens, answers = answer_tokens(options, card)
         answers *= prompts
         if tokens is not None and tokens * answers <= most:
-            return request
+            return {}
         each = f" for each of {answers} answers" if answers > 1 else ""
-        if (given := request.sampling.get("max_tokens")) is not None:
+        sampling = given_sampling(options.sampling)
+        if (given := sampling.get("max_tokens")) is not None:
             said = f"max_tokens={shown(given)}{each} is above {most}, the most with this key"
             raise _refusal("max_tokens", said)
         if answers > most:
             raise _refusal("n", f"a token{each} is above {most}, the most with this key")
-        return request.with_options(sampling={**request.sampling, "max_tokens": most // answers})
+        return {"sampling": {**sampling, "max_tokens": most // answers}}
 
 
-def answer_tokens(request: GenerateRequest, card: ModelCard) -> tuple[int | None, int]:
-    """The most tokens of an answer, None where nobody says, and how many answers the request wants."""
-    mode = card.modes.get(_base(request.options.mode), {}).get("sampling") or {}
-    layers = request.options.sampling_defaults, mode, request.sampling
+def answer_tokens(options: GenerateOptions, card: ModelCard) -> tuple[int | None, int]:
+    """The most tokens of an answer, None where nobody says, and how many answers are wanted."""
+    mode = card.modes.get(_base(options.mode), {}).get("sampling") or {}
+    layers = options.sampling_defaults, mode, given_sampling(options.sampling)
     known = {name: value for layer in layers for name, value in layer.items() if value is not None}
     most = known.get("max_tokens")
     return (None if most is None else min(most, card.context)), known.get("n", 1)
@@ -257,12 +256,12 @@ class Limits:
         self._places.take(caller.share, 1)
         return use.headers(now)
 
-    def reserve(self, caller: Caller, request: GenerateRequest, card: ModelCard) -> int:
+    def reserve(self, caller: Caller, options: GenerateOptions, card: ModelCard) -> int:
         """Take the tokens that all answers to a request may have; `spend` gives back what they had not."""
         now, use = self._clock(), self._use(caller)
         if (bucket := use.rates.get("tokens")) is None:
             return 0
-        most, answers = answer_tokens(request, card)
+        most, answers = answer_tokens(options, card)
         tokens = min((most or card.context) * answers, bucket.per_minute)
         if wait := bucket.wait(tokens, now):
             said = f"up to {tokens} tokens are wanted, and this key may use {bucket.per_minute} a minute: try again "

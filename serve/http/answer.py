@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, TypeVar
 
@@ -16,17 +17,19 @@ from starlette.types import Receive, Scope, Send
 
 from fastslow.output import Output, Piece
 from fastslow.serve.api.config import ServerSettings
-from fastslow.serve.api.engine import Engine, NotReady
+from fastslow.serve.api.engine import Busy, Engine, NotReady
 from fastslow.serve.api.errors import ApiError, as_api_error, refused
 from fastslow.serve.api.generate_request import GenerateRequest
-from fastslow.serve.api.limits import Caller
+from fastslow.serve.api.limits import Caller, Limits
 from fastslow.serve.http.middleware import request_id
+from fastslow.serve.observe.request_record import CURRENT, AnswerRecord, tokens_of
 
 T = TypeVar("T")
 GONE = 499  # nginx's status for a client that closed its connection
 PlacedPiece = tuple[int, Piece]
 """Which of several prompts, and a piece of its answer."""
 SEPARATORS = "\x85", "\u2028", "\u2029"  # many clients end a line at these, too
+PATIENCE = 2.0  # seconds that the engine has to count the tokens of a prompt
 COMMENT = b": waiting\n\n"
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -53,10 +56,10 @@ class ClientLeft(ApiError):
         super().__init__(GONE, "the client closed the connection")
 
 
-async def all_whole(engine: Engine, requests: Sequence[GenerateRequest]) -> list[Output]:
+async def all_whole(state: Any, requests: Sequence[GenerateRequest]) -> list[Output]:
     """The answers to several requests, which run side by side; where one fails, all end. ApiError: a request does not
     fit. Busy, NotReady, GenerationError: as `Engine.stream`."""
-    pieces = Pieces(engine, requests)
+    pieces = Pieces(state, requests)
     outputs: dict[int, Output] = {}
     try:
         while (bunch := await pieces.take(None)) is not None:
@@ -88,14 +91,18 @@ async def left(receive: Receive) -> None:
 
 class Pieces:
     """The pieces of one answer or several, in bunches: all that came since the last one was taken. A slow reader holds
-    up nobody: pieces wait here, never more of them than the answer has tokens."""
+    up nobody: pieces wait here, never more of them than the answer has tokens. The record of the HTTP request gets an
+    `AnswerRecord` for each prompt, and its caller's limits count the tokens. state: of the application."""
 
-    def __init__(self, engine: Engine, requests: Sequence[GenerateRequest]) -> None:
+    def __init__(self, state: Any, requests: Sequence[GenerateRequest]) -> None:
+        self._engine: Engine = state.engine
+        self._limits: Limits = state.limits
+        self._record = CURRENT.get()
         self._came: list[PlacedPiece] = []
         self._news = asyncio.Event()
         self._error: BaseException | None = None
         self._left = len(requests)
-        pumps = (self._pump(engine, *each) for each in enumerate(requests))
+        pumps = (self._pump(*each) for each in enumerate(requests))
         self._pumps = [asyncio.ensure_future(pump) for pump in pumps]
 
     async def take(self, seconds: float | None) -> list[PlacedPiece] | None:
@@ -116,9 +123,9 @@ class Pieces:
         """Cancel what still runs."""
         await _end(self._pumps)
 
-    async def _pump(self, engine: Engine, place: int, request: GenerateRequest) -> None:
+    async def _pump(self, place: int, request: GenerateRequest) -> None:
         try:
-            async with aclosing(engine.stream(request)) as stream:
+            async with aclosing(self._recorded(request)) as stream:
                 async for piece in stream:
                     self._came.append((place, piece))
                     self._news.set()
@@ -129,6 +136,55 @@ class Pieces:
         finally:
             self._left -= 1
             self._news.set()
+
+    async def _recorded(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
+        """As `Engine.stream`, noted in the record."""
+        caller, reserved = self._record.caller, 0
+        if caller.limits.tokens_per_minute is not None:
+            reserved = self._limits.reserve(caller, request.options, self._engine.card)
+        answer = AnswerRecord(request.id, request.prompt, time.perf_counter())
+        with suppress(NotReady):
+            answer.model = self._engine.card.name
+        self._record.answers.append(answer)
+        latest: dict[int, float] = {}
+        try:
+            async with aclosing(self._engine.stream(request)) as pieces:
+                async for piece in pieces:
+                    _note(answer, piece, latest)
+                    yield piece
+        except Exception as error:
+            kinds = ((Busy, "busy"), (NotReady, "not_ready"), (ValueError, "invalid"))
+            answer.failed = next((said for kind, said in kinds if isinstance(error, kind)), "error")
+            raise
+        finally:
+            if answer.output is None and answer.failed is None:
+                answer.prompt_tokens = await self._prompt_tokens(request)
+            self._limits.spend(caller, sum(tokens_of(answer)), reserved)
+
+    async def _prompt_tokens(self, request: GenerateRequest) -> int:
+        """Of a request whose client left: the engine says them with the end alone."""
+        with suppress(Exception):  # it is gone, or hangs
+            async with asyncio.timeout(PATIENCE):
+                return len(await self._engine.tokenize(request))
+        return 0
+
+
+def _note(answer: AnswerRecord, piece: Piece, latest: dict[int, float]) -> None:
+    if piece.token_ids:
+        now = time.perf_counter()
+        if answer.first is None:
+            answer.first = now
+        if piece.index in latest:
+            answer.gaps.append(now - latest[piece.index])
+        latest[piece.index] = answer.last = now
+        answer.sent += len(piece.token_ids)
+    if piece.output is not None:
+        answer.output = piece.output
+        if answer.first is None and any(choice.token_ids for choice in piece.output.choices):
+            # it was not streamed: the engine says when its first token was there
+            answer.last = time.perf_counter()
+            waited = min(choice.metrics.ttft for choice in piece.output.choices)
+            answer.first = min(answer.started + waited, answer.last)
 
 
 async def _end(tasks: Sequence[asyncio.Future[Any]]) -> None:
@@ -200,7 +256,7 @@ class EventStream(Response):
             await while_connected(receive, self._send_all(scope, send))
 
     async def _send_all(self, scope: Scope, send: Send) -> None:
-        pieces = Pieces(self._state.engine, self._requests)
+        pieces = Pieces(self._state, self._requests)
         pause = self._settings.heartbeat
         try:
             bunch = await pieces.take(pause)  # what it raises is answered with its own status

@@ -59,12 +59,14 @@ class JsonRequest(Request):
         return self._body
 
     async def json(self) -> Any:
-        if not hasattr(self, "_json"):
-            data = await self.body()
-            self._json, self._body = read_json(data), b""  # the answer may take minutes
-            if len(data) > PIECE:
-                await asyncio.sleep(0)  # others have their turn before its fields are checked
-        return self._json
+        data, self._body = (
+            await self.body(),
+            b"",
+        )  # it is read once, and the answer may take minutes
+        value = read_json(data)
+        if len(data) > PIECE:
+            await asyncio.sleep(0)  # others have their turn before its fields are checked
+        return value
 
     @property
     def _settings(self) -> ServerSettings:

@@ -93,7 +93,7 @@ async def answer(kind: type[ProtocolAnswer[B]], body: B, request: Request, who: 
     if getattr(body, "stream", False):
         return EventStream(state, requests, made, ids, who)
     with state.requests.running(ids, [each.id for each in requests], who):
-        outputs = await while_connected(request.receive, all_whole(made.engine, requests))
+        outputs = await while_connected(request.receive, all_whole(state, requests))
     found = await made.whole(outputs)
     if body.trace:
         found["trace"] = made.traced([await made.engine.trace(each.id) for each in requests])

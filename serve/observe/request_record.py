@@ -1,11 +1,9 @@
-"""Record of an HTTP request, as logs, metrics and spans see it, and the engine that fills it in."""
+"""Record of an HTTP request, as logs, metrics and spans see it."""
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing, suppress
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,15 +11,12 @@ from typing import Any
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
-from fastslow.output import Output, Piece
-from fastslow.serve.api.engine import Busy, Engine, NotReady, WrappedEngine
+from fastslow.output import Output
 from fastslow.serve.api.errors import ApiError
-from fastslow.serve.api.generate_request import GenerateRequest
-from fastslow.serve.api.limits import Caller, Limits
+from fastslow.serve.api.limits import Caller
 
 METHODS = frozenset({"GET", "POST", "DELETE", "OPTIONS", "HEAD", "PUT", "PATCH"})
 OTHER, UNMATCHED = "other", "unmatched"
-PATIENCE = 2.0  # seconds that the engine has to count the tokens of a prompt
 
 
 @dataclass(slots=True)
@@ -79,7 +74,7 @@ class RequestRecord:
         return found if isinstance(found, ApiError) else None
 
 
-CURRENT: ContextVar[RequestRecord | None] = ContextVar("fastslow_request", default=None)
+CURRENT: ContextVar[RequestRecord] = ContextVar("fastslow_request")
 Observer = Callable[[RequestRecord], None]
 
 
@@ -97,67 +92,3 @@ def record_of(scope: Scope, id: str) -> RequestRecord:
         state=scope["state"],
         trace_headers={k: headers[k] for k in ("traceparent", "tracestate") if k in headers},
     )
-
-
-class ObservedEngine(WrappedEngine):
-    """An `Engine` in front of another, for the HTTP request that runs: its record gets an `AnswerRecord` for each
-    prompt, and its caller's limits count the tokens."""
-
-    def __init__(self, engine: Engine, limits: Limits) -> None:
-        super().__init__(engine)
-        self._limits = limits
-
-    @property
-    def _model(self) -> str:
-        try:
-            return self.engine.card.name
-        except NotReady:
-            return ""
-
-    async def stream(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
-        record, reserved = CURRENT.get(), 0
-        if record is not None and record.caller.limits.tokens_per_minute is not None:
-            reserved = self._limits.reserve(record.caller, request, self.engine.card)
-        answer = AnswerRecord(request.id, request.prompt, time.perf_counter(), self._model)
-        if record is not None:
-            record.answers.append(answer)
-        latest: dict[int, float] = {}
-        try:
-            async with aclosing(self.engine.stream(request)) as pieces:
-                async for piece in pieces:
-                    _note(answer, piece, latest)
-                    yield piece
-        except Exception as error:
-            kinds = ((Busy, "busy"), (NotReady, "not_ready"), (ValueError, "invalid"))
-            answer.failed = next((said for kind, said in kinds if isinstance(error, kind)), "error")
-            raise
-        finally:
-            if answer.output is None and answer.failed is None:
-                answer.prompt_tokens = await self._prompt_tokens(request)
-            if record is not None:
-                self._limits.spend(record.caller, sum(tokens_of(answer)), reserved)
-
-    async def _prompt_tokens(self, request: GenerateRequest) -> int:
-        """Of a request whose client left: the engine says them with the end alone."""
-        with suppress(Exception):  # it is gone, or hangs
-            async with asyncio.timeout(PATIENCE):
-                return len(await self.engine.tokenize(request))
-        return 0
-
-
-def _note(answer: AnswerRecord, piece: Piece, latest: dict[int, float]) -> None:
-    if piece.token_ids:
-        now = time.perf_counter()
-        if answer.first is None:
-            answer.first = now
-        if piece.index in latest:
-            answer.gaps.append(now - latest[piece.index])
-        latest[piece.index] = answer.last = now
-        answer.sent += len(piece.token_ids)
-    if piece.output is not None:
-        answer.output = piece.output
-        if answer.first is None and any(choice.token_ids for choice in piece.output.choices):
-            # it was not streamed: the engine says when its first token was there
-            answer.last = time.perf_counter()
-            waited = min(choice.metrics.ttft for choice in piece.output.choices)
-            answer.first = min(answer.started + waited, answer.last)

@@ -15,7 +15,6 @@ from gate import SOON, Gate, SlowTokenizer, later, open_llm, settled, slowly
 from refusals import refused
 
 from fastslow import LLM, Escalation, GenerationError, Mode, Output, Piece, RequestHandle, SamplingParams, as_completed
-from fastslow.request.handle import group_of
 from fastslow.request.options import GenerateOptions
 
 TEN = SamplingParams(max_tokens=10, ignore_eos=True)
@@ -170,7 +169,7 @@ def test_a_prompt_may_be_over_before_it_is_tokenised(llm: LLM, monkeypatch: pyte
 
 
 def test_a_request_that_is_cancelled_on_its_way_never_runs(llm: LLM) -> None:
-    handle = RequestHandle(group_of("submit", "The", GenerateOptions(sampling=TEN), llm._parts))
+    handle = RequestHandle.of("submit", "The", GenerateOptions(sampling=TEN), llm._parts)
     handle._group.prepare()
     requests = [choice.request for choice in handle._group.queue()]
     steps = llm.stats().steps

@@ -16,6 +16,7 @@ from fastslow.keywords import GenerateCall, ListOptions
 from fastslow.models.locate import SHIPPED, builtin_path
 from fastslow.request.options import GenerateOptions, model_sampling
 from fastslow.serve.api.generate_request import GenerateRequest
+from fastslow.serve.engines.process.messages import fields_of, request_of
 
 FIELDS = GenerateOptions.model_fields
 ONE = (LLM.stream, LLM.stream_chat, LLM.submit, LLM.tokenize)
@@ -51,9 +52,10 @@ def test_type_checkers_know_the_options_of_lists() -> None:
 def test_a_request_crosses_as_plain_values_and_comes_back() -> None:
     answered = ResumeState([[1, 2], []], [Decided("fast", "short", 2), None], [1, None])
     options = GenerateOptions(sampling={"max_tokens": 5}, mode={"base": "fast"}, timeout=3.5, answered=answered)
-    fields = GenerateRequest("id", [{"role": "user", "content": "x"}], options, avoid=("a",)).to_fields()
+    request = GenerateRequest("id", [{"role": "user", "content": "x"}], options, avoid=("a",))
+    fields = fields_of(request)
     assert set(fields["options"]) == {"sampling", "mode", "timeout", "answered"}
-    back = GenerateRequest.from_fields(json.loads(json.dumps(fields)))
+    back = request_of(json.loads(json.dumps(fields)))
     assert back.options == options and (back.id, list(back.avoid)) == ("id", ["a"])
     for wrong in ({}, {"tokens": 3}, {"tokens": [[1]], "decided": [["fast"]]}):
         refused("^answered should have the tokens", ResumeState.of, wrong)

@@ -5,11 +5,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from requests_made import made_request
 
+from fastslow.request.options import GenerateOptions, given_sampling
 from fastslow.serve.api.engine import ModelCard
 from fastslow.serve.api.errors import ApiError
-from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.keys import KeyLimits, StoredKey
 from fastslow.serve.api.limits import Caller
 
@@ -37,17 +36,18 @@ def test_memory_stays_the_same_and_does_not_show_the_key() -> None:
     assert key.id not in str(Caller.of(key).memory_key)
 
 
-def limited(ask: GenerateRequest, **limits: Any) -> GenerateRequest:
+def limited(ask: GenerateOptions, **limits: Any) -> GenerateOptions:
     return Caller.of(stored(1, **limits)).limited(ask, CARD)
 
 
 def test_what_is_within_the_limits_passes() -> None:
-    ask = made_request("1", "x", mode="fast", priority=3, sampling={"max_tokens": 5})
-    assert limited(ask) is ask and limited(ask, modes=["fast"], priority=[0, 3], max_tokens=5) == ask
-    shorter = made_request("1", "x", mode={"base": "fast", "thinking": "off", "thinking_budget": 0})
-    assert limited(shorter, modes=["fast"]).options.mode["bounds"] == ("all",)  # type: ignore[index]
-    assert limited(made_request("1", "x", priority=0), priority=[5, 9]).options.priority == 5
-    assert limited(made_request("1", "x", priority=0), priority=[-9, -5]).options.priority == -5
+    ask = GenerateOptions(mode="fast", priority=3, sampling={"max_tokens": 5})
+    assert limited(ask) is ask
+    assert limited(ask, modes=["fast"], priority=[0, 3], max_tokens=5) == ask
+    shorter = GenerateOptions(mode={"base": "fast", "thinking": "off", "thinking_budget": 0})
+    assert limited(shorter, modes=["fast"]).mode["bounds"] == ("all",)  # type: ignore[index]
+    assert limited(GenerateOptions(priority=0), priority=[5, 9]).priority == 5
+    assert limited(GenerateOptions(priority=0), priority=[-9, -5]).priority == -5
 
 
 FAST = {"modes": ["fast"]}
@@ -77,14 +77,15 @@ FAST = {"modes": ["fast"]}
 )
 def test_what_is_beyond_them_is_refused(options: dict[str, Any], limits: dict[str, Any], said: str) -> None:
     with pytest.raises(ApiError, match=said) as error:
-        limited(made_request("1", "x", **options), **limits)
+        limited(GenerateOptions(**options), **limits)
     assert error.value.status == 403
 
 
 def test_a_templates_effort_is_bounded_too() -> None:
     card = replace(CARD, efforts=("low", "high"), modes={"fast": {"thinking": "off"}, "deep": {}})
     for level, mode, refused in (("low", "fast", 0), ("high", "fast", 1), ("high", "deep", 0)):
-        ask = made_request("1", "x", mode=mode, chat_template_kwargs={"reasoning_effort": level})
+        variables = {"reasoning_effort": level}
+        ask = GenerateOptions(mode=mode, chat_template_kwargs=variables)
         caller = Caller.of(stored(1, modes=["fast", "deep"]))
         with pytest.raises(ApiError, match="above 'low'") if refused else nullcontext():
             caller.limited(ask, card)
@@ -104,13 +105,15 @@ def test_a_templates_effort_is_bounded_too() -> None:
     ],
 )
 def test_who_gives_no_max_tokens_gets_the_most(mode: Any, most: int, given: int | None) -> None:
-    assert limited(made_request("1", "x", mode=mode), max_tokens=most).sampling.get("max_tokens") == given
+    ask = GenerateOptions(sampling={}, mode=mode)
+    assert given_sampling(limited(ask, max_tokens=most).sampling).get("max_tokens") == given
 
 
 def test_a_keys_tokens_are_those_of_all_answers_of_a_call() -> None:
-    four = made_request("1", "x", {"n": 4})
+    four = GenerateOptions(sampling={"n": 4})
     assert limited(four, max_tokens=10).sampling == {"n": 4, "max_tokens": 2}
-    assert limited(four, max_tokens=100, tokens_per_minute=20).sampling["max_tokens"] == 5
-    assert Caller.of(stored(1, max_tokens=24)).limited(four, CARD, prompts=3).sampling["max_tokens"] == 2
-    brief = made_request("1", "x", sampling_defaults={"max_tokens": 16})
+    assert limited(four, max_tokens=100, tokens_per_minute=20).sampling == {"n": 4, "max_tokens": 5}
+    caller = Caller.of(stored(1, max_tokens=24))
+    assert caller.limited(four, CARD, prompts=3).sampling == {"n": 4, "max_tokens": 2}
+    brief = GenerateOptions(sampling_defaults={"max_tokens": 16})
     assert limited(brief, max_tokens=500) is brief, "the server's default is less"

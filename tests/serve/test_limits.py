@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 from fake_engine import TINY, FakeEngine, output
 from loops import within
-from requests_made import made_request
 from serve_engines import until
 from serve_tools import Clock, call
 
 from fastslow.output import Piece
+from fastslow.request.options import GenerateOptions
 from fastslow.serve.api.config import ServerConfig
 from fastslow.serve.api.errors import ApiError
 from fastslow.serve.api.generate_request import GenerateRequest
@@ -66,7 +66,7 @@ def test_tokens_a_minute_are_counted_at_the_end() -> None:
 
 def test_the_tokens_of_all_answers_are_reserved_at_the_start() -> None:
     limits, caller = Limits(clock=Clock()), who(tokens_per_minute=300)
-    ask = made_request("1", "x", {"max_tokens": 50, "n": 4})
+    ask = GenerateOptions(sampling={"max_tokens": 50, "n": 4})
     assert limits.reserve(caller, ask, TINY) == 200
     with pytest.raises(ApiError, match="up to 200 tokens are wanted, and .* 300 a minute") as error:
         limits.reserve(caller, ask, TINY)

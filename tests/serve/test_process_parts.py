@@ -12,7 +12,7 @@ from fastslow.output import Completion, GenerationError, Metrics, Output, Piece
 from fastslow.serve.api.engine import Busy, NotReady
 from fastslow.serve.engines.process import messages
 from fastslow.serve.engines.process.connection import CROWDED, AnswerStream, joined
-from fastslow.serve.engines.process.messages import Call, FrameReader, StartAnswer, frame
+from fastslow.serve.engines.process.messages import Call, FrameReader, StartAnswer, fields_of, frame
 
 METRICS = Metrics("deep", "auto", 0.1, 0.02, 2, 1, 4, 1, 0, [1], 0.1, 0.1, [0.5], 0, 0, thinking_ended="budget")
 OUTPUT = Output(None, [1, 2], [Completion("hi", "", [3, 4], "stop", None, [{3: -math.inf, 4: -0.5}] * 2, METRICS)])
@@ -43,12 +43,12 @@ def test_bytes_that_are_no_message_are_refused() -> None:
 
 
 def test_what_no_message_can_hold_is_one_sentence() -> None:
-    refused("outside of 64 bits", frame, StartAnswer(0, made_request("a", "b", {"seed": 2**64}).to_fields()))
-    refused("not valid Unicode: see its character 3", frame, StartAnswer(0, made_request("a", "b \ud800").to_fields()))
+    refused("outside of 64 bits", frame, StartAnswer(0, fields_of(made_request("a", "b", {"seed": 2**64}))))
+    refused("not valid Unicode: see its character 3", frame, StartAnswer(0, fields_of(made_request("a", "b \ud800"))))
     nested: list[object] = []
     for _ in range(100_000):
         nested = [nested]
-    refused("nested too deeply", made_request("a", "b", {"stop": nested}).to_fields)
+    refused("nested too deeply", fields_of, made_request("a", "b", {"stop": nested}))
 
 
 @pytest.mark.parametrize(

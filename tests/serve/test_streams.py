@@ -4,6 +4,7 @@ import asyncio
 import json
 import socket
 from collections.abc import AsyncGenerator, Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -23,8 +24,10 @@ from fastslow.output import GenerationError, Piece
 from fastslow.serve.api.config import ServerConfig, ServerSettings
 from fastslow.serve.api.engine import Busy, NotReady
 from fastslow.serve.api.generate_request import GenerateRequest
+from fastslow.serve.api.limits import Limits
 from fastslow.serve.app import create_app
 from fastslow.serve.http.answer import Pieces, dumped, event
+from fastslow.serve.observe.request_record import CURRENT, RequestRecord
 
 CHAT: Any = [{"role": "user", "content": "hi"}]
 BODIES: dict[str, dict[str, Any]] = {
@@ -188,7 +191,9 @@ async def test_the_slower_of_two_answers_is_waited_for_without_turns() -> None:
         await asyncio.sleep(0.01)  # it ends later than its last piece comes
 
     requests = [made_request("1", "quick"), made_request("2", "slow")]
-    pieces, bunches = Pieces(FakeEngine(script), requests), 0
+    CURRENT.set(RequestRecord("r", "POST", "/", "", 0.0, 0))
+    state = SimpleNamespace(engine=FakeEngine(script), limits=Limits())
+    pieces, bunches = Pieces(state, requests), 0
     while bunches < 100 and await pieces.take(60) is not None:
         bunches += 1
     assert bunches <= 3

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from fastslow.output import Piece
 from fastslow.serve.api.engine import called
-from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.process.messages import (
     Answers,
     Call,
@@ -125,8 +124,7 @@ class EngineServer(asyncio.Protocol):
         assert self._engine is not None
         failure, number = None, message.number
         try:
-            request = GenerateRequest.from_fields(message.ask)
-            async with aclosing(self._engine.stream(request)) as pieces:
+            async with aclosing(self._engine.stream(message.request)) as pieces:
                 async for piece in pieces:
                     self._pieces.append((number, piece))
                     self._flush_soon()

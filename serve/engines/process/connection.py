@@ -27,6 +27,7 @@ from fastslow.serve.engines.process.messages import (
     ToEngine,
     ToServer,
     error_of,
+    fields_of,
     frame,
     plain,
 )
@@ -158,7 +159,7 @@ class EngineConnection(asyncio.Protocol):
     def ask(self, request: GenerateRequest) -> tuple[int, AnswerStream]:
         """Have a prompt answered; the number is for `leave`."""
         number = next(self._numbers)
-        self.send(StartAnswer(number, request.to_fields()))
+        self.send(StartAnswer(number, fields_of(request)))
         answer = self._answers[number] = AnswerStream(request.streamed)
         return number, answer
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -11,6 +11,7 @@ from loguru import logger
 from msgspec import Struct
 
 from fastslow.output import GenerationError, Output, Piece
+from fastslow.request.options import GenerateOptions
 from fastslow.serve.api.engine import Busy, ModelCard, NotReady
 from fastslow.serve.api.generate_request import GenerateRequest
 
@@ -31,10 +32,15 @@ class Start(Struct, tag=True, array_like=True):
 
 
 class StartAnswer(Struct, tag=True, array_like=True):
-    """Begin to answer. `ask`: `GenerateRequest.to_fields()`."""
+    """Begin to answer."""
 
     number: int  # the server's, for all messages about this answer
-    ask: Any
+    ask: Any  # of `fields_of`
+
+    @property
+    def request(self) -> GenerateRequest:
+        """ValueError: an option does not fit."""
+        return request_of(self.ask)
 
 
 class LeaveAnswer(Struct, tag=True, array_like=True):
@@ -99,14 +105,28 @@ ToEngine = Start | StartAnswer | LeaveAnswer | Call | Drain
 ToServer = Ready | NotLoaded | Answers | CallResult
 
 
+def fields_of(request: GenerateRequest) -> Any:
+    """A request as plain JSON values. ValueError: a client's value is nested too deeply."""
+    fields = {name: getattr(request, name) for name in request.__slots__}
+    try:
+        return msgspec.to_builtins(fields | {"options": request.options.given()})
+    except RecursionError:
+        raise ValueError("the request is nested too deeply") from None
+
+
+def request_of(fields: Mapping[str, Any]) -> GenerateRequest:
+    """The request again, in the other process. ValueError: an option does not fit."""
+    return GenerateRequest(**{**fields, "options": GenerateOptions(**fields["options"])})
+
+
 def plain(arguments: Iterable[Any]) -> list[Any]:
     """Arguments of a method of `Engine`, as messages hold them."""
-    return [one.to_fields() if isinstance(one, GenerateRequest) else one for one in arguments]
+    return [fields_of(one) if isinstance(one, GenerateRequest) else one for one in arguments]
 
 
 def arguments_of(values: Iterable[Any]) -> list[Any]:
     """The arguments again. An object among them is a request."""
-    return [GenerateRequest.from_fields(one) if isinstance(one, dict) else one for one in values]
+    return [request_of(one) if isinstance(one, dict) else one for one in values]
 
 
 def failure_of(error: Exception, what: str = "a request failed") -> Failure:
