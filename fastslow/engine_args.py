@@ -116,8 +116,9 @@ class EngineArgs:
         """KV pages for a model, for texts that fit it and `context`; with a file for those that have no
         room, if it may take that many bytes."""
         config, kind = model.config, model.storage
-        page_bytes = kind.page_size * kind.token_bytes(config.state_layout, model.dtype)
-        pages = page_budget(
+        layout = config.state_layout
+        page_bytes = kind.page_size * kind.token_bytes(layout, model.dtype)
+        pages, *states = page_budget(
             self.kv_memory,
             page_bytes=int(page_bytes * kind.share),
             page_size=kind.page_size,
@@ -125,9 +126,11 @@ class EngineArgs:
             max_requests=self.max_running,
             device=model.device,
             dp_ranks=kind.dp_ranks,
+            request_bytes=layout.request_bytes(model.dtype),
+            snapshot_bytes=layout.snapshot_bytes(model.dtype) if prefix_caching else 0,
         )
         try:
-            kv = kv_cache_for(model, pages, kind.page_size, prefix_caching)
+            kv = kv_cache_for(model, pages, kind.page_size, prefix_caching, *states)
         except (MemoryError, OSError, OverflowError, torch.OutOfMemoryError):
             raise too_much(self.kv_memory, model.device) from None
         if spill is not None:

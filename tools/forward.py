@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastslow.engine.model.base import Model, kv_cache_for
-from fastslow.engine.rows import Rows, Segment
+from fastslow.engine.rows import Rows, RunningRows, Segment
 from fastslow.engine.types import Ints, ModelOutput
 
 PAGE = 16
@@ -23,7 +23,7 @@ def chain(text: Sequence[int], slots: Ints, start: int, stop: int, **how: Any) -
         parents=range(-1, stop - start - 1),
         slots=slots[start:stop],
         context=slots[:start],
-        **{"max_len": len(text), **how},
+        **{"max_len": len(text), "running": RunningRows.chunk(stop - start), **how},
     )
 
 
@@ -33,10 +33,11 @@ def forward_texts(
     """Logits of every row of some texts, one text after the other, in one forward. layers: whose outputs
     are given as features, too."""
     sizes = [len(text) for text in texts]
-    kv = kv_cache_for(model, sum(-(-size // PAGE) for size in sizes), PAGE, False)
+    kv = kv_cache_for(model, sum(-(-size // PAGE) for size in sizes), PAGE, False, len(sizes))
     segments, first = [], 0
-    for text, size in zip(texts, sizes):
+    for n, (text, size) in enumerate(zip(texts, sizes)):
         slots = np.arange(first, first + size)
-        segments.append(chain(text, slots, 0, size, outputs=range(size)))
+        running = RunningRows.chunk(size, place=n)
+        segments.append(chain(text, slots, 0, size, outputs=range(size), running=running))
         first += -(-size // PAGE) * PAGE
     return model.forward(Rows.of(segments), kv.storage, layers)

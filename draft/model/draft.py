@@ -125,7 +125,7 @@ class ModelDraft(LockstepDraft):
             groups = min(groups, request.groups)
         rope = self._model.config.rope_length(request.max_len)
         text = DraftText(request, tokens, len(tokens) - 1, groups, request.max_len, rope)
-        if not self._kv.prepare(text, nodes):
+        if not (nodes := self._kv.prepare(text, nodes)):
             return None
         if self._width > 1 and greedy(request):
             return TreeRun(text, nodes, self._width, self._target_probs, self._vocab_map)

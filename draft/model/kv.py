@@ -24,6 +24,7 @@ class DraftText:
         rope_length: see `ModelConfig.rope_length`.
         only_best: whether the model's likeliest token is enough.
         valid: how many tokens have their KV in the draft model's cache.
+        final: how many are for good: their rows may be folded into running states.
     """
 
     request: RequestView
@@ -34,6 +35,7 @@ class DraftText:
     rope_length: int = 0
     only_best: bool = False
     valid: int = 0
+    final: int = 0
 
     @property
     def root(self) -> Hashable:
@@ -58,6 +60,7 @@ class DraftText:
             outputs=outputs,
             max_len=self.max_len,
             only_best=self.only_best,
+            running=cache.running(self.request.id, range(first, last), self.final),
         )
 
 
@@ -68,8 +71,9 @@ class DraftKV(ABC):
         self.cache = cache
 
     @abstractmethod
-    def prepare(self, text: DraftText, nodes: int) -> bool:
-        """Make room for the draft and set `text.valid`; False = no draft can be made."""
+    def prepare(self, text: DraftText, nodes: int) -> int:
+        """Make room for a draft of at most so many nodes and set `text.valid`. Returns how many fit; 0 = no draft can
+        be made."""
 
     def written(self, text: DraftText) -> None:  # noqa: B027
         """The rows of `text.valid` tokens are in the cache now."""
@@ -82,16 +86,18 @@ class DraftKV(ABC):
 
 
 class BorrowedKV(DraftKV):
-    """The target's own pages: reads its committed KV, writes slots that verification writes again. The
-    scheduler has reserved room for the draft nodes."""
+    """The target's own pages: reads its committed KV, writes slots that verification writes again, and folds nothing
+    into its running states. The scheduler has reserved room for the draft nodes."""
 
-    def prepare(self, text: DraftText, nodes: int) -> bool:
+    def prepare(self, text: DraftText, nodes: int) -> int:
         request = text.request
         # While a prompt is read its KV is not ready yet, and computing it now would be done twice.
         # Nor is a first token drafted after a prefix hit: a seed gives the same answer either way.
         answering = len(request.tokens) > request.prompt_length
         text.valid = request.computed
-        return answering and len(request.tokens) - request.computed == 1
+        if not answering or len(request.tokens) - request.computed != 1:
+            return 0
+        return max(0, min(nodes, self.cache.room(request.id) - len(request.tokens)))
 
 
 class OwnKV(DraftKV):
@@ -102,19 +108,28 @@ class OwnKV(DraftKV):
         super().__init__(cache)
         self._written: dict[int, list[int]] = {}  # tokens whose rows are in the cache
 
-    def prepare(self, text: DraftText, nodes: int) -> bool:
+    def prepare(self, text: DraftText, nodes: int) -> int:
         number, tokens = text.request.id, text.tokens
+        nodes = min(nodes, text.stable + self.cache.unfolded - len(tokens))
+        if nodes < 1:
+            return 0
+        known = _common_prefix(self._written.get(number, ()), tokens[:-1])
+        if number in self._written and known < self.cache.valid(number):
+            self.release([number])  # it is another text now
         if number not in self._written:
-            cached = self.cache.open(number, tokens, text.root, text.stable)
+            known = self.cache.open(number, tokens, text.root, text.stable)
             if not text.request.shared:
                 self.cache.stop_publishing(number)
-            self._written[number] = tokens[:cached]
+            self._written[number] = tokens[:known]
         if not self.cache.reserve(number, len(tokens) + nodes):
-            return False
-        written = self._written[number]
-        text.valid = _common_prefix(written, tokens[:-1])
-        del written[text.valid :]
-        return True
+            return 0
+        if text.stable > self.cache.valid(
+            number
+        ):  # rows are folded in where they run, so those that are final now
+            known = min(known, text.stable)  # run again
+        text.valid, text.final = known, text.stable
+        del self._written[number][known:]
+        return nodes
 
     def written(self, text: DraftText) -> None:
         tokens = text.tokens[: text.valid]

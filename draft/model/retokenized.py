@@ -16,7 +16,7 @@ from fastslow.engine.model.base import Model
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.engine.types import ModelOutput, RequestView, TargetProbs, Tree
 
-MAX_TAIL = 96  # tokens of the end that are encoded each time
+MAX_TAIL = 96  # most tokens of the end that are encoded each time
 MIN_TAIL = 16  # of them stay open when the others are settled
 MIN_OVERLAP = 0.9  # of the larger vocabulary, to map token by token
 
@@ -24,12 +24,15 @@ MIN_OVERLAP = 0.9  # of the larger vocabulary, to map token by token
 class TextRetokenizer:
     """A growing text of the target in the tokens of the draft model, `own`. The text is encoded as a whole,
     not token by token, but only its end again and again: the tokens before are settled. `special` tokens
-    of the target are mapped, others are left out."""
+    of the target are mapped, others are left out. most: tokens of the end."""
 
-    def __init__(self, target: Tokenizer, own: ByteVocab, special: Mapping[int, int]) -> None:
+    def __init__(
+        self, target: Tokenizer, own: ByteVocab, special: Mapping[int, int], most: int = MAX_TAIL
+    ) -> None:
         self._target = target
         self._own = own
         self._special = special
+        self._most = most
         self._settled: list[int] = []
         self._tail = b""  # text after the settled tokens
         self._inside = False  # whether it continues their text, so that no space goes before it
@@ -50,7 +53,7 @@ class TextRetokenizer:
         self._done = len(tokens)
         text, self.partial = split_utf8(self._tail)
         ids = self._encode(text)
-        if len(ids) > MAX_TAIL:
+        if len(ids) > self._most:
             ids = self._settle(ids, text)
         return [*self._settled, *ids]
 
@@ -208,7 +211,8 @@ class RetokenizedDraft(LockstepDraft):
 
     def _begin(self, request: RequestView, nodes: int) -> DraftRun | None:
         if request.id not in self._texts:
-            self._texts[request.id] = TextRetokenizer(self._target, self._own, self._special)
+            most = min(MAX_TAIL, self._kv.cache.unfolded // 2)  # what may change is not folded in
+            self._texts[request.id] = TextRetokenizer(self._target, self._own, self._special, most)
         text = self._texts[request.id]
         tokens = text.update(request.tokens)
         room = min(2 * nodes + 4, self._model.config.context - len(tokens))
@@ -221,7 +225,7 @@ class RetokenizedDraft(LockstepDraft):
         text.max_len = text.max_len or math.ceil(max(request.max_len, len(request.tokens)) * ratio)
         rope = self._model.config.rope_length(text.max_len)
         draft = DraftText(request, tokens, stable, None, text.max_len, rope, all_known)
-        if not self._kv.prepare(draft, room):
+        if not (room := self._kv.prepare(draft, room)):
             return None
         return RetokenizedRun(draft, nodes, room, self._retokenizer, text.partial)
 

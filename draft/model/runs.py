@@ -151,7 +151,7 @@ class TreeRun(DraftRun):
         if self._open == [ROOT]:
             return super().rows(cache)
         slots = cache.slots(self.text.request.id, 0, self._length + self.nodes)
-        return [self._segment(slots, i) for i in self._open]
+        return [self._segment(cache, slots, i) for i in self._open]
 
     def take(self, out: ModelOutput) -> None:
         first = len(self._tokens)
@@ -181,7 +181,7 @@ class TreeRun(DraftRun):
             self._scores.append(above + min(math.log(p), 0.0))  # no likelier than its parent, ever
             self._slots.append(-1)
 
-    def _segment(self, slots: Ints, i: int) -> Segment:
+    def _segment(self, cache: KVCache, slots: Ints, i: int) -> Segment:
         path = [self._length + self._slots[n] for n in self._path(i)]
         return Segment(
             tokens=self._own(i),
@@ -192,6 +192,9 @@ class TreeRun(DraftRun):
             groups=self.text.groups,
             outputs=[0],
             max_len=self.text.max_len,
+            running=cache.running(
+                self.text.request.id, path[-1:], 0, [self._length - 1, *path[:-1]]
+            ),
         )
 
     def _own(self, i: int) -> list[int]:

@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 
-from fastslow.engine.kv.storage import lazy_zeros
+from fastslow.engine.host.lazy_memory import lazy_zeros
 
 MAX_MATCH = 32  # tokens of a match that count; longer matches count as equally long
 MAX_PLACES = 8  # that a source looks at

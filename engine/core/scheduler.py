@@ -203,13 +203,14 @@ class Scheduler:
 
     def room(self, request: Request, nodes: int) -> int:
         """Return how many draft nodes the request may run, pages reserved; nobody is preempted for them."""
-        length = len(request.tokens) + request.rows_after(len(request.tokens))
-        nodes = min(nodes, request.max_len - length)
+        probed = request.rows_after(len(request.tokens))
+        length = len(request.tokens) + probed
+        nodes = min(nodes, request.max_len - length, self._kv.unfolded - 1 - probed)
         if nodes <= 0:
             return 0
         if not self._kv.reserve(request.id, length + nodes):
             nodes = min(nodes, self._kv.room(request.id) - length)
-        return nodes
+        return max(nodes, 0)
 
     def restart(self, request: Request, groups: int | None) -> None:
         """A mode switch: the text is computed again under other groups (exact)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import NamedTuple
 
 import torch
 from pydantic import ByteSize
@@ -18,6 +19,14 @@ _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 
 
+class KVBudget(NamedTuple):
+    """Pages, places of running states, and places of their snapshots."""
+
+    pages: int
+    places: int = 0
+    snapshots: int = 0
+
+
 def page_budget(
     kv_memory: float | str | None,
     *,
@@ -27,8 +36,13 @@ def page_budget(
     max_requests: int,
     device: torch.device | str,
     dp_ranks: int = 1,
-) -> int:
+    request_bytes: int = 0,
+    snapshot_bytes: int = 0,
+) -> KVBudget:
     """Return how many pages of `page_bytes` bytes and `page_size` tokens to allocate.
+
+    request_bytes: running states of a request. First come places for `max_requests` of them, but in at most half of
+    the memory: then fewer requests run at a time. Of the rest snapshots of `snapshot_bytes` get an eighth.
 
     kv_memory: an int is bytes, and so is text such as "2GiB", "500MB" or "4096"; a float, at most
     1.0, is a share of the memory that is free on `device` now; None is a share of 0.3. A share is
@@ -38,26 +52,31 @@ def page_budget(
     Raises ValueError for an amount that is not understood, that cannot hold one request of `context`
     tokens, or that the device does not have.
     """
-    one = -(-context // page_size)
+    one, most = max(1, -(-context // page_size)), None
     if kv_memory is None or isinstance(kv_memory, float):
         share = DEFAULT_SHARE if kv_memory is None else kv_memory
         if not 0.0 < share <= 1.0:
             raise ValueError(f"kv_memory is a share of {share}, but must be above 0 and at most 1")
-        memory = int(free_memory(device) * share)
-        pages = min(memory // page_bytes, one * max_requests)
+        memory, most = int(free_memory(device) * share), one * max_requests
     else:
         memory = parse_bytes(kv_memory) if isinstance(kv_memory, str) else kv_memory
         memory = max(memory, -int(MOST_BYTES))  # which a message can show
         if memory > whole_memory(device):
             raise too_much(kv_memory, device)
-        pages = memory // page_bytes
-    if pages // dp_ranks < max(one, 1):
+    needed, left, places, snapshots = one * dp_ranks * page_bytes, memory, 0, 0
+    if request_bytes:
+        places = max(1, min(max_requests, min(left // 2, left - needed) // request_bytes))
+        left -= places * request_bytes
+        snapshots = max(0, min(left // 8, left - needed) // snapshot_bytes) if snapshot_bytes else 0
+        left -= snapshots * snapshot_bytes
+    pages = left // page_bytes if most is None else min(left // page_bytes, most)
+    if pages // dp_ranks < one:
         where = f" on each of {dp_ranks} data-parallel ranks" if dp_ranks > 1 else ""
         raise ValueError(
             f"kv_memory is {format_bytes(memory)}, but one request with a context of {context} "
-            f"tokens{where} needs {format_bytes(max(one, 1) * dp_ranks * page_bytes)}"
+            f"tokens{where} needs {format_bytes(needed + request_bytes)}"
         )
-    return pages
+    return KVBudget(pages, places, min(snapshots, pages))
 
 
 def parse_bytes(text: str, name: str = "kv_memory") -> int:

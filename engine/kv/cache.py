@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Hashable, Sequence
 from itertools import pairwise
 
@@ -9,11 +10,13 @@ import torch
 
 from fastslow.engine.kv import integrity
 from fastslow.engine.kv.evicted import EvictedPages
-from fastslow.engine.kv.layout import StateLayout
+from fastslow.engine.kv.layout import UNFOLDED, StateLayout
 from fastslow.engine.kv.pages import PageTable
 from fastslow.engine.kv.pins import Pins
 from fastslow.engine.kv.rank_pages import RankPages
+from fastslow.engine.kv.running import RunningStates
 from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.rows import RunningRows
 from fastslow.engine.types import Ints
 
 
@@ -39,6 +42,7 @@ class KVCache:
     Args:
         layout, dtype, device: what is kept of a text, and where, see `KVStorage`.
         pages: of all ranks together, see `page_budget`.
+        places, snapshots: running states of requests, and copies of them at the ends of cached pages.
         page_size: tokens in a page.
         prefix_caching: False = no page is published.
         storage: how rows lie in memory.
@@ -54,15 +58,21 @@ class KVCache:
         device: torch.device | str,
         prefix_caching: bool = True,
         storage: type[KVStorage] = KVStorage,
+        places: int = 64,
+        snapshots: int = 16,
     ) -> None:
         each, ranks = pages // storage.dp_ranks, range(storage.dp_ranks)
         self.pages = each * len(ranks)
         self.page_size = page_size
         slots = self.pages * page_size
         self.storage = storage(layout, slots, dtype, device)
+        if layout.running:
+            self.storage.running = RunningStates(layout, places, snapshots, dtype, device)
         self.prefix_caching = prefix_caching
         self.evicted = EvictedPages()
-        self._ranks = [RankPages(rank, each, page_size, self.evicted) for rank in ranks]
+        self._ranks = [
+            RankPages(rank, each, page_size, self.evicted, self.storage.running) for rank in ranks
+        ]
         self.pins = Pins(self._ranks)
         self._tables: dict[int, PageTable] = {}
         self.requests = self._tables.keys()  # that are open
@@ -111,11 +121,9 @@ class KVCache:
         """
         if request in self._tables:
             raise ValueError(f"request {request} is already open")
-        if not self.prefix_caching:
+        if not self.prefix_caching or not self._ranks[0].has_place:
             most = 0
-        found = [
-            rank.prefix.match(tokens, root, self.page_size, most, for_all) for rank in self._ranks
-        ]
+        found = [rank.match(tokens, root, most, for_all) for rank in self._ranks]
 
         def order(n: int) -> tuple[bool, int, int]:
             known, free = len(found[n][0]), self._ranks[n].available
@@ -126,6 +134,7 @@ class KVCache:
         own = digest if self.prefix_caching else None
         table = self._ranks[best].share(root, shared, own, mode, for_all)
         self._tables[request] = table
+        self._ranks[best].begin(table, len(tokens))
         self._ranks[best].restore(table, tokens, most)
         return table.valid
 
@@ -142,9 +151,31 @@ class KVCache:
         self.storage.populate(table.slots(held, table.room))
         return True
 
+    @property
+    def unfolded(self) -> int:
+        """Rows of a request that may run beside its running states before they are folded in."""
+        return sys.maxsize if self.storage.running is None else UNFOLDED
+
     def room(self, request: int) -> int:
-        """Positions covered by the pages that the request holds."""
-        return self._tables[request].room
+        """Positions to which rows may be written now: pages are held for them, and none is too far after what is folded
+        into running states."""
+        table = self._tables[request]
+        return min(table.room, table.folded + self.unfolded)
+
+    def running(
+        self, request: int, rows: Sequence[int], fold_to: int, before: Sequence[int] | None = None
+    ) -> RunningRows | None:
+        """What a forward does with the request's running states; None: the layout has none. It must run, once.
+
+        rows: the positions that it writes, ascending. fold_to: rows of all positions below are final, as those of a
+        text that is read, and are folded in if they are these rows or come before them. before: of a draft that hangs
+        on a draft, the positions just before, in order; all before these count, too. Such rows fold nothing.
+        Raises ValueError for rows that are folded in already, and for too many that are not.
+        """
+        table = self._tables[request]
+        if (places := self._ranks[table.rank].places) is None:
+            return None
+        return places.rows(table, rows, fold_to, before)
 
     def valid(self, request: int) -> int:
         """Positions of the request whose rows are right."""
@@ -193,8 +224,15 @@ class KVCache:
         if places:
             if accepted[0] < 0 or any(a >= b for a, b in pairwise(accepted)):
                 raise ValueError(f"accepted nodes {list(accepted)} do not ascend")
-            drafted = table.slots(base, base + accepted[-1] + 1)
-            self.storage.move(drafted[[accepted[place] for place in places]], drafted[places])
+            drafted, moved = (
+                table.slots(base, base + accepted[-1] + 1),
+                [accepted[place] for place in places],
+            )
+            self.storage.move(drafted[moved], drafted[places])
+            if (running := self.storage.running) is not None:
+                running.move(
+                    table.place, [base + node for node in moved], [base + place for place in places]
+                )
         self.advance(request, base + len(accepted), tokens)
 
     def close(self, request: int) -> None:
@@ -221,4 +259,4 @@ class KVCache:
         for n, rank in enumerate(self._ranks):
             tables = {request: table for request, table in self._tables.items() if table.rank == n}
             pins = {-1 - number: table for number, table in self.pins.tables(n).items()}
-            integrity.check(rank.pool, rank.prefix, {**tables, **pins})
+            integrity.check(rank.pool, rank.prefix, {**tables, **pins}, rank.places)

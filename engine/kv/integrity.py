@@ -4,19 +4,30 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from itertools import chain
 
+from fastslow.engine.kv.layout import UNFOLDED
 from fastslow.engine.kv.pages import PagePool, PageTable
 from fastslow.engine.kv.prefix import PrefixIndex
+from fastslow.engine.kv.running import StatePlaces
 
 
 class IntegrityError(RuntimeError):
     """The cache's books do not agree; the message says where."""
 
 
-def check(pool: PagePool, index: PrefixIndex, tables: Mapping[int, PageTable]) -> None:
-    """Compare the pool, the prefix index and all tables with each other, in linear time. IntegrityError
-    names the first thing that is wrong."""
-    if wrong := next(_faults(pool, index, tables), None):
+def check(
+    pool: PagePool,
+    index: PrefixIndex,
+    tables: Mapping[int, PageTable],
+    places: StatePlaces | None = None,
+) -> None:
+    """Compare the pool, the prefix index, all tables and the places of running states with each other, in linear time.
+    IntegrityError names the first thing that is wrong."""
+    faults = _faults(pool, index, tables)
+    if places is not None:
+        faults = chain(faults, _state_faults(places, index, tables))
+    if wrong := next(faults, None):
         raise IntegrityError(wrong)
 
 
@@ -61,6 +72,25 @@ def _faults(pool: PagePool, index: PrefixIndex, tables: Mapping[int, PageTable])
             yield f"page {page} is held more often than its parent {parent}"
         if parent in idle and idle.get(page, len(idle)) >= idle[parent]:
             yield f"page {parent} would be evicted before page {page}, which follows it"
+
+
+def _state_faults(
+    places: StatePlaces, index: PrefixIndex, tables: Mapping[int, PageTable]
+) -> Iterator[str]:
+    held = [table.place for table in tables.values() if table.place >= 0]
+    passed = [place for table in tables.values() for place in table.passed.values()]
+    size, states = places.states.places, [*held, *places.free]
+    if sorted(states) != list(range(size)):
+        yield f"{size} places of running states, and requests have {held}, {places.free} are free"
+    every, kept = size + places.states.snapshots, [*places.snapshots.values(), *passed]
+    if sorted([*kept, *places.spare]) != list(range(size, every)):
+        yield f"snapshots are at {kept}, {places.spare} are free, of {size}..{every - 1}"
+    for page in places.snapshots:
+        if page not in index:
+            yield f"page {page} has a snapshot, but is not published"
+    for request, table in tables.items():
+        if table.place >= 0 and not 0 <= table.valid - table.folded < UNFOLDED:
+            yield f"request {request}: {table.folded} rows are folded in, {table.valid} are valid"
 
 
 def _table_faults(

@@ -35,6 +35,7 @@ class PageFile:
                 "kv_spill needs keys and values in the memory of the CPU, of one process, and these are "
                 f"on {storage.device} as {type(storage).__name__}: leave it out"
             )
+        storage.layout.refuse_running("kv_spill")
         self._storage = storage
         self._page_size = page_size
         sides = storage.page(0, page_size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -119,6 +119,12 @@ class PageTable:
     pages: list[int] = field(default_factory=list)
     valid: int = 0  # positions whose rows are right
     sealed: int = 0  # leading pages that are, or were, published: other tables may have them
+    place: int = -1  # of its running states; -1: it has none
+    folded: int = 0  # positions whose rows are folded into these
+    marks: Collection[int] = ()  # positions at which a snapshot of them helps others
+    passed: dict[int, int] = field(
+        default_factory=dict
+    )  # by position, places of snapshots that no page has yet
     _slots: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     @property

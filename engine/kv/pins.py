@@ -42,9 +42,7 @@ class Pins:
         of any root find these pages, and none after them; None = only this root's do.
         Returns how many tokens they hold. Raises ValueError as `check` does.
         """
-        found = [
-            rank.prefix.match(tokens, root, rank.page_size, len(tokens)) for rank in self._ranks
-        ]
+        found = [rank.match(tokens, root, len(tokens)) for rank in self._ranks]
         best = max(range(len(found)), key=lambda rank: len(found[rank][0]))
         shared, digest = found[best]
         held = {page for table in self.tables(best).values() for page in table.pages}
@@ -73,4 +71,6 @@ class Pins:
         self.pages = len({(pin.rank, page) for pin in pins for page in pin.pages})
         for n, rank in enumerate(self._ranks):
             opened = [pin for pin in self.tables(n).values() if pin.for_all is not None]
+            if rank.places is not None:
+                rank.places.kept = {pin.last for pin in pins}
             rank.prefix.open_to_all((pin.for_all, page) for pin in opened for page in pin.pages)

@@ -8,25 +8,55 @@ from fastslow.engine.kv.evicted import EvictedPages
 from fastslow.engine.kv.page_file import PageFile
 from fastslow.engine.kv.pages import PagePool, PageTable
 from fastslow.engine.kv.prefix import EMPTY, Key, PrefixIndex, chain
+from fastslow.engine.kv.running import RunningStates, StatePlaces
 
 
 class RankPages:
     """Hands the pages of one rank out to tables, and publishes those that are full and valid.
 
-    evicted: takes the cached pages that make room for others.
+    evicted: takes the cached pages that make room for others. states: running states of the requests.
     """
 
-    def __init__(self, rank: int, pages: int, page_size: int, evicted: EvictedPages) -> None:
+    def __init__(
+        self,
+        rank: int,
+        pages: int,
+        page_size: int,
+        evicted: EvictedPages,
+        states: RunningStates | None = None,
+    ) -> None:
         self._rank = rank
         self.page_size = page_size
         self.evicted = evicted
         self.pool = PagePool(pages)
         self.prefix = PrefixIndex()
+        self.places = None if states is None else StatePlaces(states, page_size)
 
     @property
     def available(self) -> int:
         """Empty pages, and cached ones that no request uses."""
         return self.pool.free + self.pool.idle
+
+    @property
+    def has_place(self) -> bool:
+        """Whether one more request could have running states, or needs none."""
+        return self.places is None or bool(self.places.free)
+
+    def match(
+        self, tokens: Sequence[int], root: Hashable, most: int, for_all: Hashable = None
+    ) -> tuple[Sequence[int], bytes]:
+        """See `PrefixIndex.match`; with running states only pages up to one that has a snapshot."""
+        pages, digest = self.prefix.match(tokens, root, self.page_size, most, for_all)
+        if self.places is None:
+            return pages, digest
+        covered = self.places.covered(pages)
+        return covered, self.prefix.key(covered[-1]).digest if covered else EMPTY
+
+    def begin(self, table: PageTable, length: int) -> None:
+        """Give a request whose text has this length a place for its running states, if one is free."""
+        table.marks = {n // self.page_size * self.page_size for n in (length, length - 1)}
+        if self.places is not None:
+            self.places.begin(table)
 
     def share(
         self,
@@ -48,7 +78,7 @@ class RankPages:
 
     def extend(self, table: PageTable, count: int) -> bool:
         """Give a table more pages. Returns False, and changes nothing, where there are not enough."""
-        if count > self.available:
+        if count > self.available or not (self.places is None or self.places.begin(table)):
             return False
         table.extend(self._take(count, table))
         return True
@@ -58,6 +88,8 @@ class RankPages:
         # The end of the text first: idle pages are evicted in this order.
         for page in reversed(table.pages):
             self.pool.drop(page, cached=page in self.prefix)
+        if self.places is not None:
+            self.places.end(table)
 
     def restore(self, table: PageTable, tokens: Sequence[int], most: int) -> None:
         """Read back from the file of evicted pages those that follow the ones that the table shares, within
@@ -94,15 +126,20 @@ class RankPages:
                 table.replace(place, published)
             elif self.prefix.find(key) is not None:  # after other pages of the same text
                 table.digest = None
-                return
+                break
             else:
                 self.prefix.add(key, table.pages[place], parent, table.mode)
             table.sealed += 1
             table.digest = digest
+        if table.passed and self.places is not None:
+            self.places.publish(table, self.prefix)
 
     def clear(self) -> None:
         """Forget all cached pages that no table holds, and the texts of all others."""
         self.pool.evict(self.pool.idle)
+        if self.places is not None:
+            for page in self.prefix:
+                self.places.forget(page)
         self.prefix.clear()
 
     def _restorable(self, file: PageFile, table: PageTable, tokens: Sequence[int]) -> list[Key]:
@@ -124,4 +161,6 @@ class RankPages:
         for page in self.pool.evict(max(0, count - self.pool.free)):
             key = self.prefix.key(page)
             self.evicted.add(key, page, self.prefix.forget(page))
+            if self.places is not None:
+                self.places.forget(page)
         return self.pool.take(count, after=table.last if table.pages else None)

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import copy
-import ctypes
-import math
-import mmap
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, ClassVar, Self
@@ -15,34 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fastslow.engine.host.lazy_memory import lazy_zeros, take_memory
 from fastslow.engine.kv.layout import RowState, StateLayout
+from fastslow.engine.kv.running import RunningStates
 from fastslow.engine.types import Ints
-
-# Memory of this process alone; Windows has no other kind.
-PRIVATE: dict[str, Any] = (
-    {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-)
-
-MADVISE = ctypes.CDLL(None).madvise if sys.platform == "linux" else None
-POPULATE_WRITE = 23  # of Linux 5.14; older ones refuse it, and nothing is lost
-
-
-def lazy_zeros(
-    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str
-) -> torch.Tensor:
-    """Zeros that, on the CPU, take no memory until they are written: most pages may never be.
-
-    In small memory pages: a huge one would be filled for one token, and the attention of eight short
-    texts took half as long again on them.
-    """
-    if torch.device(device).type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    size = math.prod(shape) * dtype.itemsize
-    memory = mmap.mmap(-1, max(size, 1), **PRIVATE)
-    if hasattr(mmap, "MADV_NOHUGEPAGE"):
-        memory.madvise(mmap.MADV_NOHUGEPAGE)
-    lazy = np.frombuffer(memory, dtype=np.uint8)[:size]
-    return torch.from_numpy(lazy).view(dtype).view(shape)
 
 
 class KVStorage:
@@ -53,6 +25,8 @@ class KVStorage:
 
     Other storages keep the same rows in another order; `read`, `write` and `move` work in any order. Rows
     start as zeros: a kernel may read (and mask) rows never written, and zero times a NaN is not zero.
+
+    `running`: states of requests, where the layout has any.
 
     Where attention is data parallel, each of `dp_ranks` holds a part of the slots, one part after the
     other: a request's must all be of one. `share`: how much of a token's bytes the memory that is
@@ -66,6 +40,7 @@ class KVStorage:
     share: ClassVar[float] = 1.0
     tile: ClassVar[int] = 1
     """Slots that lie side by side in a layer; 0: pages cannot be taken as they are."""
+    running: RunningStates | None = None
 
     def __init__(
         self, layout: StateLayout, slots: int, dtype: torch.dtype, device: torch.device | str
@@ -121,6 +96,7 @@ class KVStorage:
         if (owner := self.layout.owner(layer)) is None:
             raise ValueError(f"layer {layer} has no rows")
         view = copy.copy(self)
+        view.running = None
         view.layout = StateLayout((self.layout.layers[owner],))
         view.sides = tuple(
             side[layers.index(owner)][None]
@@ -166,9 +142,7 @@ class KVStorage:
         A step's threads would wait for each 4 KiB of it, twice where they read before they write: a quarter of
         the time in which a small model reads a long prompt.
         """
-        if MADVISE is None or not self.tile or self.device.type != "cpu":
-            return
-        if not self._unwritten[slots].any():
+        if not self.tile or self.device.type != "cpu" or not self._unwritten[slots].any():
             return
         self._unwritten[slots] = False
         sides = [
@@ -178,9 +152,7 @@ class KVStorage:
             first, stop = int(run[0]) // self.tile, int(run[-1]) // self.tile + 1
             for size, layers in sides:
                 for layer in layers:
-                    start = (layer + first * size) & -mmap.PAGESIZE
-                    length = ctypes.c_size_t(layer + stop * size - start)
-                    MADVISE(ctypes.c_void_p(start), length, POPULATE_WRITE)
+                    take_memory(layer + first * size, (stop - first) * size)
 
     def page(self, page: int, page_size: int) -> tuple[torch.Tensor, ...]:
         """A page of each side, in the order and numbers of the memory: views."""

@@ -111,9 +111,14 @@ def best_tokens(logits_MV: Tensor, only_best: NDArray[np.bool_]) -> Ints:
 
 
 def kv_cache_for(
-    model: Model, pages: int, page_size: int = 16, prefix_caching: bool = True
+    model: Model,
+    pages: int,
+    page_size: int = 16,
+    prefix_caching: bool = True,
+    places: int = 64,
+    snapshots: int = 16,
 ) -> KVCache:
-    """A cache whose rows have the shape, dtype, place and order of a model's."""
+    """A cache whose states have the shapes, dtype, place and order of a model's. places, snapshots: of running ones."""
     return KVCache(
         layout=model.config.state_layout,
         pages=pages,
@@ -122,6 +127,8 @@ def kv_cache_for(
         device=model.device,
         prefix_caching=prefix_caching,
         storage=model.storage,
+        places=places,
+        snapshots=snapshots,
     )
 
 

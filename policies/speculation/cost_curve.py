@@ -20,7 +20,7 @@ from fastslow.engine.host.files import cache_folder, read_object
 from fastslow.engine.host.machine import Watch
 from fastslow.engine.host.unfinished import unfinished
 from fastslow.engine.model.base import Model, kv_cache_for
-from fastslow.engine.rows import Rows, Segment
+from fastslow.engine.rows import Rows, RunningRows, Segment
 
 ROWS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64, 96, 128)
 CONTEXT = 64  # tokens before the rows
@@ -92,6 +92,7 @@ def _measure(model: Model, groups: int | None, before: StepTimes, patience: floa
             groups=groups,
             outputs=range(count),
             only_best=True,
+            running=RunningRows.chunk(count),
         )
         started = time.perf_counter()
         model.forward(Rows.of([segment]), cache.storage)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from fastslow.engine.backends.cpu import library
+from fastslow.engine.host.lazy_memory import lazy_zeros
 from fastslow.engine.kv.layout import StateLayout
-from fastslow.engine.kv.storage import KVStorage, lazy_zeros
+from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.ops import quantise_tokens
 from fastslow.engine.types import Ints
 

@@ -197,4 +197,10 @@ def _segment(
         feature_rows=seen,
         only_best=only_best(request) and not request.wants_logits and not scored,
         max_len=request.max_len,
+        # a request that is left out runs its last token again: that is never folded in here
+        running=kv.running(
+            request.id,
+            range(computed, computed + end + len(branch)),
+            computed + chunk - (chunk == request.pending),
+        ),
     )

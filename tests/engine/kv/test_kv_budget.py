@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from checkpoints import write_dense
@@ -23,7 +24,7 @@ def pages(kv_memory: float | str | None, *, context: int = 160, max_requests: in
         context=context,
         max_requests=max_requests,
         device="cpu",
-    )
+    ).pages
 
 
 @pytest.fixture
@@ -50,6 +51,19 @@ def test_too_little_for_one_request_is_refused_with_numbers() -> None:
     for share in (0.0, 1.5, float("nan")):
         with pytest.raises(ValueError, match="must be above 0 and at most 1"):
             pages(share)
+
+
+@pytest.mark.usefixtures("ten_mib")
+def test_running_states_are_taken_off_first() -> None:
+    """In at most half of the memory, and so that one request of the longest text fits; snapshots get an eighth."""
+    sizes: dict[str, Any] = {"page_bytes": 1024, "page_size": 16, "context": 160, "device": "cpu"}
+    states: dict[str, Any] = {"request_bytes": 2048, "snapshot_bytes": 512}
+    assert page_budget(102400, **sizes, **states, max_requests=8) == (73, 8, 21)
+    assert page_budget(102400, **sizes, **states, max_requests=80) == (44, 25, 12)
+    assert page_budget(102400, **sizes, request_bytes=2048, max_requests=8) == (84, 8, 0)
+    assert page_budget(12 * 1024, **sizes, **states, max_requests=8) == (10, 1, 0)
+    with pytest.raises(ValueError, match=r"11\.0 KiB, but one request .* needs 12\.0 KiB"):
+        page_budget(11 * 1024, **sizes, **states, max_requests=8)
 
 
 def test_amounts_in_text() -> None:

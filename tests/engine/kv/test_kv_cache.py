@@ -302,7 +302,7 @@ def test_what_fits_is_what_one_rank_holds() -> None:
     assert kv.pages == 8 and kv.fits(16) and not kv.fits(17)
     sizes: dict[str, Any] = {"page_bytes": 10, "page_size": 4, "context": 16, "max_requests": 4}
     sizes["device"] = "cpu"
-    assert page_budget(80, **sizes, dp_ranks=2) == 8
+    assert page_budget(80, **sizes, dp_ranks=2).pages == 8
     with pytest.raises(ValueError, match="16 tokens on each of 2 data-parallel ranks needs 80 B"):
         page_budget(79, **sizes, dp_ranks=2)
 

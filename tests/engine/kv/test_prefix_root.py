@@ -59,7 +59,7 @@ class Opened(OwnKV):
         super().__init__(cache)
         self.found: list[int] = []
 
-    def prepare(self, text: Any, nodes: int) -> bool:
+    def prepare(self, text: Any, nodes: int) -> int:
         new = text.request.id not in self._written
         ready = super().prepare(text, nodes)
         self.found += [self.cache.valid(text.request.id)] * new

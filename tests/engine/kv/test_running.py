@@ -1,0 +1,183 @@
+"""Running states: whatever steps a text comes in, each row has the bits of plain decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from random import Random
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from engine_tools import RandomDraft, answer
+from recurrent_model import EOS, LAYOUT, NO_TEXT, VOCAB, RecurrentModel
+from schedule_tools import request as new_request
+
+from fastslow.draft.model.draft import ModelDraft
+from fastslow.draft.model.kv import BorrowedKV, OwnKV
+from fastslow.draft.router import DrafterRouter
+from fastslow.engine.core.engine_core import EngineCore
+from fastslow.engine.core.request import Request
+from fastslow.engine.kv import running
+from fastslow.engine.kv.cache import KVCache
+from fastslow.engine.kv.page_file import PageFile
+from fastslow.engine.params import SamplingParams, Speculation
+from fastslow.engine.rows import ALL_GROUPS
+from fastslow.engine.sampling.probs import probs_at
+from fastslow.engine.sampling.stop import Stopper
+from fastslow.engine.types import Drafter
+from fastslow.policies.speculation.planner import FixedLength
+
+DRAFTERS = ("off", "random", "self", "self tree", "model", "model tree")
+
+
+def hybrid(pages: int, places: int, snapshots: int, **fields: Any) -> KVCache:
+    kind: dict[str, Any] = {"layout": LAYOUT, "dtype": torch.float32, "device": "cpu", "page_size": 4}
+    return KVCache(**kind, pages=pages, places=places, snapshots=snapshots, **fields)
+
+
+class Engine:
+    """A core with a recurrent target, and a drafting model of the same kind."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = Random(seed)
+        draw = self.random.choice
+        self.model, self.small = RecurrentModel(), RecurrentModel()
+        self.kv = hybrid(draw([36, 60]), draw([3, 6]), draw([2, 20]), prefix_caching=seed % 5 > 0)
+        self.small_kv = hybrid(80, 3, 3)
+        target, small, own = self.model, self.small, OwnKV(self.small_kv)
+        made: dict[str, Drafter] = {
+            "random": RandomDraft(),
+            "self": ModelDraft(target, BorrowedKV(self.kv), probs_at, 0),
+            "self tree": ModelDraft(target, BorrowedKV(self.kv), probs_at, 1, width=2),
+            "model": ModelDraft(small, own, probs_at),
+            "model tree": ModelDraft(small, own, probs_at, width=3),
+        }
+        drafters = DrafterRouter({Speculation(drafter=name): d for name, d in made.items()})
+        self.core = EngineCore(target, self.kv, drafters, draw([5, 9, 64]), draw([3, 6]))
+        self.core._masks.unfollowed = self.unfollowed  # type: ignore[assignment,method-assign]
+        self.asked: list[Request] = []
+        self.stories = [[self.random.randrange(3, VOCAB) for _ in range(70)] for _ in range(2)]
+        self.pinned = 0
+
+    def unfollowed(self, ready: Sequence[Request], *_: object) -> set[Request]:
+        """Some run their last token again."""
+        return {request for request in ready if self.random.random() < 0.1}
+
+    def add(self) -> None:
+        shared, room = self.random.choice([0, 20, 33, 70, 70]), self.random.randint(8, 40)
+        own = [self.random.randrange(3, VOCAB) for _ in range(self.random.randint(1, 16))]
+        tokens, name = [*self.random.choice(self.stories)[:shared], *own], self.random.choice(DRAFTERS)
+        stopper = Stopper(SamplingParams(max_tokens=room), frozenset({EOS}), room, None)
+        nodes = 0 if name == "off" else self.random.choice([3, 9, 60])
+        request = new_request(
+            len(self.asked), len(tokens), room, tokens=tokens, end_ids=frozenset({EOS}), stopper=stopper,
+            speculation=Speculation(drafter=name), policy=FixedLength(nodes),
+            groups=self.random.choice([None, None, 1]),
+        )  # fmt: skip
+        self.asked.append(request)
+        self.core.add(request)
+
+    def step(self) -> None:
+        if self.random.random() < 0.1:
+            self.kv.pins.remove(self.pinned)
+            self.pinned += 1
+            roots = [(r.tokens, r.root) for r in self.asked if r.id in self.kv.requests]
+            for tokens, root in self.random.sample(roots, min(1, len(roots))):
+                with suppress(ValueError):  # too many pages
+                    self.kv.pins.add(self.pinned, tokens, root, 32)
+        if self.random.random() < 0.005:
+            self.core.forget_prompts()
+        elif self.random.random() < 0.01:
+            self.core.end(self.core.scheduler.running[:1], "cancelled", None)
+        self.core.step()
+        for kv in (self.kv, self.small_kv):
+            kv.check_integrity()
+
+
+def plain(request: Request, size: int) -> list[int]:
+    """The first tokens of its answer, from the text alone."""
+    groups, text = ALL_GROUPS if request.groups is None else request.groups, NO_TEXT
+    tokens = request.tokens[: request.prompt_length]
+    for place in range(request.prompt_length + size - 1):
+        text = text.after((tokens[place], place, groups))
+        if place + 1 == len(tokens):
+            tokens.append(text.best)
+    return tokens[request.prompt_length :]
+
+
+def test_each_row_of_any_schedule_has_the_bits_of_plain_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trees, chunks, probes, rows that run again, prefix hits, preemption, pins and too few places."""
+    monkeypatch.setattr(running, "EVERY", 8)
+    probes = [SimpleNamespace(rows=[4] * n, sure=0, draft=[]) for n in (0, 1, 5)]
+    asks = property(lambda r: probes[len(r.tokens) % 3] if (r.id + len(r.tokens)) % 4 == 0 else None)
+    monkeypatch.setattr(Request, "answer_probe", asks)
+    rows = hits = preempted = accepted = 0
+    for seed in range(12):
+        engine = Engine(seed)
+        while len(engine.asked) < 15 or not engine.core.idle:
+            if len(engine.asked) < 15 and engine.random.random() < 0.6:
+                engine.add()
+            engine.step()
+        assert not (engine.model.wrong or engine.small.wrong), seed
+        for request in engine.asked:
+            got = answer(request)
+            assert request.error is None and got == plain(request, len(got)), (seed, request.id)
+        for kv in (engine.kv, engine.small_kv):
+            kv.clear_prefix()
+            places = kv._ranks[0].places
+            assert places is not None and not kv.requests and kv.empty_pages == kv.pages
+            assert (len(places.free), len(places.spare)) == (places.states.places, places.states.snapshots)
+        rows += engine.model.run + engine.small.run
+        hits += sum(r.spec_stats.cached for r in engine.asked)
+        preempted += sum(r.spec_stats.preemptions for r in engine.asked)
+        accepted += sum(r.spec_stats.accepted for r in engine.asked)
+    assert rows > 20000 and hits > 500 and preempted > 10 and accepted > 1000, (rows, hits, preempted, accepted)
+
+
+def test_a_prompt_begins_with_the_deepest_snapshot() -> None:
+    """Of its pages: that is where another text of the same beginning ended, or a multiple of 256 tokens."""
+    cache, text = hybrid(200, 2, 3), [*range(300)]
+
+    def read(request: int, tokens: list[int], chunk: int = 300) -> tuple[int, list[tuple[int, int]]]:
+        cached = valid = cache.open(request, tokens, None, len(tokens) - 1)
+        assert cache.reserve(request, len(tokens))
+        found = []
+        while valid < len(tokens):
+            stop = min(valid + chunk, len(tokens))
+            rows = cache.running(request, range(valid, stop), stop - (stop == len(tokens)))
+            assert rows is not None and rows.place in (0, 1)
+            found += [(valid - len(rows.before) + n, to) for n, to in rows.snapshots]
+            cache.advance(request, stop, tokens)
+            valid = stop
+            cache.check_integrity()
+        cache.close(request)
+        return cached, found
+
+    assert read(0, text) == (0, [(256, 4), (296, 3)])
+    assert read(1, text[:298], 100) == (296, [])
+    assert read(2, [*text[:290], 7, 8]) == (256, [(288, 2)])
+    assert read(3, text[:291]) == (288, [])
+    assert cache.pins.add(1, text, None, 10) == 296
+    assert read(4, [5] * 20) == (0, [(16, 4)])
+    assert read(5, text[:280]) == (0, [(256, 2), (276, 4)]), "the least recently used made room, not the pinned one"
+    assert read(6, text) == (296, [])
+    assert read(7, text[:282]) == (276, [(280, 2)])
+
+
+def test_what_cannot_have_running_states_says_so(tmp_path: Any) -> None:
+    cache = hybrid(8, 1, 1)
+    with pytest.raises(ValueError, match="^kv_spill keeps no running states, and layer 0 has one: leave it out$"):
+        PageFile(cache.storage, 4, 1 << 20, tmp_path)
+    cache.open(0, [1] * 9, None, 8)
+    assert cache.reserve(0, 16) and cache.room(0) == 16
+    cache.open(1, [1] * 9, None, 8)
+    assert not cache.reserve(1, 8), "there is one place"
+    assert cache.running(0, range(8), 8) is not None
+    with pytest.raises(ValueError, match=r"^rows of positions 7\.\.9 run where 8 rows are folded in"):
+        cache.running(0, range(7, 10), 7)
+    with pytest.raises(ValueError, match=r"at most 48 may not be folded in yet$"):
+        cache.running(0, range(8, 57), 8)
+    cache.close(0)
+    assert cache.reserve(1, 8)
