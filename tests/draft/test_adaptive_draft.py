@@ -95,15 +95,12 @@ def test_every_drafter_hears_of_every_step_and_of_ends() -> None:
     assert one.gone == two.gone == [0] and not best.selection._requests
 
 
-@pytest.mark.parametrize(
-    ("seconds", "row", "accepted", "least", "most"),
-    [
-        pytest.param(5.0, 0.0, 1, 2, 13, id="takes five tokens' time: tried now and then"),
-        pytest.param(0.5, 0.0, 2, 300, 300, id="its time pays"),
-        pytest.param(0.01, 0.9 * TUNING.max_row_price, 2, 300, 300, id="rows are not dear"),
-        pytest.param(0.01, 0.5, 2, 0, 0, id="rows are dear: only the first is asked"),
-    ],
-)
+@pytest.mark.parametrize(("seconds", "row", "accepted", "least", "most"), [
+    pytest.param(5.0, 0.0, 1, 2, 13, id="takes five tokens' time: tried now and then"),
+    pytest.param(0.5, 0.0, 2, 300, 300, id="its time pays"),
+    pytest.param(0.01, 0.9 * TUNING.max_row_price, 2, 300, 300, id="rows are not dear"),
+    pytest.param(0.01, 0.5, 2, 0, 0, id="rows are dear: only the first is asked"),
+])  # fmt: skip
 def test_a_second_drafter_is_asked_where_it_pays(
     seconds: float, row: float, accepted: int, least: int, most: int
 ) -> None:

@@ -140,19 +140,15 @@ def test_a_bad_drafter_is_named_and_does_not_keep_the_others(
     assert a.released == c.released == [4]
 
 
-@pytest.mark.parametrize(
-    ("settings", "groups", "pattern"),
-    [
-        ({"drafter": "ngarm"}, 8, r"'ngarm' is unknown; did you mean 'ngram'\?$"),
-        ({"drafter": "zz"}, 8, "'zz' is unknown; known: auto, head, model, ngram, off, self, suf"),
-        ({"drafter": "ngram+"}, 8, r"'ngram\+' is unknown"),
-        ({"drafter": "self"}, 0, "'self' needs a model with routed groups"),
-        ({"drafter": "ngram+model"}, 8, "'model' needs model=PATH"),
-        ({"drafter": "ngram+self|suffix"}, 8, r".* must join names by \+ or by \|, not by both$"),
-        ({"drafter": "head"}, 8, "'head' needs head=PATH"),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("settings", "groups", "pattern"), [
+    ({"drafter": "ngarm"}, 8, r"'ngarm' is unknown; did you mean 'ngram'\?$"),
+    ({"drafter": "zz"}, 8, "'zz' is unknown; known: auto, head, model, ngram, off, self, suf"),
+    ({"drafter": "ngram+"}, 8, r"'ngram\+' is unknown"),
+    ({"drafter": "self"}, 0, "'self' needs a model with routed groups"),
+    ({"drafter": "ngram+model"}, 8, "'model' needs model=PATH"),
+    ({"drafter": "ngram+self|suffix"}, 8, r".* must join names by \+ or by \|, not by both$"),
+    ({"drafter": "head"}, 8, "'head' needs head=PATH"),
+], ids=str)  # fmt: skip
 def test_bad_names(settings: dict[str, Any], groups: int, pattern: str) -> None:
     refused(f"^drafter={pattern}", check_drafter, Speculation(**settings), RoutedUnits("groups", groups))
 

@@ -34,14 +34,10 @@ NOTHING = TreeLimits([0], 1, 1, [0.0])
 IDS = "eagle_aux_hidden_state_layer_ids"
 
 
-@pytest.mark.parametrize(
-    ("layout", "fields"),
-    [
-        *(("original", fields) for fields in SHAPES),
-        *(("speculators", fields) for fields in (*SHAPES[::2], {"model_type": "qwen3"})),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("layout", "fields"), [
+    *(("original", fields) for fields in SHAPES),
+    *(("speculators", fields) for fields in (*SHAPES[::2], {"model_type": "qwen3"})),
+], ids=str)  # fmt: skip
 def test_the_logits_of_a_chain_are_those_of_a_plain_forward(
     tmp_path: Path, target: Path, layout: str, fields: Fields
 ) -> None:
@@ -61,16 +57,10 @@ def test_the_logits_of_a_chain_are_those_of_a_plain_forward(
         drafted.append(token)
 
 
-@pytest.mark.parametrize(
-    ("fields", "count", "layers"),
-    [
-        ({IDS: [1, 3, 6]}, 6, (0, 2, 5)),
-        ({IDS: None}, 8, (1, 3, 4)),
-        ({IDS: None}, 6, None),
-        ({"eagle_config": {IDS: [1, 3, 5]}}, 6, (1, 3, 5)),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("fields", "count", "layers"), [
+    ({IDS: [1, 3, 6]}, 6, (0, 2, 5)), ({IDS: None}, 8, (1, 3, 4)), ({IDS: None}, 6, None),
+    ({"eagle_config": {IDS: [1, 3, 5]}}, 6, (1, 3, 5)),
+], ids=str)  # fmt: skip
 def test_which_layers_are_read(target: Path, fields: Fields, count: int, layers: tuple[int, ...] | None) -> None:
     """Published numbers count inputs of layers: 1 is what comes out of the first one."""
     config = replace(ModelConfig.from_folder(target), layers=count)
@@ -89,15 +79,11 @@ def on_kernels(folder: Path, target: Path, form: Format) -> KernelRunner:
 
 
 @compiled
-@pytest.mark.parametrize(
-    ("fields", "form"),
-    [
-        *((fields, FORMS[n % 2]) for n, fields in enumerate(SHAPES)),
-        ({"model_type": "qwen3"}, FORMS[0]),
-        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, FORMS[1]),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("fields", "form"), [
+    *((fields, FORMS[n % 2]) for n, fields in enumerate(SHAPES)),
+    ({"model_type": "qwen3"}, FORMS[0]),
+    ({"rope_scaling": {"type": "linear", "factor": 4.0}}, FORMS[1]),
+], ids=str)  # fmt: skip
 def test_the_kernels_have_the_logits_of_torch_and_a_texts_bits_are_its_own(
     tmp_path: Path, target: Path, fields: Fields, form: Format
 ) -> None:
@@ -195,24 +181,20 @@ MID = "midlayer.self_attn.q_proj.weight"
 SOME = torch.arange(10)
 
 
-@pytest.mark.parametrize(
-    ("name", "tensor", "sentence"),
-    [
-        ("fc.weight", None, "it lacks tensor fc.weight of shape [32, 64]"),
-        ("d2t", None, "it lacks tensor d2t of shape [10]"),
-        (MID, torch.zeros(64, 32), f"tensor {MID} is [64, 32], not [64, 64]"),
-        ("t2d", torch.ones(11).bool(), "tensor t2d is [11], not [12]"),
-        ("t2d", torch.ones(12).bool(), "t2d and d2t name different tokens"),
-        ("d2t", 0 * SOME + 3, "d2t leads to token 12, outside the target's"),
-        ("d2t", 0 * SOME - 9, "d2t leads to token -9, outside the target's"),
-        ("d2t", -SOME, "d2t leads to some token twice"),
-        ("d2t", 0.0 * SOME, "d2t is of torch.float32, and must hold whole"),
-        ("norm.weight", torch.ones(32, dtype=torch.int8), "is of torch.int8, and must hold floats"),
-        ("midlayer.mlp.router.weight", torch.ones(2), "an unexpected tensor midlayer.mlp.router"),
-        ("embed_tokens.weight", torch.ones(9, 32), "is [9, 32], not [12, 32]"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "",
-)
+@pytest.mark.parametrize(("name", "tensor", "sentence"), [
+    ("fc.weight", None, "it lacks tensor fc.weight of shape [32, 64]"),
+    ("d2t", None, "it lacks tensor d2t of shape [10]"),
+    (MID, torch.zeros(64, 32), f"tensor {MID} is [64, 32], not [64, 64]"),
+    ("t2d", torch.ones(11).bool(), "tensor t2d is [11], not [12]"),
+    ("t2d", torch.ones(12).bool(), "t2d and d2t name different tokens"),
+    ("d2t", 0 * SOME + 3, "d2t leads to token 12, outside the target's"),
+    ("d2t", 0 * SOME - 9, "d2t leads to token -9, outside the target's"),
+    ("d2t", -SOME, "d2t leads to some token twice"),
+    ("d2t", 0.0 * SOME, "d2t is of torch.float32, and must hold whole"),
+    ("norm.weight", torch.ones(32, dtype=torch.int8), "is of torch.int8, and must hold floats"),
+    ("midlayer.mlp.router.weight", torch.ones(2), "an unexpected tensor midlayer.mlp.router"),
+    ("embed_tokens.weight", torch.ones(9, 32), "is [9, 32], not [12, 32]"),
+], ids=lambda value: value if isinstance(value, str) else "")  # fmt: skip
 def test_tensors_that_do_not_fit(tmp_path: Path, target: Path, name: str, tensor: Tensor | None, sentence: str) -> None:
     config = eagle_config(target)
     weights = eagle_weights(config) | {"d2t": 0 * SOME, "t2d": torch.arange(12) < 10}

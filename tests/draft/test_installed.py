@@ -115,13 +115,10 @@ def test_a_name_that_is_taken_is_refused(package: Path, llm: LLM, logged: list[s
     ]
 
 
-@pytest.mark.parametrize(
-    ("name", "why"),
-    [
-        ("broken", "ModuleNotFoundError: No module named 'echo_drafter.missing'"),
-        ("wrong", "echo_drafter:NOT_ONE is no DrafterKind"),
-    ],
-)
+@pytest.mark.parametrize(("name", "why"), [
+    ("broken", "ModuleNotFoundError: No module named 'echo_drafter.missing'"),
+    ("wrong", "echo_drafter:NOT_ONE is no DrafterKind"),
+])  # fmt: skip
 def test_one_that_does_not_load_ends_its_own_request(
     package: Path, llm: LLM, logged: list[str], name: str, why: str
 ) -> None:

@@ -40,19 +40,15 @@ def test_it_copies_from_the_requests_own_text() -> None:
     assert chain(SuffixDraft(min_score=0.99), view([1, 2, 3, 1, 2], 6)) == []
 
 
-@pytest.mark.parametrize(
-    ("tokens", "fields", "kept"),
-    [
-        ([1, 2, 3, 4, 5, 9], {}, True),
-        ([1, 2, 3, 4, 5, 6], {"max_len": 5}, True),
-        ([1, 2, 3, 4, 5, 6], {"max_len": 6}, False),
-        ([1, 2, 3, 4, 5, 9], {"prompt_length": 6}, False),
-        ([1, 2, 3, 4, 5, 9], {"params": SamplingParams(temperature=1)}, True),
-        ([1, 2, 3, 4, 5, 9], {"params": SamplingParams(temperature=1, seed=3)}, False),
-        ([1, 2, 3, 4, 5, 9], {"params": SamplingParams(seed=3)}, True),
-    ],
-    ids=["ended", "full", "cancelled", "nothing", "sampled", "seeded", "seeded greedy"],
-)
+@pytest.mark.parametrize(("tokens", "fields", "kept"), [
+    ([1, 2, 3, 4, 5, 9], {}, True),
+    ([1, 2, 3, 4, 5, 6], {"max_len": 5}, True),
+    ([1, 2, 3, 4, 5, 6], {"max_len": 6}, False),
+    ([1, 2, 3, 4, 5, 9], {"prompt_length": 6}, False),
+    ([1, 2, 3, 4, 5, 9], {"params": SamplingParams(temperature=1)}, True),
+    ([1, 2, 3, 4, 5, 9], {"params": SamplingParams(temperature=1, seed=3)}, False),
+    ([1, 2, 3, 4, 5, 9], {"params": SamplingParams(seed=3)}, True),
+], ids=["ended", "full", "cancelled", "nothing", "sampled", "seeded", "seeded greedy"])  # fmt: skip
 @pytest.mark.parametrize("memory", [True, False])
 def test_finished_answers_are_kept_for_the_next_request(
     tokens: list[int], fields: dict[str, Any], kept: bool, memory: bool

@@ -94,13 +94,10 @@ def test_it_is_the_whole_answer_from_every_token_on(llm: LLM, name: str, mode: s
 
 
 @pytest.mark.drafts(5, 2)
-@pytest.mark.parametrize(
-    ("name", "speculation", "mode"),
-    [
-        *pairwise([*PARAMS], ["off", SELF, {**SELF, "drafter": "suffix|self"}], MODES),
-        *((name, "off", "settled") for name in PARAMS),
-    ],
-)
+@pytest.mark.parametrize(("name", "speculation", "mode"), [
+    *pairwise([*PARAMS], ["off", SELF, {**SELF, "drafter": "suffix|self"}], MODES),
+    *((name, "off", "settled") for name in PARAMS),
+])  # fmt: skip
 def test_streams_begin_with_all_that_there_is(llm: LLM, name: str, speculation: Any, mode: str) -> None:
     wish = sampling(name)
     _, whole = streamed(llm, wish, mode=mode, speculation=speculation)
@@ -244,15 +241,12 @@ def test_what_does_not_fit_is_refused(llm: LLM, fields: dict[str, Any], answered
     assert llm.generate("The quick", wish, mode="fast").token_ids
 
 
-@pytest.mark.parametrize(
-    ("mode", "decided", "why"),
-    [
-        ("unsure", (), "mode 'unsure' escalates"),
-        ("quick", (), r"^answered.decided\[0\] is missing: mode 'quick' may run fewer groups"),
-        ("quick", (Decided("", "", 9),), r"^answered.decided\[0\]: groups=9 is outside"),
-        ("auto", (Decided("dep", "", None),), "auto chose 'dep', which is no preset"),
-    ],
-)
+@pytest.mark.parametrize(("mode", "decided", "why"), [
+    ("unsure", (), "mode 'unsure' escalates"),
+    ("quick", (), r"^answered.decided\[0\] is missing: mode 'quick' may run fewer groups"),
+    ("quick", (Decided("", "", 9),), r"^answered.decided\[0\]: groups=9 is outside"),
+    ("auto", (Decided("dep", "", None),), "auto chose 'dep', which is no preset"),
+])  # fmt: skip
 def test_modes_that_cannot_be_continued(llm: LLM, mode: str, decided: Sequence[Decided], why: str) -> None:
     with pytest.raises(ValueError, match=why):
         llm.submit("The quick", mode=mode, answered=ResumeState([[5]], decided)).result()

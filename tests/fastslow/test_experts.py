@@ -63,14 +63,11 @@ def test_an_answer_continues_with_more_experts(llm: LLM, how: str) -> None:
         assert out.token_ids[2:] == llm.generate(text, rest, mode="deep").token_ids
 
 
-@pytest.mark.parametrize(
-    ("fields", "says"),
-    [
-        ({"experts": 5}, r"^speculation experts=5 is outside 0\.\.4$"),
-        ({"groups": 2}, r"^speculation groups=2 must be left out: .* experts"),
-        ({"groups": 2, "experts": 2}, r"^groups=2 and experts=2 are both given"),
-    ],
-)
+@pytest.mark.parametrize(("fields", "says"), [
+    ({"experts": 5}, r"^speculation experts=5 is outside 0\.\.4$"),
+    ({"groups": 2}, r"^speculation groups=2 must be left out: .* experts"),
+    ({"groups": 2, "experts": 2}, r"^groups=2 and experts=2 are both given"),
+])  # fmt: skip
 def test_counts_of_a_drafter_that_do_not_fit(llm: LLM, fields: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         llm.generate(TEXTS[0], PARAMS, speculation={"drafter": "self", **fields})

@@ -58,28 +58,24 @@ def test_bounds_of_sampling_parameters(name: str) -> None:
         refused(rf"^{name}={re.escape(repr(value))} must be ", SamplingParams, **{name: value})
 
 
-@pytest.mark.parametrize(
-    ("kind", "fields", "pattern"),
-    [
-        (SamplingParams, {"max_tokens": 10**5000}, r"^max_tokens=<int> must be"),
-        (SamplingParams, {"min_tokens": 6, "max_tokens": 5}, "^min_tokens=6 exceeds max_tokens=5$"),
-        (SamplingParams, {"temperature": math.nan}, r"^temperature=nan must be a finite number$"),
-        (SamplingParams, {"logit_bias": {1: 101}}, r"^logit_bias\[1\]=101 must be less than or eq"),
-        (SamplingParams, {"logit_bias": {"cat": 1}}, r"^logit_bias\.cat='cat' must be a valid int"),
-        (SamplingParams, {"stop": ["a", ""]}, r"^stop\[1\]='' must have at least 1 character$"),
-        (SamplingParams, {"temprature": 1.0}, r"^field 'temprature' is unknown; did you mean 'tem"),
-        (SamplingParams, {"xyzzy": 1.0}, r"^field 'xyzzy' is unknown; known: .*top_p"),
-        (SamplingParams, {"top_k": "k" * 500}, r"^top_k='k+\.\.\. must be a valid integer$"),
-        (Speculation, {"nodes": 65}, r"^nodes=65 must be less than or equal to 64$"),
-        (Mode, {"name": ""}, r"^name='' must have at least 1 character$"),
-        (Mode, {"base": "x" * 257}, r"^base='x+\.\.\. must have at most 256 characters$"),
-        (Mode, {"closing": "x" * 1001}, r"^closing='x+\.\.\. must have at most 1000 characters$"),
-        (Mode, {"closing": "a\ud800"}, r"^closing='a\\ud800' must be a valid string"),
-        (Mode, {"thinking": "maybe"}, r"^thinking='maybe' must be 'off', 'on' or 'auto'$"),
-        (Mode, {"sampling": {"top_p": 2}}, r"^sampling\.top_p=2 must be less than or equal to 1$"),
-    ],
-    ids=lambda value: shown(value)[:40],
-)
+@pytest.mark.parametrize(("kind", "fields", "pattern"), [
+    (SamplingParams, {"max_tokens": 10**5000}, r"^max_tokens=<int> must be"),
+    (SamplingParams, {"min_tokens": 6, "max_tokens": 5}, "^min_tokens=6 exceeds max_tokens=5$"),
+    (SamplingParams, {"temperature": math.nan}, r"^temperature=nan must be a finite number$"),
+    (SamplingParams, {"logit_bias": {1: 101}}, r"^logit_bias\[1\]=101 must be less than or eq"),
+    (SamplingParams, {"logit_bias": {"cat": 1}}, r"^logit_bias\.cat='cat' must be a valid int"),
+    (SamplingParams, {"stop": ["a", ""]}, r"^stop\[1\]='' must have at least 1 character$"),
+    (SamplingParams, {"temprature": 1.0}, r"^field 'temprature' is unknown; did you mean 'tem"),
+    (SamplingParams, {"xyzzy": 1.0}, r"^field 'xyzzy' is unknown; known: .*top_p"),
+    (SamplingParams, {"top_k": "k" * 500}, r"^top_k='k+\.\.\. must be a valid integer$"),
+    (Speculation, {"nodes": 65}, r"^nodes=65 must be less than or equal to 64$"),
+    (Mode, {"name": ""}, r"^name='' must have at least 1 character$"),
+    (Mode, {"base": "x" * 257}, r"^base='x+\.\.\. must have at most 256 characters$"),
+    (Mode, {"closing": "x" * 1001}, r"^closing='x+\.\.\. must have at most 1000 characters$"),
+    (Mode, {"closing": "a\ud800"}, r"^closing='a\\ud800' must be a valid string"),
+    (Mode, {"thinking": "maybe"}, r"^thinking='maybe' must be 'off', 'on' or 'auto'$"),
+    (Mode, {"sampling": {"top_p": 2}}, r"^sampling\.top_p=2 must be less than or equal to 1$"),
+], ids=lambda value: shown(value)[:40])  # fmt: skip
 def test_sentences_of_fields(kind: type[Params], fields: dict[str, Any], pattern: str) -> None:
     refused(pattern, kind, **fields)
 
@@ -91,36 +87,32 @@ def test_an_int_is_a_number_too_and_nothing_changes_afterwards() -> None:
         params.max_tokens = 0
 
 
-@pytest.mark.parametrize(
-    ("prompt", "pattern"),
-    [
-        ("", r"^prompt='' is empty"),
-        ([], r"^prompt=\[\] is empty"),
-        (["ok", ""], r"^prompt='' is empty"),
-        ([[1, 2], []], r"^prompt=\[\] is empty"),
-        ([1, VOCAB], rf"^prompt token 1 is {VOCAB}, not an id in 0\.\.{VOCAB - 1}$"),
-        ([-1], r"^prompt token 0 is -1, not an id in 0\.\.319$"),
-        ([True, 1], r"^prompt token 0 is True, not an id"),
-        ([1, 2.0], r"^prompt token 1 is 2.0, not an id"),
-        ([1, "a"], r"^prompt token 1 is 'a', not an id"),
-        ([[1], 2], r"^prompt token 0 is \[1\], not an id"),
-        ([[1], [10**30]], r"not an id in 0\.\.319$"),
-        (5, r"^prompt must be text.*, not int$"),
-        (b"hi", r"^prompt must be text.*, not bytes$"),
-        ([b"hi"], r"^prompt must be text.*, not bytes$"),
-        ({"role": "user", "content": "x"}, r"^prompt must be text.*, not dict$"),
-        (np.array([1, 2]), r"^prompt must be text.*, not ndarray$"),
-        ([5] * 40, r"^prompt has 40 tokens; .* fit the context of 40$"),
-        ("word " * 100, r"^prompt has \d+ tokens; .* fit the context of 40$"),
-        ("a\ud800b", r"lone surrogate at position 1"),
-        ([{}], r"^messages\[0\]\.role is None; it must be one of system, user"),
-        ([{"role": "user"}], r"^messages\[0\]\.content is missing"),
-        ([{"role": "user", "content": None}], r"^messages\[0\]\.content is missing"),
-        ([USER, {"role": "user", "content": 5}], r"^messages\[1\]\.content is a int"),
-        ([[USER], [{"role": "x", "content": ""}]], r"^messages\[0\]\.role is 'x'"),
-    ],
-    ids=lambda value: shown(value)[:40],
-)
+@pytest.mark.parametrize(("prompt", "pattern"), [
+    ("", r"^prompt='' is empty"),
+    ([], r"^prompt=\[\] is empty"),
+    (["ok", ""], r"^prompt='' is empty"),
+    ([[1, 2], []], r"^prompt=\[\] is empty"),
+    ([1, VOCAB], rf"^prompt token 1 is {VOCAB}, not an id in 0\.\.{VOCAB - 1}$"),
+    ([-1], r"^prompt token 0 is -1, not an id in 0\.\.319$"),
+    ([True, 1], r"^prompt token 0 is True, not an id"),
+    ([1, 2.0], r"^prompt token 1 is 2.0, not an id"),
+    ([1, "a"], r"^prompt token 1 is 'a', not an id"),
+    ([[1], 2], r"^prompt token 0 is \[1\], not an id"),
+    ([[1], [10**30]], r"not an id in 0\.\.319$"),
+    (5, r"^prompt must be text.*, not int$"),
+    (b"hi", r"^prompt must be text.*, not bytes$"),
+    ([b"hi"], r"^prompt must be text.*, not bytes$"),
+    ({"role": "user", "content": "x"}, r"^prompt must be text.*, not dict$"),
+    (np.array([1, 2]), r"^prompt must be text.*, not ndarray$"),
+    ([5] * 40, r"^prompt has 40 tokens; .* fit the context of 40$"),
+    ("word " * 100, r"^prompt has \d+ tokens; .* fit the context of 40$"),
+    ("a\ud800b", r"lone surrogate at position 1"),
+    ([{}], r"^messages\[0\]\.role is None; it must be one of system, user"),
+    ([{"role": "user"}], r"^messages\[0\]\.content is missing"),
+    ([{"role": "user", "content": None}], r"^messages\[0\]\.content is missing"),
+    ([USER, {"role": "user", "content": 5}], r"^messages\[1\]\.content is a int"),
+    ([[USER], [{"role": "x", "content": ""}]], r"^messages\[0\]\.role is 'x'"),
+], ids=lambda value: shown(value)[:40])  # fmt: skip
 def test_prompts(llm: LLM, prompt: Any, pattern: str) -> None:
     refused(pattern, llm.generate, prompt)
     if not isinstance(prompt, list):  # a list of prompts is refused by stream for being one
@@ -137,39 +129,35 @@ def test_chats(llm: LLM) -> None:
 OVERLONG = "x" * 5000 + ".json"
 
 
-@pytest.mark.parametrize(
-    ("options", "pattern"),
-    [
-        ({"sampling": {"max_tokens": 0}}, r"^max_tokens=0 must be greater than or equal to 1$"),
-        ({"sampling": 0}, r"^sampling=0 must be SamplingParams, a dict of their fields by name, or N"),
-        ({"sampling": [{1: 2}]}, r"^sampling=\{1: 2\} must be SamplingParams, a dict of their fields"),
-        ({"sampling_defaults": 5}, r"^sampling_defaults=5 must be a dict of fields of SamplingParams"),
-        ({"sampling_defaults": {1: 2}}, r"^sampling_defaults=\{1: 2\} must be a dict of fields of Sa"),
-        ({"speculation": OVERLONG}, r"^x+ cannot be read: File name too long$"),
-        ({"speculation": {"drafter": "head", "head": OVERLONG}}, r"^head x+ cannot be read: .* too"),
-        ({"sampling": [None, None]}, r"^sampling has 2 entries for 1 prompts$"),
-        ({"sampling": {"logit_bias": {VOCAB: 1.0}}}, r"^logit_bias: token id 320 is outside"),
-        ({"sampling": {"stop_token_ids": (5, 999)}}, r"^stop_token_ids: token id 999 is outside"),
-        ({"mode": "dep"}, r"^mode='dep' is unknown; did you mean 'deep'\?$"),
-        ({"mode": "zzz"}, r"^mode='zzz' is unknown; known: auto, deep, fast$"),
-        ({"mode": 5}, r"^mode=5 must be a name or a Mode, not int$"),
-        ({"mode": Mode(groups=5)}, r"^mode 'custom': groups=5 is outside 0\.\.4$"),
-        ({"speculation": "ngarm"}, r"^drafter='ngarm' is unknown; did you mean 'ngram'\?$"),
-        ({"speculation": ""}, "^drafter='' is unknown; known: auto, head, model, ngram, off, self"),
-        ({"speculation": {"model": 5}}, r"^model=5 must be"),
-        ({"speculation": {"x": 5}}, r"^field 'x' is unknown"),
-        ({"speculation": 4}, r"^speculation must be a name or Speculation, not int$"),
-        ({"timeout": 0}, r"^timeout=0 must be seconds, above 0 and at most 1e\+09, or None$"),
-        *(({"timeout": x}, "^timeout=.* must be") for x in (True, "5", math.nan, 1e300, 10**5000)),
-        ({"memory_key": "k" * 257}, r"^memory_key=.* must be text of 1 to 256 .* and has 257$"),
-        ({"memory_key": ""}, r"^memory_key='' must be text of 1 to 256 characters, or None$"),
-        ({"speculation": "model"}, r"^drafter='model' needs model=PATH"),
-        ({"speculation": {"drafter": "self", "groups": 5}}, "speculation groups=5 is outside 0..4"),
-        ({"speculation": {"drafter": "self", "experts": 2}}, "^speculation experts=2 must be left"),
-        ({"speculation": {"drafter": "model", "model": "/no"}}, r"^model='/no' is no folder"),
-    ],
-    ids=lambda value: shown(value)[:40],
-)
+@pytest.mark.parametrize(("options", "pattern"), [
+    ({"sampling": {"max_tokens": 0}}, r"^max_tokens=0 must be greater than or equal to 1$"),
+    ({"sampling": 0}, r"^sampling=0 must be SamplingParams, a dict of their fields by name, or N"),
+    ({"sampling": [{1: 2}]}, r"^sampling=\{1: 2\} must be SamplingParams, a dict of their fields"),
+    ({"sampling_defaults": 5}, r"^sampling_defaults=5 must be a dict of fields of SamplingParams"),
+    ({"sampling_defaults": {1: 2}}, r"^sampling_defaults=\{1: 2\} must be a dict of fields of Sa"),
+    ({"speculation": OVERLONG}, r"^x+ cannot be read: File name too long$"),
+    ({"speculation": {"drafter": "head", "head": OVERLONG}}, r"^head x+ cannot be read: .* too"),
+    ({"sampling": [None, None]}, r"^sampling has 2 entries for 1 prompts$"),
+    ({"sampling": {"logit_bias": {VOCAB: 1.0}}}, r"^logit_bias: token id 320 is outside"),
+    ({"sampling": {"stop_token_ids": (5, 999)}}, r"^stop_token_ids: token id 999 is outside"),
+    ({"mode": "dep"}, r"^mode='dep' is unknown; did you mean 'deep'\?$"),
+    ({"mode": "zzz"}, r"^mode='zzz' is unknown; known: auto, deep, fast$"),
+    ({"mode": 5}, r"^mode=5 must be a name or a Mode, not int$"),
+    ({"mode": Mode(groups=5)}, r"^mode 'custom': groups=5 is outside 0\.\.4$"),
+    ({"speculation": "ngarm"}, r"^drafter='ngarm' is unknown; did you mean 'ngram'\?$"),
+    ({"speculation": ""}, "^drafter='' is unknown; known: auto, head, model, ngram, off, self"),
+    ({"speculation": {"model": 5}}, r"^model=5 must be"),
+    ({"speculation": {"x": 5}}, r"^field 'x' is unknown"),
+    ({"speculation": 4}, r"^speculation must be a name or Speculation, not int$"),
+    ({"timeout": 0}, r"^timeout=0 must be seconds, above 0 and at most 1e\+09, or None$"),
+    *(({"timeout": x}, "^timeout=.* must be") for x in (True, "5", math.nan, 1e300, 10**5000)),
+    ({"memory_key": "k" * 257}, r"^memory_key=.* must be text of 1 to 256 .* and has 257$"),
+    ({"memory_key": ""}, r"^memory_key='' must be text of 1 to 256 characters, or None$"),
+    ({"speculation": "model"}, r"^drafter='model' needs model=PATH"),
+    ({"speculation": {"drafter": "self", "groups": 5}}, "speculation groups=5 is outside 0..4"),
+    ({"speculation": {"drafter": "self", "experts": 2}}, "^speculation experts=2 must be left"),
+    ({"speculation": {"drafter": "model", "model": "/no"}}, r"^model='/no' is no folder"),
+], ids=lambda value: shown(value)[:40])  # fmt: skip
 def test_options(llm: LLM, options: dict[str, Any], pattern: str) -> None:
     refused(pattern, llm.generate, "hello", **options)
 
@@ -256,28 +244,24 @@ def test_draft_models_with_other_tokens(llm: LLM, tmp_path: Path) -> None:
         assert drafted.token_ids == plain and drafted.metrics.drafted > 0
 
 
-@pytest.mark.parametrize(
-    ("options", "pattern"),
-    [
-        ({"model": ""}, r"^model='' is empty$"),
-        ({"max_running": True}, r"^max_running=True must be a valid integer$"),
-        ({"remember": "always"}, r"^remember='always' must be a valid boolean or 'by_key'$"),
-        ({"max_runing": 3}, r"^option 'max_runing' is unknown; did you mean 'max_running'\?$"),
-        ({"temperature": 3}, r"^option 'temperature' belongs into sampling=SamplingParams"),
-        ({"model": "smollm2-mog"}, r"did you mean 'smollm2-moge'\?$"),
-        ({"kv_memory": 1000}, r"kv_memory is 1000 B, but one request with a context of 512 tokens"),
-        ({"kv_memory": "3 bananas"}, r"kv_memory is '3 bananas', but must be like 2GiB"),
-        ({"kv_memory": 1.5}, r"kv_memory is a share of 1.5, but must be above 0 and at most 1"),
-        ({"max_model_len": 513}, r"^max_model_len=513 is outside 2\.\.512$"),
-        ({"prompt_rows": -(10**5000)}, r"^prompt_rows=<int> must be greater than or equal to 1$"),
-        ({"dtype": "float8"}, r"float8"),
-        ({"device": "abacus"}, r"abacus"),
-        ({"modes": OVERLONG}, r"^x+ cannot be read: File name too long$"),
-        ({"auto": OVERLONG}, r"^x+ cannot be read: File name too long$"),
-        ({"modes": {1: {}}}, "^modes: modes has 1, which must be a preset's name$"),
-    ],
-    ids=lambda value: shown(value)[:40],
-)
+@pytest.mark.parametrize(("options", "pattern"), [
+    ({"model": ""}, r"^model='' is empty$"),
+    ({"max_running": True}, r"^max_running=True must be a valid integer$"),
+    ({"remember": "always"}, r"^remember='always' must be a valid boolean or 'by_key'$"),
+    ({"max_runing": 3}, r"^option 'max_runing' is unknown; did you mean 'max_running'\?$"),
+    ({"temperature": 3}, r"^option 'temperature' belongs into sampling=SamplingParams"),
+    ({"model": "smollm2-mog"}, r"did you mean 'smollm2-moge'\?$"),
+    ({"kv_memory": 1000}, r"kv_memory is 1000 B, but one request with a context of 512 tokens"),
+    ({"kv_memory": "3 bananas"}, r"kv_memory is '3 bananas', but must be like 2GiB"),
+    ({"kv_memory": 1.5}, r"kv_memory is a share of 1.5, but must be above 0 and at most 1"),
+    ({"max_model_len": 513}, r"^max_model_len=513 is outside 2\.\.512$"),
+    ({"prompt_rows": -(10**5000)}, r"^prompt_rows=<int> must be greater than or equal to 1$"),
+    ({"dtype": "float8"}, r"float8"),
+    ({"device": "abacus"}, r"abacus"),
+    ({"modes": OVERLONG}, r"^x+ cannot be read: File name too long$"),
+    ({"auto": OVERLONG}, r"^x+ cannot be read: File name too long$"),
+    ({"modes": {1: {}}}, "^modes: modes has 1, which must be a preset's name$"),
+], ids=lambda value: shown(value)[:40])  # fmt: skip
 def test_arguments_of_the_engine(folder: Path, options: dict[str, Any], pattern: str) -> None:
     refused(pattern, LLM, **{"model": folder, "progress": False, **options})
 

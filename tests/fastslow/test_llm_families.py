@@ -139,14 +139,11 @@ def test_beside_tools_an_answer_under_a_grammar_may_spell_marks(llms: dict[str, 
         assert (out.reasoning, out.text, out.finish_reason) == ("", spelled, "stop")
 
 
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        *((name, None) for name in (*SWITCHED, "gpt-oss")),
-        *((name, "mode 'fast' has no thought here, but the chat") for name in THINKERS),
-        *((name, "the chat template has no thinking switch: mode 'fast' ch") for name in SILENT),
-    ],
-)
+@pytest.mark.parametrize(("name", "said"), [
+    *((name, None) for name in (*SWITCHED, "gpt-oss")),
+    *((name, "mode 'fast' has no thought here, but the chat") for name in THINKERS),
+    *((name, "the chat template has no thinking switch: mode 'fast' ch") for name in SILENT),
+])  # fmt: skip
 def test_a_model_without_a_switch_says_so_once(
     folders: dict[str, Path], name: str, said: str | None, logged: list[str]
 ) -> None:
@@ -172,15 +169,12 @@ def test_variables_of_a_call(llms: dict[str, LLM]) -> None:
     assert ["Reasoning: low" in str(out.prompt) for out in both] == [True, False]
 
 
-@pytest.mark.parametrize(
-    ("prompt", "given", "said"),
-    [
-        (USER, 5, "chat_template_kwargs=5 must be a dict of the chat template's variables"),
-        (USER, {1: 2}, "chat_template_kwargs={1: 2} must be a dict"),
-        (USER, {"effort": "low"}, "chat_template_kwargs: the chat template reads no variable 'ef"),
-        ([5, 6], {"reasoning_effort": "low"}, "chat_template_kwargs are for messages"),
-    ],
-)
+@pytest.mark.parametrize(("prompt", "given", "said"), [
+    (USER, 5, "chat_template_kwargs=5 must be a dict of the chat template's variables"),
+    (USER, {1: 2}, "chat_template_kwargs={1: 2} must be a dict"),
+    (USER, {"effort": "low"}, "chat_template_kwargs: the chat template reads no variable 'ef"),
+    ([5, 6], {"reasoning_effort": "low"}, "chat_template_kwargs are for messages"),
+])  # fmt: skip
 def test_variables_that_do_not_fit(llms: dict[str, LLM], prompt: Any, given: Any, said: str) -> None:
     with pytest.raises(ValueError) as caught:
         llms["gpt-oss"].generate(prompt, TWENTY, chat_template_kwargs=given)

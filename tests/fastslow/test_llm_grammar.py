@@ -140,17 +140,14 @@ def test_log_probabilities_stay_the_models_own(llm: LLM) -> None:
     assert out.logprobs[0][top] == pytest.approx(free.logprobs[0][top]) and out.token_ids[0] in out.logprobs[0]
 
 
-@pytest.mark.parametrize(
-    ("grammar", "said"),
-    [
-        ({}, "exactly one of json_schema"),
-        ({"choice": ["a"] * 1001}, "at most 1000 items"),
-        ({"regex": "a" * 262_145}, "at most 262144 characters"),
-        ({"choice": ["a" * 200_000, "b" * 200_000]}, "more than 262144 characters"),
-        ({"json_schema": {"a": float("nan")}}, "no JSON"),
-        ({"json_schema": {"properties": {f"p{i}": True for i in range(2001)}}}, "at most 2000 are"),
-    ],
-)
+@pytest.mark.parametrize(("grammar", "said"), [
+    ({}, "exactly one of json_schema"),
+    ({"choice": ["a"] * 1001}, "at most 1000 items"),
+    ({"regex": "a" * 262_145}, "at most 262144 characters"),
+    ({"choice": ["a" * 200_000, "b" * 200_000]}, "more than 262144 characters"),
+    ({"json_schema": {"a": float("nan")}}, "no JSON"),
+    ({"json_schema": {"properties": {f"p{i}": True for i in range(2001)}}}, "at most 2000 are"),
+])  # fmt: skip
 def test_a_bad_grammar_is_one_sentence(llm: LLM, grammar: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said) as error:
         llm.chat("hello", asked(grammar))

@@ -79,18 +79,15 @@ def test_a_class_of_sampling_parameters_keeps_its_own_defaults() -> None:
 OWN = {"temperature": 0.6, "top_p": 0.9}  # a model's
 
 
-@pytest.mark.parametrize(
-    ("given", "cool", "found"),
-    [
-        ({}, None, (0.6, 0.9, 256)),
-        ({"sampling": {"top_p": 0.5}}, None, (0.6, 0.5, 256)),
-        ({"sampling": {"temperature": 1}}, 0.2, (1, 0.9, 256)),
-        ({}, 0.2, (0.2, 0.9, 256)),
-        ({"sampling_defaults": {"temperature": 0.7}}, None, (0.7, 0.9, 256)),
-        ({"sampling": SamplingParams(max_tokens=3)}, None, (0, 1, 3)),
-        ({"sampling": SamplingParams(max_tokens=3)}, 0.2, (0.2, 1, 3)),
-    ],
-)
+@pytest.mark.parametrize(("given", "cool", "found"), [
+    ({}, None, (0.6, 0.9, 256)),
+    ({"sampling": {"top_p": 0.5}}, None, (0.6, 0.5, 256)),
+    ({"sampling": {"temperature": 1}}, 0.2, (1, 0.9, 256)),
+    ({}, 0.2, (0.2, 0.9, 256)),
+    ({"sampling_defaults": {"temperature": 0.7}}, None, (0.7, 0.9, 256)),
+    ({"sampling": SamplingParams(max_tokens=3)}, None, (0, 1, 3)),
+    ({"sampling": SamplingParams(max_tokens=3)}, 0.2, (0.2, 1, 3)),
+])  # fmt: skip
 def test_a_model_s_own_sampling_gives_way_to_all_else(
     given: dict[str, Any], cool: float | None, found: tuple[float, float, int]
 ) -> None:
@@ -99,16 +96,13 @@ def test_a_model_s_own_sampling_gives_way_to_all_else(
     assert (params.temperature, params.top_p, params.max_tokens) == found
 
 
-@pytest.mark.parametrize(
-    ("said", "found"),
-    [
-        ({}, {}),
-        ({"eos_token_id": 2, "top_k": None}, {}),
-        ({"do_sample": False, "temperature": 0.7, "top_k": 20}, {"temperature": 0, "top_k": 20}),
-        ({"do_sample": True, "top_p": 0.9}, {"temperature": 1, "top_p": 0.9}),
-        ({"temperature": 0.7, "max_length": 20}, {"temperature": 0.7}),
-    ],
-)
+@pytest.mark.parametrize(("said", "found"), [
+    ({}, {}),
+    ({"eos_token_id": 2, "top_k": None}, {}),
+    ({"do_sample": False, "temperature": 0.7, "top_k": 20}, {"temperature": 0, "top_k": 20}),
+    ({"do_sample": True, "top_p": 0.9}, {"temperature": 1, "top_p": 0.9}),
+    ({"temperature": 0.7, "max_length": 20}, {"temperature": 0.7}),
+])  # fmt: skip
 def test_what_generation_config_says_of_sampling(tmp_path: Path, said: dict[str, Any], found: dict[str, Any]) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps(said))
     assert model_sampling(tmp_path) == found

@@ -24,11 +24,9 @@ def nothing_left(llm: LLM) -> bool:
 
 
 @pytest.mark.drafts(200, 150)
-@pytest.mark.parametrize(
-    ("wish", "params"),
-    [*((wish, GREEDY) for wish in WISHES), *((wish, SEEDED) for wish in (WISHES[0], *WISHES[-2:]))],
-    ids=str,
-)
+@pytest.mark.parametrize(("wish", "params"), [
+    *((wish, GREEDY) for wish in WISHES), *((wish, SEEDED) for wish in (WISHES[0], *WISHES[-2:])),
+], ids=str)  # fmt: skip
 def test_no_token_changes(llm: LLM, wish: Any, params: SamplingParams) -> None:
     plain = llm.generate(PROMPT, params, speculation="off").token_ids
     other = [token + 1 if token < 300 else 9 for token in plain]
@@ -87,16 +85,12 @@ def test_the_answer_begins_after_the_thought(llm: LLM, wish: str) -> None:
     assert out.metrics.prediction_accepted >= 30 and out.metrics.prediction_rejected <= 2 * 7
 
 
-@pytest.mark.parametrize(
-    ("wrong", "said"),
-    [
-        (5, "^prediction=5 must be text, token ids or None$"),
-        ([5, 999], "^prediction token 1 is 999, not an id in 0..319$"),
-        ([5] * 600, "^prediction has 600 tokens; the context is 512$"),
-        ("x" * 10**6, "^prediction has 1000000 characters, which cannot fit the context of 512"),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("wrong", "said"), [
+    (5, "^prediction=5 must be text, token ids or None$"),
+    ([5, 999], "^prediction token 1 is 999, not an id in 0..319$"),
+    ([5] * 600, "^prediction has 600 tokens; the context is 512$"),
+    ("x" * 10**6, "^prediction has 1000000 characters, which cannot fit the context of 512"),
+], ids=str)  # fmt: skip
 def test_what_is_no_prediction(llm: LLM, wrong: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         llm.stream(PROMPT, GREEDY, prediction=wrong)

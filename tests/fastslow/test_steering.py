@@ -311,29 +311,26 @@ def test_thought_and_answer_are_drafted_each_in_its_own_way(llm: LLM) -> None:
     assert "ngram" not in one.choices[0].sources[:30] and "ngram" in one.choices[0].sources
 
 
-@pytest.mark.parametrize(
-    ("fields", "said"),
-    [
-        ({"answer_room": -1}, "answer_room.* must be greater than or equal to 0"),
-        ({"answer_room": "much"}, "^answer_room='much' must be a valid integer or 'auto'$"),
-        ({"loop": 3}, "loop=3 must "),
-        ({"loop": {"times": 1}}, "loop.times=1 must be greater than or equal to 2"),
-        ({"loop": {"time": 4}}, "field 'loop.time' is unknown"),
-        ({"confidence": 1}, "confidence=1 must "),
-        ({"confidence": {"times": 1, "sure": 0}}, "times=1 needs sure above 0"),
-        ({"confidence": {"tokens": 65}}, "confidence.tokens=65 must be less than or equal to 64"),
-        ({"warn_at": 1.0}, "warn_at=1.0 must be less than 1"),
-        ({"warn_at": 0.5, "thinking_budget": 9, "warning": "a</think>"}, "must not hold the tag"),
-        ({"turn_budget": 1.5}, "turn_budget=1.5 must be a valid integer"),
-        ({"thought": {"temperature": -1}}, "thought.temperature=-1 must be greater than or equal"),
-        ({"thought": {"n": 2}}, "field 'thought.n' is unknown"),
-        ({"answer": {"speculation": "nothing"}}, "nothing"),
-        ({"loop": {"tims": 4}}, r"^field 'loop.tims' is unknown; did you mean 'times'\?$"),
-        ({"thought": {"speculation": {"nod": 4}}}, "nod' is unknown; did you mean 'nodes'"),
-        ({"thought": {"speculation": {"accept": "block"}}}, "accept='block' must be left out in a part"),
-        ({"answer": {"speculation": {"step_score": 0.5}}}, "step_score=0.5 must be left out"),
-    ],
-)
+@pytest.mark.parametrize(("fields", "said"), [
+    ({"answer_room": -1}, "answer_room.* must be greater than or equal to 0"),
+    ({"answer_room": "much"}, "^answer_room='much' must be a valid integer or 'auto'$"),
+    ({"loop": 3}, "loop=3 must "),
+    ({"loop": {"times": 1}}, "loop.times=1 must be greater than or equal to 2"),
+    ({"loop": {"time": 4}}, "field 'loop.time' is unknown"),
+    ({"confidence": 1}, "confidence=1 must "),
+    ({"confidence": {"times": 1, "sure": 0}}, "times=1 needs sure above 0"),
+    ({"confidence": {"tokens": 65}}, "confidence.tokens=65 must be less than or equal to 64"),
+    ({"warn_at": 1.0}, "warn_at=1.0 must be less than 1"),
+    ({"warn_at": 0.5, "thinking_budget": 9, "warning": "a</think>"}, "must not hold the tag"),
+    ({"turn_budget": 1.5}, "turn_budget=1.5 must be a valid integer"),
+    ({"thought": {"temperature": -1}}, "thought.temperature=-1 must be greater than or equal"),
+    ({"thought": {"n": 2}}, "field 'thought.n' is unknown"),
+    ({"answer": {"speculation": "nothing"}}, "nothing"),
+    ({"loop": {"tims": 4}}, r"^field 'loop.tims' is unknown; did you mean 'times'\?$"),
+    ({"thought": {"speculation": {"nod": 4}}}, "nod' is unknown; did you mean 'nodes'"),
+    ({"thought": {"speculation": {"accept": "block"}}}, "accept='block' must be left out in a part"),
+    ({"answer": {"speculation": {"step_score": 0.5}}}, "step_score=0.5 must be left out"),
+])  # fmt: skip
 def test_one_sentence_for_what_does_not_fit(llm: LLM, fields: dict[str, Any], said: str) -> None:
     refused(said, llm.generate, CHAT, SIXTY, mode=fields)
 

@@ -41,15 +41,10 @@ def test_tasks_are_thought_over_and_a_line_says_why(text: str, mode: str) -> Non
     assert (score > 0) == (mode == "deep") or abs(score) < 0.05
 
 
-@pytest.mark.parametrize(
-    ("facts", "mode", "why"),
-    [
-        ({"latency_ms": 100}, "fast", ""),
-        ({"latency_ms": 5000}, "deep", ""),
-        ({"busy": 0.9}, "deep", ""),
-        ({"busy": 2.0}, "fast", "load -1.0"),
-    ],
-)
+@pytest.mark.parametrize(("facts", "mode", "why"), [
+    ({"latency_ms": 100}, "fast", ""), ({"latency_ms": 5000}, "deep", ""), ({"busy": 0.9}, "deep", ""),
+    ({"busy": 2.0}, "fast", "load -1.0"),
+])  # fmt: skip
 def test_the_callers_target_and_a_full_engine_speak_for_fast(facts: dict[str, Any], mode: str, why: str) -> None:
     choice = BUILT_IN(PromptFacts("Why is the sky blue?", **facts))
     assert choice.mode == mode and why in choice.why
@@ -68,18 +63,15 @@ def test_words_and_what_a_document_adds() -> None:
     assert seen["length"] > 9 and seen["numbers"] < 1.5, "it does not look like a task"
 
 
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ({"weights": {"lenght": 1.0}}, "'lenght' is unknown; did you mean 'length'"),
-        ({"weights": {}, "bias": "x"}, "bias='x' must be"),
-        ({"weights": {}, "code": "import os"}, "field 'code' is unknown"),
-        ("{", "is not valid JSON"),
-        ("[]", "must hold a JSON object"),
-        ('{"auto": 3}', "auto Input should be a valid dictionary"),
-        (None, "cannot be read"),
-    ],
-)
+@pytest.mark.parametrize(("text", "says"), [
+    ({"weights": {"lenght": 1.0}}, "'lenght' is unknown; did you mean 'length'"),
+    ({"weights": {}, "bias": "x"}, "bias='x' must be"),
+    ({"weights": {}, "code": "import os"}, "field 'code' is unknown"),
+    ("{", "is not valid JSON"),
+    ("[]", "must hold a JSON object"),
+    ('{"auto": 3}', "auto Input should be a valid dictionary"),
+    (None, "cannot be read"),
+])  # fmt: skip
 def test_a_bad_selector_is_refused(text: Any, says: str, tmp_path: Path) -> None:
     path = tmp_path / "tuned.json"
     if isinstance(text, dict):

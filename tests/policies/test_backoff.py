@@ -5,15 +5,12 @@ import pytest
 from fastslow.policies.speculation.backoff import Backoff, RunningMean
 
 
-@pytest.mark.parametrize(
-    ("backoff", "turns", "growth", "wanted"),
-    [
-        (Backoff(2, 8, wait=0), 40, 2, [0, 3, 8, 17, 26, 35]),
-        pytest.param(Backoff(3, 8, wait=5), 20, 2, [5, 12], id="the first may be longer"),
-        pytest.param(Backoff(3, 3, wait=3), 13, 1, [3, 7, 11], id="a wait need not grow"),
-        pytest.param(Backoff(2, 8, wait=2), 10, 1.6, [2, 7], id="it is rounded up"),
-    ],
-)
+@pytest.mark.parametrize(("backoff", "turns", "growth", "wanted"), [
+    (Backoff(2, 8, wait=0), 40, 2, [0, 3, 8, 17, 26, 35]),
+    pytest.param(Backoff(3, 8, wait=5), 20, 2, [5, 12], id="the first may be longer"),
+    pytest.param(Backoff(3, 3, wait=3), 13, 1, [3, 7, 11], id="a wait need not grow"),
+    pytest.param(Backoff(2, 8, wait=2), 10, 1.6, [2, 7], id="it is rounded up"),
+])  # fmt: skip
 def test_waits_grow_up_to_the_longest_until_it_pays(
     backoff: Backoff, turns: int, growth: float, wanted: list[int]
 ) -> None:

@@ -72,29 +72,25 @@ def test_the_users_presets_come_last(tmp_path: Path) -> None:
 CHAIN = {f"m{i}": {"base": f"m{i + 1}"} for i in range(1000)}
 
 
-@pytest.mark.parametrize(
-    ("content", "own", "pattern"),
-    [
-        ("{", {}, r"fastslow.json cannot be read: .*Expecting"),
-        ("[]", {}, r"fastslow.json cannot be read: .*JSON object"),
-        ({"modes": 5}, {}, r"modes=5 must be a valid dictionary$"),
-        ({"modes": {"x": {"grups": 1}}}, {}, r"field 'grups' is unknown; did you mean 'groups'\?$"),
-        ({"modes": {"x": {"groups": 9}}}, {}, r"mode 'x': groups=9 is outside 0\.\.8$"),
-        ({"modes": {"x": {"sampling": {"top_p": 7}}}}, {}, r"sampling\.top_p=7 must be less than"),
-        pytest.param({}, CHAIN, "mode 'm0' has more than 32 bases", id="a long chain"),
-        pytest.param({}, {f"m{i}": {} for i in range(1001)}, "has 1001 presets", id="many"),
-        ({}, {"a": {"base": "b"}, "b": {"base": "a"}}, r"base goes round in a circle, a > b > a$"),
-        ({}, {"a": {"base": "depp"}}, r"^modes: mode='depp' is unknown; did you mean 'deep'\?$"),
-        ({}, {"a": 5}, r"^modes: modes\.a=5 must be a valid dictionary$"),
-        ({}, {"a": {"thinking_soft": 4}}, r"thinking_soft=4 needs a thinking_budget$"),
-        ({}, {"a": {"thinking_budget": 2, "thinking_soft": 4}}, r"thinking_soft=4 exceeds"),
-        ({}, {"a": {"escalate": {"window": 2}}}, r"^modes: field 'escalate\.below' is missing$"),
-        ({}, {"a": {"base": ["deep"]}}, r"modes\.a\.base=\['deep'\] must be a preset's name$"),
-        ({}, {"a": {5: 1}}, r"^modes: modes\.a=\{5: 1\} must have names of fields as its keys$"),
-        ({}, "nothing.json", r"^presets in nothing\.json cannot be read: there is no such file"),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("content", "own", "pattern"), [
+    ("{", {}, r"fastslow.json cannot be read: .*Expecting"),
+    ("[]", {}, r"fastslow.json cannot be read: .*JSON object"),
+    ({"modes": 5}, {}, r"modes=5 must be a valid dictionary$"),
+    ({"modes": {"x": {"grups": 1}}}, {}, r"field 'grups' is unknown; did you mean 'groups'\?$"),
+    ({"modes": {"x": {"groups": 9}}}, {}, r"mode 'x': groups=9 is outside 0\.\.8$"),
+    ({"modes": {"x": {"sampling": {"top_p": 7}}}}, {}, r"sampling\.top_p=7 must be less than"),
+    pytest.param({}, CHAIN, "mode 'm0' has more than 32 bases", id="a long chain"),
+    pytest.param({}, {f"m{i}": {} for i in range(1001)}, "has 1001 presets", id="many"),
+    ({}, {"a": {"base": "b"}, "b": {"base": "a"}}, r"base goes round in a circle, a > b > a$"),
+    ({}, {"a": {"base": "depp"}}, r"^modes: mode='depp' is unknown; did you mean 'deep'\?$"),
+    ({}, {"a": 5}, r"^modes: modes\.a=5 must be a valid dictionary$"),
+    ({}, {"a": {"thinking_soft": 4}}, r"thinking_soft=4 needs a thinking_budget$"),
+    ({}, {"a": {"thinking_budget": 2, "thinking_soft": 4}}, r"thinking_soft=4 exceeds"),
+    ({}, {"a": {"escalate": {"window": 2}}}, r"^modes: field 'escalate\.below' is missing$"),
+    ({}, {"a": {"base": ["deep"]}}, r"modes\.a\.base=\['deep'\] must be a preset's name$"),
+    ({}, {"a": {5: 1}}, r"^modes: modes\.a=\{5: 1\} must have names of fields as its keys$"),
+    ({}, "nothing.json", r"^presets in nothing\.json cannot be read: there is no such file"),
+], ids=str)  # fmt: skip
 def test_presets_that_do_not_fit(tmp_path: Path, content: object, own: Any, pattern: str) -> None:
     refused(pattern, load_modes, presets(tmp_path, content), GROUPS, own)
 
@@ -201,21 +197,17 @@ def test_without_groups_fast_runs_half_of_the_experts() -> None:
     assert builtin_modes(RoutedUnits("experts", 1))["fast"].experts == 0
 
 
-@pytest.mark.parametrize(
-    ("units", "fields", "says"),
-    [
-        (EXPERTS, {"groups": 2}, "groups=2 must be left out: this model has no groups, and "),
-        (GROUPS, {"experts": 2}, "experts=2 must be left out: .* in groups, and the field g"),
-        (DENSE, {"experts": 2}, "experts=2 must be left out: this model is dense$"),
-        (EXPERTS, {"experts": 9}, r"experts=9 is outside 0\.\.8$"),
-        (LONELY, {"experts": 0}, r"experts=0 is outside 1\.\.8: no shared expert would"),
-        (EXPERTS, {"experts": 2, "groups": 2}, "groups=2 and experts=2 are both given: groups is"),
-        (LONELY, {"base": "fast", "groups": 2}, "groups=2 must be left out"),
-        (LONELY, {"may_shorten": ["groups"]}, "may_shorten='groups' must be 'experts'"),
-        (GROUPS, {"may_shorten": ["experts"]}, "may_shorten='experts' must be 'groups'"),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("units", "fields", "says"), [
+    (EXPERTS, {"groups": 2}, "groups=2 must be left out: this model has no groups, and "),
+    (GROUPS, {"experts": 2}, "experts=2 must be left out: .* in groups, and the field g"),
+    (DENSE, {"experts": 2}, "experts=2 must be left out: this model is dense$"),
+    (EXPERTS, {"experts": 9}, r"experts=9 is outside 0\.\.8$"),
+    (LONELY, {"experts": 0}, r"experts=0 is outside 1\.\.8: no shared expert would"),
+    (EXPERTS, {"experts": 2, "groups": 2}, "groups=2 and experts=2 are both given: groups is"),
+    (LONELY, {"base": "fast", "groups": 2}, "groups=2 must be left out"),
+    (LONELY, {"may_shorten": ["groups"]}, "may_shorten='groups' must be 'experts'"),
+    (GROUPS, {"may_shorten": ["experts"]}, "may_shorten='experts' must be 'groups'"),
+], ids=str)  # fmt: skip
 def test_counts_that_do_not_fit(tmp_path: Path, units: RoutedUnits, fields: dict[str, Any], says: str) -> None:
     refused(rf"^(mode 'x': )?{says}", find_mode, {"name": "x", **fields}, builtin_modes(units), units)
     refused(says, load_modes, presets(tmp_path, {"modes": {"x": fields}}), units)
@@ -230,18 +222,15 @@ def test_counts_to_compare() -> None:
     assert [units.drafted for units in (LONELY, EXPERTS, two)] == [2, 0, 1]
 
 
-@pytest.mark.parametrize(
-    ("given", "base", "fields"),
-    [
-        ({"effort": "none"}, "fast", {"thinking": "off"}),
-        ({"effort": "minimal"}, "fast", {"thinking_budget": None}),
-        ({"effort": "low"}, "deep", {"thinking_budget": 1024, "answer_room": "auto"}),
-        (Mode(effort="medium"), "deep", {"thinking_budget": 4096}),
-        ({"effort": "medium", "base": "deep", "thinking_budget": 5}, "deep", {"thinking_budget": 5}),
-        ({"effort": "low", "thinking": "off"}, "deep", {"thinking_budget": None}),
-        ({"effort": "max", "loop": True}, "deep", {"thinking_budget": None, "loop": Loop()}),
-    ],
-)
+@pytest.mark.parametrize(("given", "base", "fields"), [
+    ({"effort": "none"}, "fast", {"thinking": "off"}),
+    ({"effort": "minimal"}, "fast", {"thinking_budget": None}),
+    ({"effort": "low"}, "deep", {"thinking_budget": 1024, "answer_room": "auto"}),
+    (Mode(effort="medium"), "deep", {"thinking_budget": 4096}),
+    ({"effort": "medium", "base": "deep", "thinking_budget": 5}, "deep", {"thinking_budget": 5}),
+    ({"effort": "low", "thinking": "off"}, "deep", {"thinking_budget": None}),
+    ({"effort": "max", "loop": True}, "deep", {"thinking_budget": None, "loop": Loop()}),
+])  # fmt: skip
 def test_an_effort_is_a_preset_with_a_budget(given: Any, base: str, fields: Any) -> None:
     found = find_mode(given, builtin_modes(GROUPS), GROUPS)
     assert found.name == f"{base}*" and fields.items() <= dict(found).items()

@@ -139,21 +139,18 @@ def test_no_files_import_each_other() -> None:
     assert circle_of_folders(arrows()) == []
 
 
-@pytest.mark.parametrize(
-    ("module", "line", "seen"),
-    [
-        ("engine.core.engine_core", "from fastslow.draft import ngram", upward),
-        ("engine.core.engine_core", "from fastslow import LLM", upward),
-        ("engine.kv.cache", "import fastslow.policies.modes", upward),
-        ("engine.types", "from fastslow.engine.kv.cache import KVCache", upward),
-        ("draft.ngram", "from fastslow.policies.modes import find_mode", upward),
-        ("fastslow.llm", "def late():\n    from fastslow.tools.cli.app import main", upward),
-        ("serve.http.route", "from fastslow.serve import app", circle_of_folders),
-        ("serve.api.config", "from fastslow.serve.engines import settings", circle_of_folders),
-        ("fastslow.tool_calls.lark", "import fastslow.request.options", circle_of_folders),
-        ("engine.model.shape", "if True:\n    from fastslow.engine.model import tensors", circle),
-    ],
-)
+@pytest.mark.parametrize(("module", "line", "seen"), [
+    ("engine.core.engine_core", "from fastslow.draft import ngram", upward),
+    ("engine.core.engine_core", "from fastslow import LLM", upward),
+    ("engine.kv.cache", "import fastslow.policies.modes", upward),
+    ("engine.types", "from fastslow.engine.kv.cache import KVCache", upward),
+    ("draft.ngram", "from fastslow.policies.modes import find_mode", upward),
+    ("fastslow.llm", "def late():\n    from fastslow.tools.cli.app import main", upward),
+    ("serve.http.route", "from fastslow.serve import app", circle_of_folders),
+    ("serve.api.config", "from fastslow.serve.engines import settings", circle_of_folders),
+    ("fastslow.tool_calls.lark", "import fastslow.request.options", circle_of_folders),
+    ("engine.model.shape", "if True:\n    from fastslow.engine.model import tensors", circle),
+])  # fmt: skip
 def test_one_wrong_import_is_seen(module: str, line: str, seen: Callable[[dict[str, set[str]]], object]) -> None:
     assert seen(arrows() | {module: imports(f"{files()[module]}\n{line}\n")})
 

@@ -92,13 +92,10 @@ def test_a_wheel_has_the_levels_that_are_asked_for(toy: Path) -> None:
 
 
 @linux
-@pytest.mark.parametrize(
-    ("wanted", "machine", "says"),
-    [
-        ("avx2,sse9", "x86_64", "'sse9' is not one of all, plain, avx2, avx512, vnni, amx"),
-        ("all", "aarch64", "is for Linux with glibc on x86-64: leave it unset here"),
-    ],
-)
+@pytest.mark.parametrize(("wanted", "machine", "says"), [
+    ("avx2,sse9", "x86_64", "'sse9' is not one of all, plain, avx2, avx512, vnni, amx"),
+    ("all", "aarch64", "is for Linux with glibc on x86-64: leave it unset here"),
+])  # fmt: skip
 def test_a_wheel_that_cannot_be_is_refused(toy: Path, wanted: str, machine: str, says: str) -> None:
     text = (toy / "setup.py").read_text("utf-8")
     (toy / "setup.py").write_text(text.replace("platform.machine()", repr(machine)))

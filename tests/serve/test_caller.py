@@ -53,28 +53,25 @@ def test_what_is_within_the_limits_passes() -> None:
 FAST = {"modes": ["fast"]}
 
 
-@pytest.mark.parametrize(
-    ("options", "limits", "said"),
-    [
-        *(
-            ({"mode": mode}, FAST, "mode='deep' is not open")
-            for mode in (None, "deep", {"name": "fast"}, {"base": "deep"})
-        ),
-        (
-            {"mode": {"base": "fast", "groups": 8, "thinking": "off"}},
-            FAST,
-            "groups=8 is not open to this key, but modes as they are: fast$",
-        ),
-        ({"mode": {"base": "fast", "escalate": {}}}, FAST, "escalate="),
-        ({"priority": -1}, {"priority": [0, 5]}, "priority=-1 must be from 0 to 5 with this key"),
-        ({"priority": -1}, {}, "priority=-1 must be from 0 to 1000 without a key that allows more"),
-        ({"mode": {"base": "fast", "confidence": {"every": 9}}}, FAST, "confidence={.*true or false"),
-        ({"sampling": {"max_tokens": 11}}, {"max_tokens": 10}, "max_tokens=11 is above 10"),
-        ({"sampling": {"max_tokens": 3, "n": 4}}, {"max_tokens": 10}, "=3 for each of 4 answers"),
-        ({"sampling": {"n": 11}}, {"max_tokens": 10}, "a token for each of 11 answers is above 10"),
-        ({"sampling": {"max_tokens": 11}}, {"tokens_per_minute": 10}, "max_tokens=11 is above 10"),
-    ],
-)
+@pytest.mark.parametrize(("options", "limits", "said"), [
+    *(
+        ({"mode": mode}, FAST, "mode='deep' is not open")
+        for mode in (None, "deep", {"name": "fast"}, {"base": "deep"})
+    ),
+    (
+        {"mode": {"base": "fast", "groups": 8, "thinking": "off"}},
+        FAST,
+        "groups=8 is not open to this key, but modes as they are: fast$",
+    ),
+    ({"mode": {"base": "fast", "escalate": {}}}, FAST, "escalate="),
+    ({"priority": -1}, {"priority": [0, 5]}, "priority=-1 must be from 0 to 5 with this key"),
+    ({"priority": -1}, {}, "priority=-1 must be from 0 to 1000 without a key that allows more"),
+    ({"mode": {"base": "fast", "confidence": {"every": 9}}}, FAST, "confidence={.*true or false"),
+    ({"sampling": {"max_tokens": 11}}, {"max_tokens": 10}, "max_tokens=11 is above 10"),
+    ({"sampling": {"max_tokens": 3, "n": 4}}, {"max_tokens": 10}, "=3 for each of 4 answers"),
+    ({"sampling": {"n": 11}}, {"max_tokens": 10}, "a token for each of 11 answers is above 10"),
+    ({"sampling": {"max_tokens": 11}}, {"tokens_per_minute": 10}, "max_tokens=11 is above 10"),
+])  # fmt: skip
 def test_what_is_beyond_them_is_refused(options: dict[str, Any], limits: dict[str, Any], said: str) -> None:
     with pytest.raises(ApiError, match=said) as error:
         limited(GenerateOptions(**options), **limits)
@@ -91,19 +88,16 @@ def test_a_templates_effort_is_bounded_too() -> None:
             caller.limited(ask, card)
 
 
-@pytest.mark.parametrize(
-    ("mode", "most", "given"),
-    [
-        ("fast", 10, None),  # the preset has 3
-        ("fast", 2, 2),
-        ({"base": "fast", "thinking": "off"}, 10, None),
-        ({"base": "fast", "thinking": "off"}, 2, 2),
-        ("deep", 10, 10),
-        (None, 10, 10),
-        ("not there", 10, 10),  # the engine says what is wrong
-        ("deep", 1000, 1000),
-    ],
-)
+@pytest.mark.parametrize(("mode", "most", "given"), [
+    ("fast", 10, None),  # the preset has 3
+    ("fast", 2, 2),
+    ({"base": "fast", "thinking": "off"}, 10, None),
+    ({"base": "fast", "thinking": "off"}, 2, 2),
+    ("deep", 10, 10),
+    (None, 10, 10),
+    ("not there", 10, 10),  # the engine says what is wrong
+    ("deep", 1000, 1000),
+])  # fmt: skip
 def test_who_gives_no_max_tokens_gets_the_most(mode: Any, most: int, given: int | None) -> None:
     ask = GenerateOptions(sampling={}, mode=mode)
     assert given_sampling(limited(ask, max_tokens=most).sampling).get("max_tokens") == given

@@ -28,70 +28,64 @@ def error_of(answer: httpx.Response) -> dict[str, Any]:
     return error
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"", "the body is empty"),
-        (b"{", "expecting property name"),
-        (b"null", "the body=None must be an object"),
-        (b"\xff\xfe", "is not UTF-8"),
-        (b"{} {}", "extra data"),
-        (b'{"temperature": NaN}', "NaN is no number"),
-        (b'{"temperature": 1e400}', "too large"),
-        (b'{"seed": ' + b"9" * 5000 + b"}", "too many digits"),
-        (b'{"messages": [{"role": "user", "content": "\\udead"}]}', "lone surrogate"),
-        (f'{{"messages": {DEEP}}}'.encode(), "nests deeper than 100"),
-        (b"[" * 1_000_000, "nests deeper than 100"),
-    ],
-)
+@pytest.mark.parametrize(("content", "said"), [
+    (b"", "the body is empty"),
+    (b"{", "expecting property name"),
+    (b"null", "the body=None must be an object"),
+    (b"\xff\xfe", "is not UTF-8"),
+    (b"{} {}", "extra data"),
+    (b'{"temperature": NaN}', "NaN is no number"),
+    (b'{"temperature": 1e400}', "too large"),
+    (b'{"seed": ' + b"9" * 5000 + b"}", "too many digits"),
+    (b'{"messages": [{"role": "user", "content": "\\udead"}]}', "lone surrogate"),
+    (f'{{"messages": {DEEP}}}'.encode(), "nests deeper than 100"),
+    (b"[" * 1_000_000, "nests deeper than 100"),
+])  # fmt: skip
 def test_bodies_that_are_no_json(http: httpx.Client, content: bytes, said: str) -> None:
     kind = {"content-type": "application/json; charset=utf-8"}
     answer = http.post("/v1/chat/completions", content=content, headers=kind)
     assert answer.status_code == 400 and said in error_of(answer)["message"]
 
 
-@pytest.mark.parametrize(
-    ("fields", "param", "said"),
-    [
-        ({"messages": None}, "messages", "must be a valid list"),
-        ({"messages": []}, "messages", "messages=[] must have at least 1 item"),
-        ({"messages": [{}]}, "messages[0].role", "field 'messages[0].role' is missing"),
-        ({"messages": [{"role": "user"}]}, "messages", "messages[0].content is missing"),
-        ({"messages": [{"role": "me", "content": "a"}]}, "messages[0].role", "'me' must be"),
-        (
-            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
-            "messages",
-            "messages[0].content[0].type='image_url' is not read here",
-        ),
-        ({"messages": [{"role": "user", "content": 7}]}, "messages[0].content", "=7 must be"),
-        ({"messages": CHAT * 600}, "messages", "messages has 600"),
-        ({"max_tokens": 1.5}, "max_tokens", "max_tokens=1.5 must be a valid integer"),
-        ({"max_tokens": 10**80}, "max_tokens", "must be less than"),
-        ({"temperature": True}, "temperature", "must be a valid number"),
-        ({"temperature": 2.01}, "temperature", "temperature=2.01 must be less than or equal to 2"),
-        ({"n": 17}, "n", "n=17 must be at most 16"),
-        ({"stop": ["x"] * 33}, "stop", "stop has 33 entries; at most 32"),
-        ({"seed": 2**63}, "seed", "must be less than"),
-        ({"logit_bias": {"x": 1}}, None, "must match"),
-        ({"logit_bias": {"999": 1}}, "logit_bias", "outside the vocabulary"),
-        ({"top_logprobs": 2}, "top_logprobs", "unless logprobs is true"),
-        ({"mode": "fst"}, "mode", "did you mean 'fast'"),
-        ({"mode": {"thinkin": "on"}}, None, "did you mean 'thinking'"),
-        ({"groups": 99}, None, "groups=99 is outside 0..4"),
-        ({"temprature": 1}, None, "field 'temprature' is unknown; did you mean 'temperature'"),
-        ({"zzz": 1}, None, "field 'zzz' is unknown"),
-        ({"stream_options": {"zzz": 1}}, "stream_options.zzz", "'stream_options.zzz' is unknown"),
-        ({"x" * 100_000: 1}, None, "is unknown"),
-        ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens", "contradict"),
-        ({"stream_options": {"include_usage": True}}, "stream_options", "unless stream is true"),
-        ({"chat_template_kwargs": {"nope": 1}}, "chat_template_kwargs", "reads no variable 'nope'"),
-        ({"response_format": {"type": "json_schema"}}, None, "json_schema.schema' is missing"),
-        ({"speculation": "nosuch"}, None, "nosuch"),
-        ({"min_tokens": 9, "max_tokens": 3}, "min_tokens", "exceeds max_tokens=3"),
-        ({"stop_token_ids": [999]}, "stop_token_ids", "outside the vocabulary"),
-        ({"messages": [{"role": "user", "content": "x" * 30_000}]}, None, "fit"),
-    ],
-)
+@pytest.mark.parametrize(("fields", "param", "said"), [
+    ({"messages": None}, "messages", "must be a valid list"),
+    ({"messages": []}, "messages", "messages=[] must have at least 1 item"),
+    ({"messages": [{}]}, "messages[0].role", "field 'messages[0].role' is missing"),
+    ({"messages": [{"role": "user"}]}, "messages", "messages[0].content is missing"),
+    ({"messages": [{"role": "me", "content": "a"}]}, "messages[0].role", "'me' must be"),
+    (
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]},
+        "messages",
+        "messages[0].content[0].type='image_url' is not read here",
+    ),
+    ({"messages": [{"role": "user", "content": 7}]}, "messages[0].content", "=7 must be"),
+    ({"messages": CHAT * 600}, "messages", "messages has 600"),
+    ({"max_tokens": 1.5}, "max_tokens", "max_tokens=1.5 must be a valid integer"),
+    ({"max_tokens": 10**80}, "max_tokens", "must be less than"),
+    ({"temperature": True}, "temperature", "must be a valid number"),
+    ({"temperature": 2.01}, "temperature", "temperature=2.01 must be less than or equal to 2"),
+    ({"n": 17}, "n", "n=17 must be at most 16"),
+    ({"stop": ["x"] * 33}, "stop", "stop has 33 entries; at most 32"),
+    ({"seed": 2**63}, "seed", "must be less than"),
+    ({"logit_bias": {"x": 1}}, None, "must match"),
+    ({"logit_bias": {"999": 1}}, "logit_bias", "outside the vocabulary"),
+    ({"top_logprobs": 2}, "top_logprobs", "unless logprobs is true"),
+    ({"mode": "fst"}, "mode", "did you mean 'fast'"),
+    ({"mode": {"thinkin": "on"}}, None, "did you mean 'thinking'"),
+    ({"groups": 99}, None, "groups=99 is outside 0..4"),
+    ({"temprature": 1}, None, "field 'temprature' is unknown; did you mean 'temperature'"),
+    ({"zzz": 1}, None, "field 'zzz' is unknown"),
+    ({"stream_options": {"zzz": 1}}, "stream_options.zzz", "'stream_options.zzz' is unknown"),
+    ({"x" * 100_000: 1}, None, "is unknown"),
+    ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens", "contradict"),
+    ({"stream_options": {"include_usage": True}}, "stream_options", "unless stream is true"),
+    ({"chat_template_kwargs": {"nope": 1}}, "chat_template_kwargs", "reads no variable 'nope'"),
+    ({"response_format": {"type": "json_schema"}}, None, "json_schema.schema' is missing"),
+    ({"speculation": "nosuch"}, None, "nosuch"),
+    ({"min_tokens": 9, "max_tokens": 3}, "min_tokens", "exceeds max_tokens=3"),
+    ({"stop_token_ids": [999]}, "stop_token_ids", "outside the vocabulary"),
+    ({"messages": [{"role": "user", "content": "x" * 30_000}]}, None, "fit"),
+])  # fmt: skip
 def test_one_sentence_about_a_field(http: httpx.Client, fields: dict[str, Any], param: str | None, said: str) -> None:
     answer = http.post("/v1/chat/completions", json={"messages": CHAT, "max_tokens": 2, **fields})
     assert answer.status_code == 400, answer.text

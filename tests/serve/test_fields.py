@@ -85,56 +85,53 @@ def test_every_way_to_say_how_to_think_is_one_mode(fields: dict[str, Any], mode:
     assert ask.mode == mode and ask.chat_template_kwargs is None
 
 
-@pytest.mark.parametrize(
-    ("fields", "said"),
-    [
-        ({"thinking_budget": 3, "thinking_token_budget": 4}, "thinking_budget=3 and thinking_token"),
-        ({"mode": "fast", "reasoning_effort": "high"}, "mode='fast' and reasoning_effort='high'"),
-        ({"reasoning_effort": "low", "reasoning": {"effort": "high"}}, "reasoning.effort='high'"),
-        ({"reasoning_effort": "none", "thinking_budget": 5}, "thinking is off"),
-        (
-            {"thinking": {"type": "enabled"}, "chat_template_kwargs": {"enable_thinking": False}},
-            "thinking.type='enabled' contradict each other",
-        ),
-        (
-            {"reasoning": {"enabled": True, "effort": "none"}},
-            "reasoning.enabled=True and reasoning.effort='none' contradict",
-        ),
-        ({"mode": "fast", "reasoning": {"effort": "high"}}, "mode='fast' and reasoning.effort="),
-        ({**gemini(thinking_level="low"), "reasoning_effort": "high"}, "thinking_level='low' contra"),
-        ({**gemini(thinking_budget=3), "thinking_budget": 4}, "thinking_config.thinking_budget=3"),
-        ({**gemini(thinking_budget=3), "google": gemini()["extra_body"]["google"], **OFF}, "is off"),
-        ({**gemini(thinking_budget=-1), **OFF}, "thinking_budget=-1 lets the server choose"),
-        ({**ADAPTIVE, "reasoning_effort": "none"}, "thinking is off, and thinking.type='adaptive'"),
-        ({"mode": {"groups": 2}, "groups": 3}, "groups=3 and mode.groups=2"),
-        ({"mode": {"sampling": {"n": 3}}}, "mode.sampling must be left out"),
-        ({"mode": {"speculation": {"head": "x"}}}, "mode.speculation must be left out"),
-        ({"mode": {"base": 3}}, "mode.base=3"),
-        ({"turn_budget": 3, "mode": {"turn_budget": 4}}, "turn_budget=3 and mode.turn_budget=4"),
-        ({"thought": {"speculation": {"head": "/x"}}}, "speculation.head is a file"),
-        ({"mode": {"answer": {"speculation": {"model": "/x"}}}}, "speculation.model is a file"),
-        ({"thought": {"speculation": "/etc/passwd"}}, "must be a drafter's name"),
-        ({"chat_template_kwargs": {"enable_thinking": 1}}, "enable_thinking=1 must be true"),
-        ({"timeout": 1e6}, "timeout=1000000.0 must be at most 3600 seconds"),
-        ({"guided_regex": "a", "guided_choice": ["b"]}, "guided_regex and guided_choice"),
-        ({"guided_json": "{"}, "guided_json='{' is no JSON"),
-        ({"guided_json": {"title": "x" * 140_000}}, "guided_json has 1400"),
-        ({"guided_regex": ""}, "guided_regex='' must not be empty"),
-        *(
-            ({"speculation": wish}, said)
-            for wish, said in (
-                ("tuned.json", "must be a drafter's name"),
-                ("/etc/passwd", "must be a drafter's name"),
-                ({"drafter": "a.json"}, "must be a drafter's name"),
-                ({"model": "/x"}, "speculation.model is a file"),
-                ({"head": "/x"}, "speculation.head is a file"),
-                ({"corpus": "/x"}, "speculation.corpus is a file"),
-                ({"nods": 3}, "did you mean 'nodes'"),
-                ({"nodes": 65}, "nodes=65"),
-            )
-        ),
-    ],
-)
+@pytest.mark.parametrize(("fields", "said"), [
+    ({"thinking_budget": 3, "thinking_token_budget": 4}, "thinking_budget=3 and thinking_token"),
+    ({"mode": "fast", "reasoning_effort": "high"}, "mode='fast' and reasoning_effort='high'"),
+    ({"reasoning_effort": "low", "reasoning": {"effort": "high"}}, "reasoning.effort='high'"),
+    ({"reasoning_effort": "none", "thinking_budget": 5}, "thinking is off"),
+    (
+        {"thinking": {"type": "enabled"}, "chat_template_kwargs": {"enable_thinking": False}},
+        "thinking.type='enabled' contradict each other",
+    ),
+    (
+        {"reasoning": {"enabled": True, "effort": "none"}},
+        "reasoning.enabled=True and reasoning.effort='none' contradict",
+    ),
+    ({"mode": "fast", "reasoning": {"effort": "high"}}, "mode='fast' and reasoning.effort="),
+    ({**gemini(thinking_level="low"), "reasoning_effort": "high"}, "thinking_level='low' contra"),
+    ({**gemini(thinking_budget=3), "thinking_budget": 4}, "thinking_config.thinking_budget=3"),
+    ({**gemini(thinking_budget=3), "google": gemini()["extra_body"]["google"], **OFF}, "is off"),
+    ({**gemini(thinking_budget=-1), **OFF}, "thinking_budget=-1 lets the server choose"),
+    ({**ADAPTIVE, "reasoning_effort": "none"}, "thinking is off, and thinking.type='adaptive'"),
+    ({"mode": {"groups": 2}, "groups": 3}, "groups=3 and mode.groups=2"),
+    ({"mode": {"sampling": {"n": 3}}}, "mode.sampling must be left out"),
+    ({"mode": {"speculation": {"head": "x"}}}, "mode.speculation must be left out"),
+    ({"mode": {"base": 3}}, "mode.base=3"),
+    ({"turn_budget": 3, "mode": {"turn_budget": 4}}, "turn_budget=3 and mode.turn_budget=4"),
+    ({"thought": {"speculation": {"head": "/x"}}}, "speculation.head is a file"),
+    ({"mode": {"answer": {"speculation": {"model": "/x"}}}}, "speculation.model is a file"),
+    ({"thought": {"speculation": "/etc/passwd"}}, "must be a drafter's name"),
+    ({"chat_template_kwargs": {"enable_thinking": 1}}, "enable_thinking=1 must be true"),
+    ({"timeout": 1e6}, "timeout=1000000.0 must be at most 3600 seconds"),
+    ({"guided_regex": "a", "guided_choice": ["b"]}, "guided_regex and guided_choice"),
+    ({"guided_json": "{"}, "guided_json='{' is no JSON"),
+    ({"guided_json": {"title": "x" * 140_000}}, "guided_json has 1400"),
+    ({"guided_regex": ""}, "guided_regex='' must not be empty"),
+    *(
+        ({"speculation": wish}, said)
+        for wish, said in (
+            ("tuned.json", "must be a drafter's name"),
+            ("/etc/passwd", "must be a drafter's name"),
+            ({"drafter": "a.json"}, "must be a drafter's name"),
+            ({"model": "/x"}, "speculation.model is a file"),
+            ({"head": "/x"}, "speculation.head is a file"),
+            ({"corpus": "/x"}, "speculation.corpus is a file"),
+            ({"nods": 3}, "did you mean 'nodes'"),
+            ({"nodes": 65}, "nodes=65"),
+        )
+    ),
+])  # fmt: skip
 def test_one_sentence_for_what_does_not_fit(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError) as error:
         options_of(**fields)
@@ -176,20 +173,17 @@ def test_a_model_with_levels_of_effort_gets_its_own() -> None:
 KEPT, LEFT = {"clear_thinking": False}, {"clear_thinking": True}
 
 
-@pytest.mark.parametrize(
-    ("card", "usual", "fields", "keeps", "variables"),
-    [
-        (CARD, False, {}, False, None),
-        (CARD, False, {"keep_thoughts": True}, True, None),
-        (CARD, True, {}, True, None),
-        (CARD, True, {"keep_thoughts": False}, False, None),
-        (KEEPS, False, {}, False, None),
-        (KEEPS, False, {"keep_thoughts": True}, False, KEPT),
-        (KEEPS, False, {"keep_thoughts": False}, False, LEFT),
-        (KEEPS, True, {}, False, KEPT),
-        (KEEPS, False, {"keep_thoughts": True, "chat_template_kwargs": LEFT}, False, LEFT),
-    ],
-)
+@pytest.mark.parametrize(("card", "usual", "fields", "keeps", "variables"), [
+    (CARD, False, {}, False, None),
+    (CARD, False, {"keep_thoughts": True}, True, None),
+    (CARD, True, {}, True, None),
+    (CARD, True, {"keep_thoughts": False}, False, None),
+    (KEEPS, False, {}, False, None),
+    (KEEPS, False, {"keep_thoughts": True}, False, KEPT),
+    (KEEPS, False, {"keep_thoughts": False}, False, LEFT),
+    (KEEPS, True, {}, False, KEPT),
+    (KEEPS, False, {"keep_thoughts": True, "chat_template_kwargs": LEFT}, False, LEFT),
+])  # fmt: skip
 def test_thoughts_are_kept_by_the_template_s_own_switch_or_else_by_the_engine(
     card: ModelCard, usual: bool, fields: dict[str, Any], keeps: bool, variables: Any
 ) -> None:
@@ -225,21 +219,18 @@ def test_defaults_give_way_to_the_mode_and_the_client() -> None:
     assert (params.temperature, params.max_tokens, params.top_k) == (0.7, 7, 5)
 
 
-@pytest.mark.parametrize(
-    ("kind", "fields"),
-    [
-        (ChatRequest, {"messages": [{"role": "user", "content": [1] * 9999}]}),
-        (ChatRequest, {"messages": [{"role": "user", "content": 1}] * 9999}),
-        (ChatRequest, {"messages": [], "tools": [1] * 9999}),
-        (ChatRequest, {"messages": [], "stop": [1] * 9999}),
-        (ChatRequest, {"messages": [], "stop_token_ids": ["x"] * 999}),
-        (ChatRequest, {"messages": [], "guided_choice": [1] * 999}),
-        (ChatRequest, {"messages": [], "logit_bias": {str(i): "x" for i in range(20_001)}}),
-        (CompletionRequest, {"prompt": [*[1] * 9999, "x"]}),
-        (CompletionRequest, {"prompt": [["x"] * 9999]}),
-        (TokenizeRequest, {"tools": [1] * 9999}),
-    ],
-)
+@pytest.mark.parametrize(("kind", "fields"), [
+    (ChatRequest, {"messages": [{"role": "user", "content": [1] * 9999}]}),
+    (ChatRequest, {"messages": [{"role": "user", "content": 1}] * 9999}),
+    (ChatRequest, {"messages": [], "tools": [1] * 9999}),
+    (ChatRequest, {"messages": [], "stop": [1] * 9999}),
+    (ChatRequest, {"messages": [], "stop_token_ids": ["x"] * 999}),
+    (ChatRequest, {"messages": [], "guided_choice": [1] * 999}),
+    (ChatRequest, {"messages": [], "logit_bias": {str(i): "x" for i in range(20_001)}}),
+    (CompletionRequest, {"prompt": [*[1] * 9999, "x"]}),
+    (CompletionRequest, {"prompt": [["x"] * 9999]}),
+    (TokenizeRequest, {"tools": [1] * 9999}),
+])  # fmt: skip
 def test_only_the_first_of_many_wrong_values_is_looked_at(kind: type[BaseModel], fields: dict[str, Any]) -> None:
     """Hundreds of thousands of errors would hold up all that the server does for seconds."""
     with pytest.raises(ValidationError) as error:
@@ -256,15 +247,12 @@ def test_a_default_mode_that_the_model_has_not() -> None:
 OWN = replace(CARD, sampling={"temperature": 0.2, "top_p": 0.9})
 
 
-@pytest.mark.parametrize(
-    ("card", "given", "found", "whose"),
-    [
-        (CARD, None, {"temperature": 1.0}, "OpenAI's"),
-        (OWN, None, OWN.sampling, "the model's own"),
-        (OWN, 0.7, {"temperature": 0.7, "top_p": 0.9}, "the settings"),
-        (CARD, 0.7, {"temperature": 0.7}, "the settings"),
-    ],
-)
+@pytest.mark.parametrize(("card", "given", "found", "whose"), [
+    (CARD, None, {"temperature": 1.0}, "OpenAI's"),
+    (OWN, None, OWN.sampling, "the model's own"),
+    (OWN, 0.7, {"temperature": 0.7, "top_p": 0.9}, "the settings"),
+    (CARD, 0.7, {"temperature": 0.7}, "the settings"),
+])  # fmt: skip
 def test_a_request_without_sampling_has_the_model_s_own_unless_the_settings_say_it(
     card: ModelCard, given: float | None, found: dict[str, Any], whose: str, logged: list[str]
 ) -> None:

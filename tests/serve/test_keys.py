@@ -77,20 +77,17 @@ def test_a_broken_file_keeps_the_keys_and_says_so_once(path: Path, logged: list[
     assert ring.find(key) is None
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ("{}", "holds no keys"),
-        ('{"salt": 3}', "salt=3 must"),
-        ('{"salt": "SALT", "keys": [{"name": "a b", "id": "ID", "hash": "HASH"}]}', "name"),
-        ('{"salt": "SALT", "keys": [{"name": "a", "id": "ID"}]}', "hash' is missing"),
-        ('{"salt": "SALT", "kys": []}', "field 'kys' is unknown"),
-        (
-            '{"salt": "SALT", "keys": [{"name": "a", "id": "ID", "hash": "HASH", "limits": {"concurrent": 0}}]}',
-            "concurrent=0 must",
-        ),
-    ],
-)
+@pytest.mark.parametrize(("content", "said"), [
+    ("{}", "holds no keys"),
+    ('{"salt": 3}', "salt=3 must"),
+    ('{"salt": "SALT", "keys": [{"name": "a b", "id": "ID", "hash": "HASH"}]}', "name"),
+    ('{"salt": "SALT", "keys": [{"name": "a", "id": "ID"}]}', "hash' is missing"),
+    ('{"salt": "SALT", "kys": []}', "field 'kys' is unknown"),
+    (
+        '{"salt": "SALT", "keys": [{"name": "a", "id": "ID", "hash": "HASH", "limits": {"concurrent": 0}}]}',
+        "concurrent=0 must",
+    ),
+])  # fmt: skip
 def test_a_file_that_does_not_fit_is_refused(path: Path, content: str, said: str) -> None:
     text = content.replace("SALT", "a" * 64)
     path.parent.mkdir()

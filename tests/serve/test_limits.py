@@ -92,17 +92,11 @@ def test_one_client_does_not_take_all_places() -> None:
     limits.enter(third)
 
 
-@pytest.mark.parametrize(
-    ("one", "other", "same"),
-    [
-        ("10.0.0.1", "10.0.0.1", True),
-        ("10.0.0.1", "10.0.0.2", False),
-        ("2001:db8::1", "2001:db8::ffff:2", True),
-        ("2001:db8::1", "2001:db8:0:1::1", False),
-        ("::ffff:10.0.0.1", "::ffff:10.0.0.2", False),
-        ("testclient", "testclient", True),
-    ],
-)
+@pytest.mark.parametrize(("one", "other", "same"), [
+    ("10.0.0.1", "10.0.0.1", True), ("10.0.0.1", "10.0.0.2", False), ("2001:db8::1", "2001:db8::ffff:2", True),
+    ("2001:db8::1", "2001:db8:0:1::1", False), ("::ffff:10.0.0.1", "::ffff:10.0.0.2", False),
+    ("testclient", "testclient", True),
+])  # fmt: skip
 def test_who_shares_a_place(one: str, other: str, same: bool) -> None:
     assert (Caller(address=one).share == Caller(address=other).share) is same
     assert Caller().share is None and who().share == Caller("x", "m", address=one).share == "m"

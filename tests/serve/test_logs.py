@@ -255,14 +255,10 @@ def test_the_prompt_of_a_client_that_left_is_counted(path: Path, opened: Opened)
     assert line["client_left"] and (line["prompt_tokens"], line["tokens"]) == (3, 2)
 
 
-@pytest.mark.parametrize(
-    ("reasons", "shown"),
-    [
-        (["stop"], "finish_reasons=stop"),
-        (["stop", "length"], "finish_reasons=stop,length"),
-        (["a b", "c"], "finish_reasons=\"['a b', 'c']\""),
-    ],
-)
+@pytest.mark.parametrize(("reasons", "shown"), [
+    (["stop"], "finish_reasons=stop"), (["stop", "length"], "finish_reasons=stop,length"),
+    (["a b", "c"], "finish_reasons=\"['a b', 'c']\""),
+])  # fmt: skip
 def test_a_list_of_words_is_written_alike_whatever_its_length(
     path: Path, opened: Opened, reasons: list[str], shown: str
 ) -> None:

@@ -168,18 +168,11 @@ def test_other_pages_are_let_in_only_where_they_are_named(path: Path) -> None:
         assert answer.status_code == 401 and "access-control-allow-origin" in answer.headers
 
 
-@pytest.mark.parametrize(
-    ("host", "keyed", "more", "named"),
-    [
-        ("127.0.0.1", False, (), True),
-        ("::1", False, (), True),
-        ("127.0.0.1", True, (), False),
-        ("0.0.0.0", False, (), False),
-        (None, False, (), False),
-        ("0.0.0.0", True, ("chat.example.com",), True),
-        ("127.0.0.1", False, ("*",), False),
-    ],
-)
+@pytest.mark.parametrize(("host", "keyed", "more", "named"), [
+    ("127.0.0.1", False, (), True), ("::1", False, (), True), ("127.0.0.1", True, (), False),
+    ("0.0.0.0", False, (), False), (None, False, (), False), ("0.0.0.0", True, ("chat.example.com",), True),
+    ("127.0.0.1", False, ("*",), False),
+])  # fmt: skip
 def test_names_that_a_request_may_use(host: str | None, keyed: bool, more: tuple[str, ...], named: bool) -> None:
     hosts = allowed_hosts(more, host, keyed)
     assert (hosts is not None) == named

@@ -284,11 +284,9 @@ def test_nothing_is_wider_than_a_phone(chat: Chat, colours: bool) -> None:
     assert wide == []
 
 
-@pytest.mark.parametrize(
-    ("message", "colours"),
-    [(f"long {TOKENS} {RATE}", False), (f"wall {TOKENS} {RATE}", True), ("code", False)],
-    ids=["prose", "one line", "code"],
-)
+@pytest.mark.parametrize(("message", "colours"), [
+    (f"long {TOKENS} {RATE}", False), (f"wall {TOKENS} {RATE}", True), ("code", False),
+], ids=["prose", "one line", "code"])  # fmt: skip
 def test_a_long_answer_stays_smooth(chat: Chat, message: str, colours: bool) -> None:
     chat.run("setColours(arguments[0])", colours)
     chat.mode("fast")

@@ -51,17 +51,10 @@ def test_what_no_message_can_hold_is_one_sentence() -> None:
     refused("nested too deeply", fields_of, made_request("a", "b", {"stop": nested}))
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        ValueError("a=1 must be 2"),
-        Busy("64 requests wait", 2.5),
-        NotReady("the server is closing", refused=True),
-        GenerationError("1 request failed", [OUTPUT]),
-        TimeoutError("late"),
-        RuntimeError("this LLM is closed"),
-    ],
-)
+@pytest.mark.parametrize("error", [
+    ValueError("a=1 must be 2"), Busy("64 requests wait", 2.5), NotReady("the server is closing", refused=True),
+    GenerationError("1 request failed", [OUTPUT]), TimeoutError("late"), RuntimeError("this LLM is closed"),
+])  # fmt: skip
 def test_errors_keep_their_kind_and_sentence_and_others_are_named(error: Exception) -> None:
     found = messages.error_of(messages.failure_of(error))
     assert type(found) is type(error) and str(found) == str(error)

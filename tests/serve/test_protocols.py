@@ -218,15 +218,12 @@ def test_many_at_once(url: str) -> None:
     assert {streamed == whole for streamed, whole in pairs} == {True} and len({whole for _, whole in pairs}) > 8
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {},
-        {"system": "Be brief.", "thinking": {"type": "disabled"}},
-        {"tools": TOOLS, "tool_choice": {"type": "none"}},
-        {"thinking": {"type": "adaptive"}},
-    ],
-)
+@pytest.mark.parametrize("fields", [
+    {},
+    {"system": "Be brief.", "thinking": {"type": "disabled"}},
+    {"tools": TOOLS, "tool_choice": {"type": "none"}},
+    {"thinking": {"type": "adaptive"}},
+])  # fmt: skip
 def test_tokens_of_messages_are_counted_as_they_are_used(served_by: Clients, fields: dict[str, Any]) -> None:
     counted = served_by.claude.messages.count_tokens(model="tiny", messages=CHAT, extra_body=fields).input_tokens
     body = {**fields, "cache_salt": f"new: {[*fields]}", "messages": CHAT}

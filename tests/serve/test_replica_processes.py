@@ -136,14 +136,11 @@ def no_start(monkeypatch: pytest.MonkeyPatch) -> type[Client]:
     return Client
 
 
-@pytest.mark.parametrize(
-    ("options", "devices"),
-    [
-        ({"device": "cuda"}, [[0], [1]]),
-        ({"device": "npu", "parallel": "ep=2"}, [[0, 1], [2, 3]]),
-        ({"device": "cpu"}, [None, None]),
-    ],
-)
+@pytest.mark.parametrize(("options", "devices"), [
+    ({"device": "cuda"}, [[0], [1]]),
+    ({"device": "npu", "parallel": "ep=2"}, [[0, 1], [2, 3]]),
+    ({"device": "cpu"}, [None, None]),
+])  # fmt: skip
 @within()
 async def test_a_model_that_does_not_fit_ends_the_start_of_replicas_with_devices_for_each(
     no_start: type[Client], options: dict[str, Any], devices: list[list[int] | None]

@@ -91,25 +91,21 @@ def test_tokens_of_thoughts_that_the_template_opens(tmp_path: Path, opening: str
     assert len({*counted}) > 2
 
 
-@pytest.mark.parametrize(
-    ("fields", "said"),
-    [
-        ({"turn_budget": -1}, "turn_budget=-1 must be"),
-        ({"warn_at": 2}, "warn_at=2 must be"),
-        ({"answer_room": "all"}, "answer_room"),
-        ({"loop": {"times": 0}}, "loop.times=0 must be"),
-        ({"confidence": {"every": 0}}, "confidence.every=0 must be"),
-        ({"confidence": {"every": 1}}, "confidence.every=1 must be at least 2 with tokens=8"),
-        ({"mode": {"confidence": {"tokens": 17}}}, "confidence.tokens=17 is above 16"),
-        ({"confidence": {"times": 64}}, "confidence.times=64 is above 16"),
-        ({"confidence": {"prefix": "a" * 65}}, "above 64, the most that clients may ask"),
-        ({"thought": {"temperature": 1000}}, "thought.temperature=1000 must be"),
-        ({"mode": {"answer": {"temperature": 3}}}, "answer.temperature=3 must be less than or equal"),
-        ({"answer": {"max_tokens": 3}}, "answer.max_tokens' is unknown"),
-        ({"turn": ""}, "turn='' must be text"),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("fields", "said"), [
+    ({"turn_budget": -1}, "turn_budget=-1 must be"),
+    ({"warn_at": 2}, "warn_at=2 must be"),
+    ({"answer_room": "all"}, "answer_room"),
+    ({"loop": {"times": 0}}, "loop.times=0 must be"),
+    ({"confidence": {"every": 0}}, "confidence.every=0 must be"),
+    ({"confidence": {"every": 1}}, "confidence.every=1 must be at least 2 with tokens=8"),
+    ({"mode": {"confidence": {"tokens": 17}}}, "confidence.tokens=17 is above 16"),
+    ({"confidence": {"times": 64}}, "confidence.times=64 is above 16"),
+    ({"confidence": {"prefix": "a" * 65}}, "above 64, the most that clients may ask"),
+    ({"thought": {"temperature": 1000}}, "thought.temperature=1000 must be"),
+    ({"mode": {"answer": {"temperature": 3}}}, "answer.temperature=3 must be less than or equal"),
+    ({"answer": {"max_tokens": 3}}, "answer.max_tokens' is unknown"),
+    ({"turn": ""}, "turn='' must be text"),
+], ids=str)  # fmt: skip
 def test_one_sentence_for_what_does_not_fit(client: TestClient, fields: dict[str, Any], said: str) -> None:
     answer = client.post("/v1/chat/completions", json={"model": "tiny", "messages": USER, **fields})
     assert answer.status_code == 400 and said in answer.json()["error"]["message"]

@@ -101,15 +101,12 @@ def _broken(ops: RecordingOps, x: torch.Tensor, *_: Any) -> torch.Tensor:
     return x * torch.nan
 
 
-@pytest.mark.parametrize(
-    ("owner", "name", "instead", "said"),
-    [
-        pytest.param(RecordingOps, "unused", None, "19 recorded steps replayed, 0 s", id="right"),
-        pytest.param(PagedStep, "fill", lambda *_: None, f"wrong: {LLAMA} differs by", id="old"),
-        pytest.param(RecordingOps, "record", _refused, "0 recorded steps replayed, 1", id="none"),
-        pytest.param(RecordingOps, "rms_norm", _broken, f"wrong: {LLAMA} differs by nan", id="nan"),
-    ],
-)
+@pytest.mark.parametrize(("owner", "name", "instead", "said"), [
+    pytest.param(RecordingOps, "unused", None, "19 recorded steps replayed, 0 s", id="right"),
+    pytest.param(PagedStep, "fill", lambda *_: None, f"wrong: {LLAMA} differs by", id="old"),
+    pytest.param(RecordingOps, "record", _refused, "0 recorded steps replayed, 1", id="none"),
+    pytest.param(RecordingOps, "rms_norm", _broken, f"wrong: {LLAMA} differs by nan", id="nan"),
+])  # fmt: skip
 def test_recorded_steps(
     gpu: None, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, instead: Any, said: str
 ) -> None:
@@ -160,13 +157,10 @@ def _stopped(plan: CheckPlan) -> Finding:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize(
-    ("parts", "code", "said", "passed"),
-    [
-        ((_raising, _good), 1, "RuntimeError: the kernel is gone", [False, True]),
-        ((_good, _stopped, _good), 130, "stopped", [True]),
-    ],
-)
+@pytest.mark.parametrize(("parts", "code", "said", "passed"), [
+    ((_raising, _good), 1, "RuntimeError: the kernel is gone", [False, True]),
+    ((_good, _stopped, _good), 130, "stopped", [True]),
+])  # fmt: skip
 def test_the_report_has_what_was_checked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, parts: tuple[Any, ...], code: int, said: str, passed: list[bool]
 ) -> None:
@@ -180,16 +174,13 @@ def test_the_report_has_what_was_checked(
     assert [x["passed"] for x in report["parts"]] == passed
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["tpu"], "device 'tpu' is not one of auto, cpu, cuda, npu"),
-        (["cuda:9"], "device 'cuda:9' is not on this machine"),
-        (["cpu:3"], "device='cpu:3': the CPU has no number"),
-        (["cpu", "--dtype", "foo"], "--dtype foo is not one of auto, "),
-        (["cpu", "--json", "/nowhere/at/all.json"], "there is no folder /nowhere/at"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["tpu"], "device 'tpu' is not one of auto, cpu, cuda, npu"),
+    (["cuda:9"], "device 'cuda:9' is not on this machine"),
+    (["cpu:3"], "device='cpu:3': the CPU has no number"),
+    (["cpu", "--dtype", "foo"], "--dtype foo is not one of auto, "),
+    (["cpu", "--json", "/nowhere/at/all.json"], "there is no folder /nowhere/at"),
+])  # fmt: skip
 def test_what_cannot_be_checked_is_refused(arguments: list[str], said: str) -> None:
     code, text = check(*arguments)
     assert code == 2 and said in text and "Traceback" not in text

@@ -94,20 +94,17 @@ def test_json_lines_bring_their_own_mode_and_sampling(tmp_path: Path) -> None:
     assert "4827+396" in own["reasoning"], "what the line says goes first"
 
 
-@pytest.mark.parametrize(
-    ("lines", "said"),
-    [
-        (['{"prompt": "a"}', "{"], "line 2: no JSON"),
-        (['{"prompt": "a"}', "", '{"promt": "b"}'], "line 3: field 'promt' is unknown"),
-        (['{"prompt": "a", "sampling": {"top_p": 5}}'], "line 1: sampling.top_p=5 must be"),
-        (['{"prompt": "a"}', '{"prompt": "b", "mode": "fats"}'], "line 2: mode='fats' is unknown"),
-        (['{"prompt": "a"}', json.dumps({"prompt": "b" * 3000})], "line 2: prompt has "),
-        ([""], "has no prompt"),
-        (['{"prompt": "a", "max_tokens": 3}'], "field 'max_tokens' belongs into \"sampling\""),
-        (['{"prompt": "a", "messages": []}'], "messages and prompt are two prompts: give one"),
-        (['{"prompt": "a \\ud800"}'], "no text in UTF-8"),
-    ],
-)
+@pytest.mark.parametrize(("lines", "said"), [
+    (['{"prompt": "a"}', "{"], "line 2: no JSON"),
+    (['{"prompt": "a"}', "", '{"promt": "b"}'], "line 3: field 'promt' is unknown"),
+    (['{"prompt": "a", "sampling": {"top_p": 5}}'], "line 1: sampling.top_p=5 must be"),
+    (['{"prompt": "a"}', '{"prompt": "b", "mode": "fats"}'], "line 2: mode='fats' is unknown"),
+    (['{"prompt": "a"}', json.dumps({"prompt": "b" * 3000})], "line 2: prompt has "),
+    ([""], "has no prompt"),
+    (['{"prompt": "a", "max_tokens": 3}'], "field 'max_tokens' belongs into \"sampling\""),
+    (['{"prompt": "a", "messages": []}'], "messages and prompt are two prompts: give one"),
+    (['{"prompt": "a \\ud800"}'], "no text in UTF-8"),
+])  # fmt: skip
 def test_a_wrong_line_is_named_before_anything_runs(tmp_path: Path, lines: list[str], said: str) -> None:
     path = write_lines(tmp_path / "p.jsonl", *lines)
     found = refusal(*GENERATE, "--file", path)
@@ -179,30 +176,27 @@ def test_tuned_settings_a_corpus_and_a_drafter(tmp_path: Path) -> None:
 # What is refused
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ((), "give a PROMPT (- is standard input) or --file"),
-        (("Hello", "--file", "p.txt"), "give a PROMPT (- is standard input) or --file"),
-        (("",), "PROMPT is empty"),
-        ((" \n",), "PROMPT is empty"),
-        (("-",), "standard input is empty"),
-        (("--file", "none.txt"), "prompts file 'none.txt' cannot be read"),
-        (("Hello", "--logprobs", "2"), "--logprobs are for programs"),
-        (("Hello", "--speculation", "none.json"), "settings file 'none.json' cannot be read"),
-        (("Hello", "--speculation", "a.json", "--drafter", "off"), "give one of them"),
-        (("Hello", "--corpus", "none.safetensors"), "none.safetensors cannot be read"),
-        (("Hello", "--drafter", "self", "--corpus", "c"), "--corpus is for drafter suffix"),
-        (("Hello", "--drafter", "ngram", "--draft-groups", "0"), "--draft-groups is for drafter"),
-        (("Hello", "--modes", "none.json"), "none.json cannot be read"),
-        (("Hello", "--nodes", "99"), "nodes=99 must be less than or equal to 64"),
-        (("Hello", "--mode", "dep"), "mode='dep' is unknown; did you mean 'deep'?"),
-        (("Hello", "--groups", "9"), "groups=9 is outside 0..8"),
-        (("Hello", "--drafter", "model"), "drafter='model' needs model=PATH"),
-        (("Hello", "--raw", "--system", "Be brief."), "--system needs the chat template"),
-        (("Hello", "--kv-memory", "1KiB"), "kv_memory is 1.0 KiB"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "said"), [
+    ((), "give a PROMPT (- is standard input) or --file"),
+    (("Hello", "--file", "p.txt"), "give a PROMPT (- is standard input) or --file"),
+    (("",), "PROMPT is empty"),
+    ((" \n",), "PROMPT is empty"),
+    (("-",), "standard input is empty"),
+    (("--file", "none.txt"), "prompts file 'none.txt' cannot be read"),
+    (("Hello", "--logprobs", "2"), "--logprobs are for programs"),
+    (("Hello", "--speculation", "none.json"), "settings file 'none.json' cannot be read"),
+    (("Hello", "--speculation", "a.json", "--drafter", "off"), "give one of them"),
+    (("Hello", "--corpus", "none.safetensors"), "none.safetensors cannot be read"),
+    (("Hello", "--drafter", "self", "--corpus", "c"), "--corpus is for drafter suffix"),
+    (("Hello", "--drafter", "ngram", "--draft-groups", "0"), "--draft-groups is for drafter"),
+    (("Hello", "--modes", "none.json"), "none.json cannot be read"),
+    (("Hello", "--nodes", "99"), "nodes=99 must be less than or equal to 64"),
+    (("Hello", "--mode", "dep"), "mode='dep' is unknown; did you mean 'deep'?"),
+    (("Hello", "--groups", "9"), "groups=9 is outside 0..8"),
+    (("Hello", "--drafter", "model"), "drafter='model' needs model=PATH"),
+    (("Hello", "--raw", "--system", "Be brief."), "--system needs the chat template"),
+    (("Hello", "--kv-memory", "1KiB"), "kv_memory is 1.0 KiB"),
+])  # fmt: skip
 def test_what_does_not_fit_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], said: str
 ) -> None:
@@ -279,14 +273,11 @@ def test_the_compiler_starts_before_the_model_is_looked_for(monkeypatch: pytest.
         llm.LLM("smollm2-moge", device="cpu")
 
 
-@pytest.mark.parametrize(
-    ("error", "says"),
-    [
-        (ImportError("libtorch_cpu.so: failed to map"), "cpu.so: failed to map: .*not enough memo"),
-        (MemoryError(), "error: MemoryError: there is not enough memory"),
-        (SafetensorError("No space left on device"), "error: No space left on device\n"),
-    ],
-)
+@pytest.mark.parametrize(("error", "says"), [
+    (ImportError("libtorch_cpu.so: failed to map"), "cpu.so: failed to map: .*not enough memo"),
+    (MemoryError(), "error: MemoryError: there is not enough memory"),
+    (SafetensorError("No space left on device"), "error: No space left on device\n"),
+])  # fmt: skip
 def test_what_the_system_refuses_is_one_sentence(monkeypatch: pytest.MonkeyPatch, error: Exception, says: str) -> None:
     def fail(_: object) -> None:
         raise error

@@ -91,16 +91,10 @@ def test_the_models_own_answers_calibrate(folder: Path) -> None:
     assert texts == calibration_texts(folder, options), "the seed says what is drawn"
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"groups": 200}, "groups"),
-        ({"shared": 95}, "divide by groups=4"),
-        ({"shared": 96}, "shared must be 1 to 95"),
-        ({"width": 11}, "pool's 10 neurons"),
-        ({"fast": 5}, "fast=5 must be at most groups=4"),
-    ],
-)
+@pytest.mark.parametrize(("given", "message"), [
+    ({"groups": 200}, "groups"), ({"shared": 95}, "divide by groups=4"), ({"shared": 96}, "shared must be 1 to 95"),
+    ({"width": 11}, "pool's 10 neurons"), ({"fast": 5}, "fast=5 must be at most groups=4"),
+])  # fmt: skip
 def test_impossible_conversions_are_refused(folder: Path, tmp_path: Path, given: dict[str, Any], message: str) -> None:
     refused(message, lambda: convert(folder, tmp_path / "moge", ConvertOptions(**{"groups": 4, **given})))
 

@@ -76,17 +76,14 @@ def test_of_several_ends_the_templates_own_is_taken(tmp_path: Path) -> None:
     assert tokenizer.eos_ids == {0, 2} and answer[-1] == tokenizer.token_id("<|im_end|>") == 2
 
 
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ('{"question": "x"}', "line 2: needs a JSON object with one of"),
-        ('{"text": ""}', "line 2: text='' must be text of at least one character"),
-        ('{"answer": 3}', "line 2: answer=3 must be text"),
-        ('{"messages": "x"}', "line 2: messages must be a list, not str"),
-        ('{"messages": [{"role": "user", "content": "x"}]}', "hold no assistant turn"),
-        ('{"messages": [{"role": "assistant"}]}', "content is missing"),
-    ],
-)
+@pytest.mark.parametrize(("line", "said"), [
+    ('{"question": "x"}', "line 2: needs a JSON object with one of"),
+    ('{"text": ""}', "line 2: text='' must be text of at least one character"),
+    ('{"answer": 3}', "line 2: answer=3 must be text"),
+    ('{"messages": "x"}', "line 2: messages must be a list, not str"),
+    ('{"messages": [{"role": "user", "content": "x"}]}', "hold no assistant turn"),
+    ('{"messages": [{"role": "assistant"}]}', "content is missing"),
+])  # fmt: skip
 def test_bad_lines_are_told(model: Path, tmp_path: Path, line: str, said: str) -> None:
     path = write_lines(tmp_path / "a.jsonl", {"text": "fine"}, line)
     assert said in refusal("corpus", "build", path, "-o", tmp_path / "c", "--model", model)

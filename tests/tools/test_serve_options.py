@@ -97,26 +97,20 @@ def test_a_file_has_limits_and_defaults(tmp_path: Path) -> None:
     assert limits(path, text, default_mode="fast").default_mode == "fast"
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("{", "limits.json"),
-        ('{"temprature": 1}', "limits.json: field 'temprature' is unknown; did you mean"),
-        ('{"efforts": {"lo": "fast"}}', "effort 'lo' is unknown; did you mean 'low'"),
-    ],
-)
+@pytest.mark.parametrize(("text", "said"), [
+    ("{", "limits.json"),
+    ('{"temprature": 1}', "limits.json: field 'temprature' is unknown; did you mean"),
+    ('{"efforts": {"lo": "fast"}}', "effort 'lo' is unknown; did you mean 'low'"),
+])  # fmt: skip
 def test_a_wrong_file_of_limits_is_one_sentence(tmp_path: Path, text: str, said: str) -> None:
     refused(said, limits, tmp_path / "limits.json", text)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        (["--settings", "none.json"], "--settings none.json does not exist"),
-        (["--warm-mode", "fast"], "^--warm-mode is for --warm"),
-        (["--remember", "some"], "remember='some' must be"),
-    ],
-)
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["--settings", "none.json"], "--settings none.json does not exist"),
+    (["--warm-mode", "fast"], "^--warm-mode is for --warm"),
+    (["--remember", "some"], "remember='some' must be"),
+])  # fmt: skip
 def test_what_does_not_fit_is_told(arguments: list[str], said: str) -> None:
     refused(said, given, *arguments)
 

@@ -72,18 +72,15 @@ def test_steps_of_a_model_are_measured(tmp_path: Path) -> None:
         assert cost.rows[0] == 1 and cost.rows[-1] == 64 and len(cost.prompt_seconds) == len(cost.rows)
 
 
-@pytest.mark.parametrize(
-    ("words", "line", "said"),
-    [
-        (("run", "t.jsonl", "--costs", "none.json"), {}, "there is no such file"),
-        ((*RUN, "--replicas", 10**18), {}, f"replicas={10**18} must be between 1 and 10000"),
-        ((*RUN, "--machine-replicas", 2), {}, "machine_replicas=2 needs costs with a slowdown"),
-        (RUN, {"mode": "quick"}, "mode 'quick' has no step costs"),
-        (RUN, {"answer_tokens": 10**7}, "pages of 16 tokens, and a replica has 10000"),
-        (("make", "-o", "x.jsonl", "--deep", "2"), {}, "deep=2.0 must be less than or equal to 1"),
-        (("measure", "-o", "x.json", "--model", "no-such-model"), {}, "no-such-model"),
-    ],
-)
+@pytest.mark.parametrize(("words", "line", "said"), [
+    (("run", "t.jsonl", "--costs", "none.json"), {}, "there is no such file"),
+    ((*RUN, "--replicas", 10**18), {}, f"replicas={10**18} must be between 1 and 10000"),
+    ((*RUN, "--machine-replicas", 2), {}, "machine_replicas=2 needs costs with a slowdown"),
+    (RUN, {"mode": "quick"}, "mode 'quick' has no step costs"),
+    (RUN, {"answer_tokens": 10**7}, "pages of 16 tokens, and a replica has 10000"),
+    (("make", "-o", "x.jsonl", "--deep", "2"), {}, "deep=2.0 must be less than or equal to 1"),
+    (("measure", "-o", "x.json", "--model", "no-such-model"), {}, "no-such-model"),
+])  # fmt: skip
 def test_bad_input_is_one_sentence(words: tuple[object, ...], line: dict[str, Any], said: str, made: Path) -> None:
     Path("t.jsonl").write_text(f"{json.dumps(LINE)}\n{json.dumps(LINE | line)}\n")
     assert said in refusal("simulate", *words) and not list(Path().glob("x.*"))

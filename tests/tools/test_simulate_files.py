@@ -31,18 +31,15 @@ def test_a_trace_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert read_trace(path) == [short, whole] and json.loads(path.read_text().splitlines()[1]) == SHORT
 
 
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ("{", "line 2: no JSON"),
-        ("[]", "line 2: a JSON object is needed, not list"),
-        ({"mod": "fast"}, "line 2: field 'mod' is unknown.*mode"),
-        ({"arrival": -1}, "line 2: arrival=-1 must be greater than or equal to 0"),
-        ({"mode": "all"}, "line 2: mode='all' names the figures of all modes"),
-        ({"id": "x"}, "id='x' names two requests"),
-        ({"prefix": [["a", 11]]}, "line 2: prefix has 11 tokens, more than prompt_tokens=10"),
-    ],
-)
+@pytest.mark.parametrize(("line", "words"), [
+    ("{", "line 2: no JSON"),
+    ("[]", "line 2: a JSON object is needed, not list"),
+    ({"mod": "fast"}, "line 2: field 'mod' is unknown.*mode"),
+    ({"arrival": -1}, "line 2: arrival=-1 must be greater than or equal to 0"),
+    ({"mode": "all"}, "line 2: mode='all' names the figures of all modes"),
+    ({"id": "x"}, "id='x' names two requests"),
+    ({"prefix": [["a", 11]]}, "line 2: prefix has 11 tokens, more than prompt_tokens=10"),
+])  # fmt: skip
 def test_a_wrong_line_is_named(line: str | dict[str, Any], words: str, tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     text = line if isinstance(line, str) else json.dumps(LINE | line)
@@ -102,16 +99,13 @@ def test_a_step_of_one_kind_is_its_curve_and_of_several_lies_between() -> None:
     assert costs.most_rows({"fast", "deep"}, 0.27) == 4 and costs.most_rows({"deep"}, 0.1) == 0
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ("[]", "must hold a JSON object"),
-        ({"modes": {"fast": {"rows": [2], "seconds": [1]}}}, "rows must ascend from 1"),
-        ({"modes": {"fast": {"rows": [1, 2], "seconds": [1]}}}, "seconds has 1 numbers for 2 rows"),
-        ({"prompt_rows": 2}, "prompt_rows=2 must be at least max_running=64"),
-        ({"page": 1}, "field 'page' is unknown.*pages"),
-    ],
-)
+@pytest.mark.parametrize(("change", "words"), [
+    ("[]", "must hold a JSON object"),
+    ({"modes": {"fast": {"rows": [2], "seconds": [1]}}}, "rows must ascend from 1"),
+    ({"modes": {"fast": {"rows": [1, 2], "seconds": [1]}}}, "seconds has 1 numbers for 2 rows"),
+    ({"prompt_rows": 2}, "prompt_rows=2 must be at least max_running=64"),
+    ({"page": 1}, "field 'page' is unknown.*pages"),
+])  # fmt: skip
 def test_costs_that_do_not_fit(change: str | dict[str, Any], words: str, tmp_path: Path) -> None:
     good = {"modes": {"fast": {"rows": [1], "seconds": [0.1]}}, "pages": 10}
     (tmp_path / "c.json").write_text(json.dumps(good))

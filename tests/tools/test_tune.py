@@ -221,19 +221,16 @@ def test_without_a_verdict_the_exit_code_says_so(
     assert run("tune", tiny, *files, *options, "--minutes", 0.00001) == 2
 
 
-@pytest.mark.parametrize(
-    ("command", "options", "said"),
-    [
-        ("tune", ("--keep", "nan"), "keep=nan must be a finite number"),
-        ("tune", ("-o", "nowhere/tuned.json"), "'nowhere/tuned.json' cannot be written"),
-        ("bench", ("-o", "."), "'.' cannot be written"),
-        ("bench", ("--lengths", "many"), "'many' is neither a number"),
-        ("bench", ("--lengths", "0"), "leave nothing but plain decoding"),
-        ("bench", ("--batch", "1,x"), "batch: 'x' must be a whole number"),
-        ("bench", ("--modes", ","), "modes=',' names nothing"),
-        ("bench", ("--prompts", "none.jsonl"), "prompts file 'none.jsonl' cannot be read"),
-    ],
-)
+@pytest.mark.parametrize(("command", "options", "said"), [
+    ("tune", ("--keep", "nan"), "keep=nan must be a finite number"),
+    ("tune", ("-o", "nowhere/tuned.json"), "'nowhere/tuned.json' cannot be written"),
+    ("bench", ("-o", "."), "'.' cannot be written"),
+    ("bench", ("--lengths", "many"), "'many' is neither a number"),
+    ("bench", ("--lengths", "0"), "leave nothing but plain decoding"),
+    ("bench", ("--batch", "1,x"), "batch: 'x' must be a whole number"),
+    ("bench", ("--modes", ","), "modes=',' names nothing"),
+    ("bench", ("--prompts", "none.jsonl"), "prompts file 'none.jsonl' cannot be read"),
+])  # fmt: skip
 def test_bad_input_is_one_line_and_exit_2(
     tiny: Path, questions: Path, command: str, options: tuple[str, ...], said: str
 ) -> None:

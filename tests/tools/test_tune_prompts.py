@@ -30,21 +30,18 @@ def test_a_limit_is_spread_over_the_file(tmp_path: Path) -> None:
     refused("limit=0 must be at least 1", read_prompts, path, 0)
 
 
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ("{oops", "line 2: no JSON"),
-        pytest.param("[" * 100_000, "line 2: no JSON that can be read", id="deep"),
-        ("[1]", "line 2: a JSON object is needed, not list"),
-        ('{"text": "x"}', "line 2: it has none of the fields messages, prompt, turns, question"),
-        ('{"prompt": ""}', "line 2: prompt must be a text that is not empty"),
-        ('{"turns": []}', "line 2: turns must be a list with at least one text"),
-        ('{"turns": [7]}', "line 2: turns must be a text"),
-        ('{"messages": "hi"}', "line 2: messages must be a list, not str"),
-        ('{"messages": []}', "line 2: messages is empty"),
-        ('{"messages": [{"role": "elf", "content": "x"}]}', "line 2: messages.*role is 'elf'"),
-    ],
-)
+@pytest.mark.parametrize(("line", "said"), [
+    ("{oops", "line 2: no JSON"),
+    pytest.param("[" * 100_000, "line 2: no JSON that can be read", id="deep"),
+    ("[1]", "line 2: a JSON object is needed, not list"),
+    ('{"text": "x"}', "line 2: it has none of the fields messages, prompt, turns, question"),
+    ('{"prompt": ""}', "line 2: prompt must be a text that is not empty"),
+    ('{"turns": []}', "line 2: turns must be a list with at least one text"),
+    ('{"turns": [7]}', "line 2: turns must be a text"),
+    ('{"messages": "hi"}', "line 2: messages must be a list, not str"),
+    ('{"messages": []}', "line 2: messages is empty"),
+    ('{"messages": [{"role": "elf", "content": "x"}]}', "line 2: messages.*role is 'elf'"),
+])  # fmt: skip
 def test_a_bad_line_is_refused_with_its_number(tmp_path: Path, line: str, said: str) -> None:
     refused(rf"^(?!.*\n).*{said}", read_prompts, write_lines(tmp_path / "p.jsonl", {"prompt": "fine"}, line))
 
@@ -93,17 +90,14 @@ def test_settings_come_back(tmp_path: Path) -> None:
         assert path.read_text() == text
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        ("[]", "must hold a JSON object, not a list"),
-        ("{}", "version=None is not 1"),
-        ('{"version": 2, "speculation": {}}', "version=2 is not 1"),
-        ('{"version": 1}', "speculation must be an object"),
-        ('{"version": 1, "speculation": {"nodes": 99}}', "speculation nodes=99 must be less"),
-        ('{"version": 1, "speculation": {"node": 9}}', "field 'node' is unknown; did you mean"),
-    ],
-)
+@pytest.mark.parametrize(("content", "said"), [
+    ("[]", "must hold a JSON object, not a list"),
+    ("{}", "version=None is not 1"),
+    ('{"version": 2, "speculation": {}}', "version=2 is not 1"),
+    ('{"version": 1}', "speculation must be an object"),
+    ('{"version": 1, "speculation": {"nodes": 99}}', "speculation nodes=99 must be less"),
+    ('{"version": 1, "speculation": {"node": 9}}', "field 'node' is unknown; did you mean"),
+])  # fmt: skip
 def test_bad_settings_are_refused_in_one_sentence(tmp_path: Path, content: str, said: str) -> None:
     path = tmp_path / "tuned.json"
     path.write_bytes(content.encode("latin-1"))

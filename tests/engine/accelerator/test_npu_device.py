@@ -54,15 +54,12 @@ def test_without_torch_npu_it_says_what_to_install(folder: Path, monkeypatch: py
         LLM(folder, device="npu", progress=False)
 
 
-@pytest.mark.parametrize(
-    ("fields", "dtype", "chip", "pattern"),
-    [
-        ({}, "float32", CHIPS[0], "need dtype bfloat16 or float16, not float32"),
-        ({"head_dim": 256}, "bfloat16", CHIPS[0], "need head_dim of at most 192, not 256"),
-        ({"moe_intermediate_size": 40}, "auto", CHIPS[0], "need moe_intermediate_size to be a mul"),
-        ({}, "auto", "Ascend950PR", "chip 'Ascend950PR' is not one of the known"),
-    ],
-)
+@pytest.mark.parametrize(("fields", "dtype", "chip", "pattern"), [
+    ({}, "float32", CHIPS[0], "need dtype bfloat16 or float16, not float32"),
+    ({"head_dim": 256}, "bfloat16", CHIPS[0], "need head_dim of at most 192, not 256"),
+    ({"moe_intermediate_size": 40}, "auto", CHIPS[0], "need moe_intermediate_size to be a mul"),
+    ({}, "auto", "Ascend950PR", "chip 'Ascend950PR' is not one of the known"),
+])  # fmt: skip
 def test_what_cannot_run_is_refused(
     tmp_path: Path, fields: dict[str, Any], dtype: str, chip: str, pattern: str
 ) -> None:

@@ -69,14 +69,10 @@ def sampling(**fields: Any) -> SamplingParams:
 
 
 @pytest.mark.drafts(20, 2, nodes=None)
-@pytest.mark.parametrize(
-    ("llms", "draft", "drawn"),
-    [
-        ("off", DRAFTS[2], DRAWN),
-        *(pytest.param("native", *one, marks=NATIVE) for one in zip(DRAFTS, (DRAWN, {}, DRAWN))),
-    ],
-    indirect=["llms"],
-)
+@pytest.mark.parametrize(("llms", "draft", "drawn"), [
+    ("off", DRAFTS[2], DRAWN),
+    *(pytest.param("native", *one, marks=NATIVE) for one in zip(DRAFTS, (DRAWN, {}, DRAWN))),
+], indirect=["llms"])  # fmt: skip
 def test_recomputed_tokens_are_deeps_for_the_same_text(
     llms: tuple[LLM, LLM], draft: str | Speculation, drawn: dict[str, Any]
 ) -> None:

@@ -21,29 +21,26 @@ from fastslow.output import GenerationError
 HUGE = 10**30
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: SamplingParams(max_tokens=HUGE),
-        lambda: SamplingParams(top_k=HUGE),
-        lambda: SamplingParams(logit_bias={5: 1e308}),
-        lambda: SamplingParams(seed=2**200),
-        lambda: SamplingParams(min_p=-1e-320),
-        lambda: SamplingParams(stop=["x"] * 65),
-        lambda: SamplingParams(stop="x" * 1001),
-        lambda: SamplingParams(stop=["a", ""]),
-        lambda: SamplingParams(stop=["a", 5]),  # type: ignore[list-item]
-        lambda: Speculation(nodes=10**9),
-        lambda: Speculation(groups=HUGE),
-        lambda: Speculation(layers=(0,) * 20_000),
-        lambda: Speculation(drafter="suffix+" * 1000 + "suffix"),
-        lambda: Escalation(below=0.5, window=HUGE),
-        lambda: Mode(groups=HUGE),
-        lambda: Mode(latency_ms=1e-300),
-        lambda: Mode(latency_ms=10**400),
-        lambda: Mode(thinking_budget=10**400, thinking_soft=10**400),
-    ],
-)
+@pytest.mark.parametrize("make", [
+    lambda: SamplingParams(max_tokens=HUGE),
+    lambda: SamplingParams(top_k=HUGE),
+    lambda: SamplingParams(logit_bias={5: 1e308}),
+    lambda: SamplingParams(seed=2**200),
+    lambda: SamplingParams(min_p=-1e-320),
+    lambda: SamplingParams(stop=["x"] * 65),
+    lambda: SamplingParams(stop="x" * 1001),
+    lambda: SamplingParams(stop=["a", ""]),
+    lambda: SamplingParams(stop=["a", 5]),  # type: ignore[list-item]
+    lambda: Speculation(nodes=10**9),
+    lambda: Speculation(groups=HUGE),
+    lambda: Speculation(layers=(0,) * 20_000),
+    lambda: Speculation(drafter="suffix+" * 1000 + "suffix"),
+    lambda: Escalation(below=0.5, window=HUGE),
+    lambda: Mode(groups=HUGE),
+    lambda: Mode(latency_ms=1e-300),
+    lambda: Mode(latency_ms=10**400),
+    lambda: Mode(thinking_budget=10**400, thinking_soft=10**400),
+])  # fmt: skip
 def test_settings_without_bounds_are_refused(make: Callable[[], object]) -> None:
     with pytest.raises(ValueError, match=r"^\w+(\[\d\])?=.* must (be|have) ") as refused:
         make()
@@ -67,17 +64,14 @@ def llm(thinker: Path) -> Iterator[LLM]:
     del DRAFTERS["says"]
 
 
-@pytest.mark.parametrize(
-    ("trees", "said"),
-    [
-        ([Tree.chain([5] * 9)], r"proposed \[9\] nodes where \[4\] fit"),
-        ([Tree.chain([5, -1])], r"tokens \[5, -1\], and ids are 0 to \d+"),
-        ([Tree.chain([10**6])], r"tokens \[1000000\], and ids are 0 to \d+"),
-        ([Tree([5, 6], [-1, 1])], r"parents \[-1, 1\]: each must come earlier"),
-        ([Tree([5, 6], [-1])], r"parents \[-1\]: each must come earlier"),
-        ([Tree([5], [-2])], r"parents \[-2\]: each must come earlier"),
-    ],
-)
+@pytest.mark.parametrize(("trees", "said"), [
+    ([Tree.chain([5] * 9)], r"proposed \[9\] nodes where \[4\] fit"),
+    ([Tree.chain([5, -1])], r"tokens \[5, -1\], and ids are 0 to \d+"),
+    ([Tree.chain([10**6])], r"tokens \[1000000\], and ids are 0 to \d+"),
+    ([Tree([5, 6], [-1, 1])], r"parents \[-1, 1\]: each must come earlier"),
+    ([Tree([5, 6], [-1])], r"parents \[-1\]: each must come earlier"),
+    ([Tree([5], [-2])], r"parents \[-2\]: each must come earlier"),
+])  # fmt: skip
 def test_a_tree_that_does_not_fit_ends_its_step(
     llm: LLM, monkeypatch: pytest.MonkeyPatch, trees: list[Tree], said: str
 ) -> None:

@@ -139,16 +139,13 @@ def test_a_cost_takes_fewer_tokens_the_more_so_where_time_is_short() -> None:
     assert [taken(0.002), taken(0.002, latency_ms=250), taken(0.002, busy=5.0)] == [2, 1, 1]
 
 
-@pytest.mark.parametrize(
-    ("wrong", "says"),
-    [
-        ({"layer": 2}, "looks at layer 2, of 32 numbers; this model has 2 layers of 32"),
-        ({"bias": (0.0, 0.0)}, "a row of one length for each"),
-        ({"cost": float("nan")}, "cost"),
-        ({"between": ("fast", "brief", "depe")}, "'depe', which is no preset"),
-        ({"between": ("fast", "unsure", "deep")}, "^mode 'unsure' has escalate, which a learned"),
-    ],
-)
+@pytest.mark.parametrize(("wrong", "says"), [
+    ({"layer": 2}, "looks at layer 2, of 32 numbers; this model has 2 layers of 32"),
+    ({"bias": (0.0, 0.0)}, "a row of one length for each"),
+    ({"cost": float("nan")}, "cost"),
+    ({"between": ("fast", "brief", "depe")}, "'depe', which is no preset"),
+    ({"between": ("fast", "unsure", "deep")}, "^mode 'unsure' has escalate, which a learned"),
+])  # fmt: skip
 def test_what_does_not_fit_is_refused(llm: LLM, wrong: dict[str, Any], says: str) -> None:
     refused(says, lambda: llm.chat("one", sampling(), mode=router(**wrong)))
 

@@ -106,14 +106,11 @@ def test_a_prompt_that_is_read_gets_a_turn_beside_urgent_ones() -> None:
     assert rows.index(20) <= PATIENCE
 
 
-@pytest.mark.parametrize(
-    ("first", "others"),
-    [
-        ({"priority": 10}, lambda number: {"priority": -10}),
-        ({"share": "greedy"}, lambda number: {"share": f"modest {number % 20}"}),
-        ({"share": "greedy"}, lambda number: {"share": f"modest {number}"}),
-    ],
-)
+@pytest.mark.parametrize(("first", "others"), [
+    ({"priority": 10}, lambda number: {"priority": -10}),
+    ({"share": "greedy"}, lambda number: {"share": f"modest {number % 20}"}),
+    ({"share": "greedy"}, lambda number: {"share": f"modest {number}"}),
+])  # fmt: skip
 def test_nobody_waits_for_ever_beside_an_endless_stream(
     first: dict[str, Any], others: Callable[[int], dict[str, Any]]
 ) -> None:

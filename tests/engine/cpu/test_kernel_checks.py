@@ -85,16 +85,13 @@ def test_a_step_that_reaches_outside_is_refused_and_the_next_one_runs(
     assert torch.equal(want.logits, again.logits)
 
 
-@pytest.mark.parametrize(
-    ("name", "at", "value", "sentence"),
-    [
-        ("slots", 4, FAR, "slot of a row's path 1000000000000 must be"),
-        ("starts", 5, -1, "the path of row 5 leaves the list"),
-        ("starts", 2, FAR, "the path of row 2 leaves the list"),
-        ("lengths", 1, 0, "length of a row's path 0 must be"),
-        ("lengths", 3, FAR, "length of a row's path 1000000000000 must be"),
-    ],
-)
+@pytest.mark.parametrize(("name", "at", "value", "sentence"), [
+    ("slots", 4, FAR, "slot of a row's path 1000000000000 must be"),
+    ("starts", 5, -1, "the path of row 5 leaves the list"),
+    ("starts", 2, FAR, "the path of row 2 leaves the list"),
+    ("lengths", 1, 0, "length of a row's path 0 must be"),
+    ("lengths", 3, FAR, "length of a row's path 1000000000000 must be"),
+])  # fmt: skip
 def test_paths_that_reach_outside_are_refused(
     model: CpuDecoder, monkeypatch: pytest.MonkeyPatch, name: str, at: int, value: int, sentence: str
 ) -> None:
@@ -136,25 +133,22 @@ def test_the_kernels_hold_the_limits_that_python_reads(model: CpuDecoder, field:
         refused(rf"{name}={value} must be in {least}\.\.{most}", made, model, shape)
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "sentence"),
-    [
-        ("hidden", 65, "matrix queries is .* by 64, not .* by 65"),
-        ("heads", 6, "matrix queries is"),
-        ("heads", 5, "heads=5 must be a multiple of kv_heads=2"),
-        ("heads", 130, r"heads_per_kv_head=65 must be in 1\.\.64"),
-        ("head_dim", 48, "matrix queries is"),
-        ("head_dim", 15, "head_dim=15 even"),
-        ("neurons", 8, "a layer has 64 neurons, not 1 to 8"),
-        ("vocabulary", 1000, "matrix head is 96 by 64, not 1024 by 64"),
-        ("experts", 100, "matrix router is"),
-        ("chosen", 3, "16 experts are no multiple of 3 groups"),
-        ("expert_neurons", 64, "matrix expert_gate_up is"),
-        ("embedding_format", 7, "format 7 of the embedding is unknown"),
-        ("embedding", None, "the embedding is neither in memory nor in a file"),
-        ("norm", None, "vector norm is missing"),
-    ],
-)
+@pytest.mark.parametrize(("field", "value", "sentence"), [
+    ("hidden", 65, "matrix queries is .* by 64, not .* by 65"),
+    ("heads", 6, "matrix queries is"),
+    ("heads", 5, "heads=5 must be a multiple of kv_heads=2"),
+    ("heads", 130, r"heads_per_kv_head=65 must be in 1\.\.64"),
+    ("head_dim", 48, "matrix queries is"),
+    ("head_dim", 15, "head_dim=15 even"),
+    ("neurons", 8, "a layer has 64 neurons, not 1 to 8"),
+    ("vocabulary", 1000, "matrix head is 96 by 64, not 1024 by 64"),
+    ("experts", 100, "matrix router is"),
+    ("chosen", 3, "16 experts are no multiple of 3 groups"),
+    ("expert_neurons", 64, "matrix expert_gate_up is"),
+    ("embedding_format", 7, "format 7 of the embedding is unknown"),
+    ("embedding", None, "the embedding is neither in memory nor in a file"),
+    ("norm", None, "vector norm is missing"),
+])  # fmt: skip
 def test_shapes_that_do_not_fit_their_matrices_are_refused(
     model: CpuDecoder, field: str, value: Any, sentence: str
 ) -> None:

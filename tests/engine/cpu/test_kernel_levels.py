@@ -54,14 +54,11 @@ def test_where_the_chip_is_not_known_the_plainest_runs(wheel: Path) -> None:
     assert library.level() == "plain"  # no /proc/cpuinfo: another system
 
 
-@pytest.mark.parametrize(
-    ("chip", "level", "says"),
-    [
-        ("Zen 3", "avx512", "=avx512 is above this chip, which has no avx512f, avx512bw"),
-        ("Zen 4", "amx", "=amx is above this chip, which has no amx_tile, amx_int8, amx_bf16"),
-        ("Skylake", "vnni+sanitize", r"=vnni\+sanitize is above this chip, which has no avx512_vn"),
-    ],
-)
+@pytest.mark.parametrize(("chip", "level", "says"), [
+    ("Zen 3", "avx512", "=avx512 is above this chip, which has no avx512f, avx512bw"),
+    ("Zen 4", "amx", "=amx is above this chip, which has no amx_tile, amx_int8, amx_bf16"),
+    ("Skylake", "vnni+sanitize", r"=vnni\+sanitize is above this chip, which has no avx512_vn"),
+])  # fmt: skip
 def test_a_level_above_the_chip_is_refused(
     wheel: Path, chip: str, level: str, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,19 +22,16 @@ def nested(depth: int) -> str:
     return '{"a": ' + "[" * (depth - 1) + "]" * (depth - 1) + "}"
 
 
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b'{"a": 1', "is not valid JSON: Expecting ',' delimiter"),
-        (b"", "is not valid JSON"),
-        (b'{"a": "\xff"}', "is not valid JSON: byte 7 is no UTF-8"),
-        (b"[1, 2]", "must hold a JSON object, not a list"),
-        (b'{"a": ' + b"9" * 400 + b"}", "it has a number of 400 digits, and 40 are the most"),
-        (b'{"a": -' + b"9" * 5000 + b"}", "it has a number of 5001 digits"),
-        (nested(MOST_DEPTH + 1).encode(), f"nests deeper than {MOST_DEPTH} lists and objects"),
-        (nested(500_000).encode(), f"nests deeper than {MOST_DEPTH} lists and objects"),
-    ],
-)
+@pytest.mark.parametrize(("data", "message"), [
+    (b'{"a": 1', "is not valid JSON: Expecting ',' delimiter"),
+    (b"", "is not valid JSON"),
+    (b'{"a": "\xff"}', "is not valid JSON: byte 7 is no UTF-8"),
+    (b"[1, 2]", "must hold a JSON object, not a list"),
+    (b'{"a": ' + b"9" * 400 + b"}", "it has a number of 400 digits, and 40 are the most"),
+    (b'{"a": -' + b"9" * 5000 + b"}", "it has a number of 5001 digits"),
+    (nested(MOST_DEPTH + 1).encode(), f"nests deeper than {MOST_DEPTH} lists and objects"),
+    (nested(500_000).encode(), f"nests deeper than {MOST_DEPTH} lists and objects"),
+])  # fmt: skip
 def test_a_bad_file_is_refused_in_one_sentence(tmp_path: Path, data: bytes, message: str) -> None:
     path = tmp_path / "config.json"
     path.write_bytes(data)

@@ -46,47 +46,41 @@ def refused(path: Path, data: bytes, message: str, mode: str = "wb") -> None:
 NAME = "llama.block_count"
 
 
-@pytest.mark.parametrize(
-    ("place", "value", "message"),
-    [
-        ("magic", 0, "does not begin with GGUF"),
-        ("version", 1, "version 1 is not 2 or 3"),
-        ("tensors", 2**40, "1099511627776 tensors are more than there is room for"),
-        ("fields", 2**63, "9223372036854775808 fields are more than there is room for"),
-        ("length", 2**62, "a field's name reaches past the end"),
-        (f"{NAME} type", 77, "field llama.block_count is of the unknown type 77"),
-        (f"{NAME} value", 50_000_000, "num_hidden_layers 50000000 must be at most 4096"),
-        (f"{NAME} value", 2, "lacks tensor model.layers.1"),
-        ("tokenizer.ggml.tokens count", 2**60, "texts of field tokenizer.ggml.tokens are more"),
-        ("tokenizer.ggml.tokens element", 9, "of the unknown type 9"),
-        ("tokenizer.ggml.token_type count", 2**62, "numbers of field tokenizer.ggml.token_type"),
-        ("llama.embedding_length value", 64, r"has shape \[261, 32\], but its header asks"),
-        ("blk.0.attn_q.weight axes", 2**31, "has 2147483648 axes, not 1 to 4"),
-        ("blk.0.attn_q.weight size", 2**62, "ends at byte"),
-        ("blk.0.attn_q.weight size", 33, "last size must be a multiple of 32"),
-        ("blk.0.attn_q.weight type", 999, "is of the unknown type 999"),
-        ("blk.0.attn_q.weight offset", 2**63, "ends at byte"),
-        ("blk.0.attn_q.weight offset", 0, "overlap"),
-    ],
-)
+@pytest.mark.parametrize(("place", "value", "message"), [
+    ("magic", 0, "does not begin with GGUF"),
+    ("version", 1, "version 1 is not 2 or 3"),
+    ("tensors", 2**40, "1099511627776 tensors are more than there is room for"),
+    ("fields", 2**63, "9223372036854775808 fields are more than there is room for"),
+    ("length", 2**62, "a field's name reaches past the end"),
+    (f"{NAME} type", 77, "field llama.block_count is of the unknown type 77"),
+    (f"{NAME} value", 50_000_000, "num_hidden_layers 50000000 must be at most 4096"),
+    (f"{NAME} value", 2, "lacks tensor model.layers.1"),
+    ("tokenizer.ggml.tokens count", 2**60, "texts of field tokenizer.ggml.tokens are more"),
+    ("tokenizer.ggml.tokens element", 9, "of the unknown type 9"),
+    ("tokenizer.ggml.token_type count", 2**62, "numbers of field tokenizer.ggml.token_type"),
+    ("llama.embedding_length value", 64, r"has shape \[261, 32\], but its header asks"),
+    ("blk.0.attn_q.weight axes", 2**31, "has 2147483648 axes, not 1 to 4"),
+    ("blk.0.attn_q.weight size", 2**62, "ends at byte"),
+    ("blk.0.attn_q.weight size", 33, "last size must be a multiple of 32"),
+    ("blk.0.attn_q.weight type", 999, "is of the unknown type 999"),
+    ("blk.0.attn_q.weight offset", 2**63, "ends at byte"),
+    ("blk.0.attn_q.weight offset", 0, "overlap"),
+])  # fmt: skip
 def test_a_number_that_cannot_be(tmp_path: Path, good: bytes, place: str, value: int, message: str) -> None:
     refused(tmp_path / "bad.gguf", number(good, place, value), message)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda data: b"", "cannot be read"),
-        (lambda data: data[:100], "no sound GGUF file"),
-        (lambda data: data[:-1], "ends at byte"),
-        (lambda data: data.replace(b"llama.block_count", b"llama.block_cou\xff\xff"), "not UTF-8"),
-        (lambda data: data.replace(b"block_count", b"block_coun_"), "coun_ 1 changes the model"),
-        (lambda data: data.replace(b"blk.0.attn_q", b"blk.0.attn_k"), "have the same name"),
-        (lambda data: data.replace(b"0.attn_q", b"1.attn_q"), "unexpected tensor model.layers.1"),
-        (lambda data: data.replace(b"h e", b"h_e"), "'h_e' must have a space in it"),
-        (lambda data: data.replace(b"h e", b"h q"), "tokenizer.ggml.merges: .*out of vocabulary"),
-    ],
-)
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda data: b"", "cannot be read"),
+    (lambda data: data[:100], "no sound GGUF file"),
+    (lambda data: data[:-1], "ends at byte"),
+    (lambda data: data.replace(b"llama.block_count", b"llama.block_cou\xff\xff"), "not UTF-8"),
+    (lambda data: data.replace(b"block_count", b"block_coun_"), "coun_ 1 changes the model"),
+    (lambda data: data.replace(b"blk.0.attn_q", b"blk.0.attn_k"), "have the same name"),
+    (lambda data: data.replace(b"0.attn_q", b"1.attn_q"), "unexpected tensor model.layers.1"),
+    (lambda data: data.replace(b"h e", b"h_e"), "'h_e' must have a space in it"),
+    (lambda data: data.replace(b"h e", b"h q"), "tokenizer.ggml.merges: .*out of vocabulary"),
+])  # fmt: skip
 def test_a_text_or_an_end_that_cannot_be(
     tmp_path: Path, good: bytes, change: Callable[[bytes], bytes], message: str
 ) -> None:
@@ -121,17 +115,14 @@ def field(kind: int, numbers: str, *values: int) -> bytes:
     return header() + struct.pack(f"<QcI{numbers}", 1, b"x", kind, *values)
 
 
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (field(8, "Q", 3 << 30), "field x has 3221225472 bytes, and 16777216 are the most"),
-        (header() + struct.pack("<Q", 2 << 30), "a field's name has 2147483648"),
-        (field(9, "IQ", 8, 1 << 27), "134217728 texts of field x are too many"),
-        (field(9, "IQ", 0, 1 << 31), "2147483648 numbers of field x are too"),
-        (header(2_000_000, 0), "2000000 tensors are too many, 100000"),
-        (header(0, 1 << 26), "67108864 fields are too many, 10000"),
-    ],
-)
+@pytest.mark.parametrize(("data", "message"), [
+    (field(8, "Q", 3 << 30), "field x has 3221225472 bytes, and 16777216 are the most"),
+    (header() + struct.pack("<Q", 2 << 30), "a field's name has 2147483648"),
+    (field(9, "IQ", 8, 1 << 27), "134217728 texts of field x are too many"),
+    (field(9, "IQ", 0, 1 << 31), "2147483648 numbers of field x are too"),
+    (header(2_000_000, 0), "2000000 tensors are too many, 100000"),
+    (header(0, 1 << 26), "67108864 fields are too many, 10000"),
+])  # fmt: skip
 def test_a_header_has_limits_of_its_own(tmp_path: Path, data: bytes, message: str) -> None:
     """The file has the room: most of it is a hole."""
     path = tmp_path / "bad.gguf"

@@ -27,16 +27,13 @@ def test_it_is_the_geometric_mean_of_the_latest_tokens() -> None:
     assert str(found) == "confidence 0.42 < 0.5 over 2 tokens"
 
 
-@pytest.mark.parametrize(
-    ("settings", "said", "fell"),
-    [
-        ({}, [SURE, SURE, UNSURE], True),
-        ({"window": 3}, [UNSURE] * 2, False),  # a window must be full
-        ({"window": 3}, [UNSURE] * 3, True),
-        ({"within": 3}, [SURE] * 3, False),  # it looks no further
-        ({"below": 0.0, "window": 1}, [-1e9], False),
-    ],
-)
+@pytest.mark.parametrize(("settings", "said", "fell"), [
+    ({}, [SURE, SURE, UNSURE], True),
+    ({"window": 3}, [UNSURE] * 2, False),  # a window must be full
+    ({"window": 3}, [UNSURE] * 3, True),
+    ({"within": 3}, [SURE] * 3, False),  # it looks no further
+    ({"below": 0.0, "window": 1}, [-1e9], False),
+])  # fmt: skip
 def test_where_it_falls(settings: dict[str, Any], said: list[float], fell: bool) -> None:
     found = confidence(**settings)
     found.take(said, last=False)

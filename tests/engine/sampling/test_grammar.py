@@ -125,28 +125,25 @@ def by_words(opened: bool, spec: GrammarSpec = YES, special: bool = False) -> Gr
     return kit.grammar(spec, frozenset({0}), len(PROMPT), opened)
 
 
-@pytest.mark.parametrize(
-    "pieces, fits",
-    [
-        (["a", "</think>", "yes"], True),
-        (["a", "</think>", "\n\n", "yes"], True),
-        (["a", "</think>", "\n\n", "\n\n", "yes"], True),
-        (["a", "</think>", "\n\n", "\n\n", "\n"], False),
-        (["a", "</think>", "\nyes"], True),
-        (["a", "</think>", " yes"], False),
-        (["a", "</think>", "a"], False),
-        (["a", "<", "/", "t", "h", "i", "n", "k", ">", "no"], True),
-        (["<", "/", "t", "h", "i", "n", "k", ">\n\n", "no"], True),
-        (["<", "/", "t", "h", "i", "n", "k", ">\n\nno"], True),
-        (["<", "/", "t", "h", "i", "n", "k", ">yes"], True),
-        (["<", "/", "t", "h", "i", "n", "k", ">maybe"], False),
-        (["a", ">maybe", "</think>", "no"], True),  # no tag had begun
-        (["<", "/", "t", "h", "i", "n", "k>no"], True),
-        (["x</think>\n\nyes"], True),
-        (["a", "<end>"], False),
-        (["<", "<", "/", "t", "h", "i", "n", "k", ">maybe"], False),
-    ],
-)
+@pytest.mark.parametrize("pieces, fits", [
+    (["a", "</think>", "yes"], True),
+    (["a", "</think>", "\n\n", "yes"], True),
+    (["a", "</think>", "\n\n", "\n\n", "yes"], True),
+    (["a", "</think>", "\n\n", "\n\n", "\n"], False),
+    (["a", "</think>", "\nyes"], True),
+    (["a", "</think>", " yes"], False),
+    (["a", "</think>", "a"], False),
+    (["a", "<", "/", "t", "h", "i", "n", "k", ">", "no"], True),
+    (["<", "/", "t", "h", "i", "n", "k", ">\n\n", "no"], True),
+    (["<", "/", "t", "h", "i", "n", "k", ">\n\nno"], True),
+    (["<", "/", "t", "h", "i", "n", "k", ">yes"], True),
+    (["<", "/", "t", "h", "i", "n", "k", ">maybe"], False),
+    (["a", ">maybe", "</think>", "no"], True),  # no tag had begun
+    (["<", "/", "t", "h", "i", "n", "k>no"], True),
+    (["x</think>\n\nyes"], True),
+    (["a", "<end>"], False),
+    (["<", "<", "/", "t", "h", "i", "n", "k", ">maybe"], False),
+])  # fmt: skip
 def test_an_answer_begins_behind_the_thought(pieces: list[str], fits: bool) -> None:
     grammar = by_words(opened=True)
     tokens = [WORDS.pieces.index(piece) for piece in pieces]
@@ -198,27 +195,24 @@ def in_channels(prompt: str) -> Grammar:
     return Grammar(BehindChannels(kit.spellings, prompt), kit.compiler.matcher(YES), frozenset({0}), len(PROMPT))
 
 
-@pytest.mark.parametrize(
-    "prompt, pieces, fits",
-    [
-        ("<|start|>assistant", "<|channel|> final <|message|> yes", True),
-        ("<|start|>assistant", "<|channel|> final json <|message|> yes", True),
-        ("<|start|>assistant", "<|channel|> final <|message|> a", False),
-        (
-            "<|start|>assistant",
-            "<|channel|> analysis <|message|> a no a <|end|> "
-            + "<|start|> assistant <|channel|> commentary <|message|> a <|end|> "
-            + "<|start|> assistant <|channel|> final <|message|> no",
-            True,
-        ),
-        ("<|start|>assistant", "<|channel|> analysis <|message|> a <end>", False),
-        ("<|start|>assistant<|channel|>analysis<|message|>", "a <|end|> <|start|> <end>", False),
-        ("<|start|>assistant<|channel|>final<|message|>", "yes", True),
-        ("<|start|>assistant<|channel|>final<|message|>", "a", False),
-        ("a plain text", "no", True),
-        ("a plain text", "a", False),
-    ],
-)
+@pytest.mark.parametrize("prompt, pieces, fits", [
+    ("<|start|>assistant", "<|channel|> final <|message|> yes", True),
+    ("<|start|>assistant", "<|channel|> final json <|message|> yes", True),
+    ("<|start|>assistant", "<|channel|> final <|message|> a", False),
+    (
+        "<|start|>assistant",
+        "<|channel|> analysis <|message|> a no a <|end|> "
+        + "<|start|> assistant <|channel|> commentary <|message|> a <|end|> "
+        + "<|start|> assistant <|channel|> final <|message|> no",
+        True,
+    ),
+    ("<|start|>assistant", "<|channel|> analysis <|message|> a <end>", False),
+    ("<|start|>assistant<|channel|>analysis<|message|>", "a <|end|> <|start|> <end>", False),
+    ("<|start|>assistant<|channel|>final<|message|>", "yes", True),
+    ("<|start|>assistant<|channel|>final<|message|>", "a", False),
+    ("a plain text", "no", True),
+    ("a plain text", "a", False),
+])  # fmt: skip
 def test_in_channels_the_answer_is_the_final_one(prompt: str, pieces: str, fits: bool) -> None:
     words = [" json" if p == "json" else p for p in pieces.split()]
     assert follow(in_channels(prompt), [CHANNELS.pieces.index(p) for p in words]) is fits

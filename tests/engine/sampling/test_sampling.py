@@ -49,25 +49,22 @@ def check(request: Any, drafted: list[int] | None = None, logits: list[float] = 
     np.testing.assert_allclose(got(request, drafted, logits), expected, atol=2e-6)
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        *({"temperature": heat} for heat in (0.0, 0.1, 3)),
-        *({"top_k": count} for count in (-1, 0, 1, 3, 8, 10**9)),
-        *({"top_p": share} for share in (1e-9, 0.5, 0.9999999)),
-        *({"min_p": share} for share in (0.2, 1.0)),
-        *({"repetition_penalty": factor} for factor in (0.01, 0.5, 1.7, 100)),
-        {"top_k": 4, "top_p": 0.8},
-        {"top_k": 5, "top_p": 0.95, "min_p": 0.1, "temperature": 0.7},
-        {"presence_penalty": 1.5},
-        {"frequency_penalty": -2},
-        {"presence_penalty": -0.5, "frequency_penalty": 0.7, "repetition_penalty": 1.3},
-        {"logit_bias": {0: -100, 6: 5.5}},
-        {"logit_bias": {3: -2.0}, "temperature": 0},
-        *({"min_tokens": 4, "temperature": heat} for heat in (0, 1)),
-        {"min_tokens": 3, "logit_bias": {3: 100}},
-    ],
-)
+@pytest.mark.parametrize("fields", [
+    *({"temperature": heat} for heat in (0.0, 0.1, 3)),
+    *({"top_k": count} for count in (-1, 0, 1, 3, 8, 10**9)),
+    *({"top_p": share} for share in (1e-9, 0.5, 0.9999999)),
+    *({"min_p": share} for share in (0.2, 1.0)),
+    *({"repetition_penalty": factor} for factor in (0.01, 0.5, 1.7, 100)),
+    {"top_k": 4, "top_p": 0.8},
+    {"top_k": 5, "top_p": 0.95, "min_p": 0.1, "temperature": 0.7},
+    {"presence_penalty": 1.5},
+    {"frequency_penalty": -2},
+    {"presence_penalty": -0.5, "frequency_penalty": 0.7, "repetition_penalty": 1.3},
+    {"logit_bias": {0: -100, 6: 5.5}},
+    {"logit_bias": {3: -2.0}, "temperature": 0},
+    *({"min_tokens": 4, "temperature": heat} for heat in (0, 1)),
+    {"min_tokens": 3, "logit_bias": {3: 100}},
+])  # fmt: skip
 @pytest.mark.parametrize("drafted", [[], [3], [3, 0, 3]])
 def test_each_parameter(fields: dict[str, Any], drafted: list[int]) -> None:
     check(view([1, 5, 5], [0, 6], end_ids=(3,), **fields), drafted)
@@ -97,22 +94,19 @@ def test_all_together(logits: list[int], tokens: list[int], drafted: list[int], 
 EVEN, LOGS = [0.0] * 4, [math.log(p) for p in (0.4, 0.2, 0.2, 0.1, 0.1)]
 
 
-@pytest.mark.parametrize(
-    ("fields", "logits", "kept"),
-    [
-        ({"top_k": 2}, [1.0, 3.0, 1.0, 0.0, 1.0], [0, 1, 2, 4]),  # equals of the kth stay
-        ({"top_p": 0.5}, EVEN, [0, 1]),  # with the token that crosses the line; the first of equals
-        ({"top_p": 0.51}, EVEN, [0, 1, 2]),
-        ({"top_p": 1.0}, EVEN, [0, 1, 2, 3]),
-        ({"top_p": 1e-30}, LOGITS, [3]),
-        ({"top_k": 2, "top_p": 0.49}, LOGS, [0]),  # top_p counts what top_k left: 0.4, 0.2, 0.2
-        ({"top_k": 2, "top_p": 0.51}, LOGS, [0, 1]),
-        ({"temperature": 0}, [0.0, 2.0, 2.0], [1]),
-        ({"temperature": 0.5}, [3e4, 3e4 - 1, -3e4], [0, 1]),  # no overflow
-        *(({"temperature": heat}, LOGITS, [3]) for heat in (5e-324, 1e-300, 1e-40, 1e-8, 1e-3)),
-        *(({"temperature": heat}, [1.0, 1.0, 0.0], [0, 1]) for heat in (5e-324, 1e-300, 1e-3)),
-    ],
-)
+@pytest.mark.parametrize(("fields", "logits", "kept"), [
+    ({"top_k": 2}, [1.0, 3.0, 1.0, 0.0, 1.0], [0, 1, 2, 4]),  # equals of the kth stay
+    ({"top_p": 0.5}, EVEN, [0, 1]),  # with the token that crosses the line; the first of equals
+    ({"top_p": 0.51}, EVEN, [0, 1, 2]),
+    ({"top_p": 1.0}, EVEN, [0, 1, 2, 3]),
+    ({"top_p": 1e-30}, LOGITS, [3]),
+    ({"top_k": 2, "top_p": 0.49}, LOGS, [0]),  # top_p counts what top_k left: 0.4, 0.2, 0.2
+    ({"top_k": 2, "top_p": 0.51}, LOGS, [0, 1]),
+    ({"temperature": 0}, [0.0, 2.0, 2.0], [1]),
+    ({"temperature": 0.5}, [3e4, 3e4 - 1, -3e4], [0, 1]),  # no overflow
+    *(({"temperature": heat}, LOGITS, [3]) for heat in (5e-324, 1e-300, 1e-40, 1e-8, 1e-3)),
+    *(({"temperature": heat}, [1.0, 1.0, 0.0], [0, 1]) for heat in (5e-324, 1e-300, 1e-3)),
+])  # fmt: skip
 def test_what_is_kept(fields: dict[str, Any], logits: list[float], kept: list[int]) -> None:
     probs_V = got(view(**fields), logits=logits)
     assert np.flatnonzero(probs_V).tolist() == kept

@@ -213,17 +213,14 @@ def test_template_and_flags_come_from_the_header(tmp_path: Path) -> None:
     refused("tokenizer.chat_template line 1: ", load_template, write(path, broken), tokenizer)
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("tokenizer.ggml.pre", "falcon", "ggml.pre 'falcon' is not one of the known smol"),
-        ("tokenizer.ggml.model", "rwkv", "ggml.model 'rwkv' is not one of the known llam"),
-        ("tokenizer.ggml.bos_token_id", 5000, "bos_token_id 5000 must be at most 8"),
-        ("tokenizer.ggml.token_type", [1, 2], "token_type .* must be a list of 8.. numbers"),
-        ("tokenizer.ggml.add_bos_token", "yes", "add_bos_token 'yes' must be true or false"),
-        ("tokenizer.ggml.tokens", [1, 2], "tokenizer.ggml.tokens .* must be a list of texts"),
-    ],
-)
+@pytest.mark.parametrize(("key", "value", "message"), [
+    ("tokenizer.ggml.pre", "falcon", "ggml.pre 'falcon' is not one of the known smol"),
+    ("tokenizer.ggml.model", "rwkv", "ggml.model 'rwkv' is not one of the known llam"),
+    ("tokenizer.ggml.bos_token_id", 5000, "bos_token_id 5000 must be at most 8"),
+    ("tokenizer.ggml.token_type", [1, 2], "token_type .* must be a list of 8.. numbers"),
+    ("tokenizer.ggml.add_bos_token", "yes", "add_bos_token 'yes' must be true or false"),
+    ("tokenizer.ggml.tokens", [1, 2], "tokenizer.ggml.tokens .* must be a list of texts"),
+])  # fmt: skip
 def test_a_header_that_does_not_fit_is_one_sentence(tmp_path: Path, key: str, value: Any, message: str) -> None:
     def add(writer: gguf.GGUFWriter) -> None:
         add_bpe(writer, trained("smollm"), "smollm")

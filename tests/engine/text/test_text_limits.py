@@ -15,17 +15,14 @@ from fastslow.engine.text.tokenizer import load_tokenizer
 REPLACE = {"type": "Replace", "pattern": {"String": "ab"}, "content": "ab" * 9}
 
 
-@pytest.mark.parametrize(
-    "steps",
-    [
-        [REPLACE] * 2,
-        [{"type": "Sequence", "normalizers": [REPLACE]}, REPLACE],
-        [{"type": "Prepend", "prepend": "x" * 100}],
-        [{**REPLACE, "pattern": {"Regex": ""}, "content": "x" * 64}],
-        [{"type": "Prepend", "prepend": "x" * 2**22}],
-        [{"type": "Lowercase"}] * 100,
-    ],
-)
+@pytest.mark.parametrize("steps", [
+    [REPLACE] * 2,
+    [{"type": "Sequence", "normalizers": [REPLACE]}, REPLACE],
+    [{"type": "Prepend", "prepend": "x" * 100}],
+    [{**REPLACE, "pattern": {"Regex": ""}, "content": "x" * 64}],
+    [{"type": "Prepend", "prepend": "x" * 2**22}],
+    [{"type": "Lowercase"}] * 100,
+])  # fmt: skip
 def test_a_normaliser_that_makes_texts_longer_is_refused(tmp_path: Path, steps: list[Any]) -> None:
     rewrite(tmp_path, normalizer={"type": "Sequence", "normalizers": steps})
     refused("its normalizer makes a text more than 64 times as long", load_tokenizer, tmp_path)
@@ -37,17 +34,10 @@ def test_a_normaliser_that_makes_texts_a_little_longer_is_taken(tmp_path: Path) 
     assert load_tokenizer(tmp_path).encode("ab")
 
 
-@pytest.mark.parametrize(
-    ("name", "target"),
-    [
-        ("tokenizer.json", "/proc/self/mem"),
-        ("tokenizer.json", "/dev/null"),
-        ("tokenizer.model", "/"),
-        ("tokenizer.model", "nowhere"),
-        ("chat_template.jinja", "/proc/self/mem"),
-        ("chat_template.jinja", "/"),
-    ],
-)
+@pytest.mark.parametrize(("name", "target"), [
+    ("tokenizer.json", "/proc/self/mem"), ("tokenizer.json", "/dev/null"), ("tokenizer.model", "/"),
+    ("tokenizer.model", "nowhere"), ("chat_template.jinja", "/proc/self/mem"), ("chat_template.jinja", "/"),
+])  # fmt: skip
 def test_what_cannot_be_read_is_one_sentence(tmp_path: Path, name: str, target: str) -> None:
     if name == "chat_template.jinja":
         write_bpe(tmp_path)

@@ -35,45 +35,37 @@ LOWER, UPPER = ("low", "medium"), ("medium", "high")
 NO_OR_HIGH = EFFORT._replace(levels=("none", "high"))
 
 
-@pytest.mark.parametrize(
-    ("source", "switch"),
-    [
-        *((TEMPLATES[name], FLAG) for name in ("qwen3", "smollm3", "glm")),
-        (TEMPLATES["deepseek"], ThinkingSwitch("flag", ("thinking",))),
-        (TEMPLATES["gpt-oss"], EFFORT),
-        (TEMPLATES["mistral-effort"], NO_OR_HIGH),
-        (TEMPLATES["nemotron"], WORD),
-        *((source, NONE) for name, source in TEMPLATES.items() if name not in SWITCHED),
-        ("{% if false %}{{ enable_thinking }}{% endif %}", NONE),
-        ("{{ messages[0].thinking }}{# enable_thinking #}", NONE),
-        ("{% if not (thinking or enable_thinking) %}no{% endif %}", BOTH),
-        ("{{ raise_exception('always thinks') if enable_thinking is false }}", NONE),
-        ("{{ thinking }}{{ enable_thinking }}", BOTH),
-        ("{{ strftime_now('%f') }}{{ 1 if thinking else 2 }}", BOTH._replace(names=("thinking",))),
-        # "none" is for templates that name it
-        ("{{ 'deep' if reasoning_effort == 'high' else 'flat' }}", EFFORT._replace(levels=UPPER)),
-        ("{{ 1 if reasoning_effort in ['low', 'minimal'] else 2 }}", EFFORT._replace(levels=LOWER)),
-        ("{{ reasoning_effort | upper if reasoning_effort }}", EFFORT),
-        ("{{ messages[0].content }} try /no_think", NONE),
-        ("{{ messages[0].content | replace('/no_think', '') }}", NONE),
-        ("{{ 'quiet' if '/nothink' in messages[0].content }}", WORD._replace(names=("/nothink",))),
-        ("{{ raise_exception('no') }}{{ enable_thinking }}", NONE),
-        ("{% for i in range(10**9) %}{{ thinking }}{% endfor %}", NONE),
-    ],
-)
+@pytest.mark.parametrize(("source", "switch"), [
+    *((TEMPLATES[name], FLAG) for name in ("qwen3", "smollm3", "glm")),
+    (TEMPLATES["deepseek"], ThinkingSwitch("flag", ("thinking",))),
+    (TEMPLATES["gpt-oss"], EFFORT),
+    (TEMPLATES["mistral-effort"], NO_OR_HIGH),
+    (TEMPLATES["nemotron"], WORD),
+    *((source, NONE) for name, source in TEMPLATES.items() if name not in SWITCHED),
+    ("{% if false %}{{ enable_thinking }}{% endif %}", NONE),
+    ("{{ messages[0].thinking }}{# enable_thinking #}", NONE),
+    ("{% if not (thinking or enable_thinking) %}no{% endif %}", BOTH),
+    ("{{ raise_exception('always thinks') if enable_thinking is false }}", NONE),
+    ("{{ thinking }}{{ enable_thinking }}", BOTH),
+    ("{{ strftime_now('%f') }}{{ 1 if thinking else 2 }}", BOTH._replace(names=("thinking",))),
+    # "none" is for templates that name it
+    ("{{ 'deep' if reasoning_effort == 'high' else 'flat' }}", EFFORT._replace(levels=UPPER)),
+    ("{{ 1 if reasoning_effort in ['low', 'minimal'] else 2 }}", EFFORT._replace(levels=LOWER)),
+    ("{{ reasoning_effort | upper if reasoning_effort }}", EFFORT),
+    ("{{ messages[0].content }} try /no_think", NONE),
+    ("{{ messages[0].content | replace('/no_think', '') }}", NONE),
+    ("{{ 'quiet' if '/nothink' in messages[0].content }}", WORD._replace(names=("/nothink",))),
+    ("{{ raise_exception('no') }}{{ enable_thinking }}", NONE),
+    ("{% for i in range(10**9) %}{{ thinking }}{% endfor %}", NONE),
+])  # fmt: skip
 def test_what_is_a_switch_and_what_is_not(source: str, switch: ThinkingSwitch) -> None:
     assert jinja(source).switch == switch
 
 
-@pytest.mark.parametrize(
-    ("switch", "said"),
-    [
-        (FLAG, "enable_thinking: true or false"),
-        (NO_OR_HIGH, "reasoning_effort: none, high"),
-        (WORD, "/no_think in the user message"),
-        (NONE, "none"),
-    ],
-)
+@pytest.mark.parametrize(("switch", "said"), [
+    (FLAG, "enable_thinking: true or false"), (NO_OR_HIGH, "reasoning_effort: none, high"),
+    (WORD, "/no_think in the user message"), (NONE, "none"),
+])  # fmt: skip
 def test_a_switch_says_what_it_is(switch: ThinkingSwitch, said: str) -> None:
     assert str(switch) == said
 
@@ -82,17 +74,14 @@ TURN = "user: hi\n<turn>assistant: <think>"
 Q = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
 
 
-@pytest.mark.parametrize(
-    ("name", "parts"),
-    [
-        ("qwen3", (Q + "<think>\n\n</think>\n\n", Q, Q)),
-        ("deepseek", ("<|Assistant|></think>", "<|Assistant|></think>", "<|Assistant|><think>")),
-        ("nemotron", (TURN + "</think>", TURN + "\n", TURN + "\n")),
-        ("gpt-oss", ("Reasoning: low\n", "Reasoning: medium\n", "Reasoning: high\n")),
-        ("mistral-effort", ('effort": "none"', 'effort": "none"', 'effort": "high"')),
-        ("smollm3", ("Mode: /no_think\n", "Mode: /think\n", "Mode: /think\n")),
-    ],
-)
+@pytest.mark.parametrize(("name", "parts"), [
+    ("qwen3", (Q + "<think>\n\n</think>\n\n", Q, Q)),
+    ("deepseek", ("<|Assistant|></think>", "<|Assistant|></think>", "<|Assistant|><think>")),
+    ("nemotron", (TURN + "</think>", TURN + "\n", TURN + "\n")),
+    ("gpt-oss", ("Reasoning: low\n", "Reasoning: medium\n", "Reasoning: high\n")),
+    ("mistral-effort", ('effort": "none"', 'effort": "none"', 'effort": "high"')),
+    ("smollm3", ("Mode: /no_think\n", "Mode: /think\n", "Mode: /think\n")),
+])  # fmt: skip
 def test_what_off_auto_and_on_write(tmp_path: Path, name: str, parts: tuple[str, ...]) -> None:
     write_marked(tmp_path, TEMPLATES[name])
     template = load_template(tmp_path, load_tokenizer(tmp_path))
@@ -136,16 +125,12 @@ def test_variables_of_the_callers_own_win() -> None:
     assert '{"name": "look"}' in template.render([USER], variables={"tools": {"a": {"name": "look"}}})
 
 
-@pytest.mark.parametrize(
-    ("template", "given", "said"),
-    [
-        (jinja(TEMPLATES["qwen3"]), "reasoning_effort", "it reads enable_thinking$"),
-        (jinja(TEMPLATES["qwen3"]), "messages", "reads no variable 'messages'"),
-        (jinja(TEMPLATES["gpt-oss"]), "strftime_now", "reads no variable 'strftime_now'"),
-        (PlainTemplate(), "enable_thinking", "it reads none$"),
-    ],
-    ids=["qwen3", "messages", "function", "plain"],
-)
+@pytest.mark.parametrize(("template", "given", "said"), [
+    (jinja(TEMPLATES["qwen3"]), "reasoning_effort", "it reads enable_thinking$"),
+    (jinja(TEMPLATES["qwen3"]), "messages", "reads no variable 'messages'"),
+    (jinja(TEMPLATES["gpt-oss"]), "strftime_now", "reads no variable 'strftime_now'"),
+    (PlainTemplate(), "enable_thinking", "it reads none$"),
+], ids=["qwen3", "messages", "function", "plain"])  # fmt: skip
 def test_variables_that_are_not_read_are_refused(template: Any, given: str, said: str) -> None:
     with pytest.raises(ValueError, match=f"^chat_template_kwargs: .*{said}"):
         template.render([USER], variables={given: True})
@@ -167,32 +152,26 @@ THINK = ThoughtTags("<think>", "</think>")
 BRACKETS = ThoughtTags("[THINK]", "[/THINK]")
 
 
-@pytest.mark.parametrize(
-    ("name", "marks", "tags"),
-    [
-        *((name, (), THINK) for name in ("qwen3", "qwen3-2507-thinking", "qwen3-2507-instruct")),
-        ("gpt-oss", HARMONY, CHANNELS),
-        ("gpt-oss", HARMONY[1:], THINK),  # of a vocabulary that lacks a mark
-        ("llama", HARMONY, CHANNELS),
-    ],
-)
+@pytest.mark.parametrize(("name", "marks", "tags"), [
+    *((name, (), THINK) for name in ("qwen3", "qwen3-2507-thinking", "qwen3-2507-instruct")),
+    ("gpt-oss", HARMONY, CHANNELS),
+    ("gpt-oss", HARMONY[1:], THINK),  # of a vocabulary that lacks a mark
+    ("llama", HARMONY, CHANNELS),
+])  # fmt: skip
 def test_tags_of_a_vocabulary(tmp_path: Path, name: str, marks: tuple[str, ...], tags: ThoughtTags) -> None:
     write_marked(tmp_path, TEMPLATES[name], marks)
     assert tags_for(load_tokenizer(tmp_path), jinja(TEMPLATES[name])) == tags
 
 
-@pytest.mark.parametrize(
-    ("source", "tags"),
-    [
-        (TEMPLATES["magistral"], BRACKETS),
-        (TEMPLATES["seed"], ThoughtTags("<seed:think>", "</seed:think>")),
-        ("say <Reasoning>why</Reasoning> first", ThoughtTags("<Reasoning>", "</Reasoning>")),
-        (TEMPLATES["qwen3"], THINK),
-        (TEMPLATES["llama"], None),
-        ("</thought> alone", None),
-        ("<b>bold</b> and <answer>so</answer>", None),
-    ],
-)
+@pytest.mark.parametrize(("source", "tags"), [
+    (TEMPLATES["magistral"], BRACKETS),
+    (TEMPLATES["seed"], ThoughtTags("<seed:think>", "</seed:think>")),
+    ("say <Reasoning>why</Reasoning> first", ThoughtTags("<Reasoning>", "</Reasoning>")),
+    (TEMPLATES["qwen3"], THINK),
+    (TEMPLATES["llama"], None),
+    ("</thought> alone", None),
+    ("<b>bold</b> and <answer>so</answer>", None),
+])  # fmt: skip
 def test_tags_that_only_the_template_has(tmp_path: Path, source: str, tags: ThoughtTags | None) -> None:
     write_spm(tmp_path, 600)
     tokenizer = load_tokenizer(tmp_path)

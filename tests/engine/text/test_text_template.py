@@ -57,22 +57,19 @@ PRO, EMBEDDED = "PanguProMoEForCausalLM", "PanguEmbeddedForCausalLM"
 QUIET = {"role": "user", "content": "hi /no_think"}
 
 
-@pytest.mark.parametrize(
-    ("architecture", "chat", "thinking", "written"),
-    [
-        (PRO, CHAT, "off", "用户：U2 /no_think[unused10][unused9]助手："),
-        (PRO, CHAT, "on", "用户：U2[unused10][unused9]助手："),
-        (PRO, CHAT, "auto", "用户：U2[unused10][unused9]助手："),
-        (EMBEDDED, CHAT, "off", "用户：U2 /no_think[unused10][unused9]助手："),
-        (EMBEDDED, CHAT, "on", "用户：U2[unused10][unused9]助手："),
-        (EMBEDDED, CHAT, "auto", "用户：U2 /auto_think[unused10][unused9]助手："),
-        # to the user's turn even before a tool's, and not doubled
-        (PRO, [*USER, TOOL], "off", "用户：hi /no_think[unused10][unused9]工具：42[unused10]"),
-        (EMBEDDED, [QUIET], "off", "用户：hi /no_think[unused10]"),
-        (EMBEDDED, [QUIET], "auto", "用户：hi /no_think[unused10]"),
-        (PRO, CHAT[:1], "off", "系统：S[unused10][unused9]助手："),
-    ],
-)
+@pytest.mark.parametrize(("architecture", "chat", "thinking", "written"), [
+    (PRO, CHAT, "off", "用户：U2 /no_think[unused10][unused9]助手："),
+    (PRO, CHAT, "on", "用户：U2[unused10][unused9]助手："),
+    (PRO, CHAT, "auto", "用户：U2[unused10][unused9]助手："),
+    (EMBEDDED, CHAT, "off", "用户：U2 /no_think[unused10][unused9]助手："),
+    (EMBEDDED, CHAT, "on", "用户：U2[unused10][unused9]助手："),
+    (EMBEDDED, CHAT, "auto", "用户：U2 /auto_think[unused10][unused9]助手："),
+    # to the user's turn even before a tool's, and not doubled
+    (PRO, [*USER, TOOL], "off", "用户：hi /no_think[unused10][unused9]工具：42[unused10]"),
+    (EMBEDDED, [QUIET], "off", "用户：hi /no_think[unused10]"),
+    (EMBEDDED, [QUIET], "auto", "用户：hi /no_think[unused10]"),
+    (PRO, CHAT[:1], "off", "系统：S[unused10][unused9]助手："),
+])  # fmt: skip
 def test_pangu_switches(tmp_path: Path, architecture: str, chat: Any, thinking: Thinking, written: str) -> None:
     text = pangu(tmp_path, architecture).render(chat, thinking)
     assert text.count("_think") == written.count("_think") and written in text
@@ -97,41 +94,35 @@ def test_where_a_template_lies(tmp_path: Path) -> None:
     assert template.render(USER) == template.source == "file 你"
 
 
-@pytest.mark.parametrize(
-    "source, text",
-    [
-        ("{{ enable_thinking if enable_thinking is defined }}", ("False", "True", "")),
-        ("{{ '</' if thinking is false else '<' }}", ("</", "<", "<")),
-        ("{{ 'x' if tools is none and not documents else 'y' }}", ("x",) * 3),
-        ("{{ {'a': '<é>'} | tojson }}", ('{"a": "<é>"}',) * 3),
-        ("{% generation %}{{ messages[0].content }}{% endgeneration %}", ("hi",) * 3),
-        ("{% for i in [0, 1] %}{{ i }}{% break %}{% endfor %}", ("0",) * 3),
-        ("{{ strftime_now('%Y') | length }}{{ bos_token }}", ("4<|endoftext|>",) * 3),
-    ],
-)
+@pytest.mark.parametrize("source, text", [
+    ("{{ enable_thinking if enable_thinking is defined }}", ("False", "True", "")),
+    ("{{ '</' if thinking is false else '<' }}", ("</", "<", "<")),
+    ("{{ 'x' if tools is none and not documents else 'y' }}", ("x",) * 3),
+    ("{{ {'a': '<é>'} | tojson }}", ('{"a": "<é>"}',) * 3),
+    ("{% generation %}{{ messages[0].content }}{% endgeneration %}", ("hi",) * 3),
+    ("{% for i in [0, 1] %}{{ i }}{% break %}{% endfor %}", ("0",) * 3),
+    ("{{ strftime_now('%Y') | length }}{{ bos_token }}", ("4<|endoftext|>",) * 3),
+])  # fmt: skip
 def test_jinja_dialect(tmp_path: Path, source: str, text: tuple[str, str, str]) -> None:
     template = jinja(tmp_path, source)
     assert tuple(template.render(USER, thinking) for thinking in ("off", "on", "auto")) == text
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
-        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-        "{{ strftime_now.__globals__.json }}",
-        "{{ messages.__class__.__init__.__globals__ }}",
-        "{{ self.__init__.__globals__ }}",
-        "{{ cycler.__init__.__globals__.os.system('true') }}",
-        "{{ '{0.__class__.__init__.__globals__}'.format(messages) }}",
-        "{{ messages.append(1) }}",
-        "{{ messages[0].update({'content': 'x'}) }}",
-        "{% for i in range(10**9) %}{% endfor %}",
-        "{% include '/etc/passwd' %}",
-        "{{ messages[0].content + 1 }}",
-        "{{ 1 // 0 }}",
-        "{{ nothing.at.all }}",
-    ],
-)
+@pytest.mark.parametrize("source", [
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "{{ strftime_now.__globals__.json }}",
+    "{{ messages.__class__.__init__.__globals__ }}",
+    "{{ self.__init__.__globals__ }}",
+    "{{ cycler.__init__.__globals__.os.system('true') }}",
+    "{{ '{0.__class__.__init__.__globals__}'.format(messages) }}",
+    "{{ messages.append(1) }}",
+    "{{ messages[0].update({'content': 'x'}) }}",
+    "{% for i in range(10**9) %}{% endfor %}",
+    "{% include '/etc/passwd' %}",
+    "{{ messages[0].content + 1 }}",
+    "{{ 1 // 0 }}",
+    "{{ nothing.at.all }}",
+])  # fmt: skip
 def test_jinja_sandbox_and_errors(tmp_path: Path, source: str) -> None:
     with pytest.raises(ValueError, match="^tokenizer_config.json: chat_template: "):
         jinja(tmp_path, source).render(USER)
@@ -142,15 +133,12 @@ def test_a_template_refuses_in_its_own_words(tmp_path: Path) -> None:
         jinja(tmp_path, CHATML).render([{"role": "tool", "content": ""}])
 
 
-@pytest.mark.parametrize(
-    "source, message",
-    [
-        ("a\n{% if %}", "chat_template line 2: "),
-        (7, "chat_template must be a string"),
-        ([{"name": "rag", "template": ""}], "has no template named 'default'"),
-        ([{"name": ["default"], "template": ""}], "has no template named 'default'"),
-    ],
-)
+@pytest.mark.parametrize("source, message", [
+    ("a\n{% if %}", "chat_template line 2: "),
+    (7, "chat_template must be a string"),
+    ([{"name": "rag", "template": ""}], "has no template named 'default'"),
+    ([{"name": ["default"], "template": ""}], "has no template named 'default'"),
+])  # fmt: skip
 def test_broken_templates(tmp_path: Path, source: object, message: str) -> None:
     refused(message, jinja, tmp_path, source)
 

@@ -167,25 +167,22 @@ def test_a_folder_without_tokenizer(tmp_path: Path) -> None:
     refused("has neither tokenizer.json nor tokenizer.model", load_tokenizer, tmp_path)
 
 
-@pytest.mark.parametrize(
-    "name, content, message",
-    [
-        ("tokenizer.json", "{", "is not valid JSON"),
-        ("tokenizer.json", "[]", "must hold a JSON object, not a list"),
-        ("tokenizer.json", "[" * 10**6, "is not valid JSON|nests deeper"),
-        ("tokenizer.json", '{"model": {"type": "evil"}}', "is not a tokenizer"),
-        ("tokenizer.model", "", "is not a SentencePiece model"),
-        ("tokenizer.model", "garbage", "is not a SentencePiece model"),
-        ("config.json", "\xff", "is not valid JSON"),
-        ("config.json", '{"eos_token_id": "2"}', "eos_token_id must be an id or a list of ids"),
-        ("config.json", '{"eos_token_id": [true]}', "eos_token_id must be an id or a list of ids"),
-        ("added_tokens.json", '{"<x>": "y"}', "an id that is not an integer"),
-        ("added_tokens.json", '{"<x>": -1}', "a negative id"),
-        ("added_tokens.json", '{"<x>": Infinity}', "an id that is not an integer"),
-        ("added_tokens.json", '{"<x>": true}', "an id that is not an integer"),
-        ("tokenizer_config.json", '{"eos_token": ' + "9" * 5000 + "}", "is not valid JSON"),
-    ],
-)
+@pytest.mark.parametrize("name, content, message", [
+    ("tokenizer.json", "{", "is not valid JSON"),
+    ("tokenizer.json", "[]", "must hold a JSON object, not a list"),
+    ("tokenizer.json", "[" * 10**6, "is not valid JSON|nests deeper"),
+    ("tokenizer.json", '{"model": {"type": "evil"}}', "is not a tokenizer"),
+    ("tokenizer.model", "", "is not a SentencePiece model"),
+    ("tokenizer.model", "garbage", "is not a SentencePiece model"),
+    ("config.json", "\xff", "is not valid JSON"),
+    ("config.json", '{"eos_token_id": "2"}', "eos_token_id must be an id or a list of ids"),
+    ("config.json", '{"eos_token_id": [true]}', "eos_token_id must be an id or a list of ids"),
+    ("added_tokens.json", '{"<x>": "y"}', "an id that is not an integer"),
+    ("added_tokens.json", '{"<x>": -1}', "a negative id"),
+    ("added_tokens.json", '{"<x>": Infinity}', "an id that is not an integer"),
+    ("added_tokens.json", '{"<x>": true}', "an id that is not an integer"),
+    ("tokenizer_config.json", '{"eos_token": ' + "9" * 5000 + "}", "is not valid JSON"),
+])  # fmt: skip
 def test_broken_files(tmp_path: Path, name: str, content: str, message: str) -> None:
     if name != "tokenizer.model":
         write_bpe(tmp_path)
