@@ -20,10 +20,8 @@ from fastslow.engine.rows import Rows
 LAYERS = 5
 EXPERTS = ("num_experts", "moe_intermediate_size", "shared_expert_intermediate_size")
 FORMS: dict[str, dict[str, Any]] = {
-    "float64": {"dtype": "float64"},
-    "bfloat16": {"dtype": "bfloat16"},
-    "int8": {"quantization": "int8"},
-}
+    "float64": {"dtype": "float64"}, "bfloat16": {"dtype": "bfloat16"}, "int8": {"quantization": "int8"},
+}  # fmt: skip
 TOKENS = texts.tokens_of(23)
 
 

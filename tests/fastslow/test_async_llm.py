@@ -113,14 +113,12 @@ def test_leaving_in_any_way_cancels(llm: LLM, gate: Gate) -> None:
 
 
 CALLS: dict[str, Callable[[AsyncLLM, RequestHandle], Awaitable[object]]] = {
-    "generate": lambda served, _: served.generate("The", LONG),
-    "chat": lambda served, _: served.chat("The", LONG),
+    "generate": lambda served, _: served.generate("The", LONG), "chat": lambda served, _: served.chat("The", LONG),
     "next piece": lambda served, _: anext(served.stream("The", LONG)),
     "forget_prompts": lambda served, _: served.forget_prompts(),
     "stop_thinking": lambda served, running: served.stop_thinking(running),
-    "drain": lambda served, _: served.drain(None),
-    "close": lambda served, _: served.close(),
-}
+    "drain": lambda served, _: served.drain(None), "close": lambda served, _: served.close(),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CALLS)

@@ -82,12 +82,9 @@ def test_a_moge_model_of_the_file_is_that_of_its_dense_folder(tmp_path: Path) ->
     shared = order[4 * pool :].sort().values
     experts = torch.stack([torch.randperm(pool)[: pool // 2].sort().values for _ in range(8)])
     layout = ExpertLayout(
-        shared[None],
-        order[: 4 * pool].view(1, 4, pool),
-        experts.view(1, 4, 2, -1),
-        torch.randn(1, 8, HIDDEN),
+        shared[None], order[: 4 * pool].view(1, 4, pool), experts.view(1, 4, 2, -1), torch.randn(1, 8, HIDDEN),
         torch.rand(1, 8),
-    )
+    )  # fmt: skip
     sizes = {name: dense.weight(0, name).shape for name in LINEARS}
     recipe = Recipe(layout, {f"0_{n}": (torch.randn(2, i), torch.randn(o, 2)) for n, (o, i) in sizes.items()}, {})
     first = write_moge(folder, recipe, tmp_path / "first", fast=1)

@@ -169,10 +169,8 @@ def calls(llm: LLM) -> list[Callable[[], Any]]:
         lambda: llm.generate(["one two", "tell me"], TEN, mode=[ON, OVER], speculation="off"),
         lambda: llm.generate("one two", TEN, mode=QUICK),
         lambda: list(llm.stream("one two", TEN, mode=AGAIN))[-1].output,
-        lambda: list(llm.stream("tell me " * 12, TEN, speculation="self"))[-1].output,
-        leave,
-        llm.forget_prompts,
-    ]
+        lambda: list(llm.stream("tell me " * 12, TEN, speculation="self"))[-1].output, leave, llm.forget_prompts,
+    ]  # fmt: skip
 
 
 def outputs(value: Any) -> list[Output]:

@@ -27,11 +27,9 @@ BRACKETS = ("[THINK]", "[/THINK]", "[INST]", "[/INST]")
 OPENED = GPT_OSS.replace("<|start|>assistant{%", f"<|start|>assistant{ANALYSIS}{{%")
 FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
     **{name: (source, ()) for name, source in TEMPLATES.items() if "word" not in name},
-    "gpt-oss": (GPT_OSS, HARMONY),
-    "gpt-oss-opened": (OPENED, HARMONY),
-    "magistral": (TEMPLATES["magistral"], BRACKETS),
-    "mistral-effort": (TEMPLATES["mistral-effort"], BRACKETS),
-}
+    "gpt-oss": (GPT_OSS, HARMONY), "gpt-oss-opened": (OPENED, HARMONY),
+    "magistral": (TEMPLATES["magistral"], BRACKETS), "mistral-effort": (TEMPLATES["mistral-effort"], BRACKETS),
+}  # fmt: skip
 SWITCHED = ("qwen3", "smollm3", "nemotron", "glm", "deepseek", "mistral-effort")
 THINKERS = ("qwen3-2507-thinking", "r1-distill", "magistral")
 SILENT = ("qwen3-2507-instruct", "llama")

@@ -33,13 +33,10 @@ def asked(grammar: Any, **fields: Any) -> SamplingParams:
 
 
 KINDS: list[dict[str, Any]] = [
-    {"json_schema": POINT},
-    {"json_schema": json.dumps(POINT)},
-    {"regex": "[0-9]{3}-[a-c]{1,4}"},
-    {"choice": ["yes", "no", "not now"]},
-    {"lark": 'start: "<" WORD ">"\nWORD: /[a-c]{2,5}/'},
+    {"json_schema": POINT}, {"json_schema": json.dumps(POINT)}, {"regex": "[0-9]{3}-[a-c]{1,4}"},
+    {"choice": ["yes", "no", "not now"]}, {"lark": 'start: "<" WORD ">"\nWORD: /[a-c]{2,5}/'},
     {"gbnf": 'root ::= "<" [a-c] [a-c] ">"'},
-]
+]  # fmt: skip
 
 
 @pytest.mark.drafts(20, 15, nodes=2)

@@ -183,15 +183,11 @@ LONG_TEXT = f'"{LONG}"'
 LONGS = {
     "arguments": ("hermes", f"<tool_call>{F5.replace('5', LONG_TEXT)}</tool_call>"),
     "brackets": ("hermes", '<tool_call>{"name": "f", "arguments": ' + '{"a": [1, 2]}, ' * 5000),
-    "unfit": ("hermes", f'<tool_call>{{"x": "{LONG}'),
-    "content": ("hermes", "a <tool_cal <" * 5000),
-    "many": ("pangu", f"[unused11][{F5}][unused12]" * 1000),
-    "bare": ("llama3", "; ".join([F5] * 1500)),
-    "channels": ("harmony", f"{MARK}f<|message|>{LONG}<|"),
-    "header": ("harmony", f"{MARK}{LONG}"),
-    "xml": ("qwen3-coder", f"<tool_call>{XML.replace('1', LONG)}"),
-    "spaces": ("hermes", "a" + " \n" * 30_000),
-}
+    "unfit": ("hermes", f'<tool_call>{{"x": "{LONG}'), "content": ("hermes", "a <tool_cal <" * 5000),
+    "many": ("pangu", f"[unused11][{F5}][unused12]" * 1000), "bare": ("llama3", "; ".join([F5] * 1500)),
+    "channels": ("harmony", f"{MARK}f<|message|>{LONG}<|"), "header": ("harmony", f"{MARK}{LONG}"),
+    "xml": ("qwen3-coder", f"<tool_call>{XML.replace('1', LONG)}"), "spaces": ("hermes", "a" + " \n" * 30_000),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", LONGS)

@@ -101,11 +101,9 @@ def test_a_post_processor_with_an_id_that_no_piece_has(tmp_path: Path) -> None:
     path = folder / "tokenizer.json"
     both = [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
     added = {
-        "type": "TemplateProcessing",
-        "single": both,
-        "pair": both,
+        "type": "TemplateProcessing", "single": both, "pair": both,
         "special_tokens": {"<s>": {"id": "<s>", "ids": [999], "tokens": ["<s>"]}},
-    }
+    }  # fmt: skip
     path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"post_processor": added}))
     (folder / "tokenizer_config.json").unlink()  # it says that there is no bos
     said = "^the prompt holds a token, whose token id 999 is outside"

@@ -34,14 +34,9 @@ from fastslow.draft.suffix import corpus, documents
 from fastslow.engine.text.tokenizer import load_tokenizer
 
 SMALL = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "head_dim": 16,
-    "intermediate_size": 32,
-    "max_position_embeddings": 128,
-}
+    "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
+    "intermediate_size": 32, "max_position_embeddings": 128,
+}  # fmt: skip
 MOGE = {"num_experts": 8, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
 MARKS = (
     "{{ bos_token }}{% for message in messages %}<|im_start|>{{ message.role }}\n"
@@ -59,12 +54,9 @@ PRESETS: dict[str, Any] = {
     "thinking_tags": ["<think>", "</think>"],
 }
 TUNED: dict[str, Any] = {
-    "version": 1,
-    "model": "tiny",
-    "speculation": {"drafter": "suffix", "nodes": 4, "accept": "auto", "width": 1},
-    "measured": {"seconds": 1.5, "rows": [1, 2, 3]},
-    **{name: PRESETS[name] for name in ("modes", "auto")},
-}
+    "version": 1, "model": "tiny", "speculation": {"drafter": "suffix", "nodes": 4, "accept": "auto", "width": 1},
+    "measured": {"seconds": 1.5, "rows": [1, 2, 3]}, **{name: PRESETS[name] for name in ("modes", "auto")},
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -239,17 +231,12 @@ SCALINGS: tuple[dict[str, Any] | None, ...] = (
 
 
 SIZES: dict[str, Sequence[Any]] = {
-    "head_dim": (4, 6, 8, 16, 18, 64, 130),
-    "hidden_size": (1, 4, 31, 32, 33, 36, 64, 100),
-    "num_hidden_layers": (1, 2, 3),
-    "intermediate_size": (1, 3, 32, 33, 100),
-    "max_position_embeddings": (16, 40, 100, 128, 4096),
-    "vocab": (1, 2, 9, 63, 320, 320, 321, 1000),
+    "head_dim": (4, 6, 8, 16, 18, 64, 130), "hidden_size": (1, 4, 31, 32, 33, 36, 64, 100),
+    "num_hidden_layers": (1, 2, 3), "intermediate_size": (1, 3, 32, 33, 100),
+    "max_position_embeddings": (16, 40, 100, 128, 4096), "vocab": (1, 2, 9, 63, 320, 320, 321, 1000),
     "torch_dtype": ("float32", "bfloat16", "bfloat16", "float16", "float64"),
-    "tie_word_embeddings": (True, True, False, False, False),
-    "rope_scaling": SCALINGS,
-    "seed": range(1000),
-}
+    "tie_word_embeddings": (True, True, False, False, False), "rope_scaling": SCALINGS, "seed": range(1000),
+}  # fmt: skip
 EXPERTS: dict[str, Sequence[Any]] = {
     "moe_intermediate_size": (1, 16, 33),
     "shared_expert_intermediate_size": (1, 32, 40),
@@ -282,16 +269,11 @@ def odd_head(folder: Path, random: Random) -> None:
     made, weights = head_tools.tiny_weights(folder, random.choice(((0,), (1,), (0, 1), (1, 0))), 10)
     heads, kv_heads = random.choice(HEADS)
     config = replace(
-        made,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=random.choice((2, 4, 6, 16, 18, 64)),
-        neurons=random.choice((1, 31, 32, 48)),
-        window=random.choice((1, 2, 16, 512, 512, 512, 2**31 - 1, 2**31)),
-        prompt=random.choice((0, 1, 7, 7, 1024, 1024, 2**63)),
-        rope_theta=random.choice((1e-300, 1.0, 1e4, 1e308)),
+        made, heads=heads, kv_heads=kv_heads, head_dim=random.choice((2, 4, 6, 16, 18, 64)),
+        neurons=random.choice((1, 31, 32, 48)), window=random.choice((1, 2, 16, 512, 512, 512, 2**31 - 1, 2**31)),
+        prompt=random.choice((0, 1, 7, 7, 1024, 1024, 2**63)), rope_theta=random.choice((1e-300, 1.0, 1e4, 1e308)),
         eps=random.choice((1e-300, 1e-5, 1e308)),
-    )
+    )  # fmt: skip
     draws = torch.Generator().manual_seed(random.randrange(1000))
     for name, shape in config.shapes().items():
         if weights[name].shape != shape:

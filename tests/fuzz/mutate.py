@@ -334,15 +334,8 @@ def moved(path: Path, random: Random) -> str:
 
 
 CHANGES: tuple[tuple[str, Callable[[Path, Random], str]], ...] = (
-    *[(".json", json_value)] * 4,
-    (".json", json_twice),
-    ("tokenizer_config.json", template_snippet),
-    (".jinja", template_snippet),
-    *[(".safetensors", tensor_header)] * 4,
-    *[(".safetensors", tensor_entry)] * 3,
-    (".safetensors", tensor_values),
-    (".blocks", tensor_header),
-    (".blocks", tensor_entry),
-    *[(".gguf", gguf_number)] * 3,
-    (".gguf", gguf_text),
-)
+    *[(".json", json_value)] * 4, (".json", json_twice), ("tokenizer_config.json", template_snippet),
+    (".jinja", template_snippet), *[(".safetensors", tensor_header)] * 4, *[(".safetensors", tensor_entry)] * 3,
+    (".safetensors", tensor_values), (".blocks", tensor_header), (".blocks", tensor_entry),
+    *[(".gguf", gguf_number)] * 3, (".gguf", gguf_text),
+)  # fmt: skip

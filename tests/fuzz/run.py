@@ -64,11 +64,9 @@ def sanitized() -> dict[str, str] | None:
     if not all(Path(path).is_absolute() for path in paths):
         return None
     return {
-        "FASTSLOW_KERNELS": SANITIZED,
-        "LD_PRELOAD": " ".join(paths),
-        "ASAN_OPTIONS": SANITIZER,
+        "FASTSLOW_KERNELS": SANITIZED, "LD_PRELOAD": " ".join(paths), "ASAN_OPTIONS": SANITIZER,
         "UBSAN_OPTIONS": "print_stacktrace=1",
-    }
+    }  # fmt: skip
 
 
 def make_case(plan: Plan, number: int) -> tuple[Path, str, list[str]]:

@@ -124,11 +124,9 @@ def test_a_chooser_sees_what_was_asked_and_nothing_else(llm: LLM) -> None:
         return "fast"
 
     talk = [
-        {"role": "system", "content": "You are kind."},
-        {"role": "user", "content": "Hello"},
-        {"role": "assistant", "content": "Yes?"},
-        {"role": "user", "content": "What is it?"},
-    ]
+        {"role": "system", "content": "You are kind."}, {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Yes?"}, {"role": "user", "content": "What is it?"},
+    ]  # fmt: skip
     out = llm.chat(talk, FEW, mode=mine)
     llm.generate("as it stands", FEW, mode=mine)
     llm.generate([5, 6, 7], FEW, mode=mine)

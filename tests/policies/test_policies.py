@@ -130,18 +130,10 @@ def test_a_mode_in_words() -> None:
     assert plain["groups"] == "2 of 8" and plain["budget"] == plain["escalation"] == "-"
     assert "closed as soon as it opens" in plain["thinking"]
     own = Mode(
-        groups=0,
-        thinking="on",
-        thinking_budget=64,
-        thinking_soft=16,
-        loop=Loop(),
-        closing="\nSo:\n",
-        sampling=SamplingParams(temperature=0.6, top_k=50),
-        speculation=Speculation(drafter="self", nodes=3),
-        latency_ms=200,
-        may_shorten=("draft", "groups"),
-        escalate=Escalation(below=0.4, how="keep"),
-    )
+        groups=0, thinking="on", thinking_budget=64, thinking_soft=16, loop=Loop(), closing="\nSo:\n",
+        sampling=SamplingParams(temperature=0.6, top_k=50), speculation=Speculation(drafter="self", nodes=3),
+        latency_ms=200, may_shorten=("draft", "groups"), escalate=Escalation(below=0.4, how="keep"),
+    )  # fmt: skip
     assert meaning(own, GROUPS) == {
         "groups": "shared experts only, 0 of 8",
         "thinking": "on, where the model can",
@@ -154,14 +146,9 @@ def test_a_mode_in_words() -> None:
     }
     assert meaning(Mode(), DENSE)["groups"] == "dense"
     steered = Mode(
-        thinking_budget=500,
-        turn_budget=800,
-        warn_at=0.8,
-        answer_room=100,
-        confidence=True,
-        thought={"temperature": 1.0, "speculation": "off"},
-        answer={"top_p": 0.5},
-    )
+        thinking_budget=500, turn_budget=800, warn_at=0.8, answer_room=100, confidence=True,
+        thought={"temperature": 1.0, "speculation": "off"}, answer={"top_p": 0.5},
+    )  # fmt: skip
     words = meaning(steered, DENSE)
     assert words["budget"] == (
         "at most 500 tokens of thought; at most 800 in a turn of the user; 100 tokens of max_tokens kept for the "

@@ -213,11 +213,9 @@ def chatted() -> tuple[list[Called], set[str]]:
         await client.start()
         app = create_app(client)
         asked = {
-            "messages": [{"role": "user", "content": "What is 3 + 4?"}],
-            "stream": True,
-            "seed": SEED,
+            "messages": [{"role": "user", "content": "What is 3 + 4?"}], "stream": True, "seed": SEED,
             "max_tokens": 8,
-        }
+        }  # fmt: skip
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as web:
             called.clear()
             answer = await web.post("/v1/chat/completions", json=asked)

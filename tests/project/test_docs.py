@@ -37,12 +37,9 @@ MOST_LINES = {"README.md": 130, "CONTRIBUTING.md": 89}
 WIDTH = 120
 
 STANDS_IN = {
-    '"smollm2-moge"': '"abacus"',
-    '"smollm2"': '"abacus"',
-    '"path/to/small"': '"abacus-draft"',
-    '"path/to/w8a8"': '"abacus"',
-    '"path/to/moge"': '"moge"',
-}
+    '"smollm2-moge"': '"abacus"', '"smollm2"': '"abacus"', '"path/to/small"': '"abacus-draft"',
+    '"path/to/w8a8"': '"abacus"', '"path/to/moge"': '"moge"',
+}  # fmt: skip
 FEW_TOKENS = 24
 
 
@@ -104,19 +101,12 @@ follow_imports = skip
 
 
 MISTAKES = (
-    'llm.generate({"a text"})',
-    'llm.generate("one", mode=["fast", "deep"])',
-    'llm.chat("one", sampling="greedy")',
-    'llm.stream(["one", "two"])',
-    'llm.generate(["one"]).text',
-    'llm.generate("one")[0]',
-    'llm.submit(["one", "two"])',
-    'llm.submit("one", max_tokens=5)',
-    'llm.stream_chat("one", max_tokens=5)',
-    'llm.generate("one", timeout="5")',
-    "fastslow.AsyncLLM(max_runing=5)",
+    'llm.generate({"a text"})', 'llm.generate("one", mode=["fast", "deep"])', 'llm.chat("one", sampling="greedy")',
+    'llm.stream(["one", "two"])', 'llm.generate(["one"]).text', 'llm.generate("one")[0]',
+    'llm.submit(["one", "two"])', 'llm.submit("one", max_tokens=5)', 'llm.stream_chat("one", max_tokens=5)',
+    'llm.generate("one", timeout="5")', "fastslow.AsyncLLM(max_runing=5)",
     'fastslow.AsyncLLM().stream(["one", "two"])',
-)
+)  # fmt: skip
 
 
 def test_the_python_of_all_pages_has_right_types_and_mistakes_are_seen(tmp_path: Path) -> None:

@@ -186,13 +186,8 @@ def test_every_package_is_listed() -> None:
         for init in (ROOT / room).rglob("__init__.py")
     }
     assert set(listed["packages"]) == {
-        "fastslow",
-        "fastslow.models",
-        "fastslow.models.hub",
-        "fastslow.request",
-        "fastslow.tool_calls",
-        *folders,
-    }
+        "fastslow", "fastslow.models", "fastslow.models.hub", "fastslow.request", "fastslow.tool_calls", *folders,
+    }  # fmt: skip
     assert {m for m in files() if "." in m and m.rpartition(".")[0] not in files()} == set()
 
 

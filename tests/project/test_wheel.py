@@ -136,16 +136,7 @@ def test_the_wheels_kernels_are_the_native_ones(tmp_path: Path) -> None:
     for level in {best, "avx2"}:
         tests = [str(ROOT / "tests" / name) for name in EXACT]
         out = run(
-            "-m",
-            "pytest",
-            "-q",
-            "-x",
-            "-p",
-            "no:cacheprovider",
-            "-n",
-            "0",
-            *tests,
-            PYTHONPATH=str(site),
+            "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-n", "0", *tests, PYTHONPATH=str(site),
             FASTSLOW_KERNELS=level,
-        )
+        )  # fmt: skip
         assert " passed" in out and " skipped" not in out

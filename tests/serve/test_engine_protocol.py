@@ -77,15 +77,11 @@ def test_an_answer_continues_after_what_another_engine_made(engine: Engine, othe
 
 def test_all_fields_of_an_ask_arrive(engine: Engine, other: Engine, run: Run) -> None:
     ask = made_request(
-        id="all",
-        prompt=[{"role": "user", "content": "one two three"}],
+        id="all", prompt=[{"role": "user", "content": "one two three"}],
         sampling={"max_tokens": 6, "temperature": 0.8, "seed": 3, "logprobs": 2, "stop": ["zz"]},
-        mode={"base": "fast", "groups": 1},
-        speculation={"drafter": "self", "nodes": 2},
-        timeout=60.0,
-        memory_key="me",
-        chat_template_kwargs={"enable_thinking": False},
-    )
+        mode={"base": "fast", "groups": 1}, speculation={"drafter": "self", "nodes": 2}, timeout=60.0,
+        memory_key="me", chat_template_kwargs={"enable_thinking": False},
+    )  # fmt: skip
     output, right = run(answer_of(engine, ask)), run(answer_of(other, ask))
     assert output.token_ids == right.token_ids
     assert [set(place) for place in output.logprobs] == [set(p) for p in right.logprobs]

@@ -33,15 +33,9 @@ DEEP = {"base": "deep"}
 BUDGET = {**DEEP, "thinking_budget": 7}
 QUIET = {**DEEP, "thinking": "off"}
 STEERING: dict[str, Any] = {
-    "loop": True,
-    "answer_room": 9,
-    "confidence": {"every": 50},
-    "warn_at": 0.8,
-    "warning": "Soon.",
-    "turn_budget": 500,
-    "thought": {"temperature": 1},
-    "answer": {"top_p": 0.5, "speculation": "off"},
-}
+    "loop": True, "answer_room": 9, "confidence": {"every": 50}, "warn_at": 0.8, "warning": "Soon.",
+    "turn_budget": 500, "thought": {"temperature": 1}, "answer": {"top_p": 0.5, "speculation": "off"},
+}  # fmt: skip
 STEERED = {**DEEP, **STEERING}
 OFF, ADAPTIVE = {"thinking": {"type": "disabled"}}, {"thinking": {"type": "adaptive"}}
 

@@ -78,13 +78,9 @@ class Cluster:
         """A streamed answer to the client's host; `then` is called after some pieces."""
         body = {
             "model": (self._fetch("/v1/models") or {})["data"][0]["id"],
-            "messages": [{"role": "user", "content": QUESTION}],
-            "mode": "fast",
-            "temperature": 0,
-            "max_tokens": tokens,
-            "ignore_eos": True,
-            "stream": True,
-        }
+            "messages": [{"role": "user", "content": QUESTION}], "mode": "fast", "temperature": 0,
+            "max_tokens": tokens, "ignore_eos": True, "stream": True,
+        }  # fmt: skip
         curl = ["curl", "-sNf", "-m", "600", "-H", "Content-Type: application/json"]
         curl += ["-d", json.dumps(body), f"{self._url}/v1/chat/completions"]
         process = self._hosts[CLIENT].start(curl, subprocess.PIPE)

@@ -28,21 +28,14 @@ def test_an_answer_in_numbers() -> None:
             ask(ours)
         found = scraped(ours)
     one = {
-        "vllm:prompt_tokens_total": 10,
-        "vllm:prompt_tokens_cached_total": 4,
-        "vllm:prefix_cache_queries_total": 10,
-        "vllm:prefix_cache_hits_total": 4,
-        "vllm:generation_tokens_total": 6,
-        "vllm:spec_decode_num_drafts_total": 3,
-        "vllm:spec_decode_num_draft_tokens_total": 5,
-        "vllm:spec_decode_num_accepted_tokens_total": 3,
-        "vllm:time_to_first_token_seconds_count": 1,
-        "vllm:inter_token_latency_seconds_count": 2,
-        "vllm:request_time_per_output_token_seconds_count": 1,
-        "vllm:request_time_per_output_token_seconds_sum": 0.1,
-        "vllm:e2e_request_latency_seconds_count": 1,
+        "vllm:prompt_tokens_total": 10, "vllm:prompt_tokens_cached_total": 4, "vllm:prefix_cache_queries_total": 10,
+        "vllm:prefix_cache_hits_total": 4, "vllm:generation_tokens_total": 6,
+        "vllm:spec_decode_num_drafts_total": 3, "vllm:spec_decode_num_draft_tokens_total": 5,
+        "vllm:spec_decode_num_accepted_tokens_total": 3, "vllm:time_to_first_token_seconds_count": 1,
+        "vllm:inter_token_latency_seconds_count": 2, "vllm:request_time_per_output_token_seconds_count": 1,
+        "vllm:request_time_per_output_token_seconds_sum": 0.1, "vllm:e2e_request_latency_seconds_count": 1,
         "vllm:request_queue_time_seconds_sum": 0.1,
-    }
+    }  # fmt: skip
     for name, value in one.items():
         assert found[name, ()] == pytest.approx(2 * value), name
     by_place = "vllm:spec_decode_num_accepted_tokens_per_pos_total"

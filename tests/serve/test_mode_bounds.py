@@ -16,12 +16,10 @@ from fastslow.serve.engines.local import LocalEngine
 
 SUPPORT = {"base": "deep", "thinking_budget": 8, "turn_budget": 12, "loop": {"times": 3}}
 MODES: dict[str, Any] = {
-    "support": SUPPORT,
-    "quiet": {"base": "fast"},
-    "free": {"base": "support", "bounds": ["turn_budget"]},
+    "support": SUPPORT, "quiet": {"base": "fast"}, "free": {"base": "support", "bounds": ["turn_budget"]},
     "leaping": {"base": "support", "escalate": {"to": "deep", "how": "keep", "below": 1, "window": 1}},
     "deep": {"thinking_budget": 4},
-}
+}  # fmt: skip
 CHAT = [{"role": "user", "content": "hi"}]
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": CHAT, "max_tokens": 40},

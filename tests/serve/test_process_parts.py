@@ -66,20 +66,15 @@ def test_errors_keep_their_kind_and_sentence_and_others_are_named(error: Excepti
 
 def test_pieces_that_wait_are_joined_by_answer() -> None:
     pieces = [
-        Piece(reasoning="think", token_ids=[1]),
-        Piece("a", token_ids=[2]),
-        Piece("b", token_ids=[3], logprobs=[{3: 0.0}]),
-        Piece("x", token_ids=[4], index=1),
-        Piece("c", token_ids=[5], logprobs=[{5: 0.0}]),
-        Piece(reasoning="again", token_ids=[6]),
+        Piece(reasoning="think", token_ids=[1]), Piece("a", token_ids=[2]),
+        Piece("b", token_ids=[3], logprobs=[{3: 0.0}]), Piece("x", token_ids=[4], index=1),
+        Piece("c", token_ids=[5], logprobs=[{5: 0.0}]), Piece(reasoning="again", token_ids=[6]),
         Piece(output=OUTPUT),
-    ]
+    ]  # fmt: skip
     assert joined(pieces) == [
-        Piece("abc", "think", [1, 2, 3, 5], None, [{3: 0.0}, {5: 0.0}]),
-        Piece("x", token_ids=[4], index=1),
-        Piece(reasoning="again", token_ids=[6]),
-        Piece(output=OUTPUT),
-    ]
+        Piece("abc", "think", [1, 2, 3, 5], None, [{3: 0.0}, {5: 0.0}]), Piece("x", token_ids=[4], index=1),
+        Piece(reasoning="again", token_ids=[6]), Piece(output=OUTPUT),
+    ]  # fmt: skip
 
 
 @within()

@@ -25,11 +25,9 @@ DRAWN: list[dict[str, Any]] = [
     {**SAMPLED, "presence_penalty": 1.5, "frequency_penalty": 0.5, "min_p": 0.05},
 ]
 MODES: list[dict[str, Any]] = [
-    {"base": "deep"},
-    {"base": "fast", "thinking_budget": 3},
-    {"base": "deep", "thinking_budget": 4},
+    {"base": "deep"}, {"base": "fast", "thinking_budget": 3}, {"base": "deep", "thinking_budget": 4},
     {"base": "deep", "groups": 1, "thinking": "off"},
-]
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -103,13 +101,11 @@ def test_events_of_responses_come_in_the_order_that_clients_expect(served_by: Cl
 CLOCK = {"name": "clock", "arguments": '{"zone":"UTC"}'}
 CALL: dict[str, Any] = {"id": "x", "type": "function", "function": CLOCK}
 SAME: list[dict[str, Any]] = [
-    {"role": "system", "content": "Be brief."},
-    {"role": "system", "content": "Be kind."},
+    {"role": "system", "content": "Be brief."}, {"role": "system", "content": "Be kind."},
     {"role": "user", "content": "a\nb"},
     {"role": "assistant", "content": "d", "reasoning": "c", "tool_calls": [CALL]},
-    {"role": "tool", "tool_call_id": "x", "content": "noon"},
-    {"role": "user", "content": "e"},
-]
+    {"role": "tool", "tool_call_id": "x", "content": "noon"}, {"role": "user", "content": "e"},
+]  # fmt: skip
 A_AND_B = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
 CONVERSATIONS: dict[str, dict[str, Any]] = {
     "chat": {"messages": [

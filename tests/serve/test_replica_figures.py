@@ -11,11 +11,9 @@ from fastslow.serve.engines.replica_stats import MOST_GONE, StatsSum
 from fastslow.serve.observe.metrics import MOST_VALUES
 
 SERIES = {
-    "fastslow:replica_requests_running": "running",
-    "fastslow:replica_requests_waiting": "waiting",
-    "fastslow:replica_kv_pages_used": "pages_used",
-    "fastslow:replica_kv_pages": "pages",
-}
+    "fastslow:replica_requests_running": "running", "fastslow:replica_requests_waiting": "waiting",
+    "fastslow:replica_kv_pages_used": "pages_used", "fastslow:replica_kv_pages": "pages",
+}  # fmt: skip
 
 
 def test_sums_stay_and_the_gone_are_counted() -> None:

@@ -10,11 +10,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 LIMITS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n")
 # half of all cases are of these, by the field that says how long an answer may be
 ASKING = {
-    "POST /v1/chat/completions": "max_tokens",
-    "POST /v1/completions": "max_tokens",
-    "POST /v1/messages": "max_tokens",
-    "POST /v1/responses": "max_output_tokens",
-}
+    "POST /v1/chat/completions": "max_tokens", "POST /v1/completions": "max_tokens",
+    "POST /v1/messages": "max_tokens", "POST /v1/responses": "max_output_tokens",
+}  # fmt: skip
 
 
 def run(url: str, cases: int) -> Counter[str]:
@@ -44,13 +42,9 @@ def _ask(url: str, operation: Any, mode: Any, cases: int) -> Counter[str]:
     ]
 
     @settings(
-        max_examples=cases,
-        database=None,
-        deadline=None,
-        derandomize=True,
-        phases=[Phase.generate],
+        max_examples=cases, database=None, deadline=None, derandomize=True, phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
-    )
+    )  # fmt: skip
     @given(case=operation.as_strategy(generation_mode=mode))
     def ask(case: Any) -> None:
         if isinstance(case.body, dict):

@@ -31,11 +31,9 @@ from fastslow.serve.observe.request_record import CURRENT, RequestRecord
 
 CHAT: Any = [{"role": "user", "content": "hi"}]
 BODIES: dict[str, dict[str, Any]] = {
-    "/v1/chat/completions": {"messages": CHAT},
-    "/v1/completions": {"prompt": ["a"]},
-    "/v1/messages": {"messages": CHAT, "max_tokens": 9},
-    "/v1/responses": {"input": "hi"},
-}
+    "/v1/chat/completions": {"messages": CHAT}, "/v1/completions": {"prompt": ["a"]},
+    "/v1/messages": {"messages": CHAT, "max_tokens": 9}, "/v1/responses": {"input": "hi"},
+}  # fmt: skip
 
 
 class Scripted(FakeEngine):

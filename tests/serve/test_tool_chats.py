@@ -17,14 +17,9 @@ from fastslow.serve.engines.local import LocalEngine
 MARKS = ("[unused9]", "[unused10]", "[unused11]", "[unused12]", "<|python_tag|>", "<|eom_id|>")
 PROMPTED = "{%- if add_generation_prompt %}{{- '<|start|>assistant"
 TEMPLATES = {
-    "hermes": HERMES,
-    "llama3": LLAMA3,
-    "pangu": PANGU,
-    "qwen3-coder": QWEN3_CODER,
-    "plain": INSTRUCT,
-    "harmony": GPT_OSS,
-    "harmony-opened": GPT_OSS.replace(PROMPTED, f"{PROMPTED}<|channel|>analysis<|message|>"),
-}
+    "hermes": HERMES, "llama3": LLAMA3, "pangu": PANGU, "qwen3-coder": QWEN3_CODER, "plain": INSTRUCT,
+    "harmony": GPT_OSS, "harmony-opened": GPT_OSS.replace(PROMPTED, f"{PROMPTED}<|channel|>analysis<|message|>"),
+}  # fmt: skip
 NONE = {"type": "object", "properties": {}, "additionalProperties": False}
 FUNCTIONS: list[dict[str, Any]] = [
     {"name": "get_weather", "description": "Rain?", "parameters": WHERE, "strict": True},

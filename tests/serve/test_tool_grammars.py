@@ -114,13 +114,9 @@ def test_a_required_call_is_valid(speaker: Speaker, name: str, parallel: bool) -
 
 
 BEGINNINGS = {
-    "generic": "So.\n<tool_call>",
-    "hermes": "So.\n<tool_call>",
-    "qwen3-coder": "So.\n<tool_call>",
-    "pangu": "So.[unused11]",
-    "mistral": "So.[TOOL_CALLS]",
-    "llama3": '{"name": "',
-}
+    "generic": "So.\n<tool_call>", "hermes": "So.\n<tool_call>", "qwen3-coder": "So.\n<tool_call>",
+    "pangu": "So.[unused11]", "mistral": "So.[TOOL_CALLS]", "llama3": '{"name": "',
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -159,11 +155,9 @@ def test_an_answer_without_calls_keeps_to_its_schema(speaker: Speaker, name: str
 
 def test_strict_functions_are_held_to_all_of_their_schema(speaker: Speaker) -> None:
     odd = {
-        "type": "object",
-        "properties": {"a": {"type": "string", "contentEncoding": "base64"}},
-        "unevaluatedProperties": False,
-        "not": {},
-    }
+        "type": "object", "properties": {"a": {"type": "string", "contentEncoding": "base64"}},
+        "unevaluatedProperties": False, "not": {},
+    }  # fmt: skip
     calls = speaker.calls("hermes")
     with pytest.raises(ValueError, match=r"^tools\[1\]\.parameters cannot be held to: "):
         ToolSupport([TOOLS[0], Tool("f", parameters=odd, strict=True)], ToolChoice(), True, calls)

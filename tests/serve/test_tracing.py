@@ -36,17 +36,12 @@ def test_a_span_for_each_request_that_asks_the_model() -> None:
     assert span.name == "chat tiny"
     found = dict(span.attributes or {})
     expected = {
-        "gen_ai.operation.name": "chat",
-        "gen_ai.request.model": "tiny",
-        "gen_ai.response.finish_reasons": ("stop",),
-        "gen_ai.usage.input_tokens": 10,
-        "gen_ai.usage.output_tokens": 6,
-        "gen_ai.usage.cache_read.input_tokens": 4,
-        "http.response.status_code": 200,
-        "http.route": "/v1/chat/completions",
-        "fastslow.mode": "deep",
+        "gen_ai.operation.name": "chat", "gen_ai.request.model": "tiny",
+        "gen_ai.response.finish_reasons": ("stop",), "gen_ai.usage.input_tokens": 10,
+        "gen_ai.usage.output_tokens": 6, "gen_ai.usage.cache_read.input_tokens": 4,
+        "http.response.status_code": 200, "http.route": "/v1/chat/completions", "fastslow.mode": "deep",
         "fastslow.accepted": 3,
-    }
+    }  # fmt: skip
     assert {name: found.get(name) for name in expected} == expected
     known = {value for value in vars(gen_ai_attributes).values() if isinstance(value, str)}
     assert {name for name in found if name.startswith("gen_ai.")} <= known and SECRET not in span.to_json()

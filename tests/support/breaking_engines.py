@@ -108,14 +108,10 @@ class ScriptedReplicas(FakeEngine):
 
 def piece_of(part: Sequence[Token], index: int) -> Piece:
     return Piece(
-        "".join(token.text for token in part),
-        "".join(token.reasoning for token in part),
-        [token.id for token in part],
-        logprobs=[{token.id: -0.5} for token in part],
-        index=index,
-        sources=[token.source for token in part],
-        stopped=part[-1].stopped,
-    )
+        "".join(token.text for token in part), "".join(token.reasoning for token in part),
+        [token.id for token in part], logprobs=[{token.id: -0.5} for token in part], index=index,
+        sources=[token.source for token in part], stopped=part[-1].stopped,
+    )  # fmt: skip
 
 
 async def taken(engine: Engine, ask: GenerateRequest) -> tuple[list[Piece], Output]:

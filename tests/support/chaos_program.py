@@ -37,12 +37,9 @@ def spawn(its: socket.socket) -> subprocess.Popen[bytes]:
     """As `child_process._spawn`, of the engine below."""
     return subprocess.Popen(
         [sys.executable, "-c", "import chaos_program; chaos_program.child()", str(its.fileno())],
-        stdin=subprocess.DEVNULL,
-        stdout=2,
-        pass_fds=[its.fileno()],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        process_group=0,
-    )
+        stdin=subprocess.DEVNULL, stdout=2, pass_fds=[its.fileno()],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}, process_group=0,
+    )  # fmt: skip
 
 
 def child() -> None:

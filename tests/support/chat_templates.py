@@ -195,20 +195,10 @@ LLAMA = """\
 {%- if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}
 """
 TEMPLATES = {
-    "qwen3": QWEN3,
-    "qwen3-2507-thinking": QWEN3_THINKING,
-    "qwen3-2507-instruct": INSTRUCT,
-    "smollm3": SMOLLM3,
-    "nemotron": NEMOTRON,
-    "gpt-oss": GPT_OSS,
-    "r1-distill": R1_DISTILL,
-    "magistral": MAGISTRAL,
-    "mistral-effort": MISTRAL_EFFORT,
-    "seed": SEED,
-    "glm": GLM,
-    "deepseek": DEEPSEEK,
-    "llama": LLAMA,
-}
+    "qwen3": QWEN3, "qwen3-2507-thinking": QWEN3_THINKING, "qwen3-2507-instruct": INSTRUCT, "smollm3": SMOLLM3,
+    "nemotron": NEMOTRON, "gpt-oss": GPT_OSS, "r1-distill": R1_DISTILL, "magistral": MAGISTRAL,
+    "mistral-effort": MISTRAL_EFFORT, "seed": SEED, "glm": GLM, "deepseek": DEEPSEEK, "llama": LLAMA,
+}  # fmt: skip
 
 PARTS = ("start", "end", "message", "channel", "constrain", "return", "call")
 HARMONY = tuple(f"<|{part}|>" for part in PARTS)

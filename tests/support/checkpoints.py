@@ -19,15 +19,9 @@ DENSE |= {"max_position_embeddings": 512, "rope_theta": 10000.0, "rms_norm_eps":
 DENSE |= {"vocab_size": 96, "bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False}
 DENSE |= {"hidden_act": "silu", "torch_dtype": "float32"}
 MOGE: dict[str, Any] = {
-    **DENSE,
-    "architectures": ["PanguProMoEForCausalLM"],
-    "model_type": "PanguProMoE",
-    "num_hidden_layers": 3,
-    "num_experts": 16,
-    "num_experts_per_tok": 4,
-    "moe_intermediate_size": 32,
-    "shared_expert_intermediate_size": 64,
-}
+    **DENSE, "architectures": ["PanguProMoEForCausalLM"], "model_type": "PanguProMoE", "num_hidden_layers": 3,
+    "num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 64,
+}  # fmt: skip
 ROTATED = {k: v for k, v in DENSE.items() if k != "architectures"} | {"num_hidden_layers": 4}
 EXPERTS = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
 LATE = {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2}

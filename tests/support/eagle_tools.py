@@ -18,15 +18,11 @@ LAYER: dict[str, Any] = {"num_hidden_layers": 1, "hidden_act": "silu", "intermed
 LAYER |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
 LAYER |= {"rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 256}
 SHAPES: list[dict[str, Any]] = [
-    {},
-    {"norm_before_residual": True},
-    {"norm_before_fc": True, "norm_output": True},
-    {"fc_norm": True},
-    {"attention_bias": True, "mlp_bias": True},
-    {"eagle_aux_hidden_state_layer_ids": [2]},
+    {}, {"norm_before_residual": True}, {"norm_before_fc": True, "norm_output": True}, {"fc_norm": True},
+    {"attention_bias": True, "mlp_bias": True}, {"eagle_aux_hidden_state_layer_ids": [2]},
     {"embedding": True, "num_attention_heads": 8, "num_key_value_heads": 1, "head_dim": 6},
     {"draft": 12, "rope_theta": 500.0},
-]
+]  # fmt: skip
 TOP = (
     *("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output", "target_hidden_size"),
     "eagle_aux_hidden_state_layer_ids",
@@ -43,11 +39,9 @@ def eagle_config(target: Path, layout: str = "original", draft: int = 10, **fiel
     if layout == "original":
         return {"architectures": ["LlamaForCausalLMEagle3"], **layer, **top}
     return {
-        "architectures": ["Eagle3DraftModel"],
-        "speculators_model_type": "eagle3",
-        "transformer_layer_config": {"model_type": "llama", **layer},
-        **top,
-    }
+        "architectures": ["Eagle3DraftModel"], "speculators_model_type": "eagle3",
+        "transformer_layer_config": {"model_type": "llama", **layer}, **top,
+    }  # fmt: skip
 
 
 def eagle_weights(config: dict[str, Any], seed: int = 0, embedding: bool = False) -> dict[str, Tensor]:

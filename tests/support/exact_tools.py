@@ -103,15 +103,10 @@ def make_bench(
     def by_name(name: str) -> Make:
         def make(kv: KVCache) -> Drafter:
             deps = DrafterDeps(
-                model,
-                kv,
-                load_model=lambda path: LoadedModel(small, cache_for(small)),
-                load_head=lambda path: head,
-                load_corpus=lambda path: pytest.fail("no corpus is asked for"),
-                memory=AnswerMemory(),
-                has_head=True,
-                selection=lambda count, settings: AdaptiveSelection(count),
-            )
+                model, kv, load_model=lambda path: LoadedModel(small, cache_for(small)),
+                load_head=lambda path: head, load_corpus=lambda path: pytest.fail("no corpus is asked for"),
+                memory=AnswerMemory(), has_head=True, selection=lambda count, settings: AdaptiveSelection(count),
+            )  # fmt: skip
             layers = None if kind == "moge" else (0,)
             return build_drafter(Speculation(drafter=name, model="small", layers=layers), deps)
 

@@ -223,17 +223,11 @@ def figures_at(call: int) -> dict[str, Any]:
     modes = {name: one | {"first_token": first} for name, first in firsts.items()}
     suffix, head = grown(offered=400, accepted=184), grown(offered=250, accepted=177)
     return {
-        **grown(steps=300, tokens=900, prompt_tokens=4000, cached_tokens=2600),
-        "running": 2 + call % 7,
-        "waiting": call % 3,
-        "pages": 1024,
-        "pages_used": 320,
-        "pages_cached": 200,
-        "pages_free": 504,
-        "ended": grown(stop=44, length=4, cancelled=2),
-        "drafters": {"suffix": suffix, "head": head},
+        **grown(steps=300, tokens=900, prompt_tokens=4000, cached_tokens=2600), "running": 2 + call % 7,
+        "waiting": call % 3, "pages": 1024, "pages_used": 320, "pages_cached": 200, "pages_free": 504,
+        "ended": grown(stop=44, length=4, cancelled=2), "drafters": {"suffix": suffix, "head": head},
         "modes": modes,
-    }
+    }  # fmt: skip
 
 
 class FakeChat:

@@ -12,14 +12,9 @@ from fastslow.engine.backends.cpu.formats import GGUF_FORMATS, Format
 Array = NDArray[Any]
 # Where a block has scales in half precision, and their sizes where its weights are about zero.
 HALVES: dict[str, dict[int, float]] = {
-    "Q4_0": {0: 1},
-    "Q4_1": {0: 1, 2: -7.5},
-    "Q5_0": {0: 1},
-    "Q8_0": {0: 1},
-    "Q4_K": {0: 1, 2: 7.5},
-    "Q5_K": {0: 1, 2: 15.5},
-    "Q6_K": {208: 1},
-}
+    "Q4_0": {0: 1}, "Q4_1": {0: 1, 2: -7.5}, "Q5_0": {0: 1}, "Q8_0": {0: 1}, "Q4_K": {0: 1, 2: 7.5},
+    "Q5_K": {0: 1, 2: 15.5}, "Q6_K": {208: 1},
+}  # fmt: skip
 TYPES = (*HALVES, "MXFP4")
 
 

@@ -19,13 +19,10 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor
 
 ARCHES = {
-    "LlamaForCausalLM": MODEL_ARCH.LLAMA,
-    "Qwen2ForCausalLM": MODEL_ARCH.QWEN2,
-    "Qwen3ForCausalLM": MODEL_ARCH.QWEN3,
-    "Qwen3MoeForCausalLM": MODEL_ARCH.QWEN3MOE,
-    "SmolLM3ForCausalLM": MODEL_ARCH.SMOLLM3,
-    "GptOssForCausalLM": MODEL_ARCH.GPT_OSS,
-}
+    "LlamaForCausalLM": MODEL_ARCH.LLAMA, "Qwen2ForCausalLM": MODEL_ARCH.QWEN2,
+    "Qwen3ForCausalLM": MODEL_ARCH.QWEN3, "Qwen3MoeForCausalLM": MODEL_ARCH.QWEN3MOE,
+    "SmolLM3ForCausalLM": MODEL_ARCH.SMOLLM3, "GptOssForCausalLM": MODEL_ARCH.GPT_OSS,
+}  # fmt: skip
 INTERLEAVED = (MODEL_ARCH.LLAMA, MODEL_ARCH.SMOLLM3)
 EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(.*)")
 MARKS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

@@ -119,14 +119,9 @@ class Desk:
 
     def _run_shell(self, text: str) -> None:
         done = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", text],
-            env=self._env,
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=PATIENCE,
-        )
+            ["bash", "-euo", "pipefail", "-c", text], env=self._env, cwd=self.folder, capture_output=True,
+            text=True, check=False, timeout=PATIENCE,
+        )  # fmt: skip
         assert done.returncode == 0, f"{text}\n{done.stdout}{done.stderr}"
         self.check(text, done.stdout)
 

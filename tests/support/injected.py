@@ -72,22 +72,14 @@ def inject(llm: LLM, patch: pytest.MonkeyPatch) -> Injected:
     """Stand between the engine's thread and all that it calls."""
     injected, core = Injected(), llm._core
     parts: dict[str, tuple[Any, tuple[str, ...]]] = {
-        "scheduler": (core.scheduler, SCHEDULER),
-        "latency_budget": (core.scheduler.latency_budget, BUDGET),
-        "kv": (core.kv, CACHE),
-        "storage": (core.kv.storage, ("move",)),
-        "drafter": (core.drafter, DRAFTER),
-        "model": (core.model, ("forward",)),
-        "cost_model": (core.cost_model, COSTS),
-        "step": (engine_core, STEP),
-        "FixedLength": (FixedLength, POLICY),
-        "AdaptiveLength": (AdaptiveLength, POLICY),
-        "Stopper": (Stopper, ("scan", "finish", "news")),
-        "Confidence": (Confidence, ("take", "keeps")),
-        "Request": (Request, ("notify",)),
-        "ChoiceState": (ChoiceState, ("_on_step",)),
+        "scheduler": (core.scheduler, SCHEDULER), "latency_budget": (core.scheduler.latency_budget, BUDGET),
+        "kv": (core.kv, CACHE), "storage": (core.kv.storage, ("move",)), "drafter": (core.drafter, DRAFTER),
+        "model": (core.model, ("forward",)), "cost_model": (core.cost_model, COSTS), "step": (engine_core, STEP),
+        "FixedLength": (FixedLength, POLICY), "AdaptiveLength": (AdaptiveLength, POLICY),
+        "Stopper": (Stopper, ("scan", "finish", "news")), "Confidence": (Confidence, ("take", "keeps")),
+        "Request": (Request, ("notify",)), "ChoiceState": (ChoiceState, ("_on_step",)),
         "EngineTotals": (EngineTotals, ("add",)),
-    }
+    }  # fmt: skip
     for part, (owner, names) in parts.items():
         for name in names:
             patch.setattr(owner, name, injected.wrap(f"{part}.{name}", getattr(owner, name)))

@@ -55,11 +55,9 @@ class Host:
         process = subprocess.Popen(
             ["nsenter", *spaces, *command],
             env={name: value for name, value in os.environ.items() if name not in OWN_FOLDERS},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT if output != subprocess.PIPE else None,
-            start_new_session=True,
-        )
+            stdin=subprocess.DEVNULL, stdout=output,
+            stderr=subprocess.STDOUT if output != subprocess.PIPE else None, start_new_session=True,
+        )  # fmt: skip
         self._started.append(process)
         return process
 

@@ -145,18 +145,11 @@ def torch_npu() -> ModuleType:
     module.__spec__ = ModuleSpec("torch_npu", None)  # other libraries look for it
     device = ModuleType("torch_npu.npu")
     attributes: dict[str, Callable[..., Any]] = {
-        "NPUGraph": NPUGraph,
-        "graph": graph,
-        "graph_pool_handle": lambda: (0, 0),
-        "current_stream": _Stream,
-        "set_stream": lambda stream: None,
-        "device": lambda device: nullcontext(),
-        "Stream": lambda device: _Stream(),
-        "Event": Event,
-        "is_available": lambda: True,
-        "device_count": lambda: 1,
+        "NPUGraph": NPUGraph, "graph": graph, "graph_pool_handle": lambda: (0, 0), "current_stream": _Stream,
+        "set_stream": lambda stream: None, "device": lambda device: nullcontext(),
+        "Stream": lambda device: _Stream(), "Event": Event, "is_available": lambda: True, "device_count": lambda: 1,
         "get_device_name": lambda: npu_kernels.CHIP.name,
-    }
+    }  # fmt: skip
     for name, value in attributes.items():
         setattr(device, name, value)
     module.npu = device  # type: ignore[attr-defined]

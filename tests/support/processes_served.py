@@ -31,11 +31,9 @@ def program(
     paths = [str(SUPPORT), os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
     process: subprocess.Popen[str] = subprocess.Popen(
         [sys.executable, *map(str, words)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **(environment or {})},
-        text=True,
-        start_new_session=True,
-        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
-    )
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **(environment or {})}, text=True,
+        start_new_session=True, **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
+    )  # fmt: skip
     try:
         yield process
     finally:

@@ -143,12 +143,9 @@ def said_in_chat(made: Any) -> Said:
     functions = [call.function for call in message.tool_calls or []]
     assert message.content is not None or functions
     return Said(
-        getattr(message, "reasoning", None) or "",
-        message.content or "",
-        [(one.name, _arguments(one.arguments)) for one in functions],
-        choice.finish_reason,
-        _counted(usage),
-    )
+        getattr(message, "reasoning", None) or "", message.content or "",
+        [(one.name, _arguments(one.arguments)) for one in functions], choice.finish_reason, _counted(usage),
+    )  # fmt: skip
 
 
 def _counted(usage: Any) -> tuple[int, int, int]:
@@ -235,7 +232,5 @@ def _streamed_response(gpt: openai.OpenAI, body: dict[str, Any]) -> Any:
 
 
 READ: dict[str, Callable[[Any], Said]] = {
-    "chat": said_in_chat,
-    "messages": said_in_message,
-    "responses": said_in_response,
-}
+    "chat": said_in_chat, "messages": said_in_message, "responses": said_in_response,
+}  # fmt: skip

@@ -154,20 +154,13 @@ def fp8_blocks(rows: int, columns: int) -> Method:
 
 
 METHODS: dict[str, Method] = {
-    "gptq 4": gptq(4, 128),
-    "gptq 4, zeros, groups of 32": gptq(4, 32, symmetric=False),
-    "gptq 4, second format": gptq(4, 64, symmetric=False, v2=True),
-    "gptq 4, act-order": gptq(4, 32, shuffled=True),
-    "gptq 8": gptq(8, -1),
-    "gptq 8, groups of 32": gptq(8, 32, symmetric=False),
-    "awq": awq(64),
-    "w4a16": packed(4, 128, symmetric=True),
-    "w4a16, zeros": packed(4, 32, symmetric=False),
-    "w8a16, whole rows": packed(8, None, symmetric=True),
-    "w8a8": w8a8,
-    "fp8": fp8,
+    "gptq 4": gptq(4, 128), "gptq 4, zeros, groups of 32": gptq(4, 32, symmetric=False),
+    "gptq 4, second format": gptq(4, 64, symmetric=False, v2=True), "gptq 4, act-order": gptq(4, 32, shuffled=True),
+    "gptq 8": gptq(8, -1), "gptq 8, groups of 32": gptq(8, 32, symmetric=False), "awq": awq(64),
+    "w4a16": packed(4, 128, symmetric=True), "w4a16, zeros": packed(4, 32, symmetric=False),
+    "w8a16, whole rows": packed(8, None, symmetric=True), "w8a8": w8a8, "fp8": fp8,
     "fp8 blocks": fp8_blocks(128, 128),
-}
+}  # fmt: skip
 
 
 def publish(source: Path, folder: Path, method: Method) -> dict[str, Tensor]:

@@ -63,8 +63,6 @@ def _exported(prefix: str, matrix: QuantLinear, bias: Tensor, kind: str, bits: b
     whole = bias / dequantising - offset * matrix.weight_OI.float().sum(-1)
     kept = dequantising.view(torch.int32).to(torch.int64) if bits else dequantising
     return found | {
-        f"{prefix}.input_scale": step,
-        f"{prefix}.input_offset": offset,
-        f"{prefix}.deq_scale": kept,
+        f"{prefix}.input_scale": step, f"{prefix}.input_offset": offset, f"{prefix}.deq_scale": kept,
         f"{prefix}.quant_bias": whole.round().to(torch.int32),
-    }
+    }  # fmt: skip

@@ -28,15 +28,9 @@ def chunk(
     """Tokens start : stop of a text whose token i lies in slots[i], every logit wanted."""
     size = stop - start
     return Segment(
-        tokens[start:stop],
-        range(start, stop),
-        range(-1, size - 1),
-        slots[start:stop],
-        slots[:start],
-        groups,
-        range(size),
-        max_len,
-    )
+        tokens[start:stop], range(start, stop), range(-1, size - 1), slots[start:stop], slots[:start], groups,
+        range(size), max_len,
+    )  # fmt: skip
 
 
 def logits(

@@ -15,11 +15,9 @@ PANGU = tuple(f"[unused{i}]" for i in range(9, 18))
 SENTENCES = (
     "The quick brown fox jumps over the lazy dog.",
     "Every expert answers when its group is asked, and the router decides.",
-    "How can I help you today? Please send your order number.",
-    "def main(): return sum(x * x for x in range(10))",
-    "你好，世界。今天的天气很好，我们去公园。",
-    "用户：请问怎么退货？ 助手：请提供订单号。 系统：",
-)
+    "How can I help you today? Please send your order number.", "def main(): return sum(x * x for x in range(10))",
+    "你好，世界。今天的天气很好，我们去公园。", "用户：请问怎么退货？ 助手：请提供订单号。 系统：",
+)  # fmt: skip
 
 
 def write_bpe(folder: Path, chat_template: str | None = None, vocab_size: int = 320) -> int:
@@ -57,11 +55,9 @@ def _bpe(vocab_size: int) -> str:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=list(SPECIAL),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        vocab_size=vocab_size, special_tokens=list(SPECIAL), initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
-    )
+    )  # fmt: skip
     tokenizer.train_from_iterator(SENTENCES, trainer)
     missing = vocab_size - tokenizer.get_vocab_size()  # the sentences ran out of merges
     tokenizer.add_special_tokens([f"<|extra_{i}|>" for i in range(missing)])
@@ -72,19 +68,10 @@ def _bpe(vocab_size: int) -> str:
 def _spm(vocab_size: int) -> bytes:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(SENTENCES),
-        model_writer=model,
-        vocab_size=vocab_size,
-        model_type="bpe",
-        byte_fallback=True,
-        character_coverage=0.98,
-        user_defined_symbols=list(PANGU),
-        hard_vocab_limit=False,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        minloglevel=2,
-        num_threads=1,
-    )
+        sentence_iterator=iter(SENTENCES), model_writer=model, vocab_size=vocab_size, model_type="bpe",
+        byte_fallback=True, character_coverage=0.98, user_defined_symbols=list(PANGU), hard_vocab_limit=False,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, minloglevel=2, num_threads=1,
+    )  # fmt: skip
     return model.getvalue()
 
 

@@ -161,14 +161,9 @@ MISTRAL = """\
 {%- endfor %}
 """
 TOOL_TEMPLATES = {
-    "hermes": HERMES,
-    "qwen3-coder": QWEN3_CODER,
-    "llama3": LLAMA3,
-    "harmony": GPT_OSS,
-    "pangu": PANGU,
-    "mistral": MISTRAL,
-    "generic": DEEPSEEK,
-}
+    "hermes": HERMES, "qwen3-coder": QWEN3_CODER, "llama3": LLAMA3, "harmony": GPT_OSS, "pangu": PANGU,
+    "mistral": MISTRAL, "generic": DEEPSEEK,
+}  # fmt: skip
 WEATHER: dict[str, Any] = {
     "type": "function",
     "function": {

@@ -77,12 +77,10 @@ def test_a_text_file_has_a_prompt_a_line(tmp_path: Path) -> None:
 
 def test_json_lines_bring_their_own_mode_and_sampling(tmp_path: Path) -> None:
     path = write_lines(
-        tmp_path / "p.jsonl",
-        {"messages": [{"role": "user", "content": ASKED}]},
-        {"prompt": ASKED, "mode": "fast", "id": 7},
-        {"prompt": ASKED, "sampling": {"max_tokens": 3, "logprobs": 0}},
+        tmp_path / "p.jsonl", {"messages": [{"role": "user", "content": ASKED}]},
+        {"prompt": ASKED, "mode": "fast", "id": 7}, {"prompt": ASKED, "sampling": {"max_tokens": 3, "logprobs": 0}},
         {"prompt": ASKED, "mode": {"base": "deep", "thinking_budget": 2}},
-    )
+    )  # fmt: skip
     deep, fast, short, bounded = records(*GENERATE, "--file", path, "--max-tokens", 96)
     assert (deep["text"], deep["mode"], fast["mode"]) == ("5223", "deep", "fast")
     assert (short["tokens"], short["finish_reason"], len(short["logprobs"])) == (3, "length", 3)
@@ -207,12 +205,9 @@ def test_what_does_not_fit_is_one_sentence(
 @pytest.mark.parametrize("command", [("generate", "-"), ("chat",)])
 def test_a_closed_standard_input_is_one_sentence(command: tuple[str, ...]) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "fastslow", *command, *ABACUS],
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, "-m", "fastslow", *command, *ABACUS], capture_output=True, text=True, check=False,
         preexec_fn=lambda: os.close(0),
-    )
+    )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: standard input is closed: there is nothing to read\n"
 

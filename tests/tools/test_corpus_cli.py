@@ -17,11 +17,9 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant: {% endif %}"
 )
 CHAT = [
-    {"role": "user", "content": "Where is it?"},
-    {"role": "assistant", "content": "On its way."},
-    {"role": "user", "content": "When?"},
-    {"role": "assistant", "content": "Today."},
-]
+    {"role": "user", "content": "Where is it?"}, {"role": "assistant", "content": "On its way."},
+    {"role": "user", "content": "When?"}, {"role": "assistant", "content": "Today."},
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

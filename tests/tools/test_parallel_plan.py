@@ -43,15 +43,10 @@ def test_every_number_is_where_it_must_be(kind: str, layout: str) -> None:
     places = RankShard.all(config, parallel)
     a, dp_ranks = places[0].attention, places[0].dp_ranks
     copies = {
-        ShardAxis.NOBODY: parallel.ranks,
-        ShardAxis.ALL: 1,
-        ShardAxis.HEADS: dp_ranks,
-        ShardAxis.KV_HEADS: dp_ranks * max(1, a // config.kv_heads),
-        ShardAxis.EXPERTS: 1,
-        ShardAxis.FIRST_OF_ALL: 1,
-        ShardAxis.FIRST_OF_HEADS: dp_ranks,
-        ShardAxis.FIRST_OF_EXPERTS: 1,
-    }
+        ShardAxis.NOBODY: parallel.ranks, ShardAxis.ALL: 1, ShardAxis.HEADS: dp_ranks,
+        ShardAxis.KV_HEADS: dp_ranks * max(1, a // config.kv_heads), ShardAxis.EXPERTS: 1,
+        ShardAxis.FIRST_OF_ALL: 1, ShardAxis.FIRST_OF_HEADS: dp_ranks, ShardAxis.FIRST_OF_EXPERTS: 1,
+    }  # fmt: skip
     for name, shape in tensor_shapes(config).items():
         held = np.zeros(shape, dtype=np.int64)
         for place in places:

@@ -48,12 +48,9 @@ class KnownMeter(StepMeter):
 
 def engine(longest: int = 2048, pages: int = 4096, running: int = 16) -> Any:
     return SimpleNamespace(
-        max_model_len=longest,
-        max_running=running,
-        stats=lambda: SimpleNamespace(pages=pages),
-        _kv=SimpleNamespace(page_size=PAGE),
-        model=SimpleNamespace(config=SimpleNamespace(vocab_size=10**6)),
-    )
+        max_model_len=longest, max_running=running, stats=lambda: SimpleNamespace(pages=pages),
+        _kv=SimpleNamespace(page_size=PAGE), model=SimpleNamespace(config=SimpleNamespace(vocab_size=10**6)),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("longest", [2048, 300])

@@ -67,14 +67,9 @@ def test_a_head_learns_and_drafts(bench: Bench, target: Path, tmp_path: Path) ->
     seen: list[Measured] = []
     reported: list[tuple[float, str]] = []
     found = train_head(
-        made,
-        training,
-        bench.model,
-        asked(bench),
-        prompts(40),
-        lambda share, text: reported.append((share, text)),
+        made, training, bench.model, asked(bench), prompts(40), lambda share, text: reported.append((share, text)),
         seen.append,
-    )
+    )  # fmt: skip
     assert [text for _, text in reported[:2]] == ["answers", "features"]
     assert all(0 <= share <= 1 for share, _ in reported[:-1])
     assert seen[-1].loss < 0.6 * seen[0].loss and seen[-1].right[0] > seen[0].right[0] + 0.3

@@ -126,12 +126,10 @@ def test_an_answer_ends_inside_an_accepted_run(moge: Bench, drafter: str, at: in
     free = moge.alone(Ask(PROMPTS[1], params()))
     tokens, text = answer(free), free.stopper.text
     stops = {
-        "id": params(stop_token_ids=[tokens[at]]),
-        "string": params(stop=[text[at : at + 2]]),
+        "id": params(stop_token_ids=[tokens[at]]), "string": params(stop=[text[at : at + 2]]),
         "late string": params(stop=[text[at : at + 2]], min_tokens=at + 3),
-        "late id": params(stop_token_ids=[tokens[at]], min_tokens=at + 2),
-        "length": params(max_tokens=at + 1),
-    }
+        "late id": params(stop_token_ids=[tokens[at]], min_tokens=at + 2), "length": params(max_tokens=at + 1),
+    }  # fmt: skip
     assert check(moge, [Ask(PROMPTS[1], stops[end], drafter, nodes=9)])["accepted"] > 0
     ended = moge.alone(Ask(PROMPTS[1], stops["id"]))
     assert ended.stopper.reason == "stop" and ended.stopper.matched == tokens[at]

@@ -30,17 +30,13 @@ PROMPTS = [tuple(np.random.default_rng(n).integers(3, VOCAB, n).tolist()) for n 
 PARAMS = SamplingParams(max_tokens=16, ignore_eos=True)
 PAIRS = (("ngram", "two tree"), ("fewest", "random"), ("skip", "two"))
 KINDS: dict[str, dict[str, Any]] = {
-    "pangu v2": {"num_mtp_layers": 0},
-    "qwen3_moe": {"mlp_only_layers": []},
-    "not normed": {"mlp_only_layers": [], "norm_topk_prob": False},
-    "gpt_oss": {},
-}
+    "pangu v2": {"num_mtp_layers": 0}, "qwen3_moe": {"mlp_only_layers": []},
+    "not normed": {"mlp_only_layers": [], "norm_topk_prob": False}, "gpt_oss": {},
+}  # fmt: skip
 FORMS: dict[str, dict[str, str]] = {
-    "plain torch": {"dtype": "float64"},
-    "float32": {"dtype": "float32"},
-    "int8": {"quantization": "int8"},
+    "plain torch": {"dtype": "float64"}, "float32": {"dtype": "float32"}, "int8": {"quantization": "int8"},
     "int4": {"quantization": "int4"},
-}
+}  # fmt: skip
 
 
 def load(folder: Path, kind: str, form: str) -> Model:
@@ -64,17 +60,12 @@ class ExpertsBench(Bench):
         def own(kv: Any, count: int, model: Model = model) -> ModelDraft:
             return ModelDraft(model, BorrowedKV(kv), probs_at, count, only_best=only_best)
 
-        super().__init__(
-            model,
-            {
-                "ngram": lambda kv: NgramDraft(2, 1),
-                "random": lambda kv: RandomDraft(),
-                "fewest": lambda kv: own(kv, self.units.least),
-                "two": lambda kv: own(kv, 2),
-                "two tree": lambda kv: ModelDraft(model, BorrowedKV(kv), probs_at, 2, 3),
-                "skip": lambda kv: own(kv, 2, model.layer_subset([0])),
-            },
-        )
+        super().__init__(model, {
+            "ngram": lambda kv: NgramDraft(2, 1), "random": lambda kv: RandomDraft(),
+            "fewest": lambda kv: own(kv, self.units.least), "two": lambda kv: own(kv, 2),
+            "two tree": lambda kv: ModelDraft(model, BorrowedKV(kv), probs_at, 2, 3),
+            "skip": lambda kv: own(kv, 2, model.layer_subset([0])),
+        })  # fmt: skip
         self.units = RoutedUnits.of(model.config)
         self.counts = (None, self.units.least, self.units.least + 1, 3)
 

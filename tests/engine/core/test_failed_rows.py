@@ -88,11 +88,9 @@ def test_min_tokens_may_forbid_all_that_a_grammar_allows_after_a_draft(moge: Ben
     assert moge.tokenizer is not None
     n, b, c, y = (moge.tokenizer.encode(text, add_special=False)[0] for text in "nbcy")
     ask = Ask(
-        PROMPTS[0],
-        params(min_tokens=9, stop_token_ids=[b, c], logit_bias={y: 100.0}, ignore_eos=False),
-        "wrong",
+        PROMPTS[0], params(min_tokens=9, stop_token_ids=[b, c], logit_bias={y: 100.0}, ignore_eos=False), "wrong",
         grammar=GrammarSpec(regex="ya|n[bc]"),
-    )
+    )  # fmt: skip
     moge.drafters["wrong"] = lambda kv: OracleDraft({0: [*ask.tokens, n, b]})
     (request,) = moge.run([ask])
     assert request.error is None and request.stopper.text == "ya"

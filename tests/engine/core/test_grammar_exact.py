@@ -28,11 +28,9 @@ PERSON = {
 # a random model repeats blanks until a penalty forbids it
 PLAIN: dict[str, Any] = {"max_tokens": 60, "ignore_eos": False, "frequency_penalty": 1.0}
 GRAMMARS: tuple[dict[str, Any], ...] = (
-    {"json_schema": PERSON},
-    {"regex": "[a-c]{2,6}-[0-9]{3}(-x)?"},
-    {"choice": ["yes", "no", "not now"]},
+    {"json_schema": PERSON}, {"regex": "[a-c]{2,6}-[0-9]{3}(-x)?"}, {"choice": ["yes", "no", "not now"]},
     {"json_schema": {"type": "array", "items": {"enum": ["on", "off"]}, "maxItems": 3}},
-)
+)  # fmt: skip
 FEW = ("model", "self0", "skip", "common", "retold")  # of `CHAINS`: the others are among the names
 DRAFTERS = (*FEW, *TREES, *ORACLES, *(f"named {name}" for name in NAMES))
 
@@ -97,13 +95,10 @@ def test_preemption_and_chunks_change_nothing(moge: Bench, setting: Setting, war
 SHAPES: dict[str, dict[str, Any]] = {
     "bias": {"logit_bias": {OPEN: 100.0, END: 100.0, 95: -100.0}},
     "penalties": {"repetition_penalty": 1.4, "presence_penalty": 1.0, "frequency_penalty": 0.5},
-    "min_tokens": {"min_tokens": 60},
-    "top_k of 1": {"top_k": 1, "temperature": 0.7},
-    "min_p": {"min_p": 0.5, "temperature": 2.0},
-    "no end token": {"ignore_eos": True},
-    "ends at a token of the text": {"stop_token_ids": [69]},
-    "logprobs": {"logprobs": 2},
-}
+    "min_tokens": {"min_tokens": 60}, "top_k of 1": {"top_k": 1, "temperature": 0.7},
+    "min_p": {"min_p": 0.5, "temperature": 2.0}, "no end token": {"ignore_eos": True},
+    "ends at a token of the text": {"stop_token_ids": [69]}, "logprobs": {"logprobs": 2},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SHAPES)

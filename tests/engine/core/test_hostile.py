@@ -141,15 +141,9 @@ def break_(request: Request, place: str) -> None:
         request.rule = fail
     elif place == "sample":
         thinking: Any = SimpleNamespace(
-            bounded=True,
-            at=fail,
-            ahead=lambda _: (),
-            lifts=lambda _: False,
-            no_end=lambda *_: (frozenset(), None),
-            circles_at=lambda *_: None,
-            asks=lambda _: None,
-            asks_at=lambda *_: None,
-        )
+            bounded=True, at=fail, ahead=lambda _: (), lifts=lambda _: False, no_end=lambda *_: (frozenset(), None),
+            circles_at=lambda *_: None, asks=lambda _: None, asks_at=lambda *_: None,
+        )  # fmt: skip
         request.thinking = thinking
     else:
         setattr(request.drafting.policy, place, fail)

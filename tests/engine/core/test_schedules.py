@@ -142,12 +142,10 @@ class Engine:
         self.small_kv = cache_for(small, 20, page_size=2)
         borrowed = ModelDraft(model, BorrowedKV(self.kv), probs_at, groups=0)
         made: dict[str, Drafter] = {
-            "ngram": NgramDraft(),
-            "random": RandomDraft(),
-            "self": borrowed,
+            "ngram": NgramDraft(), "random": RandomDraft(), "self": borrowed,
             "model": ModelDraft(small, OwnKV(self.small_kv), probs_at),
             "ngram+self": FallbackDrafter(NgramDraft(), borrowed),
-        }
+        }  # fmt: skip
         self.drafter = DrafterRouter({Speculation(drafter=name): d for name, d in made.items()})
         self.core = EngineCore(model, self.kv, self.drafter, rows, running, Slow())
         self.asked: list[tuple[Request, int | None, Doubt | None]] = []
@@ -251,24 +249,18 @@ additions = st.tuples(
     st.sampled_from([None, None, 0.005, 0.06]),  # a target: tighter than any step, or of some rows
 )
 operations = st.one_of(
-    additions,
-    additions,
-    st.tuples(st.just("step"), st.integers(1, 4)),
-    st.tuples(st.just("step"), st.integers(1, 4)),
-    st.tuples(st.just("cancel"), st.integers(0, 20)),
+    additions, additions, st.tuples(st.just("step"), st.integers(1, 4)),
+    st.tuples(st.just("step"), st.integers(1, 4)), st.tuples(st.just("cancel"), st.integers(0, 20)),
     st.tuples(st.just("break_next"), st.sampled_from(FAULTS)),
-)
+)  # fmt: skip
 
 
 @pytest.mark.drafts(60, 15, nodes=None)
 @settings(suppress_health_check=list(HealthCheck))
 @given(
-    first=st.lists(additions, min_size=5, max_size=6),
-    schedule=st.lists(operations, min_size=4, max_size=30),
-    pages=st.integers(13, 20),
-    rows=st.sampled_from([3, 6, 64]),
-    running=st.sampled_from([2, 8]),
-)
+    first=st.lists(additions, min_size=5, max_size=6), schedule=st.lists(operations, min_size=4, max_size=30),
+    pages=st.integers(13, 20), rows=st.sampled_from([3, 6, 64]), running=st.sampled_from([2, 8]),
+)  # fmt: skip
 def test_any_schedule(first: list[Any], schedule: list[Any], pages: int, rows: int, running: int) -> None:
     engine = Engine(pages, rows, running)
     for operation, *details in first + schedule:

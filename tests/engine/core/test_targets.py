@@ -119,10 +119,8 @@ targets, groups_of = st.sampled_from([None, None, 2.0, 30.0]), st.sampled_from([
 
 @given(
     prompts=st.lists(st.tuples(st.integers(1, 60), targets, groups_of), min_size=1, max_size=12),
-    every=st.integers(1, 6),
-    running=st.sampled_from([2, 4, 16]),
-    fixed=st.sampled_from([0.0, 50.0]),
-)
+    every=st.integers(1, 6), running=st.sampled_from([2, 4, 16]), fixed=st.sampled_from([0.0, 50.0]),
+)  # fmt: skip
 def test_everybody_ends(
     prompts: list[tuple[int, float | None, int | None]], every: int, running: int, fixed: float
 ) -> None:

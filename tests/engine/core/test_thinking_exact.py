@@ -34,15 +34,10 @@ def eight(drafter: str) -> list[Ask]:
         prompt = (*PROMPTS[n % 5], OPEN) if opened else PROMPTS[n % 5]
         # a bias opens the thought; later its penalty is larger
         shape = {} if opened else {"logit_bias": {OPEN: 60.0}, "frequency_penalty": 2.0}
-        asks.append(
-            Ask(
-                prompt,
-                params(max_tokens=most + 24, **shape),
-                drafter,
-                groups=(None, 0, 1, 2)[n % 4],
-                bound=Bound(most, closing=PHRASE, opened=opened),
-            )
-        )
+        asks.append(Ask(
+            prompt, params(max_tokens=most + 24, **shape), drafter, groups=(None, 0, 1, 2)[n % 4],
+            bound=Bound(most, closing=PHRASE, opened=opened),
+        ))  # fmt: skip
     return asks
 
 
@@ -76,12 +71,10 @@ def test_a_budget_holds_to_the_token_under_every_drafter(moge: Bench, drafter: s
 @pytest.mark.parametrize("drafter", ["common", "tree"])
 def test_soft_budgets_and_circles_draft_alike(moge: Bench, drafter: str) -> None:
     bounds = [
-        Bound(30, soft=20, opened=True),
-        Bound(8, soft=8, closing=PHRASE, opened=True),
-        Bound(60, loop=Loop(), closing=PHRASE, opened=True),
-        Bound(loop=Loop(), opened=True),
+        Bound(30, soft=20, opened=True), Bound(8, soft=8, closing=PHRASE, opened=True),
+        Bound(60, loop=Loop(), closing=PHRASE, opened=True), Bound(loop=Loop(), opened=True),
         Bound(70, soft=5, opened=True),
-    ]
+    ]  # fmt: skip
     asks = [
         Ask((*PROMPTS[n], OPEN), params(max_tokens=60), drafter, groups=(None, 2)[n % 2], bound=b)
         for n, b in enumerate(bounds)

@@ -12,31 +12,20 @@ from fastslow.engine.backends.cpu import library
 
 ROOT = Path(__file__).parents[3]
 KERNEL_TESTS = [
-    "engine/cpu/test_cpu_formats.py",
-    "engine/cpu/test_gguf_formats.py",
-    "engine/model/test_model.py",
-    "engine/model/test_model_rows.py",
-    "engine/cpu/test_only_best.py",
-    "engine/cpu/test_kernel_checks.py",
-    "engine/kv/test_kv_storage.py",
-    "draft/test_draft_kernels.py",
-    "draft/test_eagle.py",
-    "draft/test_head.py",
+    "engine/cpu/test_cpu_formats.py", "engine/cpu/test_gguf_formats.py", "engine/model/test_model.py",
+    "engine/model/test_model_rows.py", "engine/cpu/test_only_best.py", "engine/cpu/test_kernel_checks.py",
+    "engine/kv/test_kv_storage.py", "draft/test_draft_kernels.py", "draft/test_eagle.py", "draft/test_head.py",
     "draft/test_suffix.py",
-]
+]  # fmt: skip
 
 
 def run(level: str, *tests: str, **variables: str) -> None:
     """Run tests in a separate process, whose kernels are of another level."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [*command, *(str(ROOT / "tests" / test) for test in tests)],
-        cwd=ROOT,
-        env={**os.environ, library.VARIABLE: level, **variables},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+        [*command, *(str(ROOT / "tests" / test) for test in tests)], cwd=ROOT,
+        env={**os.environ, library.VARIABLE: level, **variables}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert " skipped" not in done.stdout
 

@@ -34,13 +34,9 @@ if wanted():
 def test_a_step_needs_no_logits_only_while_nothing_shapes_them() -> None:
     def asks(**fields: Any) -> bool:
         view: Any = SimpleNamespace(
-            params=SamplingParams(**fields),
-            tokens=[1] * 7,
-            prompt_length=3,
-            thinking=None,
-            thought_params=None,
+            params=SamplingParams(**fields), tokens=[1] * 7, prompt_length=3, thinking=None, thought_params=None,
             grammar=None,
-        )
+        )  # fmt: skip
         return only_best(view)
 
     assert asks() and asks(min_tokens=4)

@@ -144,14 +144,11 @@ LONG_PERIOD = '%json {"type": "integer", "multipleOf": 999983}'
 HUGE: dict[str, dict[str, Any]] = {
     **{name: {"json_schema": schema} for name, schema in HUGE_SCHEMAS.items()},
     "a long period in Lark": {"lark": f"start: {LONG_PERIOD}"},
-    "a long period as GBNF": {"gbnf": f"start: j\nj: {LONG_PERIOD}"},
-    "open group": {"regex": "(a"},
-    "lark": {"lark": "nope"},
-    "no start": {"lark": 'a: "b"'},
-    "gbnf": {"gbnf": "root ::= missing"},
+    "a long period as GBNF": {"gbnf": f"start: j\nj: {LONG_PERIOD}"}, "open group": {"regex": "(a"},
+    "lark": {"lark": "nope"}, "no start": {"lark": 'a: "b"'}, "gbnf": {"gbnf": "root ::= missing"},
     "deep brackets": {"gbnf": "root ::= " + "(" * 20_000 + '"a"' + ")" * 20_000},
     "unknown mark": {"lark": "start: <|nothing|>"},
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -24,14 +24,10 @@ def view(
 ) -> Any:
     start = prompt or [1]
     return SimpleNamespace(
-        tokens=[*start, *(answer or [])],
-        prompt_length=len(start),
-        params=SamplingParams(**{"temperature": 1.0, **fields}),
-        end_ids=frozenset(end_ids),
-        thinking=None,
-        thought_params=None,
-        grammar=None,
-    )
+        tokens=[*start, *(answer or [])], prompt_length=len(start),
+        params=SamplingParams(**{"temperature": 1.0, **fields}), end_ids=frozenset(end_ids), thinking=None,
+        thought_params=None, grammar=None,
+    )  # fmt: skip
 
 
 def got(request: Any, drafted: list[int] | None = None, logits: list[float] = LOGITS) -> NDArray[np.float32]:

@@ -109,14 +109,10 @@ def test_a_text_that_went_on_otherwise_is_closed_where_it_stands(bpe: Tokenizer)
 
 
 @given(
-    parts=st.lists(st.sampled_from([OPEN, CLOSE, A, B, C, 20, 21, 22, 23]), max_size=30),
-    cut=st.integers(0, 30),
-    most=st.sampled_from([None, 0, 1, 4]),
-    soft=st.integers(0, 3),
-    early=st.booleans(),
-    opened=st.booleans(),
+    parts=st.lists(st.sampled_from([OPEN, CLOSE, A, B, C, 20, 21, 22, 23]), max_size=30), cut=st.integers(0, 30),
+    most=st.sampled_from([None, 0, 1, 4]), soft=st.integers(0, 3), early=st.booleans(), opened=st.booleans(),
     reason=st.booleans(),
-)
+)  # fmt: skip
 def test_drafted_tokens_are_as_good_as_committed_ones(
     bpe: Tokenizer, parts: list[int], cut: int, most: int | None, soft: int, early: bool, opened: bool, reason: bool
 ) -> None:

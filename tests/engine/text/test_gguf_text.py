@@ -61,13 +61,9 @@ def split(pattern: str) -> pre.PreTokenizer:
 
 PLAIN = pre.ByteLevel(add_prefix_space=False)
 SPLITS: dict[str, pre.PreTokenizer] = {
-    "llama-bpe": split(LLAMA3),
-    "qwen2": split(QWEN2),
-    "deepseek-r1-qwen": split(QWEN2),
-    "smollm": pre.Sequence([pre.Digits(individual_digits=True), PLAIN]),
-    "gpt-4o": split(O200K),
-    "gpt-2": PLAIN,
-}
+    "llama-bpe": split(LLAMA3), "qwen2": split(QWEN2), "deepseek-r1-qwen": split(QWEN2),
+    "smollm": pre.Sequence([pre.Digits(individual_digits=True), PLAIN]), "gpt-4o": split(O200K), "gpt-2": PLAIN,
+}  # fmt: skip
 
 
 def set_up(library: Tokenizer, kind: str) -> None:
@@ -138,21 +134,11 @@ def test_byte_level_ids_are_those_of_the_hugging_face_tokenizer(tmp_path: Path, 
 def spm_model() -> bytes:
     made = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(line.replace("\x00", "") for line in lines()),
-        model_writer=made,
-        vocab_size=1100,
-        model_type="bpe",
-        byte_fallback=True,
-        split_digits=True,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        allow_whitespace_only_pieces=True,
-        user_defined_symbols=["<tool>"],
-        control_symbols=["<|im_end|>"],
-        character_coverage=0.99,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
+        sentence_iterator=iter(line.replace("\x00", "") for line in lines()), model_writer=made, vocab_size=1100,
+        model_type="bpe", byte_fallback=True, split_digits=True, normalization_rule_name="identity",
+        remove_extra_whitespaces=False, allow_whitespace_only_pieces=True, user_defined_symbols=["<tool>"],
+        control_symbols=["<|im_end|>"], character_coverage=0.99, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
     return made.getvalue()
 
 
@@ -160,11 +146,9 @@ def add_spm(writer: gguf.GGUFWriter) -> None:
     library = sentencepiece.SentencePieceProcessor(model_proto=spm_model())
     every = range(library.piece_size())
     kinds = {
-        TokenType.UNKNOWN: library.is_unknown,
-        TokenType.CONTROL: library.is_control,
-        TokenType.UNUSED: library.is_unused,
-        TokenType.BYTE: library.is_byte,
-    }
+        TokenType.UNKNOWN: library.is_unknown, TokenType.CONTROL: library.is_control,
+        TokenType.UNUSED: library.is_unused, TokenType.BYTE: library.is_byte,
+    }  # fmt: skip
     types = [next((k for k, of in kinds.items() if of(n)), TokenType.NORMAL) for n in every]
     types[library.piece_to_id("<tool>")] = TokenType.USER_DEFINED
     writer.add_tokenizer_model("llama")

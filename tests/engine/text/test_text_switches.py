@@ -108,13 +108,9 @@ def test_prompts_are_those_of_transformers(name: str, thinking: Thinking) -> Non
             continue
         given: dict[str, Any] = {**template.switch.variables(thinking)}
         theirs, _ = render_jinja_template(
-            conversations=[chat],
-            chat_template=source,
-            add_generation_prompt=True,
-            bos_token="<s>",
-            eos_token="</s>",
-            **given,
-        )
+            conversations=[chat], chat_template=source, add_generation_prompt=True, bos_token="<s>",
+            eos_token="</s>", **given,
+        )  # fmt: skip
         assert template.render(chat, thinking) == theirs[0]
 
 

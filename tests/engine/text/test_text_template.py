@@ -12,11 +12,9 @@ from fastslow.engine.text.templates import ChatTemplate, load_template
 from fastslow.engine.text.tokenizer import load_tokenizer
 
 CHAT = [
-    {"role": "system", "content": "S"},
-    {"role": "user", "content": "U1"},
-    {"role": "assistant", "content": "A1"},
+    {"role": "system", "content": "S"}, {"role": "user", "content": "U1"}, {"role": "assistant", "content": "A1"},
     {"role": "user", "content": "U2"},
-]
+]  # fmt: skip
 USER = [{"role": "user", "content": "hi"}]
 TOOL = {"role": "tool", "content": "42"}
 CHATML = (

@@ -108,18 +108,13 @@ def test_cuts_make_no_difference(kind: Any, data: st.DataObject, opened: bool, c
 
 
 TAG_STREAM = {
-    "a<thi": ("", "a"),
-    "s is": ("", "<this is"),
-    "<think>why</": ("why", ""),
-    "think>\n": ("", ""),
+    "a<thi": ("", "a"), "s is": ("", "<this is"), "<think>why</": ("why", ""), "think>\n": ("", ""),
     "\nso": ("", "so"),
-}
+}  # fmt: skip
 CHANNEL_STREAM = {
-    f"{ANALYSIS}why <": ("why ", ""),
-    "b> <|": ("<b> ", ""),
-    "end|><|start|>assistant": ("", ""),
+    f"{ANALYSIS}why <": ("why ", ""), "b> <|": ("<b> ", ""), "end|><|start|>assistant": ("", ""),
     FINAL + "so": ("", "so"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -67,16 +67,9 @@ def test_spm_decodes_as_the_library_does(data: st.DataObject, spm: Tokenizer) ->
 def test_spm_prefix_rule_is_read_off_the_model(tmp_path: Path, extra: dict[str, bool]) -> None:
     rules: dict[str, Any] = {"add_dummy_prefix": True, "remove_extra_whitespaces": False} | extra
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(["a b c  d"] * 3),
-        model_prefix=str(tmp_path / "tokenizer"),
-        vocab_size=270,
-        model_type="bpe",
-        byte_fallback=True,
-        hard_vocab_limit=False,
-        minloglevel=2,
-        num_threads=1,
-        **rules,
-    )
+        sentence_iterator=iter(["a b c  d"] * 3), model_prefix=str(tmp_path / "tokenizer"), vocab_size=270,
+        model_type="bpe", byte_fallback=True, hard_vocab_limit=False, minloglevel=2, num_threads=1, **rules,
+    )  # fmt: skip
     tokenizer = load_tokenizer(tmp_path)
     library: Any = tokenizer._library  # type: ignore[attr-defined]
     space, letter = tokenizer.token_id("▁"), tokenizer.token_id("a")

@@ -109,13 +109,10 @@ def test_what_failed_on_a_request_comes_last() -> None:
 
 
 REQUESTS = st.builds(
-    request,
-    st.text("ab", max_size=300),
-    mode=st.sampled_from(["fast", "deep"]),
-    deep=st.booleans(),
+    request, st.text("ab", max_size=300), mode=st.sampled_from(["fast", "deep"]), deep=st.booleans(),
     latency_ms=st.sampled_from([None, 100.0]),
     avoid=st.lists(st.sampled_from(["r0", "r1", "r2", "gone"]), max_size=4).map(tuple),
-)
+)  # fmt: skip
 
 
 @given(st.integers(1, 30), st.lists(st.tuples(st.sampled_from("srreg"), REQUESTS), max_size=40))
