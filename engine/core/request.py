@@ -10,6 +10,7 @@ from loguru import logger
 from fastslow.engine.core.request_parts import (
     AnswerLog,
     Drafting,
+    EncodedPrompt,
     KnownAnswer,
     KVHistory,
     Scheduling,
@@ -17,7 +18,7 @@ from fastslow.engine.core.request_parts import (
     Timing,
 )
 from fastslow.engine.core.spec_decode_stats import SpecDecodeStats
-from fastslow.engine.params import SamplingParams, Speculation
+from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.engine.sampling.accept.exact import Accepted, RngAt, Rule, TargetProbsAt, tokenwise
 from fastslow.engine.sampling.accept.lossy import LossyStepwise
 from fastslow.engine.sampling.confidence import AnswerProbe, Confidence, PromptProbe
@@ -34,18 +35,21 @@ Listener = Callable[["Request"], None]
 class EscalationTarget:
     """A mode that a request changes to when its confidence falls, or that its probe takes."""
 
-    mode: str
-    groups: int | None
+    mode: Mode
     keep: bool = False  # its KV stays as it is: lossy
     thinking: Thinking | None = None  # of the same text, by that mode's settings
     successor: Request | None = None  # answers instead of it, from the beginning
+
+    @property
+    def groups(self) -> int | None:
+        return self.mode.routed
 
     def note(self, confidence: Confidence | PromptProbe) -> str:
         """Say what happened, for people."""
         how = "keeping its KV, lossy" if self.keep else "recomputed"
         if self.successor is not None:
             how = f"begun again, {confidence.tokens} tokens dropped"
-        return f"{self.mode} from token {confidence.tokens}: {confidence} ({how})"
+        return f"{self.mode.name} from token {confidence.tokens}: {confidence} ({how})"
 
 
 @dataclass(slots=True)
@@ -80,8 +84,7 @@ class Request:
     """
 
     id: int
-    tokens: list[int]
-    prompt_length: int
+    prompt: EncodedPrompt
     params: SamplingParams
     drafting: Drafting
     stopper: Stopper
@@ -107,8 +110,13 @@ class Request:
     share: str | None = None  # who asks: the places of a step are dealt out among these
     scheduling: Scheduling = field(default_factory=Scheduling)
     timing: Timing = field(default_factory=Timing)
-    mode: str = ""  # the name of the mode that was asked for
+    mode: Mode = field(default_factory=Mode)  # that was asked for
     escalation: EscalationState | None = None  # of one that may change to another mode
+    tokens: list[int] = field(init=False)
+    prompt_length: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tokens, self.prompt_length = list(self.prompt.tokens), len(self.prompt.tokens)
 
     def enter_phase(self) -> None:
         """Select the speculation of the current part: the thought or the answer."""

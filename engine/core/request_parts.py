@@ -1,4 +1,4 @@
-"""The values that a request holds: how it is drafted, shared and scheduled, and what is known of its answer."""
+"""The values that a request holds: its prompt, how it is drafted, shared and scheduled, and what is known of its answer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from fastslow.engine.core.step_trace import StepTrace
-from fastslow.engine.params import Speculation
+from fastslow.engine.params import Mode, Speculation
 from fastslow.engine.types import TARGET, Policy, Tree
 
 
@@ -17,6 +17,23 @@ class KVHistory:
 
     groups: int | None
     length: int
+
+
+class EncodedPrompt(NamedTuple):
+    """A prompt that was checked, and what is known of its answer."""
+
+    tokens: list[int]
+    text: str | None = None  # None if token ids were given
+    chat: bool = False  # made from messages
+    opened: bool = False  # the answer begins inside a thought
+    continues: bool = True  # the answer continues a text, the assistant's own where it is a chat
+    tools: bool = False  # the chat offers tools, and the answer's text shows the marks of calls
+    turn_spent: int = 0  # tokens of thought of the user's turn, so far
+    prediction: tuple[int, ...] = ()  # tokens that the answer probably repeats
+
+    def turn_left(self, mode: Mode) -> int | None:
+        """Tokens of thought that are left of a mode's budget for a turn; None = it has none."""
+        return None if mode.turn_budget is None else max(0, mode.turn_budget - self.turn_spent)
 
 
 class Drafting(NamedTuple):

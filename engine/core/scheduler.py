@@ -341,7 +341,7 @@ class Scheduler:
         elif kept is not None:  # later rows run other groups than the prefix key says
             most = min(most, kept.length)
         root, for_all = request.root, request.shared_root
-        cached = self._kv.open(request.id, tokens, root, most, request.mode, for_all)
+        cached = self._kv.open(request.id, tokens, root, most, request.mode.name, for_all)
         if kept is not None and cached < kept.length:
             end = kept.length
         chunk = min(end - cached, rows)

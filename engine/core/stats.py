@@ -128,7 +128,7 @@ class EngineTotals:
             self.ended[reason] += 1
         for name, counts in request.spec_stats.by_drafter.items():
             _entry(self.drafters, name, DrafterStats).add(counts)
-        _entry(self.modes, request.mode, ModeStats).add(request)
+        _entry(self.modes, request.mode.name, ModeStats).add(request)
 
     def snapshot(self, scheduler: Scheduler, kv: KVCache) -> EngineStats:
         """The counters now, with the queue and the pages."""
@@ -246,7 +246,7 @@ class LoadMeter:
             fade = 1.0 - 1.0 / MEMORY
             self._read = fade * self._read + prompt
             self._reading = fade * self._reading + seconds * prompt / rows  # its part of the step
-        for mode in dict.fromkeys(request.mode for request in ready):
+        for mode in dict.fromkeys(request.mode.name for request in ready):
             pace = _entry(self._paces, mode, _Pace)
             if not prompt or not pace.steps:  # else how long it took depends on the prompts
                 pace.add(seconds)
@@ -259,11 +259,11 @@ class LoadMeter:
         modes: dict[str, ModeLoad] = {}
         now = time.monotonic()
         for request in list(scheduler.running):
-            load = _entry(modes, request.mode, ModeLoad)
+            load = _entry(modes, request.mode.name, ModeLoad)
             load.running += 1
             load.targets += request.scheduling.latency_target is not None
         for request in list(scheduler.waiting):
-            load = _entry(modes, request.mode, ModeLoad)
+            load = _entry(modes, request.mode.name, ModeLoad)
             load.waiting += 1
             load.targets += request.scheduling.latency_target is not None
             load.oldest = max(load.oldest, now - request.timing.called)

@@ -6,6 +6,7 @@ import math
 import threading
 from typing import TYPE_CHECKING
 
+from fastslow.engine.core.request_parts import EncodedPrompt
 from fastslow.engine.params import GrammarSpec, Mode, SamplingParams, shown
 from fastslow.engine.sampling.answer_start import (
     AnswerStart,
@@ -21,7 +22,7 @@ from fastslow.engine.sampling.thinking import Steering, Thinking
 from fastslow.engine.sampling.thinking_limits import ThinkingLimits
 from fastslow.engine.text.thought import HARMONY, TagTokens
 from fastslow.policies.turns import answer_room
-from fastslow.request.input_processor import EncodedPrompt, InputProcessor
+from fastslow.request.input_processor import InputProcessor
 
 if TYPE_CHECKING:  # which imports the library
     from fastslow.engine.sampling.llguidance_grammar import GrammarCompiler

@@ -6,7 +6,6 @@ import itertools
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -15,7 +14,14 @@ from loguru import logger
 from fastslow.drafters import DrafterFactory
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.request import EscalationState, EscalationTarget, Request
-from fastslow.engine.core.request_parts import AnswerLog, Drafting, Scheduling, Sharing, Timing
+from fastslow.engine.core.request_parts import (
+    AnswerLog,
+    Drafting,
+    EncodedPrompt,
+    Scheduling,
+    Sharing,
+    Timing,
+)
 from fastslow.engine.core.step_trace import StepTrace
 from fastslow.engine.host.machine import HomeProcess
 from fastslow.engine.model.config import RoutedUnits
@@ -26,13 +32,12 @@ from fastslow.engine.sampling.accept.lossy import LossyStepwise
 from fastslow.engine.sampling.confidence import Confidence, PromptProbe
 from fastslow.engine.sampling.rng import sibling_seed, successor_seed
 from fastslow.engine.sampling.stop import Stopper
-from fastslow.engine.sampling.thinking import Thinking
 from fastslow.engine.text.vocabulary import Detokenizer
 from fastslow.policies.mode_router import ModeChoice
 from fastslow.policies.speculation.controller import SpeculationController
 from fastslow.policies.turns import TurnCall
 from fastslow.request.answer_rules import Grammars, ThinkingRules
-from fastslow.request.input_processor import EncodedPrompt, InputProcessor
+from fastslow.request.input_processor import InputProcessor
 from fastslow.request.mode_finder import ModeFinder
 from fastslow.request.options import (
     GENERATION,
@@ -47,38 +52,18 @@ from fastslow.tool_calls.offered import openai_choice, openai_tools
 from fastslow.tool_calls.prepare import ToolSupport
 
 STEPWISE = "lossy-stepwise"
+Asked = tuple[EncodedPrompt, Mode, SamplingParams]
+"""A call in one of its modes."""
 
 
-class Candidate(NamedTuple):
-    """A request that may answer."""
+class CallContext(NamedTuple):
+    """What the answers to a call share: when it came, of `time.monotonic`, the preset that was chosen for it, with its
+    reason, what reads its tool calls, and the turn that it names."""
 
-    request: Request
-    prompt: EncodedPrompt
-    mode: Mode
-    later: Mode | None = None  # in which its text may go on
-
-
-class BuiltChoices(NamedTuple):
-    """The candidates of each of n answers, the preset that was chosen for all of them, with its reason, and
-    what reads their calls."""
-
-    candidates: list[list[Candidate]]
+    called: float
     decided: ModeChoice | None
     tools: ToolSupport | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """Inputs of a call in one mode, checked: the same for all of its answers."""
-
-    prompt: EncodedPrompt
-    params: SamplingParams
-    thought: SamplingParams | None  # in a thought, where that has its own
-    mode: Mode
-    speculation: Speculation
-    by_phase: tuple[Speculation, Speculation] | None  # of the answer and of thoughts, if asked for
-    prediction: tuple[int, ...]
-    room: int  # most tokens of the answer
+    turn: TurnCall | None
 
 
 class RequestBuilder:
@@ -145,8 +130,11 @@ class RequestBuilder:
         )
         return options.with_tools(support.sampling, support.variables), support
 
-    def build(self, prompt: Prompt, options: GenerateOptions, called: float) -> BuiltChoices:
-        """Check a prompt, and make the requests of its n answers.
+    def build(
+        self, prompt: Prompt, options: GenerateOptions, called: float
+    ) -> tuple[list[list[Request]], CallContext]:
+        """Check a prompt, and make the requests of its n answers: of each the first one, and those that may answer
+        instead of it.
 
         called: when the call came, of `time.monotonic`.
         """
@@ -161,7 +149,6 @@ class RequestBuilder:
         if probe is None and mode.escalate is not None:
             escalated = self.modes.escalated(mode.escalate.to, options.mode, prompt)
         with self._turn(options, [mode, *later, *filter(None, [escalated])]) as turn:
-            plans = [self._plan(prompt, options, one, turn) for one in (mode, *later)]
             if probe is not None:
                 probe().check(self._config.layers, self._config.hidden_size)
                 if answered is not None and any(answered.tokens):
@@ -169,25 +156,26 @@ class RequestBuilder:
                         "answered.decided is missing: the mode is chosen as the prompt ends"
                     )
             elif escalated and mode.escalate and mode.escalate.how == "restart":
-                plans.append(self._plan(prompt, options, escalated, turn))
-            params = plans[0].params
-            if params.n > 1 and params.temperature == 0 and plans[0].thought is None:
-                self.inputs.said.warn(
-                    "n above 1 at temperature 0 gives equal answers: set a temperature"
-                )
+                later = [escalated]
+            asked = [self._asked(prompt, options, one, turn) for one in (mode, *later)]
+            params = asked[0][2]
             if answered is not None and len(answered.tokens) > params.n:
                 raise ValueError(
                     f"answered.tokens has {len(answered.tokens)} entries, and n={params.n}"
                 )
             seed = secrets.randbits(63) if params.seed is None else params.seed
-            candidates = [
-                self._candidates(plans, escalated, sibling_seed(seed, n), options, called, probe)
+            each = [
+                self._candidates(asked, escalated, sibling_seed(seed, n), options, called, probe)
                 for n in range(params.n)
             ]
-            for n, (first, *_) in enumerate(candidates):
+            for n, (first, *_) in enumerate(each):
                 if answered is not None and answered.begun(n):
-                    answered.begin(first.request, n, mode, plans[0].room, self.units)
-            return BuiltChoices(candidates, decided, tools)
+                    answered.begin(first, n, self.units)
+            if params.n > 1 and first.params.temperature == 0 and first.thought_params is None:
+                self.inputs.said.warn(
+                    "n above 1 at temperature 0 gives equal answers: set a temperature"
+                )
+            return each, CallContext(called, decided, tools, turn)
 
     def _turn(
         self, options: GenerateOptions, modes: Sequence[Mode]
@@ -200,29 +188,17 @@ class RequestBuilder:
         most = max(min(n for n in each if n is not None) for each in limits)
         return turn.begin(most, params.n)
 
-    def _plan(
+    def _asked(
         self, prompt: Prompt, options: GenerateOptions, mode: Mode, turn: TurnCall | None
-    ) -> _Plan:
+    ) -> Asked:
+        """A call in one of its modes, checked: the same for all of its answers."""
         params, thoughts = self._sampling(options, mode), self.inputs.thoughts
         # a thought would be the whole answer
         if mode.answer_room and thoughts and params.max_tokens < len(thoughts.close_ids) + 2:
             mode = mode.model_copy(update={"thinking": "off"})
         encoded = self.inputs.encode(prompt, mode, options, turn)
-        thought = params if mode.thought is None else mode.thought.over(params)
-        params = params if mode.answer is None else mode.answer.over(params)
-        usual = self._speculation(options.speculation, mode)
-        own = [None if one is None else one.speculation for one in (mode.answer, mode.thought)]
-        answer, within = [usual if one is None else self._speculation(one, mode) for one in own]
-        return _Plan(
-            prompt=encoded,
-            params=params,
-            thought=None if thought == params else thought,
-            mode=mode,
-            speculation=usual,
-            by_phase=(answer, within) if any(own) else None,
-            prediction=self.inputs.prediction(options.prediction),
-            room=min(params.max_tokens, self.inputs.context - len(encoded.tokens)),
-        )
+        prediction = self.inputs.prediction(options.prediction)
+        return encoded._replace(prediction=prediction), mode, params
 
     def _sampling(self, options: GenerateOptions, mode: Mode) -> SamplingParams:
         own = self.inputs.sampling
@@ -253,44 +229,41 @@ class RequestBuilder:
 
     def _candidates(
         self,
-        plans: Sequence[_Plan],
+        asked: Sequence[Asked],
         escalated: Mode | None,
         seed: int,
         options: GenerateOptions,
         called: float,
         probe: Callable[[], PromptProbe] | None,
-    ) -> list[Candidate]:
+    ) -> list[Request]:
         """The request of one answer, and what may replace it: where its confidence falls, or by its probe."""
-        first, *others = plans
+        first, *others = asked
         trace = StepTrace(self.units) if options.trace else None
         # what a probe takes answers as if it had been asked for: nothing was said before
         own = successor_seed(seed) if probe is None else seed
         later = [self._request(one, own, options, called, trace) for one in others]
-        escalation = None
-        if escalated is not None and first.mode.escalate is not None:
-            keep, successor = first.mode.escalate.how == "keep", later[0] if later else None
-            thinking = None if later else self._steered(first, escalated)
-            escalation = EscalationTarget(
-                escalated.name, escalated.routed, keep, thinking, successor
-            )
-        request = self._request(first, seed, options, called, trace, escalation)
+        request = self._request(first, seed, options, called, trace, escalated, *later)
         if probe is not None:
-            targets = [EscalationTarget(r.mode, r.groups, successor=r) for r in later]
+            targets = [EscalationTarget(one.mode, successor=one) for one in later]
             request.escalation = EscalationState(probe(), targets=targets)
-        goes_on = None if later else escalated
-        return [Candidate(r, p.prompt, p.mode, goes_on) for r, p in zip([request, *later], plans)]
+        return [request, *later]
 
     def _request(
         self,
-        plan: _Plan,
+        asked: Asked,
         seed: int,
         options: GenerateOptions,
         called: float,
         trace: StepTrace | None,
-        escalation: EscalationTarget | None = None,
+        escalated: Mode | None = None,
+        *later: Request,
     ) -> Request:
-        prompt, params, mode, settings = plan.prompt, plan.params, plan.mode, plan.speculation
-        max_len, kv = len(prompt.tokens) + plan.room - 1, self._core.kv
+        """escalated: the mode that it may change to; its successor is the first of `later`, if there is one."""
+        prompt, mode, params = asked
+        thought = params if mode.thought is None else mode.thought.over(params)
+        params = params if mode.answer is None else mode.answer.over(params)
+        room = min(params.max_tokens, self.inputs.context - len(prompt.tokens))
+        max_len, kv = len(prompt.tokens) + room - 1, self._core.kv
         if not kv.fits(max_len):
             raise ValueError(
                 f"a text of {max_len} tokens needs {kv.pages_for(max_len)} KV pages; there are "
@@ -302,17 +275,26 @@ class RequestBuilder:
         grammar = None
         if params.grammar is not None:
             grammar = self._grammars.grammar(params.grammar, prompt, mode, end_ids)
+        settings = self._speculation(options.speculation, mode)
+        own = [None if one is None else one.speculation for one in (mode.answer, mode.thought)]
+        by_phase = [settings if one is None else self._speculation(one, mode) for one in own]
         usual, *parts = [
-            self._drafting(one, plan, options, part)
-            for one, part in zip((settings, *(plan.by_phase or ())), ("", "answer", "thought"))
+            self._drafting(one, prompt, options, part)
+            for one, part in zip(
+                (settings, *(by_phase if any(own) else ())), ("", "answer", "thought")
+            )
         ]
         drafts = any(part.speculation.drafter != "off" for part in parts or [usual])
         reproducible = settings.accept == "reproducible"
         reproducible |= settings.accept == "auto" and params.seed is not None
         state = None
-        if escalation is not None and mode.escalate is not None:
-            confidence = Confidence(mode.escalate, to_the_end=escalation.successor is not None)
-            state = EscalationState(confidence, escalation)
+        if escalated is not None and mode.escalate is not None:
+            successor = later[0] if later else None
+            thinking = None if later else self._thinking.make(prompt, room, escalated, params)
+            keep = mode.escalate.how == "keep"
+            target = EscalationTarget(escalated, keep, thinking, successor)
+            confidence = Confidence(mode.escalate, to_the_end=successor is not None)
+            state = EscalationState(confidence, target)
         scheduling = Scheduling(
             priority=options.priority,
             latency_target=None if mode.latency_ms is None else mode.latency_ms / 1000,
@@ -322,13 +304,12 @@ class RequestBuilder:
         deadline = None if options.timeout is None else called + options.timeout
         request = Request(
             id=next(self._ids),
-            tokens=list(prompt.tokens),
-            prompt_length=len(prompt.tokens),
+            prompt=prompt,
             params=params,
             drafting=usual,
             by_phase=(parts[0], parts[1]) if parts else None,
-            mode=mode.name,
-            stopper=Stopper(params, end_ids, plan.room, self._detokenizer(prompt)),
+            mode=mode,
+            stopper=Stopper(params, end_ids, room, self._detokenizer(prompt)),
             groups=mode.routed,
             seed=seed,
             max_len=max_len,
@@ -336,11 +317,11 @@ class RequestBuilder:
             end_ids=end_ids,
             rule=self._rule(settings, reproducible),
             reproducible=reproducible,
-            thinking=self._steered(plan, mode),
-            thought_params=plan.thought,
+            thinking=self._thinking.make(prompt, room, mode, params),
+            thought_params=None if thought == params else thought,
             grammar=grammar,
             log=AnswerLog(notes=[*mode._held], trace=trace),
-            prediction=plan.prediction if drafts else (),
+            prediction=prompt.prediction if drafts else (),
             share=options.share,
             scheduling=scheduling,
             timing=Timing(called, deadline=deadline),
@@ -352,17 +333,14 @@ class RequestBuilder:
         return request
 
     def _drafting(
-        self, settings: Speculation, plan: _Plan, options: GenerateOptions, part: str
+        self, settings: Speculation, prompt: EncodedPrompt, options: GenerateOptions, part: str
     ) -> Drafting:
-        drafter, predicted = self._drafters.make(settings), bool(plan.prediction)
+        drafter, predicted = self._drafters.make(settings), bool(prompt.prediction)
         off = drafter.drafter == "off"
         policy = self._controller.policy(
             drafter if off else settings, drafter, predicted, options.memory_key, part
         )
         return Drafting(drafter, policy, self._drafters.alone(drafter))
-
-    def _steered(self, plan: _Plan, mode: Mode) -> Thinking | None:
-        return self._thinking.make(plan.prompt, plan.room, mode, plan.params)
 
     def _rule(self, settings: Speculation, reproducible: bool) -> Rule:
         if settings.accept == STEPWISE:

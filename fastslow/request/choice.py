@@ -19,8 +19,8 @@ from fastslow.engine.sampling.thinking_limits import Ended
 from fastslow.engine.text.thought import HARMONY, ThoughtSplitter, ThoughtTags, splitter
 from fastslow.engine.types import PREDICTION
 from fastslow.output import Completion, Decided, Metrics, Output, Piece, ToolCall
-from fastslow.request.builder import BuiltChoices, Candidate
-from fastslow.request.input_processor import EncodedPrompt, InputProcessor
+from fastslow.request.builder import CallContext
+from fastslow.request.input_processor import InputProcessor
 from fastslow.tool_calls.answer_parts import AnswerParts, Change
 
 ENOUGH = 100  # drafted tokens, before advice is given
@@ -35,34 +35,31 @@ class ChoiceState:
     thought: the text before it is reasoning, too. A request that must not think keeps it as `text`, so
     that its answer is not lost.
 
-    A second candidate replaces the first where its confidence falls. Nothing of the first is streamed while
+    A second request replaces the first where its confidence falls. Nothing of the first is streamed while
     it may still be replaced.
 
-    built: what it is one of. called: when the call came, of
-    `time.monotonic`. index: which of the prompt's answers this is.
+    call: what it shares with the prompt's other answers. index: which of them this is.
     """
 
     def __init__(
         self,
-        candidates: list[Candidate],
+        requests: list[Request],
         tags: ThoughtTags | None,
         units: RoutedUnits,
-        built: BuiltChoices,
-        called: float,
+        call: CallContext,
         index: int = 0,
     ) -> None:
         self._tags = tags
         self._units = units
-        self._decided, self._tools = built.decided, built.tools
-        self._called = called
+        self._decided, self._tools, self._turn = call.decided, call.tools, call.turn
+        self._called = call.called
         self._index = index
         self._ended = False  # its last piece was made
         self.streaming = False  # a piece is made in every step; the first one holds all so far
         self.pieces: deque[Piece] = deque()  # several answers may share one queue
         self.over = False
         self.news: Callable[[], None] = lambda: None  # called in the engine's thread
-        self._candidates = candidates
-        self.requests = [candidate.request for candidate in candidates]
+        self.requests = self._candidates = requests
         for request in self.requests:
             request.listener = self._on_step
         self._begin()
@@ -70,11 +67,7 @@ class ChoiceState:
     @property
     def request(self) -> Request:
         """The request that answers."""
-        return self._candidates[0].request
-
-    @property
-    def prompt(self) -> EncodedPrompt:
-        return self._candidates[0].prompt
+        return self._candidates[0]
 
     def abandon(self) -> None:
         self.request.end("cancelled", None)
@@ -99,7 +92,7 @@ class ChoiceState:
         """The whole answer of a request that is over."""
         request = self.request
         stopper = request.stopper
-        whole = self._new_splitter(self.prompt.opened or self._strayed)
+        whole = self._new_splitter(self.request.prompt.opened or self._strayed)
         parts = [whole.push(stopper.text), whole.finish()]
         answer = Completion(
             text="".join(text for _, text in parts),
@@ -124,7 +117,7 @@ class ChoiceState:
     @property
     def _strayed(self) -> bool:
         """True where the whole answer turned out to begin inside a thought."""
-        may_think = self._answers_in.thinking != "off" and not self.prompt.opened
+        may_think = self._answers_in.thinking != "off" and not self.request.prompt.opened
         held = self.request.grammar is not None  # where its answer begins is known
         strayed = self._tags is not None and self._tags.strayed(self.request.stopper.text)
         return may_think and not held and strayed
@@ -132,18 +125,19 @@ class ChoiceState:
     @property
     def _answers_in(self) -> Mode:
         """The mode that answers, the latest where the text went on in another one."""
-        first = self._candidates[0]
-        return first.later if first.later and self.request.escalated else first.mode
+        target = None if self.request.escalation is None else self.request.escalation.target
+        goes_on = self.request.escalated and target is not None and target.successor is None
+        return target.mode if goes_on and target is not None else self.request.mode
 
     def _begin(self) -> None:
-        self._splitter = self._new_splitter(self.prompt.opened)
+        self._splitter = self._new_splitter(self.request.prompt.opened)
         self._sent = self.request.prompt_length
         self._parts = AnswerParts(None if self._tools is None else self._tools.parser(), True)
 
     def _new_splitter(self, opened: bool) -> ThoughtSplitter:
         grammar, spec = self.request.grammar, self.request.params.grammar
         begun = grammar is not None and grammar.at_once
-        calls = self.prompt.tools
+        calls = self.request.prompt.tools
         # in channels such a grammar in Lark holds messages with their headers, see `Grammars.grammar`
         messages = self._tags == HARMONY and calls and spec is not None and spec.kind == "lark"
         once = grammar is not None and not messages
@@ -153,7 +147,7 @@ class ChoiceState:
         if request is not self.request:
             return
         if request.done and request.escalated and len(self._candidates) > 1:
-            self._candidates = [c for c in self._candidates if c.request in request.successors]
+            self._candidates = request.successors
             self._begin()
             if not self.request.done:
                 return
@@ -178,8 +172,8 @@ class ChoiceState:
 
     def _note_turn(self) -> None:
         """The thoughts of an answer that is over count for the turn that its call names."""
-        if self.prompt.turn is not None:
-            self.prompt.turn.note(self._thought()[0])
+        if self._turn is not None:
+            self._turn.note(self._thought()[0])
 
     def _piece(self, text: str, reasoning: str) -> Piece:
         """The next piece, with the tokens that no other one held."""
@@ -204,20 +198,20 @@ class ChoiceState:
         by_load = (
             request.scheduling.latency_target is not None and request.scheduling.may_cut_groups
         )
-        left = None if self.prompt.turn is None else self.prompt.turn_left(self._answers_in)
+        left = None if self._turn is None else request.prompt.turn_left(self._answers_in)
         if self._decided is None and not by_load and left is None:
             return None
         mode = why = ""
         if self._decided is not None:
-            mode = self._candidates[0].mode.name
+            mode = request.mode.name
             why = self._decided.why or "; ".join(self.requests[0].log.notes)
         return Decided(mode, why, request.groups, left)
 
     def _mode(self) -> str:
         """The mode that answered; both, where a text went on in another one."""
-        name, state = self._candidates[0].mode.name, self.request.escalation
+        name, state = self.request.mode.name, self.request.escalation
         other = None if state is None else state.target
-        return f"{name}>{other.mode}" if other is not None and self.request.escalated else name
+        return f"{name}>{other.mode.name}" if other is not None and self.request.escalated else name
 
     def _metrics(self) -> Metrics:
         request = self.request
@@ -231,7 +225,7 @@ class ChoiceState:
         target = first.scheduling.latency_target
         notes = (note for one in self.requests for note in one.log.notes)
         thought, ended, put_in = self._thought()
-        left = self.prompt.turn_left(self._answers_in)
+        left = request.prompt.turn_left(self._answers_in)
         predicted = stats.by_drafter.get(PREDICTION, DraftCounts())
         return Metrics(
             mode=self._mode(),
@@ -313,7 +307,7 @@ class OutputBuilder:
         self._advised: set[str] = set()  # drafters
 
     def __call__(self, each: Sequence[ChoiceState]) -> Output:
-        first, prompt = each[0].request, each[0].prompt
+        first, prompt = each[0].request, each[0].request.prompt
         prompt_logprobs = None
         if first.params.prompt_logprobs is not None:
             prompt_logprobs = [None, *first.log.prompt_logprobs]

@@ -108,10 +108,10 @@ class RequestGroup:
         """Check the prompt, tokenise it, and make the requests."""
         builder, call = self._builder, self._call
         assert builder is not None and call is not None, "this was done before"
-        built = builder.build(*call, self._called)
+        each, shared = builder.build(*call, self._called)
         choices = [
-            ChoiceState(one, builder.inputs.tags, builder.units, built, self._called, n)
-            for n, one in enumerate(built.candidates)
+            ChoiceState(requests, builder.inputs.tags, builder.units, shared, n)
+            for n, requests in enumerate(each)
         ]
         self._builder = self._call = None
         with self._news:

@@ -7,10 +7,11 @@ import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any, SupportsIndex
 
 from loguru import logger
 
+from fastslow.engine.core.request_parts import EncodedPrompt
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.params import Mode, SamplingParams, shown
 from fastslow.engine.text.chat_parts import Marks, ThoughtsLost, chat_parts, kept_thoughts
@@ -46,23 +47,6 @@ class SaidOnce:
         self._said.add(said)
         logger.log(level, "{}", said)
         return True
-
-
-class EncodedPrompt(NamedTuple):
-    """A prompt that was checked."""
-
-    tokens: list[int]
-    text: str | None  # None if token ids were given
-    chat: bool = False  # made from messages
-    opened: bool = False  # the answer begins inside a thought
-    continues: bool = True  # the answer continues a text, the assistant's own where it is a chat
-    tools: bool = False  # the chat offers tools, and the answer's text shows the marks of calls
-    turn_spent: int = 0  # tokens of thought of the user's turn, so far
-    turn: TurnCall | None = None  # where the call names it
-
-    def turn_left(self, mode: Mode) -> int | None:
-        """Tokens of thought that are left of a mode's budget for a turn; None = it has none."""
-        return None if mode.turn_budget is None else max(0, mode.turn_budget - self.turn_spent)
 
 
 class InputProcessor:
@@ -161,7 +145,7 @@ class InputProcessor:
                 turn.before, turn.resumed = spent, True
             left = max(0, left - spent)
         most = min((n for n in (mode.thinking_budget, left) if n is not None), default=None)
-        encoded = self._encoded(prompt, mode, options, most)._replace(turn_spent=spent, turn=turn)
+        encoded = self._encoded(prompt, mode, options, most)._replace(turn_spent=spent)
         if options.chat_template_kwargs and not encoded.chat:
             raise ValueError("chat_template_kwargs are for messages, and this prompt is none")
         if not encoded.tokens:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from fastslow.engine.params import Mode, shown
+from fastslow.engine.params import shown
 from fastslow.output import Decided
 
 if TYPE_CHECKING:  # which import torch
@@ -95,13 +95,12 @@ class ResumeState:
         """Tell whether there are tokens of this answer."""
         return index < len(self.tokens) and len(self.tokens[index]) > 0
 
-    def begin(
-        self, request: Request, index: int, mode: Mode, room: int, units: RoutedUnits
-    ) -> None:
+    def begin(self, request: Request, index: int, units: RoutedUnits) -> None:
         """Have the request of one of these answers, not submitted yet, continue it.
 
-        request: of a call that is the same in all else. room: most tokens of its answer.
+        request: of a call that is the same in all else.
         """
+        mode, room = request.mode, request.max_len + 1 - request.prompt_length
         tokens = [operator.index(token) for token in self.tokens[index]]
         if mode.escalate is not None:
             raise ValueError(

@@ -148,9 +148,9 @@ def test_a_listener_that_raises_leaves_nobody_waiting(
 def test_close_from_a_listener_does_not_wait_for_itself(folder: Path) -> None:
     llm = open_llm(folder, **OPTIONS)
     options = GenerateOptions(sampling=TEN)
-    [[candidate]] = llm._parts.builder.build("one two", options, time.monotonic()).candidates
-    candidate.request.listener = lambda _: llm._worker.close()
-    llm._worker.submit([candidate.request])
+    ([[request]], _) = llm._parts.builder.build("one two", options, time.monotonic())
+    request.listener = lambda _: llm._worker.close()
+    llm._worker.submit([request])
     llm._worker._thread.join(WAIT)
     assert llm._worker.ended
 

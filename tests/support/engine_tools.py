@@ -20,7 +20,7 @@ from fastslow.draft.router import DrafterRouter
 from fastslow.engine.backends.accelerator.kv import BlockStorage
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.request import Request
-from fastslow.engine.core.request_parts import Drafting
+from fastslow.engine.core.request_parts import Drafting, EncodedPrompt
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model, kv_cache_for
 from fastslow.engine.params import GrammarSpec, SamplingParams, Speculation
@@ -118,8 +118,7 @@ class Bench:
         return Request(
             id=number,
             by_phase=by_phase,
-            tokens=list(ask.tokens),
-            prompt_length=len(ask.tokens),
+            prompt=EncodedPrompt(list(ask.tokens)),
             params=ask.params,
             thought_params=ask.thought,
             drafting=Drafting(Speculation(drafter=ask.drafter), FixedLength(0 if ask.drafter == "off" else ask.nodes)),

@@ -21,7 +21,7 @@ from fastslow.policies.speculation.planner import FixedLength
 
 def request(number: int, prompt: int = 4, room: int = 8, **fields: Any) -> Request:
     params = SamplingParams(max_tokens=room)
-    given: dict[str, Any] = {"tokens": [3 + number % 7] * prompt, "prompt_length": prompt}
+    given: dict[str, Any] = {"tokens": [3 + number % 7] * prompt}
     given |= {"id": number, "seed": number, "max_len": prompt + room - 1, "groups": None}
     given |= {"params": params, "stopper": Stopper(params, frozenset(), room, None)}
     given |= {"speculation": Speculation(drafter="off"), "policy": FixedLength(0)}

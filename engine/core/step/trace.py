@@ -58,7 +58,7 @@ def trace_step(
     for item in layout.work:
         request, chunk = item
         if (trace := request.log.trace) is not None:
-            own: dict[str, Any] = {"mode": request.mode}
+            own: dict[str, Any] = {"mode": request.mode.name}
             own |= trace.units.running(request.current_groups)
             own |= {"read": chunk, "rows": chunk}
             if item.ready:

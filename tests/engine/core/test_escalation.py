@@ -60,7 +60,7 @@ def unsure(how: str, below: float = 0.7, window: int = 3, **fields: Any) -> Mode
 def doubts(below: float, keep: bool) -> dict[str, Any]:
     """Of a request that leaves its mode."""
     settings = Escalation(below=below, window=2)
-    target = EscalationTarget("deep", None, keep=keep)
+    target = EscalationTarget(Mode(name="deep"), keep=keep)
     return {"escalation": EscalationState(Confidence(settings), target)}
 
 

@@ -23,7 +23,7 @@ from fastslow.engine.core.request import EscalationState, EscalationTarget, Requ
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import best_tokens
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.params import Escalation, SamplingParams, Speculation
+from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
 from fastslow.engine.rows import ALL_GROUPS, Rows
 from fastslow.engine.sampling.confidence import Confidence
 from fastslow.engine.sampling.probs import probs_at
@@ -128,7 +128,7 @@ class Doubt(NamedTuple):
         """Of a request."""
         # a window of none but unsure tokens has a mean of 0.31, one with a sure token at least 0.55
         watched = Confidence(Escalation(below=0.4, window=self.window))
-        return {"escalation": EscalationState(watched, EscalationTarget("other", self.to, self.keep))}
+        return {"escalation": EscalationState(watched, EscalationTarget(Mode(name="other", groups=self.to), self.keep))}
 
 
 class Engine:
