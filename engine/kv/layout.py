@@ -91,9 +91,14 @@ class StateLayout:
             return state.layer
         return layer if isinstance(state, RowState) else None
 
+    @property
+    def token_numbers(self) -> int:
+        """Of a token's rows, over all layers."""
+        return sum(state.numbers for state in self.rows.values())
+
     def token_bytes(self, dtype: torch.dtype) -> int:
         """Bytes that a token's rows take, over all layers."""
-        return sum(state.numbers for state in self.rows.values()) * dtype.itemsize
+        return self.token_numbers * dtype.itemsize
 
     def snapshot_bytes(self, dtype: torch.dtype) -> int:
         """Bytes of a request's running states, over all layers."""

@@ -50,6 +50,9 @@ class KVStorage:
         self.sides = self._allocate()
         self.device = self.sides[0].device if self.sides else self.device  # with its number
         self._place(dict(self._owned()))
+        self._starts = [
+            (side.stride(1) * side.itemsize, [x.data_ptr() for x in side]) for side in self.sides
+        ]
         self._unwritten = np.ones(slots, dtype=np.bool_)
 
     def _allocate(self) -> tuple[torch.Tensor, ...]:
@@ -145,12 +148,9 @@ class KVStorage:
         if not self.tile or self.device.type != "cpu" or not self._unwritten[slots].any():
             return
         self._unwritten[slots] = False
-        sides = [
-            (side.stride(1) * side.itemsize, [x.data_ptr() for x in side]) for side in self.sides
-        ]
         for run in np.split(slots, np.flatnonzero(np.diff(slots) != 1) + 1):
             first, stop = int(run[0]) // self.tile, int(run[-1]) // self.tile + 1
-            for size, layers in sides:
+            for size, layers in self._starts:
                 for layer in layers:
                     take_memory(layer + first * size, (stop - first) * size)
 

@@ -7,6 +7,8 @@ import threading
 from typing import TYPE_CHECKING
 
 from fastslow.engine.core.request_parts import EncodedPrompt
+from fastslow.engine.kv.layout import UNFOLDED
+from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.params import GrammarSpec, Mode, SamplingParams, shown
 from fastslow.engine.sampling.answer_start import (
     AnswerStart,
@@ -34,9 +36,9 @@ class ThinkingRules:
     """Makes the `Thinking` of requests, and warns once of what a mode cannot have. `ends`: the model's own end
     tokens."""
 
-    def __init__(self, inputs: InputProcessor, vocab_size: int, ends: frozenset[int]) -> None:
+    def __init__(self, inputs: InputProcessor, config: ModelConfig, ends: frozenset[int]) -> None:
         self._inputs = inputs
-        self._vocab_size = vocab_size
+        self._config = config
         self._ends = ends
 
     def make(
@@ -69,7 +71,7 @@ class ThinkingRules:
         if mode.warn_at is not None and left:
             warning, warn_at = thoughts.written(mode.warning), math.ceil(mode.warn_at * left)
         for name, text, ids in (("closing", phrase, closing), ("warning", mode.warning, warning)):
-            if (outside := max(ids, default=0)) >= self._vocab_size:
+            if (outside := max(ids, default=0)) >= self._config.vocab_size:
                 raise ValueError(
                     f"{name}={shown(text)} holds token id {outside}, outside the vocabulary"
                 )
@@ -109,11 +111,17 @@ class ThinkingRules:
             tag = thoughts.close.decode()
             text += rule.prefix if tag in text else tag + rule.prefix
         start = thoughts.closing(text)
-        if (outside := max(start)) >= self._vocab_size:
+        if (outside := max(start)) >= self._config.vocab_size:
             raise ValueError(
                 f"confidence.prefix={shown(rule.prefix)} holds token id {outside}, outside the vocabulary"
             )
-        if rule.every + len(start) + rule.tokens > room:
+        size = len(start) + rule.tokens
+        if size > UNFOLDED and self._config.state_layout.running:
+            raise ValueError(
+                f"confidence asks with {len(start)} tokens for {rule.tokens}, and a model with running states has room "
+                f"for {UNFOLDED} in sum: lower tokens, or shorten prefix"
+            )
+        if rule.every + size > room:
             self._inputs.said.note(
                 f"mode {mode.name!r}: confidence asks after {rule.every} tokens of thought, and within "
                 f"max_tokens={room} there is no room for that",

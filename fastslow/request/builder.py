@@ -95,7 +95,7 @@ class RequestBuilder:
         if ends > self._eos_ids:
             outside = sorted(ends - self._eos_ids)
             logger.warning("end tokens {} are outside the vocabulary: no answer has them", outside)
-        self._thinking = ThinkingRules(inputs, self._config.vocab_size, self._eos_ids)
+        self._thinking = ThinkingRules(inputs, self._config, self._eos_ids)
         self._grammars = Grammars(inputs, self._config.vocab_size, self._eos_ids)
         self._ids = itertools.count()
         self._home = HomeProcess()

@@ -73,7 +73,9 @@ class PrefixPinner:
         tokens = tokens[: self._whole_pages(len(tokens))]
         reads = mode.model_copy(update={"escalate": None, "latency_ms": None})  # and does no more
         alone = {"mode": reads, "chat_template_kwargs": None, "sampling": ONE_TOKEN}
-        group = RequestGroup(tokens, options.model_copy(update=alone), self._parts)
+        # running states are kept where a row after them is read
+        more = tokens[-1:] if self._kv.storage.running is not None else []
+        group = RequestGroup([*tokens, *more], options.model_copy(update=alone), self._parts)
         group.prepare()
         (root, for_all), number = group.roots, next(self._numbers)
         opened = for_all if every_key else None

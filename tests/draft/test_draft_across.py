@@ -8,6 +8,7 @@ import pytest
 import torch
 from engine_tools import cache_for
 from head_tools import View
+from recurrent_model import RecurrentModel
 from spellings import Pieces, letters
 from tokenizers_tiny import SENTENCES, write_bpe, write_spm
 
@@ -23,7 +24,7 @@ from fastslow.draft.model.retokenized import (
 )
 from fastslow.draft.model.vocab import ByteVocab, SharedTokens, overlap, special_map, split_utf8
 from fastslow.engine.kv.storage import KVStorage
-from fastslow.engine.model.base import best_tokens
+from fastslow.engine.model.base import best_tokens, kv_cache_for
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.params import SamplingParams
 from fastslow.engine.rows import Rows
@@ -184,6 +185,24 @@ def test_other_tokens_end_to_end(bpe: Tokenizer, spm: Tokenizer) -> None:
     assert len(model.read[0]) == len(spm.encode(begun)) and max(len(read) for read in model.read[1:]) <= 6
     drafter.release([0])
     assert not kv.requests and not drafter._texts
+
+
+def test_a_recurrent_draft_model_folds_in_what_is_settled(bpe: Tokenizer, spm: Tokenizer) -> None:
+    """Tokens that are cut anew later lie beside its states, and these are right bit for bit."""
+    model: Any = RecurrentModel()
+    kv = kv_cache_for(model, 200, 4)
+    drafter = RetokenizedDraft(model, OwnKV(kv), bpe, spm)
+    ids, ran = bpe.encode(STORY * 3, add_special=False), list[int]()
+    for number, start, step in ((0, 30, 3), (1, 130, 7)):
+        for stop in range(start, len(ids), step):
+            before = model.run
+            drafter.propose([request(ids[:stop], number)], [4])
+            ran.append(model.run - before)
+            kv.check_integrity()
+            assert not model.wrong
+        assert kv.valid(number) > len(spm.encode(STORY * 3)) - 50
+        drafter.release([number])
+    assert max(ran[1:]) < 60, "also where a second text begins as the first did"
 
 
 def test_no_room_in_the_draft_models_context(bpe: Tokenizer, spm: Tokenizer) -> None:

@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 from checkpoints import write_chat
 from gate import open_llm
+from recurrent_model import LAYOUT
 from refusals import refused
 
 from fastslow import LLM, Loop, Mode, Output, Phase, ResumeState, SamplingParams, Speculation
+from fastslow.engine.model.shape import DecoderShape
 from fastslow.engine.params import GrammarSpec
 from fastslow.engine.text.switches import find_switch
 from fastslow.policies.turns import MOST_TURNS, Turns
@@ -333,6 +335,12 @@ def test_thought_and_answer_are_drafted_each_in_its_own_way(llm: LLM) -> None:
 ])  # fmt: skip
 def test_one_sentence_for_what_does_not_fit(llm: LLM, fields: dict[str, Any], said: str) -> None:
     refused(said, llm.generate, CHAT, SIXTY, mode=fields)
+
+
+def test_a_probe_fits_beside_running_states(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DecoderShape, "state_layout", property(lambda _: LAYOUT))
+    said = "^confidence asks with .* tokens for 48, and a model with running states has room for 48 in sum"
+    refused(said, llm.generate, CHAT, SIXTY, mode={"base": "deep", "confidence": {"tokens": 48}})
 
 
 def test_the_fields_of_auto_hold_in_the_mode_that_it_escalates_to() -> None:

@@ -50,7 +50,7 @@ def enter(layer: int, state: LayerState, x: Floats) -> tuple[LayerState, Floats]
 
 
 def embedded(token: int, groups: int) -> Floats:
-    found: Floats = EMBEDDING[token] * np.float32(1 + groups / 8)
+    found: Floats = EMBEDDING[token % VOCAB] * np.float32(1 + groups / 8)
     return found
 
 

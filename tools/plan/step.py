@@ -85,7 +85,7 @@ class ForwardWork:
             expert=routed / config.experts if config.experts else 0,
             experts=config.experts,
             chosen=config.chosen,
-            kv=2 * config.layers * config.kv_heads * config.head_dim,
+            kv=config.state_layout.token_numbers,
             attention=4 * config.layers * config.heads * config.head_dim,
             stored=total,
         )

@@ -139,6 +139,8 @@ def test_each_row_of_any_schedule_has_the_bits_of_plain_decoding(monkeypatch: py
 def test_a_prompt_begins_with_the_deepest_snapshot() -> None:
     """Of its pages: that is where another text of the same beginning ended, or a multiple of 256 tokens."""
     cache, text = hybrid(200, 2, 3), [*range(300)]
+    with pytest.raises(ValueError, match=r"^0 prefixes are pinned already, and of 1 snapshots of running states at most half"):
+        hybrid(200, 2, 1).pins.check(4, 10)
 
     def read(request: int, tokens: list[int], chunk: int = 300) -> tuple[int, list[tuple[int, int]]]:
         cached = valid = cache.open(request, tokens, None, len(tokens) - 1)

@@ -56,6 +56,7 @@ class CheckpointFacts:
             name: {
                 "weights": weights * DTYPES[name].itemsize,
                 "kv_per_token": config.state_layout.token_bytes(DTYPES[name]),
+                "state_per_request": config.state_layout.request_bytes(DTYPES[name]),
             }
             for name in SHOWN
         }
@@ -113,7 +114,8 @@ class CheckpointFacts:
         own = FILE if FILE in self.memory else self.config.dtype
         for name, cost in self.memory.items():
             token = cost["kv_per_token"]
-            sizes = map(format_bytes, (cost["weights"], token, token * self.config.context))
+            whole = token * self.config.context + cost["state_per_request"]
+            sizes = map(format_bytes, (cost["weights"], token, whole))
             memory.add_row(f"{name} (its own)" if name == own else name, *sizes)
         yield memory
 
