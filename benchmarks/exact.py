@@ -221,7 +221,7 @@ def _run(
 ) -> tuple[Tensor, list[Tensor]]:
     """Logits of the last rows [LAST, V], and the router's [T, E] of each routed layer."""
     count = len(text)
-    kv, slots = kv_cache_for(model, -(-count // PAGE), PAGE), np.arange(count)
+    kv, slots = kv_cache_for(model, -(-count // PAGE), PAGE, False, 1, 0), np.arange(count)
     outputs = range(max(0, count - LAST), count)
     segment = chain(text, slots, 0, count, groups=groups, outputs=outputs, max_len=most)
     with _watched(nudge) as seen:

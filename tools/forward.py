@@ -33,7 +33,7 @@ def forward_texts(
     """Logits of every row of some texts, one text after the other, in one forward. layers: whose outputs
     are given as features, too."""
     sizes = [len(text) for text in texts]
-    kv = kv_cache_for(model, sum(-(-size // PAGE) for size in sizes), PAGE, False, len(sizes))
+    kv = kv_cache_for(model, sum(-(-size // PAGE) for size in sizes), PAGE, False, len(sizes), 0)
     segments, first = [], 0
     for n, (text, size) in enumerate(zip(texts, sizes)):
         slots = np.arange(first, first + size)

@@ -134,7 +134,7 @@ class KVCache:
         own = digest if self.prefix_caching else None
         table = self._ranks[best].share(root, shared, own, mode, for_all)
         self._tables[request] = table
-        self._ranks[best].begin(table, len(tokens))
+        self._ranks[best].begin(table, tokens)
         self._ranks[best].restore(table, tokens, most)
         return table.valid
 

@@ -122,6 +122,7 @@ class PageTable:
     place: int = -1  # of its running states; -1: it has none
     folded: int = 0  # positions whose rows are folded into these
     marks: Collection[int] = ()  # positions at which a snapshot of them helps others
+    regular: list[int] = field(default_factory=list)  # pages with its snapshots at other positions
     passed: dict[int, int] = field(
         default_factory=dict
     )  # by position, places of snapshots that no page has yet

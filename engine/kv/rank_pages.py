@@ -52,11 +52,15 @@ class RankPages:
         covered = self.places.covered(pages)
         return covered, self.prefix.key(covered[-1]).digest if covered else EMPTY
 
-    def begin(self, table: PageTable, length: int) -> None:
-        """Give a request whose text has this length a place for its running states, if one is free."""
-        table.marks = {n // self.page_size * self.page_size for n in (length, length - 1)}
-        if self.places is not None:
-            self.places.begin(table)
+    def begin(self, table: PageTable, tokens: Sequence[int]) -> None:
+        """Give a request with this text a place for its running states, if one is free, and mark where others of the
+        same beginning would want a snapshot: at its end, and where it leaves the texts that are known."""
+        if self.places is None:
+            return
+        size, length = self.page_size, len(tokens)
+        known, _ = self.prefix.match(tokens, table.root, size, length, table.for_all)
+        table.marks = {length // size * size, (length - 1) // size * size, len(known) * size}
+        self.places.begin(table)
 
     def share(
         self,

@@ -17,6 +17,7 @@ from fastslow.engine.rows import RunningRows
 from fastslow.engine.types import Ints
 
 EVERY = 256  # tokens from one snapshot of a long text to the next
+KEPT = 4  # of these, besides those at marks
 
 
 class RunningStates:
@@ -74,6 +75,9 @@ class StatePlaces:
     A request has one from when it is opened to its end. A snapshot belongs to a published page, and holds the state
     at its end. Requests that begin with the page's text begin with the snapshot. It goes with its page; where none is
     free, the least recently used one makes room.
+
+    A long text keeps its latest snapshots only, besides those at its marks: so one text does not take all of them.
+    Marks where texts part: Pan et al. 2024, arXiv 2411.19379.
 
     free, spare: places that no request has, and no snapshot. snapshots: by page, least recently used first. kept: pages
     whose snapshots make no room.
@@ -141,9 +145,12 @@ class StatePlaces:
             page = table.pages[position // self._page_size - 1]
             if page in published and page not in self.snapshots:
                 self.snapshots[page] = place
+                table.regular += [page] * (position not in table.marks)
             else:
                 self.spare.append(place)
         table.passed.clear()
+        while len(table.regular) > KEPT:
+            self.forget(table.regular.pop(0))
 
     def forget(self, page: int) -> None:
         """The page will hold something else."""

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -71,6 +71,9 @@ class ShardedStorage(KVStorage):
         self.commands.append(Command(CommandKind.OPEN, fields([self.number], sizes)))
         gone = Command(CommandKind.FREE, fields([self.number]))
         weakref.finalize(self, self.commands.append, gone).atexit = False
+
+    def only(self, layer: int) -> Self:
+        raise ValueError("one layer's rows cannot be used alone where several ranks have them")
 
     def move(self, src: Ints, dst: Ints) -> None:
         move(self.shard, self, src, dst)

@@ -78,7 +78,9 @@ def _measure(model: Model, groups: int | None, before: StepTimes, patience: floa
     fits = [n for n in ROWS if CONTEXT + n <= model.config.context] or [1]
     context = min(CONTEXT, model.config.context - 1)
     pages = -(-(context + fits[-1]) // 16)
-    cache = kv_cache_for(model, pages * model.storage.dp_ranks)  # all rows on the first rank
+    cache = kv_cache_for(
+        model, pages * model.storage.dp_ranks, places=1, snapshots=0
+    )  # all rows on the first rank
     tokens = np.random.default_rng(0).integers(0, model.config.vocab_size, context + fits[-1])
     slots = np.arange(context + fits[-1])
 

@@ -132,7 +132,7 @@ def logits(model: Model) -> Tensor:
     """[ROWS, V] of a text."""
     tokens = np.random.default_rng(0).integers(5, model.config.vocab_size, ROWS).tolist()
     page = max(16, model.storage.page_size)
-    kv = kv_cache_for(model, -(-ROWS // page), page, False).storage
+    kv = kv_cache_for(model, -(-ROWS // page), page, False, 1, 0).storage
     slots, start = np.arange(ROWS), 0
     parts = []
     for size in SIZES:

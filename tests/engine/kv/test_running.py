@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from random import Random
 from types import SimpleNamespace
@@ -21,6 +21,7 @@ from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.request import Request
 from fastslow.engine.kv import running
 from fastslow.engine.kv.cache import KVCache
+from fastslow.engine.kv.integrity import IntegrityError
 from fastslow.engine.kv.page_file import PageFile
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.rows import ALL_GROUPS
@@ -133,7 +134,7 @@ def test_each_row_of_any_schedule_has_the_bits_of_plain_decoding(monkeypatch: py
         hits += sum(r.spec_stats.cached for r in engine.asked)
         preempted += sum(r.spec_stats.preemptions for r in engine.asked)
         accepted += sum(r.spec_stats.accepted for r in engine.asked)
-    assert rows > 20000 and hits > 500 and preempted > 10 and accepted > 1000, (rows, hits, preempted, accepted)
+    assert rows > 20000 and hits > 300 and preempted > 10 and accepted > 1000, (rows, hits, preempted, accepted)
 
 
 def test_a_prompt_begins_with_the_deepest_snapshot() -> None:
@@ -166,6 +167,45 @@ def test_a_prompt_begins_with_the_deepest_snapshot() -> None:
     assert read(5, text[:280]) == (0, [(256, 2), (276, 4)]), "the least recently used made room, not the pinned one"
     assert read(6, text) == (296, [])
     assert read(7, text[:282]) == (276, [(280, 2)])
+
+
+def test_texts_of_one_beginning_share_it_once_they_parted() -> None:
+    """Where a second one leaves the first, it marks the place for a third. Of a long text the latest snapshots stay."""
+    cache = hybrid(2000, 1, 40)
+    story = [*range(4000)]
+    for request, (tokens, found) in enumerate((
+        (story, 0), ([*story[:1002], 1, 2, 3, 4, 5], 0), ([*story[:1002], 9, 9, 9, 9], 1000),
+        (story, 3996), (story[:3600], 3584), (story[:2000], 1000),
+    )):  # fmt: skip
+        assert cache.open(request, tokens, None, len(tokens) - 1) == found
+        assert cache.reserve(request, len(tokens))
+        for stop in (*range(found + 500, len(tokens), 500), len(tokens)):
+            cache.running(request, range(cache.valid(request), stop), stop - (stop == len(tokens)))
+            cache.advance(request, stop, tokens)
+            cache.check_integrity()
+        cache.close(request)
+    places = cache._ranks[0].places
+    assert places is not None and len(places.snapshots) < 20
+
+
+@pytest.mark.parametrize(
+    ("said", "fault"),
+    [
+        ("^2 places of running states, and requests have", lambda kv: kv._ranks[0].places.free.append(0)),
+        ("^snapshots are at", lambda kv: kv._ranks[0].places.spare.pop()),
+        ("has a snapshot, but is not published$", lambda kv: kv._ranks[0].places.snapshots.update({9: kv._ranks[0].places.spare.pop()})),
+        ("^request 0: 9 rows are folded in, 8 are valid$", lambda kv: setattr(kv._tables[0], "folded", 9)),
+    ],
+)  # fmt: skip
+def test_seeded_faults_are_seen(said: str, fault: Callable[[Any], object]) -> None:
+    cache = hybrid(10, 2, 3)
+    cache.open(0, [1] * 9, None, 8)
+    assert cache.reserve(0, 9) and cache.running(0, range(8), 8)
+    cache.advance(0, 8, [1] * 9)
+    cache.check_integrity()
+    fault(cache)
+    with pytest.raises(IntegrityError, match=said):
+        cache.check_integrity()
 
 
 def test_what_cannot_have_running_states_says_so(tmp_path: Any) -> None:
