@@ -15,7 +15,7 @@ from fastslow.serve.anthropic.body import MessagesRequest, PromptRequest, as_tur
 from fastslow.serve.api.errors import ApiError, fitting
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.limits import Who
-from fastslow.serve.http.answer import STREAMED, PlacedPiece, event
+from fastslow.serve.http.answer import STREAMED, Event, PlacedPiece
 from fastslow.serve.http.body import json_router
 from fastslow.serve.http.route import ProtocolAnswer, answer, checked, metrics_of
 from fastslow.tool_calls.answer_parts import AnswerPart, AnswerParts, Change
@@ -31,7 +31,7 @@ KINDS = {
     429: "rate_limit_error",
     503: "overloaded_error",
 }
-PING = event({"type": "ping"}, "ping")
+PING: Event = {"type": "ping"}
 DELTAS = {
     "thought": ("thinking_delta", "thinking"),
     "text": ("text_delta", "text"),
@@ -66,42 +66,42 @@ class MessageAnswer(ProtocolAnswer[PromptRequest]):
             "metrics": metrics_of(one),
         }
 
-    async def write(self, pieces: Sequence[PlacedPiece]) -> str:
+    async def write(self, pieces: Sequence[PlacedPiece]) -> list[Event]:
         """A bunch that is empty becomes a ping."""
-        text = "" if self._begun else await self._start()
+        events = [] if self._begun else await self._start()
         self._begun = True
         if not pieces:
-            return text + PING
+            return [*events, PING]
         for _, piece in pieces:
-            text += "".join(map(_event, self._parts.push(piece)))
+            events += map(_event, self._parts.push(piece))
             if piece.output is not None:
-                text += self._finish(piece.output)
-        return text
+                events += self._finish(piece.output)
+        return events
 
-    def end(self) -> str:
-        return event({"type": "message_stop"}, "message_stop")
+    def end(self) -> list[Event]:
+        return [{"type": "message_stop"}]
 
-    def failed(self, error: ApiError) -> str:
-        return event(anthropic_shape(error), "error")
+    def failed(self, error: ApiError) -> Event:
+        return anthropic_shape(error)
 
-    async def _start(self) -> str:
+    async def _start(self) -> list[Event]:
         """Return the first events. The hits in the prefix cache are known at the end only, and stand there."""
         prompt = len(await self.engine.tokenize(self._request))
         reasons = {"stop_reason": None, "stop_sequence": None}
         message: dict[str, Any] = {**self._head, "content": [], **reasons}
         message["usage"] = _usage(prompt, 0, 0, 0)
-        return event({"type": "message_start", "message": message}, "message_start") + PING
+        return [{"type": "message_start", "message": message}, PING]
 
-    def _finish(self, output: Output) -> str:
+    def _finish(self, output: Output) -> list[Event]:
         one = output.choices[0]
-        text = "".join(map(_event, self._parts.finish(one)))
+        events = list(map(_event, self._parts.finish(one)))
         last = {
             "type": "message_delta",
             "delta": _stop(one, self._parts),
             "usage": _usage_of(output),
             "metrics": metrics_of(one),
         }
-        return text + event(last, "message_delta")
+        return [*events, last]
 
 
 def anthropic_shape(error: ApiError) -> dict[str, Any]:
@@ -111,7 +111,7 @@ def anthropic_shape(error: ApiError) -> dict[str, Any]:
     return {"type": "error", "error": {"type": kind, "message": error.message}}
 
 
-def _event(change: Change) -> str:
+def _event(change: Change) -> Event:
     verb, part, text = change
     match verb:
         case "begun":
@@ -124,8 +124,8 @@ def _event(change: Change) -> str:
             return _named("content_block_stop", part)
 
 
-def _named(name: str, part: AnswerPart, **fields: Any) -> str:
-    return event({"type": name, "index": part.index, **fields}, name)
+def _named(name: str, part: AnswerPart, **fields: Any) -> Event:
+    return {"type": name, "index": part.index, **fields}
 
 
 def _block(part: AnswerPart) -> dict[str, Any]:

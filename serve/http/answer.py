@@ -8,7 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import aclosing, suppress
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import msgspec
 from loguru import logger
@@ -26,11 +26,12 @@ from fastslow.serve.observe.request_record import CURRENT, AnswerRecord, tokens_
 
 T = TypeVar("T")
 GONE = 499  # nginx's status for a client that closed its connection
+Event = dict[str, Any]
 PlacedPiece = tuple[int, Piece]
 """Which of several prompts, and a piece of its answer."""
 SEPARATORS = "\x85", "\u2028", "\u2029"  # many clients end a line at these, too
 PATIENCE = 2.0  # seconds that the engine has to count the tokens of a prompt
-COMMENT = b": waiting\n\n"
+COMMENT = ": waiting\n\n"
 HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -206,28 +207,31 @@ def dumped(value: Any) -> str:
     return made
 
 
-def event(value: Any, name: str = "") -> str:
-    """A server-sent event, with or without a name."""
-    return f"event: {name}\ndata: {dumped(value)}\n\n" if name else f"data: {dumped(value)}\n\n"
+def event(value: Event) -> str:
+    """A server-sent event, with its type as its name if it has one."""
+    name = f"event: {value['type']}\n" if "type" in value else ""
+    return f"{name}data: {dumped(value)}\n\n"
 
 
 class Events(ABC):
-    """Writer of an answer as the events of a protocol."""
+    """An answer as the events of a protocol."""
 
-    def begin(self) -> str:
-        """Return the text before the first piece."""
-        return ""
+    closing: ClassVar[str] = ""  # what stands after them
 
-    @abstractmethod
-    async def write(self, pieces: Sequence[PlacedPiece]) -> str:
-        """A bunch of pieces; "" where there is nothing to show of them."""
-
-    def end(self) -> str:
-        """Return the text after the last piece."""
-        return ""
+    def begin(self) -> list[Event]:
+        """Return the events before the first piece."""
+        return []
 
     @abstractmethod
-    def failed(self, error: ApiError) -> str:
+    async def write(self, pieces: Sequence[PlacedPiece]) -> list[Event]:
+        """Those of a bunch of pieces; none where there is nothing to show of them."""
+
+    def end(self) -> list[Event]:
+        """Return the events after the last piece."""
+        return []
+
+    @abstractmethod
+    def failed(self, error: ApiError) -> Event:
         """An error in the middle of the answer, with which it ends."""
 
 
@@ -261,26 +265,26 @@ class EventStream(Response):
         try:
             bunch = await pieces.take(pause)  # what it raises is answered with its own status
             await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
-            text = self._events.begin()
+            events = self._events.begin()
             try:
                 while bunch is not None:
-                    text += await self._events.write(bunch)
-                    if text or not bunch:
-                        await self._send(send, text.encode() or COMMENT)
-                    text = ""
+                    events += await self._events.write(bunch)
+                    if events or not bunch:
+                        await self._send(send, "".join(map(event, events)) or COMMENT)
+                    events = []
                     bunch = await pieces.take(pause)
-                text = self._events.end()
+                events = self._events.end()
             except TimeoutError:
                 raise
             except Exception as error:  # noqa: BLE001 - the status is sent: it becomes an event
-                text = self._events.failed(as_api_error(error, request_id(scope)))
-            await self._send(send, text.encode(), more=False)
+                events = [self._events.failed(as_api_error(error, request_id(scope)))]
+            await self._send(send, "".join(map(event, events)) + self._events.closing, more=False)
         except TimeoutError:
             seconds = self._settings.write_timeout
             logger.info("request {}: its client took nothing for {} s", request_id(scope), seconds)
         finally:
             await pieces.close()
 
-    async def _send(self, send: Send, data: bytes, more: bool = True) -> None:
+    async def _send(self, send: Send, text: str, more: bool = True) -> None:
         async with asyncio.timeout(self._settings.write_timeout):
-            await send({"type": "http.response.body", "body": data, "more_body": more})
+            await send({"type": "http.response.body", "body": text.encode(), "more_body": more})

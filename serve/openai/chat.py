@@ -12,11 +12,11 @@ from fastslow.output import Completion, Output, Piece
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.limits import Who
 from fastslow.serve.api.turns import texts_of
-from fastslow.serve.http.answer import STREAMED, PlacedPiece
+from fastslow.serve.http.answer import STREAMED
 from fastslow.serve.http.body import json_router
 from fastslow.serve.http.route import answer, metrics_of
 from fastslow.serve.openai.chat_body import ChatRequest, as_turns
-from fastslow.serve.openai.chunks import FINISH, ChunkedAnswer, usage_of
+from fastslow.serve.openai.chunks import FINISH, ChunkedAnswer, Fields, usage_of
 from fastslow.serve.openai.logprobs import Places, chat_logprobs, tokens_in
 from fastslow.tool_calls.answer_parts import AnswerPart, AnswerParts, Change
 from fastslow.tool_calls.offered import openai_choice, openai_tools
@@ -28,7 +28,7 @@ Delta = dict[str, Any]
 class ChatAnswer(ChunkedAnswer[ChatRequest]):
     """Messages; streamed, chunks of the role, of deltas, for each answer its end, at last the usage."""
 
-    prefix, kind = "chatcmpl-", "chat.completion.chunk"
+    prefix, kind, empty = "chatcmpl-", "chat.completion.chunk", {"delta": {}}
 
     def requests(self) -> list[GenerateRequest]:
         body = self.body
@@ -62,14 +62,12 @@ class ChatAnswer(ChunkedAnswer[ChatRequest]):
             "metrics": metrics_of(output.choices[0]),
         }
 
-    def begin(self) -> str:
+    def opening(self) -> list[tuple[int, Fields]]:
         role = {"delta": {"role": "assistant", "content": ""}}
-        return "".join([self.chunk(index, role) for index in range(self._n)])
+        return [(index, role) for index in range(self._n)]
 
-    async def write(self, pieces: Sequence[PlacedPiece]) -> str:
-        if self._sources:
-            await self.tokens.learn(token for _, piece in pieces for token in piece.token_ids)
-        return await super().write(pieces)
+    def named(self, piece: Piece) -> list[int]:
+        return [*super().named(piece), *(piece.token_ids if self._sources else ())]
 
     def _choice(self, index: int, one: Completion) -> dict[str, Any]:
         parts = self._parts[index]
@@ -85,12 +83,12 @@ class ChatAnswer(ChunkedAnswer[ChatRequest]):
             "index": index,
             "message": message,
             "logprobs": self._logprobs(one.token_ids, one.logprobs),
-            "finish_reason": self._finish(index, one),
+            "finish_reason": self.finish(index, one),
             "stop_reason": one.stop_reason,
         }
         return made if self._n == 1 else {**made, "metrics": metrics_of(one)}
 
-    def _finish(self, index: int, one: Completion) -> str:
+    def finish(self, index: int, one: Completion) -> str:
         finish = FINISH[one.finish_reason]
         return "tool_calls" if finish == "stop" and self._parts[index].calls else finish
 
@@ -99,19 +97,18 @@ class ChatAnswer(ChunkedAnswer[ChatRequest]):
             return None
         return {"content": chat_logprobs(ids, places, self._top, self.tokens), "refusal": None}
 
-    def deltas(self, index: int, piece: Piece) -> str:
-        """The chunk of a piece; several where a thought ends in it or a call begins."""
+    def deltas(self, index: int, piece: Piece) -> list[Fields]:
+        """One; several where a thought ends in it or a call begins."""
         deltas = self._deltas(self._parts[index].push(piece))
         logprobs = self._logprobs(piece.token_ids, piece.logprobs or None)
         if not deltas and not (logprobs or self._sources):
-            return ""
+            return []
         first, *others = deltas or [{"content": ""}]
         if self._sources:
             ids, table = piece.token_ids, self.tokens
             texts = [table.text_of(token) if table.shows(token) else "" for token in ids]
             first |= {"token_ids": ids, "token_texts": texts, "sources": piece.sources}
-        text = self.chunk(index, {"delta": first}, logprobs)
-        return text + "".join([self.chunk(index, {"delta": delta}) for delta in others])
+        return [{"delta": first, "logprobs": logprobs}, *({"delta": delta} for delta in others)]
 
     def _deltas(self, changes: Sequence[Change]) -> list[Delta]:
         deltas: list[Delta] = []
@@ -128,10 +125,8 @@ class ChatAnswer(ChunkedAnswer[ChatRequest]):
                 deltas.append(dict.fromkeys(self._thoughts, text))
         return deltas
 
-    def ended(self, index: int, one: Completion) -> str:
-        last = self._deltas(self._parts[index].finish(one))
-        text = "".join([self.chunk(index, {"delta": delta}) for delta in last])
-        return text + self.last_chunk(index, one, self._finish(index, one), delta={})
+    def rest(self, index: int, one: Completion) -> list[Fields]:
+        return [{"delta": delta} for delta in self._deltas(self._parts[index].finish(one))]
 
 
 def _call(part: AnswerPart) -> dict[str, Any]:

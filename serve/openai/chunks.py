@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, TypeVar
 
 from fastslow.engine.sampling.stop import Reason
 from fastslow.output import Completion, Output, Piece
 from fastslow.serve.api.errors import ApiError, openai_shape
 from fastslow.serve.api.generate_request import GenerateRequest
-from fastslow.serve.http.answer import PlacedPiece, event
+from fastslow.serve.http.answer import Event, PlacedPiece
 from fastslow.serve.http.route import ProtocolAnswer, metrics_of
 from fastslow.serve.openai.chat_body import OpenAIFields
 from fastslow.serve.openai.logprobs import tokens_in
 
 C = TypeVar("C", bound=OpenAIFields)
 
-DONE = "data: [DONE]\n\n"
+Fields = dict[str, Any]
+"""Of a choice, in a chunk."""
 FINISH: dict[Reason, str] = {
     "stop": "stop",
     "length": "length",
@@ -55,6 +56,8 @@ class ChunkedAnswer(ProtocolAnswer[C]):
     """An answer whose streamed form is chunks: of deltas, for each choice its end, at last the usage."""
 
     kind: ClassVar[str]  # the chunks' `object`
+    empty: ClassVar[Fields]  # what the last chunk of a choice adds to it
+    closing = "data: [DONE]\n\n"
 
     async def prepare(self, requests: Sequence[GenerateRequest]) -> None:
         body = self.body
@@ -68,49 +71,67 @@ class ChunkedAnswer(ProtocolAnswer[C]):
         self._shown: set[int] = set()  # choices of which something was streamed
         self._outputs: list[Output] = []
 
-    def end(self) -> str:
+    def begin(self) -> list[Event]:
+        return [self._chunk(index, fields) for index, fields in self.opening()]
+
+    def end(self) -> list[Event]:
         usage = {**self._fields, "choices": [], "usage": usage_of(self._outputs)}
-        return (event(usage) if self._usage else "") + DONE
+        return [usage] if self._usage else []
 
-    def failed(self, error: ApiError) -> str:
-        return event(openai_shape(error)) + DONE
+    def failed(self, error: ApiError) -> Event:
+        return openai_shape(error)
 
-    async def write(self, pieces: Sequence[PlacedPiece]) -> str:
-        if self._top is not None:
-            for _, piece in pieces:
-                await self.tokens.learn(tokens_in(piece.logprobs, piece.token_ids))
-        return "".join([self.piece(place, piece) for place, piece in pieces])
+    async def write(self, pieces: Sequence[PlacedPiece]) -> list[Event]:
+        for _, piece in pieces:
+            await self.tokens.learn(self.named(piece))
+        return [chunk for place, piece in pieces for chunk in self._chunks(place, piece)]
 
-    def chunk(self, index: int, fields: dict[str, Any], logprobs: Any = None) -> str:
+    def _chunk(self, index: int, fields: Fields) -> Event:
         """Return a chunk with what is new of a choice."""
-        choice = {"index": index, **fields, "logprobs": logprobs, "finish_reason": None}
-        return event({**self._fields, "choices": [choice], **self._usage})
+        rest = {"logprobs": fields.get("logprobs"), "finish_reason": None}
+        choice = {"index": index, **fields, **rest}
+        return {**self._fields, "choices": [choice], **self._usage}
 
-    def last_chunk(self, index: int, one: Completion, finish: str, **empty: Any) -> str:
+    def _last_chunk(self, index: int, one: Completion) -> Event:
         """Return the chunk that says why a choice ended."""
-        last = {"index": index, **empty, "logprobs": None}
-        last |= {"finish_reason": finish, "stop_reason": one.stop_reason}
+        last = {"index": index, **self.empty, "logprobs": None}
+        last |= {"finish_reason": self.finish(index, one), "stop_reason": one.stop_reason}
         more = {"choices": [last], **self._usage, "metrics": metrics_of(one)}
-        return event({**self._fields, **more})
+        return {**self._fields, **more}
 
-    def piece(self, place: int, piece: Piece) -> str:
+    def _chunks(self, place: int, piece: Piece) -> Iterator[Event]:
         """The chunks of a piece of the answers to a prompt; at the end those of a choice of which nothing came."""
-        first, text = place * self._n, ""
+        first = place * self._n
         if piece.text or piece.reasoning or piece.token_ids:
             self._shown.add(first + piece.index)
-            text = self.deltas(first + piece.index, piece)
+            for fields in self.deltas(first + piece.index, piece):
+                yield self._chunk(first + piece.index, fields)
         if piece.output is not None:
             self._outputs.append(piece.output)
             for index, one in enumerate(piece.output.choices, first):
-                if index not in self._shown and (one.text or one.reasoning):
-                    text += self.deltas(index, Piece(one.text, one.reasoning))
-                text += self.ended(index, one)
-        return text
+                whole = Piece(one.text, one.reasoning)
+                alone = index not in self._shown and (whole.text or whole.reasoning)
+                unsent = self.deltas(index, whole) if alone else []
+                for fields in (*unsent, *self.rest(index, one)):
+                    yield self._chunk(index, fields)
+                yield self._last_chunk(index, one)
+
+    def named(self, piece: Piece) -> Iterable[int]:
+        """Tokens whose texts the chunks of a piece hold."""
+        return () if self._top is None else tokens_in(piece.logprobs, piece.token_ids)
 
     @abstractmethod
-    def deltas(self, index: int, piece: Piece) -> str:
-        """The chunks of what a piece adds to a choice."""
+    def opening(self) -> Iterable[tuple[int, Fields]]:
+        """What is said of some choices before the first piece."""
 
     @abstractmethod
-    def ended(self, index: int, one: Completion) -> str:
-        """The last chunks of a choice."""
+    def deltas(self, index: int, piece: Piece) -> list[Fields]:
+        """What a piece adds to a choice, for a chunk each."""
+
+    def rest(self, index: int, one: Completion) -> list[Fields]:
+        """What its end adds."""
+        return []
+
+    def finish(self, index: int, one: Completion) -> str:
+        """Why it ended."""
+        return FINISH[one.finish_reason]

@@ -18,7 +18,7 @@ from fastslow.serve.http.answer import STREAMED
 from fastslow.serve.http.body import json_router
 from fastslow.serve.http.route import answer, metrics_of
 from fastslow.serve.openai.chat_body import OpenAIFields
-from fastslow.serve.openai.chunks import FINISH, ChunkedAnswer, usage_of
+from fastslow.serve.openai.chunks import FINISH, ChunkedAnswer, Fields, usage_of
 from fastslow.serve.openai.logprobs import Places, TextLogprobsWriter, tokens_in
 
 router = json_router()
@@ -74,7 +74,7 @@ def as_prompts(prompt: Prompts, settings: ServerSettings) -> list[str | list[int
 class CompletionAnswer(ChunkedAnswer[CompletionRequest]):
     """Texts with their ends; streamed, chunks of text, for each answer its end, at last the usage."""
 
-    prefix, kind = "cmpl-", "text_completion"
+    prefix, kind, empty = "cmpl-", "text_completion", {"text": ""}
 
     def requests(self) -> list[GenerateRequest]:
         body, settings = self.body, self.settings
@@ -118,13 +118,13 @@ class CompletionAnswer(ChunkedAnswer[CompletionRequest]):
     def traced(self, traces: list[Any]) -> Any:
         return traces
 
-    def begin(self) -> str:
-        return "".join(
-            self.chunk(place * self._n + i, {"text": echo})
+    def opening(self) -> list[tuple[int, Fields]]:
+        return [
+            (place * self._n + i, {"text": echo})
             for place, echo in enumerate(self._echoes)
             for i in range(self._n)
             if echo
-        )
+        ]
 
     def _choice(self, index: int, output: Output, one: Completion, echo: str) -> dict[str, Any]:
         logprobs = None
@@ -150,21 +150,18 @@ class CompletionAnswer(ChunkedAnswer[CompletionRequest]):
             self._writers[index] = TextLogprobsWriter(self.tokens, self.body.logprobs or 0)
         return self._writers[index].write(ids, places)
 
-    def deltas(self, index: int, piece: Piece) -> str:
+    def deltas(self, index: int, piece: Piece) -> list[Fields]:
         places = None if self.body.logprobs is None else piece.logprobs
         if not (piece.text or piece.reasoning or places or self._sources):
-            return ""
+            return []
         fields: dict[str, Any] = {"text": piece.text}
         if piece.reasoning:
             fields["reasoning"] = piece.reasoning
         if self._sources:
             fields |= {"token_ids": piece.token_ids, "sources": piece.sources}
-        if places is None:
-            return self.chunk(index, fields)
-        return self.chunk(index, fields, self._logprobs(index, piece.token_ids, places))
-
-    def ended(self, index: int, one: Completion) -> str:
-        return self.last_chunk(index, one, FINISH[one.finish_reason], text="")
+        if places is not None:
+            fields["logprobs"] = self._logprobs(index, piece.token_ids, places)
+        return [fields]
 
 
 @router.post("/v1/completions", response_model=None, responses=STREAMED)

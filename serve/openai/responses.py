@@ -12,7 +12,7 @@ from fastslow.output import Output
 from fastslow.serve.api.errors import ApiError
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.api.limits import Who
-from fastslow.serve.http.answer import STREAMED, PlacedPiece, event
+from fastslow.serve.http.answer import STREAMED, Event, PlacedPiece
 from fastslow.serve.http.body import json_router
 from fastslow.serve.http.route import ProtocolAnswer, answer, metrics_of
 from fastslow.serve.openai.chunks import FINISH, usage_of
@@ -49,65 +49,66 @@ class ResponsesAnswer(ProtocolAnswer[ResponsesRequest]):
         self._parts.finish(outputs[0].choices[0])
         return self._ended(outputs[0])
 
-    def begin(self) -> str:
+    def begin(self) -> list[Event]:
         begun = self._response("in_progress", [])
-        return "".join(
-            self._event(f"response.{name}", response=begun) for name in ("created", "in_progress")
-        )
+        each = ("created", "in_progress")
+        return [self._event(f"response.{name}", response=begun) for name in each]
 
-    async def write(self, pieces: Sequence[PlacedPiece]) -> str:
-        text = ""
+    async def write(self, pieces: Sequence[PlacedPiece]) -> list[Event]:
+        events: list[Event] = []
         for _, piece in pieces:
-            text += "".join([self._change(*change) for change in self._parts.push(piece)])
+            for change in self._parts.push(piece):
+                events += self._change(*change)
             if (output := piece.output) is not None:
                 changes = self._parts.finish(output.choices[0])
                 whole = self._ended(output)
                 for number, change in enumerate(changes, 1):  # the last one ends the last item
                     status = whole["status"] if number == len(changes) else "completed"
-                    text += self._change(*change, status=status)
-                text += self._event(f"response.{whole['status']}", response=whole)
-        return text
+                    events += self._change(*change, status=status)
+                events.append(self._event(f"response.{whole['status']}", response=whole))
+        return events
 
-    def failed(self, error: ApiError) -> str:
+    def failed(self, error: ApiError) -> Event:
         items = [_item_of(part, "incomplete") for part in self._parts.parts]
         code = CODES.get(error.status, "server_error")
         said = {"code": code, "message": error.message}
         response = self._response("failed", items, error=said)
         return self._event("response.failed", response=response)
 
-    def _change(self, verb: str, part: AnswerPart, text: str, status: str = "completed") -> str:
+    def _change(
+        self, verb: str, part: AnswerPart, text: str, status: str = "completed"
+    ) -> list[Event]:
         """`status`: of an item that ends."""
         match verb:
             case "begun":
                 empty = replace(part, texts=[])
-                made = self._item("added", empty, "in_progress")
-                return made + self._content("added", empty)
+                return [self._item("added", empty, "in_progress"), *self._content("added", empty)]
             case "more":
                 more: dict[str, Any] = {"logprobs": []} if part.kind == "text" else {}
-                return self._text("delta", part, delta=text, **more)
+                return [self._text("delta", part, delta=text, **more)]
         whole: dict[str, Any] = {"arguments" if part.kind == "call" else "text": part.text}
         if part.kind == "text":
             whole["logprobs"] = []
-        made = self._text("done", part, **whole) + self._content("done", part)
-        return made + self._item("done", part, status)
+        made = [self._text("done", part, **whole), *self._content("done", part)]
+        return [*made, self._item("done", part, status)]
 
-    def _item(self, name: str, part: AnswerPart, status: str) -> str:
+    def _item(self, name: str, part: AnswerPart, status: str) -> Event:
         item = _item_of(part, status)
         return self._event(f"response.output_item.{name}", output_index=part.index, item=item)
 
-    def _text(self, name: str, part: AnswerPart, **fields: Any) -> str:
+    def _text(self, name: str, part: AnswerPart, **fields: Any) -> Event:
         return self._event(f"{TEXTS[part.kind]}.{name}", **_place(part), **fields)
 
-    def _content(self, name: str, part: AnswerPart) -> str:
+    def _content(self, name: str, part: AnswerPart) -> list[Event]:
         """A call has none."""
         if part.kind == "call":
-            return ""
+            return []
         content = _content_of(part)
-        return self._event(f"response.content_part.{name}", **_place(part), part=content)
+        return [self._event(f"response.content_part.{name}", **_place(part), part=content)]
 
-    def _event(self, name: str, **fields: Any) -> str:
+    def _event(self, name: str, **fields: Any) -> Event:
         self._number += 1
-        return event({"type": name, "sequence_number": self._number - 1, **fields}, name)
+        return {"type": name, "sequence_number": self._number - 1, **fields}
 
     def _ended(self, output: Output) -> dict[str, Any]:
         """The whole response. One that a limit cut ends with an item that is not complete."""

@@ -6,11 +6,7 @@ import asyncio
 import os
 import re
 import socket
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -18,10 +14,11 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 from msgspec import to_builtins
+from request_way import Asked, RequestWay, file_of, profiled
 
-from fastslow import LLM, SamplingParams
+from fastslow import LLM, Piece, SamplingParams
 from fastslow.engine.backends.cpu import library
-from fastslow.request.options import GenerateOptions
+from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.app import create_app
 from fastslow.serve.engines.process.child import EngineServer
 from fastslow.serve.engines.process.child_process import ChildProcess
@@ -32,18 +29,14 @@ from fastslow.serve.engines.settings import EngineSettings
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/architecture.md"
-ROW = re.compile(r"^\| (\d+) \| `([\w/.]+)` \| `([\w.]+)` \|", re.MULTILINE)
-ROOMS = re.compile(r"^fastslow/(?=(engine|draft|policies|serve|tools)/)")
+CALL, CHAT = "## One call", "## A streamed chat"
+CALL_ROW = re.compile(r"^\| (\d+) \| `([\w/.]+)` \| `([\w.]+)` \|", re.MULTILINE)
+CHAT_ROW = re.compile(r"^\| (\d+) \| `([\w/.]+)` \| `([\w/.]+)` \| `([\w.]+)` \|", re.MULTILINE)
 MOST_WORDS = 1600
-CALL, MOST_CALL_HOPS = "## One call", 11
-CHAT, MOST_CHAT_HOPS, MOST_FORMS = "## A streamed chat", 20, 5
+MOST_CALL_HOPS, MOST_CALL_FORMS = 11, 2
+MOST_CHAT_HOPS, MOST_CHAT_FORMS = 28, 6
+QUESTION = "What is 3 + 4?"
 SEED = 918_273  # by which a request is known in all of its forms
-
-
-class Hop(NamedTuple):
-    number: int
-    file: str
-    function: str
 
 
 class Called(NamedTuple):
@@ -54,53 +47,8 @@ class Called(NamedTuple):
     caller: str  # the file that calls, "" where it is not ours
 
 
-def hops(section: str) -> list[Hop]:
-    """The way that a section of the page shows."""
-    text = PAGE.read_text("utf-8").partition(f"{section}\n")[2].partition("\n## ")[0]
-    return [Hop(int(number), file, name) for number, file, name in ROW.findall(text)]
-
-
-def ours(frame: FrameType | None) -> str:
-    return own_name(frame.f_code.co_filename) if frame is not None else ""
-
-
-@cache
-def own_name(file: str) -> str:
-    path = Path(file)
-    if ROOT not in path.parents:
-        return ""
-    return ROOMS.sub("", path.relative_to(ROOT).as_posix())
-
-
-@contextmanager
-def traced(see: Callable[[FrameType], None] | None = None) -> Iterator[list[Called]]:
-    """Every call of ours, in this thread and in all that begin inside.
-
-    Args:
-        see: is shown each of them as it begins.
-    """
-    called: list[Called] = []
-
-    def note(frame: FrameType, event: str, _: Any) -> None:
-        if event == "call" and (file := ours(frame)):
-            called.append(Called(file, frame.f_code.co_qualname, ours(frame.f_back)))
-            if see is not None:
-                see(frame)
-
-    threading.setprofile(note)  # for the engine's thread, which begins with the model
-    sys.setprofile(note)
-    try:
-        yield called
-    finally:
-        sys.setprofile(None)
-        threading.setprofile(None)
-
-
-def check_order(way: list[Hop], called: list[Called]) -> None:
-    places = [(one.file, one.function) for one in called]
-    assert not [hop for hop in way if (hop.file, hop.function) not in places]
-    first = [places.index((hop.file, hop.function)) for hop in way]
-    assert first == sorted(first), [way[n].function for n in sorted(range(len(first)), key=first.__getitem__)]
+def section(name: str) -> str:
+    return PAGE.read_text("utf-8").partition(f"{name}\n")[2].partition("\n## ")[0]
 
 
 def test_the_page_is_short() -> None:
@@ -109,32 +57,44 @@ def test_the_page_is_short() -> None:
     assert len(words) <= MOST_WORDS
 
 
-@pytest.mark.parametrize(("section", "most"), [(CALL, MOST_CALL_HOPS), (CHAT, MOST_CHAT_HOPS)])
-def test_each_way_is_short(section: str, most: int) -> None:
-    way = hops(section)
-    assert [hop.number for hop in way] == list(range(1, len(way) + 1)) and 5 <= len(way) <= most
-    for hop in way:
-        assert hop.function.rpartition(".")[2] in (ROOT / hop.file).read_text("utf-8")
-
-
 @pytest.fixture(scope="module")
-def generated() -> list[Called]:
-    """The functions that a call of `generate()` calls."""
-    with traced() as called, LLM("abacus", progress=False) as llm:
+def generated() -> tuple[list[Called], RequestWay]:
+    """The functions that a call of `generate()` calls, and its way."""
+    called: list[Called] = []
+    ways: list[RequestWay] = []
+
+    def note(frame: FrameType, event: str, value: Any) -> None:
+        for way in ways:
+            way.note(frame, event, value)
+            if event == "call" and (file := file_of(frame)):
+                called.append(Called(file, frame.f_code.co_qualname, file_of(frame.f_back)))
+
+    with profiled(note), LLM("abacus", progress=False) as llm:
         llm.generate("1 + 1 =", SamplingParams(max_tokens=1))
-        called.clear()
-        llm.generate("What is 327 + 486?", SamplingParams(max_tokens=8))
-    return called
+        ways.append(RequestWay(Asked(QUESTION, llm.tokenize(QUESTION), SEED, "LLM.generate")))
+        llm.generate(QUESTION, SamplingParams(max_tokens=8, seed=SEED))
+        return called, ways.pop()
 
 
 @pytest.mark.skipif(not library.available(), reason="one hop is the kernels' decoder")
-def test_a_call_takes_these_hops_in_this_order(generated: list[Called]) -> None:
-    check_order(hops(CALL), generated)
+def test_a_call_takes_these_hops_in_this_order(generated: tuple[list[Called], RequestWay]) -> None:
+    numbers, *way = zip(*CALL_ROW.findall(section(CALL)))
+    assert [int(number) for number in numbers] == list(range(1, len(numbers) + 1))
+    assert 5 <= len(numbers) <= MOST_CALL_HOPS
+    places = [(one.file, one.function) for one in generated[0]]
+    first = {hop: places.index(hop) for hop in zip(*way)}
+    assert list(first.values()) == sorted(first.values()), sorted(first, key=first.__getitem__)
 
 
-def test_building_a_request_goes_one_way(generated: list[Called]) -> None:
+def test_a_call_changes_files_as_seldom(generated: tuple[list[Called], RequestWay]) -> None:
+    assert 5 <= len(generated[1].hops) <= MOST_CALL_HOPS, generated[1].hops
+    assert generated[1].forms == {"Request", "RequestGroup"}
+
+
+def test_building_a_request_goes_one_way(generated: tuple[list[Called], RequestWay]) -> None:
     """Until the engine has the requests, no file calls into a file that it is imported by."""
-    submitted = [one.function for one in generated].index("Worker.submit")
+    called = generated[0]
+    submitted = [one.function for one in called].index("Worker.submit")
     imported = {
         path.relative_to(ROOT).as_posix(): set(
             re.findall(r"^from fastslow\.([\w.]+) import", path.read_text("utf-8"), re.MULTILINE)
@@ -142,7 +102,7 @@ def test_building_a_request_goes_one_way(generated: list[Called]) -> None:
         for path in (ROOT / "fastslow/request").glob("*.py")
     }
     names = {file: file.removeprefix("fastslow/").removesuffix(".py").replace("/", ".") for file in imported}
-    inner = [one for one in generated[:submitted] if one.file in names and one.caller in names]
+    inner = [one for one in called[:submitted] if one.file in names and one.caller in names]
     steps = {(one.caller, one.file) for one in inner if one.caller != one.file}
     assert ("fastslow/request/group.py", "fastslow/request/builder.py") in steps
     assert not [(a, b) for a, b in steps if names[a] in imported[b]]
@@ -173,71 +133,75 @@ class NoProcess(ChildProcess):
         self.connection.close()
 
 
-def carries(value: object) -> bool:
-    """True where a value has the request's seed: in a field, in plain values, or in options."""
-    if isinstance(value, dict):
-        return any(map(carries, value.values()))
-    if isinstance(value, list | tuple):
-        return any(map(carries, value))
-    if isinstance(value, SamplingParams | GenerateOptions):
-        return any(carries(getattr(value, name)) for name in type(value).model_fields)
-    return type(value) is int and value == SEED
+def way_of_a_chat(patch: pytest.MonkeyPatch) -> RequestWay:
+    """Ask for a streamed chat over HTTP, with client and engine in this process, and follow it."""
+    patch.setattr(ChildProcess, "start", NoProcess.start)
+    patch.setattr(os, "_exit", never_exits)
+    ways: list[RequestWay] = []
 
+    def note(frame: FrameType, event: str, value: Any) -> None:
+        for way in ways:
+            way.note(frame, event, value)
 
-def form_of(value: object) -> str | None:
-    """The name of a class of ours whose object carries the request."""
-    kind = type(value)
-    if not kind.__module__.startswith("fastslow.") or kind is SamplingParams:
-        return None
-    names = [*getattr(value, "__dict__", ()), *getattr(kind, "__slots__", ())]
-    names += getattr(kind, "__struct_fields__", ())
-    fields = [getattr(value, name, None) for name in names]
-    return kind.__name__ if any(map(carries, fields)) else None
+    async def chat() -> RequestWay:
+        client = EngineClient(EngineSettings("abacus", "abacus", {"progress": False, "kv_memory": "16MiB"}))
+        await client.start()
+        transport = httpx.ASGITransport(create_app(client))
+        messages = [{"role": "user", "content": QUESTION}]
+        tokens = await client.tokenize(GenerateRequest("count", messages))
+        ways.append(RequestWay(Asked(QUESTION, tokens, SEED, "chat_completions")))
+        asked = {"messages": messages, "stream": True, "seed": SEED, "max_tokens": 8}
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as web:
+            answer = await web.post("/v1/chat/completions", json=asked)
+        assert answer.status_code == 200 and "data: [DONE]" in answer.text
+        way = ways.pop()
+        await client.close()
+        return way
+
+    with profiled(note):
+        return asyncio.run(chat())
 
 
 @pytest.fixture(scope="module")
-def chatted() -> tuple[list[Called], set[str]]:
-    """The functions that a streamed chat calls, and the forms that the request takes on its way between files."""
-    forms: set[str] = set()
-
-    def see(frame: FrameType) -> None:
-        file = ours(frame)
-        known = file.startswith(("serve/", "fastslow/")) or file == "engine/core/worker.py"
-        if known and file != ours(frame.f_back):
-            given = list(frame.f_locals.values())
-            each = [*given, *(one for some in given if isinstance(some, list) for one in some)]
-            forms.update(name for name in map(form_of, each) if name)
-
-    async def chat() -> list[Called]:
-        client = EngineClient(EngineSettings("abacus", "abacus", {"progress": False, "kv_memory": "16MiB"}))
-        await client.start()
-        app = create_app(client)
-        asked = {
-            "messages": [{"role": "user", "content": "What is 3 + 4?"}], "stream": True, "seed": SEED,
-            "max_tokens": 8,
-        }  # fmt: skip
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as web:
-            called.clear()
-            answer = await web.post("/v1/chat/completions", json=asked)
-            assert answer.status_code == 200 and "data: [DONE]" in answer.text
-        await client.close()
-        return called
-
+def chatted() -> RequestWay:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ChildProcess, "start", NoProcess.start)
-        patch.setattr(os, "_exit", never_exits)
-        with traced(see) as called:
-            asyncio.run(chat())
-    return called, forms
+        return way_of_a_chat(patch)
 
 
-def test_a_streamed_chat_takes_these_hops_in_this_order(chatted: tuple[list[Called], set[str]]) -> None:
-    check_order(hops(CHAT), chatted[0])
+def test_a_streamed_chat_takes_these_hops(chatted: RequestWay) -> None:
+    rows = CHAT_ROW.findall(section(CHAT))
+    assert [int(number) for number, *_ in rows] == list(range(1, len(rows) + 1))
+    assert {tuple(hop) for _, *hop in rows} == set(chatted.hops), chatted.hops
+    assert 5 <= len(chatted.hops) <= MOST_CHAT_HOPS
 
 
-def test_a_streamed_chat_has_five_forms(chatted: tuple[list[Called], set[str]]) -> None:
-    # a GenerateRequest holds its options, and the body is what came in the HTTP request
-    forms = chatted[1] - {"GenerateOptions", "Stopper"}
-    text = PAGE.read_text("utf-8").partition(f"{CHAT}\n")[2].partition("\n## ")[0]
-    assert len(forms) == MOST_FORMS, sorted(forms)
-    assert all(f"`{name}`" in text for name in forms), forms
+def test_a_streamed_chat_has_these_forms(chatted: RequestWay) -> None:
+    forms, parts = re.findall(r"^The request has .*?\.$", section(CHAT), re.MULTILINE | re.DOTALL)[0].split(". ")
+    assert set(re.findall(r"`(\w+)`", forms)) == chatted.forms
+    assert set(re.findall(r"`(\w+)`", parts)) == chatted.parts
+    assert 3 <= len(chatted.forms) <= MOST_CHAT_FORMS
+
+
+class Held(NamedTuple):
+    """One more form."""
+
+    request: GenerateRequest
+
+
+def test_a_detour_and_a_further_form_are_seen(chatted: RequestWay, monkeypatch: pytest.MonkeyPatch) -> None:
+    def released(held: Held) -> GenerateRequest:
+        return held.request
+
+    async def detour(client: EngineClient, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
+        async for piece in stream(client, released(Held(request))):
+            yield piece
+
+    stream = EngineClient.stream
+    monkeypatch.setattr(EngineClient, "stream", detour)
+    monkeypatch.setattr(Held, "__module__", "fastslow.held")
+    way, here = way_of_a_chat(monkeypatch), "tests/project/test_architecture.py"
+    assert way.forms == chatted.forms | {"Held"}
+    assert {(a, b) for a, b, _ in way.hops} - {(a, b) for a, b, _ in chatted.hops} == {
+        ("serve/http/answer.py", here),
+        (here, "serve/engines/process/client.py"),
+    }

@@ -220,5 +220,6 @@ def test_requests_are_ended_by_name(http: httpx.Client) -> None:
 def test_a_text_is_one_line_of_json(text: str) -> None:
     made = dumped(text)
     assert json.loads(made) == text and len(made.splitlines()) == 1
-    assert event([text]) == f"data: [{made}]\n\n" and event(text, "x").startswith("event: x\ndata")
+    assert event({"a": text}) == f'data: {{"a":{made}}}\n\n'
+    assert event({"type": "x"}) == 'event: x\ndata: {"type":"x"}\n\n'
     assert json.loads(dumped({"a": 10**30})) == {"a": 10**30}, "a client's number"
