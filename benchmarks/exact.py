@@ -39,10 +39,12 @@ from torch import Tensor
 
 from fastslow import LLM, Mode, Output, SamplingParams, Speculation
 from fastslow.engine.backends.loader import load_model
-from fastslow.engine.model import moge
+from fastslow.engine.backends.torch.decoder import Decoder
 from fastslow.engine.model.base import kv_cache_for
-from fastslow.engine.model.decoder import Decoder
-from fastslow.engine.model.moge import ExpertChoice, choose
+from fastslow.engine.model.ffn import experts
+from fastslow.engine.model.ffn.experts import ExpertsModule
+from fastslow.engine.model.ffn.router import ExpertChoice, choose
+from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.rows import Rows
 from fastslow.models.locate import resolve_model
 from fastslow.tools.forward import chain
@@ -173,16 +175,17 @@ class Judge:
     def _nudges(self, low: list[Tensor], high: list[Tensor], groups: int | None) -> list[Nudge]:
         """List the router's choices that rounding could change, the closest first."""
         assert self._high is not None
-        config = self._high.config
-        mlps = (layer.mlp for layer in self._high.weights.layers)
-        scales = [x.scale for x in mlps if isinstance(x, moge.Moge) and x.scale is not None]
+        ffns = (layer.ffn for layer in self._high.weights.layers)
+        mixtures = [ffn for ffn in ffns if isinstance(ffn, ExpertsModule)]
+        scales = [x.weights.scale for x in mixtures if x.weights.scale is not None]
+        all_groups = RoutedUnits.of(self._high.config).most
         found: list[Nudge] = []
         for n, (low_TE, high_TE) in enumerate(zip(low, high, strict=True)):
             allowed = SLACK * float((low_TE - high_TE).abs().amax(-1).median())
-            size = config.experts // config.groups
-            grouped_TGE = high_TE.view(len(high_TE), config.groups, size)
+            size = high_TE.shape[1] // all_groups
+            grouped_TGE = high_TE.view(len(high_TE), all_groups, size)
             top = grouped_TGE.topk(min(2, size), -1)
-            first = torch.arange(config.groups) * size
+            first = torch.arange(all_groups) * size
             if size > 1:
                 margins = top.values[..., 0] - top.values[..., 1]
                 for row, g in (margins <= allowed).nonzero().tolist():
@@ -212,7 +215,7 @@ def _watched(nudge: Nudge | None) -> Iterator[list[Tensor]]:
         seen.append(logits_PE.double())
         return choose(logits_PE, scale_E, groups, wanted)
 
-    with patch.object(moge, "choose", watching):
+    with patch.object(experts, "choose", watching):
         yield seen
 
 
@@ -254,11 +257,13 @@ class ExactBench:
         self._asked: dict[str, Any] = {}
         self.llm = LLM(self.folder, **self._load)
         config = self.llm.model.config
+        units = RoutedUnits.of(config)
+        grouped = units.most if units.name == "groups" else 0
         own = {name: m for name, m in self.llm.modes.items() if not (m.auto or m.escalate)}
-        if config.groups:
+        if grouped:
             own["shared"] = Mode(groups=0, thinking="off")
         self.modes = {name: Mode(groups=m.groups, thinking="off") for name, m in own.items()}
-        self.drafters = self._drafters(args, config.groups, config.layers)
+        self.drafters = self._drafters(args, grouped, len(config.layers))
         encode = chat_encoder(self.folder)
         self.prompts = [
             {name: encode(talk, mode.thinking)[: args.longest] for name, mode in own.items()}

@@ -6,7 +6,7 @@ The command line and the server read the names, so nothing heavy is imported bef
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint
@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from fastslow.draft.suffix.sources import AnswerMemory
     from fastslow.engine.kv.cache import KVCache
     from fastslow.engine.model.base import Model
-    from fastslow.engine.model.config import RoutedUnits
+    from fastslow.engine.model.routed_units import RoutedUnits
     from fastslow.engine.params import Speculation
     from fastslow.engine.text.vocabulary import Tokenizer
     from fastslow.engine.types import Drafter, MarginalValue, RequestView
 
-AUTO, AUTO_WITH_HEAD = "suffix", "suffix|head"  # what "auto" means
+AUTO = "suffix"  # what "auto" means, alone or beside the first of these that the model has
+OWN = "head", "mtp"  # drafters that may belong to a model
 AUTO_WIDTH = 3  # of the head's trees in "auto"
 
 
@@ -50,7 +51,7 @@ class DrafterDeps:
     load_head: Callable[[Path | None], HeadRunner]  # at a path; None: the target's own
     load_corpus: Callable[[Path], Corpus]
     memory: AnswerMemory | None  # earlier answers; None: they are not stored
-    has_head: bool  # the target has a head
+    own: Collection[str]  # those of `OWN` that the target has
     selection: Callable[[int, Speculation], DrafterSelection]  # for a number of drafters
     marginal_value: Callable[[Sequence[RequestView]], MarginalValue] | None = None
 
@@ -63,7 +64,7 @@ class DrafterKind:
         make: makes it from a request's settings and the parts of the engine.
         help: where its drafts come from, in one line: for the README, the server's fields, errors.
         likely_cause: why hardly any of its drafts is accepted, for the log; it follows "Probably".
-        check: (settings, what the target may run fewer of, whether it has a head); raises ValueError with
+        check: (settings, what the target may run fewer of, those of `OWN` that it has); raises ValueError with
             one sentence about settings that do not fit. None: all settings fit.
         own_cache: it has KV pages beside the target's, so an engine keeps few of them.
     """
@@ -71,7 +72,7 @@ class DrafterKind:
     make: Callable[[Speculation, DrafterDeps], Drafter]
     help: str
     likely_cause: str
-    check: Callable[[Speculation, RoutedUnits, bool], None] | None = None
+    check: Callable[[Speculation, RoutedUnits, Collection[str]], None] | None = None
     own_cache: bool = False
 
 
@@ -103,18 +104,34 @@ def _head(settings: Speculation, deps: DrafterDeps) -> Drafter:
     return HeadDraft(runner, probs_at, width, only_best=only_best, marginal_value=value)
 
 
-def _check_head(settings: Speculation, units: RoutedUnits, has_head: bool) -> None:
-    if not has_head and settings.head is None:
+def _check_head(settings: Speculation, units: RoutedUnits, own: Collection[str]) -> None:
+    if "head" not in own and settings.head is None:
         raise ValueError(
             "drafter='head' needs head=PATH, a head trained for this model by "
             "`fastslow train-draft`, or the folder or hub name of a published EAGLE-3 head"
         )
 
 
+def _mtp(settings: Speculation, deps: DrafterDeps) -> Drafter:
+    from fastslow.draft.mtp import MtpDraft
+    from fastslow.engine.sampling.probs import only_best, probs_at
+
+    width = 1 if settings.drafter == "auto" else settings.width
+    value = deps.marginal_value
+    return MtpDraft(deps.target, deps.cache, probs_at, width, 6, only_best, value)
+
+
+def _check_mtp(settings: Speculation, units: RoutedUnits, own: Collection[str]) -> None:
+    if "mtp" not in own:
+        raise ValueError(
+            "drafter='mtp' needs a model with a layer for multi-token prediction that runs on one rank"
+        )
+
+
 def _self(settings: Speculation, deps: DrafterDeps) -> Drafter:
     from fastslow.draft.model.draft import ModelDraft
     from fastslow.draft.model.kv import BorrowedKV
-    from fastslow.engine.model.config import RoutedUnits
+    from fastslow.engine.model.routed_units import RoutedUnits
     from fastslow.engine.sampling.probs import only_best, probs_at
 
     target, units = deps.target, RoutedUnits.of(deps.target.config)
@@ -128,7 +145,7 @@ def _self(settings: Speculation, deps: DrafterDeps) -> Drafter:
     return ModelDraft(model, kv, probs_at, routed, settings.width, only_best=only_best)
 
 
-def _check_self(settings: Speculation, units: RoutedUnits, has_head: bool) -> None:
+def _check_self(settings: Speculation, units: RoutedUnits, own: Collection[str]) -> None:
     if not units.most and settings.layers is None:
         raise ValueError(
             "drafter='self' needs a model with routed groups or experts, or layers=(...) to keep; "
@@ -153,7 +170,7 @@ def _model(settings: Speculation, deps: DrafterDeps) -> Drafter:
     return ModelDraft(model, kv, probs_at, width=width, vocab_map=padded, only_best=only_best)
 
 
-def _check_model(settings: Speculation, units: RoutedUnits, has_head: bool) -> None:
+def _check_model(settings: Speculation, units: RoutedUnits, own: Collection[str]) -> None:
     if not settings.model:
         raise ValueError(
             "drafter='model' needs model=PATH, a folder or GGUF file, a built-in name or a hub's"
@@ -176,6 +193,12 @@ DRAFTERS: dict[str, DrafterKind] = {
         help="a small trained layer on the target's hidden states",
         likely_cause="the head was trained for another model, or on other texts and modes",
         check=_check_head,
+    ),
+    "mtp": DrafterKind(
+        _mtp,
+        help="the model's own layer for multi-token prediction",
+        likely_cause="the layer was trained on other texts",
+        check=_check_mtp,
     ),
     "self": DrafterKind(
         _self,
@@ -215,14 +238,17 @@ def find_drafter(name: str) -> DrafterKind | None:
     return DRAFTERS.get(name)
 
 
-def check_drafter(settings: Speculation, units: RoutedUnits, has_head: bool = False) -> list[str]:
-    """The drafters that `settings.drafter` names, in order; see `build_drafter`. ValueError for an unknown
+def check_drafter(
+    settings: Speculation, units: RoutedUnits, own: Collection[str] = ()
+) -> list[str]:
+    """The drafters that `settings.drafter` names, in order; see `build_drafter`. own: those of `OWN` that the target
+    has. ValueError for an unknown
     name, with the nearest known name, or for settings that a drafter's `DrafterKind.check` refuses."""
     from fastslow.engine.params import nearest
 
     if settings.drafter == "auto":
-        with_head = has_head or settings.head is not None
-        return split_names(AUTO_WITH_HEAD if with_head else AUTO)
+        known = {"head", *own} if settings.head is not None else own
+        return [AUTO, *[name for name in OWN if name in known][:1]]
     names = split_names(settings.drafter)
     for name in names:
         if find_drafter(name) is None:
@@ -232,7 +258,7 @@ def check_drafter(settings: Speculation, units: RoutedUnits, has_head: bool = Fa
         raise ValueError(f"drafter={settings.drafter!r} must join names by + or by |, not by both")
     for check in (DRAFTERS[name].check for name in names):
         if check is not None:
-            check(settings, units, has_head)
+            check(settings, units, own)
     return names
 
 
@@ -241,13 +267,13 @@ def build_drafter(settings: Speculation, deps: DrafterDeps) -> Drafter:
     not fit.
 
     "a+b" asks b where a has no draft; "a|b" asks each where it pays, and merges their trees where
-    both have scores, else takes the more promising one. "auto" is AUTO_WITH_HEAD where the model has a
-    head, whose trees are then AUTO_WIDTH wide, else AUTO.
+    both have scores, else takes the more promising one. "auto" is AUTO, and where the model has one of OWN, AUTO | the
+    first of them; a head's trees are then AUTO_WIDTH wide.
     """
     from fastslow.draft.several import AdaptiveDrafter, FallbackDrafter
-    from fastslow.engine.model.config import RoutedUnits
+    from fastslow.engine.model.routed_units import RoutedUnits
 
-    names = check_drafter(settings, RoutedUnits.of(deps.target.config), deps.has_head)
+    names = check_drafter(settings, RoutedUnits.of(deps.target.config), deps.own)
     made = [DRAFTERS[name].make(settings, deps) for name in names]
     if len(made) == 1:
         return made[0]

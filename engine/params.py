@@ -125,7 +125,7 @@ class Speculation(Params):
     drafter: Annotated[str, Field(max_length=100)] = Field(
         default="auto",
         description="a drafter's name, or off; a+b: b where a has no draft; a|b: each where it pays, "
-        "side by side; auto = suffix|head where the model has a head, else suffix",
+        "side by side; auto = suffix, beside head or mtp where the model has one of them",
     )
     nodes: Annotated[StrictInt, Field(ge=0, le=64)] | None = Field(
         default=None,

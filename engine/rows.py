@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastslow.engine.types import Ints
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ALL_GROUPS = -1  # in Rows.groups: every routed group runs, or every expert that a router chooses
 
@@ -80,6 +84,7 @@ class Rows:
     running: tuple[RunningRows, ...] | None = (
         None  # per request; None: the model has no running states
     )
+    inputs: Tensor | None = None  # [T, H] hidden states that rows of an MTP layer read
 
     @classmethod
     def of(cls, segments: Sequence[Segment]) -> Rows:

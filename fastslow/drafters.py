@@ -12,10 +12,10 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from loguru import logger
 
-from fastslow.draft.head.mtp import has_mtp_layer, load_mtp
-from fastslow.draft.head.runner import HeadRunner, TorchRunner, load_head, made_for
+from fastslow.draft.head.runner import HeadRunner, load_head, made_for
 from fastslow.draft.registry import (
     DRAFTERS,
+    OWN,
     DrafterDeps,
     LoadedModel,
     build_drafter,
@@ -30,7 +30,7 @@ from fastslow.engine.host.files import is_file
 from fastslow.engine.host.machine import give_back
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
-from fastslow.engine.model.config import RoutedUnits
+from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Speculation
 from fastslow.engine.sampling.stop import Stopper
 from fastslow.engine.text.tokenizer import same_vocabulary
@@ -99,8 +99,9 @@ class DrafterFactory:
         self._stays: HeadRunner | None = None
         self._corpora: WeakValueDictionary[Path, Corpus] = WeakValueDictionary()
         self._own_head = own_head(folder)
-        self._has_mtp = has_mtp_layer(folder)
         self._units = RoutedUnits.of(target.config)
+        has = {"head": self.has_head, "mtp": target.mtp is not None}
+        own = [name for name in OWN if has[name]]
         self._deps = DrafterDeps(
             target=target,
             cache=kv,
@@ -108,21 +109,21 @@ class DrafterFactory:
             load_head=self._head,
             load_corpus=self._corpus,
             memory=memory,
-            has_head=self.has_head,
+            own=own,
             selection=controller.selection,
             marginal_value=controller.value,
         )
 
     @property
     def has_head(self) -> bool:
-        """True where the target has a draft head: one trained for it, or the one in its checkpoint."""
-        return self._own_head is not None or self._has_mtp
+        """True where the target has a draft head, one trained for it."""
+        return self._own_head is not None
 
     def make(self, settings: Speculation) -> Speculation:
         """Return the key of the drafter for these settings; build the drafter on first use."""
         if settings.drafter == "off":
             return OFF
-        names = check_drafter(settings, self._units, self._deps.has_head)
+        names = check_drafter(settings, self._units, self._deps.own)
         # it matters whether the length is fixed, not how long it is
         nodes = None if settings.nodes is None else 0
         usual = {"nodes": nodes, "accept": "auto", "step_score": Speculation().step_score}
@@ -143,7 +144,7 @@ class DrafterFactory:
         """The name of the drafter that settings mean; "" where that is none, or several."""
         if settings.drafter == "off":
             return ""
-        names = check_drafter(settings, self._units, self._deps.has_head)
+        names = check_drafter(settings, self._units, self._deps.own)
         return names[0] if len(names) == 1 else ""
 
     def use(self, key: Speculation, id: int, stopper: Stopper) -> None:
@@ -234,13 +235,10 @@ class DrafterFactory:
     def _head(self, path: Path | None) -> HeadRunner:
         if (head := self._heads.get(path)) is not None:
             return head
-        if path is None and self._own_head is None and self._has_mtp:
-            head = TorchRunner(load_mtp(self.folder, self._deps.target.dtype))
-        else:
-            found = self._own_head or Path(HEAD) if path is None else resolve_head(path)
-            with called(path or found, found):
-                head = load_head(found, self.folder)
-            give_back()  # matrices were in float32 before they were packed
+        found = self._own_head or Path(HEAD) if path is None else resolve_head(path)
+        with called(path or found, found):
+            head = load_head(found, self.folder)
+        give_back()  # matrices were in float32 before they were packed
         self._heads[path] = head
         if path is None:
             self._stays = head

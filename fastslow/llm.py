@@ -21,7 +21,7 @@ from fastslow.engine.core.worker import Worker
 from fastslow.engine.host.machine import give_back
 from fastslow.engine.host.progress import bar
 from fastslow.engine.model.base import Model
-from fastslow.engine.model.config import RoutedUnits
+from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.parallel.open import ends_ranks_if_it_fails, open_model
 from fastslow.engine.parallel.torchrun import join
 from fastslow.engine.text.tool_formats import ToolCalls

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from fastslow.engine.model.config import RoutedUnits
+from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Mode, Phase, SamplingParams, Speculation
 
 THINKING = {"off": "off", "on": "on, where the model can", "auto": "as the model likes"}

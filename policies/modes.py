@@ -8,7 +8,7 @@ from typing import Any
 
 from fastslow.engine.checkpoint.identity import check_model
 from fastslow.engine.host.files import about, is_file, read_object, shown
-from fastslow.engine.model.config import FIELDS, RoutedUnits
+from fastslow.engine.model.routed_units import FIELDS, RoutedUnits
 from fastslow.engine.params import CHANGED, Mode, Params, nearest
 from fastslow.engine.text.switches import EFFORTS
 from fastslow.policies.turns import MOST_ROOM

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fastslow.engine.backends.alike import AlikeLayers
 from fastslow.engine.host.progress import Report, silent
-from fastslow.engine.model.tensors import decoder_layer
+from fastslow.engine.model.tensors import layer_names
 from fastslow.llm import LLM
 from fastslow.models.dense import Dense, dense_config
 from fastslow.models.folder import require_vacant
@@ -36,14 +37,14 @@ def convert(
     """
     require_vacant(out)
     options = options or ConvertOptions()
-    inner = dense_config(dense_folder).intermediate_size
+    inner = AlikeLayers.of(dense_config(dense_folder)).widest
     split = NeuronSplit.of(inner, options.groups, options.experts, options.shared, options.width)
     kept = KeptWork(out, dense_folder, options)
     texts = kept.lists("texts", lambda: calibration_texts(dense_folder, options, report))
     dense = Dense(dense_folder, torch.float32)
 
     def done(layers: float) -> None:
-        report(0.3 + 0.7 * layers / dense.config.layers, "choosing experts")
+        report(0.3 + 0.7 * layers / len(dense.config.layers), "choosing experts")
 
     layout = calibrate(dense, texts, split, seed=options.seed, done=done, part=kept.part)
     made = write_moge(dense_folder, Recipe(layout, {}, {}), out, fast=options.fast)
@@ -175,9 +176,9 @@ def calibrate(
     config, layers = dense.config, []
     lengths = [len(text) for text in texts]
     x_NH = dense.embedding[torch.tensor([token for text in texts for token in text])].float()
-    for n in range(config.layers):
+    for n in range(len(config.layers)):
         prefix = f"model.layers.{n}."
-        names = decoder_layer(config, n)
+        names = layer_names(config, n)
         tensors = {name.removeprefix(prefix): dense.tensors[name].float() for name in names}
         seen: dict[str, Tensor] = {}  # the input of each matrix
         layer = PlainLayer(config, n, tensors, lengths)
@@ -192,7 +193,7 @@ def calibrate(
     layout = ExpertLayout(
         **{name: torch.stack([one[name] for one in layers]) for name in layers[0]}
     )
-    layout.check(config.intermediate_size)
+    layout.check(AlikeLayers.of(config).widest)
     return layout
 
 

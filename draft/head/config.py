@@ -38,12 +38,12 @@ class HeadConfig(DraftShape):
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Tensor name -> shape, for all tensors of a head's file."""
-        h, inner = self.hidden, self.heads * self.head_dim
+        h, inner = self.hidden, self.queries
         return {
             **dict.fromkeys(NORMS, (h,)),
             "fuse": (h, len(self.layers) * h),
             "entry": (h, 2 * h),
-            "qkv": (inner + 2 * self.kv_heads * self.head_dim, h),
+            "qkv": (inner + 2 * self.keys, h),
             "out": (h, inner),
             "gate_up": (2 * self.neurons, h),
             "down": (h, self.neurons),
@@ -161,14 +161,15 @@ def read_ends(folder: Path) -> Ends:
 def fingerprint(folder: Path) -> str:
     """A digest of the target's shape, its norms and the queries of its last layer."""
     config = ModelConfig.from_folder(folder)
-    last = f"model.layers.{config.layers - 1}"
+    count, experts = len(config.layers), config.routed.experts if config.routed else 0
+    last = f"model.layers.{count - 1}"
     names = (
         "model.norm.weight",
         f"{last}.input_layernorm.weight",
         f"{last}.post_attention_layernorm.weight",
         f"{last}.self_attn.q_proj.weight",
     )
-    shape = (config.architecture, config.layers, config.hidden_size, config.experts)
+    shape = (config.architecture, count, config.hidden_size, experts)
     digest = hashlib.sha256(repr(shape).encode())
     with floats(folder, config) as read:
         for name in names:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 import torch
 
+from fastslow.draft.head.growing import GrowingDraft
 from fastslow.draft.head.runner import HeadRunner
 from fastslow.draft.head.state import FinishedTexts, HeadState
 from fastslow.draft.head.tree import NO_MASS, HeadChain
@@ -21,13 +22,12 @@ from fastslow.engine.types import (
     Tree,
 )
 
-MIN_SCORE = 0.05  # a less likely node hardly pays for its row, even where rows cost next to nothing
 MAX_WAITING = 256  # rows of a text without drafts; then the runner takes them in any case
 MAX_FINISHED_ROWS = 16384
 NO_ROWS: Floats = np.empty(0, dtype=np.float32)
 
 
-class HeadDraft:
+class HeadDraft(GrowingDraft[HeadState]):
     """Drafts from the target's own hidden states (EAGLE: arXiv 2401.15077, 2406.16858, 2503.01840).
 
     A request's first draft comes after its first step, when there are features. A head that was
@@ -35,17 +35,7 @@ class HeadDraft:
     the same beginning, as the target's prefix cache does. Rows without features are missing in the
     head's context, which costs acceptance and nothing else.
 
-    Where the engine chooses the length, a tree ends where its nodes become less likely than what
-    their rows take: such nodes would be cut, and each level takes a pass over the head.
-
-    Args:
-        target_probs: logits -> probabilities under a request's parameters; it must not hold the logits.
-        width: 1 drafts chains: at temperature 0 chosen nodes, else sampled from the head's own
-            probabilities under the request's parameters. More: trees of chosen nodes; `width` nodes of
-            a depth get children, and the likeliest within the budget stay (EAGLE-2).
-        depth: of trees at most; a chain is as long as its budget.
-        only_best: whether the largest logit alone decides a request's tokens; None = for no request.
-        marginal_value: of a token and of a row in the batch's step; None = rows cost nothing.
+    runner: of the head; the other arguments are those of `GrowingDraft`.
     """
 
     def __init__(
@@ -57,48 +47,15 @@ class HeadDraft:
         only_best: Callable[[RequestView], bool] | None = None,
         marginal_value: Callable[[Sequence[RequestView]], MarginalValue] | None = None,
     ) -> None:
+        super().__init__(target_probs, width, depth, only_best, marginal_value)
         self.features = runner.config.layers
         self._runner = runner
         self._prompt_rows = runner.config.prompt
-        self._target_probs = target_probs
-        self._width = width
-        self._depth = depth
-        self._only_best = only_best or (lambda request: False)
-        self._marginal_value = marginal_value
         self._states: dict[int, HeadState] = {}
         self._finished = FinishedTexts(MAX_FINISHED_ROWS)
         # of all tokens; used again, since filling V numbers takes as long as a small product
         self._logits = np.full(runner.vocab_size, NO_MASS, dtype=np.float32)
         self._logits_V = torch.from_numpy(self._logits)
-
-    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
-        trees = [Tree()] * len(batch)
-        known = [
-            (b, request, self._states[request.id])
-            for b, (request, most) in enumerate(zip(batch, nodes))
-            if most > 0 and self._can_draft(request)
-        ]
-        if not known:
-            return trees
-        grown = [
-            nodes[b] if self._width > 1 or self._only_best(request) else 0
-            for b, request, _ in known
-        ]
-        bar = self._min_score(batch)
-        min_scores = [bar if r.speculation.nodes is None else 0.0 for _, r, _ in known]
-        depth = self._depth if self._width > 1 else max(grown)
-        limits = TreeLimits(grown, self._width, depth, min_scores)
-        made = self._runner.grow(self._waiting([state for _, _, state in known]), limits)
-        chains: list[tuple[int, HeadChain]] = []
-        for (b, request, state), size, tree in zip(known, grown, made):
-            state.flushed()
-            trees[b] = tree
-            if not size:
-                chains.append((b, HeadChain(request, state, nodes[b])))
-        self._extend([chain for _, chain in chains])
-        for b, chain in chains:
-            trees[b] = chain.tree()
-        return trees
 
     def commit(
         self, batch: Sequence[RequestView], result: AcceptResult, features: Features | None
@@ -168,16 +125,17 @@ class HeadDraft:
             self._runner.close(dropped.text)
         self._finished.clear()
 
-    def _min_score(self, batch: Sequence[RequestView]) -> float:
-        if self._marginal_value is None:
-            return MIN_SCORE
-        value = self._marginal_value(batch)
-        return min(max(MIN_SCORE, value.row / value.token), 1.0)
-
-    def _can_draft(self, request: RequestView) -> bool:
-        """True where there is a row to draft from, the one of the last token but one."""
+    def _known(self, request: RequestView, nodes: int) -> HeadState | None:
+        """Its state where there is a row to draft from, the one of the last token but one."""
         state = self._states.get(request.id)
-        return state is not None and state.can_draft and state.end == len(request.tokens) - 1
+        ready = state is not None and state.can_draft and state.end == len(request.tokens) - 1
+        return state if ready else None
+
+    def _grow(self, states: Sequence[HeadState], limits: TreeLimits) -> list[Tree]:
+        made = self._runner.grow(self._waiting(states), limits)
+        for state in states:
+            state.flushed()
+        return made
 
     def _first_missing(self, request: RequestView, first: int) -> int:
         state = self._states.get(request.id)
@@ -217,20 +175,15 @@ class HeadDraft:
             self._runner.read(self._waiting([state]))
             state.flushed()
 
-    def _extend(self, chains: Sequence[HeadChain]) -> None:
-        """All chains in lockstep, one small step of the head a token."""
-        active = [chain for chain in chains if chain.nodes > 0]
-        while active:
-            for chain in active:
-                logits = self._runner.logits(chain.state.text)
-                ids = self._runner.vocab_ids(chain.state.text)
-                self._logits[ids] = logits
-                chain.extend(self._logits_V, logits, self._target_probs)
-                self._logits[ids] = NO_MASS
-            active = [chain for chain in active if len(chain.drafted) < chain.nodes]
-            if active:
-                texts = [chain.state.text for chain in active]
-                self._runner.advance(texts, [chain.drafted[-1] for chain in active])
+    def _append(self, chain: HeadChain[HeadState]) -> None:
+        logits = self._runner.logits(chain.state.text)
+        ids = self._runner.vocab_ids(chain.state.text)
+        self._logits[ids] = logits
+        chain.extend(self._logits_V, logits, self._target_probs)
+        self._logits[ids] = NO_MASS
+
+    def _advance(self, states: Sequence[HeadState], tokens: Sequence[int]) -> None:
+        self._runner.advance([state.text for state in states], tokens)
 
     def _waiting(self, states: Sequence[HeadState]) -> NewRows:
         """The rows that the runner does not have yet; their tokens can be drafted from now on."""

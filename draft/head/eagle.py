@@ -12,13 +12,14 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fastslow.draft.head.config import WHOLE, HeadConfig, opened, read_ends, stored_ends
+from fastslow.engine.backends.alike import AlikeLayers
 from fastslow.engine.backends.cpu.draft_head import PairedEntry
 from fastslow.engine.backends.cpu.library import LIMITS
 from fastslow.engine.checkpoint.row_file import RowFile
 from fastslow.engine.host.files import about, is_file, read_object, shown
-from fastslow.engine.model.attention import inverse_frequencies
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.family import MOST_WIDTH, boolean, integer, integers
+from fastslow.engine.model.mixers.rope import Rope, inverse_frequencies
 
 ORIGINAL = ("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM", "LlamaForCausalLM")
 MODEL_TYPE = "speculators_model_type"
@@ -70,13 +71,18 @@ class EagleConfig:
         """F, numbers that are read of a row."""
         return len(self.shape.layers) * self.target_hidden
 
+    @property
+    def rope(self) -> Rope:
+        """How its layer rotates."""
+        return AlikeLayers.of(self.layer).rope
+
     def paired(self) -> PairedEntry | None:
         """For the kernels; None where they do not have what the layer does."""
-        scaling = self.layer.rope_scaling
-        if scaling is not None and scaling.attention_factor != 1:
+        rope = self.rope
+        if rope.scaling is not None and rope.scaling.attention_factor != 1:
             return None
         return PairedEntry(
-            inverse_frequencies(self.layer, self.layer.context),
+            inverse_frequencies(rope, rope.context),
             self.normed_together,
             self.normed_residual,
             self.normed_output,
@@ -113,20 +119,22 @@ class EagleConfig:
                 f"the head is of a target with vocab_size {layer.vocab_size}, this one has "
                 f"{target.vocab_size}"
             )
-        read = _layers(raw, target.layers)
+        read = _layers(raw, len(target.layers))
         each, whole = boolean(raw, "fc_norm", False), boolean(raw, "norm_before_fc", False)
         if each and whole:
             raise ValueError("fc_norm and norm_before_fc exclude each other")
         most = min(target.context, LIMITS["window"][1])
         window = _window(inner)
+        alike = AlikeLayers.of(layer)
+        a = alike.attention
         shape = HeadConfig(
             hidden=layer.hidden_size,
-            heads=layer.heads,
-            kv_heads=layer.kv_heads,
-            head_dim=layer.head_dim,
-            neurons=layer.intermediate_size,
-            rope_theta=layer.rope_theta,
-            eps=layer.rms_norm_eps,
+            heads=a.heads,
+            kv_heads=a.kv_heads,
+            head_dim=a.head_dim,
+            neurons=alike.widest,
+            rope_theta=alike.rope.theta,
+            eps=alike.eps,
             window=min(window, most) if window else most,
             layers=read,
             vocabulary=integer(raw, "draft_vocab_size", layer.vocab_size, most=layer.vocab_size),
@@ -230,8 +238,9 @@ def embedding_of(folder: Path, config: EagleConfig, target: Path) -> Tensor | Ro
 
 def _parts(config: EagleConfig) -> dict[str, Shapes]:
     """Name of a weight -> tensors of the file that make it, one below the other, and their shapes."""
-    s, p, layer = config.shape, config.prefix, config.layer
-    inner, keys = s.heads * s.head_dim, s.kv_heads * s.head_dim
+    s, p, layer = config.shape, config.prefix, AlikeLayers.of(config.layer)
+    mlp_bias = layer.dense is not None and layer.dense.bias
+    inner, keys = s.queries, s.keys
     found: dict[str, Shapes] = {
         "embedding_norm": {f"{p}input_layernorm.weight": (s.hidden,)},
         "hidden_norm": {f"{p}hidden_norm.weight": (s.hidden,)},
@@ -242,15 +251,15 @@ def _parts(config: EagleConfig) -> dict[str, Shapes]:
     }
     qkv = {"self_attn.q_proj": inner, "self_attn.k_proj": keys, "self_attn.v_proj": keys}
     for name, inputs, outputs, biased in (
-        ("qkv", 2 * s.hidden, qkv, layer.qkv_bias),
-        ("out", inner, {"self_attn.o_proj": s.hidden}, layer.out_bias),
+        ("qkv", 2 * s.hidden, qkv, layer.attention.qkv_bias),
+        ("out", inner, {"self_attn.o_proj": s.hidden}, layer.attention.out_bias),
         (
             "gate_up",
             s.hidden,
             dict.fromkeys(("mlp.gate_proj", "mlp.up_proj"), s.neurons),
-            layer.mlp_bias,
+            mlp_bias,
         ),
-        ("down", s.neurons, {"mlp.down_proj": s.hidden}, layer.mlp_bias),
+        ("down", s.neurons, {"mlp.down_proj": s.hidden}, mlp_bias),
     ):
         found[name] = {f"{p}{module}.weight": (n, inputs) for module, n in outputs.items()}
         if biased:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -13,18 +14,18 @@ from torch import Tensor
 
 from fastslow.draft.head.config import MATRICES, NORMS, Ends, HeadConfig
 from fastslow.draft.head.eagle import EagleConfig
-from fastslow.draft.head.layer import HeadKV, HeadLayer, rotation
+from fastslow.draft.head.layer import HeadKV, HeadLayer, after_attention, rotation
 from fastslow.draft.head.state import DraftVocab, RequestVocab
 from fastslow.engine.checkpoint.row_file import RowFile
-from fastslow.engine.model.attention import rotation as scaled_rotation
+from fastslow.engine.model.norms import plain_norm
 
 Projected = tuple[Tensor, Tensor, Tensor, Tensor]
-"""The layer's inputs [R, H], queries [R, heads, head_dim], keys and values [R, kv_heads, head_dim]."""
+"""The layer's inputs [R, H], queries [R, heads, D], keys and values [R, kv_heads, D]."""
 
 
 class DraftHead(ABC):
     """A drafting head of one decoder layer. It runs on the CPU, wherever the target does. vocab_size: V, of the target.
-    sinks: keys and values [S, kv_heads, head_dim] before every text, if it has any."""
+    sinks: keys and values [S, kv_heads, D] before every text, if it has any."""
 
     config: HeadConfig
     vocab: DraftVocab
@@ -152,36 +153,32 @@ class EagleHead(DraftHead):
         level = features.to("cpu", torch.float32)
         if together := self._eagle.normed_together:
             parts = level.view(len(level), -1, together)
-            level = F.rms_norm(parts, (together,), eps=self.config.eps).flatten(1)
+            level = plain_norm(parts, self.config.eps).flatten(1)
         return self._linear("fuse", level)
 
     def _project(self, hidden: Tensor, after: Sequence[int], at: Sequence[int]) -> Projected:
         c, embedded = self.config, self._embedding[torch.tensor(after)].float()
         normed = self._norm("hidden_norm", hidden)
         pair = torch.cat((self._norm("embedding_norm", embedded), normed), -1)
-        mixed = self._linear("qkv", pair).view(len(pair), -1, c.head_dim)
+        mixed = self._linear("qkv", pair).unflatten(-1, (c.heads + 2 * c.kv_heads, -1))
         q, k, v = torch.split(mixed, [c.heads, c.kv_heads, c.kv_heads], -2)
         if self._eagle.head_norms:
             q, k = self._norm("query_norm", q), self._norm("key_norm", k)
-        cos, sin = scaled_rotation(
-            self._eagle.layer,
+        cos, sin = self._eagle.rope.rotation(
             np.array(at, dtype=np.int64),
-            np.full(len(at), self._eagle.layer.context, dtype=np.int64),
+            np.full(len(at), self._eagle.rope.context, dtype=np.int64),
             torch.float32,
             torch.device("cpu"),
         )
-        q, k = (x * cos + x.roll(c.head_dim // 2, -1) * sin for x in (q, k))
+        q, k = (x * cos + x.roll(x.shape[-1] // 2, -1) * sin for x in (q, k))
         return normed if self._eagle.normed_residual else hidden, q, k, v
 
     def _output(self, x: Tensor, attended: Tensor) -> Tensor:
-        x = x + self._linear("out", attended)
-        gate, up = self._linear("gate_up", self._norm("mlp_norm", x)).chunk(2, -1)
-        x = x + self._linear("down", F.silu(gate) * up)
+        x = after_attention(x, attended, self._linear, partial(self._norm, "mlp_norm"))
         return self._norm("norm", x) if self._eagle.normed_output else x
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
-        weight = self._weights[name]
-        return F.rms_norm(x, (len(weight),), weight, self.config.eps)
+        return plain_norm(x, self.config.eps, self._weights[name])
 
     def _linear(self, name: str, x: Tensor) -> Tensor:
         return F.linear(x, self._weights[name], self._weights.get(f"{name}_bias"))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastslow.draft.head.config import HeadConfig
+from fastslow.engine.model.norms import plain_norm, residual, same
 
 Linear = Callable[[str, Tensor], Tensor]
 """(name of a matrix [n, m], x [..., m]) -> x @ matrix.T [..., n]."""
@@ -27,7 +29,7 @@ class HeadLayer:
     def fuse(self, features: Tensor) -> Tensor:
         """Hidden states [..., H] from features [..., F]; the features of each layer are normed first."""
         sizes = features.view(*features.shape[:-1], -1, self.config.hidden)
-        level = F.rms_norm(sizes, (self.config.hidden,), eps=self.config.eps)
+        level = plain_norm(sizes, self.config.eps)
         return self._linear("fuse", level.flatten(-2))
 
     def input(self, embedded: Tensor, hidden: Tensor) -> Tensor:
@@ -39,15 +41,13 @@ class HeadLayer:
         """Queries [..., heads, head_dim], keys and values [..., kv_heads, head_dim]."""
         c = self.config
         mixed = self._linear("qkv", self._norm("attention_norm", x))
-        mixed = mixed.view(*mixed.shape[:-1], -1, c.head_dim)
+        mixed = mixed.unflatten(-1, (c.heads + 2 * c.kv_heads, -1))
         q, k, v = torch.split(mixed, [c.heads, c.kv_heads, c.kv_heads], -2)
         return rotate(q, cos, sin), rotate(k, cos, sin), v
 
     def output(self, x: Tensor, attended: Tensor) -> Tensor:
         """The next step's hidden state [..., H], from the layer's input and what attention gave."""
-        x = x + self._linear("out", attended)
-        gate, up = self._linear("gate_up", self._norm("mlp_norm", x)).chunk(2, -1)
-        return x + self._linear("down", F.silu(gate) * up)
+        return after_attention(x, attended, self._linear, partial(self._norm, "mlp_norm"))
 
     def final_norm(self, hidden: Tensor) -> Tensor:
         """[..., H], for `logits`."""
@@ -58,7 +58,20 @@ class HeadLayer:
         return self._linear("head", normed)
 
     def _norm(self, name: str, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (self.config.hidden,), self._norms[name], self.config.eps)
+        return plain_norm(x, self.config.eps, self._norms[name])
+
+
+def after_attention(
+    x: Tensor, attended: Tensor, linear: Linear, mlp_norm: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """A layer's output [..., H] from its input, and from what attention gave before its last matrix."""
+
+    def mlp(fresh: Tensor) -> Tensor:
+        gate, up = linear("gate_up", fresh).chunk(2, -1)
+        return linear("down", F.silu(gate) * up)
+
+    x = residual(x, same, lambda _: linear("out", attended), same)
+    return residual(x, mlp_norm, mlp, same)
 
 
 def rotation(config: HeadConfig, positions: Tensor) -> tuple[Tensor, Tensor]:

@@ -170,7 +170,7 @@ class TorchRunner:
             hidden = self._head.read(torch.as_tensor(rows.features), rows.after, kvs, sizes)
             for (text, _), row in zip(fed, hidden):
                 text.hidden = row
-        growing: dict[int, GrowingTree] = {}
+        growing: dict[int, GrowingTree[HeadKV]] = {}
         for b, (text, nodes, least) in enumerate(zip(held, limits.nodes, limits.min_scores)):
             text.tip, text.drawn = text.hidden, 0
             text.kv.drop_draft()
@@ -218,7 +218,7 @@ def made_for(target: Path, heads: Iterable[Path]) -> Path | None:
     for path in heads:
         metadata = read_metadata(path)
         config = HeadConfig.from_metadata(metadata)
-        if config.hidden == theirs.hidden_size and max(config.layers) < theirs.layers:
+        if config.hidden == theirs.hidden_size and max(config.layers) < len(theirs.layers):
             fitting |= dict.fromkeys(metadata.get("target", "").split(), path)
     return fitting.get(fingerprint(target)) if fitting else None
 
@@ -234,7 +234,7 @@ def load_head(path: Path, target: Path) -> HeadRunner:
     theirs = read_metadata(path).get("target")
     if theirs is not None and fingerprint(target) not in theirs.split():
         logger.warning("head {} was trained for another target: few drafts may be accepted", path)
-    layers = ModelConfig.from_folder(target).layers
+    layers = len(ModelConfig.from_folder(target).layers)
     if max(config.layers) >= layers:
         raise ValueError(
             f"head {path} reads layer {max(config.layers)} of its target, which has {layers}"

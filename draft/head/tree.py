@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -12,9 +13,7 @@ from loguru import logger
 from torch import Tensor
 
 from fastslow.draft.base import DraftChain
-from fastslow.draft.head.head import DraftHead
-from fastslow.draft.head.layer import HeadKV
-from fastslow.draft.head.state import HeadState, RequestVocab
+from fastslow.draft.head.state import RequestVocab
 from fastslow.draft.merge import likeliest_first
 from fastslow.engine.sampling.grammar import GrammarError
 from fastslow.engine.types import Floats, OneHot, RequestView, TargetProbs, Tree
@@ -23,17 +22,46 @@ TWICE = math.log(2)
 NO_MASS = -1e30  # a logit: no probability at any temperature, and still a finite number
 
 
-class GrowingTree:
+T = TypeVar("T")
+T_contra = TypeVar("T_contra", contravariant=True)
+
+
+class TreeSource(Protocol[T_contra]):
+    """Grows trees: a head, or an MTP layer. T: what it holds of a draft's rows."""
+
+    def logits(
+        self, hidden: Tensor, vocabs: Sequence[RequestVocab], sizes: Sequence[int]
+    ) -> list[Tensor]:
+        """Per text f32 [rows, D + E] in the order of its vocabulary's `ids`, from hidden states [R, H]."""
+
+    def step(
+        self,
+        hidden: Tensor,
+        after: Sequence[int],
+        kvs: Sequence[T_contra],
+        parents: Sequence[Sequence[int]],
+    ) -> Tensor:
+        """See `DraftHead.step`."""
+
+
+class GrowingTree(Generic[T]):
     """The tree of a text, at most `nodes` nodes, while it grows from `root` [H], the head's output at the text's last
     row. Nodes less likely than `min_score` (0..1), with all before them, are left out.
 
     scores: log-probability of each node and all before it. frontier: nodes that get children next. rows: node -> its
-    row among the draft's, for nodes that got children.
+    row among the draft's, for nodes that got children; `room` at most, where it is given.
     """
 
     def __init__(
-        self, kv: HeadKV, vocab: RequestVocab, root: Tensor, nodes: int, min_score: float = 0.0
+        self,
+        kv: T,
+        vocab: RequestVocab,
+        root: Tensor,
+        nodes: int,
+        min_score: float = 0.0,
+        room: int | None = None,
     ) -> None:
+        self._room = room
         self._min_score = math.log(min_score) if min_score > 0 else -math.inf
         self.kv = kv
         self.vocab = vocab
@@ -62,6 +90,8 @@ class GrowingTree:
         # A level costs a pass over the head, and a child has little more than half of its parent's chance.
         bar = max(bar, min(self._min_score + TWICE, self._min_score / 2))
         best = sorted(fresh, key=lambda node: -self.scores[node])[:width]
+        if self._room is not None:
+            best = best[: self._room + 1 - len(self.rows)]
         self.frontier = sorted(node for node in best if self.scores[node] >= bar)
 
     def take_rows(self) -> list[int]:
@@ -83,7 +113,9 @@ class GrowingTree:
         )
 
 
-def grow_trees(head: DraftHead, trees: Sequence[GrowingTree], width: int, depth: int) -> list[Tree]:
+def grow_trees(
+    head: TreeSource[T], trees: Sequence[GrowingTree[T]], width: int, depth: int
+) -> list[Tree]:
     """Grow all trees in lockstep, one small step of the head a level, `depth` levels at most. `width` nodes
     of a level get children, and each gets `width`."""
     active = list(trees)
@@ -111,10 +143,10 @@ def grow_trees(head: DraftHead, trees: Sequence[GrowingTree], width: int, depth:
     return [tree.tree() for tree in trees]
 
 
-class HeadChain:
+class HeadChain(Generic[T]):
     """The chain of one request, at most `nodes` tokens, while it is drafted."""
 
-    def __init__(self, request: RequestView, state: HeadState, nodes: int) -> None:
+    def __init__(self, request: RequestView, state: T, nodes: int) -> None:
         self.request = request
         self.state = state
         self.nodes = nodes

@@ -70,7 +70,7 @@ def _named(device: str | torch.device) -> torch.device:
 
 
 def ops_for(kind: str) -> Ops:
-    """The building blocks of `engine.model.decoder.Decoder` for a kind of device."""
+    """The building blocks of `engine.backends.torch.decoder.Decoder` for a kind of device."""
     from fastslow.engine.backends.torch.reference import OneDnnOps, ReferenceOps
 
     return OneDnnOps() if kind == "cpu" else ReferenceOps()

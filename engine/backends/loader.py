@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.accelerator.ops import PagedOps
 from fastslow.engine.backends.accelerator.weights import Stacked
+from fastslow.engine.backends.alike import unlike
 from fastslow.engine.backends.cpu import library, store
 from fastslow.engine.backends.cpu.decoder import CpuDecoder, unsupported
 from fastslow.engine.backends.cpu.formats import (
@@ -28,8 +29,11 @@ from fastslow.engine.backends.cpu.formats import (
 )
 from fastslow.engine.backends.cpu.kv import Int8Tiles, TiledStorage
 from fastslow.engine.backends.cpu.library import level
+from fastslow.engine.backends.cpu.mtp import CpuMtp, MtpKernels
 from fastslow.engine.backends.cpu.packed import Arena
 from fastslow.engine.backends.device import DeviceChoice, choose_device, ops_for, paged_ops_for
+from fastslow.engine.backends.torch.decoder import Decoder
+from fastslow.engine.backends.torch.weights import TorchReader, Weights
 from fastslow.engine.checkpoint.checkpoint import BLOCKS, Checkpoint, blocks
 from fastslow.engine.checkpoint.gguf_shard import GgufShard
 from fastslow.engine.checkpoint.published.layout import Published
@@ -39,8 +43,8 @@ from fastslow.engine.host.gguf_file import is_gguf
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.decoder import Decoder, Weights
 from fastslow.engine.model.ops import no_int8
+from fastslow.engine.model.tensors import mtp_shapes
 
 W8A8 = "w8a8"
 OWN = "own"  # a GGUF file's own numbers, or those of a published checkpoint
@@ -78,6 +82,7 @@ def load_model(
     folder = Path(folder)
     config, place = ModelConfig.from_folder(folder), choose_device(device)
     source = _Source.open(folder, config)
+    config = source.config
     ops = paged_ops_for(place) if place.kind != "cpu" else None
     picked = pick_dtype(dtype, config, place, ops)
     if quantization == "auto":
@@ -98,10 +103,12 @@ def load_model(
         raise ValueError(f"kv_dtype {kv_dtype!r} needs the CPU kernels, which cannot run")
     with source.checkpoint.quantised(progress) as tensors:
         int8 = tensors.linear if quantization == W8A8 else no_int8
-        if ops is not None and picked != torch.float64:
-            return PagedDecoder(Stacked(config, ops, picked, place.device, tensors.read, int8))
+        if ops is not None and picked != torch.float64 and _on_device(config):
+            known = _with_known_mtp(config, unlike)
+            return PagedDecoder(Stacked(known, ops, picked, place.device, tensors.read, int8))
         where = place.device
-        return Decoder(Weights(config, ops_for(place.kind), picked, where, tensors.read, int8))
+        reader = TorchReader(ops_for(place.kind), picked, where, tensors.read, int8)
+        return Decoder(Weights(config, reader))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +125,8 @@ class _Source:
     @classmethod
     def open(cls, folder: Path, config: ModelConfig) -> _Source:
         checkpoint = Checkpoint.own(folder, config)
+        if not checkpoint.names.issuperset(mtp_shapes(config)):
+            config = replace(config, mtp=None)
         others = checkpoint.fused.values()
         method = next((x.reader.label for x in others if isinstance(x, Published)), None)
         shard = GgufShard(folder) if is_gguf(folder) else None
@@ -162,14 +171,13 @@ class _Source:
 
     def storage(self, kv_dtype: str, quantization: str) -> type[KVStorage]:
         """Return the storage of keys and values; ValueError where int8 is asked for and cannot be."""
-        fits = not self.config.head_dim % 4
-        if kv_dtype == "int8" and not fits:
-            what = f"a head_dim that is a multiple of 4, not {self.config.head_dim}"
-            raise ValueError(f"kv_dtype 'int8' needs {what}")
+        misfit = Int8Tiles.misfit(self.config.state_layout)
+        if kv_dtype == "int8" and misfit is not None:
+            raise ValueError(f"kv_dtype 'int8' needs {misfit}")
         if kv_dtype != "auto":
             return Int8Tiles if kv_dtype == "int8" else TiledStorage
         made_for = quantization == W8A8 and self.scheme is not None and self.scheme.kv
-        if not (made_for and fits):
+        if not made_for or misfit is not None:
             return TiledStorage
         logger.info("keys and values are kept in int8, as the checkpoint is made for")
         return Int8Tiles
@@ -199,7 +207,7 @@ def _on_cpu(
     source: _Source, formats: Formats, quantization: str, kv_dtype: str, progress: bool
 ) -> CpuDecoder:
     """On the CPU kernels, from a packing that is kept."""
-    folder, config = source.folder, source.config
+    folder, config = source.folder, _with_known_mtp(source.config, unsupported)
     logger.debug("running {} on the CPU kernels ({})", formats.name, level())
     storage = source.storage(kv_dtype, quantization)
     arena = Arena.of(config, formats)
@@ -215,7 +223,26 @@ def _on_cpu(
             at_once = 1 if source.scheme or source.method else PACKERS
             sources = Sources(tensors.read, read, tensors.linear, at_once)
             memory = store.create(path, arena, sources, packed_path)
-    return CpuDecoder(config, formats, arena, memory, storage=storage)
+    model = CpuDecoder(config, formats, arena, memory, storage=storage)
+    if config.mtp is not None:
+        model.mtp = CpuMtp(MtpKernels(config, formats, arena, memory, storage))
+    return model
+
+
+def _with_known_mtp(
+    config: ModelConfig, unknown: Callable[[ModelConfig], str | None]
+) -> ModelConfig:
+    """The config, without its MTP layer where kernels do not know that one; then a log line says why. unknown: what
+    they do not know in a model."""
+    if config.mtp is None:
+        return config
+    why = unknown(config.with_mtp)
+    if config.mtp.norms != config.norm:
+        why = "they have one norm for all places"
+    if why is None:
+        return config
+    logger.warning("the kernels do not run the layer for multi-token prediction: {}", why)
+    return replace(config, mtp=None)
 
 
 def _on_kernels(config: ModelConfig, dtype: torch.dtype, device: str, quantization: str) -> bool:
@@ -238,6 +265,13 @@ def _on_kernels(config: ModelConfig, dtype: torch.dtype, device: str, quantizati
         logger.warning("plain torch runs instead of the CPU kernels: {}", reason)
         return False
     return library.available()
+
+
+def _on_device(config: ModelConfig) -> bool:
+    """Tell whether an accelerator's kernels know the layers; else plain torch runs, and says so."""
+    if (why := unlike(config)) is not None:
+        logger.warning("plain torch runs instead of the device's kernels: {}", why)
+    return why is None
 
 
 def pick_dtype(

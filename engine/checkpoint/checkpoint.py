@@ -30,8 +30,7 @@ from fastslow.engine.checkpoint.row_file import RowFile
 from fastslow.engine.host.files import is_file, no_panic, open_file, read_object, shown
 from fastslow.engine.host.gguf_file import is_gguf
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.decoder import Read
-from fastslow.engine.model.ops import QuantLinear
+from fastslow.engine.model.ops import QuantLinear, Read
 from fastslow.engine.model.tensors import canonical, mtp_shapes, tensor_shapes
 
 SINGLE = "model.safetensors"
@@ -308,13 +307,14 @@ def _check(path: Path, name: str, found: Fact, expected: Expected) -> None:
 def _check_count(folder: Path, config: ModelConfig, shards: Iterable[Path]) -> None:
     """A config may ask for more tensors than the files' headers have room for: names could fill the memory."""
     alone = next(fused_tensors(config), None) is None  # else experts may lie in one tensor
-    routed = config.layers - len(config.mlp_only_layers) if config.experts and alone else 0
-    least = config.layers + 3 * config.experts * routed
+    routed = [layer.routed.experts for layer in config.layers if layer.routed] if alone else []
+    count = len(config.layers)
+    least = count + 3 * sum(routed)
     room = sum(map(_room, shards))
     if least > room:
-        experts = f" and num_experts {config.experts}" if config.experts else ""
+        experts = f" and num_experts {max(routed)}" if routed else ""
         raise ValueError(
-            f"{folder / 'config.json'}: num_hidden_layers {config.layers}{experts} ask for at least "
+            f"{folder / 'config.json'}: num_hidden_layers {count}{experts} ask for at least "
             f"{least} tensors, but the files of weights have room for the names of {room} only"
         )
 
@@ -342,12 +342,13 @@ def _header_bytes(path: Path) -> int:
 
 def _ignorable(name: str, config: ModelConfig) -> bool:
     tied = name.startswith("lm_head.weight") and config.tie_word_embeddings
-    return tied or _in_mtp_layer(name, config) or CONSTANT.fullmatch(name) is not None
+    drafts = name.startswith("mtp.") or _in_mtp_layer(name, config)
+    return tied or drafts or CONSTANT.fullmatch(name) is not None
 
 
 def _in_mtp_layer(name: str, config: ModelConfig) -> bool:
-    layer = DRAFT_LAYER.match(name) if config.mtp_layers is not None else None
-    return layer is not None and int(layer[1]) >= config.layers
+    layer = DRAFT_LAYER.match(name) if config.drafts_inside else None
+    return layer is not None and int(layer[1]) >= len(config.layers)
 
 
 def _shards(folder: Path) -> dict[Path, set[str] | None]:

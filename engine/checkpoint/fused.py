@@ -106,8 +106,10 @@ def fused_tensors(shape: DecoderShape) -> Iterator[Fused]:
     [experts, out, in / 32, 16] with exponents; and their biases."""
     if not shape.stacked_experts:
         return
-    hidden, inner, experts = shape.hidden_size, shape.moe_intermediate_size, shape.experts
-    for n in range(shape.layers):
+    for n, layer in enumerate(shape.layers):
+        if (routed := layer.routed) is None:
+            continue
+        hidden, inner, experts = shape.hidden_size, routed.expert.width, routed.experts
         prefix = f"model.layers.{n}.mlp.experts"
         for stem, sides, inputs, outputs in (
             ("gate_up_proj", ("gate", "up"), hidden, 2 * inner),

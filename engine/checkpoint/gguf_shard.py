@@ -64,8 +64,8 @@ class GgufSlice:
 
 
 def half_split(rows: NDArray[Any], heads: int) -> NDArray[Any]:
-    """Rows of a q or k projection [heads * head_dim, ...] from interleaved to half-split rotary pairs: pairs
-    (2i, 2i + 1) of a head become rows i and i + head_dim / 2."""
+    """Rows of a q or k projection [heads * D, ...] from interleaved to half-split rotary pairs: pairs
+    (2i, 2i + 1) of a head become rows i and i + D / 2."""
     pairs = rows.reshape(heads, -1, 2, *rows.shape[1:])
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
 

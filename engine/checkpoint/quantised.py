@@ -15,6 +15,7 @@ from fastslow.engine.checkpoint.fused import FLOATS, STACKED_METHOD, Expected
 from fastslow.engine.checkpoint.published.layout import METHODS
 from fastslow.engine.host.files import is_file, read_object, shown
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.mixers.grouped import GroupedAttention
 from fastslow.engine.model.ops import QuantLinear, ReadQuant, no_int8
 from fastslow.engine.model.tensors import Shapes, tensor_shapes
 
@@ -156,7 +157,10 @@ def _quantised(name: str, shape: tuple[int, ...], kind: QuantKind) -> dict[str, 
 
 
 def _kv(config: ModelConfig, shapes: Shapes) -> dict[str, Expected]:
-    width = config.kv_heads * config.head_dim
+    mixer = config.layers[0].mixer
+    if not isinstance(mixer, GroupedAttention):
+        return {}
+    width = mixer.key_width
     return {
         f"{name.removesuffix('.weight')}.kv_cache_{part}": Expected(
             ((width,), (width, 1)), optional=True

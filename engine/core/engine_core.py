@@ -30,7 +30,7 @@ from fastslow.engine.core.step.trace import token_sources, trace_step
 from fastslow.engine.core.step_budget import StepBudget
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
-from fastslow.engine.model.config import RoutedUnits
+from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.sampling.accept.accept import accept
 from fastslow.engine.sampling.rng import Purpose, stream
 from fastslow.engine.sampling.stop import Reason

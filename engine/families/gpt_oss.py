@@ -8,7 +8,10 @@ from dataclasses import replace
 from fastslow.engine.families.reading import (
     FULL,
     SLIDING,
+    activation_of,
+    attending,
     decoder,
+    layer_count,
     rope_scaling,
     window_of,
     windows_by_type,
@@ -26,7 +29,11 @@ from fastslow.engine.model.family import (
     integer,
     number,
 )
-from fastslow.engine.model.shape import ClampedSwiglu, DecoderShape, Router
+from fastslow.engine.model.ffn.dense import DenseMlp
+from fastslow.engine.model.ffn.experts import RoutedExperts
+from fastslow.engine.model.ffn.router import Router
+from fastslow.engine.model.ops import ClampedSwiglu
+from fastslow.engine.model.shape import DecoderShape, Layer
 
 THETA = 150000.0
 YARN = {
@@ -41,36 +48,35 @@ YARN = {
 
 def read(raw: ConfigJson) -> DecoderShape:
     """Softmax over the logits of the chosen experts. Missing fields have the values of transformers."""
-    shape = decoder(raw, theta=THETA, head_dim=64, dense=False)
-    if not (raw.get("rope_scaling") or raw.get("rope_parameters")):
-        shape = replace(shape, rope_scaling=rope_scaling(YARN, shape.max_positions))
-    if shape.activation != "silu":
+    mixer = attending(raw, theta=THETA, head_dim=64)
+    if not (raw.get("rope_scaling") or raw.get("rope_parameters")) and mixer.rope is not None:
+        scaling = rope_scaling(YARN, mixer.rope.max_positions)
+        mixer = replace(mixer, rope=replace(mixer.rope, scaling=scaling))
+    if activation_of(raw) != "silu":
         raise ValueError(
             f"hidden_act {shown(raw.get('hidden_act'))} is not supported, only 'silu' is"
         )
-    window = window_of(raw, 128)
-    usual = [FULL if n % 2 else SLIDING for n in range(shape.layers)]
+    usual = [FULL if n % 2 else SLIDING for n in range(layer_count(raw))]
+    windows = windows_by_type(raw, window_of(raw, 128), usual)
     bias = boolean(raw, "attention_bias", True)
     top_k = integer(raw, "num_experts_per_tok", 4)
     if integer(raw, "experts_per_token", top_k) != top_k:
         raise ValueError(f"experts_per_token must be num_experts_per_tok {top_k}")
     experts = "num_local_experts" if "num_local_experts" in raw else "num_experts"
-    return replace(
-        shape,
-        qkv_bias=bias,
-        out_bias=bias,
-        windows=windows_by_type(raw, window, usual),
-        sink_logits=True,
-        experts=integer(raw, experts, most=MOST_EXPERTS),
-        moe_intermediate_size=integer(raw, "intermediate_size", most=MOST_WIDTH),
-        router=Router("chosen", top_k, bias=True),
-        expert_bias=True,
-        activation=ClampedSwiglu(
-            number(raw, "swiglu_alpha", 1.702), number(raw, "swiglu_limit", 7.0)
-        ),
-        stacked_experts=True,
-        renames=((".mlp.router.", ".mlp.gate."),),
+    swiglu = ClampedSwiglu(number(raw, "swiglu_alpha", 1.702), number(raw, "swiglu_limit", 7.0))
+    width = integer(raw, "intermediate_size", most=MOST_WIDTH)
+    ffn = RoutedExperts(
+        Router("chosen", top_k, bias=True),
+        integer(raw, experts, most=MOST_EXPERTS),
+        DenseMlp(width, swiglu, bias=True),
     )
+    mixer = replace(mixer, qkv_bias=bias, out_bias=bias, sink_logits=True)
+
+    def one(n: int, layer: Layer) -> Layer:
+        return replace(layer, mixer=replace(mixer, window=windows[n]))
+
+    shape = decoder(raw, Layer(mixer, ffn)).each(one)
+    return replace(shape, stacked_experts=True, renames=((".mlp.router.", ".mlp.gate."),))
 
 
 FAMILY = Family(

@@ -6,7 +6,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fastslow.engine.families.reading import decoder, dense_layers
+from fastslow.engine.families.reading import (
+    activation_of,
+    attending,
+    decoder,
+    dense_layers,
+    feeding,
+    norm_of,
+)
 from fastslow.engine.host.files import shown
 from fastslow.engine.model.family import (
     MOST_EXPERTS,
@@ -19,7 +26,11 @@ from fastslow.engine.model.family import (
     number,
     text,
 )
-from fastslow.engine.model.shape import DecoderShape, Router
+from fastslow.engine.model.ffn.dense import DenseMlp
+from fastslow.engine.model.ffn.experts import RoutedExperts
+from fastslow.engine.model.ffn.router import GroupRouter, Router
+from fastslow.engine.model.mixers.grouped import GroupedAttention
+from fastslow.engine.model.shape import DecoderShape, Layer, MtpLayer
 
 MOST_SINKS = 65_536
 MOST_SCALE = 1e6
@@ -33,21 +44,31 @@ RENAMES = (
 )
 
 
-def _experts(shape: DecoderShape, raw: ConfigJson) -> DecoderShape:
-    return replace(
-        shape,
-        experts=integer(raw, "num_experts", most=MOST_EXPERTS),
-        moe_intermediate_size=integer(raw, "moe_intermediate_size", most=MOST_WIDTH),
-        shared_intermediate_size=integer(raw, "shared_expert_intermediate_size", most=MOST_WIDTH),
-        mlp_only_layers=dense_layers(raw),
+def _decoder(
+    raw: ConfigJson, mixer: GroupedAttention, router: GroupRouter | Router
+) -> DecoderShape:
+    """A shared expert and routed ones in all layers, but for those that are dense."""
+    act = activation_of(raw)
+    ffn = RoutedExperts(
+        router,
+        integer(raw, "num_experts", most=MOST_EXPERTS),
+        DenseMlp(integer(raw, "moe_intermediate_size", most=MOST_WIDTH), act),
+        DenseMlp(integer(raw, "shared_expert_intermediate_size", most=MOST_WIDTH), act),
     )
+    dense = dense_layers(raw)
+    plain = feeding(raw) if dense else None
+
+    def one(n: int, layer: Layer) -> Layer:
+        return replace(layer, ffn=plain) if plain is not None and n in dense else layer
+
+    return decoder(raw, Layer(mixer, ffn)).each(one)
 
 
 def _moge(raw: ConfigJson) -> DecoderShape:
     """`num_experts_per_tok` is the number of groups."""
-    shape = _experts(decoder(raw, dense=bool(dense_layers(raw))), raw)
-    groups, bias = integer(raw, "num_experts_per_tok"), boolean(raw, "bias", True)
-    return replace(shape, groups=groups, qkv_bias=bias, out_bias=bias)
+    bias = boolean(raw, "bias", True)
+    mixer = replace(attending(raw), qkv_bias=bias, out_bias=bias)
+    return _decoder(raw, mixer, GroupRouter(integer(raw, "num_experts_per_tok")))
 
 
 def _v2(raw: ConfigJson) -> DecoderShape:
@@ -55,39 +76,44 @@ def _v2(raw: ConfigJson) -> DecoderShape:
     head_dim = None
     if raw.get("qk_nope_dim") is not None:
         head_dim = integer(raw, "qk_nope_dim") + integer(raw, "qk_rope_dim")
-    shape = _experts(decoder(raw, head_dim=head_dim, dense=bool(dense_layers(raw))), raw)
-    rotary = integer(raw, "qk_rope_dim", default=shape.head_dim)
-    if rotary % 2 or rotary > shape.head_dim:
-        raise ValueError(f"qk_rope_dim {rotary} must be even and at most {shape.head_dim}")
-    values = integer(raw, "v_channels", default=shape.head_dim)
-    if values > shape.head_dim:
-        raise ValueError(f"v_channels {values} must be at most {shape.head_dim}, the keys' size")
+    mixer = attending(raw, head_dim=head_dim)
+    rotary = integer(raw, "qk_rope_dim", default=mixer.head_dim)
+    if rotary % 2 or rotary > mixer.head_dim:
+        raise ValueError(f"qk_rope_dim {rotary} must be even and at most {mixer.head_dim}")
+    values = integer(raw, "v_channels", default=mixer.head_dim)
+    if values > mixer.head_dim:
+        raise ValueError(f"v_channels {values} must be at most {mixer.head_dim}, the keys' size")
     layout = text(raw, "rotary_layout", default=FIRST) or FIRST
     if layout not in (FIRST, LAST):
         raise ValueError(f"rotary_layout {shown(layout)} is not one of {FIRST}, {LAST}")
     for field in ("bias", "attention_bias", "qkv_bias"):
         if boolean(raw, field, False):
             raise ValueError(f"{field} True is not supported with this architecture")
-    return replace(
-        shape,
-        key_norm=True,
-        router=Router(
-            "sigmoid",
-            integer(raw, "num_experts_per_tok"),
-            normed=boolean(raw, "norm_topk_prob", True),
-            scale=number(raw, "routed_scaling_factor", 1.0, most=MOST_SCALE),
-            choice_bias=boolean(raw, "router_enable_expert_bias", False),
-        ),
-        post_norms=boolean(raw, "sandwich_norm", False),
+    assert mixer.rope is not None
+    mixer = replace(
+        mixer,
+        rope=replace(mixer.rope, width=rotary, layout=layout),
+        key_norm=norm_of(raw),
         qkv_fused=True,
         value_dim=values,
-        rotary_dim=rotary,
-        rotary_layout=layout,
         sinks=count(raw, "param_sink_number", most=MOST_SINKS),
         sink_values=boolean(raw, "param_sink_with_value", False),
-        mtp_layers=count(raw, "num_mtp_layers"),
-        renames=RENAMES,
     )
+    router = Router(
+        "sigmoid",
+        integer(raw, "num_experts_per_tok"),
+        normed=boolean(raw, "norm_topk_prob", True),
+        scale=number(raw, "routed_scaling_factor", 1.0, most=MOST_SCALE),
+        choice_bias=boolean(raw, "router_enable_expert_bias", False),
+    )
+    shape = _decoder(raw, mixer, router)
+    sandwich = boolean(raw, "sandwich_norm", False)
+    shape = shape.each(lambda n, x: replace(x, norms=replace(x.norms, after=sandwich)))
+    mtp = None
+    if count(raw, "num_mtp_layers"):
+        layer = next((x for x in shape.layers if x.routed), shape.layers[-1])
+        mtp = MtpLayer.numbered(layer, len(shape.layers), shape.norm)
+    return replace(shape, mtp=mtp, drafts_inside=True, renames=RENAMES)
 
 
 MOGE = Family(("PanguProMoEForCausalLM",), _moge)

@@ -7,8 +7,13 @@ from dataclasses import replace
 from fastslow.engine.families.reading import (
     FULL,
     SLIDING,
+    activation_of,
+    attending,
     decoder,
     dense_layers,
+    feeding,
+    layer_count,
+    norm_of,
     window_of,
     windows_by_type,
 )
@@ -25,63 +30,70 @@ from fastslow.engine.model.family import (
     count,
     integer,
 )
-from fastslow.engine.model.shape import DecoderShape, Router
+from fastslow.engine.model.ffn.dense import DenseMlp
+from fastslow.engine.model.ffn.experts import RoutedExperts
+from fastslow.engine.model.ffn.router import Router
+from fastslow.engine.model.mixers.grouped import GroupedAttention
+from fastslow.engine.model.shape import DecoderShape, Layer
 
 
 def _qwen2(raw: ConfigJson) -> DecoderShape:
     """Biases of q, k and v are always there."""
-    shape = decoder(raw)
-    return replace(shape, qkv_bias=True, windows=_late_windows(raw, shape.layers))
+    return _late_windows(raw, replace(attending(raw), qkv_bias=True))
 
 
-def _late_windows(raw: ConfigJson, layers: int) -> tuple[int, ...]:
+def _late_windows(raw: ConfigJson, mixer: GroupedAttention) -> DecoderShape:
     """By `layer_types`, else from `max_window_layers` on; defaults as in transformers."""
-    window = window_of(raw, 4096, switch=boolean(raw, "use_sliding_window", False))
+    layers, window = (
+        layer_count(raw),
+        window_of(raw, 4096, switch=boolean(raw, "use_sliding_window", False)),
+    )
     first = 28 if raw.get("max_window_layers") is None else count(raw, "max_window_layers")
     usual = [SLIDING if window and n >= first else FULL for n in range(layers)]
-    return windows_by_type(raw, window, usual)
+    windows = windows_by_type(raw, window, usual)
+
+    def one(n: int, layer: Layer) -> Layer:
+        return replace(layer, mixer=replace(mixer, window=windows[n]))
+
+    return decoder(raw, Layer(mixer, feeding(raw))).each(one)
 
 
 def _qwen3(raw: ConfigJson) -> DecoderShape:
     """Heads have 128 dims where `head_dim` is missing."""
-    shape = _normed(raw, dense=True)
-    return replace(shape, windows=_late_windows(raw, shape.layers))
+    return _late_windows(raw, _normed(raw))
 
 
-def _normed(raw: ConfigJson, dense: bool) -> DecoderShape:
+def _normed(raw: ConfigJson) -> GroupedAttention:
     if not boolean(raw, "use_qk_norm", True):  # some configs say it
         raise ValueError("use_qk_norm false is not known here")
-    bias = boolean(raw, "attention_bias", False)
-    shape = decoder(raw, head_dim=128, dense=dense)
-    return replace(shape, qkv_bias=bias, out_bias=bias, query_norm=True, key_norm=True)
+    bias, norm = boolean(raw, "attention_bias", False), norm_of(raw)
+    mixer = attending(raw, head_dim=128)
+    return replace(mixer, qkv_bias=bias, out_bias=bias, query_norm=norm, key_norm=norm)
 
 
 def _qwen3_moe(raw: ConfigJson) -> DecoderShape:
     """Softmax over all experts, of which the largest run. A window, where one is used, is every layer's."""
-    layers = integer(raw, "num_hidden_layers")
-    step = integer(raw, "decoder_sparse_step", 1)
+    layers, step = layer_count(raw), integer(raw, "decoder_sparse_step", 1)
     sparse = {n for n in range(layers) if not (n + 1) % step} - dense_layers(raw)
-    dense = frozenset(range(layers)) - sparse
-    if any(n >= layers for n in dense_layers(raw)):
-        dense |= dense_layers(raw)  # refused by name where the shape is checked
-    shape = _normed(raw, dense=bool(dense))
     switch = boolean(raw, "use_sliding_window", False)
     if switch and count(raw, "max_window_layers") not in (0, layers):
         raise ValueError("max_window_layers must be 0 where use_sliding_window is true")
-    window = window_of(raw, 4096, switch=switch)
+    mixer = replace(_normed(raw), window=window_of(raw, 4096, switch=switch))
     experts = "num_experts" if "num_experts" in raw else "num_local_experts"
-    return replace(
-        shape,
-        windows=(window,) * layers if window else (),
-        experts=integer(raw, experts, most=MOST_EXPERTS),
-        moe_intermediate_size=integer(raw, "moe_intermediate_size", most=MOST_WIDTH),
-        mlp_only_layers=dense,
-        router=Router(
-            "softmax",
-            integer(raw, "num_experts_per_tok"),
-            normed=boolean(raw, "norm_topk_prob", False),
-        ),
+    router = Router(
+        "softmax",
+        integer(raw, "num_experts_per_tok"),
+        normed=boolean(raw, "norm_topk_prob", False),
     )
+    width = integer(raw, "moe_intermediate_size", most=MOST_WIDTH)
+    expert = DenseMlp(width, activation_of(raw))
+    routed = RoutedExperts(router, integer(raw, experts, most=MOST_EXPERTS), expert)
+    dense = feeding(raw) if len(sparse) < layers else None
+
+    def one(n: int, layer: Layer) -> Layer:
+        return layer if n in sparse or dense is None else replace(layer, ffn=dense)
+
+    return decoder(raw, Layer(mixer, routed)).each(one)
 
 
 QWEN2 = Family(("Qwen2ForCausalLM",), _qwen2, GgufNames("qwen2", GGUF_LAYER))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from fastslow.engine.host.files import shown
@@ -24,58 +25,85 @@ from fastslow.engine.model.family import (
     number,
     text,
 )
-from fastslow.engine.model.shape import Activation, DecoderShape, RopeScaling
+from fastslow.engine.model.ffn.dense import DenseMlp
+from fastslow.engine.model.mixers.grouped import GroupedAttention
+from fastslow.engine.model.mixers.rope import Rope, RopeScaling
+from fastslow.engine.model.norms import Norm, RmsNorm
+from fastslow.engine.model.ops import Activation
+from fastslow.engine.model.shape import DecoderShape, Layer
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 HIDDEN_ACTS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 SCALINGS = ("default", "linear", "dynamic", "llama3", "yarn", "factors")
 
 
-def decoder(
-    raw: ConfigJson,
-    *,
-    theta: float = 10000.0,
-    tied: bool = False,
-    head_dim: int | None = None,
-    dense: bool = True,
-) -> DecoderShape:
-    """A dense decoder as Llama is, without biases. dense: some layer has a dense MLP.
+def layer_count(raw: ConfigJson) -> int:
+    """`num_hidden_layers`."""
+    return integer(raw, "num_hidden_layers", most=MOST_LAYERS)
 
-    theta, tied, head_dim: what holds where config.json is silent; head_dim None is hidden_size / heads."""
-    if not boolean(raw, "is_causal", True):
-        raise ValueError("is_causal false is not supported: a row sees no later one")
-    architectures = raw.get("architectures")
-    name = architectures[0] if isinstance(architectures, list) else architectures
+
+def norm_of(raw: ConfigJson) -> RmsNorm:
+    """An RMSNorm with `rms_norm_eps`."""
+    return RmsNorm(number(raw, "rms_norm_eps", 1e-6, LEAST_EPS, MOST_EPS))
+
+
+def attending(
+    raw: ConfigJson, *, theta: float = 10000.0, head_dim: int | None = None
+) -> GroupedAttention:
+    """Attention as Llama has it, without biases.
+
+    theta, head_dim: what holds where config.json is silent; head_dim None is hidden_size / heads."""
     partial = number(raw, "partial_rotary_factor", default=1.0)
     if partial != 1:
         raise ValueError(f"partial_rotary_factor {partial} is not supported, only 1 is")
     hidden = integer(raw, "hidden_size", most=MOST_WIDTH)
     heads = integer(raw, "num_attention_heads", most=MOST_HEADS)
     usual = head_dim or _head_dim(raw, hidden, heads)
+    dim = integer(raw, "head_dim", usual, most=MOST_HEAD_DIM)
     positions = integer(raw, "max_position_embeddings")
     base, scaling = _rope(raw, theta, positions)
+    return GroupedAttention(
+        heads,
+        integer(raw, "num_key_value_heads", default=heads),
+        dim,
+        Rope(dim, base, positions, scaling),
+    )
+
+
+def feeding(raw: ConfigJson, *, bias: bool = False) -> DenseMlp:
+    """A dense MLP of `intermediate_size`."""
+    return DenseMlp(integer(raw, "intermediate_size", most=MOST_WIDTH), activation_of(raw), bias)
+
+
+def decoder(
+    raw: ConfigJson, layer: Layer | None = None, *, norm: Norm | None = None, tied: bool = False
+) -> DecoderShape:
+    """A decoder whose layers are all alike; `DecoderShape.each` changes some. None: as Llama has them, without biases.
+
+    norm: the kind of all norms of hidden states; None: RMSNorm. tied: what holds where config.json is silent."""
+    if not boolean(raw, "is_causal", True):
+        raise ValueError("is_causal false is not supported: a row sees no later one")
+    architectures = raw.get("architectures")
+    name = architectures[0] if isinstance(architectures, list) else architectures
+    norm = norm_of(raw) if norm is None else norm
+    layer = Layer(attending(raw), feeding(raw)) if layer is None else layer
+    layer = replace(layer, norms=replace(layer.norms, kind=norm))
     return DecoderShape(
         architecture=str(name),
         vocab_size=integer(raw, "vocab_size"),
-        hidden_size=hidden,
-        layers=integer(raw, "num_hidden_layers", most=MOST_LAYERS),
-        heads=heads,
-        kv_heads=integer(raw, "num_key_value_heads", default=heads),
-        head_dim=integer(raw, "head_dim", usual, most=MOST_HEAD_DIM),
-        max_positions=positions,
-        intermediate_size=integer(raw, "intermediate_size", most=MOST_WIDTH) if dense else 0,
-        rms_norm_eps=number(raw, "rms_norm_eps", 1e-6, LEAST_EPS, MOST_EPS),
-        rope_theta=base,
-        rope_scaling=scaling,
+        hidden_size=integer(raw, "hidden_size", most=MOST_WIDTH),
+        layers=(layer,) * layer_count(raw),
+        max_positions=integer(raw, "max_position_embeddings"),
+        norm=norm,
         tie_word_embeddings=boolean(raw, "tie_word_embeddings", tied),
         bos_id=next(iter(integers(raw, "bos_token_id")), None),
         eos_ids=integers(raw, "eos_token_id"),
         dtype=text(raw, "dtype", default=text(raw, "torch_dtype", default=None)),
-        activation=_activation(raw),
     )
 
 
-def _activation(raw: ConfigJson) -> Activation:
+def activation_of(raw: ConfigJson) -> Activation:
+    """`hidden_act`."""
     name = raw.get("hidden_act", "silu")
     if not isinstance(name, str) or name not in HIDDEN_ACTS:
         known = " and ".join(map(repr, HIDDEN_ACTS))
@@ -176,7 +204,7 @@ def window_of(raw: ConfigJson, usual: int | None = None, *, switch: bool = True)
 
 
 def windows_by_type(raw: ConfigJson, window: int, usual: list[str]) -> tuple[int, ...]:
-    """Every layer's window from `layer_types`, which is `usual` where missing; empty where all see all."""
+    """Every layer's window from `layer_types`, which is `usual` where missing; 0 where it sees all."""
     types = raw.get("layer_types")
     types = usual if types is None else types
     if not isinstance(types, list) or len(types) != len(usual):
@@ -188,10 +216,13 @@ def windows_by_type(raw: ConfigJson, window: int, usual: list[str]) -> tuple[int
             )
         if kind == SLIDING and not window:
             raise ValueError(f"layer_types has {kind!r}, but no sliding_window is in use")
-    windows = tuple(window if kind == SLIDING else 0 for kind in types)
-    return windows if any(windows) else ()
+    return tuple(window if kind == SLIDING else 0 for kind in types)
 
 
 def dense_layers(raw: ConfigJson) -> frozenset[int]:
     """`mlp_only_layers`."""
-    return frozenset(integers(raw, "mlp_only_layers"))
+    found, layers = frozenset(integers(raw, "mlp_only_layers")), layer_count(raw)
+    if any(n >= layers for n in found):
+        named = shown(sorted(found))
+        raise ValueError(f"mlp_only_layers {named} must be below num_hidden_layers {layers}")
+    return found

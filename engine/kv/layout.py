@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, TypeAlias
@@ -65,14 +64,6 @@ class StateLayout:
                 raise ValueError(
                     f"layer {n} shares rows of layer {state.layer}, which is no earlier one with rows"
                 )
-
-    @classmethod
-    def grouped(
-        cls, layers: int, kv_heads: int, head_dim: int, windows: Sequence[int] = ()
-    ) -> StateLayout:
-        """The layout of alike layers of grouped-query attention. windows: of each layer; (): all see the whole text."""
-        row = RowState(kv_heads, head_dim, head_dim)
-        return cls(tuple(replace(row, window=window) for window in windows or [0] * layers))
 
     @property
     def rows(self) -> dict[int, RowState]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.mtp import MtpModel
 from fastslow.engine.rows import Rows
 from fastslow.engine.types import Features, Ints, ModelOutput
 
@@ -34,6 +35,10 @@ class Model(Protocol):
     @property
     def storage(self) -> type[KVStorage]:
         """In which order its `forward` wants keys and values."""
+
+    @property
+    def mtp(self) -> MtpModel | None:
+        """Its layer for multi-token prediction; None: it has none, or cannot run it."""
 
     def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> ModelOutput:
         """Run the rows, writing their keys and values to `kv` at their slots.
@@ -82,8 +87,12 @@ class ModelWeights(Protocol):
     """Weights of any form: what they say of themselves."""
 
     config: ModelConfig
-    dtype: torch.dtype
-    device: torch.device
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    @property
+    def device(self) -> torch.device: ...
 
 
 W = TypeVar("W", bound=ModelWeights)
@@ -95,7 +104,7 @@ class LayeredModel(Generic[W]):
     def __init__(self, weights: W, layers: Sequence[int] | None = None) -> None:
         self.weights = weights
         self.config, self.dtype, self.device = weights.config, weights.dtype, weights.device
-        self.layers = check_layers(layers, range(weights.config.layers))
+        self.layers = check_layers(layers, range(len(weights.config.layers)))
 
     def layer_subset(self, layers: Sequence[int]) -> Self:
         return type(self)(self.weights, check_layers(layers, self.layers))

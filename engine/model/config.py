@@ -1,17 +1,17 @@
-"""A model's config, read from config.json or from the header of a GGUF file; and what of the model a request may run
-fewer of."""
+"""A model's config, read from config.json or from the header of a GGUF file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Self
 
 import numpy as np
 
 from fastslow.engine.host.files import about, read_object, shown
 from fastslow.engine.host.gguf_file import GgufTensor, is_gguf, read_gguf
+from fastslow.engine.kv.layout import RowState, SharedState
 from fastslow.engine.model.family import (
     GGUF_FIELDS,
     MOST,
@@ -20,7 +20,9 @@ from fastslow.engine.model.family import (
     family_of,
     gguf_family,
 )
-from fastslow.engine.model.shape import ACTIVATIONS, ROTARY_LAYOUTS, ClampedSwiglu, DecoderShape
+from fastslow.engine.model.mixers.grouped import GroupedAttention
+from fastslow.engine.model.parts import Mixer
+from fastslow.engine.model.shape import DecoderShape
 from fastslow.engine.text.tokenizer_files.config import GgufVocabulary
 
 ROPE_FACTORS = "rope_freqs.weight"  # float32 [head_dim / 2]: what rotary frequencies are divided by
@@ -76,42 +78,34 @@ class ModelConfig(DecoderShape):
             raise ValueError(wrong)
 
     def _misfits(self) -> Iterator[str]:
-        rope, width = self.rope_scaling, self.rotary_width
-        if rope is not None and rope.kind == "factors" and len(rope.factors) != width // 2:
-            yield f"rope_scaling has {len(rope.factors)} factors, but half a head of {width} rotates"
         if self.context > MOST:
             yield (
                 f"max_position_embeddings {self.max_positions}, times the rope_scaling factor, must be "
                 f"at most {MOST}"
             )
-        if self.heads % self.kv_heads:
-            yield (
-                f"num_attention_heads {self.heads} must be a multiple of num_key_value_heads "
-                f"{self.kv_heads}"
-            )
-        if self.head_dim % 2 or self.head_dim < 4:
-            yield f"head_dim {self.head_dim} must be an even number of at least 4"
-        if self.rotary_dim % 2 or not 0 <= self.rotary_dim <= self.head_dim:
-            yield f"rotary_dim {self.rotary_dim} must be even and at most {self.head_dim}"
-        if not 0 <= self.value_dim <= self.head_dim:
-            yield f"value_dim {self.value_dim} must be at most {self.head_dim}, the keys' size"
-        if not isinstance(self.activation, ClampedSwiglu) and self.activation not in ACTIVATIONS:
-            known = ", ".join(ACTIVATIONS)
-            yield f"activation {shown(self.activation)} is not one of {known}, and no ClampedSwiglu"
-        if self.rotary_layout not in ROTARY_LAYOUTS:
-            known = ", ".join(ROTARY_LAYOUTS)
-            yield f"rotary_layout {shown(self.rotary_layout)} is not one of {known}"
-        if self.groups and self.experts % self.groups:
-            yield (
-                f"num_experts {self.experts} must be a multiple of num_experts_per_tok "
-                f"{self.groups}, one expert per group"
-            )
-        if self.router is not None and self.router.top_k > self.experts:
-            top_k = self.router.top_k
-            yield f"num_experts_per_tok {top_k} must be at most num_experts {self.experts}"
-        if any(n >= self.layers for n in self.mlp_only_layers):
-            named = shown(sorted(self.mlp_only_layers))
-            yield f"mlp_only_layers {named} must be below num_hidden_layers {self.layers}"
+        parts = dict.fromkeys(x for layer in self.layers for x in (layer.mixer, layer.ffn))
+        for part in parts:  # those that are alike are looked at once
+            yield from part.misfits()
+        for n, layer in enumerate(self.layers):
+            if isinstance(layer.mixer.state, SharedState):
+                yield from self._shared(n, layer.mixer.state)
+
+    def _shared(self, n: int, state: SharedState) -> Iterator[str]:
+        reader, owner = (
+            self.layers[n].mixer,
+            self.layers[state.layer].mixer if 0 <= state.layer < n else None,
+        )
+        if owner is None or not isinstance(owner.state, RowState):
+            yield f"layer {n} shares the keys of layer {state.layer}, which is no earlier one with keys"
+        elif kept_heads(owner) != kept_heads(reader):
+            yield f"layer {n} shares the keys of layer {state.layer}, whose heads are of other sizes"
+
+
+def kept_heads(mixer: Mixer) -> tuple[int, int, int] | None:
+    """How many heads of keys and values there are, and the dims of both; None where they are no such heads."""
+    if not isinstance(mixer, GroupedAttention):
+        return None
+    return mixer.kv_heads, mixer.head_dim, mixer.value_width
 
 
 def header_config(path: Path) -> dict[str, Any]:
@@ -191,62 +185,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and np.isfinite(value):
         return float(str(np.float32(value)))
     return value.tolist() if isinstance(value, np.ndarray) else value
-
-
-Unit = Literal["groups", "experts"]
-
-FIELDS = {
-    "groups": "this model's experts are in groups, and the field groups says how many run",
-    "experts": "this model has no groups, and the field experts says how many experts run",
-}
-EVERY_STEP = 8  # up to this number of experts each count is compared; then powers of two
-
-
-class RoutedUnits(NamedTuple):
-    """The field of a mode that counts what runs for a token, and its range.
-
-    name: "experts" where a token takes the best of all experts, else "groups". most: what the model itself
-    runs, 0 for a dense one. least: 1 where there is no shared expert to run alone."""
-
-    name: Unit
-    most: int
-    least: int = 0
-
-    @classmethod
-    def of(cls, config: ModelConfig) -> RoutedUnits:
-        lonely = config.chosen > 0 and not config.shared_intermediate_size
-        return cls("groups" if config.router is None else "experts", config.chosen, int(lonely))
-
-    @property
-    def drafted(self) -> int:
-        """Number that runs where the model drafts for itself: 0 beside shared experts, or a quarter without them."""
-        return max(1, self.most // 4) if self.least else 0
-
-    @property
-    def steps(self) -> list[int]:
-        """Counts that are worth a comparison, `most` last."""
-        numbers = range(self.least, self.most + 1)
-        if self.name == "groups" or self.most <= EVERY_STEP:
-            return list(numbers)
-        return [n for n in numbers if n & (n - 1) == 0 or n == self.most]
-
-    def running(self, count: int | None) -> dict[str, int]:
-        """The count under its name, None spelled out; nothing for a dense model."""
-        return {self.name: self.most if count is None else count} if self.most else {}
-
-    def checked(self, what: str, groups: int | None, experts: int | None) -> int | None:
-        """The count that is given in either field; None = all. what: whose fields they are, for the message.
-
-        ValueError: it is given in the other kind's field, or out of range."""
-        name: Unit = "experts" if groups is None else "groups"
-        count = experts if groups is None else groups
-        if count is None:
-            return None
-        if not self.most:
-            raise ValueError(f"{what}{name}={count} must be left out: this model is dense")
-        if name != self.name:
-            raise ValueError(f"{what}{name}={count} must be left out: {FIELDS[self.name]}")
-        if not self.least <= count <= self.most:
-            why = ": no shared expert would run instead" if count < self.least else ""
-            raise ValueError(f"{what}{name}={count} is outside {self.least}..{self.most}{why}")
-        return None if count == self.most else count

@@ -5,13 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Literal, NamedTuple, Protocol, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from fastslow.engine.model.shape import Activation
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -24,6 +22,19 @@ def soft_cap(x: Tensor, cap: float) -> Tensor:
     if not cap:
         return x
     return x.mul(2 / cap).exp_().add_(1).reciprocal_().mul_(-2).add_(1).mul_(cap)
+
+
+@dataclass(frozen=True, slots=True)
+class ClampedSwiglu:
+    """gate * sigmoid(alpha * gate) * (up + 1), with gate at most `limit` and up within +-`limit`."""
+
+    alpha: float = 1.702
+    limit: float = 7.0
+
+
+ACTIVATIONS = "silu", "gelu_tanh"  # as kernels/model.h numbers them
+Activation = Literal["silu", "gelu_tanh"] | ClampedSwiglu
+"""What an MLP makes of gate and up: silu(gate) * up, gelu(gate) * up by tanh, or a clamped SwiGLU."""
 
 
 LARGEST = 127
@@ -62,6 +73,7 @@ class QuantLinear:
         return self.weight_OI.float() * self.scale_O[:, None]
 
 
+Read = Callable[[str], Tensor]
 ReadQuant = Callable[[str], QuantLinear | None]
 
 
@@ -134,7 +146,7 @@ class Keys:
     slots: a slice where L is 1 and the slots are one run, else int64 [L * S], S a multiple of the attention
     block. bias: [L, 1, blocks, P * G, block], 0 where a row sees the key and -inf where it does not; every
     row sees at least one. P rows of a line, G query heads per KV head. sink_logits: [heads] in the dtype of
-    scores, what every row has beside its keys, without a value. score_cap: see `DecoderShape`."""
+    scores, what every row has beside its keys, without a value. score_cap: see `GroupedAttention`."""
 
     slots: slice | Tensor
     bias: Tensor
@@ -143,14 +155,26 @@ class Keys:
     score_cap: float = 0.0
 
 
+class Linear(NamedTuple):
+    """A matrix [O, I] as `Ops.pack` gave it, and its bias [O]."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+
+class ExpertMatrices(NamedTuple):
+    """A matrix of each expert, as `Ops.pack` gave it, and their biases [E, O]."""
+
+    weights: Sequence[Tensor]
+    biases: Tensor | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """Routed experts of a layer, as `Ops.pack` gave them, gates and ups below each other; biases [E, 2F], [E, H]."""
+    """Routed experts of a layer, gates and ups below each other."""
 
-    gate_up: Sequence[Tensor]
-    down: Sequence[Tensor]
-    gate_up_bias: Tensor | None = None
-    down_bias: Tensor | None = None
+    gate_up: ExpertMatrices
+    down: ExpertMatrices
     activation: Activation = "silu"
 
 

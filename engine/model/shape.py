@@ -1,88 +1,86 @@
-"""Shape of a decoder: sizes, and what its layers do. All that families differ in is a field here."""
+"""Shape of a decoder: its layers, each a value, and what they share."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Self
 
 from fastslow.engine.kv.layout import StateLayout
-
-ROTARY_LAYOUTS = ("halves-first", "interleaved-first", "halves-last")
-
-
-@dataclass(frozen=True, slots=True)
-class RopeScaling:
-    """Scaling of rotary frequencies: `kind` is "linear", "dynamic", "llama3", "yarn" or "factors".
-
-    llama3: wavelengths above original_max_positions / low_frequency_factor are stretched by `factor`, those
-    below original_max_positions / high_frequency_factor are left alone, those between are blended. yarn (Peng
-    et al., arXiv 2309.00071): the same by turns in original_max_positions, between `slow_turns` and
-    `fast_turns`, between whole pairs where `whole_pairs`; cosines and sines are multiplied by
-    `attention_factor`. factors: each pair's frequency is divided by its factor, as GGUF files have them."""
-
-    kind: str
-    factor: float
-    low_frequency_factor: float = 1.0
-    high_frequency_factor: float = 4.0
-    original_max_positions: int = 8192
-    fast_turns: float = 32.0
-    slow_turns: float = 1.0
-    whole_pairs: bool = True
-    attention_factor: float = 1.0
-    factors: tuple[float, ...] = ()
+from fastslow.engine.model.ffn.experts import RoutedExperts
+from fastslow.engine.model.mixers.grouped import GroupedAttention
+from fastslow.engine.model.mixers.latent import LatentAttention
+from fastslow.engine.model.mixers.rope import Rope
+from fastslow.engine.model.norms import USUAL_NORM, USUAL_NORMS, LayerNorms, Norm
+from fastslow.engine.model.parts import FeedForward, Mixer
 
 
 @dataclass(frozen=True, slots=True)
-class Router:
-    """Router of a mixture without groups: a token's choice of its routed experts.
+class Layer:
+    """A decoder layer: what lets rows see each other, what is made of each row, and the norms around both."""
 
-    kind: "softmax": over all experts, of which the `top_k` largest are chosen; "chosen": over the `top_k`
-    largest logits; "sigmoid": of each logit. choice_bias: a bias counts for the choice alone. normed: the
-    chosen weights are divided by their sum. scale: what they are multiplied with then. bias: of the logits."""
+    mixer: Mixer
+    ffn: FeedForward
+    norms: LayerNorms = USUAL_NORMS
 
-    kind: str
-    top_k: int
-    normed: bool = True
-    scale: float = 1.0
-    bias: bool = False
-    choice_bias: bool = False
+    @property
+    def rope(self) -> Rope | None:
+        """How its mixer rotates; None where it does not."""
+        mixer = self.mixer
+        return mixer.rope if isinstance(mixer, GroupedAttention | LatentAttention) else None
+
+    @property
+    def routed(self) -> RoutedExperts | None:
+        """Its routed experts, if it has any."""
+        return self.ffn if isinstance(self.ffn, RoutedExperts) else None
 
 
 @dataclass(frozen=True, slots=True)
-class ClampedSwiglu:
-    """gate * sigmoid(alpha * gate) * (up + 1), with gate at most `limit` and up within +-`limit`."""
+class MtpLayer:
+    """A further layer that predicts the token after the next one (DeepSeek-V3, arXiv 2412.19437, section 2.2).
 
-    alpha: float = 1.702
-    limit: float = 7.0
+    The embedding of a token and the model's hidden state before it, each normed, are brought to one vector by the
+    matrix `entry` [H, 2H]; a whole decoder layer and the model's head turn that into logits. The next draft reads
+    the layer's output after `norm`. Checkpoints differ in names and order alone.
 
+    prefix: of the layer's own tensors. embedding_norm, hidden_norm, entry, norm: names of the others. norms: their
+    kind. after_norm: the hidden state is the model's after its last norm. embedding_first: in what `entry` reads."""
 
-ACTIVATIONS = "silu", "gelu_tanh"  # as kernels/model.h numbers them
-Activation = Literal["silu", "gelu_tanh"] | ClampedSwiglu
-"""What an MLP makes of gate and up: silu(gate) * up, gelu(gate) * up by tanh, or a clamped SwiGLU."""
+    layer: Layer
+    prefix: str
+    embedding_norm: str
+    hidden_norm: str
+    entry: str
+    norm: str
+    norms: Norm = USUAL_NORM
+    after_norm: bool = True
+    embedding_first: bool = True
+
+    @classmethod
+    def numbered(cls, layer: Layer, n: int, kind: Norm, after_norm: bool = True) -> Self:
+        """With the names of layer `n`, which comes after the model's own."""
+        p = f"model.layers.{n}"
+        names = f"{p}.enorm", f"{p}.hnorm", f"{p}.eh_proj", f"{p}.shared_head.norm"
+        return cls(layer, p, *names, kind, after_norm)
+
+    @classmethod
+    def apart(cls, layer: Layer, kind: Norm) -> Self:
+        """With names of its own, which begin with `mtp`."""
+        names = "mtp.pre_fc_norm_embedding", "mtp.pre_fc_norm_hidden", "mtp.fc", "mtp.norm"
+        return cls(layer, "mtp.layers.0", *names, kind)
 
 
 @dataclass(frozen=True, slots=True)
 class DecoderShape:
-    """Sizes are in elements, positions in tokens. 0 or empty: the model has no such part.
+    """The layers of a decoder, and what all of them share. Sizes are in elements, positions in tokens.
 
     Attributes:
-        groups: a MoGE model runs one routed expert per group and token; 0 with a `router`.
-        intermediate_size: width of dense MLPs.
+        norm: after the last layer.
         dtype: the checkpoint's, as config.json spells it.
-        query_norm, key_norm: every head is normed before it is rotated (RMSNorm, weight [head_dim]).
-        windows: of each layer, how many tokens a row sees, itself included; 0 sees all.
-        unrotated: layers whose queries and keys are not rotated.
-        sink_logits: every query head has a learned logit that takes its share of the softmax, and no value.
-        norm_offset: what is added to the weights of all norms; 1 where files hold them less 1.
-        post_norms: the outputs of attention and MLP are normed before they are added, too.
         embedding_scale: embeddings are multiplied with it where they enter the first layer.
-        value_dim, rotary_dim: dims of a head's values, and those that are rotated; 0: head_dim.
-        rotary_layout: the first or the last dims; pairs lie side by side ("interleaved"), or half of the
-            rotated dims apart ("halves").
-        qkv_fused: the file has one matrix `qkv_proj` for queries, keys and values.
-        sinks: learned keys that every token sees before its text. sink_values: their values are learned, too.
-        score_cap, logit_cap: scores of attention, or logits x, become cap * tanh(x / cap).
-        mtp_layers: layers for multi-token prediction after the others; None: a family without.
+        logit_cap: logits x become cap * tanh(x / cap); 0: as they are.
+        mtp: the layer that predicts further tokens; None: the checkpoint is not asked for one.
+        drafts_inside: tensors of layers after the model's own belong to drafts.
         stacked_experts: a file may hold all experts of a layer in one tensor, gates and ups in turn.
         renames: parts of tensors' names in files, and what stands for them here.
     """
@@ -90,115 +88,58 @@ class DecoderShape:
     architecture: str
     vocab_size: int
     hidden_size: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
+    layers: tuple[Layer, ...]
     max_positions: int
-    intermediate_size: int = 0
-    groups: int = 0
-    experts: int = 0
-    moe_intermediate_size: int = 0
-    shared_intermediate_size: int = 0
-    mlp_only_layers: frozenset[int] = frozenset()
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 10000.0
-    rope_scaling: RopeScaling | None = None
+    norm: Norm = USUAL_NORM
     tie_word_embeddings: bool = False
-    qkv_bias: bool = False
-    out_bias: bool = False
-    mlp_bias: bool = False
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
     dtype: str | None = None
-    query_norm: bool = False
-    key_norm: bool = False
-    windows: tuple[int, ...] = ()
-    unrotated: frozenset[int] = frozenset()
-    sink_logits: bool = False
-    router: Router | None = None
-    expert_bias: bool = False
-    activation: Activation = "silu"
-    norm_offset: float = 0.0
-    post_norms: bool = False
     embedding_scale: float = 1.0
-    value_dim: int = 0
-    rotary_dim: int = 0
-    rotary_layout: str = "halves-first"
-    qkv_fused: bool = False
-    sinks: int = 0
-    sink_values: bool = False
-    score_cap: float = 0.0
     logit_cap: float = 0.0
-    mtp_layers: int | None = None
+    mtp: MtpLayer | None = None
+    drafts_inside: bool = False
     stacked_experts: bool = False
     renames: tuple[tuple[str, str], ...] = ()
 
-    @property
-    def value_width(self) -> int:
-        return self.value_dim or self.head_dim
+    def each(self, change: Callable[[int, Layer], Layer]) -> Self:
+        """The same with every layer changed by its number."""
+        return replace(self, layers=tuple(map(change, range(len(self.layers)), self.layers)))
 
     @property
-    def rotary_width(self) -> int:
-        return self.rotary_dim or self.head_dim
+    def with_mtp(self) -> Self:
+        """The same with its MTP layer, if it has one, as the last of its layers."""
+        if self.mtp is None:
+            return self
+        return replace(self, layers=(*self.layers, self.mtp.layer), mtp=None)
 
     @property
-    def rotary_order(self) -> list[int]:
-        """For each dim here, the dim of the file's heads, where pairs lie half a head apart and dims that stand still
-        have frequency 0. Moving dims of queries and keys alike changes no score."""
-        turning, half = self.rotary_width // 2, self.head_dim // 2
-        first = self.head_dim - 2 * turning if self.rotary_layout == "halves-last" else 0
-        if self.rotary_layout == "interleaved-first":
-            pairs = [(2 * i, 2 * i + 1) for i in range(turning)]
-        else:
-            pairs = [(first + i, first + turning + i) for i in range(turning)]
-        still = [d for d in range(self.head_dim) if not first <= d < first + 2 * turning]
-        left, right = still[: half - turning], still[half - turning :]
-        return [*(a for a, _ in pairs), *left, *(b for _, b in pairs), *right]
+    def state_layout(self) -> StateLayout:
+        """What its layers keep of a text; that of an MTP layer comes last."""
+        return StateLayout(tuple(layer.mixer.state for layer in self.with_mtp.layers))
 
     @property
-    def heads_as_stored(self) -> bool:
-        """True where heads run with the dims that the file has, in its order."""
-        reordered = self.rotary_order != list(range(self.head_dim))
-        return not reordered and self.value_width == self.head_dim
-
-    @property
-    def qkv_names(self) -> tuple[str, ...]:
-        return ("qkv",) if self.qkv_fused else ("q", "k", "v")
-
-    @property
-    def dynamic_rope(self) -> bool:
-        """True where a row depends on the longest text that its request may become."""
-        return self.rope_scaling is not None and self.rope_scaling.kind == "dynamic"
+    def ropes(self) -> list[Rope]:
+        """The rotations of its layers, each once."""
+        found = (layer.rope for layer in self.layers)
+        return list(dict.fromkeys(rope for rope in found if rope is not None))
 
     def rope_length(self, max_len: int) -> int:
         """Return what decides the rotary base of a request that may become this long: equal numbers, equal keys."""
-        return max(max_len, self.max_positions) if self.dynamic_rope else 0
+        dynamic = any(rope.dynamic for rope in self.ropes)
+        return max(max_len, self.max_positions) if dynamic else 0
 
     @property
     def context(self) -> int:
         """The longest text in tokens."""
-        scaling = self.rope_scaling
-        if scaling is None or scaling.kind in ("llama3", "factors"):
-            return self.max_positions
-        if scaling.kind == "yarn":
-            return max(self.max_positions, int(scaling.original_max_positions * scaling.factor))
-        return int(self.max_positions * scaling.factor)
+        return min((rope.context for rope in self.ropes), default=self.max_positions)
+
+    @property
+    def routed(self) -> RoutedExperts | None:
+        """The routed experts of the first layer that has any; None for a dense model."""
+        return next((x for layer in self.layers if (x := layer.routed) is not None), None)
 
     @property
     def chosen(self) -> int:
         """Routed experts that a token runs in a layer that has any; 0 for a dense model."""
-        return self.groups if self.router is None else self.router.top_k
-
-    def routed(self, layer: int) -> bool:
-        """Tell whether this layer's MLP has routed experts."""
-        return self.experts > 0 and layer not in self.mlp_only_layers
-
-    def window(self, layer: int) -> int:
-        """Tokens that a row of this layer sees, itself included; 0: all."""
-        return self.windows[layer] if self.windows else 0
-
-    @property
-    def state_layout(self) -> StateLayout:
-        """What its layers keep of a text."""
-        return StateLayout.grouped(self.layers, self.kv_heads, self.head_dim, self.windows)
+        return 0 if self.routed is None else self.routed.router.chosen

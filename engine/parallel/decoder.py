@@ -15,14 +15,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastslow.engine.backends.torch.weights import TorchReader, Weights
 from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.kv.storage import KVStorage
-from fastslow.engine.model.attention import Step
 from fastslow.engine.model.base import best_tokens
-from fastslow.engine.model.decoder import Read, Weights
-from fastslow.engine.model.moge import Moge
-from fastslow.engine.model.ops import Ops, soft_cap, wide
-from fastslow.engine.model.tensors import tensor_shapes
+from fastslow.engine.model.ffn.dense import MlpModule
+from fastslow.engine.model.ffn.experts import ExpertsModule
+from fastslow.engine.model.ffn.router import GroupRouter
+from fastslow.engine.model.mixers.grouped import GroupedModule
+from fastslow.engine.model.norms import residual
+from fastslow.engine.model.ops import ExpertMatrices, Linear, Ops, Read, soft_cap, wide
+from fastslow.engine.model.step import Step
+from fastslow.engine.model.tensors import tensor_specs
 from fastslow.engine.parallel.collectives import Collectives
 from fastslow.engine.parallel.sharding import RankShard
 from fastslow.engine.rows import Rows
@@ -39,24 +43,23 @@ class ShardReader:
     def __init__(self, shard: RankShard, read: Callable[[str, tuple[slice, ...]], Tensor]) -> None:
         self._shard = shard
         self._read = read
-        self._shapes = tensor_shapes(shard.config)
+        self._specs = {spec.name: spec for spec in tensor_specs(shard.config)}
 
     def __call__(self, name: str) -> Tensor:
         """A tensor by its local name, in which experts are counted from the first held."""
         if match := _EXPERT.fullmatch(name):
             before, number, after = match.groups()
             name = f"{before}{int(number) + self._shard.experts.start}{after}"
-        shape = self._shapes[name]
-        parts = [self._read(name, part) for part in self._shard.parts(name, shape)]
+        spec = self._specs[name]
+        parts = [self._read(name, part) for part in self._shard.parts(spec)]
         if not parts:
-            return torch.zeros(shape)  # a bias that another rank adds
+            return torch.zeros(spec.shape)  # a bias that another rank adds
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 @contextmanager
 def shard_reader(checkpoint: Checkpoint, shard: RankShard, progress: bool) -> Iterator[ShardReader]:
-    shapes = tensor_shapes(shard.config)
-    held = sum(len(shard.parts(name, shape)) for name, shape in shapes.items())
+    held = sum(len(shard.parts(spec)) for spec in tensor_specs(shard.config))
     with checkpoint.reader(progress, held) as read:
         yield ShardReader(shard, read)
 
@@ -65,21 +68,23 @@ def shard_weights(
     shard: RankShard, ops: Ops, dtype: torch.dtype, device: torch.device, read: Read
 ) -> Weights:
     """The weights of a rank's shard; `read` as `ShardReader` gives them."""
-    weights = Weights(shard.local, ops, dtype, device, read)
+    weights = Weights(shard.local, TorchReader(ops, dtype, device, read))
     for layer in weights.layers:
-        if shard.rank % shard.attention:
-            layer.attention.out_bias = None
-        if not isinstance(layer.mlp, Moge):
-            if shard.rank:
-                layer.mlp.down_bias = None
+        mixer, ffn = layer.mixer, layer.ffn
+        if shard.rank % shard.attention and isinstance(mixer, GroupedModule):
+            mixer.weights.out = Linear(mixer.weights.out.weight)
+        if isinstance(ffn, MlpModule) and shard.rank:
+            ffn.weights.down = Linear(ffn.weights.down.weight)
+        if not isinstance(ffn, ExpertsModule):
             continue
         if shard.inner:
-            layer.mlp.experts = replace(layer.mlp.experts, down_bias=None)
-        if shard.parallel.ep > 1 and shard.config.groups:
-            layer.mlp.groups = shard.config.groups
-            layer.mlp.held_groups = shard.groups
+            ffn.weights.down = ExpertMatrices(ffn.weights.down.weights)
+        if shard.parallel.ep > 1 and isinstance(ffn.ffn.router, GroupRouter):
+            assert shard.alike.routed is not None
+            ffn.ffn = replace(ffn.ffn, router=shard.alike.routed.router)
+            ffn.held_groups = shard.groups
         elif shard.parallel.ep > 1:
-            layer.mlp.held_experts = shard.experts
+            ffn.held_experts = shard.experts
     return weights
 
 
@@ -179,18 +184,21 @@ class ShardDecoder:
                 part_PH = torch.zeros_like(fresh_PH)  # no request of this rank runs
             else:
                 padded_PH = _pad(fresh_PH, w.ops.rows)
-                part_PH = w.layers[n].attention(padded_PH, kv.k[n], kv.v[n], step)
+                part_PH = w.layers[n].mixer(padded_PH, kv, n, step)
             return self.dp_group.reduce_scatter(part_PH[: len(fresh_PH)])
 
         def mlp(fresh_nH: Tensor, n: int) -> Tensor:
             fresh_PH = self.everyone.all_gather(fresh_nH)
             padded_PH = _pad(fresh_PH, w.ops.rows)
             groups = np.pad(partition.groups, (0, len(padded_PH) - len(fresh_PH)))
-            part_PH = w.layers[n].mlp(padded_PH, groups)[: len(fresh_PH)]
+            part_PH = w.layers[n].ffn(padded_PH, groups)[: len(fresh_PH)]
             return self.everyone.reduce_scatter(part_PH)
 
         for n in layers:
-            x_nH = w.through(w.layers[n], x_nH, partial(attend, n=n), partial(mlp, n=n))
+            before, after = w.layers[n].around("mixer")
+            x_nH = residual(x_nH, before, partial(attend, n=n), after)
+            before, after = w.layers[n].around("ffn")
+            x_nH = residual(x_nH, before, partial(mlp, n=n), after)
             if n in features:
                 taken[n] = x_nH.index_select(0, mine_seen)
         known = None
@@ -213,7 +221,7 @@ class ShardDecoder:
             return None
         w, size = self.weights, partition.each * self.shard.attention
         padded = size + -size % w.ops.rows
-        return Step.of(partition.own, padded, w.config, w.ops, w.dtype, w.device)
+        return Step(partition.own, padded, w.ops, w.dtype, w.device)
 
     def _output(
         self,
@@ -229,7 +237,7 @@ class ShardDecoder:
             first = self.shard.rank == 0
             return ModelOutput(self._no_logits(), features_SF, none) if first else None
         most, places = _laid(holders)
-        last = w.ops.rms_norm(mine_mH, w.norm, w.config.rms_norm_eps)
+        last = w.norm(mine_mH)
         padded = F.pad(last, (0, 0, 0, most - len(last)))
         last_MH = self.everyone.all_gather(padded)[torch.from_numpy(places).to(last.device)]
         if only_best.all():

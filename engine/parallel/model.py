@@ -61,13 +61,10 @@ class ShardedStorage(KVStorage):
         self, layout: StateLayout, slots: int, dtype: torch.dtype, device: torch.device | str
     ) -> None:
         layout.refuse_running("a model on several ranks")
-        layers, _, head_dim = layout.alike("a model on several ranks")
         own = -(-slots // self.shard.dp_ranks)
-        super().__init__(
-            StateLayout.grouped(layers, self.shard.kv_heads, head_dim), own, dtype, device
-        )
+        super().__init__(self.shard.local.state_layout, own, dtype, device)
         self.number = next(_numbers)
-        sizes = (len(self.k), own, DTYPES.index(self.dtype))
+        sizes = (own, DTYPES.index(self.dtype))
         self.commands.append(Command(CommandKind.OPEN, fields([self.number], sizes)))
         gone = Command(CommandKind.FREE, fields([self.number]))
         weakref.finalize(self, self.commands.append, gone).atexit = False
@@ -87,7 +84,11 @@ def sharded_storage(own: RankShard, waiting: deque[Command], shared: bool) -> ty
         shard = own
         commands = waiting
         dp_ranks = own.dp_ranks
-        share = own.kv_heads / own.config.kv_heads * (own.attention if shared else 1 / own.dp_ranks)
+        share = (
+            own.kv_heads
+            / own.alike.attention.kv_heads
+            * (own.attention if shared else 1 / own.dp_ranks)
+        )
 
     return Storage
 
@@ -104,9 +105,11 @@ class ParallelModel:
         self._rank_group = rank_group
         self._waiting: deque[Command] = deque()
         self.storage = sharded_storage(worker.shard, self._waiting, worker.device.type == "cpu")
-        self.layers: tuple[int, ...] = tuple(range(self.config.layers))
+        self.layers: tuple[int, ...] = tuple(range(len(self.config.layers)))
         self._turn = threading.Lock()  # all ranks must get the commands of two threads in one order
         self._shut = weakref.finalize(self, _shut, rank_group)
+
+    mtp = None
 
     @property
     def pids(self) -> dict[int, int]:
@@ -226,13 +229,13 @@ def load_parallel(
 
 
 def _say(shard: RankShard, device: torch.device) -> None:
-    c, parallel = shard.config, shard.parallel
+    a, parallel = shard.alike.attention, shard.parallel
     if shard.attention < parallel.ep * parallel.tp:
         logger.info(
             "{} heads over {} KV heads do not divide by ep * tp = {}: attention runs {} times side by "
             "side, each for other requests",
-            c.heads,
-            c.kv_heads,
+            a.heads,
+            a.kv_heads,
             parallel.ep * parallel.tp,
             shard.dp_ranks,
         )

@@ -9,8 +9,13 @@ from typing import Annotated
 
 from pydantic import Field, StrictInt
 
+from fastslow.engine.backends.alike import AlikeLayers, grouped
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.tensors import ShardAxis, cut_of, expert_of
+from fastslow.engine.model.ffn.dense import DenseMlp
+from fastslow.engine.model.ffn.experts import RoutedExperts
+from fastslow.engine.model.ffn.router import GroupRouter
+from fastslow.engine.model.shape import Layer
+from fastslow.engine.model.tensor_spec import ShardAxis, TensorSpec
 from fastslow.engine.params import Number, Params, nearest
 
 
@@ -71,12 +76,15 @@ class RankShard:
     config: ModelConfig
     parallel: Parallel
     rank: int
+    alike: AlikeLayers  # what the layers of the whole model have in common
 
     @classmethod
     def all(cls, config: ModelConfig, parallel: Parallel) -> list[RankShard]:
         """Every rank's. ValueError in one sentence if the model cannot be shared so."""
         _check(config, parallel)
-        return [cls(config, parallel, rank) for rank in range(parallel.ranks)]
+        config = replace(config, mtp=None)  # which one rank alone runs
+        alike = AlikeLayers.of(config)
+        return [cls(config, parallel, rank, alike) for rank in range(parallel.ranks)]
 
     @property
     def attention(self) -> int:
@@ -93,41 +101,47 @@ class RankShard:
 
     @property
     def heads(self) -> int:
-        return self.config.heads // self.attention
+        return self.alike.attention.heads // self.attention
 
     @property
     def kv_heads(self) -> int:
         """KV heads of this rank; where there are more ranks than heads, several hold the same."""
-        return max(1, self.config.kv_heads // self.attention)
+        return max(1, self.alike.attention.kv_heads // self.attention)
 
     @property
     def groups(self) -> range:
         """Routed groups whose experts this rank holds."""
-        size = self.config.groups // self.parallel.ep
+        size = _groups(self.alike) // self.parallel.ep
         first = self._expert_place * size
         return range(first, first + size)
 
     @property
     def experts(self) -> range:
         """Experts that this rank holds, whole or in part."""
-        size = self.config.experts // self.parallel.ep
+        size = _experts(self.alike) // self.parallel.ep
         return range(self._expert_place * size, (self._expert_place + 1) * size)
 
     @property
     def local(self) -> ModelConfig:
         """The config of what this rank holds and runs."""
-        inner = self.parallel.tp * self.parallel.dp
-        c, ranks = self.config, self.parallel.ranks
-        return replace(
-            c,
-            heads=self.heads,
-            kv_heads=self.kv_heads,
-            intermediate_size=c.intermediate_size // ranks,
-            groups=len(self.groups),
-            experts=len(self.experts),
-            moe_intermediate_size=c.moe_intermediate_size // inner,
-            shared_intermediate_size=c.shared_intermediate_size // ranks,
-        )
+        inner, ranks = self.parallel.tp * self.parallel.dp, self.parallel.ranks
+
+        def cut(n: int, layer: Layer) -> Layer:
+            heads = replace(grouped(layer), heads=self.heads, kv_heads=self.kv_heads)
+            ffn = layer.ffn
+            if isinstance(ffn, DenseMlp):
+                return replace(layer, mixer=heads, ffn=replace(ffn, width=ffn.width // ranks))
+            assert isinstance(ffn, RoutedExperts)
+            shared, router = ffn.shared, ffn.router
+            routed = RoutedExperts(
+                GroupRouter(len(self.groups)) if isinstance(router, GroupRouter) else router,
+                len(self.experts),
+                replace(ffn.expert, width=ffn.expert.width // inner),
+                None if shared is None else replace(shared, width=shared.width // ranks),
+            )
+            return replace(layer, mixer=heads, ffn=routed)
+
+        return self.config.each(cut)
 
     @property
     def inner(self) -> int:
@@ -145,14 +159,11 @@ class RankShard:
     def vocabulary_size(self) -> int:
         return -(-self.config.vocab_size // self.parallel.ranks)
 
-    def parts(self, name: str, shape: tuple[int, ...]) -> list[tuple[slice, ...]]:
+    def parts(self, spec: TensorSpec) -> list[tuple[slice, ...]]:
         """Return this rank's parts of a tensor, below each other along the cut axis; empty = nothing."""
-        over, axis = cut_of(name)
+        (over, axis), shape = spec.rule, spec.shape
         whole = tuple(slice(0, size) for size in shape)
-        if (
-            over in (ShardAxis.EXPERTS, ShardAxis.FIRST_OF_EXPERTS)
-            and expert_of(name) not in self.experts
-        ):
+        if spec.expert is not None and spec.expert not in self.experts:
             return []
         place = {
             ShardAxis.FIRST_OF_ALL: self.rank,
@@ -165,17 +176,17 @@ class RankShard:
             return [whole]
         return [
             (*whole[:axis], slice(first, last), *whole[axis + 1 :])
-            for first, last in self._ranges(name, over, shape[axis])
+            for first, last in self._ranges(spec.name, over, shape[axis])
         ]
 
     def _ranges(self, name: str, over: ShardAxis, size: int) -> list[tuple[int, int]]:
-        c, at = self.config, self.rank % self.attention
+        a, at = self.alike.attention, self.rank % self.attention
         if over is ShardAxis.HEADS:
             return [_even(size, self.attention, at)]
         if over is ShardAxis.KV_HEADS:
             return [self._kv_range(0, size)]
         if over is ShardAxis.QKV:
-            queries, keys = c.heads * c.head_dim, c.kv_heads * c.head_dim
+            queries, keys = a.query_width, a.key_width
             return [
                 _even(queries, self.attention, at),
                 self._kv_range(queries, keys),
@@ -190,8 +201,9 @@ class RankShard:
 
     def _kv_range(self, start: int, size: int) -> tuple[int, int]:
         """Of all KV heads, `size` numbers from `start` on."""
-        unit = size // self.config.kv_heads
-        first = self.rank % self.attention * self.config.kv_heads // self.attention
+        heads = self.alike.attention.kv_heads
+        unit = size // heads
+        first = self.rank % self.attention * heads // self.attention
         return start + first * unit, start + (first + self.kv_heads) * unit
 
     @property
@@ -201,19 +213,21 @@ class RankShard:
 
 def attention_ranks(config: ModelConfig, parallel: Parallel) -> int:
     """Ranks that share the heads of attention: ep * tp, or tp where the heads do not divide by it."""
+    a = AlikeLayers.of(config).attention
     for ranks in (parallel.ep * parallel.tp, parallel.tp):
-        even = config.kv_heads % ranks == 0 or ranks % config.kv_heads == 0
-        if config.heads % ranks == 0 and even:
+        even = a.kv_heads % ranks == 0 or ranks % a.kv_heads == 0
+        if a.heads % ranks == 0 and even:
             return ranks
     raise ValueError(
-        f"tp={parallel.tp} does not divide the {config.heads} heads over {config.kv_heads} KV heads"
+        f"tp={parallel.tp} does not divide the {a.heads} heads over {a.kv_heads} KV heads"
     )
 
 
 def usual(config: ModelConfig, ranks: int) -> Parallel:
     """The layout of a number of ranks: as many as can hold whole groups of experts, or experts where there are no
     groups, the rest by tensors. ValueError: neither heads nor rows can be shared so."""
-    ep = gcd(config.groups or config.experts or 1, ranks)
+    alike = AlikeLayers.of(config)
+    ep = gcd(_groups(alike) or _experts(alike) or 1, ranks)
     choices = (Parallel(ep=ep, tp=ranks // ep), Parallel(ep=ep, dp=ranks // ep))
     for choice in choices:
         try:
@@ -233,21 +247,30 @@ def _check(config: ModelConfig, parallel: Parallel) -> None:
 
 def _misfits(config: ModelConfig, parallel: Parallel) -> Iterator[str]:
     ep, inner, ranks = parallel.ep, parallel.tp * parallel.dp, parallel.ranks
-    if ep > 1 and not config.experts:
+    alike = AlikeLayers.of(config)
+    groups, experts = _groups(alike), _experts(alike)
+    if ep > 1 and not experts:
         yield f"ep={ep} needs a model with routed experts, this one is dense: use tp or dp"
-    if config.groups % ep:
-        yield f"ep={ep} does not divide the {config.groups} groups of experts: a rank holds whole ones"
-    if config.experts % ep:
-        yield f"ep={ep} does not divide the {config.experts} experts: a rank holds whole ones"
-    for name, size, by, count in (
-        ("moe_intermediate_size", config.moe_intermediate_size, "tp * dp", inner),
-        ("shared_expert_intermediate_size", config.shared_intermediate_size, "the ranks", ranks),
-        ("intermediate_size", config.intermediate_size, "the ranks", ranks),
-    ):
+    if groups % ep:
+        yield f"ep={ep} does not divide the {groups} groups of experts: a rank holds whole ones"
+    if experts % ep:
+        yield f"ep={ep} does not divide the {experts} experts: a rank holds whole ones"
+    for name, size in alike.mlps.items():
+        inside = name == "moe_intermediate_size"
+        by, count = ("tp * dp", inner) if inside else ("the ranks", ranks)
         if size % count:
             yield f"{name} {size} must be a multiple of {by}, which are {count}"
     if config.vocab_size <= (ranks - 1) * -(-config.vocab_size // ranks):
         yield f"vocab_size {config.vocab_size} is too small for {ranks} ranks"
+
+
+def _experts(alike: AlikeLayers) -> int:
+    return alike.routed.experts if alike.routed else 0
+
+
+def _groups(alike: AlikeLayers) -> int:
+    router = alike.routed and alike.routed.router
+    return router.groups if isinstance(router, GroupRouter) else 0
 
 
 def _even(size: int, parts: int, part: int) -> tuple[int, int]:

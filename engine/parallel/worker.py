@@ -25,7 +25,6 @@ from torch.distributed.distributed_c10d import Store
 
 from fastslow.engine.backends.device import ops_for
 from fastslow.engine.checkpoint.checkpoint import Checkpoint
-from fastslow.engine.kv.layout import StateLayout
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.parallel.collectives import Collectives
@@ -74,9 +73,8 @@ class ShardWorker:
         parts = split(command.values)
         number = int(parts[0][0])
         if command.kind is CommandKind.OPEN:
-            layers, slots, dtype = parts[1].tolist()
-            heads, dim = self.shard.kv_heads, self.shard.config.head_dim
-            layout = StateLayout.grouped(layers, heads, dim)
+            slots, dtype = parts[1].tolist()
+            layout = self.shard.local.state_layout
             self.storages[number] = KVStorage(layout, slots, DTYPES[dtype], self.device)
         elif command.kind is CommandKind.FREE:
             del self.storages[number]

@@ -8,11 +8,14 @@ weighted with zero: at this size that is faster than gathering rows.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from fastslow.engine.model.norms import residual, same
 
 THETA = 10000.0
 EPS = 1e-5
@@ -217,18 +220,21 @@ class Decoder(nn.Module):
         mask = (batch.samples[:, :, None] == batch.samples[:, None, :])[:, None]
         mask = mask & torch.ones(length, length, dtype=torch.bool).tril()
         x = F.embedding(batch.tokens, _rounded(self.embed_tokens))
-        uneven = x.new_zeros(())
+        uneven = [x.new_zeros(())]
+
+        def mlp(inner: Tensor, layer: Layer) -> Tensor:
+            if not self.shape.groups:
+                return cast(Tensor, layer.mlp(inner))
+            y, more = layer.mlp(inner, batch.groups)
+            uneven.append(more / self.shape.layers)
+            return cast(Tensor, y)
+
         for layer in self.layers:
             assert isinstance(layer, Layer)
-            x = x + layer.self_attn(layer.input_layernorm(x), cos, sin, mask)
-            inner = layer.post_attention_layernorm(x)
-            if self.shape.groups:
-                y, more = layer.mlp(inner, batch.groups)
-                uneven = uneven + more / self.shape.layers
-            else:
-                y = layer.mlp(inner)
-            x = x + y
-        return F.linear(self.norm(x), self.lm_head.bfloat16()).float(), uneven
+            attend = partial(layer.self_attn, cos=cos, sin=sin, mask=mask)
+            x = residual(x, layer.input_layernorm, attend, same)
+            x = residual(x, layer.post_attention_layernorm, partial(mlp, layer=layer), same)
+        return F.linear(self.norm(x), self.lm_head.bfloat16()).float(), torch.stack(uneven).sum()
 
     def loss(self, batch: Packed, balance: float) -> tuple[Tensor, Tensor]:
         """Return the loss to minimise, and the cross-entropy alone."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fastslow.engine.backends.alike import AlikeLayers
 from fastslow.engine.checkpoint.checkpoint import floats
 from fastslow.engine.families.llama import EMBEDDED, LLAMA
 from fastslow.engine.model.config import ModelConfig
@@ -36,9 +37,10 @@ def dense_config(folder: Path) -> ModelConfig:
         raise ValueError(
             f"{path}: architectures must be {' or '.join(PLAIN)}, got {config.architecture}"
         )
-    if config.rope_scaling is not None:
-        raise ValueError(f"{path}: rope_scaling must be absent, got {config.rope_scaling.kind!r}")
-    if config.mlp_bias:
+    alike = AlikeLayers.of(config)
+    if (scaling := alike.rope.scaling) is not None:
+        raise ValueError(f"{path}: rope_scaling must be absent, got {scaling.kind!r}")
+    if alike.dense is not None and alike.dense.bias:
         raise ValueError(f"{path}: mlp_bias must be false, got true: MoGE experts have no biases")
     return config
 

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 
+from fastslow.engine.backends.alike import AlikeLayers
 from fastslow.engine.checkpoint.checkpoint import BLOCKS, Checkpoint
 from fastslow.engine.checkpoint.gguf_shard import GgufShard
 from fastslow.engine.model.config import ModelConfig, header_config
@@ -45,10 +46,11 @@ def gguf_to_dense(gguf: Path, out: Path) -> Path:
 def write_files(gguf: Path, folder: Path) -> None:
     """Write into a folder what `gguf_to_dense` does but the weights: the config and the tokenizer's files."""
     model = ModelConfig.from_folder(gguf)
+    heads = AlikeLayers.of(model).attention
     vocabulary, library = read_vocabulary(gguf, _tokenizer)
     padding = vocabulary.id_of(PADDING) or 0
-    config: dict[str, Any] = {**header_config(gguf), **USUAL, "head_dim": model.head_dim}
-    config |= {"num_key_value_heads": model.kv_heads, "pad_token_id": padding}
+    config: dict[str, Any] = {**header_config(gguf), **USUAL, "head_dim": heads.head_dim}
+    config |= {"num_key_value_heads": heads.kv_heads, "pad_token_id": padding}
     config |= {"eos_token_id": vocabulary.id_of("eos_token_id"), "torch_dtype": "bfloat16"}
     library.save(str(folder / "tokenizer.json"))
     _write_settings(vocabulary, model, folder)

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fastslow.engine.backends.alike import AlikeLayers
 from fastslow.engine.families.pangu import MOGE
 from fastslow.engine.host.files import read_object
 from fastslow.engine.host.progress import bar
@@ -38,19 +39,21 @@ def moge_config(dense: ModelConfig, raw: dict[str, Any], recipe: Recipe) -> dict
     `num_experts_per_tok` is the number of groups. `raw` is the dense model's config.json, which gives the
     ids of special tokens."""
     groups, experts, width = recipe.layout.experts.shape[1:]
+    alike = AlikeLayers.of(dense)
+    a = alike.attention
     config = {
         "architectures": [*MOGE.architectures],
         "model_type": "PanguProMoE",
         "vocab_size": dense.vocab_size,
         "hidden_size": dense.hidden_size,
-        "intermediate_size": dense.intermediate_size,
-        "num_hidden_layers": dense.layers,
-        "num_attention_heads": dense.heads,
-        "num_key_value_heads": dense.kv_heads,
-        "head_dim": dense.head_dim,
+        "intermediate_size": alike.widest,
+        "num_hidden_layers": len(dense.layers),
+        "num_attention_heads": a.heads,
+        "num_key_value_heads": a.kv_heads,
+        "head_dim": a.head_dim,
         "max_position_embeddings": dense.max_positions,
-        "rope_theta": dense.rope_theta,
-        "rms_norm_eps": dense.rms_norm_eps,
+        "rope_theta": alike.rope.theta,
+        "rms_norm_eps": alike.eps,
         "hidden_act": "silu",
         "num_experts": groups * experts,
         "num_experts_per_tok": groups,
@@ -146,7 +149,7 @@ def write_moge(
 
         pool = ThreadPoolExecutor(WORKERS)
         try:
-            each = [pool.submit(made, layer) for layer in range(dense.config.layers)]
+            each = [pool.submit(made, layer) for layer in range(len(dense.config.layers))]
             for one in bar(each, "writing experts"):
                 tensors.update(one.result())
         finally:

@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from fastslow.engine.backends.alike import AlikeLayers
 from fastslow.engine.model.config import ModelConfig
 from fastslow.models.dense import LINEARS
 
@@ -96,13 +97,13 @@ class Recipe:
 
     def check(self, config: ModelConfig) -> None:
         """ValueError unless the recipe is complete and fits a dense model of this shape."""
-        layers, hidden = config.layers, config.hidden_size
+        layers, hidden = len(config.layers), config.hidden_size
         shape = (self.layout.shared.shape[0], self.layout.router.shape[2])
         if shape != (layers, hidden):
             raise ValueError(
                 f"recipe must be for {layers} layers of {hidden}, got {shape[0]} of {shape[1]}"
             )
-        self.layout.check(config.intermediate_size)
+        self.layout.check(AlikeLayers.of(config).widest)
         for kind, found, names in (
             ("deltas", self.deltas.keys(), delta_names(layers)),
             ("norms", self.norms.keys(), norm_names(layers)),

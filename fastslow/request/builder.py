@@ -24,7 +24,7 @@ from fastslow.engine.core.request_parts import (
 )
 from fastslow.engine.core.step_trace import StepTrace
 from fastslow.engine.host.machine import HomeProcess
-from fastslow.engine.model.config import RoutedUnits
+from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.engine.sampling.accept.accept import RULES
 from fastslow.engine.sampling.accept.exact import Rule
@@ -150,7 +150,7 @@ class RequestBuilder:
             escalated = self.modes.escalated(mode.escalate.to, options.mode, prompt)
         with self._turn(options, [mode, *later, *filter(None, [escalated])]) as turn:
             if probe is not None:
-                probe().check(self._config.layers, self._config.hidden_size)
+                probe().check(len(self._config.layers), self._config.hidden_size)
                 if answered is not None and any(answered.tokens):
                     raise ValueError(
                         "answered.decided is missing: the mode is chosen as the prompt ends"

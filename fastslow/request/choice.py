@@ -13,7 +13,7 @@ from loguru import logger
 from fastslow.draft.registry import AUTO, DRAFTERS, split_names
 from fastslow.engine.core.request import Request
 from fastslow.engine.core.spec_decode_stats import DraftCounts
-from fastslow.engine.model.config import RoutedUnits
+from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Mode
 from fastslow.engine.sampling.thinking_limits import Ended
 from fastslow.engine.text.thought import HARMONY, ThoughtSplitter, ThoughtTags, splitter

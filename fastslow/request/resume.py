@@ -12,7 +12,7 @@ from fastslow.output import Decided
 
 if TYPE_CHECKING:  # which import torch
     from fastslow.engine.core.request import Request
-    from fastslow.engine.model.config import RoutedUnits
+    from fastslow.engine.model.routed_units import RoutedUnits
 
 
 @dataclass(frozen=True, slots=True)

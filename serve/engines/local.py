@@ -13,7 +13,7 @@ from loguru import logger
 from fastslow.async_llm import MAX_WAITING, AsyncLLM
 from fastslow.engine.core.step_trace import StepTrace
 from fastslow.engine.fair_table import FairTable
-from fastslow.engine.model.config import RoutedUnits
+from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Mode
 from fastslow.llm import LLM
 from fastslow.output import GenerationError, Output, Piece

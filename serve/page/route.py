@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from fastapi import APIRouter, Request, Response
 
-from fastslow.engine.model.config import RoutedUnits, Unit
+from fastslow.engine.model.routed_units import RoutedUnits, Unit
 from fastslow.engine.params import Mode
 from fastslow.policies.meaning import in_a_line
 from fastslow.serve.api.engine import NotReady

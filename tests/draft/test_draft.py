@@ -12,7 +12,7 @@ from fastslow.draft.ngram import NgramDraft
 from fastslow.draft.registry import check_drafter
 from fastslow.draft.router import DrafterRouter
 from fastslow.draft.several import AdaptiveDrafter, FallbackDrafter, counted
-from fastslow.engine.model.config import RoutedUnits
+from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Speculation
 from fastslow.engine.types import AcceptResult, Drafter, RequestView, Tree
 from fastslow.policies.speculation.selection import AdaptiveSelection
@@ -142,7 +142,7 @@ def test_a_bad_drafter_is_named_and_does_not_keep_the_others(
 
 @pytest.mark.parametrize(("settings", "groups", "pattern"), [
     ({"drafter": "ngarm"}, 8, r"'ngarm' is unknown; did you mean 'ngram'\?$"),
-    ({"drafter": "zz"}, 8, "'zz' is unknown; known: auto, head, model, ngram, off, self, suf"),
+    ({"drafter": "zz"}, 8, "'zz' is unknown; known: auto, head, model, mtp, ngram, off, self, suf"),
     ({"drafter": "ngram+"}, 8, r"'ngram\+' is unknown"),
     ({"drafter": "self"}, 0, "'self' needs a model with routed groups"),
     ({"drafter": "ngram+model"}, 8, "'model' needs model=PATH"),

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checkpoints import stub
 from engine_tools import cache_for
 from head_tools import View
 from recurrent_model import RecurrentModel
@@ -25,7 +26,6 @@ from fastslow.draft.model.retokenized import (
 from fastslow.draft.model.vocab import ByteVocab, SharedTokens, overlap, special_map, split_utf8
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import best_tokens, kv_cache_for
-from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.params import SamplingParams
 from fastslow.engine.rows import Rows
 from fastslow.engine.sampling.probs import probs_at
@@ -146,7 +146,7 @@ class Speaker:
     storage = KVStorage
 
     def __init__(self, tokenizer: Any, says: Sequence[int], context: int = 512) -> None:
-        self.config = ModelConfig("speaker", tokenizer.vocab_size + 5, 2, 1, 1, 1, 2, context)
+        self.config = stub("speaker", tokenizer.vocab_size + 5, 2, context)
         self.says = list(says)
         self.read: list[list[int]] = []
 

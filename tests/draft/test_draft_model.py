@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checkpoints import stub
 from distributions import plain_probs
 from engine_tools import cache_for
 from head_tools import View, likeliest, node_paths
@@ -16,7 +17,6 @@ from fastslow.draft.model.runs import WARM
 from fastslow.draft.model.vocab import PaddedTokens
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import best_tokens
-from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.params import SamplingParams
 from fastslow.engine.rows import Rows
 from fastslow.engine.sampling.probs import probs_at
@@ -43,7 +43,7 @@ class Digest:
 
     def __init__(self, context: int = 4096) -> None:
         self.device = torch.device("cpu")
-        self.config = ModelConfig("digest", VOCAB, 2, 1, 1, 1, 2, context)
+        self.config = stub("digest", VOCAB, 2, context)
         self.forwards: list[int] = []  # rows of each
         self.wanted_less = False  # whether some row wanted only its best token
         self.broken: set[int] = set()  # forwards whose first logits are no numbers

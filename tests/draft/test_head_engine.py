@@ -12,7 +12,8 @@ from eagle_tools import plain_head, write_eagle
 from engine_tools import Ask, Bench, Make, Setting, answer
 from head_tools import PROMPTS, RUNNERS, View, check_sampled_answers, tiny_runner
 
-from fastslow.draft.head.draft import MIN_SCORE, HeadDraft
+from fastslow.draft.head.draft import HeadDraft
+from fastslow.draft.head.growing import MIN_SCORE
 from fastslow.draft.head.runner import HeadRunner, TorchRunner, load_head
 from fastslow.draft.ngram import NgramDraft
 from fastslow.draft.several import AdaptiveDrafter, FallbackDrafter

@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from fastslow import LLM, Mode, SamplingParams, Speculation
+from fastslow.engine.backends.alike import AlikeLayers
 from fastslow.models import gguf, locate, moge
 from fastslow.models.dense import LINEARS, Dense
 from fastslow.models.folder import fresh_folder
@@ -76,7 +77,7 @@ def test_a_moge_model_of_the_file_is_that_of_its_dense_folder(tmp_path: Path) ->
     write_files(gguf, small)
     dense = Dense(folder := gguf_to_dense(gguf, tmp_path / "dense"))
     torch.manual_seed(1)
-    inner = dense.config.intermediate_size
+    inner = AlikeLayers.of(dense.config).widest
     pool = inner // 8
     order = torch.randperm(inner)
     shared = order[4 * pool :].sort().values
@@ -105,7 +106,7 @@ def test_ctrl_c_does_not_wait_for_layers_in_the_queue(tmp_path: Path, monkeypatc
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    shape = SimpleNamespace(layers=200, tie_word_embeddings=True)
+    shape = SimpleNamespace(layers=(None,) * 200, tie_word_embeddings=True)
     norm = {"model.norm.weight": torch.zeros(1)}
     dense = SimpleNamespace(config=shape, embedding=torch.zeros(1), tensors=norm)
     layout = SimpleNamespace(experts=torch.zeros(200, 4, 2, 1))

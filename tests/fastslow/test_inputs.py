@@ -145,7 +145,7 @@ OVERLONG = "x" * 5000 + ".json"
     ({"mode": 5}, r"^mode=5 must be a name or a Mode, not int$"),
     ({"mode": Mode(groups=5)}, r"^mode 'custom': groups=5 is outside 0\.\.4$"),
     ({"speculation": "ngarm"}, r"^drafter='ngarm' is unknown; did you mean 'ngram'\?$"),
-    ({"speculation": ""}, "^drafter='' is unknown; known: auto, head, model, ngram, off, self"),
+    ({"speculation": ""}, "^drafter='' is unknown; known: auto, head, model, mtp, ngram, off, self"),
     ({"speculation": {"model": 5}}, r"^model=5 must be"),
     ({"speculation": {"x": 5}}, r"^field 'x' is unknown"),
     ({"speculation": 4}, r"^speculation must be a name or Speculation, not int$"),

@@ -37,7 +37,7 @@ def recipe(dense: Dense) -> Recipe:
     random = torch.Generator().manual_seed(1)
     rows = torch.randint(0, dense.config.vocab_size, (4, 40), generator=random)
     layout = calibrate(dense, rows.tolist(), NeuronSplit(GROUPS, EXPERTS, SHARED, WIDTH))
-    layers, hidden = dense.config.layers, dense.config.hidden_size
+    layers, hidden = len(dense.config.layers), dense.config.hidden_size
     sizes = {f"{n}_{name}": dense.weight(n, name).shape for n in range(layers) for name in LINEARS}
     deltas = {n: (torch.randn(3, i, generator=random), torch.randn(o, 3)) for n, (o, i) in sizes.items()}
     return Recipe(layout, deltas, {name: torch.randn(hidden) for name in norm_names(layers)})
@@ -59,7 +59,7 @@ def test_each_expert_has_its_neurons_with_their_deltas(
 ) -> None:
     out = write_moge(folder, recipe, tmp_path / "moge")
     tensors = load_file(out / "model.safetensors")
-    for n in range(dense.config.layers):
+    for n in range(len(dense.config.layers)):
         layout, mlp = recipe.layout, f"model.layers.{n}.mlp."
         order = layout.order(n)
         owners = {"shared_expert": layout.shared[n]}

@@ -10,7 +10,7 @@ from refusals import refused
 from tune_tools import write_model
 
 from fastslow.engine.checkpoint.identity import model_digest
-from fastslow.engine.model.config import RoutedUnits
+from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.policies.auto import BUILT_IN, read_selector
 from fastslow.policies.modes import load_modes

@@ -290,7 +290,7 @@ KINDS: dict[str, Kind] = {
     "dense": Kind(_chatty, drafters=({"drafter": "self", "layers": (0,), "width": 2},)),
     "bfloat16": Kind(lambda f: _moge(f, torch_dtype="bfloat16", sharded=False)),
     "int8": Kind(lambda f: _moge(f, sharded=False), options=(("quantization", "int8"),)),
-    "mtp": Kind(_mtp, drafters=({"drafter": "head", "nodes": 3},)),
+    "mtp": Kind(_mtp, drafters=({"drafter": "mtp", "nodes": 3},)),
     "quantised": Kind(_quantised),
     "dynamic": Kind(lambda f: _exported(f, "W8A8_DYNAMIC")),
     "static": Kind(lambda f: _exported(f, "W8A8")),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from refusals import refused
 
-from fastslow.engine.model.config import RoutedUnits
+from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Escalation, Loop, Mode, SamplingParams, Speculation
 from fastslow.policies.meaning import meaning
 from fastslow.policies.modes import builtin_modes, find_mode, load_modes

@@ -19,7 +19,7 @@ from tune_tools import write_model, write_prompts
 
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.loader import load_model
-from fastslow.engine.model.decoder import Decoder
+from fastslow.engine.backends.torch.decoder import Decoder
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="benchmarks read /proc and /sys")
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -41,8 +41,9 @@ CASES = {  # may name {model}, {prompts}, {out} and {folder}
         " --prompts {prompts} --limit 2 --tokens 6 --threads 1 -o {out}"
     ),
     "thinking": "--count 3 --out {out}",
+    "bystander": "--model abacus --attacks plain --count 2 --repeat 1 --out {out}",
 }
-FIGURES = {"drafting": "cells", "thinking": "figures"}  # of the file; of the others: rows
+FIGURES = {"drafting": "cells", "thinking": "figures", "bystander": "times"}  # of the file; of the others: rows
 PRINTED = {"replay": "--model {model} --dtype float32 --prompts {prompts} --limit 2 --tokens 8"}
 OWN = {"checkouts", "peers"}  # have separate tests
 
@@ -102,7 +103,7 @@ def test_every_benchmark_is_run_here() -> None:
     assert scripts == {*CASES, *PRINTED, *OWN}
 
 
-SLOW = {"exact", "thinking"}
+SLOW = {"exact", "thinking", "bystander"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CASES])

@@ -13,7 +13,7 @@ import typer
 from cli_tools import call, check_ours
 from pages import PAGES, blocks, commands, named, ours
 
-from fastslow.engine.model.config import RoutedUnits
+from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.models.locate import builtin_path
 from fastslow.policies.auto import checkpoint_selector
 from fastslow.policies.modes import load_modes

@@ -14,7 +14,7 @@ from fake_engine import FakeEngine
 from fastapi.testclient import TestClient
 from metrics_client import client
 
-from fastslow.engine.model.config import RoutedUnits
+from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Mode
 from fastslow.policies.modes import builtin_modes
 from fastslow.serve.api.config import ServerSettings

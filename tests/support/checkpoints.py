@@ -10,6 +10,11 @@ from tokenizers_tiny import write_bpe
 from torch import Tensor
 
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.ffn.dense import DenseMlp
+from fastslow.engine.model.ffn.experts import RoutedExperts
+from fastslow.engine.model.ffn.router import GroupRouter
+from fastslow.engine.model.mixers.grouped import GroupedAttention
+from fastslow.engine.model.shape import Layer
 from fastslow.engine.model.tensors import mtp_shapes, tensor_shapes
 
 DENSE: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], "model_type": "llama"}
@@ -53,12 +58,20 @@ def tensors(config: dict[str, Any], seed: int = 0) -> dict[str, Tensor]:
     return {name: tensor.to(dtype) for name, tensor in table.items()}
 
 
+def stub(name: str, vocab: int, hidden: int, context: int, groups: int = 0) -> ModelConfig:
+    """The config of a model that a test makes up: one layer with one KV head of `hidden` numbers."""
+    expert = DenseMlp(1)
+    ffn = RoutedExperts(GroupRouter(groups), groups, expert, expert) if groups else expert
+    layer = Layer(GroupedAttention(1, 1, hidden, None), ffn)
+    return ModelConfig(name, vocab, hidden, (layer,), context)
+
+
 def random_table(config: ModelConfig, seed: int = 0) -> dict[str, Tensor]:
     """In float32, by the engine's names, a layer that drafts too; every part matters."""
     random, table = torch.Generator().manual_seed(seed), {}
     for name, shape in (tensor_shapes(config) | mtp_shapes(config)).items():
         if name.endswith("router_scale"):
-            table[name] = config.experts / 2 * (0.5 + torch.rand(shape, generator=random))
+            table[name] = shape[-1] / 2 * (0.5 + torch.rand(shape, generator=random))
             continue
         numbers = torch.randn(shape, generator=random)
         if name.endswith("norm.weight"):

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from exact_tools import make_bench
 from torch import Tensor
 
 from fastslow import LLM
+from fastslow.engine.backends.torch.decoder import Decoder
 from fastslow.engine.model.base import Model
-from fastslow.engine.model.decoder import Decoder
+from fastslow.engine.model.mixers.grouped import GroupedModule
 from fastslow.engine.parallel.collectives import Collectives
 from fastslow.engine.parallel.model import ParallelModel, load_parallel
 from fastslow.engine.parallel.sharding import Parallel
@@ -108,8 +110,13 @@ def weight_bytes(weights: Any) -> int:
 def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, list):
+    elif isinstance(value, list | tuple):
         yield from (x for part in value for x in _tensors(part))
-    elif is_dataclass(value):
-        names = {field.name for field in fields(value)} - {"read", "config", "ops"}
+    elif is_dataclass(value) or isinstance(value, GroupedModule):
+        names = {field.name for field in fields(value)} if is_dataclass(value) else {"weights"}
+        names -= {"reader", "config", "ops", "layer"}
         yield from (x for name in names for x in _tensors(getattr(value, name)))
+    elif isinstance(value, partial):
+        yield from (x for part in value.args for x in _tensors(part))
+    elif isinstance(value, dict):
+        yield from (x for part in value.values() for x in _tensors(part))

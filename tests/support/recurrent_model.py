@@ -80,7 +80,7 @@ NO_TEXT = PlainText((start(), start()), np.zeros(DIM, np.float32))
 class RecurrentModel:
     """Its keys say which text a row follows. run: rows so far. wrong: those that differ from plain decoding."""
 
-    dtype, device, storage = torch.float32, torch.device("cpu"), KVStorage
+    dtype, device, storage, mtp = torch.float32, torch.device("cpu"), KVStorage, None
     config: Any = SimpleNamespace(vocab_size=VOCAB, context=400, rope_length=lambda _: 0, state_layout=LAYOUT)
 
     def __init__(self) -> None:

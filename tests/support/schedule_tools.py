@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+import texts
 import torch
 from request_fields import request_fields
 
@@ -11,7 +12,6 @@ from fastslow.engine.core.request import Request
 from fastslow.engine.core.scheduler import Scheduler
 from fastslow.engine.core.step_budget import StepBudget
 from fastslow.engine.kv.cache import KVCache
-from fastslow.engine.kv.layout import StateLayout
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.sampling.accept.exact import tokenwise
 from fastslow.engine.sampling.stop import Stopper
@@ -31,7 +31,7 @@ def request(number: int, prompt: int = 4, room: int = 8, **fields: Any) -> Reque
 
 def small_cache(pages: int = 200, **fields: Any) -> KVCache:
     """A cache on the CPU; the fields are those of `KVCache`."""
-    shape: dict[str, Any] = {"layout": StateLayout.grouped(2, 1, 2), "page_size": 4}
+    shape: dict[str, Any] = {"layout": texts.alike(2, 1, 2), "page_size": 4}
     place = {"dtype": torch.float32, "device": "cpu"}
     return KVCache(**{**shape, **place, "pages": pages, **fields})
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastslow.engine.kv.layout import RowState, StateLayout
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import Model
 from fastslow.engine.rows import Rows, Segment
@@ -15,6 +16,11 @@ from fastslow.engine.types import Ints, ModelOutput
 def tokens_of(count: int, seed: int = 0, vocab: int = 96) -> list[int]:
     tokens: list[int] = np.random.default_rng(seed).integers(0, vocab, count).tolist()
     return tokens
+
+
+def alike(layers: int, kv_heads: int, dim: int) -> StateLayout:
+    """The layout of layers of attention that are all alike."""
+    return StateLayout((RowState(kv_heads, dim, dim),) * layers)
 
 
 def storage(model: Model, slots: int) -> KVStorage:

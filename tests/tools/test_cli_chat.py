@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from checkpoints import stub
 from fake_engine import output
 
 from fastslow.engine.params import Loop, Mode, SamplingParams, Speculation
@@ -21,9 +22,7 @@ class Engine:
     """Stands in for an LLM: answers with what the test says, and remembers what it was asked."""
 
     def __init__(self, *answers: str | Output | BaseException) -> None:
-        self.model = SimpleNamespace(
-            config=SimpleNamespace(groups=8, chosen=8, router=None, shared_intermediate_size=8, context=1024)
-        )
+        self.model = SimpleNamespace(config=stub("told", 8, 8, 1024, groups=8))
         self.modes = {name: Mode(name=name) for name in ("deep", "fast")}
         self.asked: list[list[str]] = []
         self.used: list[str] = []

@@ -13,10 +13,12 @@ from pangu_v2_tools import MOE
 from parallel_tools import weight_bytes
 from refusals import refused
 
+from fastslow.engine.backends.alike import AlikeLayers
 from fastslow.engine.backends.device import ops_for
 from fastslow.engine.backends.torch.reference import ReferenceOps
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.tensors import ShardAxis, cut_of, expert_of, parameters, tensor_shapes
+from fastslow.engine.model.tensor_spec import ShardAxis
+from fastslow.engine.model.tensors import parameters, tensor_specs
 from fastslow.engine.parallel.decoder import ShardReader, shard_weights
 from fastslow.engine.parallel.sharding import Parallel, RankShard, usual
 from fastslow.tools.plan.published import KNOWN
@@ -38,21 +40,27 @@ def config_of(raw: dict[str, object]) -> ModelConfig:
 def test_every_number_is_where_it_must_be(kind: str, layout: str) -> None:
     config = config_of({"moge": MIXED, "dense": BIASED, "pangu_v2": V2, **FAMILIES}[kind])
     parallel = Parallel.parse(layout)
-    if not config.experts and parallel.ep > 1:
+    if config.routed is None and parallel.ep > 1:
         return
     places = RankShard.all(config, parallel)
     a, dp_ranks = places[0].attention, places[0].dp_ranks
+    mixer = places[0].alike.attention
     copies = {
-        ShardAxis.NOBODY: parallel.ranks, ShardAxis.ALL: 1, ShardAxis.HEADS: dp_ranks,
-        ShardAxis.KV_HEADS: dp_ranks * max(1, a // config.kv_heads), ShardAxis.EXPERTS: 1,
-        ShardAxis.FIRST_OF_ALL: 1, ShardAxis.FIRST_OF_HEADS: dp_ranks, ShardAxis.FIRST_OF_EXPERTS: 1,
-    }  # fmt: skip
-    for name, shape in tensor_shapes(config).items():
-        held = np.zeros(shape, dtype=np.int64)
+        ShardAxis.NOBODY: parallel.ranks,
+        ShardAxis.ALL: 1,
+        ShardAxis.HEADS: dp_ranks,
+        ShardAxis.KV_HEADS: dp_ranks * max(1, a // mixer.kv_heads),
+        ShardAxis.EXPERTS: 1,
+        ShardAxis.FIRST_OF_ALL: 1,
+        ShardAxis.FIRST_OF_HEADS: dp_ranks,
+        ShardAxis.FIRST_OF_EXPERTS: 1,
+    }
+    for spec in tensor_specs(config):
+        held, name = np.zeros(spec.shape, dtype=np.int64), spec.name
         for place in places:
-            for part in place.parts(name, shape):
+            for part in place.parts(spec):
                 held[part] += 1
-        over, queries = cut_of(name).over, config.heads * config.head_dim
+        over, queries = spec.rule.over, mixer.heads * mixer.head_dim
         if over is ShardAxis.QKV:
             assert (held[:queries] == copies[ShardAxis.HEADS]).all(), name
             held, over = held[queries:], ShardAxis.KV_HEADS
@@ -63,8 +71,8 @@ def test_h2p_on_eight_devices() -> None:
     """Attention DP2 x TP4, experts EP4 x TP2, shared TP8: arXiv 2505.21411."""
     places = RankShard.all(config_of(PANGU_72B), Parallel(ep=4, dp=2))
     assert {(p.attention, p.dp_ranks, p.heads, p.kv_heads, len(p.groups)) for p in places} == {(4, 2, 10, 2, 2)}
-    local = places[5].local
-    assert (local.moe_intermediate_size, local.shared_intermediate_size) == (672, 672)
+    local = AlikeLayers.of(places[5].local).mlps
+    assert local == {"moe_intermediate_size": 672, "shared_expert_intermediate_size": 672}
     assert places[5].dp_rank == 1 and places[5].groups == range(2, 4)
 
 
@@ -147,9 +155,3 @@ def test_ranks_of_a_torchrun_are_used_as_well_as_the_model_allows() -> None:
     refused("5 ranks cannot share this model", usual, moge, 5)
     assert usual(config_of(MOE), 2) == Parallel(ep=2)
     refused("ep=3 does not divide the 10 experts", RankShard.all, config_of(MOE), Parallel(ep=3))
-
-
-def test_names_without_a_rule_are_refused() -> None:
-    for name in ("model.layers.0.self_attn.g_norm.weight", "x", "model.layers.0.mlp.bias"):
-        refused("has no rule by which several ranks could share it", cut_of, name)
-    refused("is none of an expert", expert_of, "model.norm.weight")

@@ -11,7 +11,7 @@ from pangu_v2_tools import write_moe
 from tokenizers_tiny import write_bpe
 from tune_tools import write_prompts
 
-from fastslow.engine.model.config import RoutedUnits
+from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Mode, SamplingParams
 from fastslow.llm import LLM
 from fastslow.tools.tune.groups import GroupsFound, GroupsRow, likeliest

@@ -92,7 +92,8 @@ def drafters(head: Path) -> list[Speculation]:
         }
         return Speculation(drafter=drafter, nodes=4, width=width, **more)
 
-    return [*map(made, DRAFTERS), *map(made, COMBINED), *(made(name, 2) for name in WIDE)]
+    own = [name for name in DRAFTERS if name != "mtp"]  # the small model has no such layer
+    return [*map(made, own), *map(made, COMBINED), *(made(name, 2) for name in WIDE)]
 
 
 def parted(given: Completion, wanted: Completion) -> float | None:
@@ -128,6 +129,6 @@ def write_head(target: Path, path: Path) -> Path:
     """A head with random weights: what it drafts is seldom right, and must not matter."""
     config = ModelConfig.from_folder(target)
     tokens = torch.arange(config.vocab_size, dtype=torch.int32)
-    shape, table = first_weights(target, (0, config.layers - 1), tokens)
+    shape, table = first_weights(target, (0, len(config.layers) - 1), tokens)
     save_file(table, path, shape.metadata())
     return path

@@ -12,7 +12,7 @@ from fastslow.engine.backends.device import choose_device
 from fastslow.engine.backends.torch.reference import packable
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ops import wide
-from fastslow.engine.model.tensors import tensor_shapes
+from fastslow.engine.model.tensors import tensor_specs
 from fastslow.engine.parallel.sharding import Parallel, RankShard
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -45,17 +45,17 @@ class ShardPlan:
         """Place every tensor of the config. ValueError: the model cannot be shared so, or has a tensor that no rule
         cuts. device: that the ranks run on; "auto" is an accelerator where there is one, else the CPU. A CPU wants
         its matrices packed, so a tied head lies there beside the embedding."""
-        shapes = tensor_shapes(config)
+        specs = list(tensor_specs(config))
         kind = choose_device(device).kind if device == "auto" else device
         twice = config.tie_word_embeddings and kind == "cpu" and packable(dtype)
         shares = []
         for place in RankShard.all(config, parallel):
             weights = elements = 0
-            for name, shape in shapes.items():
-                parts = place.parts(name, shape)
+            for spec in specs:
+                parts = place.parts(spec)
                 count = sum(prod(s.stop - s.start for s in part) for part in parts)
-                kept = wide(dtype) if _WIDE.fullmatch(name) else dtype
-                weights += count * kept.itemsize * (2 if twice and name == EMBEDDING else 1)
+                kept = wide(dtype) if _WIDE.fullmatch(spec.name) else dtype
+                weights += count * kept.itemsize * (2 if twice and spec.name == EMBEDDING else 1)
                 elements += count
             kv = place.local.state_layout.token_bytes(dtype)
             shares.append(Share(place, weights, kv, elements))

@@ -6,6 +6,7 @@ from dataclasses import asdict, astuple, dataclass, replace
 from math import prod
 from operator import add
 
+from fastslow.engine.backends.alike import AlikeLayers
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.tensors import tensor_shapes
 from fastslow.tools.plan.device import Device
@@ -77,16 +78,17 @@ class ForwardWork:
         head = every.get("lm_head.weight", embedding)
         total = sum(every.values())
         ends = embedding + (0 if config.tie_word_embeddings else head)
+        a, experts = AlikeLayers.of(config).attention, config.routed.experts if config.routed else 0
         return cls(
-            layers=config.layers,
+            layers=len(config.layers),
             hidden=config.hidden_size,
             always=total - ends - routed,
             head=head,
-            expert=routed / config.experts if config.experts else 0,
-            experts=config.experts,
+            expert=routed / experts if experts else 0,
+            experts=experts,
             chosen=config.chosen,
             kv=config.state_layout.token_numbers,
-            attention=4 * config.layers * config.heads * config.head_dim,
+            attention=4 * len(config.layers) * a.query_width,
             stored=total,
         )
 

@@ -87,7 +87,8 @@ def balanced_texts(
 
     embed: token ids -> rows [N, H] in float32. layer: number -> the layer's tensors in float32.
     """
-    found = Calibration(counts=torch.zeros(config.layers, config.experts, dtype=torch.int64))
+    count, experts = len(config.layers), config.routed.experts if config.routed else 0
+    found = Calibration(counts=torch.zeros(count, experts, dtype=torch.int64))
     looked = 0
     while looked < most and (some := _some(texts, min(AT_ONCE, max(enough - looked, 512)))):
         looked += sum(len(text) for text in some)
@@ -117,12 +118,13 @@ def _counts(
 ) -> Tensor:
     """int64 [texts, layers, experts]."""
     lengths = [len(text) for text in texts]
-    counts = torch.zeros(len(texts), config.layers, config.experts, dtype=torch.int64)
+    experts = config.routed.experts if config.routed else 0
+    counts = torch.zeros(len(texts), len(config.layers), experts, dtype=torch.int64)
     owner = torch.repeat_interleave(torch.arange(len(texts)), torch.tensor(lengths))
     x_NH = embed([token for text in texts for token in text])
-    if not config.groups:
+    if not experts:
         return counts
-    for n in range(config.layers):
+    for n in range(len(config.layers)):
 
         def chosen(scores_NE: Tensor, experts_NG: Tensor, n: int = n) -> None:
             at = owner[:, None].expand_as(experts_NG)

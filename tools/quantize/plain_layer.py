@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastslow.engine.backends.alike import AlikeLayers
 from fastslow.engine.backends.torch.reference import ReferenceOps
-from fastslow.engine.model.attention import rotation
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.moge import choose
+from fastslow.engine.model.ffn.dense import DenseMlp
+from fastslow.engine.model.ffn.experts import RoutedExperts
+from fastslow.engine.model.ffn.router import GroupRouter, choose
+from fastslow.engine.model.mixers.grouped import GroupedAttention
+from fastslow.engine.model.norms import LayerNorms, NormWeights, RmsNorm, normed, residual, same
+from fastslow.engine.model.shape import Layer
 
 ROUTER = "mlp.gate"
 OPS = ReferenceOps()
@@ -26,6 +32,20 @@ Watcher = Callable[[Tensor, Tensor], None]
 def plain(tensors: Mapping[str, Tensor]) -> Product:
     """The layer's own matrices, in float."""
     return lambda name, x_NI: F.linear(x_NI, tensors[f"{name}.weight"])
+
+
+def as_plain(layer: Layer) -> bool:
+    """Tell whether `PlainLayer` looks at all that a layer is."""
+    m, ffn, norms = layer.mixer, layer.ffn, layer.norms
+    if not isinstance(m, GroupedAttention) or norms != LayerNorms(RmsNorm(norms.kind.eps)):
+        return False
+    rope = m.rope and replace(m.rope, width=0, layout="halves-first")
+    known = GroupedAttention(m.heads, m.kv_heads, m.query_width // m.heads, rope)
+    mlps = [ffn] if isinstance(ffn, DenseMlp) else []
+    if isinstance(ffn, RoutedExperts) and isinstance(ffn.router, GroupRouter):
+        mlps = [ffn.expert, *filter(None, [ffn.shared])]
+    biased = replace(known, qkv_bias=m.qkv_bias, out_bias=m.out_bias)
+    return m == biased and bool(mlps) and all(mlp.activation == "silu" for mlp in mlps)
 
 
 @dataclass(frozen=True)
@@ -47,13 +67,15 @@ class PlainLayer:
     ) -> Tensor:
         """The layer's output [N, H]. chosen: is given the router's scores [N, E] and the experts it chose,
         int64 [N, G]. kept: is given keys and values, [N, kv_heads * D] each."""
-        eps = self.config.rms_norm_eps
-        fresh = OPS.rms_norm(x_NH, self.tensors["input_layernorm.weight"], eps)
-        x_NH = x_NH + self._attention(fresh, product, kept)
-        fresh = OPS.rms_norm(x_NH, self.tensors["post_attention_layernorm.weight"], eps)
-        if self.config.routed(self.n):
-            return x_NH + self._moge(fresh, product, chosen)
-        return x_NH + self._mlp("mlp", fresh, product)
+        before = partial(self._norm, "input_layernorm")
+        x_NH = residual(x_NH, before, lambda x: self._attention(x, product, kept), same)
+        before = partial(self._norm, "post_attention_layernorm")
+        if (routed := self.config.layers[self.n].routed) is None:
+            return residual(x_NH, before, lambda x: self._mlp("mlp", x, product), same)
+        return residual(x_NH, before, lambda x: self._moge(x, routed, product, chosen), same)
+
+    def _norm(self, name: str, x_NH: Tensor) -> Tensor:
+        return normed(OPS, self.config.norm, NormWeights(self.tensors[f"{name}.weight"]), x_NH)
 
     def _linear(self, name: str, x_NI: Tensor, product: Product) -> Tensor:
         y = product(name, x_NI)
@@ -65,14 +87,16 @@ class PlainLayer:
         up = self._linear(f"{name}.up_proj", x_NH, product)
         return self._linear(f"{name}.down_proj", F.silu(gate) * up, product)
 
-    def _moge(self, x_NH: Tensor, product: Product, chosen: Watcher) -> Tensor:
+    def _moge(
+        self, x_NH: Tensor, routed: RoutedExperts, product: Product, chosen: Watcher
+    ) -> Tensor:
         scores = product(ROUTER, x_NH)
         scale = self.tensors["mlp.router_scale"].flatten()
-        groups = self.config.groups
-        choice = choose(scores, scale, groups, torch.full((len(x_NH),), -1))
+        assert isinstance(routed.router, GroupRouter)
+        choice = choose(scores, scale, routed.router.groups, torch.full((len(x_NH),), -1))
         chosen(scores, choice.numbers.long())
         y = self._mlp("mlp.shared_expert", x_NH, product)
-        for e in range(self.config.experts):
+        for e in range(routed.experts):
             rows, group = (choice.numbers == e).nonzero(as_tuple=True)
             if len(rows):
                 part = self._mlp(f"mlp.experts.{e}", x_NH[rows], product)
@@ -80,14 +104,15 @@ class PlainLayer:
         return y
 
     def _attention(self, x_NH: Tensor, product: Product, kept: Watcher) -> Tensor:
-        c = self.config
+        alike = AlikeLayers.of(self.config)
+        c = alike.attention
         q, k, v = (self._linear(f"self_attn.{part}_proj", x_NH, product) for part in "qkv")
         positions = np.concatenate([np.arange(length) for length in self.lengths])
-        cos, sin = rotation(c, positions, np.zeros_like(positions), x_NH.dtype, x_NH.device)
-        q = OPS.rotate(q.view(-1, c.heads, c.head_dim), cos, sin)
-        k = OPS.rotate(k.view(-1, c.kv_heads, c.head_dim), cos, sin)
+        cos, sin = alike.rope.rotation(positions, np.zeros_like(positions), x_NH.dtype, x_NH.device)
+        q = OPS.rotate(q.unflatten(1, (c.heads, -1)), cos, sin)
+        k = OPS.rotate(k.unflatten(1, (c.kv_heads, -1)), cos, sin)
         kept(k.flatten(1), v)
-        v = v.view(-1, c.kv_heads, c.head_dim)
+        v = v.unflatten(1, (c.kv_heads, -1))
         parts, end = [], 0
         for length in self.lengths:
             first, end = end, end + length

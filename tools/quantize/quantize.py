@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -17,23 +17,18 @@ from fastslow.engine.checkpoint.quantised import KV_TYPE, Scheme
 from fastslow.engine.host.progress import Report, silent
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ops import QuantLinear
-from fastslow.engine.model.tensors import decoder_layer, tensor_shapes
+from fastslow.engine.model.tensors import layer_names, tensor_shapes
 from fastslow.models.folder import fresh_folder, require_vacant
 from fastslow.tools.job_options import QuantizeOptions
 from fastslow.tools.kept import KeptWork
 from fastslow.tools.quantize.calibration import Calibration, balanced_texts
-from fastslow.tools.quantize.plain_layer import ROUTER, Tensors
+from fastslow.tools.quantize.plain_layer import ROUTER, Tensors, as_plain
 from fastslow.tools.quantize.quantize_layer import kv_scales, quantize_layer
 from fastslow.tools.quantize.writer import CheckpointWriter, described
 
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 DRIFT = "drift"  # among a kept layer's tensors
 LIMIT = 0.52  # of the float checkpoint's bytes
-# fields of a shape that `PlainLayer` does not look at: all of them must be as usual
-AS_USUAL = (
-    *("activation", "norm_offset", "post_norms", "qkv_fused", "value_dim", "rotary_dim"),
-    *("sinks", "score_cap"),
-)
 
 
 def int8_embedding(config: ModelConfig) -> bool:
@@ -64,7 +59,7 @@ class QuantizedCheckpoint:
 def check_known(source: Path) -> ModelConfig:
     """The config of a checkpoint. ValueError if its layers are not those of `PlainLayer`."""
     config = ModelConfig.from_folder(source)
-    if any(getattr(config, f.name) != f.default for f in fields(config) if f.name in AS_USUAL):
+    if not all(map(as_plain, config.layers)):
         raise ValueError(f"{config.architecture} cannot be quantised, only run as exported")
     return config
 
@@ -90,7 +85,7 @@ def quantize(
         made = QuantizedCheckpoint(out, work.calibrate(texts, kept))
         writer = CheckpointWriter(folder, options.kv)
         writer.take(work.outer())
-        for n in range(config.layers):
+        for n in range(len(config.layers)):
             layer = kept.part(f"layer-{n}", partial(work.layer, n, made.calibration.texts, kept))
             kept.drop(f"rows-{n}")
             made.drifts.append(float(layer.pop(DRIFT)))
@@ -140,7 +135,7 @@ class _Work:
             )
             return [*found.counts.tolist(), *found.texts]
 
-        lists, layers = kept.lists("texts", make), self.config.layers
+        lists, layers = kept.lists("texts", make), len(self.config.layers)
         found = Calibration(lists[layers:], torch.tensor(lists[:layers], dtype=torch.int64))
         if not found.texts:
             raise ValueError("calibration needs at least one text, got none")
@@ -173,15 +168,16 @@ class _Work:
 
     def layer(self, n: int, texts: list[list[int]], kept: KeptWork) -> Tensors:
         """A quantised layer's tensors as `described`, with its drift. The rows that it hands on are kept."""
+        layers = len(self.config.layers)
         report = lambda share: self.report(
-            0.5 + 0.5 * (n + share) / self.config.layers, f"layer {n + 1} of {self.config.layers}"
+            0.5 + 0.5 * (n + share) / layers, f"layer {n + 1} of {layers}"
         )
         rows, lengths = kept.part(f"rows-{n}", lambda: self.rows(texts)), [*map(len, texts)]
         made, float_NH, int8_NH = quantize_layer(
             self.config, n, self._tensors(n), lengths, rows["float"], rows["int8"], report
         )
         prefix, found = f"model.layers.{n}", {DRIFT: torch.tensor(made.drift)}
-        for name in decoder_layer(self.config, n):
+        for name in layer_names(self.config, n):
             own = name.removeprefix(f"{prefix}.")
             matrix = made.matrices.get(own.removesuffix(".weight"))
             if matrix is not None and name.endswith(".weight"):
@@ -196,5 +192,5 @@ class _Work:
 
     def _tensors(self, n: int) -> Tensors:
         prefix = f"model.layers.{n}."
-        names = decoder_layer(self.config, n)
+        names = layer_names(self.config, n)
         return {name.removeprefix(prefix): self.read(name).float() for name in names}

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ops import LARGEST, TINY, QuantLinear
+from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.tools.quantize.plain_layer import ROUTER, PlainLayer, Tensors, plain, watched
 from fastslow.tools.quantize.smooth import ChannelStats, Site, in_tokens, sites_of, smooth_site
 
@@ -138,7 +139,8 @@ def quantize_layer(
         gram_II, columns = seen.grams.get(site.consumers[0]), smoothed[place - 1]
         matrices |= _rounded(site, tensors, gram_II, columns)
         done(place / len(sites))
-    product = Int8Product(matrices, tensors, config.groups, scores[0] if scores else None)
+    groups = RoutedUnits.of(config).most
+    product = Int8Product(matrices, tensors, groups, scores[0] if scores else None)
     int8_NH = layer(int8_NH, product, kept=lambda k, v: kv.extend((k, v)))
     others = {
         name: t for name, t in tensors.items() if name.removesuffix(".weight") not in matrices

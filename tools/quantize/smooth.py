@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastslow.engine.backends.alike import AlikeLayers
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ops import QuantLinear, quantise_tokens
 from fastslow.tools.quantize.plain_layer import ROUTER, Tensors
@@ -54,15 +55,17 @@ def sites_of(config: ModelConfig, n: int, tensors: Tensors) -> Iterator[Site]:
     """Sites of layer `n`, in the order of a forward."""
     attention = "self_attn."
     yield Site(tuple(f"{attention}{x}_proj" for x in "qkv"), ("input_layernorm.weight",))
-    ratio, dim = config.heads // config.kv_heads, config.head_dim
-    head = torch.arange(config.heads)[:, None] // ratio
+    a, routed = AlikeLayers.of(config).attention, config.layers[n].routed
+    ratio = a.heads // a.kv_heads
+    dim = len(tensors[f"{attention}v_proj.weight"]) // a.kv_heads
+    head = torch.arange(a.heads)[:, None] // ratio
     places = (head * dim + torch.arange(dim)).flatten()
     yield Site((f"{attention}o_proj",), _made(tensors, f"{attention}v_proj"), places)
     mlps = ["mlp"]
-    if config.routed(n):
-        mlps = ["mlp.shared_expert", *(f"mlp.experts.{e}" for e in range(config.experts))]
+    if routed is not None:
+        mlps = ["mlp.shared_expert", *(f"mlp.experts.{e}" for e in range(routed.experts))]
     both = [f"{mlp}.{part}_proj" for mlp in mlps for part in ("gate", "up")]
-    router = [ROUTER] if config.routed(n) else []
+    router = [ROUTER] if routed is not None else []
     yield Site((*router, *both), ("post_attention_layernorm.weight",))
     for mlp in mlps:
         yield Site((f"{mlp}.down_proj",), _made(tensors, f"{mlp}.up_proj"))

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fastslow.draft.head.config import NORMS, HeadConfig, fingerprint, read_ends, read_metadata
+from fastslow.engine.backends.alike import AlikeLayers
 from fastslow.engine.host.progress import Report, silent
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.config import ModelConfig
@@ -83,7 +84,7 @@ def train_head(
     work is of another target."""
     if len(prompts) < 2:
         raise ValueError(f"data must hold at least 2 prompts, got {len(prompts)}")
-    work, count = options.work_folder, model.config.layers
+    work, count = options.work_folder, len(model.config.layers)
     # an early, a late and the last one, which the head fuses
     layers = tuple(sorted({count // 3 - 1, 2 * count // 3 - 1, count - 1} - {-1}))
     work.mkdir(parents=True, exist_ok=True)
@@ -171,16 +172,18 @@ def first_weights(
     """An untrained f32 head: its output is the last of the fused `layers`, its own layer adds nothing yet. It
     takes the target's heads and widths. tokens: int32 [D], the draft vocabulary."""
     c = ModelConfig.from_folder(folder)
+    alike = AlikeLayers.of(c)
+    a, routed = alike.attention, alike.routed
     config = HeadConfig(
         hidden=c.hidden_size,
-        heads=c.heads,
-        kv_heads=c.kv_heads,
-        head_dim=c.head_dim,
-        neurons=c.shared_intermediate_size or c.intermediate_size,
+        heads=a.heads,
+        kv_heads=a.kv_heads,
+        head_dim=a.head_dim,
+        neurons=routed.shared.width if routed and routed.shared else alike.widest,
         layers=layers,
         vocabulary=len(tokens),
-        rope_theta=c.rope_theta,
-        eps=c.rms_norm_eps,
+        rope_theta=alike.rope.theta,
+        eps=alike.eps,
     )
     shapes = config.shapes()
     rng = torch.Generator().manual_seed(seed)

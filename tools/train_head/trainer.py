@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fastslow.draft.head.config import MATRICES, NORMS, Ends, HeadConfig, opened, read_metadata
 from fastslow.draft.head.layer import HeadLayer
+from fastslow.engine.model.norms import plain_norm
 from fastslow.tools.job_options import TrainConfig
 from fastslow.tools.train_head.batches import Batch, Before, Shown, batches
 from fastslow.tools.train_head.features import HiddenStates
@@ -282,6 +283,6 @@ class Trainer:
     @torch.no_grad()
     def _target_probs(self, batch: Batch, head_DH: Tensor, lift_D: Tensor) -> Tensor:
         """The target's probabilities [B*T, D] of the candidates, and of those that they stand for."""
-        goal = F.rms_norm(batch.goal.float(), self._norm.shape, self._norm, self.config.eps)
+        goal = plain_norm(batch.goal.float(), self.config.eps, self._norm)
         logits = F.linear(goal.flatten(0, 1).to(self._dtype), head_DH).float()
         return logits.add_(lift_D).sub_(batch.mass.flatten()[:, None]).exp_().to(self._dtype)

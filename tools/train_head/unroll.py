@@ -68,14 +68,14 @@ def unroll(
 
 
 def _seen(layer: HeadLayer, prefix: Prefix) -> tuple[Tensor, Tensor]:
-    """Keys and values [B, P, kv_heads, head_dim] of a prefix."""
+    """Keys and values [B, P, kv_heads, D] of a prefix."""
     x = layer.input(prefix.embedded, layer.fuse(prefix.features))
     _, k, v = layer.project(x, *rotation(layer.config, prefix.places))
     return k, v
 
 
 def _attend(q: Tensor, chain: list[tuple[Tensor, Tensor]], mask: Tensor, step: int) -> Tensor:
-    """[B, T, heads * head_dim]: keys of step 1 by the mask, of later steps one place each."""
+    """[B, T, heads * D]: keys of step 1 by the mask, of later steps one place each."""
     ratio = q.shape[2] // chain[0][0].shape[2]
     wide = [[x.repeat_interleave(ratio, 2).transpose(1, 2) for x in pair] for pair in chain]
     own = [_back(x, step - i) for i, pair in enumerate(wide) if i for x in pair]
@@ -85,10 +85,10 @@ def _attend(q: Tensor, chain: list[tuple[Tensor, Tensor]], mask: Tensor, step: i
 
 
 class Attend(torch.autograd.Function):
-    """Attention [B, heads, T, head_dim] of each row to the keys that a mask shows and to some keys of its own.
+    """Attention [B, heads, T, D] of each row to the keys that a mask shows and to some keys of its own.
 
-    `apply(q, k, v, bias, k1, v1, k2, v2, ...)`: q, k1, v1, ... [B, heads, T, head_dim], k and v [B, heads, S,
-    head_dim], bias [B, 1, T, S]. torch's blocks work on the mask's part alone; given the sum of both parts they
+    `apply(q, k, v, bias, k1, v1, k2, v2, ...)`: q, k1, v1, ... [B, heads, T, D], k and v [B, heads, S,
+    D], bias [B, 1, T, S]. torch's blocks work on the mask's part alone; given the sum of both parts they
     give its gradient, too, as in ring attention (arXiv 2310.01889).
     """
 
@@ -125,5 +125,5 @@ class Attend(torch.autograd.Function):
 
 
 def _back(x: Tensor, places: int) -> Tensor:
-    """Row t of [B, heads, T, head_dim] holds what row t - places held."""
+    """Row t of [B, heads, T, D] holds what row t - places held."""
     return F.pad(x, (0, 0, places, 0))[:, :, : x.shape[2]]

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from fastslow.engine.host.machine import CONTENDED, Watch
 from fastslow.engine.host.progress import Report
-from fastslow.engine.model.config import RoutedUnits
+from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Mode, SamplingParams
 from fastslow.llm import LLM
 from fastslow.tools.machine import circumstances

@@ -167,7 +167,7 @@ def tune_modes(
         stopped = True
     if len(pairs) < FEWEST:
         raise ValueError(f"{len(pairs)} tasks were answered in time; {FEWEST} are needed")
-    order, layers = order[: len(pairs)], llm.model.config.layers
+    order, layers = order[: len(pairs)], len(llm.model.config.layers)
     sides = {mode: [pair[place] for pair in pairs] for place, mode in enumerate(MODES)}
     if brief is not None:
         sides = {CHEAP: sides[CHEAP], BRIEF: brief[1], GOOD: sides[GOOD]}

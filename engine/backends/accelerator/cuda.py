@@ -25,7 +25,7 @@ from fastslow.engine.backends.accelerator.ops import (
     only_run,
 )
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.moge import ExpertChoice
+from fastslow.engine.model.ffn.router import ExpertChoice
 from fastslow.engine.model.ops import wide
 from fastslow.engine.types import Ints
 
@@ -63,7 +63,8 @@ class CudaOps(PagedOps):
     def check(self, config: ModelConfig, dtype: torch.dtype) -> None:
         """Everything runs; what cannot be recorded runs step by step."""
         super().check(config, dtype)
-        widths = (config.hidden_size, config.moe_intermediate_size)
+        routed = config.routed
+        widths = (config.hidden_size, routed.expert.width if routed else 0)
         self._aligned = not any(size * dtype.itemsize % ALIGNMENT for size in widths)
         grouped = not config.chosen or self._grouped(dtype)
         self.records = self._on_device and grouped

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -10,7 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastslow.engine.backends.accelerator.kv import BlockStorage, Tail
-from fastslow.engine.backends.accelerator.ops import DeviceMlp, DeviceTables, Front, LayerKV, merged
+from fastslow.engine.backends.accelerator.ops import (
+    DeviceMatrix,
+    DeviceMlp,
+    DeviceTables,
+    Front,
+    LayerKV,
+    merged,
+)
 from fastslow.engine.backends.accelerator.recorded import Recorder
 from fastslow.engine.backends.accelerator.step import (
     DeviceLayout,
@@ -19,20 +28,24 @@ from fastslow.engine.backends.accelerator.step import (
     Staging,
     StepPlan,
 )
-from fastslow.engine.backends.accelerator.weights import Mixture, Stacked, StackedLayer
+from fastslow.engine.backends.accelerator.weights import Stacked, StackedLayer
 from fastslow.engine.kv.storage import KVStorage
-from fastslow.engine.model.attention import Rotary
 from fastslow.engine.model.base import LayeredModel, check_step
-from fastslow.engine.model.moge import ExpertChoice, choose, choose_best
+from fastslow.engine.model.ffn.dense import MlpWeights
+from fastslow.engine.model.ffn.experts import MixtureWeights
+from fastslow.engine.model.ffn.router import ExpertChoice, GroupRouter, choose, choose_best
+from fastslow.engine.model.mixers.rope import Rotary
+from fastslow.engine.model.mtp import inputs_of
 from fastslow.engine.model.ops import soft_cap
 from fastslow.engine.rows import Rows
-from fastslow.engine.types import ModelOutput
+from fastslow.engine.types import Features, Floats, ModelOutput
 
+Ffn = MlpWeights[DeviceMatrix] | MixtureWeights[DeviceMatrix, DeviceMatrix]
 TAIL = 1 << 16  # slots that a tail reads at once
 
 
 class PagedDecoder(LayeredModel[Stacked]):
-    """The counterpart of `engine.model.decoder.Decoder`, on an accelerator's kernels.
+    """The counterpart of `engine.backends.torch.decoder.Decoder`, on an accelerator's kernels.
 
     Small steps are recorded by their padded size and replayed (`recorded.py`); all others run kernel
     by kernel. Whether a row's bits depend on its neighbours is the kernels' to say.
@@ -42,10 +55,15 @@ class PagedDecoder(LayeredModel[Stacked]):
         super().__init__(weights, layers)
         self.ops, self.storage = weights.ops, weights.ops.storage
         c = weights.config
-        self._rotary = Rotary(c)
+        self._attention, self._eps = weights.alike.attention, weights.alike.eps
+        self._rotary = Rotary(weights.alike.rope)
         self._staging = Staging(self.ops)
         self._plan = StepPlan.of(c, self.layers, self.ops)
         self.recorder = Recorder(self._plan, self._staging, c.context)
+
+    @cached_property
+    def mtp(self) -> PagedMtp | None:
+        return None if self.weights.mtp is None else PagedMtp(self.weights)
 
     @torch.inference_mode()
     def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> ModelOutput:
@@ -56,67 +74,83 @@ class PagedDecoder(LayeredModel[Stacked]):
         with self.ops.active():
             found = self.recorder.replay(self._run, rows, angles, kv, features)
             if found is None:
-                layouts = self._plan.layouts(rows, self.ops.most_rows)
-                step = PagedStep.of(rows, angles, layouts, self._plan)
-                found = self._run(step.to(self.device, self._staging), kv, features)
-            known = rows.only_best | bool(self.config.logit_cap)
-            best = np.where(known, found.best.cpu().numpy(), -1)
-            logits = found.logits[:0] if rows.only_best.all() else found.logits
-            seen = _fetched(found.features) if features else None
-            return ModelOutput(_fetched(logits), seen, best)
+                found = self._run(self._sent(rows, angles), kv, features)
+            return self._fetch(found, rows, bool(features))
+
+    def _sent(self, rows: Rows, angles: tuple[Floats, Floats]) -> PagedStep:
+        """The step on the device. angles: of its rows."""
+        layouts = self._plan.layouts(rows, self.ops.most_rows)
+        step = PagedStep.of(rows, angles, layouts, self._plan)
+        return step.to(self.device, self._staging)
+
+    def _fetch(self, found: Result, rows: Rows, seen: bool) -> ModelOutput:
+        """The results on the CPU. seen: with features."""
+        known = rows.only_best | bool(self.config.logit_cap)
+        best = np.where(known, found.best.cpu().numpy(), -1)
+        logits = found.logits[:0] if rows.only_best.all() else found.logits
+        features = _fetched(found.features) if seen else None
+        return ModelOutput(_fetched(logits), features, best)
 
     def _run(self, step: PagedStep, kv: BlockStorage, features: tuple[int, ...]) -> Result:
-        w, eps = self.weights, self.config.rms_norm_eps
-        x_TH = w.embed(step.tokens)
+        w, eps = self.weights, self._eps
+        x_TH = self._start(step)
         taken: dict[int, Tensor] = {}
         first, *others = self.layers
-        fresh_TH = self.ops.rms_norm(x_TH, w.layers[first].attention_norm, eps)
-        norms = [*(w.layers[n].attention_norm for n in others), w.norm]
+        fresh_TH = self.ops.rms_norm(x_TH, w.layers[first].norms["mixer"], eps)
+        norms = [*(w.layers[n].norms["mixer"] for n in others), w.norm]
         for n, place, next_norm in zip(self.layers, self._plan.layers, norms, strict=True):
             layer, layout = w.layers[n], step.layouts[place]
-            turns = n not in self.config.unrotated
-            q_THD, k_TKD, v_TKD = self._project(fresh_TH, layer, step, turns)
+            q_THD, *fresh = self._project(fresh_TH, layer, step)
+            k_TKD, v_TKD = map(self._widened, fresh)
             pair = LayerKV(kv.k[n], kv.v[n])
             self.ops.store(k_TKD, v_TKD, pair, step.slots)
-            seen_THD = self._attend(q_THD, pair, layout, layer.front)[..., : self.config.head_dim]
-            mixed_TH = self.ops.linear(seen_THD.reshape(len(x_TH), -1), layer.out)
-            mixed_TH = self._post_normed(mixed_TH, layer.attention_post_norm)
-            fresh_TH, x_TH = self.ops.add_rms_norm(mixed_TH, x_TH, layer.mlp_norm, eps)
-            moved_TH = self._post_normed(self._mlp(fresh_TH, layer.mlp, step), layer.mlp_post_norm)
+            seen_THD = self._attend(self._widened(q_THD), pair, layout, layer.front)
+            seen_THD = seen_THD[..., : q_THD.shape[-1]]
+            mixed_TH = self.ops.linear(seen_THD.reshape(len(x_TH), -1), layer.attention.out)
+            mixed_TH = self._post_normed(mixed_TH, layer.norms.get("mixer_added"))
+            fresh_TH, x_TH = self.ops.add_rms_norm(mixed_TH, x_TH, layer.norms["ffn"], eps)
+            moved_TH = self._mlp(fresh_TH, layer.ffn, step)
+            moved_TH = self._post_normed(moved_TH, layer.norms.get("ffn_added"))
             fresh_TH, x_TH = self.ops.add_rms_norm(moved_TH, x_TH, next_norm, eps)
             if n in features:
                 taken[n] = x_TH.index_select(0, step.feature_rows)
         last_MH = fresh_TH.index_select(0, step.outputs)
         logits_MV = self.ops.linear(last_MH, w.head)
         logits_MV = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32))
-        joined = torch.cat([taken[n] for n in features], -1) if features else last_MH[:, :0]
-        best = _first_best(logits_MV)
-        return Result(soft_cap(logits_MV, self.config.logit_cap), best, joined)
+        best, seen = _first_best(logits_MV), self._seen([taken[n] for n in features], last_MH)
+        return Result(soft_cap(logits_MV, self.config.logit_cap), best, seen)
+
+    def _start(self, step: PagedStep) -> Tensor:
+        """What the first layer reads."""
+        return self.weights.embed(step.tokens)
+
+    def _seen(self, features: Sequence[Tensor], last_MH: Tensor) -> Tensor:
+        """The features of a result. last_MH: normed hidden states of the outputs."""
+        return torch.cat(list(features), -1) if features else last_MH[:, :0]
 
     def _project(
-        self, x_TH: Tensor, layer: StackedLayer, step: PagedStep, turns: bool
+        self, x_TH: Tensor, layer: StackedLayer, step: PagedStep
     ) -> tuple[Tensor, Tensor, Tensor]:
-        c, eps = self.config, self.config.rms_norm_eps
-        mixed = self.ops.linear(x_TH, layer.qkv).view(len(x_TH), -1, c.head_dim)
+        c, w = self._attention, layer.attention
+        mixed = self.ops.linear(x_TH, w.qkv).unflatten(1, (c.heads + 2 * c.kv_heads, -1))
         sides = list(mixed.split((c.heads, c.kv_heads, c.kv_heads), 1))
-        for i, norm in enumerate((layer.query_norm, layer.key_norm)):
+        for i, norm in enumerate((w.query_norm, w.key_norm)):
             if norm is not None:
-                sides[i] = self.ops.rms_norm(sides[i].contiguous(), norm, eps)
+                sides[i] = self.ops.rms_norm(sides[i].contiguous(), norm.weight, self._eps)
         q_THD, k_TKD, v_TKD = sides
-        if turns:
-            normed = layer.query_norm is not None or layer.key_norm is not None
+        if layer.turns:
+            normed = w.query_norm is not None or w.key_norm is not None
             both = torch.cat((q_THD, k_TKD), 1) if normed else mixed[:, : c.heads + c.kv_heads]
             turned = self.ops.rotate(both.to(step.cos.dtype), step.cos, step.sin).to(x_TH.dtype)
             q_THD, k_TKD = turned.split((c.heads, c.kv_heads), 1)
-        return self._widened(q_THD), self._widened(k_TKD), self._widened(v_TKD)
+        return q_THD, k_TKD, v_TKD
 
     def _post_normed(self, moved_TH: Tensor, norm_H: Tensor | None) -> Tensor:
-        eps = self.config.rms_norm_eps
-        return moved_TH if norm_H is None else self.ops.rms_norm(moved_TH, norm_H, eps)
+        return moved_TH if norm_H is None else self.ops.rms_norm(moved_TH, norm_H, self._eps)
 
     def _widened(self, x_TND: Tensor) -> Tensor:
         """Filled up with zeros to the width of the cache; they add nothing to any product."""
-        room = self.storage.width(self.config.head_dim) - self.config.head_dim
+        room = self.storage.width(x_TND.shape[-1]) - x_TND.shape[-1]
         return F.pad(x_TND, (0, room)) if room else x_TND
 
     def _attend(
@@ -177,25 +211,82 @@ class PagedDecoder(LayeredModel[Stacked]):
         both = (x.permute(0, 3, 1, 2, 4).flatten(2, 3) for x in (out, weight))
         return next(both), next(both)
 
-    def _mlp(self, x_TH: Tensor, mlp: DeviceMlp | Mixture, step: PagedStep) -> Tensor:
-        shared = mlp.shared if isinstance(mlp, Mixture) else mlp
+    def _mlp(self, x_TH: Tensor, mlp: Ffn, step: PagedStep) -> Tensor:
+        shared = mlp.shared if isinstance(mlp, MixtureWeights) else mlp
         if shared is None:
             y_TH = torch.zeros_like(x_TH)
         else:
             inner_TF = self.ops.gated(self.ops.linear(x_TH, shared.gate_up))
             y_TH = self.ops.linear(inner_TF, shared.down)
-        if isinstance(mlp, DeviceMlp) or not step.routed:
+        if isinstance(mlp, MlpWeights) or not step.routed:
             return y_TH
-        return self.ops.experts(x_TH, self._choose(x_TH, mlp, step.groups), mlp.experts, y_TH)
+        return self.ops.experts(
+            x_TH, self._choose(x_TH, mlp, step.groups), DeviceMlp(mlp.gate_up, mlp.down), y_TH
+        )
 
-    def _choose(self, x_TH: Tensor, mlp: Mixture, wanted_T: Tensor) -> ExpertChoice:
+    def _choose(
+        self, x_TH: Tensor, mlp: MixtureWeights[DeviceMatrix, DeviceMatrix], wanted_T: Tensor
+    ) -> ExpertChoice:
         logits_TE = self.ops.route(x_TH, mlp.router)
         if mlp.router_bias is not None:
             logits_TE = logits_TE + mlp.router_bias
-        if self.config.router is not None:
-            return choose_best(logits_TE, self.config.router, mlp.choice_bias, wanted_T)
+        routed = self.weights.alike.routed
+        assert routed is not None
+        if not isinstance(routed.router, GroupRouter):
+            return choose_best(logits_TE, routed.router, mlp.choice_bias, wanted_T)
         assert mlp.scale is not None
-        return choose(logits_TE, mlp.scale, self.config.groups, wanted_T)
+        return choose(logits_TE, mlp.scale, routed.router.groups, wanted_T)
+
+
+class MtpLayers(PagedDecoder):
+    """The MTP layer alone, between its entry and the model's head. Its steps are never recorded."""
+
+    def __init__(self, weights: Stacked) -> None:
+        super().__init__(weights.of_mtp(), (len(weights.config.layers),))
+
+    @torch.inference_mode()
+    def run(self, rows: Rows, kv: KVStorage) -> ModelOutput:
+        """Rows with their inputs; the features are normed hidden states of the outputs."""
+        check_step(rows, kv, self.storage, (), ())
+        assert isinstance(kv, BlockStorage)
+        inputs = inputs_of(rows)
+        with self.ops.active():
+            step = self._sent(rows, self._rotary.at(rows))
+            step = replace(step, inputs=inputs.to(self.device, self.dtype))
+            return self._fetch(self._run(step, kv, ()), rows, True)
+
+    def _start(self, step: PagedStep) -> Tensor:
+        mtp = self.weights.mtp
+        assert mtp is not None and step.inputs is not None
+        embedded = self.ops.rms_norm(super()._start(step), mtp.embedding_norm, self._eps)
+        pair = embedded, self.ops.rms_norm(step.inputs, mtp.hidden_norm, self._eps)
+        both = torch.cat(pair if mtp.shape.embedding_first else pair[::-1], -1)
+        return self.ops.linear(both, mtp.entry)
+
+    def _seen(self, features: Sequence[Tensor], last_MH: Tensor) -> Tensor:
+        return last_MH
+
+
+class PagedMtp:
+    """`MtpModel` of a `PagedDecoder`."""
+
+    def __init__(self, weights: Stacked) -> None:
+        self._weights = weights
+        self._layers = MtpLayers(weights)
+
+    @torch.inference_mode()
+    def states(self, features: Features) -> Tensor:
+        w = self._weights
+        assert w.mtp is not None
+        states = torch.as_tensor(features)
+        if not w.mtp.shape.after_norm:
+            return states
+        with w.ops.active():
+            there = states.to(w.device, w.dtype)
+            return _fetched(w.ops.rms_norm(there, w.norm, w.alike.eps))
+
+    def forward(self, rows: Rows, kv: KVStorage) -> ModelOutput:
+        return self._layers.run(rows, kv)
 
 
 def _fetched(values: Tensor) -> Tensor:

@@ -43,31 +43,31 @@ class BlockStorage(KVStorage):
     tile = 0
 
     @classmethod
-    def width(cls, head_dim: int) -> int:
+    def width(cls, dim: int) -> int:
         """Elements that a head's key or value takes."""
-        return head_dim
+        return dim
 
     @classmethod
     def token_bytes(cls, layout: StateLayout, dtype: torch.dtype) -> int:
-        layers, kv_heads, head_dim = layout.alike(cls.__name__)
-        return 2 * layers * kv_heads * cls.width(head_dim) * dtype.itemsize
+        layers, kv_heads, dim = layout.alike(cls.__name__)
+        return 2 * layers * kv_heads * cls.width(dim) * dtype.itemsize
 
     def _allocate(self) -> tuple[Tensor, ...]:
         blocks = -(-self.slots // BLOCK)
         self.spare = blocks * BLOCK
-        layers, self.kv_heads, self.head_dim = self.layout.alike(type(self).__name__)
-        shape = self._block_shape(blocks + SPARE // BLOCK, self.kv_heads, self.width(self.head_dim))
+        layers, self.kv_heads, self.dim = self.layout.alike(type(self).__name__)
+        shape = self._block_shape(blocks + SPARE // BLOCK, self.kv_heads, self.width(self.dim))
         return torch.zeros((2, layers, *shape), dtype=self.dtype, device=self.device).unbind()
 
     def _block_shape(self, blocks: int, kv_heads: int, width: int) -> tuple[int, ...]:
         return blocks, BLOCK, kv_heads, width
 
     def read(self, slots: Ints) -> tuple[Tensor, Tensor]:
-        at, dim = self._places(slots), self.head_dim
+        at, dim = self._places(slots), self.dim
         return self.sides[0][:, *at][..., :dim], self.sides[1][:, *at][..., :dim]
 
     def write(self, slots: Ints, *sides: Tensor) -> None:
-        at, dim = self._places(slots), self.head_dim
+        at, dim = self._places(slots), self.dim
         for side, fresh in zip(self.sides, sides, strict=True):
             side[:, *at, :, :dim] = fresh.to(self.dtype)
 
@@ -82,8 +82,8 @@ class WideStorage(BlockStorage):
     widths: ClassVar[tuple[int, ...]] = (128, 192)
 
     @classmethod
-    def width(cls, head_dim: int) -> int:
-        return next((width for width in cls.widths if width >= head_dim), head_dim)
+    def width(cls, dim: int) -> int:
+        return next((width for width in cls.widths if width >= dim), dim)
 
 
 class FractalStorage(WideStorage):
@@ -102,14 +102,14 @@ class FractalStorage(WideStorage):
     def write(self, slots: Ints, *sides: Tensor) -> None:
         blocks, places = self._places(slots)
         for side, fresh in zip(self.sides, sides, strict=True):
-            room = self.width(self.head_dim) - self.head_dim
+            room = self.width(self.dim) - self.dim
             padded = torch.nn.functional.pad(fresh.to(self.dtype), (0, room))
             # two index tensors apart from each other: their axis comes first
             side[:, blocks, :, places] = padded.reshape(*padded.shape[:2], -1, 16).transpose(0, 1)
 
     def _rows(self, side: Tensor, blocks: Tensor, places: Tensor) -> Tensor:
         found = side[:, blocks, :, places].transpose(0, 1)
-        return found.reshape(*found.shape[:2], self.kv_heads, -1)[..., : self.head_dim]
+        return found.reshape(*found.shape[:2], self.kv_heads, -1)[..., : self.dim]
 
 
 @dataclass(frozen=True, slots=True)

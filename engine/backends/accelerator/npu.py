@@ -30,8 +30,9 @@ from fastslow.engine.backends.accelerator.ops import (
     merged,
     only_run,
 )
+from fastslow.engine.backends.alike import AlikeLayers
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.moge import ExpertChoice
+from fastslow.engine.model.ffn.router import ExpertChoice
 from fastslow.engine.types import Ints
 
 MASK = 2048  # rows and columns of the mask that the causal kernels expand
@@ -110,13 +111,16 @@ class NpuOps(PagedOps):
         super().check(config, dtype)
         names = " or ".join(str(d).removeprefix("torch.") for d in self.dtypes)
         need(dtype in self.dtypes, f"dtype {names}, not {str(dtype).removeprefix('torch.')}")
-        most, group = self.storage.widths[-1], config.heads // config.kv_heads
-        need(config.head_dim <= most, f"head_dim of at most {most}, not {config.head_dim}")
+        alike, routed = AlikeLayers.of(config), config.routed
+        a = alike.attention
+        most, group = self.storage.widths[-1], a.heads // a.kv_heads
+        need(a.head_dim <= most, f"head_dim of at most {most}, not {a.head_dim}")
         need(group <= 64, f"at most 64 heads for a key head, not {group}")
-        need(config.heads <= 256, f"at most 256 heads, not {config.heads}")
-        need(config.experts < MOST_EXPERTS, f"fewer than {MOST_EXPERTS} experts")
+        need(a.heads <= 256, f"at most 256 heads, not {a.heads}")
+        need(routed is None or routed.experts < MOST_EXPERTS, f"fewer than {MOST_EXPERTS} experts")
+        sizes = {"hidden_size": config.hidden_size, **alike.mlps}
         for name in ("hidden_size", "moe_intermediate_size"):
-            size = getattr(config, name)
+            size = sizes.get(name, 0)
             need(size <= MOST_INNER, f"{name} of at most {MOST_INNER}, not {size}")
             need(size % 16 == 0, f"{name} to be a multiple of 16, not {size}")
 
@@ -161,7 +165,7 @@ class NpuOps(PagedOps):
         return out
 
     def rotate(self, x_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
-        need(x_TND.shape[-1] % 2 == 0 and x_TND.shape[-1] < 896, "an even head_dim below 896")
+        need(x_TND.shape[-1] % 2 == 0 and x_TND.shape[-1] < 896, "even heads below 896")
         need(x_TND.shape[1] < 1000, "fewer than 1000 heads to rotate")
         out: Tensor = torch_npu.npu_rotary_mul(x_TND, cos_T1D, sin_T1D, rotary_mode="half")
         return out

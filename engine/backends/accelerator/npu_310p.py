@@ -20,8 +20,9 @@ from fastslow.engine.backends.accelerator.ops import (
     LayerKV,
     only_run,
 )
+from fastslow.engine.backends.alike import AlikeLayers
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.moge import ExpertChoice
+from fastslow.engine.model.ffn.router import ExpertChoice
 from fastslow.engine.types import Ints
 
 FRACTAL_NZ = 29
@@ -55,8 +56,7 @@ class Npu310pOps(NpuOps):
 
     def check(self, config: ModelConfig, dtype: torch.dtype) -> None:
         super().check(config, dtype)
-        for name in ("intermediate_size", "shared_intermediate_size"):
-            size = getattr(config, name)
+        for name, size in AlikeLayers.of(config).mlps.items():
             need(size % 16 == 0, f"{name} to be a multiple of 16, not {size}")
 
     def pack(self, weight_OI: Tensor) -> Tensor:

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastslow.engine.backends.accelerator.kv import BlockStorage, BlockTables
+from fastslow.engine.backends.alike import AlikeLayers
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.moge import ExpertChoice
-from fastslow.engine.model.ops import wide
-from fastslow.engine.model.shape import Activation, ClampedSwiglu
+from fastslow.engine.model.ffn.router import ExpertChoice
+from fastslow.engine.model.ops import Activation, ClampedSwiglu, wide
 from fastslow.engine.types import Ints
 
 
@@ -134,9 +134,11 @@ class PagedOps(ABC):
 
     def check(self, config: ModelConfig, dtype: torch.dtype) -> None:
         """ValueError in one sentence for a model that the kernels cannot run."""
-        self.shape = AttentionShape(config.heads, config.kv_heads, config.head_dim**-0.5)
-        self.activation = config.activation
-        if config.score_cap:
+        alike = AlikeLayers.of(config)
+        a = alike.attention
+        self.shape = AttentionShape(a.heads, a.kv_heads, a.scale)
+        self.activation = alike.activation
+        if a.score_cap:
             raise ValueError(
                 "soft caps of attention scores do not run on an accelerator, whose attention kernels "
                 "have none: use device='cpu'"

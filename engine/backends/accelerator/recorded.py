@@ -99,7 +99,7 @@ class Recorder:
     ) -> Result | None:
         """The step's result, its tensors valid until the next call; None: it is not recorded.
 
-        run: a step on the device. angles: cosines and sines of the rows' positions, [T, head_dim / 2].
+        run: a step on the device. angles: cosines and sines of the rows' positions, [T, D / 2].
         """
         count = len(rows.tokens)
         if not self.enabled or count > SIZES[-1]:

@@ -20,6 +20,7 @@ from fastslow.engine.backends.accelerator.kv import (
     attention_layout,
 )
 from fastslow.engine.backends.accelerator.ops import DeviceTables, Event, PagedOps
+from fastslow.engine.backends.alike import AlikeLayers, grouped
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.rows import Rows
 from fastslow.engine.types import Floats
@@ -95,17 +96,18 @@ class StepPlan:
     @classmethod
     def of(cls, config: ModelConfig, layers: Sequence[int], ops: PagedOps) -> StepPlan:
         """For a model of which these layers run."""
-        windows = tuple(dict.fromkeys(config.window(n) for n in layers))
-        places = tuple(windows.index(config.window(n)) for n in layers)
-        fronts = ops.merges or not (config.sink_logits or config.sinks)
-        chained = tuple(fronts and (ops.windows or not window) for window in windows)
+        each = [grouped(config.layers[n]).window for n in layers]
+        windows = tuple(dict.fromkeys(each))
+        places, a = tuple(map(windows.index, each)), AlikeLayers.of(config).attention
+        fronts = ops.merges or not (a.sink_logits or a.sinks)
+        chained = tuple(fronts and (ops.windows or not size) for size in windows)
         return cls(ops, windows, places, config.chosen, chained)
 
     def layouts(self, rows: Rows, most: int) -> list[HostLayout]:
         """Of a step, for each window, in runs of at most `most` rows."""
         return [
-            attention_layout(rows, BLOCK, most, self.ops.merges, window, chained)
-            for window, chained in zip(self.windows, self.chained)
+            attention_layout(rows, BLOCK, most, self.ops.merges, size, chained)
+            for size, chained in zip(self.windows, self.chained)
         ]
 
 
@@ -117,9 +119,9 @@ class PagedStep:
     """T rows, M of whose logits and S of whose features are wanted.
 
     tokens int64 [T], slots int32 [T], groups int32 [T] (how many run, never ALL_GROUPS), cos and sin
-    float32 [T, 1, head_dim], outputs int64 [M], feature_rows int64 [S]. layouts: who sees what, for each
-    of the model's windows. routed: whether any row runs a routed expert. memory: what all tensors lie
-    in, on a device.
+    float32 [T, 1, D], outputs int64 [M], feature_rows int64 [S]. layouts: who sees what, for each
+    of the model's windows. routed: whether any row runs a routed expert. memory: what these tensors lie
+    in, on a device. inputs: [T, H] that rows of an MTP layer read.
     """
 
     tokens: Tensor
@@ -132,6 +134,7 @@ class PagedStep:
     layouts: tuple[DeviceLayout, ...]
     routed: bool
     memory: Tensor | None = None
+    inputs: Tensor | None = None
 
     @classmethod
     def of(
@@ -141,7 +144,7 @@ class PagedStep:
         layouts: Sequence[HostLayout],
         plan: StepPlan,
     ) -> PagedStep:
-        """On the CPU. angles: cosines and sines [T, head_dim / 2]."""
+        """On the CPU. angles: cosines and sines [T, D / 2]."""
         cos, sin = (_tensor(np.concatenate((x, x), -1))[:, None] for x in angles)
         running = np.where(rows.groups < 0, plan.chosen, np.minimum(rows.groups, plan.chosen))
         return cls(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,45 +11,113 @@ from loguru import logger
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastslow.engine.backends.accelerator.ops import DeviceMatrix, DeviceMlp, Front, PagedOps
+from fastslow.engine.backends.accelerator.ops import DeviceMatrix, Front, PagedOps
+from fastslow.engine.backends.alike import AlikeLayers
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.decoder import Read, run_heads, run_out
-from fastslow.engine.model.ops import ReadQuant, no_int8, wide
-from fastslow.engine.model.tensors import layer_norms
-
-
-@dataclass(frozen=True, slots=True)
-class Mixture:
-    """Routed experts, and the shared one where there is one. router: [E, H]; router_bias is added to its
-    logits, choice_bias to what an expert is chosen by, and a MoGE's scale multiplies its weight; each [E],
-    all float32."""
-
-    router: Tensor
-    experts: DeviceMlp
-    shared: DeviceMlp | None = None
-    scale: Tensor | None = None
-    router_bias: Tensor | None = None
-    choice_bias: Tensor | None = None
+from fastslow.engine.model.ffn.dense import MlpWeights
+from fastslow.engine.model.ffn.experts import MixtureWeights
+from fastslow.engine.model.mixers.grouped import GroupedWeights
+from fastslow.engine.model.norms import Norm, NormWeights, RmsNorm
+from fastslow.engine.model.ops import Read, ReadQuant, no_int8, wide
+from fastslow.engine.model.shape import Layer, MtpLayer
+from fastslow.engine.model.tensors import EMBEDDING
 
 
 @dataclass(frozen=True, slots=True)
 class StackedLayer:
-    """q, k and v in one matrix. query_norm, key_norm: of heads. Post norms are of what is added."""
+    """Weights of a layer. norms: by use, see `LayerNorms.names`."""
 
-    attention_norm: Tensor
-    qkv: DeviceMatrix
-    out: DeviceMatrix
-    mlp_norm: Tensor
-    mlp: DeviceMlp | Mixture
-    query_norm: Tensor | None = None
-    key_norm: Tensor | None = None
+    attention: GroupedWeights[DeviceMatrix]
+    ffn: MlpWeights[DeviceMatrix] | MixtureWeights[DeviceMatrix, DeviceMatrix]
+    norms: dict[str, Tensor]
+    turns: bool
     front: Front | None = None
-    attention_post_norm: Tensor | None = None
-    mlp_post_norm: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceMtp:
+    """Weights of the MTP layer, beside the embedding and the head of its model."""
+
+    shape: MtpLayer
+    layer: StackedLayer
+    embedding_norm: Tensor
+    hidden_norm: Tensor
+    entry: DeviceMatrix
+    norm: Tensor
+
+
+@dataclass(slots=True)
+class DeviceReader:
+    """A `WeightReader` for accelerators: tensors in `dtype` on `device`, matrices as `PagedOps.pack` makes them."""
+
+    ops: PagedOps
+    dtype: torch.dtype
+    device: torch.device
+    read: Read
+    int8: ReadQuant = no_int8
+
+    def plain(self, *names: str, dtype: torch.dtype | None = None) -> Tensor:
+        parts = [self.read(name) for name in names]
+        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return whole.to(self.device, dtype or self.dtype)
+
+    def norm(self, name: str, kind: Norm) -> NormWeights:
+        """In the dtype that kernels want, rounded after the offset is added."""
+        offset = kind.offset if isinstance(kind, RmsNorm) else 0.0
+        if not offset:
+            return NormWeights(self.plain(f"{name}.weight"))
+        whole = self.plain(f"{name}.weight", dtype=wide(self.dtype)) + offset
+        return NormWeights(whole.to(self.dtype))
+
+    def matrix(self, *names: str, bias: bool = False) -> DeviceMatrix:
+        weights = [f"{name}.weight" for name in names]
+        added = self.plain(*(f"{name}.bias" for name in names)) if bias else None
+        if (quantised := self._in_int8(weights)) is not None:
+            return DeviceMatrix(quantised.weight, added, quantised.scale)
+        return self.packed(self.plain(*weights), added)
+
+    def packed(self, weight_OI: Tensor, bias_O: Tensor | None = None) -> DeviceMatrix:
+        return DeviceMatrix(self.ops.pack(weight_OI), bias_O)
+
+    def experts(self, prefixes: Sequence[str], sides: Sequence[str], bias: bool) -> DeviceMatrix:
+        """Expert by expert into place, so that beside the finished ones one lies in memory."""
+        whole: Tensor | None = None
+        scales: list[Tensor] = []
+        each = [[f"{prefix}.{side}_proj" for side in sides] for prefix in prefixes]
+        for e, names in enumerate(each):
+            weights = [f"{name}.weight" for name in names]
+            quantised = self._in_int8(weights)
+            if quantised is None:
+                one_IO = self.plain(*weights).T
+            else:
+                one_IO = quantised.weight
+                assert quantised.scale is not None
+                scales.append(quantised.scale)
+            if whole is None:
+                whole = one_IO.new_empty(len(each), *one_IO.shape)
+            if whole.dtype != one_IO.dtype:
+                among = prefixes[0].rpartition(".")[0]
+                raise ValueError(f"{among}: some experts are int8 and some are not")
+            whole[e].copy_(one_IO)
+        assert whole is not None
+        rows = [self.plain(*(f"{name}.bias" for name in names)) for names in each] if bias else []
+        added = torch.stack(rows) if rows else None
+        if scales:
+            return DeviceMatrix(whole, added, torch.stack(scales))
+        return DeviceMatrix(self.ops.pack_experts(whole), added)
+
+    def _in_int8(self, names: Sequence[str]) -> DeviceMatrix | None:
+        """The named matrices side by side, [I, O], if they are all int8."""
+        parts = [part for name in names if (part := self.int8(name)) is not None]
+        if len(parts) < len(names):
+            return None
+        weight_IO = torch.cat([part.weight_OI for part in parts]).T.contiguous()
+        scale_O = torch.cat([part.scale_O.float() for part in parts])
+        return DeviceMatrix(weight_IO.to(self.device), None, scale_O.to(self.device))
 
 
 class Stacked:
-    """Weights of a config in `dtype` on `device`, read by the names of `tensors.tensor_shapes`.
+    """Weights of a config in `dtype` on `device`, read by the names of `tensors.tensor_specs`.
 
     read: any tensor by its name, as float. int8: gives matrices that are to run in int8, None for the others.
 
@@ -64,145 +133,59 @@ class Stacked:
         read: Read,
         int8: ReadQuant = no_int8,
     ) -> None:
-        ops.check(config, dtype)
+        self.alike = AlikeLayers.of(config.with_mtp)
+        ops.check(config.with_mtp, dtype)
         if int8 is not no_int8 and not ops.runs_int8:
             logger.warning("int8 weights do not run on this device, they are multiplied out")
             int8 = no_int8
         self.config, self.ops, self.dtype, self.device = config, ops, dtype, device
-        self._read, self._int8 = read, int8
-        self.embedding = self._plain("model.embed_tokens.weight")
-        self.layers = [self._layer(n) for n in range(config.layers)]
-        self.norm = self._norm("model.norm")
+        reader = DeviceReader(ops, dtype, device, read, int8)
+        self.embedding = reader.plain(EMBEDDING)
+        self.layers = [
+            self._layer(layer, f"model.layers.{n}", reader) for n, layer in enumerate(config.layers)
+        ]
+        self.norm = reader.norm("model.norm", config.norm).weight
+        self.mtp = None if config.mtp is None else self._mtp(config.mtp, reader)
         tied = config.tie_word_embeddings
-        self.head = DeviceMatrix(ops.pack(self.embedding)) if tied else self._matrix("lm_head")
-        del self._read, self._int8
-
-    def _plain(self, *names: str, dtype: torch.dtype | None = None) -> Tensor:
-        """The named tensors below each other."""
-        parts = [self._read(name) for name in names]
-        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return whole.to(self.device, dtype or self.dtype)
-
-    def _matrix(self, *names: str, bias: bool = False) -> DeviceMatrix:
-        weights = [f"{name}.weight" for name in names]
-        added = self._plain(*(f"{name}.bias" for name in names)) if bias else None
-        if (quantised := self._in_int8(weights)) is not None:
-            return DeviceMatrix(quantised.weight, added, quantised.scale)
-        return DeviceMatrix(self.ops.pack(self._plain(*weights)), added)
-
-    def _in_int8(self, names: Sequence[str]) -> DeviceMatrix | None:
-        """The named matrices side by side, [I, O], if they are all int8."""
-        parts = [part for name in names if (part := self._int8(name)) is not None]
-        if len(parts) < len(names):
-            return None
-        weight_IO = torch.cat([part.weight_OI for part in parts]).T.contiguous()
-        scale_O = torch.cat([part.scale_O.float() for part in parts])
-        return DeviceMatrix(weight_IO.to(self.device), None, scale_O.to(self.device))
+        self.head = reader.packed(self.embedding) if tied else reader.matrix("lm_head")
 
     def embed(self, tokens: Tensor) -> Tensor:
         """[T, H] as the first layer takes it."""
         rows, scale = self.embedding.index_select(0, tokens), self.config.embedding_scale
         return rows if scale == 1 else rows * scale
 
-    def _norm(self, name: str) -> Tensor:
-        """The weight of a norm in the dtype that kernels want, rounded after its offset is added."""
-        if not (offset := self.config.norm_offset):
-            return self._plain(f"{name}.weight")
-        return (self._plain(f"{name}.weight", dtype=wide(self.dtype)) + offset).to(self.dtype)
+    def of_mtp(self) -> Stacked:
+        """The same weights as those of a model whose last layer is the MTP layer, with that one's last norm."""
+        assert self.mtp is not None
+        view = copy.copy(self)
+        view.config = self.config.with_mtp
+        view.layers, view.norm = [*self.layers, self.mtp.layer], self.mtp.norm
+        return view
 
-    def _layer(self, n: int) -> StackedLayer:
-        prefix, c = f"model.layers.{n}", self.config
-        attention, mlp = f"{prefix}.self_attn", f"{prefix}.mlp"
-        query_norm, key_norm = (
-            self._norm(f"{attention}.{side}_norm")[c.rotary_order] if normed else None
-            for side, normed in (("q", c.query_norm), ("k", c.key_norm))
-        )
-        norms = {use: self._norm(f"{prefix}.{name}") for use, name in layer_norms(c).items()}
-        return StackedLayer(
-            qkv=self._qkv(attention),
-            out=self._out(attention),
-            mlp=self._mixture(mlp) if c.routed(n) else self._mlp(mlp, c.mlp_bias),
-            query_norm=query_norm,
-            key_norm=key_norm,
-            front=self._front(attention, key_norm),
-            **norms,
-        )
+    def _mtp(self, mtp: MtpLayer, reader: DeviceReader) -> DeviceMtp:
+        names = mtp.embedding_norm, mtp.hidden_norm, mtp.norm
+        embedding, hidden, last = (reader.norm(name, mtp.norms).weight for name in names)
+        layer = self._layer(mtp.layer, mtp.prefix, reader)
+        return DeviceMtp(mtp, layer, embedding, hidden, reader.matrix(mtp.entry), last)
 
-    def _qkv(self, prefix: str) -> DeviceMatrix:
-        c, names = self.config, [f"{prefix}.{name}_proj" for name in self.config.qkv_names]
-        if c.heads_as_stored:
-            return self._matrix(*names, bias=c.qkv_bias)
-        bias = self._plain(*(f"{name}.bias" for name in names)) if c.qkv_bias else None
-        whole = run_heads(c, self._plain(*(f"{name}.weight" for name in names)))
-        return DeviceMatrix(self.ops.pack(whole), None if bias is None else run_heads(c, bias))
+    def _layer(self, layer: Layer, prefix: str, reader: DeviceReader) -> StackedLayer:
+        kind = layer.norms.kind
+        norms = {
+            use: reader.norm(f"{prefix}.{name}", kind).weight
+            for use, name in layer.norms.names.items()
+        }
+        attention = layer.mixer.load(prefix, reader)
+        ffn = layer.ffn.load(prefix, reader)
+        return StackedLayer(attention, ffn, norms, layer.rope is not None, self._front(attention))
 
-    def _out(self, prefix: str) -> DeviceMatrix:
-        c, name = self.config, f"{prefix}.o_proj"
-        if c.value_width == c.head_dim:
-            return self._matrix(name, bias=c.out_bias)
-        bias = self._plain(f"{name}.bias") if c.out_bias else None
-        return DeviceMatrix(self.ops.pack(run_out(c, self._plain(f"{name}.weight"))), bias)
-
-    def _front(self, prefix: str, key_norm: Tensor | None) -> Front | None:
+    def _front(self, attention: GroupedWeights[DeviceMatrix]) -> Front | None:
         """Sinks, as wide as the cache's rows."""
-        c = self.config
-        if c.sink_logits:
-            return Front(logits=self._plain(f"{prefix}.sinks", dtype=wide(self.dtype)))
-        if not c.sinks:
+        keys, values = attention.sink_keys, attention.sink_values
+        if attention.sink_logits is not None:
+            return Front(logits=attention.sink_logits)
+        if keys is None or values is None:
             return None
-        keys = self._plain(f"{prefix}.param_sink_key")[..., c.rotary_order].contiguous()
-        if key_norm is not None:
-            keys = self.ops.rms_norm(keys, key_norm, c.rms_norm_eps)
-        values = torch.zeros_like(keys)
-        if c.sink_values:
-            learned = self._plain(f"{prefix}.param_sink_value")
-            values = F.pad(learned, (0, c.head_dim - c.value_width))
-        room = (0, self.ops.storage.width(c.head_dim) - c.head_dim)
+        if attention.key_norm is not None:
+            keys = self.ops.rms_norm(keys, attention.key_norm.weight, self.alike.eps)
+        room = (0, self.ops.storage.width(keys.shape[-1]) - keys.shape[-1])
         return Front(keys=F.pad(keys, room), values=F.pad(values, room))
-
-    def _mlp(self, prefix: str, bias: bool = False) -> DeviceMlp:
-        return DeviceMlp(
-            self._matrix(f"{prefix}.gate_proj", f"{prefix}.up_proj", bias=bias),
-            self._matrix(f"{prefix}.down_proj", bias=bias),
-        )
-
-    def _mixture(self, prefix: str) -> Mixture:
-        c, sums = self.config, wide(self.dtype)
-        r = c.router
-        named = f"{prefix}.gate.e_score_correction_bias"
-        return Mixture(
-            self._plain(f"{prefix}.gate.weight", dtype=sums),
-            DeviceMlp(self._experts(prefix, "gate", "up"), self._experts(prefix, "down")),
-            self._mlp(f"{prefix}.shared_expert") if c.shared_intermediate_size else None,
-            self._plain(f"{prefix}.router_scale", dtype=sums).flatten() if r is None else None,
-            self._plain(f"{prefix}.gate.bias", dtype=sums) if r is not None and r.bias else None,
-            self._plain(named, dtype=sums) if r is not None and r.choice_bias else None,
-        )
-
-    def _experts(self, prefix: str, *parts: str) -> DeviceMatrix:
-        """Expert by expert into place, so that beside the finished ones one lies in memory."""
-        whole: Tensor | None = None
-        scales: list[Tensor] = []
-        for e in range(self.config.experts):
-            names = [f"{prefix}.experts.{e}.{part}_proj.weight" for part in parts]
-            quantised = self._in_int8(names)
-            if quantised is None:
-                one_IO = self._plain(*names).T
-            else:
-                one_IO = quantised.weight
-                assert quantised.scale is not None
-                scales.append(quantised.scale)
-            if whole is None:
-                whole = one_IO.new_empty(self.config.experts, *one_IO.shape)
-            if whole.dtype != one_IO.dtype:
-                raise ValueError(f"{prefix}: some experts are int8 and some are not")
-            whole[e].copy_(one_IO)
-        assert whole is not None
-        bias = None
-        if self.config.expert_bias:
-            experts = (f"{prefix}.experts.{e}" for e in range(self.config.experts))
-            rows = (self._plain(*(f"{e}.{part}_proj.bias" for part in parts)) for e in experts)
-            bias = torch.stack(list(rows))
-        if scales:
-            return DeviceMatrix(whole, bias, torch.stack(scales))
-        return DeviceMatrix(self.ops.pack_experts(whole), bias)

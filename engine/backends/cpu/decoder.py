@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from fastslow.engine.backends.alike import AlikeLayers, grouped, unlike
 from fastslow.engine.backends.cpu import library, packed
 from fastslow.engine.backends.cpu.formats import (
     Format,
@@ -30,10 +31,11 @@ from fastslow.engine.backends.cpu.packed import Arena
 from fastslow.engine.backends.cpu.step import KernelStep, Tails
 from fastslow.engine.backends.cpu.store import PackedFile
 from fastslow.engine.checkpoint.row_file import OpenFile
-from fastslow.engine.model.attention import Rotary
 from fastslow.engine.model.base import check_layers, check_step
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.shape import ACTIVATIONS, Activation, ClampedSwiglu
+from fastslow.engine.model.mixers.rope import Rotary
+from fastslow.engine.model.mtp import MtpModel
+from fastslow.engine.model.ops import ACTIVATIONS, Activation, ClampedSwiglu
 from fastslow.engine.rows import Rows
 from fastslow.engine.types import Floats, Ints, ModelOutput
 
@@ -44,7 +46,7 @@ MOST_ROWS = 1024  # of one call; longer steps are cut, which changes no bit of a
 
 
 class CpuDecoder:
-    """The counterpart of `engine.model.decoder.Decoder`, from packed weights.
+    """The counterpart of `engine.backends.torch.decoder.Decoder`, from packed weights.
 
     Activations are float32 between matrices, keys and values are kept in `dtype`. A row's bits
     depend neither on other rows nor on the number of threads, which is torch's. One step at a
@@ -70,10 +72,12 @@ class CpuDecoder:
     ) -> None:
         self.config, self.formats, self.storage = config, formats, storage
         self._arena, self._memory = arena, memory
-        self._rotary = Rotary(config)
+        self._alike = AlikeLayers.of(config)
+        self._rotary = Rotary(self._alike.rope)
         self._kernels = library.kernels()
         library.add_attention(KV_FORMATS[torch.int8 if storage is Int8Tiles else formats.kv])
-        self.layers = check_layers(layers, range(config.layers))
+        self.layers = check_layers(layers, range(len(config.layers)))
+        self.mtp: MtpModel | None = None
         self._no_logits = torch.empty(0, config.vocab_size)
         self._places: dict[tuple[int, ...], Ints] = {}  # of layers among those that run
         self._layout = config.state_layout
@@ -109,7 +113,7 @@ class CpuDecoder:
 
     def _runs(self, key: str) -> bool:
         layer = key.partition(".")[0]
-        return not layer.isdigit() or int(layer) in self.layers
+        return int(layer) in self.layers if layer.isdigit() else layer != "mtp"
 
     def layer_subset(self, layers: Sequence[int]) -> CpuDecoder:
         """See `Model.layer_subset`; the weights are shared."""
@@ -146,7 +150,7 @@ class CpuDecoder:
             if kv.layout != c.state_layout:
                 raise ValueError(f"kv of {kv.layout} is not that of this model")
             self._layout = kv.layout
-        T, M, half = len(rows.tokens), len(rows.outputs), c.head_dim // 2
+        T, M, half = len(rows.tokens), len(rows.outputs), self._alike.attention.head_dim // 2
         B, seen = len(rows.contexts), rows.feature_rows if features else rows.feature_rows[:0]
         contexts = [np.ascontiguousarray(slots) for slots in rows.contexts]
         sizes = [len(slots) for slots in contexts]
@@ -157,7 +161,7 @@ class CpuDecoder:
             wanted = np.array([self.layers.index(n) for n in features], dtype=np.int64)
             self._places[features] = wanted
         keys, values = kv.addresses(self.layers)
-        logits, width = step.logits, len(features) * c.hidden_size
+        logits, width, inputs = step.logits, len(features) * c.hidden_size, rows.inputs
         args = library.StepArgs(
             threads=torch.get_num_threads(),
             rows=T,
@@ -189,6 +193,7 @@ class CpuDecoder:
             seen=address("feature_rows", seen, INT64, len(seen)),
             feature_layers=address("feature layers", wanted, INT64, len(features)),
             feature_values=address("features", step.features, FLOAT32, len(seen) * width),
+            hidden=0 if inputs is None else tensor_address("inputs", inputs, T * c.hidden_size),
         )
         if failed := self._kernels.fs_step(self._handle, ctypes.byref(args)):
             library.check(failed, f"a step of {T} rows")
@@ -214,10 +219,10 @@ class CpuDecoder:
 
     def _heads(self, key: str) -> dict[str, library.CMatrix]:
         """Queries, keys and values, from one matrix or one after the other from three."""
-        c, piece = self.config, self._arena.pieces[key]
+        a, piece = self._alike.attention, self._arena.pieces[key]
         if not isinstance(piece, MatrixRuns):
-            rows = len(packed.plain_order(c.head_dim))
-            return packed.head_matrices(self._matrix(key), c.heads, c.kv_heads, rows)
+            rows = len(packed.plain_order(a.head_dim))
+            return packed.head_matrices(self._matrix(key), a.heads, a.kv_heads, rows)
         found, tiles, bias = {}, self._at(key), self._at(f"{key}_bias")
         assert tiles is not None
         for name, run in zip(("queries", "keys", "values"), piece.runs, strict=True):
@@ -227,48 +232,49 @@ class CpuDecoder:
         return found
 
     def _layer(self, n: int) -> library.CLayer:
-        c, routed = self.config, self.config.routed(n)
+        layer = self.config.layers[n]
         first, second = self._at(f"{n}.expert0.gate_up"), self._at(f"{n}.expert1.gate_up")
         return library.CLayer(
-            window=c.window(n),
-            unrotated=n in c.unrotated,
+            window=grouped(layer).window,
+            unrotated=layer.rope is None,
             **{k: self._at(f"{n}.{k}") for k in VECTORS},
             expert_gate_up=self._matrix(f"{n}.expert0.gate_up"),
             expert_down=self._matrix(f"{n}.expert0.down"),
-            expert_bytes=second - first if routed and first and second else 0,
+            expert_bytes=second - first if layer.routed and first and second else 0,
             **self._heads(f"{n}.qkv"),
             **{k: self._matrix(f"{n}.{k}") for k in ("out", "router", "gate_up", "down")},
         )
 
     def _shape(self) -> library.CShape:
-        c, cold, router = self.config, self._memory.cold, self.config.router
-        swiglu = c.activation if isinstance(c.activation, ClampedSwiglu) else ClampedSwiglu()
+        c, cold, alike = self.config, self._memory.cold, self._alike
+        a, act, routed, router = alike.attention, alike.activation, alike.routed, alike.router
+        swiglu = act if isinstance(act, ClampedSwiglu) else ClampedSwiglu()
         own = "embedding" in self._arena.offsets  # else the head's tiles have it
         tiles = self.formats.tiles
         form = float_format(self.formats.embedding) if tiles is None else tiles
         return library.CShape(
             layers=len(self.layers),
             hidden=c.hidden_size,
-            heads=c.heads,
-            kv_heads=c.kv_heads,
-            head_dim=c.head_dim,
-            value_dim=c.value_width,
-            neurons=_neurons(c),
+            heads=a.heads,
+            kv_heads=a.kv_heads,
+            head_dim=a.head_dim,
+            value_dim=a.value_width,
+            neurons=alike.widest,
             vocabulary=c.vocab_size,
-            experts=c.experts,
+            experts=routed.experts if routed else 0,
             chosen=c.chosen,
-            expert_neurons=c.moe_intermediate_size,
+            expert_neurons=routed.expert.width if routed else 0,
             router=ROUTERS[None if router is None else router.kind],
             router_normed=router is not None and router.normed,
             router_factor=1.0 if router is None else router.scale,
-            activation=_activation(c.activation),
+            activation=_activation(act),
             swiglu_alpha=swiglu.alpha,
             swiglu_limit=swiglu.limit,
             embedding_scale=c.embedding_scale,
-            score_cap=c.score_cap,
+            score_cap=a.score_cap,
             logit_cap=c.logit_cap,
-            sinks=c.sinks,
-            eps=c.rms_norm_eps,
+            sinks=a.sinks,
+            eps=alike.eps,
             embedding_format=form,
             embedding=self._at("embedding") if own else self._at("head"),
             embedding_at=self._arena.offsets["embedding"] if own else 0,
@@ -287,28 +293,27 @@ def _activation(activation: Activation) -> int:
     return 2 if isinstance(activation, ClampedSwiglu) else ACTIVATIONS.index(activation)
 
 
-def _neurons(config: ModelConfig) -> int:
-    """Of the widest MLP that every row runs; 1 where there is none."""
-    return max(config.intermediate_size, config.shared_intermediate_size, 1)
-
-
 def unsupported(config: ModelConfig) -> str | None:
     """Say why the kernels cannot run a model; None = they run it."""
+    if (why := unlike(config)) is not None:
+        return why
+    alike = AlikeLayers.of(config)
+    a, routed = alike.attention, alike.routed
     try:
         library.check_limits(
-            layers=config.layers,
+            layers=len(config.layers),
             hidden=config.hidden_size,
-            heads=config.heads,
-            kv_heads=config.kv_heads,
-            heads_per_kv_head=config.heads // config.kv_heads,
-            head_dim=config.head_dim,
-            inputs=config.heads * config.head_dim,
-            neurons=_neurons(config),
+            heads=a.heads,
+            kv_heads=a.kv_heads,
+            heads_per_kv_head=a.heads // a.kv_heads,
+            head_dim=a.head_dim,
+            inputs=a.heads * a.head_dim,
+            neurons=alike.widest,
             vocabulary=config.vocab_size,
-            experts=config.experts,
+            experts=routed.experts if routed else 0,
             chosen=config.chosen,
-            sinks=config.sinks,
-            expert_neurons=config.moe_intermediate_size,
+            sinks=a.sinks,
+            expert_neurons=routed.expert.width if routed else 0,
         )
     except ValueError as error:
         return f"they have no room for it: {error}"

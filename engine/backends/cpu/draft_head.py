@@ -41,6 +41,16 @@ class DraftShape:
     eps: float = 1e-5
     window: int = 512
 
+    @property
+    def queries(self) -> int:
+        """Rows of the queries' matrix."""
+        return self.heads * self.head_dim
+
+    @property
+    def keys(self) -> int:
+        """Rows of the keys' matrix."""
+        return self.kv_heads * self.head_dim
+
     def check(self) -> None:
         """ValueError, naming the field, its value and the limit, for what the kernels cannot run."""
         sizes = {name: getattr(self, name) for name in SIZES}
@@ -50,9 +60,7 @@ class DraftShape:
                 f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}, and "
                 f"head_dim={self.head_dim} even"
             )
-        library.check_limits(
-            heads_per_kv_head=self.heads // self.kv_heads, inputs=self.heads * self.head_dim
-        )
+        library.check_limits(heads_per_kv_head=self.heads // self.kv_heads, inputs=self.queries)
         for name, value in (("rope_theta", self.rope_theta), ("eps", self.eps)):
             if type(value) not in (int, float) or not 0 < value <= MOST:
                 what = f"{name}={shown(value)}"
@@ -172,7 +180,7 @@ class DraftKernels:
         self._memory: list[NDArray[np.generic]] = [self._ids]  # what the kernels point to
         self._free = np.empty(0, dtype=np.uint8)
         self._trees = _TreeRoom(1, 1, 1, 1)
-        inner = shape.heads * shape.head_dim
+        inner = shape.queries
         heads = packed.heads_order(shape.heads + 2 * shape.kv_heads, shape.head_dim)
         plain, head_rows = packed.plain_order(shape.hidden), packed.plain_order(len(ids)).copy()
         if head is not None:

@@ -15,13 +15,12 @@ from torch import Tensor
 
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.library import TILE
-from fastslow.engine.model.ops import QuantLinear, ReadQuant
+from fastslow.engine.model.ops import QuantLinear, Read, ReadQuant
 from fastslow.engine.types import Ints
 
 QUANTIZATIONS = ("int8", "int4")
 EMBEDDING = "model.embed_tokens.weight"
 Bytes = NDArray[np.uint8]
-Read = Callable[[str], Tensor]
 ReadBlocks = Callable[[str], "NDArray[np.uint8] | None"]
 TOO_SMALL = 1e-36  # a row whose largest weight is no larger is zeros in int8, see kernels/blocks.h
 SMALLEST = 2.0**-126  # of normal float32

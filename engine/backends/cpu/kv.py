@@ -118,8 +118,8 @@ class Int8Tiles(Tiles):
     def _allocate(self) -> tuple[Tensor, ...]:
         self.layout.refuse_running("kv_dtype='int8'")
         shape, dim = self._tiles(), self.head_dim
-        if dim % PACK:
-            raise ValueError(f"head_dim of int8 tiles is {dim}, but must be a multiple of 4")
+        if (misfit := self.misfit(self.layout)) is not None:
+            raise ValueError(f"keys and values in int8 need {misfit}")
         size = LANES * dim
         count = math.prod(shape)
         # the kernels read whole vectors, which may pass the end of the last tile
@@ -131,9 +131,15 @@ class Int8Tiles(Tiles):
         )
 
     @classmethod
+    def misfit(cls, layout: StateLayout) -> str | None:
+        """Say what it needs that a layout is not; None: it can keep it."""
+        dim = layout.alike(cls.__name__)[2]
+        return f"a head_dim that is a multiple of 4, not {dim}" if dim % PACK else None
+
+    @classmethod
     def token_bytes(cls, layout: StateLayout, dtype: torch.dtype) -> int:
-        layers, kv_heads, head_dim = layout.alike(cls.__name__)
-        return 2 * layers * kv_heads * (head_dim + 4)
+        layers, kv_heads, dim = layout.alike(cls.__name__)
+        return 2 * layers * kv_heads * (dim + 4)
 
     @property
     def memory_dtype(self) -> torch.dtype:

@@ -14,6 +14,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
+from fastslow.engine.backends.alike import AlikeLayers
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.formats import (
     EMBEDDING,
@@ -30,9 +31,20 @@ from fastslow.engine.backends.cpu.formats import (
 )
 from fastslow.engine.backends.cpu.library import TILE
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.tensors import layer_norms
+from fastslow.engine.model.ffn.dense import DenseMlp
+from fastslow.engine.model.ffn.experts import RoutedExperts
+from fastslow.engine.model.ffn.router import GroupRouter, Router
+from fastslow.engine.model.mixers.grouped import GroupedAttention
+from fastslow.engine.model.norms import RmsNorm
+from fastslow.engine.model.shape import Layer, MtpLayer
 from fastslow.engine.types import Ints
 
+NORMS = {  # of a layer, by use: names of the kernels
+    "mixer": "attention_norm",
+    "mixer_added": "attention_post_norm",
+    "ffn": "mlp_norm",
+    "ffn_added": "mlp_post_norm",
+}
 COLD = ("embedding",)  # read a row at a time: it can stay in the file
 HALF = TILE // 2
 ALIGN, PAGE = 64, 4096  # bytes
@@ -108,16 +120,19 @@ class Arena:
 
 def pieces(config: ModelConfig, formats: Formats) -> Iterator[Piece]:
     """All that a model needs, in the order of a step: a core then reads one stream."""
-    for n in range(config.layers):
-        yield from _layer(config, formats, n)
+    alike = AlikeLayers.of(config.with_mtp)
+    for n, layer in enumerate(config.layers):
+        yield from _layer(layer, alike, config.hidden_size, formats, n, f"model.layers.{n}")
     hidden, vocabulary = config.hidden_size, config.vocab_size
     tied = config.tie_word_embeddings
-    yield _norm(config, "norm", hidden, "model.norm")
+    yield _norm(alike, "norm", hidden, "model.norm")
     head = EMBEDDING if tied else "lm_head.weight"
     if formats.screens:
         yield PackedMatrix("screen", Format.INT8, hidden, plain_order(vocabulary), (head,))
         yield ScreenNorms("screen_norms", vocabulary, head)
     yield PackedMatrix("head", formats.head, hidden, plain_order(vocabulary), (head,))
+    if config.mtp is not None:
+        yield from _mtp(config.mtp, alike, hidden, formats, len(config.layers))
     if formats.tiles is None:
         yield Vector("embedding", vocabulary * hidden, formats.embedding, (EMBEDDING,))
     elif not tied:
@@ -125,93 +140,114 @@ def pieces(config: ModelConfig, formats: Formats) -> Iterator[Piece]:
         yield PackedMatrix("embedding", formats.tiles, hidden, rows, (EMBEDDING,))
 
 
-def _layer(c: ModelConfig, formats: Formats, n: int) -> Iterator[Piece]:
-    name = f"model.layers.{n}"
+def _mtp(
+    mtp: MtpLayer, alike: AlikeLayers, hidden: int, formats: Formats, n: int
+) -> Iterator[Piece]:
+    for key in ("embedding_norm", "hidden_norm", "norm"):
+        yield _norm(alike, f"mtp.{key}", hidden, getattr(mtp, key))
+    rows = plain_order(hidden)
+    yield from _matrix("mtp.entry", formats, 2 * hidden, rows, [mtp.entry], False)
+    yield from _layer(mtp.layer, alike, hidden, formats, n, mtp.prefix)
+
+
+def _layer(
+    layer: Layer, alike: AlikeLayers, hidden: int, formats: Formats, n: int, name: str
+) -> Iterator[Piece]:
     norms = {
-        use: _norm(c, f"{n}.{use}", c.hidden_size, f"{name}.{tensor}")
-        for use, tensor in layer_norms(c).items()
+        use: _norm(alike, f"{n}.{key}", hidden, f"{name}.{layer.norms.names[use]}")
+        for use, key in NORMS.items()
+        if use in layer.norms.names
     }
-    yield norms.pop("attention_norm")
-    yield from _attention(c, formats, n)
-    if c.post_norms:
-        yield norms.pop("attention_post_norm")
-    yield norms.pop("mlp_norm")
-    if c.routed(n):
-        yield from _routed(c, formats, n)
-    else:
-        inner = c.intermediate_size
-        yield from _mlp(n, "", formats, c.hidden_size, inner, f"{name}.mlp", c.mlp_bias)
+    yield norms.pop("mixer")
+    yield from _attention(alike, hidden, formats, n, f"{name}.self_attn")
+    if layer.norms.after:
+        yield norms.pop("mixer_added")
+    yield norms.pop("ffn")
+    if (routed := layer.routed) is not None:
+        yield from _routed(routed, hidden, formats, n, f"{name}.mlp")
+    elif (dense := alike.dense) is not None:
+        yield from _mlp(n, "", formats, hidden, dense, f"{name}.mlp")
     yield from norms.values()
 
 
-def _norm(c: ModelConfig, key: str, size: int, source: str, order: Ints | None = None) -> Vector:
-    return Vector(key, size, torch.float32, (f"{source}.weight",), order, c.norm_offset)
+def _norm(
+    alike: AlikeLayers, key: str, size: int, source: str, order: Ints | None = None
+) -> Vector:
+    kind = alike.norms.kind
+    offset = kind.offset if isinstance(kind, RmsNorm) else 0.0
+    return Vector(key, size, torch.float32, (f"{source}.weight",), order, offset)
 
 
-def _attention(c: ModelConfig, formats: Formats, n: int) -> Iterator[Piece]:
-    prefix, f32, dims = f"model.layers.{n}.self_attn", torch.float32, np.array(c.rotary_order)
-    for side, normed in (("query", c.query_norm), ("key", c.key_norm)):
-        if normed:
-            yield _norm(c, f"{n}.{side}_norm", c.head_dim, f"{prefix}.{side[0]}_norm", dims)
-    if c.sink_logits:
-        yield Vector(f"{n}.sink_logits", c.heads, f32, (f"{prefix}.sinks",))
-    if c.sinks:
-        size, order = (c.sinks, c.kv_heads, c.head_dim), tuple(dims.tolist())
-        norm = f"{prefix}.k_norm.weight" if c.key_norm else ""
-        learned, eps = f"{prefix}.param_sink_key", c.rms_norm_eps
-        yield SinkTiles(f"{n}.sink_keys", *size, learned, order, norm, c.norm_offset, eps)
-        values = f"{prefix}.param_sink_value" if c.sink_values else ""
+def _attention(
+    alike: AlikeLayers, hidden: int, formats: Formats, n: int, prefix: str
+) -> Iterator[Piece]:
+    a, f32 = alike.attention, torch.float32
+    dims = np.array(a.order)
+    for side, normed in (("query", a.query_norm), ("key", a.key_norm)):
+        if normed is not None:
+            yield _norm(alike, f"{n}.{side}_norm", a.head_dim, f"{prefix}.{side[0]}_norm", dims)
+    if a.sink_logits:
+        yield Vector(f"{n}.sink_logits", a.heads, f32, (f"{prefix}.sinks",))
+    if a.sinks:
+        size, order = (a.sinks, a.kv_heads, a.head_dim), tuple(dims.tolist())
+        norm = f"{prefix}.k_norm.weight" if a.key_norm else ""
+        offset = a.key_norm.offset if isinstance(a.key_norm, RmsNorm) else 0.0
+        learned = f"{prefix}.param_sink_key"
+        yield SinkTiles(f"{n}.sink_keys", *size, learned, order, norm, offset, alike.eps)
+        values = f"{prefix}.param_sink_value" if a.sink_values else ""
         yield SinkTiles(f"{n}.sink_values", *size, values)
-    yield from _qkv(c, formats, n, dims)
-    width, rows = c.heads * c.value_width, plain_order(c.hidden_size)
-    yield from _matrix(f"{n}.out", formats, width, rows, [f"{prefix}.o_proj"], c.out_bias)
+    yield from _qkv(a, hidden, formats, n, prefix, dims)
+    width, rows = a.heads * a.value_width, plain_order(hidden)
+    yield from _matrix(f"{n}.out", formats, width, rows, [f"{prefix}.o_proj"], a.out_bias)
 
 
-def _routed(c: ModelConfig, formats: Formats, n: int) -> Iterator[Piece]:
-    mlp, hidden, f32 = f"model.layers.{n}.mlp", c.hidden_size, torch.float32
-    experts, gate = plain_order(c.experts), f"{mlp}.gate"
+def _routed(ffn: RoutedExperts, hidden: int, formats: Formats, n: int, mlp: str) -> Iterator[Piece]:
+    f32, router = torch.float32, ffn.router
+    experts, gate = plain_order(ffn.experts), f"{mlp}.gate"
     yield PackedMatrix(f"{n}.router", Format.FLOAT32, hidden, experts, (f"{gate}.weight",))
-    if c.router is None:
+    if isinstance(router, GroupRouter):
         scale = (f"{mlp}.router_scale",)
         yield Vector(f"{n}.router_scale", len(experts), f32, scale, experts)
-    elif c.router.bias:
+    elif router.bias:
         yield Vector(f"{n}.router_bias", len(experts), f32, (f"{gate}.bias",), experts)
-    if c.router is not None and c.router.choice_bias:
+    if isinstance(router, Router) and router.choice_bias:
         source = (f"{gate}.e_score_correction_bias",)
         yield Vector(f"{n}.choice_bias", len(experts), f32, source, experts)
-    if inner := c.shared_intermediate_size:
-        yield from _mlp(n, "", formats, hidden, inner, f"{mlp}.shared_expert", False)
-    alike = formats.alike(f"{mlp}.experts.{e}" for e in range(c.experts))
-    for e in range(c.experts):
-        expert, inner = f"{mlp}.experts.{e}", c.moe_intermediate_size
-        yield from _mlp(n, f"expert{e}.", alike, hidden, inner, expert, c.expert_bias)
+    if ffn.shared is not None:
+        yield from _mlp(n, "", formats, hidden, ffn.shared, f"{mlp}.shared_expert")
+    alike = formats.alike(f"{mlp}.experts.{e}" for e in range(ffn.experts))
+    for e in range(ffn.experts):
+        yield from _mlp(n, f"expert{e}.", alike, hidden, ffn.expert, f"{mlp}.experts.{e}")
 
 
-def _qkv(c: ModelConfig, formats: Formats, n: int, dims: Ints) -> Iterator[Piece]:
-    sources, dim = [f"model.layers.{n}.self_attn.{x}_proj" for x in c.qkv_names], c.head_dim
-    missing = dim - c.value_width  # values narrower than keys are filled up with zeros
-    values = np.pad(np.arange(c.value_width), (0, missing), constant_values=-1)
-    parts = ((c.heads, dim, dims), (c.kv_heads, dim, dims), (c.kv_heads, c.value_width, values))
+def _qkv(
+    a: GroupedAttention, hidden: int, formats: Formats, n: int, prefix: str, dims: Ints
+) -> Iterator[Piece]:
+    sources, dim = [f"{prefix}.{x}_proj" for x in a.sides], a.head_dim
+    missing = dim - a.value_width  # values narrower than keys are filled up with zeros
+    values = np.pad(np.arange(a.value_width), (0, missing), constant_values=-1)
+    parts = ((a.heads, dim, dims), (a.kv_heads, dim, dims), (a.kv_heads, a.value_width, values))
     names, first, below = [f"{source}.weight" for source in sources], 0, []
     for count, rows, order in parts:
         below.append(heads_order(count, rows, order, first))
         first += count * rows
     heads = np.concatenate(below)
     if not formats.apart(names):
-        yield from _matrix(f"{n}.qkv", formats, c.hidden_size, heads, sources, c.qkv_bias)
+        yield from _matrix(f"{n}.qkv", formats, hidden, heads, sources, a.qkv_bias)
         return
     runs = (
-        PackedMatrix("", formats.matrix((name,)), c.hidden_size, heads_order(*part), (name,))
+        PackedMatrix("", formats.matrix((name,)), hidden, heads_order(*part), (name,))
         for name, part in zip(names, parts, strict=True)
     )
     yield MatrixRuns(f"{n}.qkv", tuple(runs))
-    if c.qkv_bias:
+    if a.qkv_bias:
         yield _bias(f"{n}.qkv", heads, sources)
 
 
 def _mlp(
-    n: int, key: str, formats: Formats, hidden: int, inner: int, prefix: str, bias: bool
+    n: int, key: str, formats: Formats, hidden: int, mlp: DenseMlp, prefix: str
 ) -> Iterator[Piece]:
+    inner, bias = mlp.width, mlp.bias
     both = [f"{prefix}.gate_proj", f"{prefix}.up_proj"]
     yield from _matrix(f"{n}.{key}gate_up", formats, hidden, gate_up_order(inner), both, bias)
     down = [f"{prefix}.down_proj"]

@@ -59,7 +59,7 @@ class Tails:
 class KernelStep:
     """A step as the kernels take it, and the memory that they write its results to.
 
-    cos, sin: float32 [T, head_dim / 2]. logits: float32 [M, V]; None where all rows want only their
+    cos, sin: float32 [T, D / 2]. logits: float32 [M, V]; None where all rows want only their
     best token. features: float32 [S, F]. best: int64 [M].
     """
 
@@ -91,6 +91,7 @@ class KernelStep:
                     feature_rows=rows.feature_rows[looked] - first,
                     contexts=tuple(rows.contexts[b] for b in owners),
                     max_len=rows.max_len[owners],
+                    inputs=None if rows.inputs is None else rows.inputs[part],
                 ),
                 Tails(tails.slots, tails.starts[part], tails.lengths[part], tails.chains[owners]),
                 self.cos[part],

@@ -3,7 +3,7 @@ which is about twice as fast to read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -12,7 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastslow.engine.model.ops import (
+    Activation,
+    ClampedSwiglu,
     Dispatch,
+    ExpertMatrices,
     Experts,
     Keys,
     QuantLinear,
@@ -21,7 +24,6 @@ from fastslow.engine.model.ops import (
     soft_cap,
     wide,
 )
-from fastslow.engine.model.shape import Activation, ClampedSwiglu
 
 DTYPES = (
     torch.float32,
@@ -106,13 +108,13 @@ class ReferenceOps:
         return (x_TND * cos_T1D).add_(x_TND.roll(x_TND.shape[-1] // 2, -1).mul_(sin_T1D))
 
     def attend(self, q_LPHD: Tensor, k_SKD: Tensor, v_SKD: Tensor, keys: Keys) -> Tensor:
-        """Softmax attention of L lines of P rows, each line over its own keys: [L, P, H * D].
+        """Softmax attention of L lines of P rows, each line over its own keys: [L, P, H * width of values].
 
         q is float32 (float64 for float64) and already scaled; k and v are a layer's whole cache,
-        [slots, kv_heads, D] in the model's dtype. P is a multiple of `rows`.
+        [slots, kv_heads, width] in the model's dtype. P is a multiple of `rows`.
         """
         lines, rows, heads, dim = q_LPHD.shape
-        kv_heads = k_SKD.shape[1]
+        kv_heads, width = v_SKD.shape[1:]
         group = rows * (heads // kv_heads)
         bias = keys.bias
         k = self._gather(k_SKD, keys.slots, lines, bias.shape[2], q_LPHD.dtype)
@@ -122,7 +124,7 @@ class ReferenceOps:
             front = keys.sinks.bias.expand(lines, -1, -1, group, -1)
             bias = torch.cat((front, bias.expand(lines, -1, -1, -1, -1)), 2)
         blocks = bias.shape[2]
-        k, v = k.view(-1, self.block, dim), v.view(-1, self.block, dim)
+        k, v = k.view(-1, self.block, dim), v.view(-1, self.block, width)
         q = q_LPHD.view(lines, rows, kv_heads, -1, dim).transpose(1, 2)
         q = q.reshape(lines, kv_heads, 1, group, dim).expand(-1, -1, blocks, -1, -1)
         scores = torch.bmm(q.reshape(-1, group, dim), k.transpose(1, 2))
@@ -136,15 +138,15 @@ class ReferenceOps:
         mass = scores.sub_(top).exp_()
         totals = mass.sum(-1, keepdim=True)
         parts = torch.bmm(mass.view(-1, group, self.block), v)
-        parts = parts.view(lines, kv_heads, blocks, group, dim)
+        parts = parts.view(lines, kv_heads, blocks, group, width)
         out, total = parts[:, :, 0], totals[:, :, 0]
         for i in range(1, blocks):
             out += parts[:, :, i]
             total += totals[:, :, i]
         if keys.sink_logits is not None:
             total = total + (sinks - top).exp_()[:, :, 0]
-        out = (out / total).view(lines, kv_heads, rows, -1, dim)
-        return out.transpose(1, 2).reshape(lines, rows, heads * dim)
+        out = (out / total).view(lines, kv_heads, rows, -1, width)
+        return out.transpose(1, 2).reshape(lines, rows, heads * width)
 
     def _gather(
         self, cache_SKD: Tensor, slots: slice | Tensor, lines: int, blocks: int, dtype: torch.dtype
@@ -165,13 +167,12 @@ class ReferenceOps:
     def experts(self, x_TH: Tensor, experts: Experts, dispatch: Dispatch) -> Tensor:
         """Every sorted row through its own expert's gated MLP: [R, H], in the dtype of x."""
         x_RH = x_TH.index_select(0, dispatch.rows)
-        inner = self._grouped(x_RH, experts.gate_up, experts.gate_up_bias, dispatch)
+        inner = self._grouped(x_RH, experts.gate_up, dispatch)
         h_RF = self.gated(inner, experts.activation)
-        return self._grouped(h_RF, experts.down, experts.down_bias, dispatch)
+        return self._grouped(h_RF, experts.down, dispatch)
 
-    def _grouped(
-        self, x_RI: Tensor, weights: Sequence[Tensor], bias_EO: Tensor | None, dispatch: Dispatch
-    ) -> Tensor:
+    def _grouped(self, x_RI: Tensor, matrices: ExpertMatrices, dispatch: Dispatch) -> Tensor:
+        weights, bias_EO = matrices
         biases = [None] * len(weights) if bias_EO is None else list(bias_EO)
         runs = [self._product(x_RI[i:j], weights[e], biases[e]) for e, i, j in dispatch.runs]
         return torch.cat(runs)

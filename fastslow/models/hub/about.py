@@ -16,8 +16,9 @@ from fastslow.engine.checkpoint.published.layout import published_reader
 from fastslow.engine.checkpoint.quantised import Scheme
 from fastslow.engine.host.files import read_object
 from fastslow.engine.host.gguf_file import GgufFile
-from fastslow.engine.model.config import ModelConfig, RoutedUnits
+from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.family import GGUF_ARCHITECTURE, gguf_family
+from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.model.tensors import active_parameters, parameters
 from fastslow.engine.text.templates import load_template
 from fastslow.engine.text.tokenizer import load_tokenizer

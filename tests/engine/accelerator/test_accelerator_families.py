@@ -1,6 +1,6 @@
 """Families in the accelerator's decoder: on the GPU's building blocks, and on simulated NPUs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,42 +20,65 @@ from fastslow.engine.backends.accelerator import cuda
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.accelerator.ops import PagedOps
 from fastslow.engine.backends.accelerator.weights import Stacked
+from fastslow.engine.backends.alike import grouped
 from fastslow.engine.backends.device import DeviceChoice, ops_for, paged_ops_for
 from fastslow.engine.backends.loader import load_model
+from fastslow.engine.backends.torch.decoder import Decoder
+from fastslow.engine.backends.torch.weights import TorchReader, Weights
 from fastslow.engine.checkpoint.checkpoint import floats
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.decoder import Decoder, Weights
-from fastslow.engine.model.shape import ClampedSwiglu, Router
+from fastslow.engine.model.ffn.dense import DenseMlp
+from fastslow.engine.model.ffn.experts import RoutedExperts
+from fastslow.engine.model.ffn.router import Router
+from fastslow.engine.model.ops import ClampedSwiglu
+from fastslow.engine.model.shape import Layer
 from fastslow.engine.rows import Rows, Segment
 
 CPU = torch.device("cpu")
 TOKENS = texts.tokens_of(170)
 DEVICES = ("cuda", *CHIPS)
 BASE = ModelConfig.from_json({**DENSE, "num_hidden_layers": 3})
-ROUTED = replace(BASE, experts=8, moe_intermediate_size=32, mlp_only_layers=frozenset({1}))
+NORM, EXPERT = BASE.norm, DenseMlp(32)
 SOFTMAX, CHOSEN = Router("softmax", 3), Router("chosen", 3, bias=True)
 SIGMOID = Router("sigmoid", 3, scale=2.5, choice_bias=True)
+NORMED: dict[str, Any] = {"query_norm": NORM, "key_norm": NORM}
+
+
+def attention(windows: Sequence[int] = (0, 0, 0), still: int = -1, **fields: Any) -> ModelConfig:
+    """BASE with other fields of attention. still: a layer that does not rotate."""
+
+    def one(n: int, layer: Layer) -> Layer:
+        own = replace(grouped(layer), window=windows[n], **fields)
+        rope = own.rope and replace(own.rope, dim=own.head_dim)
+        return replace(layer, mixer=replace(own, rope=None if n == still else rope))
+
+    return BASE.each(one)
+
+
+def routed(
+    base: ModelConfig, router: Router, expert: DenseMlp = EXPERT, shared: int = 0, dense: int = 1
+) -> ModelConfig:
+    """The same with experts. dense: a layer without; -1: none is."""
+    ffn = RoutedExperts(router, 8, expert, DenseMlp(shared) if shared else None)
+    return base.each(lambda n, layer: layer if n == dense else replace(layer, ffn=ffn))
+
+
 FAMILIES: dict[str, ModelConfig] = {
     "moge": ModelConfig.from_json({**MOGE, "mlp_only_layers": [1]}),
-    "head norms": replace(BASE, query_norm=True, key_norm=True, head_dim=32),
-    "qkv bias": replace(BASE, qkv_bias=True),
-    "windows": replace(BASE, windows=(24, 24, 24)),
-    "windows in turn": replace(BASE, windows=(0, 140, 7)),
-    "unrotated": replace(BASE, unrotated=frozenset({1}), tie_word_embeddings=True),
-    "sinks": replace(BASE, sink_logits=True),
-    "softmax": replace(ROUTED, router=SOFTMAX, query_norm=True, key_norm=True),
-    "softmax as it is": replace(ROUTED, router=replace(SOFTMAX, normed=False)),
-    "sigmoid": replace(ROUTED, router=SIGMOID, shared_intermediate_size=32),
-    "gpt-oss": replace(
-        ROUTED,
-        mlp_only_layers=frozenset(),
-        router=CHOSEN,
-        qkv_bias=True,
-        out_bias=True,
-        expert_bias=True,
-        sink_logits=True,
-        windows=(20, 0, 20),
-        activation=ClampedSwiglu(limit=2.0),
+    "head norms": attention(**NORMED, head_dim=32),
+    "qkv bias": attention(qkv_bias=True),
+    "windows": attention((24, 24, 24)),
+    "windows in turn": attention((0, 140, 7)),
+    "unrotated": replace(attention(still=1), tie_word_embeddings=True),
+    "sinks": attention(sink_logits=True),
+    "softmax": routed(attention(**NORMED), SOFTMAX),
+    "softmax as it is": routed(BASE, replace(SOFTMAX, normed=False)),
+    "sigmoid": routed(BASE, SIGMOID, shared=32),
+    "gpt-oss": routed(
+        attention((20, 0, 20), qkv_bias=True, out_bias=True, sink_logits=True),
+        CHOSEN,
+        DenseMlp(32, ClampedSwiglu(limit=2.0), bias=True),
+        dense=-1,
     ),
 }
 ROUTED_NAMES = [name for name, config in FAMILIES.items() if config.chosen]
@@ -73,7 +96,7 @@ def ops(request: pytest.FixtureRequest) -> Iterator[PagedOps]:
 def load(config: ModelConfig, ops: PagedOps, dtype: torch.dtype = torch.float32) -> tuple[PagedDecoder, Decoder]:
     """The model, and plain torch in float64, which `test_families.py` holds against transformers."""
     read = random_table(config).__getitem__
-    plain = Decoder(Weights(config, ops_for("cpu"), torch.float64, CPU, read))
+    plain = Decoder(Weights(config, TorchReader(ops_for("cpu"), torch.float64, CPU, read)))
     return PagedDecoder(Stacked(config, ops, dtype, CPU, read)), plain
 
 

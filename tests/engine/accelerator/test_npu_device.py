@@ -22,14 +22,15 @@ from torch.nn import functional as F
 
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.accelerator.ops import DeviceMatrix, DeviceMlp
-from fastslow.engine.backends.accelerator.weights import Mixture
 from fastslow.engine.backends.device import choose_device, paged_ops_for
 from fastslow.engine.backends.loader import DTYPES, load_model
+from fastslow.engine.backends.torch.decoder import Decoder
 from fastslow.engine.backends.torch.reference import ReferenceOps
+from fastslow.engine.backends.torch.weights import TorchReader, Weights
 from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.decoder import Decoder, Weights
-from fastslow.engine.model.moge import ExpertChoice
+from fastslow.engine.model.ffn.experts import MixtureWeights
+from fastslow.engine.model.ffn.router import ExpertChoice
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.llm import LLM
 from fastslow.request.options import Prompt
@@ -109,7 +110,8 @@ def test_a_chips_own_dtype_errs_as_rounding_does(tmp_path: Path, chip: str, kind
     dtype = "float16" if chip == CHIPS[1] else "bfloat16"
     config = ModelConfig.from_folder(folder)
     with Checkpoint.open(folder, config).reader(progress=False) as read:
-        weights = Weights(config, ReferenceOps(), DTYPES[dtype], torch.device("cpu"), read)
+        reader = TorchReader(ReferenceOps(), DTYPES[dtype], torch.device("cpu"), read)
+        weights = Weights(config, reader)
     plain = texts.logits(Decoder(weights), tokens)
     with simulated(chip, exact=False):
         model = load_model(folder, device="npu")
@@ -143,9 +145,11 @@ def test_int8_errs_as_its_rounding_of_rows_does(w8a8: Path) -> None:
         model = on_npu(w8a8, "bfloat16")
         found = texts.logits(model, TOKENS, [50, *[1] * 10])
         plain = texts.logits(on_npu(w8a8, "bfloat16", "none"), TOKENS)
-    moge = model.weights.layers[0].mlp
-    assert isinstance(moge, Mixture) and model.weights.layers[0].qkv.weight.dtype == torch.int8
-    assert moge.experts.gate_up.weight.dtype == torch.int8
+    layer = model.weights.layers[0]
+    moge = layer.ffn
+    assert isinstance(moge, MixtureWeights)
+    assert layer.attention.qkv.weight.dtype == torch.int8
+    assert moge.gate_up.weight.dtype == torch.int8
     assert npu_kernels.calls["npu_quant_matmul"] > 0 and model.recorder.replays == 9
     error, usual = (found - exact).abs().mean(), (plain - exact).abs().mean()
     assert error < 4 * usual and (found.argmax(-1) == exact.argmax(-1)).float().mean() > 0.8
@@ -154,7 +158,7 @@ def test_int8_errs_as_its_rounding_of_rows_does(w8a8: Path) -> None:
 def test_a_310p_multiplies_them_out(w8a8: Path) -> None:
     with simulated(CHIPS[1]):
         model = on_npu(w8a8, "float32")
-        assert model.weights.layers[0].qkv.scale is None
+        assert model.weights.layers[0].attention.qkv.scale is None
         found = texts.logits(model, TOKENS)
     exact = texts.logits(load_model(w8a8, "float32", "cpu"), TOKENS)
     torch.testing.assert_close(found, exact, atol=1e-3, rtol=0)
@@ -172,7 +176,7 @@ def test_experts_are_all_of_one_kind(w8a8: Path, tmp_path: Path) -> None:
     (folder / DESCRIPTION).write_text(json.dumps(described), "utf-8")
     with (
         simulated(CHIPS[0], exact=False),
-        pytest.raises(ValueError, match=r"layers\.0\.mlp: some experts are int8 and some are not"),
+        pytest.raises(ValueError, match=r"layers\.0\.mlp\.experts: some experts are int8 and some are not"),
     ):
         on_npu(folder, "bfloat16")
 

@@ -21,7 +21,7 @@ from fastslow.engine.backends.loader import load_model
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.latency_budget import RunEverything
 from fastslow.engine.model.base import Model
-from fastslow.engine.model.config import RoutedUnits
+from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import SamplingParams
 from fastslow.engine.sampling.probs import only_best, probs_at
 

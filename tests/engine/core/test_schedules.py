@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from checkpoints import stub
 from engine_tools import RandomDraft, answer, cache_for
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -22,7 +23,6 @@ from fastslow.engine.core.latency_budget import PATIENCE, RunEverything
 from fastslow.engine.core.request import EscalationState, EscalationTarget, Request
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import best_tokens
-from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
 from fastslow.engine.rows import ALL_GROUPS, Rows
 from fastslow.engine.sampling.confidence import Confidence
@@ -61,10 +61,7 @@ class MarkerModel:
     storage = KVStorage
 
     def __init__(self) -> None:
-        self.config = ModelConfig(
-            architecture="marker", vocab_size=7, hidden_size=3, layers=1, heads=1, kv_heads=1,
-            head_dim=3, max_positions=64, groups=2,
-        )  # fmt: skip
+        self.config = stub("marker", 7, 3, 64, groups=2)
         self.fault: str | None = None
 
     def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> ModelOutput:

@@ -29,11 +29,11 @@ from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.backends.cpu.library import checksum
 from fastslow.engine.backends.cpu.packed import Arena
 from fastslow.engine.backends.loader import load_model
+from fastslow.engine.backends.torch.decoder import Decoder
 from fastslow.engine.checkpoint.checkpoint import BLOCKS
 from fastslow.engine.host.files import cache_folder
 from fastslow.engine.host.unfinished import sweep
 from fastslow.engine.model.base import Model
-from fastslow.engine.model.decoder import Decoder
 
 pytestmark = compiled
 SHARED = str(cache_folder())  # which all tests share

@@ -13,12 +13,12 @@ import torch
 from kernel_tools import compiled
 from refusals import refused
 
+from fastslow.engine.backends.alike import AlikeLayers
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.backends.cpu.formats import Format
 from fastslow.engine.backends.cpu.step import Tails
 from fastslow.engine.backends.loader import load_model
-from fastslow.engine.kv.layout import StateLayout
 from fastslow.engine.rows import Rows, Segment
 
 pytestmark = compiled
@@ -102,8 +102,8 @@ def test_paths_that_reach_outside_are_refused(
 
 
 def test_keys_and_values_of_another_model_are_refused(model: CpuDecoder) -> None:
-    c = model.config
-    other = model.storage(StateLayout.grouped(c.layers, c.kv_heads, 2 * c.head_dim), 32, model.dtype, "cpu")
+    count, a = len(model.config.layers), AlikeLayers.of(model.config).attention
+    other = model.storage(texts.alike(count, a.kv_heads, 2 * a.head_dim), 32, model.dtype, "cpu")
     refused("is not that of this model", model.forward, step(), other)
 
 

@@ -17,13 +17,12 @@ from kernel_tools import compiled
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.kv import Int8Tiles, TiledStorage
 from fastslow.engine.backends.loader import load_model
-from fastslow.engine.kv.layout import StateLayout
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.rows import Rows
 from fastslow.llm import LLM
 
-LAYOUT = StateLayout.grouped(3, 2, 8)
+LAYOUT = texts.alike(3, 2, 8)
 DTYPES = (torch.float32, torch.bfloat16)
 KINDS = [*((kind, dtype) for kind in (KVStorage, TiledStorage) for dtype in DTYPES)]
 
@@ -86,7 +85,7 @@ def test_populated_slots_are_written_without_faults(kind: type[KVStorage]) -> No
 
 def test_a_token_takes_a_byte_a_number_and_its_scales() -> None:
     assert make(Int8Tiles, 48).nbytes == 48 * Int8Tiles.token_bytes(LAYOUT, torch.bfloat16)
-    layout = StateLayout.grouped(30, 3, 64)
+    layout = texts.alike(30, 3, 64)
     wide = KVStorage.token_bytes(layout, torch.bfloat16)
     slim = Int8Tiles.token_bytes(layout, torch.bfloat16)
     assert slim / wide == (64 + 4) / 128
@@ -94,12 +93,12 @@ def test_a_token_takes_a_byte_a_number_and_its_scales() -> None:
 
 def test_what_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for kind, width, dtype, said in (
-        (Int8Tiles, 6, torch.float32, "head_dim of int8 tiles is 6, but must be a multiple of 4"),
+        (Int8Tiles, 6, torch.float32, "int8 need a head_dim that is a multiple of 4, not 6"),
         (TiledStorage, 3, torch.float32, "head_dim of tiles is 3, but must be even"),
         (TiledStorage, 6, torch.float64, "dtype of tiles is torch.float64, but must be float32"),
     ):
         with pytest.raises(ValueError, match=said):
-            kind(StateLayout.grouped(1, 1, width), 1, dtype, "cpu")
+            kind(texts.alike(1, 1, width), 1, dtype, "cpu")
     folder = checkpoints.write_dense(tmp_path)
     with pytest.raises(ValueError, match="kv_dtype 'int9' is not one of auto, int8, model"):
         load_model(folder, kv_dtype="int9")

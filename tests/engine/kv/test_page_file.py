@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import texts
 import errno
 from pathlib import Path
 from random import Random
@@ -17,7 +18,6 @@ from fastslow.engine.backends.cpu.kv import Int8Tiles, TiledStorage
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.page_file import PageFile
 from fastslow.engine.kv.prefix import Key
-from fastslow.engine.kv.layout import StateLayout
 from fastslow.engine.kv.storage import KVStorage
 
 PAGE = 16
@@ -27,7 +27,7 @@ def cache(
     storage: type[KVStorage] = KVStorage, pages: int = 8, dtype: Any = torch.float32
 ) -> KVCache:
     size = PAGE if storage.tile else 128
-    layout = StateLayout.grouped(2, 2, 8)
+    layout = texts.alike(2, 2, 8)
     return small_cache(pages, layout=layout, page_size=size, dtype=dtype, storage=storage)
 
 

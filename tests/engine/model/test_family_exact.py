@@ -14,9 +14,6 @@ from family_tools import KERNELS, load
 from pairs import pairwise
 from pangu_v2_tools import MOE
 
-from fastslow.draft.head.draft import HeadDraft
-from fastslow.draft.head.mtp import load_mtp
-from fastslow.draft.head.runner import TorchRunner
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.model.kv import BorrowedKV, OwnKV
 from fastslow.draft.ngram import NgramDraft
@@ -30,7 +27,6 @@ FEW = Setting(prompt_rows=5, pages=26)
 QUICK = ("qwen2", "gpt_oss", "pangu_v2")  # the others wait for the slow tests
 BENCHES = [(family, kernels) for family in (*FAMILIES, "pangu_v2") for kernels in KERNELS]
 FIRST, SECOND = ("ngram", "random", "skip", "kin"), ("tree", "fewer", "kin", "skip")
-HEADS = ("tree", "fewer", "mtp", "mtp tree")  # SECOND of pangu_v2, which alone has them
 CASES = [
     pytest.param(*case, marks=() if case[0][0] in QUICK else pytest.mark.slow, id=str(case))
     for case in pairwise(BENCHES, (FIRST, SECOND), ("plenty", "few pages, chunks, prefix hits"))
@@ -55,7 +51,7 @@ def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
     def fewer(kv: Any) -> ModelDraft:
         """The model itself with one expert, on its own keys."""
-        return ModelDraft(model, BorrowedKV(kv), probs_at, 1 if model.config.router else None)
+        return ModelDraft(model, BorrowedKV(kv), probs_at, 1 if model.config.routed else None)
 
     def of_kin(width: int) -> ModelDraft:
         best = only_best if width == 1 else None
@@ -69,15 +65,11 @@ def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         "tree": lambda kv: of_kin(3),
         "fewer": fewer,
     }
-    if second:
-        head = TorchRunner(load_mtp(folder / "own", torch.float32))
-        drafters["mtp"] = lambda kv: HeadDraft(head, probs_at)
-        drafters["mtp tree"] = lambda kv: HeadDraft(head, probs_at, width=3, depth=3)
     return Bench(model, drafters)
 
 
 def asks(bench: Bench, kinds: tuple[str, ...], **params: Any) -> list[Ask]:
-    counts = (None, 2, 1, None) if bench.model.config.router else (None,) * 4
+    counts = (None, 2, 1, None) if bench.model.config.routed else (None,) * 4
     settings = {"max_tokens": 16, "ignore_eos": True, **params}
     return [
         Ask(prompt, SamplingParams(**settings), kind, groups=count, seed=n)
@@ -99,5 +91,4 @@ def test_greedy_answers_are_those_of_plain_decoding(
     bench: Bench, kinds: tuple[str, ...], setting: str
 ) -> None:
     warm = setting != "plenty"
-    kinds = HEADS if kinds == SECOND and "mtp" in bench.drafters else kinds
     check(bench, asks(bench, kinds), FEW if warm else PLENTY, warm)

@@ -27,8 +27,8 @@ from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.checkpoint.gguf_shard import SCALES, finite_blocks
 from fastslow.engine.checkpoint.identity import model_digest
 from fastslow.engine.host.gguf_file import read_gguf
-from fastslow.engine.model.attention import inverse_frequencies
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.mixers.rope import inverse_frequencies
 
 # No file says these of a model; what it does not say is left at the family's usual value.
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -126,14 +126,19 @@ def test_a_scale_that_is_not_finite_is_refused_at_load(tmp_path: Path, kind: Kin
         load_model(file, quantization="auto")
 
 
+def frequencies(folder: Path) -> torch.Tensor:
+    (rope,) = ModelConfig.from_folder(folder).ropes
+    return inverse_frequencies(rope)
+
+
 def test_rope_factors_are_honoured(tmp_path: Path) -> None:
     """A file of Llama 3 says its scaling in a tensor alone: what each frequency is divided by."""
     scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}
     scaling |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 64}
     folder = checkpoints.write_family(tmp_path / "model", "llama", rope_scaling=scaling)
     plain = checkpoints.write_family(tmp_path / "plain", "llama")
-    wanted = inverse_frequencies(ModelConfig.from_folder(folder))
-    factors = (inverse_frequencies(ModelConfig.from_folder(plain)) / wanted).float().numpy()
+    wanted = frequencies(folder)
+    factors = (frequencies(plain) / wanted).float().numpy()
 
     def write(factors: Any) -> Path:
         change = partial(gguf.GGUFWriter.add_tensor, name="rope_freqs.weight", tensor=factors)
@@ -141,7 +146,7 @@ def test_rope_factors_are_honoured(tmp_path: Path) -> None:
 
     file = write(factors)
     config = ModelConfig.from_folder(file)
-    torch.testing.assert_close(inverse_frequencies(config), wanted, rtol=1e-6, atol=0)
+    torch.testing.assert_close(frequencies(file), wanted, rtol=1e-6, atol=0)
     assert config.context == ModelConfig.from_folder(folder).context
     torch.testing.assert_close(answers(file), answers(folder), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(answers(file), answers(plain), atol=1e-2)

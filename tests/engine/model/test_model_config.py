@@ -13,15 +13,17 @@ import pytest
 import torch
 from pangu_v2_tools import MOE
 
+from fastslow.engine.backends.alike import AlikeLayers, grouped
 from fastslow.engine.checkpoint.quantised import Scheme
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.ffn.router import Router
 from fastslow.engine.model.tensors import active_parameters, parameters
 from fastslow.tools.plan.published import KNOWN
 
 
 def test_counts_are_the_published_ones() -> None:
     config = ModelConfig.from_json(KNOWN["openpangu-pro-moe-72b"])
-    assert config.head_dim == 128 and config.context == 131072
+    assert AlikeLayers.of(config).attention.head_dim == 128 and config.context == 131072
     assert parameters(config) / 1e9 == pytest.approx(71.99, abs=0.01)
     assert active_parameters(config) / 1e9 == pytest.approx(16.5, abs=0.01)
     assert active_parameters(config, 8) == active_parameters(config)
@@ -31,7 +33,7 @@ def test_counts_are_the_published_ones() -> None:
     assert round(parameters(config) / 1e9) == 74
     assert round(active_parameters(config) / 1e9) == 15
     config = ModelConfig.from_json(checkpoints.DENSE)
-    assert config.groups == 0
+    assert config.routed is None
     assert parameters(config) == active_parameters(config) == active_parameters(config, 3)
 
 
@@ -81,7 +83,7 @@ SAID: dict[str, Any] = {
 @pytest.mark.parametrize("field", SAID)
 def test_a_network_that_only_has_the_name_is_refused_for_each_field_alone(field: str) -> None:
     named = {**checkpoints.DENSE, "architectures": ["PanguEmbeddedForCausalLM"]}
-    assert ModelConfig.from_json(named).layers == 2
+    assert len(ModelConfig.from_json(named).layers) == 2
     for said in (SAID, {field: SAID[field]}):
         with pytest.raises(ValueError, match=r"changes the model .* PanguEmbeddedForCausalLM"):
             ModelConfig.from_json({**named, **said})
@@ -194,25 +196,29 @@ def test_what_is_missing_is_as_in_transformers() -> None:
         raw = {**plain, "architectures": [f"{name}ForCausalLM"], **fields}
         return ModelConfig.from_json({k: v for k, v in raw.items() if v is not None})
 
-    assert read("Mistral").windows == (4096,) * 8
-    assert read("Qwen2").windows == ()
-    assert read("Qwen2").qkv_bias
+    def windows(config: ModelConfig) -> list[int]:
+        return [grouped(layer).window for layer in config.layers]
+
+    assert windows(read("Mistral")) == [4096] * 8
+    assert windows(read("Qwen2")) == [0] * 8
+    assert grouped(read("Qwen2").layers[0]).qkv_bias
     late = read("Qwen2", use_sliding_window=True, sliding_window=5, max_window_layers=6)
-    assert late.windows == (0,) * 6 + (5, 5)
-    assert late.window(7) == 5
-    assert read("Qwen3", head_dim=None).head_dim == 128
+    assert windows(late) == [0] * 6 + [5, 5]
+    assert grouped(read("Qwen3", head_dim=None).layers[0]).head_dim == 128
     smol = read("SmolLM3", tie_word_embeddings=None, rope_theta=None)
-    assert smol.unrotated == frozenset((3, 7))
-    assert (smol.tie_word_embeddings, smol.rope_theta) == (True, 2e6)
+    assert [n for n, layer in enumerate(smol.layers) if layer.rope is None] == [3, 7]
+    assert (smol.tie_word_embeddings, smol.ropes[0].theta) == (True, 2e6)
     oss = read("GptOss", num_local_experts=8, rope_theta=None)
-    assert (oss.windows, oss.rope_theta, oss.context) == ((128, 0) * 4, 150000, 131072)
-    assert oss.rope_scaling is not None
-    assert not oss.rope_scaling.whole_pairs
+    (rope,) = oss.ropes
+    assert (windows(oss), rope.theta, oss.context) == ([128, 0] * 4, 150000, 131072)
+    assert rope.scaling is not None
+    assert not rope.scaling.whole_pairs
     experts = {"num_experts": 8, "moe_intermediate_size": 32, "num_experts_per_tok": 2}
     moe = read("Qwen3Moe", **experts, decoder_sparse_step=3)
-    assert [moe.routed(n) for n in range(8)] == [n in (2, 5) for n in range(8)]
-    assert moe.router is not None
-    assert not moe.router.normed
+    assert [n for n, layer in enumerate(moe.layers) if layer.routed] == [2, 5]
+    assert moe.routed is not None
+    assert isinstance(moe.routed.router, Router)
+    assert not moe.routed.router.normed
 
 
 def test_scaled_context_and_end_ids() -> None:

@@ -23,6 +23,7 @@ from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.kv.storage import KVStorage
 from fastslow.engine.model.base import Model
+from fastslow.engine.model.ffn.router import Router
 from fastslow.engine.rows import Rows, Segment
 
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -78,7 +79,8 @@ def counts(model: Model) -> list[int | None]:
     """Numbers of groups or experts that requests may run; None: all."""
     if not model.config.chosen:
         return [None]
-    return [None, 2, 1, 3] if model.config.router else [None, 0, 2, 1]
+    routed = model.config.routed
+    return [None, 2, 1, 3] if routed and isinstance(routed.router, Router) else [None, 0, 2, 1]
 
 
 @pytest.mark.parametrize(("kind", "form", "context", "count"), CASES)
@@ -280,7 +282,7 @@ def test_probabilities_are_the_references(tmp_path: Path, kind: str) -> None:
     """Also where windows begin in another block of keys than they end in."""
     long = kind in ("wide window", "long windows")
     model, tokens = made(tmp_path, kind, "float32"), texts.tokens_of(420 if long else 29)
-    for experts in (None, 1, 2) if model.config.router else (None,):
+    for experts in (None, 1, 2) if model.config.routed else (None,):
         want = texts.logits(load(tmp_path, False, "float64"), tokens, groups=experts).log_softmax(
             -1
         )

@@ -1,4 +1,4 @@
-"""A family that is made here and nowhere else: fields of a shape are all that it takes.
+"""A family that is made here and nowhere else: a layer of parts that there are is all that it takes.
 
 GeGLU, norm weights less one in the file, scaled embeddings, norms after sublayers, as Gemma has them; on plain torch,
 the CPU kernels and an accelerator's decoder, against the model once more as plainly as can be.
@@ -27,11 +27,13 @@ from fastslow.engine.backends.accelerator.cuda import CudaOps
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.accelerator.weights import Stacked
 from fastslow.engine.checkpoint.checkpoint import floats
-from fastslow.engine.families.reading import decoder
+from fastslow.engine.families.reading import attending, decoder, feeding, norm_of
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.family import ConfigJson, Family, number, register
-from fastslow.engine.model.shape import DecoderShape
+from fastslow.engine.model.ffn.dense import DenseMlp
+from fastslow.engine.model.norms import LayerNorms, RmsNorm
+from fastslow.engine.model.shape import DecoderShape, Layer
 from fastslow.engine.params import SamplingParams
 
 CONFIG: dict[str, Any] = {
@@ -49,22 +51,22 @@ VARIANTS: dict[str, dict[str, Any]] = {"plain": {}, "caps": CAPS, "partial": PAR
 
 def read(raw: ConfigJson) -> DecoderShape:
     """Read what differs from Llama."""
-    shape = decoder(raw)
     partial, values = raw.get("partial"), raw.get("values")
     score_cap, logit_cap = (number(raw, name) if name in raw else 0.0 for name in CAPS)
-    return replace(
-        shape,
-        norm_offset=1.0,
-        post_norms=True,
-        query_norm=True,
-        embedding_scale=math.sqrt(shape.hidden_size),
-        score_cap=score_cap,
-        logit_cap=logit_cap,
-        rotary_dim=partial or 0,
-        rotary_layout="interleaved-first" if partial else "halves-first",
+    norm, mixer = RmsNorm(norm_of(raw).eps, offset=1.0), attending(raw)
+    assert mixer.rope is not None
+    layout = "interleaved-first" if partial else "halves-first"
+    mixer = replace(
+        mixer,
+        rope=replace(mixer.rope, width=partial or 0, layout=layout),
+        query_norm=norm,
         value_dim=values or 0,
         qkv_bias=bool(partial),
+        score_cap=score_cap,
     )
+    shape = decoder(raw, Layer(mixer, feeding(raw), LayerNorms(norm, after=True)), norm=norm)
+    scale = math.sqrt(shape.hidden_size)
+    return replace(shape, embedding_scale=scale, logit_cap=logit_cap)
 
 
 register(Family(("SandwichForCausalLM",), read))
@@ -142,4 +144,5 @@ def test_logits_that_a_soft_cap_makes_equal_are_told_apart(backend: str, tmp_pat
 def test_an_activation_that_nothing_runs_is_refused() -> None:
     shape = ModelConfig.from_json(CONFIG)
     with pytest.raises(ValueError, match="activation 'relu' is not one of silu, gelu_tanh"):
-        replace(shape, activation="relu").check()  # type: ignore[arg-type]
+        odd = DenseMlp(96, "relu")  # type: ignore[arg-type]
+        shape.each(lambda n, layer: replace(layer, ffn=odd)).check()

@@ -19,11 +19,12 @@ from safetensors.torch import load_file, save_file
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.backends.loader import load_model
+from fastslow.engine.backends.torch.decoder import Decoder
 from fastslow.engine.backends.torch.reference import ReferenceOps
 from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.checkpoint.quantised import QuantKind, Scheme
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.decoder import Decoder
+from fastslow.engine.model.mixers.grouped import GroupedModule
 from fastslow.engine.model.ops import QuantLinear, int8_product, pack_int8, quantise_tokens
 
 DESCRIPTION = "quant_model_description.json"
@@ -107,7 +108,9 @@ def test_torch_multiplies_whole_numbers(w8a8: Path, monkeypatch: pytest.MonkeyPa
     ops = ReferenceOps()
     assert torch.equal(ops.linear(x[2:3], ops.pack_int8(matrix), bias), found[2:3])
     model = load_model(w8a8, quantization="auto")
-    assert isinstance(model, Decoder) and model.weights.layers[0].attention.qkv.dtype == torch.int8
+    assert isinstance(model, Decoder)
+    mixer = model.weights.layers[0].mixer
+    assert isinstance(mixer, GroupedModule) and mixer.weights.qkv.weight.dtype == torch.int8
     tokens = texts.tokens_of(40)
     alone = texts.logits(model, tokens, [1] * 40)
     assert torch.equal(alone, texts.logits(model, tokens))

@@ -70,7 +70,7 @@ def test_bytes_are_those_of_the_plan(tiny_moge: Path, layout: str) -> None:
         padded = rows_padded(plan, 13)
         sent["all reduce-scatter"] -= 64 * 2 * (model.parallel.ranks - 1) * padded  # the embedding
         for name, expected in plan.layer_traffic(padded).items():
-            assert sent[name.replace("mlp", "all")] == expected * model.config.layers, name
+            assert sent[name.replace("mlp", "all")] == expected * len(model.config.layers), name
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_bytes_held_and_sent_are_those_of_the_plan(model: ParallelModel) -> None
     padded, sent = rows_padded(plan, 30), counted(model)
     assert padded == 60
     model.forward(rows, kv, (2, 0))
-    layers, traffic = model.config.layers, plan.layer_traffic(padded)
+    layers, traffic = len(model.config.layers), plan.layer_traffic(padded)
     ends = {  # the embedding, features and logits of wanted rows, half of 97 token ids
         "all reduce-scatter": 64 * 4 * (2 - 1) * padded,
         "all all-gather": 64 * 4 * 2 * (2 - 1) * 30,

@@ -7,7 +7,7 @@ import pytest
 from fake_engine import TINY
 from requests_made import made_request
 
-from fastslow.engine.model.config import RoutedUnits
+from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.policies.modes import builtin_modes
 from fastslow.serve.engines.routing.request import MOST_CHARACTERS, RoutedRequest, routed_of
 

@@ -104,7 +104,7 @@ class AnswerOptions(ModelOptions):
         """Keyword arguments of `LLM.stream`. asked: a preset or the fields of a mode, which the command line's
         options change too where these fields do not say otherwise; None = the command line's mode.
         ValueError: there is no such preset, or the model has fewer groups or experts."""
-        from fastslow.engine.model.config import RoutedUnits
+        from fastslow.engine.model.routed_units import RoutedUnits
         from fastslow.policies.modes import find_mode
 
         units = RoutedUnits.of(llm.model.config)

@@ -118,7 +118,7 @@ class Chat:
                 errors().print("Ctrl-C again, Ctrl-D or /quit leaves.", style="dim")
 
     def _command(self, name: str, argument: str = "") -> None:
-        from fastslow.engine.model.config import RoutedUnits
+        from fastslow.engine.model.routed_units import RoutedUnits
         from fastslow.engine.params import nearest
         from fastslow.policies.meaning import in_a_line
 

@@ -11,7 +11,12 @@ from rich.table import Table
 from fastslow.engine.backends.loader import DTYPES
 from fastslow.engine.host.gguf_file import gguf_parts, is_gguf
 from fastslow.engine.kv.budget import format_bytes
-from fastslow.engine.model.config import ModelConfig, RoutedUnits
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.ffn.dense import DenseMlp
+from fastslow.engine.model.ffn.experts import RoutedExperts
+from fastslow.engine.model.ffn.router import GroupRouter
+from fastslow.engine.model.mixers.grouped import GroupedAttention
+from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.model.tensors import active_parameters, parameters
 from fastslow.engine.parallel.sharding import Parallel
 from fastslow.engine.params import Mode
@@ -26,10 +31,7 @@ from fastslow.tools.plan.shards import ShardPlan
 FILE = "gguf"
 SHOWN = ("float32", "bfloat16", "float16")
 NO_SWITCH = str(ThinkingSwitch())
-RECORDED = (
-    *("architecture", "layers", "hidden_size", "heads", "kv_heads", "head_dim"),
-    *("groups", "experts", "context", "vocab_size", "dtype"),
-)
+RECORDED = "architecture", "hidden_size", "context", "vocab_size", "dtype"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,7 @@ class CheckpointFacts:
 
     def record(self) -> dict[str, Any]:
         """For programs: sizes in bytes, counts in parameters."""
-        c = self.config
+        c, units = self.config, RoutedUnits.of(self.config)
         modes = {
             name: {
                 **mode.model_dump(exclude={"name"}),
@@ -97,6 +99,10 @@ class CheckpointFacts:
         }
         return {
             **{name: getattr(c, name) for name in RECORDED},
+            "layers": len(c.layers),
+            **_attention(c),
+            "groups": units.most if units.name == "groups" else 0,
+            "experts": c.routed.experts if c.routed else 0,
             "tokenizer": self.tokenizer,
             "thinking_switch": self.switch,
             "parameters": self.parameters,
@@ -120,33 +126,45 @@ class CheckpointFacts:
         yield memory
 
     def _shape(self) -> dict[str, str]:
-        c = self.config
+        c, routed = self.config, self.config.routed
         lines = {
             "architecture": c.architecture,
-            "layers": f"{c.layers} layers of width {c.hidden_size}",
-            "attention": f"{c.heads} heads over {c.kv_heads} KV heads of {c.head_dim}",
+            "layers": f"{len(c.layers)} layers of width {c.hidden_size}",
         }
-        if c.groups:
-            lines["experts"] = (
-                f"{c.groups} groups of {c.experts // c.groups}, each of {c.moe_intermediate_size}; "
-                f"shared {c.shared_intermediate_size}"
-            )
-        elif c.router is not None:
-            shared = f"shared {c.shared_intermediate_size}"
-            dense = f"; dense layers: {len(c.mlp_only_layers)}" if c.mlp_only_layers else ""
-            lines["experts"] = (
-                f"best {c.chosen} of {c.experts}, each of {c.moe_intermediate_size}; "
-                f"{shared if c.shared_intermediate_size else 'none shared'}{dense}"
-            )
-        else:
-            lines["MLP"] = f"dense, {c.intermediate_size}"
-        scaling = f", rope scaling {c.rope_scaling.kind}" if c.rope_scaling else ""
+        if heads := _attention(c):
+            said = "{heads} heads over {kv_heads} KV heads of {head_dim}"
+            lines["attention"] = said.format(**heads)
+        plain = [layer.ffn for layer in c.layers if isinstance(layer.ffn, DenseMlp)]
+        if routed is not None:
+            lines["experts"] = _experts(routed, len(plain))
+        elif plain:
+            lines["MLP"] = f"dense, {plain[0].width}"
+        scalings = [rope.scaling for rope in c.ropes if rope.scaling is not None]
+        scaling = f", rope scaling {scalings[0].kind}" if scalings else ""
         lines["context"] = f"{c.context} tokens{scaling}"
         lines["vocabulary"] = str(c.vocab_size)
         lines["tokenizer"] = self.tokenizer
         lines["thinking switch"] = self.switch
         lines["parameters"] = billions(self.parameters)
         return lines
+
+
+def _attention(config: ModelConfig) -> dict[str, int]:
+    """Heads of the first layer of attention; nothing where there is none."""
+    mixers = (layer.mixer for layer in config.layers)
+    first = next((m for m in mixers if isinstance(m, GroupedAttention)), None)
+    names = ("heads", "kv_heads", "head_dim")
+    return {} if first is None else {name: getattr(first, name) for name in names}
+
+
+def _experts(routed: RoutedExperts, dense: int) -> str:
+    router, each = routed.router, routed.expert.width
+    shared = f"shared {routed.shared.width}" if routed.shared else "none shared"
+    if isinstance(router, GroupRouter):
+        size = routed.experts // router.groups
+        return f"{router.groups} groups of {size}, each of {each}; {shared}"
+    others = f"; dense layers: {dense}" if dense else ""
+    return f"best {router.chosen} of {routed.experts}, each of {each}; {shared}{others}"
 
 
 def shards_record(config: ModelConfig, layout: str) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def _table(facts: CheckpointFacts, presets: Sequence[Mode], short: bool) -> Tabl
     """A column for each mode, a row for each side of it. short: experts and thinking alone."""
     from rich.table import Column, Table
 
-    from fastslow.engine.model.config import RoutedUnits
+    from fastslow.engine.model.routed_units import RoutedUnits
     from fastslow.engine.model.tensors import active_parameters
     from fastslow.models.hub.about import billions
 

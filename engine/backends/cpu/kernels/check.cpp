@@ -152,10 +152,11 @@ void check_model(const Shape& s, const Layer* layers) {
         check_matrix("screen", s.screen, s.hidden, tokens);
         check_vector("screen_norms", s.screen_norms);
     }
-    if (!s.fuse.outputs) return;
+    if (!s.reads_hidden()) return;
     check_vector("embedding_norm", s.embedding_norm);
     check_vector("hidden_norm", s.hidden_norm);
     if (!paired) check_matrix("entry", s.entry, 2 * (int64_t)s.hidden, padded(s.hidden, TILE));
+    if (!s.fuse.outputs) return;
     check_matrix("fuse", s.fuse, s.fuse.inputs, padded(s.hidden, TILE));
     if (s.level < 0 || (s.level && s.fuse.inputs % s.level))
         refuse("features of %d are no multiple of level=%d", s.fuse.inputs, s.level);
@@ -175,6 +176,7 @@ void check_step(const Model& model, const StepArgs& a) {
     if (!model.shares)
         for (int t = 0; t < a.rows; t++)
             if (!a.groups[t]) refuse("row %d runs no expert, and the model has no shared ones", t);
+    if (s.reads_hidden() && !a.hidden && !(a.fused && s.fuse.outputs)) refuse("the rows have no hidden states");
     check_starts(a);
     check_all("length of a context", a.context_lengths, a.requests, 0, INT32_MAX);
     for (int b = 0; b < a.requests; b++)

@@ -45,6 +45,7 @@ void run_entry(Step& step, int thread, int& phase) {
     const Stream layer = qkv_stream(model.layers[0]).slice(thread, step.threads);
     const Stream after = paired ? layer : stream_of(s.entry).slice(thread, step.threads);
     auto row = [&](int t) { return model.space.x + (size_t)t * model.hidden_pad; };
+    const int at_hidden = s.hidden_first ? 0 : s.hidden, at_embedding = s.hidden - at_hidden;
     auto pair = [&](int t) { return model.space.pair + (size_t)t * model.pair_width; };
     // The row's norm goes to one half of the pair, and x is cleared for what is added to it next;
     auto norm = [&](int t, const float* weight, float* to) {
@@ -53,15 +54,15 @@ void run_entry(Step& step, int thread, int& phase) {
     };
     // but where the layer reads the pair, x is what the layer adds to.
     auto norm_hidden = [&](int t) {
-        if (!paired) return norm(t, s.hidden_norm, pair(t) + s.hidden);
+        if (!paired) return norm(t, s.hidden_norm, pair(t) + at_hidden);
         const float* normed = step.normed(thread, t, s.hidden_norm);
-        std::copy_n(normed, s.hidden, pair(t) + s.hidden);
+        std::copy_n(normed, s.hidden, pair(t) + at_hidden);
         if (s.normed_residual) std::copy_n(normed, s.hidden, row(t));
     };
     // What the caller owns is read inside chunks only: a late thread finds none.
     step.phases.run(phase++, thread, a.rows, [&](int t) {
         step.embed_row(thread, t);
-        norm(t, s.embedding_norm, pair(t));
+        norm(t, s.embedding_norm, pair(t) + at_embedding);
         if (a.fused) {
             const float* from = a.fused + (size_t)t * s.fuse.inputs;
             float* to = model.space.level + (size_t)t * model.level_width;

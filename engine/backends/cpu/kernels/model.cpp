@@ -18,7 +18,7 @@ Model::Model(const Shape& shape, const Layer* given)
     neurons_pad = padded(shape.neurons, TILE / 2);
     expert_pad = padded(std::max(shape.expert_neurons, 1), TILE / 2);
     attention_width = padded(shape.heads * shape.value_dim, TILE);
-    pair_width = shape.fuse.outputs ? padded(2 * shape.hidden, TILE) : 0;
+    pair_width = shape.reads_hidden() ? padded(2 * shape.hidden, TILE) : 0;
     level_width = shape.fuse.outputs ? padded(shape.fuse.inputs, TILE) : 0;
     auto most = [&](const Matrix& m) {
         if (m.outputs) ready_bytes = std::max(ready_bytes, spread(format_of(m.format).row_bytes(m.inputs)));

@@ -69,13 +69,16 @@ struct Shape {
     Matrix head;
     Matrix screen;              // the head in int8, or nothing
     const float* screen_norms;  // [2, V padded to tiles] norms of the head's rows, and of their errors
-    // A draft head's entry, see entry.h; without `fuse`, a row begins with its token's embedding.
-    Matrix fuse;   // features of a target's layers, side by side -> H
+    // The entry of a draft head or an MTP layer, see entry.h; without both, a row begins with its token's embedding.
+    Matrix fuse;   // features of a target's layers, side by side -> H; an MTP layer has none
     Matrix entry;  // embedding and hidden state -> H; without outputs, the layer's qkv reads both
     const float *embedding_norm, *hidden_norm;
     int32_t level;  // so many features are divided by their root mean square together; 0: none
     int32_t normed_residual;  // without `entry`: the layer adds to the normed hidden state
     int32_t normed_output;    // what the head put out before is normed when it comes in again
+    int32_t hidden_first;     // in what `entry` reads
+
+    bool reads_hidden() const { return fuse.outputs || entry.outputs; }
 };
 }
 

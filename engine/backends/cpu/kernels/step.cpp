@@ -157,7 +157,7 @@ void Step::embed_row(int thread, int i) {
 }
 
 void Step::embed(int thread, int& phase) {
-    if (model.shape.fuse.outputs) return run_entry(*this, thread, phase);
+    if (model.shape.reads_hidden()) return run_entry(*this, thread, phase);
     phases.run(phase++, thread, args.rows, [&](int t) { embed_row(thread, t); },
                qkv_stream(model.layers[0]).slice(thread, threads));
 }

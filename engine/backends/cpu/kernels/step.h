@@ -42,9 +42,9 @@ struct StepArgs {
     const int64_t* seen;           // [S = seen_rows] rows whose features are wanted
     const int64_t* feature_layers; // [features]
     float* feature_values;         // [S, features, H]
-    // of a draft head: one of them, the other is null
+    // of a draft head: one of them, the other is null; of an MTP layer the second
     const float* fused;   // [T, features of the target]
-    const float* hidden;  // [T, H] what the head put out before
+    const float* hidden;  // [T, H] what the head put out before, or the state before each token
 };
 }
 

@@ -1,0 +1,134 @@
+"""Models whose layers are alike: grouped attention of one shape, one kind of norm, MLPs of one width.
+
+Compiled kernels, accelerators and several ranks run these; any other model runs on plain torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from fastslow.engine.model.ffn.dense import DenseMlp
+from fastslow.engine.model.ffn.experts import RoutedExperts
+from fastslow.engine.model.ffn.router import Router
+from fastslow.engine.model.mixers.grouped import GroupedAttention
+from fastslow.engine.model.mixers.rope import Rope
+from fastslow.engine.model.norms import LayerNorms, RmsNorm
+from fastslow.engine.model.ops import Activation
+from fastslow.engine.model.shape import DecoderShape, Layer
+
+
+@dataclass(frozen=True, slots=True)
+class AlikeLayers:
+    """What the layers of a model have in common. attention: of each, but for its window and where it is not rotated.
+    dense, routed: the ffn of those layers that have such a one; None = none has."""
+
+    attention: GroupedAttention
+    norms: LayerNorms
+    dense: DenseMlp | None
+    routed: RoutedExperts | None
+
+    @classmethod
+    def of(cls, config: DecoderShape) -> AlikeLayers:
+        """ValueError in one sentence where the layers differ in more."""
+        if (why := unlike(config)) is not None:
+            raise ValueError(f"{config.architecture} runs on plain torch alone: {why}")
+        mixers = [grouped(layer) for layer in config.layers]
+        ropes = config.ropes
+        attention = replace(mixers[0], rope=ropes[0] if ropes else None, window=0)
+        ffns = [layer.ffn for layer in config.layers]
+        return cls(
+            attention,
+            config.layers[0].norms,
+            next((x for x in ffns if isinstance(x, DenseMlp)), None),
+            next((x for x in ffns if isinstance(x, RoutedExperts)), None),
+        )
+
+    @property
+    def rope(self) -> Rope:
+        """How heads are rotated; where no layer does so, by nothing."""
+        a = self.attention
+        return a.rope or Rope(a.head_dim, 10000.0, 1)
+
+    @property
+    def eps(self) -> float:
+        """Of all norms."""
+        return self.norms.kind.eps
+
+    @property
+    def activation(self) -> Activation:
+        """Of all MLPs."""
+        ffn = self.dense or (self.routed and self.routed.expert)
+        return ffn.activation if ffn else "silu"
+
+    @property
+    def widest(self) -> int:
+        """Numbers inside the widest MLP that every row runs; 1 where there is none."""
+        every = (size for name, size in self.mlps.items() if name != "moe_intermediate_size")
+        return max(every, default=1)
+
+    @property
+    def mlps(self) -> dict[str, int]:
+        """Width of each kind of MLP that there is, by its field in config.json."""
+        routed = self.routed
+        found = {
+            "intermediate_size": self.dense,
+            "moe_intermediate_size": routed.expert if routed else None,
+            "shared_expert_intermediate_size": routed.shared if routed else None,
+        }
+        return {name: mlp.width for name, mlp in found.items() if mlp is not None}
+
+    @property
+    def router(self) -> Router | None:
+        """Where experts are not in groups of which each runs one."""
+        found = self.routed and self.routed.router
+        return found if isinstance(found, Router) else None
+
+
+def unlike(config: DecoderShape) -> str | None:
+    """Say in which part, that kernels and accelerators do not know, a model's layers are another kind; None: in none."""
+    return next(_unlike(config), None)
+
+
+def grouped(layer: Layer) -> GroupedAttention:
+    """The attention of a layer of a model whose layers are alike."""
+    assert isinstance(layer.mixer, GroupedAttention)
+    return layer.mixer
+
+
+def _unlike(config: DecoderShape) -> Iterator[str]:
+    first = config.layers[0]
+    norms = {config.norm, *(layer.norms.kind for layer in config.layers)}
+    for layer in config.layers:
+        mixer = layer.mixer
+        if not isinstance(mixer, GroupedAttention):
+            yield f"they have no {type(mixer).__name__}"
+            return
+        if mixer.shares is not None:
+            yield "they have no layers that share the keys of another"
+        norms |= {kind for kind in (mixer.query_norm, mixer.key_norm) if kind is not None}
+        bare = replace(mixer, rope=None, window=0)
+        if bare != replace(grouped(first), rope=None, window=0) or layer.norms != first.norms:
+            yield "its layers of attention differ in more than windows and rotation"
+    if len(config.ropes) > 1:
+        yield "its layers rotate in several ways"
+    if not first.norms.before or not isinstance(first.norms.kind, RmsNorm) or len(norms) > 1:
+        yield "they have one RMSNorm for all places, before each sublayer"
+    ffns = {layer.ffn for layer in config.layers}
+    for kind in (DenseMlp, RoutedExperts):
+        if len([ffn for ffn in ffns if isinstance(ffn, kind)]) > 1:
+            yield f"its layers have {kind.__name__} of several shapes"
+    mlps = {(x.activation, x.bias) for x in ffns if isinstance(x, DenseMlp)}
+    for ffn in ffns:
+        if isinstance(ffn, RoutedExperts):
+            router = ffn.router
+            if isinstance(router, Router) and router.groups:
+                yield "they have no router that chooses groups first"
+            if isinstance(router, Router) and router.choice_bias and router.kind != "sigmoid":
+                yield f"they have no bias of the choice beside a router of kind {router.kind}"
+            if ffn.shared is not None and (
+                ffn.shared.bias or ffn.shared.activation != ffn.expert.activation
+            ):
+                yield "their shared expert is as the routed ones, without biases"
+            if mlps and any(activation != ffn.expert.activation for activation, _ in mlps):
+                yield "its MLPs have several activations"

@@ -1,0 +1,49 @@
+"""The decoder on plain torch: token ids and a KV cache in, logits out."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fastslow.engine.backends.torch.mtp import MtpDecoder
+from fastslow.engine.backends.torch.weights import Weights
+from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.model.base import LayeredModel, check_step
+from fastslow.engine.model.step import Step, padded
+from fastslow.engine.rows import Rows
+from fastslow.engine.types import ModelOutput
+
+
+class Decoder(LayeredModel[Weights]):
+    """A decoder of any layers.
+
+    A row's result has the same bits whatever rows run beside it, however its text was cut into chunks."""
+
+    storage = KVStorage
+
+    @torch.inference_mode()
+    def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> ModelOutput:
+        check_step(rows, kv, self.storage, features, self.layers)
+        w, step = self.weights, self.weights.step(rows)
+        x_PH = self._start(step)
+        groups = padded(rows.groups, step.padded)  # padding rows run no routed expert
+        wanted, looked = (
+            torch.from_numpy(x).to(self.device) for x in (rows.outputs, rows.feature_rows)
+        )
+        taken: dict[int, Tensor] = {}
+        for n in self.layers:
+            x_PH = w.layers[n](x_PH, kv, n, step, groups)
+            if n in features:
+                taken[n] = x_PH.index_select(0, looked)
+        seen = torch.cat([taken[n] for n in features], -1) if features else None
+        return w.output(w.norm(x_PH.index_select(0, wanted)), rows, seen)
+
+    @cached_property
+    def mtp(self) -> MtpDecoder | None:
+        return None if self.weights.mtp is None else MtpDecoder(self.weights, self.weights.mtp)
+
+    def _start(self, step: Step) -> Tensor:
+        """Embeddings [P, H]."""
+        return self.weights.embed(step.tokens)

@@ -1,0 +1,47 @@
+"""The MTP layer of a decoder on plain torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastslow.engine.backends.torch.weights import MtpWeights, Weights
+from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.model.base import check_step
+from fastslow.engine.model.mtp import inputs_of
+from fastslow.engine.model.step import padded
+from fastslow.engine.rows import Rows
+from fastslow.engine.types import Features, ModelOutput
+
+
+class MtpDecoder:
+    """`MtpModel` of a `Decoder`."""
+
+    def __init__(self, weights: Weights, mtp: MtpWeights) -> None:
+        self._weights = weights
+        self._mtp = mtp
+        self._layer = len(weights.config.layers)
+        config = weights.config.mtp
+        assert config is not None
+        self._config = config
+
+    @torch.inference_mode()
+    def states(self, features: Features) -> Tensor:
+        w = self._weights
+        states = torch.as_tensor(features).to(w.device, w.dtype)
+        return w.norm(states) if self._config.after_norm else states
+
+    @torch.inference_mode()
+    def forward(self, rows: Rows, kv: KVStorage) -> ModelOutput:
+        check_step(rows, kv, KVStorage, (), ())
+        w, mtp, step = self._weights, self._mtp, self._weights.step(rows)
+        inputs = inputs_of(rows).to(w.device, w.dtype)
+        states = F.pad(inputs, (0, 0, 0, step.padded - step.count))
+        pair = mtp.embedding_norm(w.embed(step.tokens)), mtp.hidden_norm(states)
+        both = torch.cat(pair if self._config.embedding_first else pair[::-1], -1)
+        x_PH = w.ops.linear(both, mtp.entry.weight, mtp.entry.bias)
+        x_PH = mtp.layer(x_PH, kv, self._layer, step, padded(rows.groups, step.padded))
+        wanted = torch.from_numpy(rows.outputs).to(w.device)
+        last_MH = mtp.norm(x_PH.index_select(0, wanted))
+        return w.output(last_MH, rows, last_MH)

@@ -1,0 +1,221 @@
+"""Weights of a decoder as plain torch runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from math import prod
+
+import torch
+from torch import Tensor
+
+from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.model.base import best_tokens
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.norms import (
+    Norm,
+    NormWeights,
+    RmsNorm,
+    Sublayer,
+    normed,
+    residual,
+    same,
+)
+from fastslow.engine.model.ops import (
+    ExpertMatrices,
+    Linear,
+    Ops,
+    QuantLinear,
+    Read,
+    ReadQuant,
+    no_int8,
+    soft_cap,
+    wide,
+)
+from fastslow.engine.model.parts import FfnModule, MixerModule
+from fastslow.engine.model.shape import Layer, MtpLayer
+from fastslow.engine.model.step import Step
+from fastslow.engine.model.tensors import EMBEDDING, HEAD
+from fastslow.engine.rows import Rows
+from fastslow.engine.types import Ints, ModelOutput
+
+
+@dataclass(slots=True)
+class TorchReader:
+    """A `WeightReader` for plain torch: tensors in `dtype` on `device`, matrices as `Ops.pack` makes them.
+
+    linear: gives matrices that are to run in int8, None for the others. Matrices are stacked and packed one
+    by one as they are read, so that beside the finished ones no more than one lies in memory."""
+
+    ops: Ops
+    dtype: torch.dtype
+    device: torch.device
+    read: Read
+    linear: ReadQuant = no_int8
+    _buffer: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._buffer = torch.empty(0, dtype=self.dtype, device=self.device)
+
+    def plain(self, *names: str, dtype: torch.dtype | None = None) -> Tensor:
+        parts = [self.read(name) for name in names]
+        shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
+        whole = torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
+        return _fill(whole, parts)
+
+    def norm(self, name: str, kind: Norm) -> NormWeights:
+        """With an offset in float32, since 1 + x has few bits left for x."""
+        if isinstance(kind, RmsNorm):
+            if not kind.offset:
+                return NormWeights(self.plain(f"{name}.weight"))
+            weight = self.plain(f"{name}.weight", dtype=wide(self.dtype))
+            return NormWeights(weight.add_(kind.offset))
+        return NormWeights(
+            self.plain(f"{name}.weight"), self.plain(f"{name}.bias") if kind.bias else None
+        )
+
+    def matrix(self, *names: str, bias: bool = False) -> Linear:
+        weight = self.weight(*(f"{name}.weight" for name in names))
+        return Linear(weight, self.plain(*(f"{name}.bias" for name in names)) if bias else None)
+
+    def packed(self, weight_OI: Tensor, bias_O: Tensor | None = None) -> Linear:
+        return Linear(self._pack([weight_OI]), bias_O)
+
+    def experts(self, prefixes: Sequence[str], sides: Sequence[str], bias: bool) -> ExpertMatrices:
+        each = [[f"{prefix}.{side}_proj" for side in sides] for prefix in prefixes]
+        weights = [self.weight(*(f"{name}.weight" for name in names)) for names in each]
+        if not bias:
+            return ExpertMatrices(weights)
+        rows = [self.plain(*(f"{name}.bias" for name in names)) for names in each]
+        return ExpertMatrices(weights, torch.stack(rows))
+
+    def weight(self, *names: str) -> Tensor:
+        """The named matrices below each other, packed."""
+        matrices = [m for name in names if (m := self.linear(name)) is not None]
+        if len(matrices) == len(names):
+            return self.ops.pack_int8(QuantLinear.stack(matrices)).to(self.device)
+        return self._pack([self.read(name) for name in names])
+
+    def _pack(self, parts: list[Tensor]) -> Tensor:
+        """Out of one reused buffer: a buffer for each would leave holes between the packed ones."""
+        shape = (sum(len(part) for part in parts), parts[0].shape[1])
+        if self._buffer.numel() < prod(shape):
+            self._buffer = self._buffer.new_empty(prod(shape))
+        whole = _fill(self._buffer[: prod(shape)].view(shape), parts)
+        packed = self.ops.pack(whole)
+        return whole.clone() if packed is whole else packed
+
+
+def _fill(whole: Tensor, parts: list[Tensor]) -> Tensor:
+    for place, part in zip(torch.split(whole, [len(part) for part in parts]), parts, strict=True):
+        place.copy_(part)
+    return whole
+
+
+@dataclass(slots=True)
+class LayerModule:
+    """A layer with its weights: its two sublayers, and its norms by use."""
+
+    layer: Layer
+    mixer: MixerModule
+    ffn: FfnModule
+    norms: dict[str, Sublayer]
+
+    @classmethod
+    def load(cls, layer: Layer, prefix: str, reader: TorchReader) -> LayerModule:
+        ops, kind = reader.ops, layer.norms.kind
+        norms: dict[str, Sublayer] = {
+            use: partial(normed, ops, kind, reader.norm(f"{prefix}.{name}", kind))
+            for use, name in layer.norms.names.items()
+        }
+        mixer = layer.mixer.module(layer.mixer.load(prefix, reader), ops)
+        return cls(layer, mixer, layer.ffn.module(layer.ffn.load(prefix, reader), ops), norms)
+
+    def around(self, sublayer: str) -> tuple[Sublayer, Sublayer]:
+        """The norms before and after a sublayer, "mixer" or "ffn"."""
+        return self.norms.get(sublayer, same), self.norms.get(f"{sublayer}_added", same)
+
+    def __call__(self, x_PH: Tensor, kv: KVStorage, n: int, step: Step, wanted: Ints) -> Tensor:
+        """The residual stream [P, H] after the layer, whose rows are those of layer `n` of the storage."""
+        before, after = self.around("mixer")
+        x_PH = residual(x_PH, before, partial(self.mixer, kv=kv, n=n, step=step), after)
+        before, after = self.around("ffn")
+        return residual(x_PH, before, partial(self.ffn, wanted=wanted), after)
+
+
+@dataclass(slots=True)
+class MtpWeights:
+    """The MTP layer with its weights, beside the embedding and the head of its model."""
+
+    layer: LayerModule
+    embedding_norm: Sublayer
+    hidden_norm: Sublayer
+    entry: Linear
+    norm: Sublayer
+
+    @classmethod
+    def load(cls, mtp: MtpLayer, reader: TorchReader) -> MtpWeights:
+        names = mtp.embedding_norm, mtp.hidden_norm, mtp.norm
+        embedding, hidden, last = (
+            partial(normed, reader.ops, mtp.norms, reader.norm(name, mtp.norms)) for name in names
+        )
+        layer = LayerModule.load(mtp.layer, mtp.prefix, reader)
+        return cls(layer, embedding, hidden, reader.matrix(mtp.entry), last)
+
+
+@dataclass(slots=True)
+class Weights:
+    """Weights of a config in `dtype` on `device`, read by the names of `tensors.tensor_specs`."""
+
+    config: ModelConfig
+    reader: TorchReader
+    embedding: Tensor = field(init=False)
+    layers: list[LayerModule] = field(init=False)
+    norm: Sublayer = field(init=False)
+    head: Tensor = field(init=False)
+    mtp: MtpWeights | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        c, reader = self.config, self.reader
+        self.embedding = reader.plain(EMBEDDING)
+        self.layers = [
+            LayerModule.load(layer, f"model.layers.{n}", reader) for n, layer in enumerate(c.layers)
+        ]
+        self.norm = partial(normed, reader.ops, c.norm, reader.norm("model.norm", c.norm))
+        self.mtp = None if c.mtp is None else MtpWeights.load(c.mtp, reader)
+        name = EMBEDDING if c.tie_word_embeddings else HEAD
+        plain = c.tie_word_embeddings and reader.linear(name) is None
+        self.head = reader.ops.pack(self.embedding) if plain else reader.weight(name)
+
+    @property
+    def ops(self) -> Ops:
+        return self.reader.ops
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.reader.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.reader.device
+
+    def step(self, rows: Rows) -> Step:
+        """The rows as modules see them."""
+        count = len(rows.tokens)
+        return Step(rows, count + -count % self.ops.rows, self.ops, self.dtype, self.device)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """[T, H] as the first layer takes it."""
+        rows, scale = self.embedding.index_select(0, tokens), self.config.embedding_scale
+        return rows if scale == 1 else rows * scale
+
+    def output(self, last_MH: Tensor, rows: Rows, seen: Tensor | None) -> ModelOutput:
+        """From normed hidden states of the rows' outputs."""
+        dtype, cap = wide(self.dtype), self.config.logit_cap
+        if len(last_MH):
+            logits_MV = self.ops.linear(last_MH, self.head).to(dtype)
+        else:
+            logits_MV = torch.empty(0, self.config.vocab_size, dtype=dtype, device=self.device)
+        best = best_tokens(logits_MV, rows.only_best | bool(cap))
+        return ModelOutput(soft_cap(logits_MV, cap), seen, best)

@@ -1,0 +1,185 @@
+"""A mixture of experts: routed ones, of which a token runs some, and a shared one that every token runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastslow.engine.model.ffn.dense import DenseMlp, MlpModule, MlpWeights
+from fastslow.engine.model.ffn.router import (
+    ExpertChoice,
+    GroupRouter,
+    Router,
+    choose,
+    choose_best,
+)
+from fastslow.engine.model.ops import Dispatch, ExpertMatrices, Experts, Linear, Ops, wide
+from fastslow.engine.model.parts import WeightReader
+from fastslow.engine.model.tensor_spec import ShardAxis, ShardRule, TensorSpec, linear
+from fastslow.engine.types import Ints
+
+M = TypeVar("M")
+E = TypeVar("E")
+OUTS, INS = ShardRule(ShardAxis.EXPERTS, 0), ShardRule(ShardAxis.EXPERTS, 1)
+ONCE = ShardRule(ShardAxis.FIRST_OF_EXPERTS)
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedExperts:
+    """y = shared(x) + sum over the experts that run of weight * expert(x).
+
+    expert: each routed one, alike. shared: None where there is none."""
+
+    router: GroupRouter | Router
+    experts: int
+    expert: DenseMlp
+    shared: DenseMlp | None = None
+
+    def misfits(self) -> Iterator[str]:
+        yield from self.expert.misfits()
+        yield from self.router.misfits(self.experts)
+
+    def tensors(self, prefix: str, hidden: int) -> Iterator[TensorSpec]:
+        own, r = f"{prefix}.mlp", self.router
+        yield from linear(f"{own}.gate", self.experts, hidden, isinstance(r, Router) and r.bias)
+        if isinstance(r, GroupRouter):
+            yield TensorSpec(f"{own}.router_scale", (1, self.experts))
+        elif r.choice_bias:
+            yield TensorSpec(f"{own}.gate.e_score_correction_bias", (self.experts,))
+        if self.shared is not None:
+            yield from self.shared.inside(f"{own}.shared_expert", hidden)
+        inner, bias = self.expert.width, self.expert.bias
+        for e in range(self.experts):
+            name = f"{own}.experts.{e}"
+            for side in ("gate", "up"):
+                yield from linear(f"{name}.{side}_proj", inner, hidden, bias, OUTS, expert=e)
+            yield from linear(f"{name}.down_proj", hidden, inner, bias, INS, ONCE, e)
+
+    def load(self, prefix: str, reader: WeightReader[M, E]) -> MixtureWeights[M, E]:
+        own, sums, r = f"{prefix}.mlp", wide(reader.dtype), self.router
+        names = [f"{own}.experts.{e}" for e in range(self.experts)]
+        scale = bias = choice = None
+        if isinstance(r, GroupRouter):
+            scale = reader.plain(f"{own}.router_scale", dtype=sums).flatten()
+        else:
+            bias = reader.plain(f"{own}.gate.bias", dtype=sums) if r.bias else None
+            name = f"{own}.gate.e_score_correction_bias"
+            choice = reader.plain(name, dtype=sums) if r.choice_bias else None
+        return MixtureWeights(
+            reader.plain(f"{own}.gate.weight", dtype=sums),
+            reader.experts(names, ("gate", "up"), self.expert.bias),
+            reader.experts(names, ("down",), self.expert.bias),
+            None if self.shared is None else self.shared.read(f"{own}.shared_expert", reader),
+            scale,
+            bias,
+            choice,
+        )
+
+    def module(self, weights: MixtureWeights[Linear, ExpertMatrices], ops: Ops) -> ExpertsModule:
+        return ExpertsModule(self, weights, ops)
+
+
+@dataclass(slots=True)
+class MixtureWeights(Generic[M, E]):
+    """gate_up, down: of all routed experts. router: [E, H]; router_bias is added to its logits, choice_bias to what an
+    expert is chosen by, and a MoGE's scale multiplies its weight; each [E], all float32 (float64 for float64)."""
+
+    router: Tensor
+    gate_up: E
+    down: E
+    shared: MlpWeights[M] | None = None
+    scale: Tensor | None = None
+    router_bias: Tensor | None = None
+    choice_bias: Tensor | None = None
+
+
+@dataclass(slots=True)
+class ExpertsModule:
+    """A mixture on plain torch. The router runs in float32 (float64 for a float64 model).
+
+    held_groups, held_experts: what this rank holds of the groups of a MoGE, or of the experts, where others hold the
+    rest; None = all."""
+
+    ffn: RoutedExperts
+    weights: MixtureWeights[Linear, ExpertMatrices]
+    ops: Ops
+    held_groups: range | None = field(default=None, kw_only=True)
+    held_experts: range | None = field(default=None, kw_only=True)
+    router: Linear = field(init=False)
+    shared: MlpModule | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        w = self.weights
+        w.router = self.ops.pack(w.router)
+        self.router = Linear(w.router, w.router_bias)
+        ffn = self.ffn.shared
+        self.shared = ffn.module(w.shared, self.ops) if ffn is not None and w.shared else None
+
+    def __call__(self, x_PH: Tensor, wanted: Ints) -> Tensor:
+        """[P, H] in the dtype of x. wanted: int64 [P], groups or experts to run per row."""
+        y_PH = torch.zeros_like(x_PH) if self.shared is None else self.shared(x_PH)
+        if not wanted.any():
+            return y_PH
+        sums = wide(x_PH.dtype)
+        logits_PE = self.ops.linear(x_PH.to(sums), *self.router)
+        found = self._choose(logits_PE, torch.from_numpy(wanted).to(x_PH.device))
+        numbers, weights = found.numbers.cpu().numpy(), found.weights
+        if (held := self.held_groups) is not None:
+            numbers = numbers[:, held.start : held.stop]
+            weights = weights[:, held.start : held.stop]
+        gate_up, down = self.weights.gate_up, self.weights.down
+        first, count = self._first_held(logits_PE.shape[1]), len(gate_up.weights)
+        runs = (numbers >= first) & (numbers < min(first + count, logits_PE.shape[1]))
+        groups = runs.shape[1]
+        entries = np.flatnonzero(runs)  # in [P * G], row by row
+        if not len(entries):
+            return y_PH
+        own = numbers.ravel()[entries].astype(np.int64) - first
+        dispatch, places = _dispatch(own, entries // groups, count, self.ops.rows, x_PH.device)
+        experts = Experts(gate_up, down, self.ffn.expert.activation)
+        out_RH = self.ops.experts(x_PH, experts, dispatch)
+        parts = torch.zeros(runs.size, x_PH.shape[1], dtype=sums, device=x_PH.device)
+        picked = out_RH.index_select(0, places).to(sums)
+        parts.index_copy_(0, torch.from_numpy(entries).to(x_PH.device), picked)
+        parts_PGH = parts.view(-1, groups, x_PH.shape[1])
+        parts_PGH *= weights[..., None]
+        total = y_PH.to(sums)
+        for g in range(groups):
+            total = total + parts_PGH[:, g]
+        return total.to(x_PH.dtype)
+
+    def _first_held(self, experts: int) -> int:
+        if self.held_groups is not None:
+            return self.held_groups.start * (experts // self.ffn.router.chosen)
+        return 0 if self.held_experts is None else self.held_experts.start
+
+    def _choose(self, logits_PE: Tensor, wanted_P: Tensor) -> ExpertChoice:
+        router, w = self.ffn.router, self.weights
+        if isinstance(router, GroupRouter):
+            assert w.scale is not None
+            return choose(logits_PE, w.scale, router.groups, wanted_P)
+        return choose_best(logits_PE, router, w.choice_bias, wanted_P)
+
+
+def _dispatch(
+    experts: Ints, rows: Ints, count: int, step: int, device: torch.device
+) -> tuple[Dispatch, Tensor]:
+    """(expert, row) entries by expert, each share padded to a multiple of `step` with row 0; where each went."""
+    order = np.argsort(experts, kind="stable")
+    sizes = np.bincount(experts, minlength=count)
+    padded = -(-sizes // step) * step
+    stops = np.cumsum(padded)
+    starts = stops - padded
+    ranks = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    places = np.empty(len(order), dtype=np.int64)
+    places[order] = starts[experts[order]] + ranks
+    sources = np.zeros(int(stops[-1]), dtype=np.int64)
+    sources[places] = rows
+    used = np.flatnonzero(sizes)
+    runs = list(zip(used.tolist(), starts[used].tolist(), stops[used].tolist(), strict=True))
+    return Dispatch(torch.from_numpy(sources).to(device), runs), torch.from_numpy(places).to(device)

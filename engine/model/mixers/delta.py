@@ -1,0 +1,227 @@
+"""The gated delta net: a recurrence whose state is a matrix of each head, behind a short convolution.
+
+Yang et al., arXiv 2412.06464. Rows run one after the other, never in chunk form: the state has the same bits however a
+text was cut. What a row adds (its gate, key, delta, and the convolution's input) is kept until it is folded in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastslow.engine.kv.layout import RunningState
+from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.model.norms import NormWeights, RmsNorm, normed
+from fastslow.engine.model.ops import Linear, Ops, wide
+from fastslow.engine.model.parts import WeightReader
+from fastslow.engine.model.step import Step
+from fastslow.engine.model.tensor_spec import TensorSpec, linear
+from fastslow.engine.rows import RunningRows
+
+M = TypeVar("M")
+TINY = 1e-6  # beside sums of squares of queries and keys
+
+
+@dataclass(frozen=True, slots=True)
+class GatedDelta:
+    """`value_heads` heads [key_dim, value_dim], of which each run of value_heads / key_heads shares queries and keys.
+
+    kernel: tokens that the convolution sees. eps: of the norm of outputs."""
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int = 4
+    eps: float = 1e-6
+
+    @property
+    def channels(self) -> int:
+        """Channels of the convolution: queries, keys, values."""
+        return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
+
+    @property
+    def state(self) -> RunningState:
+        head = (self.value_heads, self.key_dim, self.value_dim)
+        row = (
+            (self.value_heads,),
+            (self.key_heads, self.key_dim),
+            (self.value_heads, self.value_dim),
+        )
+        inputs = (self.channels,), *row
+        return RunningState(((self.kernel - 1, self.channels), head), inputs)
+
+    def misfits(self) -> Iterator[str]:
+        if self.value_heads % self.key_heads:
+            yield (
+                f"linear_num_value_heads {self.value_heads} must be a multiple of "
+                f"linear_num_key_heads {self.key_heads}"
+            )
+        if self.kernel < 2:
+            yield f"linear_conv_kernel_dim {self.kernel} must be at least 2"
+
+    def tensors(self, prefix: str, hidden: int) -> Iterator[TensorSpec]:
+        own, values = f"{prefix}.linear_attn", self.value_heads * self.value_dim
+        rows = {"qkv": self.channels, "z": values, "b": self.value_heads, "a": self.value_heads}
+        for name, size in rows.items():
+            yield from linear(f"{own}.in_proj_{name}", size, hidden, False)
+        yield TensorSpec(f"{own}.conv1d.weight", (self.channels, 1, self.kernel))
+        yield TensorSpec(f"{own}.A_log", (self.value_heads,))
+        yield TensorSpec(f"{own}.dt_bias", (self.value_heads,))
+        yield TensorSpec(f"{own}.norm.weight", (self.value_dim,))
+        yield from linear(f"{own}.out_proj", hidden, values, False)
+
+    def load(self, prefix: str, reader: WeightReader[M, Any]) -> DeltaWeights[M]:
+        own, sums = f"{prefix}.linear_attn", wide(reader.dtype)
+        conv = reader.plain(f"{own}.conv1d.weight", dtype=sums)[:, 0]
+        return DeltaWeights(
+            reader.matrix(f"{own}.in_proj_qkv"),
+            reader.matrix(f"{own}.in_proj_z"),
+            reader.matrix(f"{own}.in_proj_b"),
+            reader.matrix(f"{own}.in_proj_a"),
+            conv.T.contiguous(),
+            reader.plain(f"{own}.A_log", dtype=sums).exp().neg(),
+            reader.plain(f"{own}.dt_bias", dtype=sums),
+            reader.plain(f"{own}.norm.weight"),
+            reader.matrix(f"{own}.out_proj"),
+        )
+
+    def module(self, weights: DeltaWeights[Linear], ops: Ops) -> DeltaModule:
+        return DeltaModule(self, weights, ops)
+
+
+@dataclass(slots=True)
+class DeltaWeights(Generic[M]):
+    """conv: [kernel, channels]. decay: -exp(A_log) [value heads]. norm: [value_dim], without an offset."""
+
+    qkv: M
+    z: M
+    b: M
+    a: M
+    conv: Tensor
+    decay: Tensor
+    dt_bias: Tensor
+    norm: Tensor
+    out: M
+
+
+class State(NamedTuple):
+    """The last inputs of the convolution [kernel - 1, channels], and the heads [value heads, key_dim, value_dim]."""
+
+    window: Tensor
+    heads: Tensor
+
+
+class RowInputs(NamedTuple):
+    """What a row adds: the convolution's input [channels], gate [value heads, 1, 1], key, delta."""
+
+    mixed: Tensor
+    gate: Tensor
+    key: Tensor
+    delta: Tensor
+
+
+class DeltaModule:
+    """A gated delta net on plain torch."""
+
+    def __init__(self, mixer: GatedDelta, weights: DeltaWeights[Linear], ops: Ops) -> None:
+        self.mixer, self.weights, self.ops = mixer, weights, ops
+
+    def __call__(self, x_PH: Tensor, kv: KVStorage, n: int, step: Step) -> Tensor:
+        """[P, hidden]. Folds in what was accepted since the last step, then runs the rows."""
+        m, w, sums = self.mixer, self.weights, wide(x_PH.dtype)
+        mixed, b, a = (self.ops.linear(x_PH, *part).to(sums) for part in (w.qkv, w.b, w.a))
+        out = mixed.new_zeros(len(x_PH), m.value_heads, m.value_dim)
+        assert kv.running is not None and step.rows.running is not None
+        states = kv.running.state[n]
+        for r, running in enumerate(step.rows.running):
+            first, stop = step.rows.starts[r], step.rows.starts[r + 1]
+            own = slice(int(first), int(stop))
+            parents = step.rows.parents[own].tolist()
+            inputs = mixed[own], a[own], b[own]
+            rings = [part[running.place] for part in kv.running.rows[n]]
+            self._run(running, parents, states, rings, inputs, out[own])
+        z = self.ops.linear(x_PH, *w.z)
+        seen = normed(self.ops, RmsNorm(m.eps), NormWeights(w.norm), out.to(x_PH.dtype)).flatten(1)
+        return self.ops.linear(self.ops.gated(torch.cat((z, seen), -1), "silu"), *w.out)
+
+    def _run(
+        self,
+        running: RunningRows,
+        parents: Sequence[int],
+        states: Sequence[Tensor],
+        rings: Sequence[Tensor],
+        projected: tuple[Tensor, Tensor, Tensor],
+        out: Tensor,
+    ) -> None:
+        """Run the rows of one request.
+
+        states: see `RunningStates`. rings: the request's. projected: of the rows, the convolution's inputs [T, channels], and those
+        of gates and betas [T, value heads]. out: [T, value heads, value_dim]."""
+        state = State(*(part[running.place].clone() for part in states))
+        marks, folded = dict(running.snapshots), 0
+
+        def keep(found: State, place: int) -> None:
+            for part, value in zip(states, found, strict=True):
+                part[place] = value
+
+        for at in running.before[: running.folds].tolist():
+            state = self._folded(state, RowInputs(*(ring[at] for ring in rings)))
+            folded += 1
+            if folded in marks:
+                keep(state, marks[folded])
+        if running.folds:
+            keep(state, running.place)
+        for at in running.before[running.folds :].tolist():
+            state = self._folded(state, RowInputs(*(ring[at] for ring in rings)))
+        after, last = {-1: state}, {parent: i for i, parent in enumerate(parents)}
+        for i, parent in enumerate(parents):
+            above = after[parent] if last[parent] > i else after.pop(parent)
+            inputs, out[i], made = self._row(above, *(part[i] for part in projected))
+            if i in last:
+                after[i] = made
+            if i < running.stable:
+                folded += 1
+                if folded in marks:
+                    keep(made, marks[folded])
+                if i + 1 == running.stable:
+                    keep(made, running.place)
+            else:
+                for ring, value in zip(rings, inputs, strict=True):
+                    ring[running.at[i]] = value
+
+    def _row(
+        self, above: State, mixed: Tensor, a: Tensor, b: Tensor
+    ) -> tuple[RowInputs, Tensor, State]:
+        """What a row adds, its output [value heads, value_dim], and the state after it.
+
+        Row by row, since the end of a vector may round otherwise than its middle."""
+        w = self.weights
+        gate, beta = (w.decay * F.softplus(a + w.dt_bias)).exp(), b.sigmoid()
+        m, r = self.mixer, self.mixer.value_heads // self.mixer.key_heads
+        seen = F.silu((torch.cat((above.window, mixed[None])) * w.conv).sum(0))
+        keys = m.key_heads * m.key_dim
+        q, k, v = seen.split((keys, keys, m.value_heads * m.value_dim))
+        q, k = (
+            x.view(-1, m.key_dim) * (x.view(-1, m.key_dim).square().sum(-1, True) + TINY).rsqrt()
+            for x in (q, k)
+        )
+        each = (q * m.key_dim**-0.5).repeat_interleave(r, 0)[..., None]
+        kept = above.heads * gate[:, None, None]
+        read = (kept * k.repeat_interleave(r, 0)[..., None]).sum(1)
+        delta = (v.view(-1, m.value_dim) - read) * beta[:, None]
+        inputs = RowInputs(mixed, gate, k, delta)
+        made = self._folded(above, inputs)
+        return inputs, (made.heads * each).sum(1), made
+
+    def _folded(self, state: State, row: RowInputs) -> State:
+        """The state after a row, by the same operations wherever it is folded in."""
+        r = self.mixer.value_heads // self.mixer.key_heads
+        key = row.key.repeat_interleave(r, 0)
+        heads = state.heads * row.gate[:, None, None] + key[..., None] * row.delta[:, None]
+        return State(torch.cat((state.window[1:], row.mixed[None])), heads)

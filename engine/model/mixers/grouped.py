@@ -1,0 +1,261 @@
+"""Grouped-query attention over cached keys and values. Ainslie et al., arXiv 2305.13245."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastslow.engine.kv.layout import RowState, SharedState
+from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.model.mixers.lines import RowFront, attend
+from fastslow.engine.model.mixers.rope import Rope, rotation
+from fastslow.engine.model.norms import Norm, NormWeights, norm_tensors, normed
+from fastslow.engine.model.ops import Linear, Ops, Sinks, wide
+from fastslow.engine.model.parts import WeightReader
+from fastslow.engine.model.step import Step
+from fastslow.engine.model.tensor_spec import ShardAxis, ShardRule, TensorSpec, linear
+
+M = TypeVar("M")
+QUERIES, KEYS = ShardRule(ShardAxis.HEADS, 0), ShardRule(ShardAxis.KV_HEADS, 0)
+SINK_ROWS = ShardRule(ShardAxis.KV_HEADS, 1)
+CUTS = {"q": QUERIES, "k": KEYS, "v": KEYS, "qkv": ShardRule(ShardAxis.QKV, 0)}
+
+
+@dataclass(frozen=True, slots=True)
+class GroupedAttention:
+    """Attention of `heads` query heads over `kv_heads` heads of keys and values. 0 or None: it has no such part.
+
+    Attributes:
+        rope: None where queries and keys are not rotated.
+        value_dim: dims of a head's values; 0: head_dim.
+        window: tokens that a row sees, itself included; 0: all.
+        query_norm, key_norm: every head is normed before it is rotated.
+        qkv_fused: the file has one matrix `qkv_proj` for queries, keys and values.
+        sink_logits: every query head has a learned logit that takes its share of the softmax, and no value.
+        sinks: learned keys that every token sees before its text. sink_values: their values are learned, too.
+        score_cap: scores x become cap * tanh(x / cap).
+        shares: an earlier layer, whose keys and values this one reads; it has none of its own.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rope: Rope | None
+    value_dim: int = 0
+    window: int = 0
+    query_norm: Norm | None = None
+    key_norm: Norm | None = None
+    qkv_bias: bool = False
+    out_bias: bool = False
+    qkv_fused: bool = False
+    sink_logits: bool = False
+    sinks: int = 0
+    sink_values: bool = False
+    score_cap: float = 0.0
+    shares: int | None = None
+
+    @property
+    def value_width(self) -> int:
+        """Dims of a head's values."""
+        return self.value_dim or self.head_dim
+
+    @property
+    def scale(self) -> float:
+        """What products of queries and keys are multiplied by."""
+        return float(self.head_dim**-0.5)
+
+    @property
+    def query_width(self) -> int:
+        """Rows of the queries' matrix."""
+        return self.heads * self.head_dim
+
+    @property
+    def key_width(self) -> int:
+        """Rows of the keys' matrix."""
+        return self.kv_heads * self.head_dim
+
+    @property
+    def state(self) -> RowState | SharedState:
+        if self.shares is not None:
+            return SharedState(self.shares)
+        return RowState(self.kv_heads, self.head_dim, self.head_dim, self.window)
+
+    @property
+    def order(self) -> list[int]:
+        """For each dim here, the dim of the file's heads."""
+        return list(range(self.head_dim)) if self.rope is None else self.rope.order
+
+    @property
+    def heads_as_stored(self) -> bool:
+        """True where heads run with the dims that the file has, in its order."""
+        return self.order == list(range(self.head_dim)) and self.value_width == self.head_dim
+
+    @property
+    def sides(self) -> dict[str, int]:
+        """Rows of each matrix that reads the layer's input, by its name in files."""
+        queries, keys = self.query_width, self.key_width
+        values = self.kv_heads * self.value_width
+        if self.shares is not None:
+            return {"q": queries}
+        if self.qkv_fused:
+            return {"qkv": queries + keys + values}
+        return {"q": queries, "k": keys, "v": values}
+
+    def misfits(self) -> Iterator[str]:
+        if self.rope is not None:
+            yield from self.rope.misfits()
+        if self.heads % self.kv_heads:
+            yield (
+                f"num_attention_heads {self.heads} must be a multiple of num_key_value_heads "
+                f"{self.kv_heads}"
+            )
+        if self.head_dim % 2 or self.head_dim < 4:
+            yield f"head_dim {self.head_dim} must be an even number of at least 4"
+        if not 0 <= self.value_dim <= self.head_dim:
+            yield f"value_dim {self.value_dim} must be at most {self.head_dim}, the keys' size"
+
+    def tensors(self, prefix: str, hidden: int) -> Iterator[TensorSpec]:
+        own = f"{prefix}.self_attn"
+        for name, rows in self.sides.items():
+            yield from linear(f"{own}.{name}_proj", rows, hidden, self.qkv_bias, CUTS[name])
+        inner, out = self.heads * self.value_width, ShardRule(ShardAxis.HEADS, 1)
+        first = ShardRule(ShardAxis.FIRST_OF_HEADS)
+        yield from linear(f"{own}.o_proj", hidden, inner, self.out_bias, out, first)
+        for side, kind in (("q", self.query_norm), ("k", self.key_norm)):
+            if kind is not None:
+                yield from norm_tensors(f"{own}.{side}_norm", kind, self.head_dim)
+        if self.sink_logits:
+            yield TensorSpec(f"{own}.sinks", (self.heads,), QUERIES)
+        if self.sinks:
+            shape = self.sinks, self.kv_heads, self.head_dim
+            yield TensorSpec(f"{own}.param_sink_key", shape, SINK_ROWS)
+        if self.sinks and self.sink_values:
+            shape = self.sinks, self.kv_heads, self.value_width
+            yield TensorSpec(f"{own}.param_sink_value", shape, SINK_ROWS)
+
+    def load(self, prefix: str, reader: WeightReader[M, Any]) -> GroupedWeights[M]:
+        own, sums = f"{prefix}.self_attn", wide(reader.dtype)
+
+        def norm(side: str, kind: Norm | None) -> NormWeights | None:
+            return None if kind is None else self._ordered(reader.norm(f"{own}.{side}_norm", kind))
+
+        keys = values = None
+        if self.sinks:
+            keys = reader.plain(f"{own}.param_sink_key")[..., self.order].contiguous()
+            values = torch.zeros_like(keys)
+        if self.sinks and self.sink_values:
+            learned = reader.plain(f"{own}.param_sink_value")
+            values = F.pad(learned, (0, self.head_dim - self.value_width))
+        return GroupedWeights(
+            self._qkv(own, reader),
+            self._out(own, reader),
+            norm("q", self.query_norm),
+            norm("k", self.key_norm),
+            sink_logits=reader.plain(f"{own}.sinks", dtype=sums) if self.sink_logits else None,
+            sink_keys=keys,
+            sink_values=values,
+        )
+
+    def module(self, weights: GroupedWeights[Linear], ops: Ops) -> GroupedModule:
+        return GroupedModule(self, weights, ops)
+
+    def _ordered(self, norm: NormWeights) -> NormWeights:
+        bias = None if norm.bias is None else norm.bias[self.order]
+        return NormWeights(norm.weight[self.order], bias)
+
+    def _qkv(self, own: str, reader: WeightReader[M, Any]) -> M:
+        names = [f"{own}.{side}_proj" for side in self.sides]
+        if self.heads_as_stored:
+            return reader.matrix(*names, bias=self.qkv_bias)
+        weight = reader.plain(*(f"{name}.weight" for name in names))
+        bias = reader.plain(*(f"{name}.bias" for name in names)) if self.qkv_bias else None
+        return reader.packed(self.run_heads(weight), None if bias is None else self.run_heads(bias))
+
+    def _out(self, own: str, reader: WeightReader[M, Any]) -> M:
+        name = f"{own}.o_proj"
+        if self.value_width == self.head_dim:
+            return reader.matrix(name, bias=self.out_bias)
+        bias = reader.plain(f"{name}.bias") if self.out_bias else None
+        return reader.packed(self.run_out(reader.plain(f"{name}.weight")), bias)
+
+    def run_heads(self, rows: Tensor) -> Tensor:
+        """Rows of queries, keys and values as layers run them: dims in the order in which they are rotated, values
+        filled up with zeros to the width of keys."""
+        count = self.heads if self.shares is not None else self.heads + self.kv_heads
+        turned = count * self.head_dim
+        heads: Tensor = rows[:turned].unflatten(0, (-1, self.head_dim))[:, self.order].flatten(0, 1)
+        if self.shares is not None:
+            return heads
+        values = rows[turned:].unflatten(0, (self.kv_heads, -1))
+        room = self.head_dim - self.value_width
+        missing = values.new_zeros(self.kv_heads, room, *rows.shape[1:])
+        return torch.cat((heads, torch.cat((values, missing), 1).flatten(0, 1)))
+
+    def run_out(self, weight_HI: Tensor) -> Tensor:
+        """The output matrix with zero columns where `run_heads` filled values up."""
+        whole = weight_HI.unflatten(1, (self.heads, self.value_width))
+        return F.pad(whole, (0, self.head_dim - self.value_width)).flatten(1)
+
+
+@dataclass(slots=True)
+class GroupedWeights(Generic[M]):
+    """q, k and v stacked into one matrix [(heads + 2 kv_heads) * head_dim, hidden]; norms of heads, before rotation.
+
+    sink_logits: [heads], float32 (float64 for float64). sink_keys, sink_values: [sinks, kv_heads, head_dim]."""
+
+    qkv: M
+    out: M
+    query_norm: NormWeights | None = None
+    key_norm: NormWeights | None = None
+    sink_logits: Tensor | None = None
+    sink_keys: Tensor | None = None
+    sink_values: Tensor | None = None
+
+
+class GroupedModule:
+    """Grouped attention on plain torch."""
+
+    def __init__(self, mixer: GroupedAttention, weights: GroupedWeights[Linear], ops: Ops) -> None:
+        self.mixer, self.weights, self.ops = mixer, weights, ops
+        sinks = None
+        if (keys := weights.sink_keys) is not None and weights.sink_values is not None:
+            keys = self._normed(keys, mixer.key_norm, weights.key_norm)
+            sinks = Sinks.of(keys, weights.sink_values, ops.block, wide(keys.dtype))
+        self.front = RowFront(sinks, weights.sink_logits, mixer.score_cap)
+
+    def __call__(self, x_PH: Tensor, kv: KVStorage, n: int, step: Step) -> Tensor:
+        """[P, hidden]. Writes the rows' keys and values at their slots, then attends."""
+        k_SKD, v_SKD = kv.k[n], kv.v[n]
+        q_PHD, *fresh = self.project(x_PH, step)
+        for cache, rows in zip((k_SKD, v_SKD), fresh, strict=self.mixer.shares is None):
+            step.store(cache, rows)
+        q_PHD = q_PHD * self.mixer.scale
+        seen = attend(q_PHD, k_SKD, v_SKD, step, self.mixer.window, self.front)
+        return self.ops.linear(seen.to(x_PH.dtype), *self.weights.out)
+
+    def project(self, x_PH: Tensor, step: Step) -> Sequence[Tensor]:
+        """Queries [P, heads, head_dim], and keys and values [P, kv_heads, head_dim] where the layer has its own; the
+        first two rotated, where the layer does so, and in float32 (float64 for float64)."""
+        m, w = self.mixer, self.weights
+        mixed = self.ops.linear(x_PH, *w.qkv).view(len(x_PH), -1, m.head_dim)
+        turning = m.heads if m.shares is not None else m.heads + m.kv_heads
+        parts = (m.heads,) if m.shares is not None else (m.heads, m.kv_heads, m.kv_heads)
+        sides = mixed.split(parts, 1)
+        kinds = (m.query_norm, w.query_norm), (m.key_norm, w.key_norm)
+        for side, (kind, norm) in zip(sides, kinds, strict=False):
+            if kind is not None and norm is not None:
+                side.copy_(normed(self.ops, kind, norm, side.contiguous()))
+        turned = mixed[:, :turning].to(wide(x_PH.dtype))
+        if (rope := m.rope) is not None:
+            turned = self.ops.rotate(turned, *rotation(rope, step))
+        if m.shares is not None:
+            return [turned]
+        return turned[:, : m.heads], turned[:, m.heads :], mixed[:, turning:]
+
+    def _normed(self, x: Tensor, kind: Norm | None, weights: NormWeights | None) -> Tensor:
+        return x if kind is None or weights is None else normed(self.ops, kind, weights, x)

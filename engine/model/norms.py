@@ -1,0 +1,99 @@
+"""Norms, and the residual stream that they stand in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastslow.engine.model.ops import Ops, wide
+from fastslow.engine.model.tensor_spec import TensorSpec
+
+
+@dataclass(frozen=True, slots=True)
+class RmsNorm:
+    """x / sqrt(mean(x^2) + eps) * (weight + offset); offset is 1 where files hold weights less 1. Zhang and Sennrich,
+    arXiv 1910.07467."""
+
+    eps: float = 1e-6
+    offset: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNorm:
+    """(x - mean(x)) / sqrt(var(x) + eps) * weight + bias. Ba et al., arXiv 1607.06450."""
+
+    eps: float = 1e-5
+    bias: bool = True
+
+
+Norm = RmsNorm | LayerNorm
+USUAL_NORM = RmsNorm()
+
+
+class NormWeights(NamedTuple):
+    """Weights of a norm, the offset added, in the dtype that its kernel wants; [size] each."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+
+def norm_tensors(prefix: str, kind: Norm, size: int) -> Iterator[TensorSpec]:
+    """The tensors of a norm of `size` numbers."""
+    yield TensorSpec(f"{prefix}.weight", (size,))
+    if isinstance(kind, LayerNorm) and kind.bias:
+        yield TensorSpec(f"{prefix}.bias", (size,))
+
+
+def normed(ops: Ops, kind: Norm, weights: NormWeights, x_TH: Tensor) -> Tensor:
+    """Rows after a norm, in the dtype of x."""
+    if isinstance(kind, RmsNorm):
+        return ops.rms_norm(x_TH, weights.weight, kind.eps)
+    x = x_TH.to(wide(x_TH.dtype))
+    bias = None if weights.bias is None else weights.bias.to(x.dtype)
+    return F.layer_norm(x, x.shape[-1:], weights.weight.to(x.dtype), bias, kind.eps).to(x_TH.dtype)
+
+
+def plain_norm(x_TH: Tensor, eps: float, weight_H: Tensor | None = None) -> Tensor:
+    """An RMSNorm by torch alone, which also learns: for draft heads, whose rows need not be the same among any."""
+    return F.rms_norm(x_TH, x_TH.shape[-1:], weight_H, eps)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerNorms:
+    """Norms of a layer: of what its sublayers read (`before`), of what they add (`after`), or of both."""
+
+    kind: Norm = USUAL_NORM
+    before: bool = True
+    after: bool = False
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Name in files of each norm, by use: of what the mixer or the ffn reads, and of what they add."""
+        if not self.after:
+            return {"mixer": "input_layernorm", "ffn": "post_attention_layernorm"}
+        added = {
+            "mixer_added": "post_attention_layernorm",
+            "ffn_added": "post_feedforward_layernorm",
+        }
+        if not self.before:
+            return added
+        names = {"mixer": "input_layernorm", "ffn": "pre_feedforward_layernorm", **added}
+        return {use: names[use] for use in ("mixer", "mixer_added", "ffn", "ffn_added")}
+
+
+USUAL_NORMS = LayerNorms()
+Sublayer = Callable[[Tensor], Tensor]
+
+
+def residual(x_TH: Tensor, before: Sublayer, sublayer: Sublayer, after: Sublayer) -> Tensor:
+    """x + after(sublayer(before(x))): the one spelling of the residual stream."""
+    return x_TH + after(sublayer(before(x_TH)))
+
+
+def same(x_TH: Tensor) -> Tensor:
+    """Rows as they are, where there is no norm."""
+    return x_TH

@@ -1,0 +1,176 @@
+"""Drafts of a model's own layer for multi-token prediction, on every backend and by every spelling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import checkpoints
+import mtp_tools
+import pytest
+import texts
+import torch
+from engine_tools import Ask, Bench, RandomDraft, Setting, answer
+from family_tools import check_drafts
+from fastapi.testclient import TestClient
+from mtp_tools import BACKENDS, CONFIGS, VOCAB, ReferenceMtp, SpiedMtp
+from refusals import refused
+
+from fastslow import LLM, Speculation
+from fastslow.draft.registry import check_drafter
+from fastslow.engine.backends.loader import load_model
+from fastslow.engine.model.base import Model
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.routed_units import RoutedUnits
+from fastslow.engine.parallel.sharding import Parallel, RankShard
+from fastslow.engine.params import SamplingParams
+from fastslow.serve.app import create_app
+from fastslow.serve.engines.local import LocalEngine
+
+PROMPTS = [tuple(texts.tokens_of(n, n, VOCAB)) for n in (3, 21, 9, 40)]
+GREEDY = SamplingParams(max_tokens=16, ignore_eos=True)
+SAMPLED = SamplingParams(max_tokens=16, ignore_eos=True, temperature=0.8)
+PAIRS = [("torch", kind) for kind in CONFIGS] + [
+    (backend, kind) for backend in ("kernels", "accelerator") for kind in ("numbered", "apart", "turned", "pangu v2")
+]
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], tuple[Path, Model]]:
+    """A checkpoint and its model, by backend and spelling."""
+    made: dict[tuple[str, str], tuple[Path, Model]] = {}
+
+    def find(backend: str, kind: str) -> tuple[Path, Model]:
+        if (backend, kind) not in made:
+            folder = mtp_tools.write_mtp(tmp_path_factory.mktemp("mtp"), kind)
+            made[backend, kind] = folder, BACKENDS[backend](folder)
+        return made[backend, kind]
+
+    return find
+
+
+def bench_of(model: Model, spied: list[SpiedMtp] | None = None) -> Bench:
+    """With chains, trees, and drafts of random tokens."""
+
+    def spy(drafter: SpiedMtp) -> SpiedMtp:
+        if spied is not None:
+            spied.append(drafter)
+        return drafter
+
+    return Bench(
+        model,
+        {
+            "mtp": lambda kv: spy(SpiedMtp(model, kv)),
+            "mtp tree": lambda kv: SpiedMtp(model, kv, width=3),
+            "random": lambda kv: RandomDraft(),
+        },
+    )
+
+
+@pytest.mark.parametrize(("backend", "kind"), PAIRS)
+def test_drafts_are_the_reference_chains(
+    backend: str, kind: str, opened: Callable[[str, str], tuple[Path, Model]]
+) -> None:
+    """In a batch, over chunks of prompts and after rejected drafts."""
+    (folder, model), spied = opened(backend, kind), list[SpiedMtp]()
+    plain = ReferenceMtp(folder)
+    asks = [Ask(prompt, GREEDY, "mtp", 4) for prompt in PROMPTS]
+    bench_of(model, spied).run(asks, Setting(prompt_rows=16))
+    made = spied[0].made
+    assert len(made) > 20
+    for tokens, tree in made[::3]:
+        assert list(tree.tokens) == plain.chain(tokens, len(tree.tokens))
+    assert max(len(tree.tokens) for _, tree in made) == 4
+
+
+@pytest.mark.parametrize(("backend", "kind"), PAIRS)
+def test_drafts_change_no_token(backend: str, kind: str, opened: Callable[[str, str], tuple[Path, Model]]) -> None:
+    """Chains and trees beside other drafters, after a prefix hit, and where pages are short."""
+    bench = bench_of(opened(backend, kind)[1])
+    asks = [Ask(p, GREEDY, name, 5) for p in PROMPTS for name in ("mtp", "mtp tree", "random", "off")]
+    expected = [answer(bench.alone(ask)) for ask in asks]
+    blocks = backend == "accelerator"
+    few = Setting(pages=8) if blocks else Setting(pages=40)
+    for setting, warm in ((Setting(), ()), (Setting(), asks[::3]), (few, ())):
+        requests = bench.run(asks, setting, warm)
+        assert [answer(r) for r in requests] == expected
+
+
+def test_sampled_drafts_have_probabilities(opened: Callable[[str, str], tuple[Path, Model]]) -> None:
+    spied: list[SpiedMtp] = []
+    bench_of(opened("torch", "numbered")[1], spied).run([Ask(p, SAMPLED, "mtp", 3) for p in PROMPTS])
+    assert all(tree.probs is not None for _, tree in spied[0].made)
+    seeded = [Ask(p, SAMPLED, "mtp", 3, rule="reproducible", seed=n) for n, p in enumerate(PROMPTS)]
+    bench = bench_of(opened("torch", "numbered")[1])
+    assert [answer(r) for r in bench.run(seeded)] == [answer(bench.alone(ask)) for ask in seeded]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_the_layer_predicts_is_accepted(backend: str, tmp_path: Path) -> None:
+    model = BACKENDS[backend](mtp_tools.repeat_itself(tmp_path))
+    for name in ("mtp", "mtp tree"):
+        requests = bench_of(model).run([Ask(p, GREEDY, name, 3) for p in PROMPTS])
+        stats = [request.spec_stats for request in requests]
+        assert all(s.accepted >= 11 for s in stats), name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rows_of_other_texts_are_not_seen(backend: str, opened: Callable[[str, str], tuple[Path, Model]]) -> None:
+    """A prefix that was read without drafts has no rows of the layer: what lies there changes no draft."""
+    model = opened(backend, "numbered")[1]
+    found = []
+    for noise in (0.0, 3.0):
+        spied: list[SpiedMtp] = []
+        bench = bench_of(model, spied)
+        core = bench.core(asks=[Ask(PROMPTS[3], drafter="mtp")])
+        for side in core.kv.storage.sides:
+            side[-1].copy_(side[-1] + noise * torch.randn(side[-1].shape))
+        for number, name in enumerate(("off", "mtp")):
+            core.add(bench.request(number, Ask(PROMPTS[3], GREEDY, name, 4)))
+            while not core.idle:
+                core.step()
+        found.append([(tokens, list(tree.tokens)) for tokens, tree in spied[0].made])
+    assert found[0] == found[1] and found[0]
+
+
+def test_a_prefix_hit_keeps_the_rows(opened: Callable[[str, str], tuple[Path, Model]]) -> None:
+    (folder, model), spied = opened("torch", "numbered"), list[SpiedMtp]()
+    ask = Ask(PROMPTS[3], GREEDY, "mtp", 4)
+    bench_of(model, spied).run([ask], warm=[ask])
+    made, plain = spied[0].made, ReferenceMtp(folder)
+    second = [tokens for tokens, _ in made].index(made[0][0], 1)
+    for tokens, tree in made[second : second + 4]:  # the state before the first row that is read again is not known
+        assert list(tree.tokens) == plain.chain(tokens, len(tree.tokens), unknown=[36])
+
+
+def test_other_drafters_of_such_a_model(opened: Callable[[str, str], tuple[Path, Model]]) -> None:
+    check_drafts(opened("kernels", "apart")[1])
+
+
+def test_the_name_over_http_and_in_auto(tmp_path: Path) -> None:
+    body = {"model": "tiny", "prompt": list(PROMPTS[2]), "max_tokens": 12, "temperature": 0}
+    with LLM(mtp_tools.repeat_itself(tmp_path), kv_memory="8MiB") as llm:
+        client = TestClient(create_app(LocalEngine(llm, "tiny")), base_url="http://localhost")
+        plain, drafted = (
+            client.post("/v1/completions", json={**body, "speculation": wish})
+            for wish in ("off", {"drafter": "mtp", "nodes": 3})
+        )
+        assert drafted.status_code == 200, drafted.text
+        assert drafted.json()["metrics"]["by_drafter"]["mtp"]["accepted"] > 0
+        usage, expected = (answer.json()["usage"]["completion_tokens"] for answer in (drafted, plain))
+        assert usage == expected
+        assert check_drafter(Speculation(), RoutedUnits.of(llm.model.config), ["mtp"]) == ["suffix", "mtp"]
+
+
+def test_without_the_tensors_there_is_no_layer(tmp_path: Path) -> None:
+    found = {n: x for n, x in mtp_tools.table("apart").items() if n != "mtp.fc.weight"}
+    folder = checkpoints.write(tmp_path, CONFIGS["apart"], found)
+    model = load_model(folder, progress=False)
+    assert model.config.mtp is None and model.mtp is None and len(model.config.state_layout.layers) == 2
+    with LLM(folder, kv_memory="8MiB") as llm:
+        refused("^drafter='mtp' needs a model with a layer", llm.generate, [[5, 6]], speculation="mtp")
+
+
+def test_ranks_have_no_layer() -> None:
+    for shard in RankShard.all(ModelConfig.from_json(CONFIGS["numbered"]), Parallel(tp=2)):
+        assert shard.config.mtp is None and shard.local.mtp is None
