@@ -1,0 +1,169 @@
+"""A family made here: latent attention, a dense layer, then experts of which the best groups are chosen first.
+
+DeepSeek-V3 (arXiv 2412.19437) is one; a variant makes queries of the layer's input, as GLM-4.7-Flash's kin do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import peer_models as peers
+import pytest
+import texts
+import torch
+from checkpoints import tensors
+from layer_fuzz import LayerFuzz, load, near
+from reference_model import ReferenceModel, Weighted
+from torch import Tensor
+
+from fastslow.engine.families.reading import decoder, feeding
+from fastslow.engine.model.family import ConfigJson, Family, register
+from fastslow.engine.model.ffn.dense import DenseMlp
+from fastslow.engine.model.ffn.experts import RoutedExperts
+from fastslow.engine.model.ffn.router import Router, choose_best
+from fastslow.engine.model.mixers.latent import LatentAttention
+from fastslow.engine.model.mixers.rope import Rope
+from fastslow.engine.model.norms import RmsNorm
+from fastslow.engine.model.shape import DecoderShape, Layer, MtpLayer
+
+CONFIG: dict[str, Any] = {"architectures": ["LatentForCausalLM"], "model_type": "deepseek_v3"}
+CONFIG |= {"vocab_size": 32, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}
+CONFIG |= {"num_attention_heads": 4, "num_key_value_heads": 4, "rope_theta": 10000.0}
+CONFIG |= {"q_lora_rank": 48, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 32}
+CONFIG |= {"n_routed_experts": 16, "n_shared_experts": 1, "num_experts_per_tok": 4, "moe_intermediate_size": 32}
+CONFIG |= {"n_group": 4, "topk_group": 2, "norm_topk_prob": True, "routed_scaling_factor": 2.5}
+CONFIG |= {"first_k_dense_replace": 1, "max_position_embeddings": 512, "rms_norm_eps": 1e-5}
+CONFIG |= {"bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False, "torch_dtype": "float32"}
+WITHOUT = {"q_lora_rank": None, "norm_topk_prob": False}
+TOKENS = texts.tokens_of(140, vocab=32)  # longer than a block of attention
+LATENT_EPS = 1e-6  # whatever rms_norm_eps says
+
+
+def read(raw: ConfigJson) -> DecoderShape:
+    raw.get("num_key_value_heads")  # means nothing: all heads share one
+    rope = Rope(raw["qk_rope_head_dim"], raw["rope_theta"], raw["max_position_embeddings"], layout="interleaved-first")
+    mixer = LatentAttention(
+        raw["num_attention_heads"],
+        raw["qk_nope_head_dim"],
+        rope,
+        raw["v_head_dim"],
+        raw["kv_lora_rank"],
+        raw["q_lora_rank"] or 0,
+        norm=RmsNorm(LATENT_EPS),
+    )
+    router = Router(
+        "sigmoid",
+        raw["num_experts_per_tok"],
+        normed=raw["norm_topk_prob"],
+        scale=raw["routed_scaling_factor"],
+        choice_bias=True,
+        groups=raw["n_group"],
+        kept_groups=raw["topk_group"],
+    )
+    width, dense = raw["moe_intermediate_size"], raw["first_k_dense_replace"]
+    shared = DenseMlp(width * raw["n_shared_experts"])
+    routed = RoutedExperts(router, raw["n_routed_experts"], DenseMlp(width), shared)
+    shape = decoder(raw, Layer(mixer, routed))
+    shape = shape.each(lambda n, layer: layer if n >= dense else replace(layer, ffn=feeding(raw)))
+    mtp = MtpLayer.numbered(shape.layers[-1], len(shape.layers), shape.norm)
+    return replace(shape, renames=((".shared_experts.", ".shared_expert."),), mtp=mtp, drafts_inside=True)
+
+
+register(Family(("LatentForCausalLM",), read))
+
+
+def table(config: dict[str, Any]) -> dict[str, Tensor]:
+    """Random weights, named as in files."""
+    found = tensors(config)
+    return {name.replace(".shared_expert.", ".shared_experts."): x for name, x in found.items()}
+
+
+class Reference(ReferenceModel):
+    """The expanded form: every head has its own keys and values."""
+
+    def latent(self, name: str, x: Tensor) -> Tensor:
+        scaled: Tensor = x / (x.square().mean(-1, keepdim=True) + LATENT_EPS).sqrt() * self.tensors[f"{name}.weight"]
+        return scaled
+
+    def _attention(self, name: str, x: Tensor, max_len: int) -> Tensor:
+        c, count, heads = self.config, len(x), self.config["num_attention_heads"]
+        nope, turning, rank = c["qk_nope_head_dim"], c["qk_rope_head_dim"], c["kv_lora_rank"]
+        if c["q_lora_rank"]:
+            q = self.linear(
+                f"{name}.q_b_proj", self.latent(f"{name}.q_a_layernorm", self.linear(f"{name}.q_a_proj", x))
+            )
+        else:
+            q = self.linear(f"{name}.q_proj", x)
+        q = q.view(count, heads, -1)
+        both = self.linear(f"{name}.kv_a_proj_with_mqa", x)
+        shared = self.linear(f"{name}.kv_b_proj", self.latent(f"{name}.kv_a_layernorm", both[:, :rank]))
+        k, v = shared.view(count, heads, -1).split((nope, c["v_head_dim"]), -1)
+        turned = self.rotated(both[:, None, rank:]).expand(-1, heads, -1)
+        q = torch.cat((q[..., :nope], self.rotated(q[..., nope:])), -1)
+        scores = torch.einsum("qhd,khd->hqk", q, torch.cat((k, turned), -1)) * (nope + turning) ** -0.5
+        weights = scores.masked_fill(torch.ones(count, count).triu(1).bool(), -torch.inf).softmax(-1)
+        return self.linear(f"{name}.o_proj", torch.einsum("hqk,khd->qhd", weights, v).reshape(count, -1))
+
+    def rotated(self, x: Tensor) -> Tensor:
+        """Pairs lie side by side."""
+        pairs = torch.view_as_complex(x.contiguous().unflatten(-1, (-1, 2)))
+        rates = self.config["rope_theta"] ** -(torch.arange(0, x.shape[-1], 2).double() / x.shape[-1])
+        angles = torch.arange(len(x)).double()[:, None, None] * rates
+        return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten(-2)
+
+    def _best_of_all(self, name: str, x: Tensor, running: int | None) -> Weighted:
+        """Of the groups whose two best experts, added, are largest."""
+        c = self.config
+        scores = self.linear(f"{name}.gate", x).sigmoid().tolist()
+        shifted = [s + b for s, b in zip(scores, self.tensors[f"{name}.gate.e_score_correction_bias"].tolist())]
+        size = len(scores) // c["n_group"]
+        groups = [range(g * size, (g + 1) * size) for g in range(c["n_group"])]
+        groups.sort(key=lambda group: -sum(sorted(shifted[e] for e in group)[-2:]))
+        allowed = [e for group in groups[: c["topk_group"]] for e in group]
+        chosen = sorted(allowed, key=lambda e: -shifted[e])[: c["num_experts_per_tok"]][:running]
+        total = sum(scores[e] for e in chosen) if c["norm_topk_prob"] else 1.0
+        return [(scores[e] / total * c["routed_scaling_factor"], e) for e in chosen]
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [("float32", 1e-4), ("float64", 1e-9)])
+@pytest.mark.parametrize("variant", [{}, WITHOUT], ids=["query latent", "without"])
+def test_logprobs_are_the_references(variant: dict[str, Any], dtype: str, atol: float, tmp_path: Path) -> None:
+    config = CONFIG | variant
+    model, reference = load(tmp_path, config, table(config), dtype), Reference(tmp_path)
+    for groups in (None, 2, 0):
+        wanted = reference.logits(TOKENS, groups).log_softmax(-1)
+        found = texts.logits(model, TOKENS, [129, *[1] * 5, 6], groups).double().log_softmax(-1)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("variant", [{}, WITHOUT], ids=["query latent", "without"])
+def test_logprobs_are_those_of_transformers(variant: dict[str, Any], tmp_path: Path) -> None:
+    config = CONFIG | variant
+    model = load(tmp_path, config, table(config))
+    theirs = peers.transformers().DeepseekV3ForCausalLM.from_pretrained(tmp_path).eval()
+    found = texts.logits(model, TOKENS).double().log_softmax(-1)
+    torch.testing.assert_close(found, peers.logprobs(theirs, TOKENS), rtol=0, atol=1e-4)
+
+
+def test_a_bias_of_the_choice_is_added_to_probabilities() -> None:
+    logits, bias = torch.tensor([[2.0, 1.0, 0.0, -1.0]]), torch.tensor([0.0, 0.0, 0.0, 0.7])
+    found = choose_best(logits, Router("softmax", 2, choice_bias=True), bias, torch.tensor([-1]))
+    assert found.numbers.tolist() == [[3, 0]]  # by logits and bias 0 and 1 were
+    torch.testing.assert_close(found.weights, logits[:, [3, 0]].softmax(-1))
+
+
+@pytest.fixture(scope="module")
+def fuzz(tmp_path_factory: pytest.TempPathFactory) -> LayerFuzz:
+    folder, weights = tmp_path_factory.mktemp("latent"), table(CONFIG)
+    return LayerFuzz(load(folder / "own", CONFIG, weights), load(folder / "kin", CONFIG, near(weights)))
+
+
+def test_answers_are_those_of_plain_decoding(fuzz: LayerFuzz) -> None:
+    fuzz.check(60)
+
+
+@pytest.mark.slow
+def test_many_answers_are_those_of_plain_decoding(fuzz: LayerFuzz) -> None:
+    fuzz.check(2000, seed=1)

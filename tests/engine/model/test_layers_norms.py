@@ -1,0 +1,135 @@
+"""A family made here: LayerNorms with biases after each sublayer and none before, and windows in some layers.
+
+Two classes of transformers have a part of it each: StableLM LayerNorms, EXAONE 4 no norms before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import peer_models as peers
+import pytest
+import texts
+import torch
+from checkpoints import DENSE, tensors
+from layer_fuzz import LayerFuzz, load, near
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastslow.engine.families.reading import attending, decoder, feeding, norm_of
+from fastslow.engine.model.family import ConfigJson, Family, register
+from fastslow.engine.model.norms import LayerNorm, LayerNorms
+from fastslow.engine.model.shape import DecoderShape, Layer
+
+CONFIG: dict[str, Any] = DENSE | {"architectures": ["AfterNormsForCausalLM"], "num_hidden_layers": 4, "vocab_size": 32}
+CONFIG |= {"windows": [9, 9, 0, 9], "layer_norm_eps": 1e-5}
+TOKENS = texts.tokens_of(140, vocab=32)  # longer than a block of attention
+
+
+def read(raw: ConfigJson) -> DecoderShape:
+    norm, windows = LayerNorm(raw["layer_norm_eps"]), raw["windows"]
+    shape = decoder(raw, Layer(attending(raw), feeding(raw)))
+
+    def one(n: int, layer: Layer) -> Layer:
+        mixer = replace(attending(raw), window=windows[n])
+        return Layer(mixer, layer.ffn, LayerNorms(norm, before=False, after=True))
+
+    return replace(shape.each(one), norm=norm)
+
+
+def read_stablelm(raw: ConfigJson) -> DecoderShape:
+    """Norms stand before."""
+    norm = LayerNorm(raw["layer_norm_eps"])
+    shape = decoder(raw, Layer(attending(raw), feeding(raw)))
+    return replace(shape.each(lambda n, layer: replace(layer, norms=LayerNorms(norm))), norm=norm)
+
+
+def read_exaone(raw: ConfigJson) -> DecoderShape:
+    """RMSNorms, also of heads; layers that see all do not rotate."""
+    norm, window = norm_of(raw), raw["sliding_window"]
+    mixer = replace(attending(raw), query_norm=norm, key_norm=norm)
+    shape = decoder(raw, Layer(mixer, feeding(raw), LayerNorms(before=False, after=True)))
+
+    def one(n: int, layer: Layer) -> Layer:
+        slides = raw["layer_types"][n] == "sliding_attention"
+        own = replace(mixer, window=window) if slides else replace(mixer, rope=None)
+        return replace(layer, mixer=own)
+
+    return shape.each(one)
+
+
+PEERS: dict[str, tuple[Callable[[ConfigJson], DecoderShape], dict[str, Any]]] = {
+    "StableLm": (read_stablelm, {"partial_rotary_factor": 1.0, "layer_norm_eps": 1e-5}),
+    "Exaone4": (read_exaone, {"sliding_window": 9, "layer_types": ["sliding_attention", "full_attention"]}),
+}
+register(Family(("AfterNormsForCausalLM",), read))
+register(*(Family((f"Tested{name}",), reader) for name, (reader, _) in PEERS.items()))
+
+
+def reference(table: dict[str, Tensor], tokens: list[int]) -> Tensor:
+    """[T, V] log-probabilities, in float64, of a whole text at once."""
+    c, w = CONFIG, {name: tensor.double() for name, tensor in table.items()}
+    heads, dim, count = c["num_attention_heads"], c["head_dim"], len(tokens)
+    places = torch.arange(count)
+    angles = places[:, None].double() * c["rope_theta"] ** -(torch.arange(0, dim, 2).double() / dim)
+    turn = torch.polar(torch.ones_like(angles), angles)[:, None]
+
+    def norm(name: str, x: Tensor) -> Tensor:
+        x = x - x.mean(-1, keepdim=True)
+        x = x / (x.square().mean(-1, keepdim=True) + c["layer_norm_eps"]).sqrt()
+        return x * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    def turned(x: Tensor) -> Tensor:
+        """Pairs lie half a head apart."""
+        pairs = torch.complex(*x.chunk(2, -1)) * turn
+        return torch.cat((pairs.real, pairs.imag), -1)
+
+    x = w["model.embed_tokens.weight"][tokens]
+    for n, window in enumerate(c["windows"]):
+        p = f"model.layers.{n}"
+        q, k, v = (F.linear(x, w[f"{p}.self_attn.{side}_proj.weight"]).view(count, -1, dim) for side in "qkv")
+        q, k, v = turned(q), turned(k).repeat_interleave(2, 1), v.repeat_interleave(2, 1)
+        back = places[:, None] - places
+        hidden = (back < 0) | (back >= window if window else False)
+        scores = torch.einsum("qhd,khd->hqk", q, k) / dim**0.5
+        weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
+        seen = torch.einsum("hqk,khd->qhd", weights, v).reshape(count, heads * dim)
+        x = x + norm(f"{p}.post_attention_layernorm", F.linear(seen, w[f"{p}.self_attn.o_proj.weight"]))
+        gate, up = (F.linear(x, w[f"{p}.mlp.{side}_proj.weight"]) for side in ("gate", "up"))
+        inner = F.linear(F.silu(gate) * up, w[f"{p}.mlp.down_proj.weight"])
+        x = x + norm(f"{p}.post_feedforward_layernorm", inner)
+    return F.linear(norm("model.norm", x), w["lm_head.weight"]).log_softmax(-1)
+
+
+@pytest.mark.parametrize(("dtype", "atol"), [("float32", 1e-4), ("float64", 1e-9)])
+def test_logprobs_are_the_references(dtype: str, atol: float, tmp_path: Path) -> None:
+    table = tensors(CONFIG)
+    found = texts.logits(load(tmp_path, CONFIG, table, dtype), TOKENS, [129, *[1] * 5, 6])
+    torch.testing.assert_close(found.double().log_softmax(-1), reference(table, TOKENS), rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_logprobs_are_those_of_transformers(name: str, tmp_path: Path) -> None:
+    fields = {"architectures": [f"Tested{name}"], "model_type": name.lower(), "vocab_size": 32}
+    config = DENSE | fields | PEERS[name][1]
+    found = texts.logits(load(tmp_path, config, tensors(config)), TOKENS).double().log_softmax(-1)
+    theirs = getattr(peers.transformers(), f"{name}ForCausalLM").from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(found, peers.logprobs(theirs, TOKENS), rtol=0, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def fuzz(tmp_path_factory: pytest.TempPathFactory) -> LayerFuzz:
+    folder, table = tmp_path_factory.mktemp("norms"), tensors(CONFIG)
+    return LayerFuzz(load(folder / "own", CONFIG, table), load(folder / "kin", CONFIG, near(table)))
+
+
+def test_answers_are_those_of_plain_decoding(fuzz: LayerFuzz) -> None:
+    fuzz.check(60)
+
+
+@pytest.mark.slow
+def test_many_answers_are_those_of_plain_decoding(fuzz: LayerFuzz) -> None:
+    fuzz.check(2000, seed=1)
