@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, ClassVar, TypeVar
 
@@ -125,42 +125,32 @@ class Pieces:
         await _end(self._pumps)
 
     async def _pump(self, place: int, request: GenerateRequest) -> None:
-        try:
-            async with aclosing(self._recorded(request)) as stream:
-                async for piece in stream:
-                    self._came.append((place, piece))
-                    self._news.set()
-        except ValueError as error:
-            self._error = self._error or refused(error)
-        except Exception as error:  # noqa: BLE001 - `take` raises it
-            self._error = self._error or error
-        finally:
-            self._left -= 1
-            self._news.set()
-
-    async def _recorded(self, request: GenerateRequest) -> AsyncGenerator[Piece, None]:
-        """As `Engine.stream`, noted in the record."""
-        caller, reserved = self._record.caller, 0
-        if caller.limits.tokens_per_minute is not None:
-            reserved = self._limits.reserve(caller, request.options, self._engine.card)
         answer = AnswerRecord(request.id, request.prompt, time.perf_counter())
-        with suppress(NotReady):
-            answer.model = self._engine.card.name
-        self._record.answers.append(answer)
+        caller, reserved = self._record.caller, 0
         latest: dict[int, float] = {}
         try:
-            async with aclosing(self._engine.stream(request)) as pieces:
-                async for piece in pieces:
+            if caller.limits.tokens_per_minute is not None:
+                reserved = self._limits.reserve(caller, request.options, self._engine.card)
+            with suppress(NotReady):
+                answer.model = self._engine.card.name
+            self._record.answers.append(answer)
+            async with aclosing(self._engine.stream(request)) as stream:
+                async for piece in stream:
                     _note(answer, piece, latest)
-                    yield piece
-        except Exception as error:
+                    self._came.append((place, piece))
+                    self._news.set()
+        except Exception as error:  # noqa: BLE001 - `take` raises it
             kinds = ((Busy, "busy"), (NotReady, "not_ready"), (ValueError, "invalid"))
             answer.failed = next((said for kind, said in kinds if isinstance(error, kind)), "error")
-            raise
+            self._error = self._error or (
+                refused(error) if isinstance(error, ValueError) else error
+            )
         finally:
             if answer.output is None and answer.failed is None:
                 answer.prompt_tokens = await self._prompt_tokens(request)
             self._limits.spend(caller, sum(tokens_of(answer)), reserved)
+            self._left -= 1
+            self._news.set()
 
     async def _prompt_tokens(self, request: GenerateRequest) -> int:
         """Of a request whose client left: the engine says them with the end alone."""
