@@ -40,7 +40,7 @@ from fastslow.engine.checkpoint.published.layout import Published
 from fastslow.engine.checkpoint.quantised import Scheme
 from fastslow.engine.host.files import is_file, shown
 from fastslow.engine.host.gguf_file import is_gguf
-from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ops import no_int8

@@ -10,12 +10,12 @@ import torch
 
 from fastslow.engine.kv import integrity
 from fastslow.engine.kv.evicted import EvictedPages
-from fastslow.engine.kv.layout import UNFOLDED, StateLayout
 from fastslow.engine.kv.pages import PageTable
 from fastslow.engine.kv.pins import Pins
 from fastslow.engine.kv.rank_pages import RankPages
-from fastslow.engine.kv.running import RunningStates
-from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.kv.state.layout import UNFOLDED, StateLayout
+from fastslow.engine.kv.state.running import RunningStates
+from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.rows import RunningRows
 from fastslow.engine.types import Ints
 

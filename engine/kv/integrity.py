@@ -6,10 +6,10 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from itertools import chain
 
-from fastslow.engine.kv.layout import UNFOLDED
 from fastslow.engine.kv.pages import PagePool, PageTable
 from fastslow.engine.kv.prefix import PrefixIndex
-from fastslow.engine.kv.running import StatePlaces
+from fastslow.engine.kv.state.layout import UNFOLDED
+from fastslow.engine.kv.state.running import StatePlaces
 
 
 class IntegrityError(RuntimeError):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from fastslow.engine.kv.budget import format_bytes
 from fastslow.engine.kv.prefix import Key
-from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.kv.state.storage import KVStorage
 
 
 class PageFile:

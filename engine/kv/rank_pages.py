@@ -8,7 +8,7 @@ from fastslow.engine.kv.evicted import EvictedPages
 from fastslow.engine.kv.page_file import PageFile
 from fastslow.engine.kv.pages import PagePool, PageTable
 from fastslow.engine.kv.prefix import EMPTY, Key, PrefixIndex, chain
-from fastslow.engine.kv.running import RunningStates, StatePlaces
+from fastslow.engine.kv.state.running import RunningStates, StatePlaces
 
 
 class RankPages:

@@ -11,7 +11,7 @@ import numpy as np
 
 from fastslow.engine.host.files import about, read_object, shown
 from fastslow.engine.host.gguf_file import GgufTensor, is_gguf, read_gguf
-from fastslow.engine.kv.layout import RowState, SharedState
+from fastslow.engine.kv.state.layout import RowState, SharedState
 from fastslow.engine.model.family import (
     GGUF_FIELDS,
     MOST,

@@ -11,11 +11,11 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from fastslow.engine.kv.layout import State
-from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.kv.state.layout import State
+from fastslow.engine.kv.state.storage import KVStorage
+from fastslow.engine.model.mixers.step import Step
 from fastslow.engine.model.norms import Norm, NormWeights
 from fastslow.engine.model.ops import Ops
-from fastslow.engine.model.step import Step
 from fastslow.engine.model.tensor_spec import TensorSpec
 from fastslow.engine.types import Ints
 

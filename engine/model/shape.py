@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Self
 
-from fastslow.engine.kv.layout import StateLayout
+from fastslow.engine.kv.state.layout import StateLayout
 from fastslow.engine.model.ffn.experts import RoutedExperts
 from fastslow.engine.model.mixers.grouped import GroupedAttention
 from fastslow.engine.model.mixers.latent import LatentAttention

@@ -17,15 +17,15 @@ from torch.nn import functional as F
 
 from fastslow.engine.backends.torch.weights import TorchReader, Weights
 from fastslow.engine.checkpoint.checkpoint import Checkpoint
-from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.base import best_tokens
 from fastslow.engine.model.ffn.dense import MlpModule
 from fastslow.engine.model.ffn.experts import ExpertsModule
 from fastslow.engine.model.ffn.router import GroupRouter
 from fastslow.engine.model.mixers.grouped import GroupedModule
+from fastslow.engine.model.mixers.step import Step
 from fastslow.engine.model.norms import residual
 from fastslow.engine.model.ops import ExpertMatrices, Linear, Ops, Read, soft_cap, wide
-from fastslow.engine.model.step import Step
 from fastslow.engine.model.tensors import tensor_specs
 from fastslow.engine.parallel.collectives import Collectives
 from fastslow.engine.parallel.sharding import RankShard

@@ -31,8 +31,8 @@ from fastslow.engine.backends.device import choose_device
 from fastslow.engine.backends.loader import pick_dtype
 from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.checkpoint.quantised import Scheme
-from fastslow.engine.kv.layout import StateLayout
-from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.kv.state.layout import StateLayout
+from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.base import check_layers, check_step
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.parallel.commands import Command, CommandKind, fields, pack, pack_rows

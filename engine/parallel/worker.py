@@ -25,7 +25,7 @@ from torch.distributed.distributed_c10d import Store
 
 from fastslow.engine.backends.device import ops_for
 from fastslow.engine.checkpoint.checkpoint import Checkpoint
-from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.parallel.collectives import Collectives
 from fastslow.engine.parallel.commands import (

@@ -7,7 +7,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from fastslow.engine.core.request_parts import EncodedPrompt
-from fastslow.engine.kv.layout import UNFOLDED
+from fastslow.engine.kv.state.layout import UNFOLDED
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.params import GrammarSpec, Mode, SamplingParams, shown
 from fastslow.engine.sampling.answer_start import (

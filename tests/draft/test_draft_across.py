@@ -24,7 +24,7 @@ from fastslow.draft.model.retokenized import (
     model_draft_across,
 )
 from fastslow.draft.model.vocab import ByteVocab, SharedTokens, overlap, special_map, split_utf8
-from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.base import best_tokens, kv_cache_for
 from fastslow.engine.params import SamplingParams
 from fastslow.engine.rows import Rows

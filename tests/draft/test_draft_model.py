@@ -15,7 +15,7 @@ from fastslow.draft.model.draft import READ_ROWS, ModelDraft
 from fastslow.draft.model.kv import OwnKV
 from fastslow.draft.model.runs import WARM
 from fastslow.draft.model.vocab import PaddedTokens
-from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.base import best_tokens
 from fastslow.engine.params import SamplingParams
 from fastslow.engine.rows import Rows

@@ -14,7 +14,7 @@ from refusals import refused
 from safetensors.torch import load_file
 
 from fastslow.engine.backends.loader import load_model
-from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.rows import Rows
 
 LAYERS = 5

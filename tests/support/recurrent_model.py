@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fastslow.engine.kv.layout import RowState, RunningState, StateLayout
-from fastslow.engine.kv.running import RunningStates
-from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.kv.state.layout import RowState, RunningState, StateLayout
+from fastslow.engine.kv.state.running import RunningStates
+from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.base import best_tokens
 from fastslow.engine.rows import Rows, RunningRows
 from fastslow.engine.types import Floats, ModelOutput

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastslow.engine.kv.layout import RowState, StateLayout
-from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.kv.state.layout import RowState, StateLayout
+from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.base import Model
 from fastslow.engine.rows import Rows, Segment
 from fastslow.engine.types import Ints, ModelOutput

@@ -29,13 +29,12 @@ from fastslow.engine.backends.accelerator.step import (
     StepPlan,
 )
 from fastslow.engine.backends.accelerator.weights import Stacked, StackedLayer
-from fastslow.engine.kv.storage import KVStorage
-from fastslow.engine.model.base import LayeredModel, check_step
+from fastslow.engine.kv.state.storage import KVStorage
+from fastslow.engine.model.base import LayeredModel, check_step, inputs_of
 from fastslow.engine.model.ffn.dense import MlpWeights
 from fastslow.engine.model.ffn.experts import MixtureWeights
 from fastslow.engine.model.ffn.router import ExpertChoice, GroupRouter, choose, choose_best
 from fastslow.engine.model.mixers.rope import Rotary
-from fastslow.engine.model.mtp import inputs_of
 from fastslow.engine.model.ops import soft_cap
 from fastslow.engine.rows import Rows
 from fastslow.engine.types import Features, Floats, ModelOutput

@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastslow.engine.kv.layout import StateLayout
-from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.kv.state.layout import StateLayout
+from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.rows import Rows
 from fastslow.engine.types import Ints
 

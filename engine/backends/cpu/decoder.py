@@ -31,16 +31,15 @@ from fastslow.engine.backends.cpu.packed import Arena
 from fastslow.engine.backends.cpu.step import KernelStep, Tails
 from fastslow.engine.backends.cpu.store import PackedFile
 from fastslow.engine.checkpoint.row_file import OpenFile
-from fastslow.engine.model.base import check_layers, check_step
+from fastslow.engine.model.base import MtpModel, check_layers, check_step
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.mixers.rope import Rotary
-from fastslow.engine.model.mtp import MtpModel
 from fastslow.engine.model.ops import ACTIVATIONS, Activation, ClampedSwiglu
 from fastslow.engine.rows import Rows
 from fastslow.engine.types import Floats, Ints, ModelOutput
 
 if TYPE_CHECKING:
-    from fastslow.engine.kv.storage import KVStorage
+    from fastslow.engine.kv.state.storage import KVStorage
 
 MOST_ROWS = 1024  # of one call; longer steps are cut, which changes no bit of a row
 

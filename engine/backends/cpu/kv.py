@@ -10,8 +10,8 @@ from torch import Tensor
 
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.host.lazy_memory import lazy_zeros
-from fastslow.engine.kv.layout import StateLayout
-from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.kv.state.layout import StateLayout
+from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.ops import quantise_tokens
 from fastslow.engine.types import Ints
 

@@ -11,9 +11,9 @@ from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.backends.cpu.formats import Formats
 from fastslow.engine.backends.cpu.packed import Arena
 from fastslow.engine.backends.cpu.store import PackedFile
-from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.kv.state.storage import KVStorage
+from fastslow.engine.model.base import inputs_of
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.mtp import inputs_of
 from fastslow.engine.model.norms import plain_norm
 from fastslow.engine.model.shape import MtpLayer
 from fastslow.engine.rows import Rows

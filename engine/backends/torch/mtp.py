@@ -7,10 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastslow.engine.backends.torch.weights import MtpWeights, Weights
-from fastslow.engine.kv.storage import KVStorage
-from fastslow.engine.model.base import check_step
-from fastslow.engine.model.mtp import inputs_of
-from fastslow.engine.model.step import padded
+from fastslow.engine.kv.state.storage import KVStorage
+from fastslow.engine.model.base import check_step, inputs_of
+from fastslow.engine.model.mixers.step import padded
 from fastslow.engine.rows import Rows
 from fastslow.engine.types import Features, ModelOutput
 

@@ -10,9 +10,10 @@ from math import prod
 import torch
 from torch import Tensor
 
-from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.base import best_tokens
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.mixers.step import Step
 from fastslow.engine.model.norms import (
     Norm,
     NormWeights,
@@ -35,7 +36,6 @@ from fastslow.engine.model.ops import (
 )
 from fastslow.engine.model.parts import FfnModule, MixerModule
 from fastslow.engine.model.shape import Layer, MtpLayer
-from fastslow.engine.model.step import Step
 from fastslow.engine.model.tensors import EMBEDDING, HEAD
 from fastslow.engine.rows import Rows
 from fastslow.engine.types import Ints, ModelOutput

@@ -21,7 +21,7 @@ from fastslow.draft.several import FallbackDrafter
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.latency_budget import PATIENCE, RunEverything
 from fastslow.engine.core.request import EscalationState, EscalationTarget, Request
-from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.base import best_tokens
 from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
 from fastslow.engine.rows import ALL_GROUPS, Rows

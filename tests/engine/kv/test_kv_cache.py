@@ -16,7 +16,7 @@ from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.integrity import IntegrityError
 from fastslow.engine.kv.page_file import PageFile
 from fastslow.engine.kv.pages import PagePool
-from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.kv.state.storage import KVStorage
 
 TEXT = list(range(100, 116))
 

@@ -17,7 +17,7 @@ from kernel_tools import compiled
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.kv import Int8Tiles, TiledStorage
 from fastslow.engine.backends.loader import load_model
-from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.rows import Rows
 from fastslow.llm import LLM

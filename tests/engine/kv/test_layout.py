@@ -8,8 +8,8 @@ import torch
 from schedule_tools import small_cache
 
 from fastslow.engine.backends.cpu.kv import Int8Tiles, TiledStorage
-from fastslow.engine.kv.layout import RowState, RunningState, SharedState, State, StateLayout
-from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.kv.state.layout import RowState, RunningState, SharedState, State, StateLayout
+from fastslow.engine.kv.state.storage import KVStorage
 
 LATENT = RowState(1, 12, 8, values_in_keys=True)
 MIXED: tuple[State, ...] = (

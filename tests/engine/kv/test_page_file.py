@@ -18,7 +18,7 @@ from fastslow.engine.backends.cpu.kv import Int8Tiles, TiledStorage
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.page_file import PageFile
 from fastslow.engine.kv.prefix import Key
-from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.kv.state.storage import KVStorage
 
 PAGE = 16
 

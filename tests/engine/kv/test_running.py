@@ -19,7 +19,7 @@ from fastslow.draft.model.kv import BorrowedKV, OwnKV
 from fastslow.draft.router import DrafterRouter
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.request import Request
-from fastslow.engine.kv import running
+from fastslow.engine.kv.state import running
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.integrity import IntegrityError
 from fastslow.engine.kv.page_file import PageFile

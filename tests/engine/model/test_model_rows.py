@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.backends.loader import load_model
-from fastslow.engine.kv.storage import KVStorage
+from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.ffn.router import Router
 from fastslow.engine.rows import Rows, Segment

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from fastslow.engine.host.lazy_memory import lazy_zeros
-from fastslow.engine.kv.layout import UNFOLDED, StateLayout, wide
 from fastslow.engine.kv.pages import PageTable
 from fastslow.engine.kv.prefix import PrefixIndex
+from fastslow.engine.kv.state.layout import UNFOLDED, StateLayout, wide
 from fastslow.engine.rows import RunningRows
 from fastslow.engine.types import Ints
 

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from fastslow.engine.host.lazy_memory import lazy_zeros, take_memory
-from fastslow.engine.kv.layout import RowState, StateLayout
-from fastslow.engine.kv.running import RunningStates
+from fastslow.engine.kv.state.layout import RowState, StateLayout
+from fastslow.engine.kv.state.running import RunningStates
 from fastslow.engine.types import Ints
 
 
