@@ -149,8 +149,8 @@ class RequestWay:
         call.bytes |= any(isinstance(one, bytes) for one in values)
         self._over = any(isinstance(one, bytes) and LAST in one for one in values)
         self._find_forms(values)
-        call.held |= self._all_held(values)
-        others = self._all_held(v for name, v in given.items() if name != "self")
+        call.held |= self._held(tuple(values))
+        others = self._held(tuple(v for name, v in given.items() if name != "self"))
         call.own = _is_value(given.get("self")) and not self._counts(others)
         call.said |= _said(values)
 
@@ -196,15 +196,10 @@ class RequestWay:
         """Whether it is the request, or where only that counts its answer."""
         return ANSWER in held or (held >= WHOLE and not answer)
 
-    def _all_held(self, values: Iterable[object]) -> Held:
-        return NOTHING.union(*(self._held(value) for value in values))
-
     def _held(self, value: object, depth: int = 0) -> Held:
         """What a value has of the request, through values and through all that was made for it."""
         match value:
-            case _ if depth > DEEP:
-                return NOTHING
-            case bool() | None:
+            case _ if depth > DEEP or isinstance(value, bool):
                 return NOTHING
             case int():
                 return frozenset({OPTION}) if value == self._asked.seed else NOTHING
