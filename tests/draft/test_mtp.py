@@ -94,6 +94,7 @@ def test_drafts_change_no_token(backend: str, kind: str, opened: Callable[[str, 
     for setting, warm in ((Setting(), ()), (Setting(), asks[::3]), (few, ())):
         requests = bench.run(asks, setting, warm)
         assert [answer(r) for r in requests] == expected
+    assert blocks or any(r.spec_stats.preemptions for r in requests)
 
 
 def test_sampled_drafts_have_probabilities(opened: Callable[[str, str], tuple[Path, Model]]) -> None:

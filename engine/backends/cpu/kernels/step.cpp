@@ -167,7 +167,7 @@ void Step::layer(int thread, int n, int& phase) {
     project(thread, n, phase);
     mark(thread, QKV);
     // only the keys and values of the last layer are read
-    if (n + 1 == model.shape.layers && !routed && !args.outputs && !args.seen_rows) return;
+    if (n + 1 == model.shape.layers && !args.outputs && !args.seen_rows) return;
     const AttentionPlan& attention = plan(n);
     const int chunks = attention.chunks(model.shape.kv_heads);
     phases.run(phase++, thread, chunks, [&](int c) { attend(*this, thread, n, c); },
