@@ -40,6 +40,9 @@ class MtpDecoder:
         pair = mtp.embedding_norm(w.embed(step.tokens)), mtp.hidden_norm(states)
         both = torch.cat(pair if self._config.embedding_first else pair[::-1], -1)
         x_PH = w.ops.linear(both, mtp.entry.weight, mtp.entry.bias)
+        if not len(rows.outputs):
+            last_MH = mtp.layer.mix(x_PH, kv, self._layer, step)[:0]
+            return w.output(last_MH, rows, last_MH)
         x_PH = mtp.layer(x_PH, kv, self._layer, step, padded(rows.groups, step.padded))
         wanted = torch.from_numpy(rows.outputs).to(w.device)
         last_MH = mtp.norm(x_PH.index_select(0, wanted))

@@ -138,10 +138,14 @@ class LayerModule:
 
     def __call__(self, x_PH: Tensor, kv: KVStorage, n: int, step: Step, wanted: Ints) -> Tensor:
         """The residual stream [P, H] after the layer, whose rows are those of layer `n` of the storage."""
-        before, after = self.around("mixer")
-        x_PH = residual(x_PH, before, partial(self.mixer, kv=kv, n=n, step=step), after)
         before, after = self.around("ffn")
-        return residual(x_PH, before, partial(self.ffn, wanted=wanted), after)
+        mixed_PH = self.mix(x_PH, kv, n, step)
+        return residual(mixed_PH, before, partial(self.ffn, wanted=wanted), after)
+
+    def mix(self, x_PH: Tensor, kv: KVStorage, n: int, step: Step) -> Tensor:
+        """The residual stream [P, H] before the ffn: all that later rows read is kept."""
+        before, after = self.around("mixer")
+        return residual(x_PH, before, partial(self.mixer, kv=kv, n=n, step=step), after)
 
 
 @dataclass(slots=True)
