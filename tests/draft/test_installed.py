@@ -15,10 +15,9 @@ from processes_served import address, command, wait_ready
 from refusals import refused
 from serve_tools import open_tiny, write_tiny
 
+from fastslow import LLM, SamplingParams, Speculation
 from fastslow.draft import installed, registry
 from fastslow.draft.registry import DRAFTERS, drafter_names
-from fastslow.engine.params import SamplingParams, Speculation
-from fastslow.llm import LLM
 from fastslow.serve.app import create_app
 from fastslow.serve.engines.local import LocalEngine
 from fastslow.tools.tune.candidates import default_drafters

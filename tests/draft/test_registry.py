@@ -8,11 +8,10 @@ import pytest
 from fastapi.testclient import TestClient
 from serve_tools import open_tiny, write_tiny
 
+from fastslow import LLM, SamplingParams, Speculation
 from fastslow.draft.base import BaseDrafter
 from fastslow.draft.registry import DRAFTERS, DrafterKind
-from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.types import RequestView, Tree
-from fastslow.llm import LLM
 from fastslow.serve.api.fields import SharedFields
 from fastslow.serve.app import create_app
 from fastslow.serve.engines.local import LocalEngine

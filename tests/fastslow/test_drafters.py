@@ -12,14 +12,13 @@ from engine_tools import write_kin
 from gate import open_llm
 from head_tools import tiny_weights, write_head
 
+from fastslow import LLM, SamplingParams, Speculation
 from fastslow.draft.head.draft import HeadDraft
 from fastslow.draft.head.runner import KernelRunner, TorchRunner
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.suffix.draft import SuffixDraft
 from fastslow.drafters import MOST, MOST_MODELS
 from fastslow.engine.kv.cache import KVCache
-from fastslow.engine.params import SamplingParams, Speculation
-from fastslow.llm import LLM
 
 TEN = SamplingParams(max_tokens=10, ignore_eos=True)
 PROMPT = [5, 6, 7, 5, 6, 8, 5, 6]

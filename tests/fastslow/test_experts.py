@@ -10,8 +10,7 @@ from gate import open_llm
 from pangu_v2_tools import write_moe
 from tokenizers_tiny import write_bpe
 
-from fastslow import LLM, Mode, SamplingParams, Speculation
-from fastslow.engine.params import Escalation
+from fastslow import LLM, Escalation, Mode, SamplingParams, Speculation
 from fastslow.tools.cli.app import main
 
 VOCAB, CHOSEN = 320, 4

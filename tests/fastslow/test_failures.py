@@ -12,9 +12,7 @@ import pytest
 from gate import open_llm, settled
 from injected import LISTENERS, Caller, Failure, Injected, inject
 
-from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
-from fastslow.llm import LLM
-from fastslow.output import GenerationError, Output
+from fastslow import LLM, Escalation, GenerationError, Mode, Output, SamplingParams, Speculation
 from fastslow.request.choice import ChoiceState
 from fastslow.request.options import GenerateOptions, SpeculationLike
 

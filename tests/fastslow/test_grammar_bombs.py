@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastslow import LLM, SamplingParams
-from fastslow.output import GenerationError
+from fastslow import LLM, GenerationError, SamplingParams
 
 pytestmark = pytest.mark.slow
 

@@ -13,10 +13,7 @@ from typing import Any
 import pytest
 from gate import open_llm, settled, slowly
 
-from fastslow.engine.params import Mode, SamplingParams, Speculation
-from fastslow.llm import LLM
-from fastslow.output import Output
-from fastslow.request.options import Prompt
+from fastslow import LLM, Mode, Output, Prompt, SamplingParams, Speculation
 
 VOCAB = 320
 TEMPLATE = (

@@ -11,9 +11,7 @@ from checkpoints import write_moge
 from gate import open_llm
 from pairs import pairwise
 
-from fastslow import LLM, FastslowWarning
-from fastslow.engine.params import Mode, SamplingParams, Speculation
-from fastslow.output import Output
+from fastslow import LLM, FastslowWarning, Mode, Output, SamplingParams, Speculation
 
 OPEN, CLOSE = 3, 4  # <think>, </think>
 ANALYSIS = "<|channel|>analysis<|message|>"

@@ -12,13 +12,10 @@ from gate import open_llm
 from head_tools import tiny_weights
 from safetensors.torch import save_file
 
-from fastslow import drafters
+from fastslow import LLM, Metrics, SamplingParams, Speculation, drafters
 from fastslow.draft.head.config import fingerprint, read_metadata
 from fastslow.draft.registry import DRAFTERS
 from fastslow.drafters import own_head
-from fastslow.engine.params import SamplingParams, Speculation
-from fastslow.llm import LLM
-from fastslow.output import Metrics
 from fastslow.request.choice import advice
 from fastslow.tools.cli.app import app
 

@@ -12,8 +12,7 @@ from gate import SOON, Gate, StopThinking, open_llm, settled
 from refusals import refused
 from tokenizers_tiny import write_spm
 
-from fastslow import LLM, AsyncLLM, Escalation, Loop, Mode, Output, SamplingParams, Speculation
-from fastslow.request.options import SpeculationLike
+from fastslow import LLM, AsyncLLM, Escalation, Loop, Mode, Output, SamplingParams, Speculation, SpeculationLike
 
 OPEN, CLOSE, LETTER = 3, 4, 60  # <think>, </think>
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

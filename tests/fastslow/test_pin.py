@@ -8,8 +8,7 @@ import pytest
 from gate import settled
 from refusals import refused
 
-from fastslow.engine.params import Mode, SamplingParams
-from fastslow.llm import LLM
+from fastslow import LLM, Mode, SamplingParams
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }} {{ m['content'] }}<|im_end|>{% endfor %}"

@@ -12,11 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from refusals import refused
 
-from fastslow.engine.params import Mode, SamplingParams
-from fastslow.llm import LLM
+from fastslow import LLM, Mode, ModeChoice, PromptFacts, SamplingParams
 from fastslow.policies.auto import BUILT_IN, LinearModeRouter, choose, read_selector
 from fastslow.policies.features import LABELS, count_words, features
-from fastslow.policies.mode_router import ModeChoice, PromptFacts
 
 DEEP = [
     *("Why is the sky blue?", "What is 37*48?", "Write a python function that reverses a list."),

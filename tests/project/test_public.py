@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fastslow import LLM, Output, SamplingParams
-from fastslow.output import Completion
+from fastslow import LLM, Completion, Output, SamplingParams
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = ROOT / "tests/support/public_program.py"

@@ -7,8 +7,7 @@ import pytest
 from protocols import CHAT, GREEDY, SAMPLED
 from serve_tools import events_of
 
-from fastslow.engine.params import SamplingParams
-from fastslow.llm import LLM
+from fastslow import LLM, SamplingParams
 
 NGRAM = {"drafter": "ngram", "nodes": 4}
 COUNTED = {"stream": True, "stream_options": {"include_usage": True, "include_sources": True}}

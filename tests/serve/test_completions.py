@@ -6,8 +6,7 @@ import httpx
 import pytest
 from serve_tools import events_of
 
-from fastslow.engine.params import SamplingParams
-from fastslow.llm import LLM
+from fastslow import LLM, SamplingParams
 
 GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 12, "ignore_eos": True}
 

@@ -14,9 +14,7 @@ from requests_made import made_request
 from serve_tools import TEMPLATE, VOCAB, client_of, events_of, open_tiny
 from tokenizers_tiny import write_bpe
 
-from fastslow.llm import LLM
-from fastslow.output import Completion, Output, Piece
-from fastslow.request.resume import ResumeState
+from fastslow import LLM, Completion, Output, Piece, ResumeState
 from fastslow.serve.api.engine import NotReady
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.app import create_app

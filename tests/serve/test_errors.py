@@ -10,9 +10,8 @@ import pytest
 from fake_engine import FakeEngine
 from serve_tools import client_of, served
 
-from fastslow.output import Piece
+from fastslow import Busy, Piece
 from fastslow.serve.api.config import ServerConfig, ServerSettings
-from fastslow.serve.api.engine import Busy
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.app import create_app
 

@@ -17,8 +17,7 @@ from metrics_client import ASK, ask, client, scraped
 from refusals import refused
 from serve_tools import call
 
-from fastslow.llm import LLM
-from fastslow.output import Piece
+from fastslow import LLM, Piece
 from fastslow.serve.api.engine import NotReady
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.app import create_app

@@ -18,9 +18,8 @@ from gate import open_llm, settled
 from tokenizers_tiny import write_bpe
 from tool_templates import CLOCK, HERMES, WEATHER
 
-from fastslow import LLM, Completion, ResumeState
+from fastslow import LLM, Completion, GenerationError, ResumeState
 from fastslow.engine.text.tool_formats import ToolCalls
-from fastslow.output import GenerationError
 from fastslow.tool_calls.offered import ToolChoice, openai_tools
 from fastslow.tool_calls.prepare import ToolSupport
 

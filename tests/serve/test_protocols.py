@@ -12,9 +12,8 @@ from pairs import pairwise
 from protocols import CHAT, GREEDY, PATHS, SAMPLED, WHERE, Clients, Said, body_of, clients
 from serve_tools import events_of, named_events_of
 
-from fastslow.engine.params import SamplingParams
+from fastslow import LLM, SamplingParams
 from fastslow.engine.text.switches import EFFORTS
-from fastslow.llm import LLM
 
 TOOLS: Any = [{"name": "clock", "input_schema": {"type": "object"}}]
 BRIEF = {"most": 12, "thinking_budget": 3}

@@ -18,9 +18,8 @@ from ray.exceptions import ActorUnavailableError
 from routing_tools import report
 from serve_engines import asked
 
+from fastslow import LLM, Piece
 from fastslow.async_llm import MAX_WAITING
-from fastslow.llm import LLM
-from fastslow.output import Piece
 from fastslow.serve.api.engine import NotReady
 from fastslow.serve.api.generate_request import GenerateRequest
 from fastslow.serve.engines.process.messages import packed, plain

@@ -11,6 +11,7 @@ from fake_cuda import RecordingOps
 from npu_tools import CHIPS, simulated
 from typer.testing import CliRunner
 
+from fastslow import LLM, Output
 from fastslow.draft.registry import DRAFTERS
 from fastslow.engine.backends import device as device_module
 from fastslow.engine.backends.accelerator import cuda as cuda_module

@@ -9,9 +9,7 @@ import pytest
 from checkpoints import stub
 from fake_engine import output
 
-from fastslow.engine.params import Loop, Mode, SamplingParams, Speculation
-from fastslow.llm import LLM
-from fastslow.output import Output, Piece
+from fastslow import LLM, Loop, Mode, Output, Piece, SamplingParams, Speculation
 from fastslow.request.options import GenerateOptions
 from fastslow.tools.cli.answering.answer_options import AnswerOptions
 from fastslow.tools.cli.answering.chat import Chat

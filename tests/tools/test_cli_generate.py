@@ -17,9 +17,8 @@ from checkpoints import write_moge
 from cli_tools import call, printed, record, records, refusal, write_lines
 from safetensors import SafetensorError
 
-from fastslow import llm
+from fastslow import RequestHandle, llm
 from fastslow.engine.backends.cpu.compiled import kernel_cache
-from fastslow.request.handle import RequestHandle
 from fastslow.tools.cli.answering.prompt_file import in_order
 
 pytest_plugins = ("tiny_models",)

@@ -10,12 +10,10 @@ from checkpoints import write_dense
 from cli_tools import call, printed, run
 from tune_tools import write_prompts
 
+from fastslow import LLM, Output, SamplingParams, Speculation
 from fastslow.engine.host import machine as watch_module
 from fastslow.engine.host.machine import Watch
 from fastslow.engine.host.progress import silent
-from fastslow.engine.params import SamplingParams, Speculation
-from fastslow.llm import LLM
-from fastslow.output import Output
 from fastslow.settings import read_settings
 from fastslow.tools.prompts import Conversation, read_prompts
 from fastslow.tools.tune import halving, sample

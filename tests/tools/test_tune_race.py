@@ -4,9 +4,8 @@ import pytest
 from fake_engine import metrics
 from tune_tools import sample
 
+from fastslow import Conversation, Speculation
 from fastslow.engine.host.progress import silent
-from fastslow.engine.params import Speculation
-from fastslow.tools.prompts import Conversation
 from fastslow.tools.tune.candidates import PLAIN, grid, label
 from fastslow.tools.tune.halving import SuccessiveHalving
 from fastslow.tools.tune.runner import TuneRunner

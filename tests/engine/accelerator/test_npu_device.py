@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers_tiny import write_bpe
 from torch.nn import functional as F
 
+from fastslow import LLM, Prompt, SamplingParams, Speculation
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.accelerator.ops import DeviceMatrix, DeviceMlp
 from fastslow.engine.backends.device import choose_device, paged_ops_for

@@ -9,6 +9,7 @@ import pytest
 from engine_tools import PLENTY, Ask, Bench, OracleDraft, Setting, answer, finish, write_kin
 from kernel_tools import wanted
 
+from fastslow import LLM, Escalation, Mode, Output, SamplingParams, Speculation
 from fastslow.draft.ngram import NgramDraft
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.loader import load_model
@@ -17,8 +18,6 @@ from fastslow.engine.core.request import EscalationState, EscalationTarget, Requ
 from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
 from fastslow.engine.sampling.confidence import Confidence
-from fastslow.llm import LLM
-from fastslow.output import Output
 
 NATIVE = pytest.mark.skipif(not wanted(), reason="no kernels")
 DRAFTS = ["off", Speculation(drafter="ngram", nodes=6), Speculation(drafter="self", groups=3, nodes=3)]

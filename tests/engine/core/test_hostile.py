@@ -9,14 +9,12 @@ from typing import Any
 import pytest
 from engine_tools import Ask, Bench, OracleDraft, answer, finish, write_kin
 
+from fastslow import LLM, Escalation, GenerationError, Loop, Mode, SamplingParams, Speculation
 from fastslow.draft.base import BaseDrafter
 from fastslow.draft.registry import DRAFTERS, DrafterKind
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.core.request import Request
-from fastslow.engine.params import Escalation, Loop, Mode, SamplingParams, Speculation
 from fastslow.engine.types import RequestView, Tree
-from fastslow.llm import LLM
-from fastslow.output import GenerationError
 
 HUGE = 10**30
 

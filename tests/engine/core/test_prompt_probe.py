@@ -11,12 +11,9 @@ import torch
 from head_tools import tiny_weights, write_head
 from refusals import refused
 
-from fastslow.engine.params import SamplingParams, Speculation
-from fastslow.llm import LLM
+from fastslow import LLM, PromptFacts, ResumeState, SamplingParams, Speculation
 from fastslow.policies.auto import read_selector
 from fastslow.policies.learned_auto import LearnedModeRouter
-from fastslow.policies.mode_router import PromptFacts
-from fastslow.request.resume import ResumeState
 from fastslow.tools.prompts import Conversation, Task
 from fastslow.tools.tune.learned import hidden_states
 

@@ -8,12 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from schedule_tools import added, request, run, scheduler
 
+from fastslow import LLM, Escalation, Mode, SamplingParams
 from fastslow.engine.core.latency_budget import LATER, LEAST, PATIENCE, SHARE, WIDEST, LatencyBudget, RunEverything
 from fastslow.engine.core.request import EscalationState
 from fastslow.engine.core.request_parts import KVHistory
-from fastslow.engine.params import Escalation, Mode, SamplingParams
 from fastslow.engine.sampling.confidence import Confidence
-from fastslow.llm import LLM
 
 
 class Linear(RunEverything):

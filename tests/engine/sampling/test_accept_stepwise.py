@@ -7,10 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastslow.engine.params import Mode, SamplingParams, Speculation
+from fastslow import LLM, Mode, SamplingParams, Speculation
 from fastslow.engine.sampling.accept.lossy import LossyStepwise
 from fastslow.engine.types import OneHot, Tree
-from fastslow.llm import LLM
 
 V, END = 6, 5
 CLOSE = 4  # </think>
