@@ -81,11 +81,8 @@ def test_other_files_and_other_vocabularies_are_refused(path: Path, tmp_path: Pa
 @pytest.mark.parametrize(("name", "place", "value"), [
     *(("tokens", 0, 8), ("tokens", 0, -2), ("tokens", -1, 0)),
     *(("order", 0, 10), ("order", 0, 0), ("buckets", (3, 1), 99), ("buckets", (0, 0), 5)),
-    *(("sizes", (0, 0), 4), ("sizes", (0, 1), 5)),
-    ("buckets", None, lambda a: a[:-1]),
-    ("order", None, lambda a: a.astype(np.int64)),
-    ("order", None, lambda a: a.reshape(1, -1)),
-    ("sizes", None, None),
+    *(("sizes", (0, 0), 4), ("sizes", (0, 1), 5)), ("buckets", None, lambda a: a[:-1]),
+    ("order", None, lambda a: a.astype(np.int64)), ("order", None, lambda a: a.reshape(1, -1)), ("sizes", None, None),
 ])  # fmt: skip
 def test_a_seal_is_not_believed_alone(path: Path, name: str, place: Any, value: Any) -> None:
     """Whoever can write a file can seal it: no number of it may lead out of bounds."""
@@ -149,16 +146,14 @@ def reseal(path: Path, change: Callable[[dict[str, Any]], None], room: int = 0) 
 
 
 @pytest.mark.parametrize(("entry", "said"), [
-    ({}, None),
-    pytest.param({}, "begins between two numbers", id="a byte further on"),
+    ({}, None), pytest.param({}, "begins between two numbers", id="a byte further on"),
     ({"shape": [-1, 10]}, "a size that is no whole number"),
     ({"shape": [2**70, 0], "data_offsets": [0, 0]}, "cannot be understood"),
     ({"data_offsets": [-4, 36]}, "a size that is no whole number"),
     ({"data_offsets": [0, 2**62]}, "reaches outside the file"),
     ({"data_offsets": [0, 2**20], "shape": [2**18]}, "reaches outside the file"),
     ({"data_offsets": [2, 42]}, "begins between two numbers|reaches outside the file"),
-    ({"dtype": "F32"}, "cannot be understood"),
-    ([[[[]]]] * 3, "cannot be understood"),
+    ({"dtype": "F32"}, "cannot be understood"), ([[[[]]]] * 3, "cannot be understood"),
 ])  # fmt: skip
 def test_a_sealed_header_is_not_believed_either(path: Path, entry: Any, said: str | None) -> None:
     """The kernels read numbers where they lie."""

@@ -167,12 +167,9 @@ def test_a_tree_branches_by_counts_and_best_nodes_come_first() -> None:
     runs = MatchRuns([Fixed(3, [[1, 2, 3], [1, 2, 4], [1, 5], [6]])], [0], 9)
     tree = grow(runs, certain(), 9, 0.0)
     said = list(tree.scores or ())
-    assert dict(zip(node_paths(tree), said)) == pytest.approx(
-        {
-            (1,): 3 / 4, (6,): 1 / 4, (1, 2): 1 / 2, (1, 5): 1 / 4,
-            (1, 2, 3): 1 / 4, (1, 2, 4): 1 / 4,
-        }
-    )  # fmt: skip
+    assert dict(zip(node_paths(tree), said)) == pytest.approx({
+        (1,): 3 / 4, (6,): 1 / 4, (1, 2): 1 / 2, (1, 5): 1 / 4, (1, 2, 3): 1 / 4, (1, 2, 4): 1 / 4,
+    })  # fmt: skip
     assert said == sorted(said, reverse=True) and grow(runs, certain(), 2, 0.0).tokens == [1, 2]
     assert grow(runs, certain(), 9, 0.3).tokens == [1, 2] and grow(runs, certain(0.5), 9, 0.3).tokens == [1]
     assert grow(runs, certain(), 0, 0.0).tokens == grow(MatchRuns(), certain(), 5, 0.0).tokens == []

@@ -78,10 +78,8 @@ def test_pieces_of_n_answers_mix(llm: LLM, wish: Any) -> None:
     done.result(SOON)
     for *pieces, last in (
         list(llm.stream("The quick", params, speculation=wish)),
-        list(llm.submit("The quick", params, speculation=wish)),
-        asyncio.run(in_a_loop()),
-        list(done),
-    ):
+        list(llm.submit("The quick", params, speculation=wish)), asyncio.run(in_a_loop()), list(done),
+    ):  # fmt: skip
         assert last.output is not None and not last.token_ids and all(piece.output is None for piece in pieces)
         for index, choice in enumerate(whole.choices):
             assert last.output.choices[index].token_ids == choice.token_ids

@@ -127,14 +127,12 @@ def test_who_may_not(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("kind", "value", "words"), [
-    ("answer", "html", "as no hub does"),
-    ("answer", "loop", "cannot be reached"),
+    ("answer", "html", "as no hub does"), ("answer", "loop", "cannot be reached"),
     ("answer", "gone", "lacks a file that it lists"),
     ("size", 250_000, "had 2.* bytes, not 250000, and was removed: try again"),
     ("size", 1000, "brings more than its 1000 bytes"),
     ("sha256", "0" * 64, "had the sha256 .*, not 0+, and was removed: try again"),
-    ("etag", "../../../../elsewhere", "had its place outside of .*/cache, and was removed"),
-    ("cut", 100_000, ""),
+    ("etag", "../../../../elsewhere", "had its place outside of .*/cache, and was removed"), ("cut", 100_000, ""),
 ])  # fmt: skip
 def test_a_file_that_does_not_come_as_listed(
     kind: str, value: Any, words: str, hub: FakeHub, monkeypatch: pytest.MonkeyPatch

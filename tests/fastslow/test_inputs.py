@@ -32,24 +32,13 @@ def refused(pattern: str, call: Any, *arguments: Any, **options: Any) -> None:
 
 
 OUTSIDE: dict[str, tuple[Any, ...]] = {  # values of another type, or out of bounds
-    "max_tokens": (0, -5, "5", 5.0, True, None),
-    "min_tokens": (-1,),
-    "temperature": (-0.1, 101, math.nan, math.inf, "hot", False),
-    "top_k": (-2, 2.5),
-    "top_p": (0, 1.01, "x"),
-    "min_p": (-0.1, 1.5, []),
-    "repetition_penalty": (0, 1e-40, 101),
-    "presence_penalty": (2.1, "1"),
-    "frequency_penalty": (-2.1, None),
-    "logit_bias": ([1, 2],),
-    "stop": (5,),
-    "stop_token_ids": (3,),
-    "ignore_eos": (1,),
-    "seed": (-1, 2**63, 1.0),
-    "n": (0, 129),
-    "logprobs": (-1, 1001, True),
+    "max_tokens": (0, -5, "5", 5.0, True, None), "min_tokens": (-1,),
+    "temperature": (-0.1, 101, math.nan, math.inf, "hot", False), "top_k": (-2, 2.5), "top_p": (0, 1.01, "x"),
+    "min_p": (-0.1, 1.5, []), "repetition_penalty": (0, 1e-40, 101), "presence_penalty": (2.1, "1"),
+    "frequency_penalty": (-2.1, None), "logit_bias": ([1, 2],), "stop": (5,), "stop_token_ids": (3,),
+    "ignore_eos": (1,), "seed": (-1, 2**63, 1.0), "n": (0, 129), "logprobs": (-1, 1001, True),
     "prompt_logprobs": (-1, "2"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
@@ -87,32 +76,30 @@ def test_an_int_is_a_number_too_and_nothing_changes_afterwards() -> None:
         params.max_tokens = 0
 
 
-@pytest.mark.parametrize(("prompt", "pattern"), [
-    ("", r"^prompt='' is empty"),
-    ([], r"^prompt=\[\] is empty"),
-    (["ok", ""], r"^prompt='' is empty"),
-    ([[1, 2], []], r"^prompt=\[\] is empty"),
-    ([1, VOCAB], rf"^prompt token 1 is {VOCAB}, not an id in 0\.\.{VOCAB - 1}$"),
-    ([-1], r"^prompt token 0 is -1, not an id in 0\.\.319$"),
-    ([True, 1], r"^prompt token 0 is True, not an id"),
-    ([1, 2.0], r"^prompt token 1 is 2.0, not an id"),
-    ([1, "a"], r"^prompt token 1 is 'a', not an id"),
-    ([[1], 2], r"^prompt token 0 is \[1\], not an id"),
-    ([[1], [10**30]], r"not an id in 0\.\.319$"),
-    (5, r"^prompt must be text.*, not int$"),
-    (b"hi", r"^prompt must be text.*, not bytes$"),
-    ([b"hi"], r"^prompt must be text.*, not bytes$"),
-    ({"role": "user", "content": "x"}, r"^prompt must be text.*, not dict$"),
-    (np.array([1, 2]), r"^prompt must be text.*, not ndarray$"),
-    ([5] * 40, r"^prompt has 40 tokens; .* fit the context of 40$"),
-    ("word " * 100, r"^prompt has \d+ tokens; .* fit the context of 40$"),
-    ("a\ud800b", r"lone surrogate at position 1"),
-    ([{}], r"^messages\[0\]\.role is None; it must be one of system, user"),
-    ([{"role": "user"}], r"^messages\[0\]\.content is missing"),
-    ([{"role": "user", "content": None}], r"^messages\[0\]\.content is missing"),
-    ([USER, {"role": "user", "content": 5}], r"^messages\[1\]\.content is a int"),
-    ([[USER], [{"role": "x", "content": ""}]], r"^messages\[0\]\.role is 'x'"),
-], ids=lambda value: shown(value)[:40])  # fmt: skip
+@pytest.mark.parametrize(
+    ("prompt", "pattern"),
+    [
+        ("", r"^prompt='' is empty"), ([], r"^prompt=\[\] is empty"), (["ok", ""], r"^prompt='' is empty"),
+        ([[1, 2], []], r"^prompt=\[\] is empty"),
+        ([1, VOCAB], rf"^prompt token 1 is {VOCAB}, not an id in 0\.\.{VOCAB - 1}$"),
+        ([-1], r"^prompt token 0 is -1, not an id in 0\.\.319$"), ([True, 1], r"^prompt token 0 is True, not an id"),
+        ([1, 2.0], r"^prompt token 1 is 2.0, not an id"), ([1, "a"], r"^prompt token 1 is 'a', not an id"),
+        ([[1], 2], r"^prompt token 0 is \[1\], not an id"), ([[1], [10**30]], r"not an id in 0\.\.319$"),
+        (5, r"^prompt must be text.*, not int$"), (b"hi", r"^prompt must be text.*, not bytes$"),
+        ([b"hi"], r"^prompt must be text.*, not bytes$"),
+        ({"role": "user", "content": "x"}, r"^prompt must be text.*, not dict$"),
+        (np.array([1, 2]), r"^prompt must be text.*, not ndarray$"),
+        ([5] * 40, r"^prompt has 40 tokens; .* fit the context of 40$"),
+        ("word " * 100, r"^prompt has \d+ tokens; .* fit the context of 40$"),
+        ("a\ud800b", r"lone surrogate at position 1"),
+        ([{}], r"^messages\[0\]\.role is None; it must be one of system, user"),
+        ([{"role": "user"}], r"^messages\[0\]\.content is missing"),
+        ([{"role": "user", "content": None}], r"^messages\[0\]\.content is missing"),
+        ([USER, {"role": "user", "content": 5}], r"^messages\[1\]\.content is a int"),
+        ([[USER], [{"role": "x", "content": ""}]], r"^messages\[0\]\.role is 'x'"),
+    ],
+    ids=lambda value: shown(value)[:40],
+)  # fmt: skip
 def test_prompts(llm: LLM, prompt: Any, pattern: str) -> None:
     refused(pattern, llm.generate, prompt)
     if not isinstance(prompt, list):  # a list of prompts is refused by stream for being one

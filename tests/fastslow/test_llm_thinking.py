@@ -134,15 +134,11 @@ def test_pangus_tags_and_switch(tmp_path: Path) -> None:
 def test_a_batch_of_sixteen_modes_equals_its_solo_runs(llms: dict[str, LLM]) -> None:
     llm = llms["opening"]
     modes: list[Any] = [
-        "fast",
-        "deep",
-        {"base": "deep", "thinking_budget": 0},
+        "fast", "deep", {"base": "deep", "thinking_budget": 0},
         {"base": "deep", "thinking_budget": 5, "closing": PHRASE},
-        {"base": "deep", "thinking_budget": 9, "thinking_soft": 6},
-        {"base": "deep", "loop": True, "closing": PHRASE},
-        {"base": "fast", "thinking": "auto", "thinking_budget": 7},
-        Mode(base="deep", groups=2, thinking_budget=3),
-    ] * 2
+        {"base": "deep", "thinking_budget": 9, "thinking_soft": 6}, {"base": "deep", "loop": True, "closing": PHRASE},
+        {"base": "fast", "thinking": "auto", "thinking_budget": 7}, Mode(base="deep", groups=2, thinking_budget=3),
+    ] * 2  # fmt: skip
     chats = [[{"role": "user", "content": f"question {n}"}] for n in range(16)]
     params = [SamplingParams(max_tokens=24, ignore_eos=True)] * 8
     params += [p.model_copy(update={"temperature": 0.9, "seed": 5}) for p in params]

@@ -80,10 +80,8 @@ OWN = {"temperature": 0.6, "top_p": 0.9}  # a model's
 
 
 @pytest.mark.parametrize(("given", "cool", "found"), [
-    ({}, None, (0.6, 0.9, 256)),
-    ({"sampling": {"top_p": 0.5}}, None, (0.6, 0.5, 256)),
-    ({"sampling": {"temperature": 1}}, 0.2, (1, 0.9, 256)),
-    ({}, 0.2, (0.2, 0.9, 256)),
+    ({}, None, (0.6, 0.9, 256)), ({"sampling": {"top_p": 0.5}}, None, (0.6, 0.5, 256)),
+    ({"sampling": {"temperature": 1}}, 0.2, (1, 0.9, 256)), ({}, 0.2, (0.2, 0.9, 256)),
     ({"sampling_defaults": {"temperature": 0.7}}, None, (0.7, 0.9, 256)),
     ({"sampling": SamplingParams(max_tokens=3)}, None, (0, 1, 3)),
     ({"sampling": SamplingParams(max_tokens=3)}, 0.2, (0.2, 1, 3)),

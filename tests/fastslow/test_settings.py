@@ -62,11 +62,9 @@ def test_every_part_of_a_file_is_checked(mine: Path, other: Path, tmp_path: Path
     assert read_settings(path, mine) == NGRAM
     before = path.read_text("utf-8")
     for use in (
-        lambda: read_selector(path, other),
-        lambda: read_settings(path, other),
-        lambda: load_modes(other, FOUR, path),
+        lambda: read_selector(path, other), lambda: read_settings(path, other), lambda: load_modes(other, FOUR, path),
         lambda: add_settings(path, "other", other, modes=bot),
-    ):
+    ):  # fmt: skip
         refused("found with model 'mine'", use)
     assert path.read_text("utf-8") == before
 

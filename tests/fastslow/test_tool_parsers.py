@@ -57,33 +57,26 @@ PLAIN = {
 }
 CASES: dict[str, list[tuple[str, str, Calls]]] = {
     "hermes": [
-        (f"<tool_call>\n{F5}\n</tool_call>", "", F),
-        (f"<tool_call>{F5}</tool_call>\n", "", F),
+        (f"<tool_call>\n{F5}\n</tool_call>", "", F), (f"<tool_call>{F5}</tool_call>\n", "", F),
         (f"A.\n<tool_call>\n{F5}\n</tool_call>", "A.", F),
         (f"A\n<tool_call>\n{F5}\n</tool_call>\n<tool_call>\n{G}\n</tool_call> B", "A\n\n B", BOTH),
         (f"<tool_call>oh <tool_call>{F5}</tool_call>", "<tool_call>oh", F),
         ('<tool_call>{"name": "f", "arguments": {"b": 5', "", [("f", '{"b": 5')]),
         ('<tool_call>{"name": "f", "arguments": {"a": "\\', "", [("f", '{"a": "\\')]),
-        (f"<tool_call>{F5}\n</tool_", "", F),
-        (f"<tool_call>{F5}", "", F),
-        (f"<tool_call>{F5} more", "more", F),
+        (f"<tool_call>{F5}\n</tool_", "", F), (f"<tool_call>{F5}", "", F), (f"<tool_call>{F5} more", "more", F),
         (f"<tool_call>{F5[:-1]}</tool_call>", "", F),
     ],
     "generic": [(f"<tool_call>\n{F5}\n</tool_call>", "", F)],
     "pangu": [
-        (f"A[unused11][{F5}][unused12]", "A", F),
-        (f"[unused11][{F5}, {G}][unused12]B", "B", BOTH),
+        (f"A[unused11][{F5}][unused12]", "A", F), (f"[unused11][{F5}, {G}][unused12]B", "B", BOTH),
         (f"[unused11][{F5}]", "", F),
     ],
     "llama3": [
-        (F5.replace("arguments", "parameters"), "", F),
-        (f"\n{F5}; {G}", "", BOTH),
-        (f"<|python_tag|>{F5}", "", F),
+        (F5.replace("arguments", "parameters"), "", F), (f"\n{F5}; {G}", "", BOTH), (f"<|python_tag|>{F5}", "", F),
     ],
     "mistral": [(f"[TOOL_CALLS] [{F5}, {G}]", "", BOTH)],
     "harmony": [
-        (f"{MARK}f <|constrain|>json<|message|>{B5}<|call|>", "", F),
-        (f"{MARK}f json<|message|>{B5}", "", F),
+        (f"{MARK}f <|constrain|>json<|message|>{B5}<|call|>", "", F), (f"{MARK}f json<|message|>{B5}", "", F),
         (f'{MARK}f json<|message|>{{"b', "", [("f", '{"b')]),
         (f"{MARK}f<|message|>{B5}<|call|>{MARK}get_it-2<|message|>{GA}<|end|>so", "so", BOTH),
     ],
@@ -93,7 +86,7 @@ CASES: dict[str, list[tuple[str, str, Calls]]] = {
         ("<tool_call><function=f>\n<parameter=b>\n5\n", "", [("f", "{")]),
         ("<tool_call><function=f>\n<parameter=c>\n1\n</parameter>\n</function>", "", [("f", '{"c": "1"}')]),
     ],
-}
+}  # fmt: skip
 ALL: list[tuple[str, str, str, Calls]] = []
 ALL += [(name, text, text, []) for name, texts in PLAIN.items() for text in texts]
 ALL += [(name, *case) for name, cases in CASES.items() for case in cases]
@@ -137,10 +130,8 @@ values = st.recursive(
 
 @given(
     name=st.sampled_from(["hermes", "pangu", "llama3", "mistral"]),
-    each=st.lists(objects_of(values), min_size=1, max_size=3),
-    ascii=st.booleans(),
-    indent=st.sampled_from([None, 2]),
-)
+    each=st.lists(objects_of(values), min_size=1, max_size=3), ascii=st.booleans(), indent=st.sampled_from([None, 2]),
+)  # fmt: skip
 def test_whatever_arguments_are_written_is_read(
     name: str, each: list[dict[str, Any]], ascii: bool, indent: int | None
 ) -> None:
@@ -159,12 +150,10 @@ def test_whatever_arguments_are_written_is_read(
 def test_names_come_first_and_arguments_as_they_are_written() -> None:
     parser = ToolParser(BY_NAME["hermes"], FUNCTIONS)
     for text, events in (
-        ('<tool_call>{"name": "f", "arguments": ', []),
-        ('{"b"', [("call", "f"), ("arguments", '{"b"')]),
-        (": 5", [("arguments", ": 5")]),
-        ("}}", [("arguments", "}")]),
+        ('<tool_call>{"name": "f", "arguments": ', []), ('{"b"', [("call", "f"), ("arguments", '{"b"')]),
+        (": 5", [("arguments", ": 5")]), ("}}", [("arguments", "}")]),
         (f"</tool_call><tool_call>{G}", [("call", "get_it-2"), ("arguments", GA)]),
-    ):
+    ):  # fmt: skip
         assert parser.push(text) == events
     assert parser.finish() == []
 

@@ -64,10 +64,8 @@ def test_words_and_what_a_document_adds() -> None:
 @pytest.mark.parametrize(("text", "says"), [
     ({"weights": {"lenght": 1.0}}, "'lenght' is unknown; did you mean 'length'"),
     ({"weights": {}, "bias": "x"}, "bias='x' must be"),
-    ({"weights": {}, "code": "import os"}, "field 'code' is unknown"),
-    ("{", "is not valid JSON"),
-    ("[]", "must hold a JSON object"),
-    ('{"auto": 3}', "auto Input should be a valid dictionary"),
+    ({"weights": {}, "code": "import os"}, "field 'code' is unknown"), ("{", "is not valid JSON"),
+    ("[]", "must hold a JSON object"), ('{"auto": 3}', "auto Input should be a valid dictionary"),
     (None, "cannot be read"),
 ])  # fmt: skip
 def test_a_bad_selector_is_refused(text: Any, says: str, tmp_path: Path) -> None:

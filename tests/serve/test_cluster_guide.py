@@ -26,11 +26,9 @@ PAGE = ROOT / "docs" / "guide" / "cluster.md"
 SUPPORT = ROOT / "tests" / "support"
 FIRST = "10.0.0.1"  # on the page
 HOSTS = {  # by how blocks begin
-    "# on the first machine": ["first"],
-    "# on each other machine": ["other"],
-    "# on any machine": ["client"],
+    "# on the first machine": ["first"], "# on each other machine": ["other"], "# on any machine": ["client"],
     "# on each machine": ["other", "first"],
-}
+}  # fmt: skip
 QUICK = {'"max_tokens": 300': '"max_tokens": 3000', "sleep 3": "sleep 0.4"}  # as a tiny model is
 KV = ["--kv-memory", "32MiB"]
 SMALL = "--object-store-memory=80000000"  # of each node

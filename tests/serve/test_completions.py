@@ -66,14 +66,11 @@ def test_streamed_log_probabilities_are_those_of_the_whole(http: httpx.Client) -
 
 
 @pytest.mark.parametrize(("fields", "said"), [
-    ({"suffix": "end"}, "field 'suffix' is unknown"),
-    ({"best_of": 2}, "best_of=2 must be at most n=1"),
-    ({"prompt": []}, "prompt is empty"),
-    ({"prompt": ["a", ""]}, "prompt is empty"),
+    ({"suffix": "end"}, "field 'suffix' is unknown"), ({"best_of": 2}, "best_of=2 must be at most n=1"),
+    ({"prompt": []}, "prompt is empty"), ({"prompt": ["a", ""]}, "prompt is empty"),
     ({"prompt": "a", "n": 17}, "n=17 must be at most 16"),
     ({"prompt": ["a"] * 9, "n": 2}, "n=2 for each of 9 prompts must be at most 16"),
-    ({"prompt": [99999]}, "prompt token 0"),
-    ({"prompt": [99999], "echo": True}, "99999"),
+    ({"prompt": [99999]}, "prompt token 0"), ({"prompt": [99999], "echo": True}, "99999"),
     ({"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs are for chats"),
 ])  # fmt: skip
 def test_what_is_refused(http: httpx.Client, fields: dict[str, Any], said: str) -> None:

@@ -129,12 +129,9 @@ def test_thoughts_stay_in_the_prompt(engine: Engine, run: Run) -> None:
 
 
 @pytest.mark.parametrize(("ask", "said"), [
-    (asked(mode="dep"), "mode='dep' is unknown; did you mean 'deep'"),
-    (asked(sampling={"top_p": 5}), "top_p=5"),
-    (asked(prompt=[999999]), "999999"),
-    (asked(prompt="one " * 9000), "4096"),
-    (asked(sampling={"seed": 2**70}), "seed=|64 bits"),
-    (asked(prompt="one \ud800"), "."),
+    (asked(mode="dep"), "mode='dep' is unknown; did you mean 'deep'"), (asked(sampling={"top_p": 5}), "top_p=5"),
+    (asked(prompt=[999999]), "999999"), (asked(prompt="one " * 9000), "4096"),
+    (asked(sampling={"seed": 2**70}), "seed=|64 bits"), (asked(prompt="one \ud800"), "."),
 ])  # fmt: skip
 def test_what_does_not_fit_is_a_value_error(engine: Engine, ask: GenerateRequest, said: str, run: Run) -> None:
     refused(said, run, pieces_of(engine, ask))

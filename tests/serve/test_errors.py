@@ -28,17 +28,11 @@ def error_of(answer: httpx.Response) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("content", "said"), [
-    (b"", "the body is empty"),
-    (b"{", "expecting property name"),
-    (b"null", "the body=None must be an object"),
-    (b"\xff\xfe", "is not UTF-8"),
-    (b"{} {}", "extra data"),
-    (b'{"temperature": NaN}', "NaN is no number"),
-    (b'{"temperature": 1e400}', "too large"),
-    (b'{"seed": ' + b"9" * 5000 + b"}", "too many digits"),
+    (b"", "the body is empty"), (b"{", "expecting property name"), (b"null", "the body=None must be an object"),
+    (b"\xff\xfe", "is not UTF-8"), (b"{} {}", "extra data"), (b'{"temperature": NaN}', "NaN is no number"),
+    (b'{"temperature": 1e400}', "too large"), (b'{"seed": ' + b"9" * 5000 + b"}", "too many digits"),
     (b'{"messages": [{"role": "user", "content": "\\udead"}]}', "lone surrogate"),
-    (f'{{"messages": {DEEP}}}'.encode(), "nests deeper than 100"),
-    (b"[" * 1_000_000, "nests deeper than 100"),
+    (f'{{"messages": {DEEP}}}'.encode(), "nests deeper than 100"), (b"[" * 1_000_000, "nests deeper than 100"),
 ])  # fmt: skip
 def test_bodies_that_are_no_json(http: httpx.Client, content: bytes, said: str) -> None:
     kind = {"content-type": "application/json; charset=utf-8"}

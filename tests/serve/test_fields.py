@@ -168,13 +168,9 @@ KEPT, LEFT = {"clear_thinking": False}, {"clear_thinking": True}
 
 
 @pytest.mark.parametrize(("card", "usual", "fields", "keeps", "variables"), [
-    (CARD, False, {}, False, None),
-    (CARD, False, {"keep_thoughts": True}, True, None),
-    (CARD, True, {}, True, None),
-    (CARD, True, {"keep_thoughts": False}, False, None),
-    (KEEPS, False, {}, False, None),
-    (KEEPS, False, {"keep_thoughts": True}, False, KEPT),
-    (KEEPS, False, {"keep_thoughts": False}, False, LEFT),
+    (CARD, False, {}, False, None), (CARD, False, {"keep_thoughts": True}, True, None), (CARD, True, {}, True, None),
+    (CARD, True, {"keep_thoughts": False}, False, None), (KEEPS, False, {}, False, None),
+    (KEEPS, False, {"keep_thoughts": True}, False, KEPT), (KEEPS, False, {"keep_thoughts": False}, False, LEFT),
     (KEEPS, True, {}, False, KEPT),
     (KEEPS, False, {"keep_thoughts": True, "chat_template_kwargs": LEFT}, False, LEFT),
 ])  # fmt: skip
@@ -216,13 +212,11 @@ def test_defaults_give_way_to_the_mode_and_the_client() -> None:
 @pytest.mark.parametrize(("kind", "fields"), [
     (ChatRequest, {"messages": [{"role": "user", "content": [1] * 9999}]}),
     (ChatRequest, {"messages": [{"role": "user", "content": 1}] * 9999}),
-    (ChatRequest, {"messages": [], "tools": [1] * 9999}),
-    (ChatRequest, {"messages": [], "stop": [1] * 9999}),
+    (ChatRequest, {"messages": [], "tools": [1] * 9999}), (ChatRequest, {"messages": [], "stop": [1] * 9999}),
     (ChatRequest, {"messages": [], "stop_token_ids": ["x"] * 999}),
     (ChatRequest, {"messages": [], "guided_choice": [1] * 999}),
     (ChatRequest, {"messages": [], "logit_bias": {str(i): "x" for i in range(20_001)}}),
-    (CompletionRequest, {"prompt": [*[1] * 9999, "x"]}),
-    (CompletionRequest, {"prompt": [["x"] * 9999]}),
+    (CompletionRequest, {"prompt": [*[1] * 9999, "x"]}), (CompletionRequest, {"prompt": [["x"] * 9999]}),
     (TokenizeRequest, {"tools": [1] * 9999}),
 ])  # fmt: skip
 def test_only_the_first_of_many_wrong_values_is_looked_at(kind: type[BaseModel], fields: dict[str, Any]) -> None:
@@ -242,10 +236,8 @@ OWN = replace(CARD, sampling={"temperature": 0.2, "top_p": 0.9})
 
 
 @pytest.mark.parametrize(("card", "given", "found", "whose"), [
-    (CARD, None, {"temperature": 1.0}, "OpenAI's"),
-    (OWN, None, OWN.sampling, "the model's own"),
-    (OWN, 0.7, {"temperature": 0.7, "top_p": 0.9}, "the settings"),
-    (CARD, 0.7, {"temperature": 0.7}, "the settings"),
+    (CARD, None, {"temperature": 1.0}, "OpenAI's"), (OWN, None, OWN.sampling, "the model's own"),
+    (OWN, 0.7, {"temperature": 0.7, "top_p": 0.9}, "the settings"), (CARD, 0.7, {"temperature": 0.7}, "the settings"),
 ])  # fmt: skip
 def test_a_request_without_sampling_has_the_model_s_own_unless_the_settings_say_it(
     card: ModelCard, given: float | None, found: dict[str, Any], whose: str, logged: list[str]

@@ -15,13 +15,10 @@ from guide_desk import MODEL, Desk, needs_programs, write_model
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "guide" / "serving.md"
 SAID = {  # what the curl commands of the page bring
-    "/v1/chat/completions": '"object":"chat.completion"',
-    "/health": '{"status":"ok"}',
-    "/ready": '{"ready":true,"why":""}',
-    "/version": f'"model":"{MODEL}"',
-    "/metrics": "vllm:spec_decode_num_accepted_tokens_total",
-    "/v1/models": f'"id":"{MODEL}:fast"',
-}
+    "/v1/chat/completions": '"object":"chat.completion"', "/health": '{"status":"ok"}',
+    "/ready": '{"ready":true,"why":""}', "/version": f'"model":"{MODEL}"',
+    "/metrics": "vllm:spec_decode_num_accepted_tokens_total", "/v1/models": f'"id":"{MODEL}:fast"',
+}  # fmt: skip
 
 
 @pytest.fixture

@@ -176,13 +176,9 @@ def test_a_refused_request_says_why_and_shows_no_text_of_it(path: Path, opened: 
     said = []
     with client() as ours:
         for fields in (
-            {"temperature": -1},
-            {"temprature": 1},
-            {"prompt": {"a": SECRET, "b": 'it\'s a "secret"'}},
-            {"prompt": SECRET, "stop": {"x": SECRET * 9}},
-            {"prompt": [[7654, 4567], "x", 7654]},
-            {"model": SECRET},
-        ):
+            {"temperature": -1}, {"temprature": 1}, {"prompt": {"a": SECRET, "b": 'it\'s a "secret"'}},
+            {"prompt": SECRET, "stop": {"x": SECRET * 9}}, {"prompt": [[7654, 4567], "x", 7654]}, {"model": SECRET},
+        ):  # fmt: skip
             answer = ours.post(ASK, json={"prompt": SECRET, **fields})
             assert answer.status_code in (400, 404)
             said.append(answer.json()["error"]["message"])

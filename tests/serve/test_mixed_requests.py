@@ -43,30 +43,23 @@ MODES = (*CONTINUED, *CONTINUED, *ESCALATED)
 POINT = {"type": "object", "properties": {"x": {"type": "integer"}, "on": {"type": "boolean"}},
     "required": ["x"], "additionalProperties": False}  # fmt: skip
 GRAMMARS: tuple[dict[str, Any], ...] = (
-    {"json_schema": POINT},
-    {"json_object": True},
-    {"regex": "(ab|cd|e){3,20}(<think>|</think>)?[0-9]{2}é"},
-    {"regex": ".{0,12}"},
-    {"choice": ["yes", "no", "not now", "nothing at all"]},
-    {"lark": 'start: s\ns: s s | s s s | "a" | "The " |'},
-    {"gbnf": 'root ::= "<" [a-c]+ ">" root | "!"'},
+    {"json_schema": POINT}, {"json_object": True}, {"regex": "(ab|cd|e){3,20}(<think>|</think>)?[0-9]{2}é"},
+    {"regex": ".{0,12}"}, {"choice": ["yes", "no", "not now", "nothing at all"]},
+    {"lark": 'start: s\ns: s s | s s s | "a" | "The " |'}, {"gbnf": 'root ::= "<" [a-c]+ ">" root | "!"'},
 )  # fmt: skip
 # Fields of a mode that steer thoughts, with values; each is given to some requests.
 STEERING: dict[str, tuple[Any, ...]] = {
-    "thinking_budget": (0, 3, 9, 30),
-    "closing": ("\nNow.\n", "So</think>It is"),
+    "thinking_budget": (0, 3, 9, 30), "closing": ("\nNow.\n", "So</think>It is"),
     "loop": (True, {"times": 2, "least": 16, "stale": 20, "answer": True}, {"stale": 16}),
     "answer_room": (1, 5, 12, "auto"),
     "confidence": (
-        {"every": 2, "tokens": 1, "sure": 0},
-        {"every": 7, "tokens": 3, "sure": 0},
+        {"every": 2, "tokens": 1, "sure": 0}, {"every": 7, "tokens": 3, "sure": 0},
         {"every": 5, "prefix": "It", "tokens": 2, "times": 1, "sure": 0.005},
     ),
-    "warn_at": (0.1, 0.5),
-    "turn_budget": (2, 12, 40),
+    "warn_at": (0.1, 0.5), "turn_budget": (2, 12, 40),
     "thought": ({"temperature": 1.1}, {"frequency_penalty": 1.0, "temperature": 0}, {"top_k": 2}),
     "answer": ({"temperature": 0}, {"temperature": 0.9, "min_p": 0.1}, {"presence_penalty": 1.0}),
-}
+}  # fmt: skip
 TURN: list[dict[str, Any]] = [
     {"role": "assistant", "content": "", "reasoning_content": "I look. ", "tool_calls": [
         {"id": "a", "type": "function", "function": {"name": "clock", "arguments": {}}}]},
@@ -104,13 +97,9 @@ class Wishes:
         elif grammar is not None:
             sampling["grammar"] = grammar
         for name, values in (
-            ("n", (2, 3)),
-            ("stop", (["e"], ["us", "th "], ['"'], ["\n", "</think>"])),
-            ("stop_token_ids", ([7, 90], [60])),
-            ("min_tokens", (1, 3)),
-            ("ignore_eos", (True,)),
-            ("logprobs", (1,)),
-        ):
+            ("n", (2, 3)), ("stop", (["e"], ["us", "th "], ['"'], ["\n", "</think>"])),
+            ("stop_token_ids", ([7, 90], [60])), ("min_tokens", (1, 3)), ("ignore_eos", (True,)), ("logprobs", (1,)),
+        ):  # fmt: skip
             if draw.random() < 0.25:
                 sampling[name] = draw.choice(values)
         sampling["min_tokens"] = min(sampling.get("min_tokens", 0), sampling["max_tokens"])

@@ -214,9 +214,7 @@ def test_many_at_once(url: str) -> None:
 
 
 @pytest.mark.parametrize("fields", [
-    {},
-    {"system": "Be brief.", "thinking": {"type": "disabled"}},
-    {"tools": TOOLS, "tool_choice": {"type": "none"}},
+    {}, {"system": "Be brief.", "thinking": {"type": "disabled"}}, {"tools": TOOLS, "tool_choice": {"type": "none"}},
     {"thinking": {"type": "adaptive"}},
 ])  # fmt: skip
 def test_tokens_of_messages_are_counted_as_they_are_used(served_by: Clients, fields: dict[str, Any]) -> None:

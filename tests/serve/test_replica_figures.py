@@ -19,11 +19,8 @@ SERIES = {
 def test_sums_stay_and_the_gone_are_counted() -> None:
     sums = StatsSum()
     for there, *wanted in (
-        ({"a": 1, "b": 2}, 30, 3, 0),
-        ({"b": 2}, 30, 2, 1),
-        ({"b": 2, "c": 3}, 60, 5, 1),
-        ({}, 60, 0, 3),
-    ):
+        ({"a": 1, "b": 2}, 30, 3, 0), ({"b": 2}, 30, 2, 1), ({"b": 2, "c": 3}, 60, 5, 1), ({}, 60, 0, 3),
+    ):  # fmt: skip
         found = sums.of({id: figures_of(n) for id, n in there.items()})
         assert [found[name] for name in ("tokens", "running", "replicas_gone")] == wanted
         assert set(found["replicas"]) == set(there) and found["pages"] == 100 * len(there)

@@ -59,12 +59,9 @@ def test_a_required_call_is_the_same_under_every_drafter_in_every_protocol(
     opened = "opened" in request.node.name
     assert plain.tokens[2] == 3 if opened else plain.tokens[2] <= 3
     for protocol, streamed, drafter in (
-        ("messages", True, "ngram"),
-        ("responses", True, "auto"),
-        ("chat", True, "self"),
-        ("messages", False, "auto"),
+        ("messages", True, "ngram"), ("responses", True, "auto"), ("chat", True, "self"), ("messages", False, "auto"),
         ("responses", False, "auto"),
-    ):
+    ):  # fmt: skip
         assert served_by.ask(protocol, streamed, **fields, speculation=drafter) == plain, protocol
 
 

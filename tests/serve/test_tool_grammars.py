@@ -27,13 +27,10 @@ PLACE = {
     "properties": {
         "city": {"type": "string", "enum": ["Köln", 'a "b" <c>', "</tool_call>"]},
         "days": {"type": "integer", "minimum": 1, "maximum": 99},
-        "parts": {"type": "array", "items": {"$ref": "#/$defs/part"}, "maxItems": 2},
-        "sure": {"type": "boolean"},
+        "parts": {"type": "array", "items": {"$ref": "#/$defs/part"}, "maxItems": 2}, "sure": {"type": "boolean"},
     },
-    "required": ["city", "sure"],
-    "additionalProperties": False,
-    "$defs": {"part": {"enum": [1, None, "x"]}},
-}
+    "required": ["city", "sure"], "additionalProperties": False, "$defs": {"part": {"enum": [1, None, "x"]}},
+}  # fmt: skip
 TOOLS = [
     Tool("get_weather", "", PLACE, True),
     Tool("get", parameters={"properties": {}, "additionalProperties": False}),

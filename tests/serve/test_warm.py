@@ -87,14 +87,11 @@ def test_files_of_prefixes(tmp_path: Path) -> None:
     plain.write_bytes("\ufeffone\r\ntwo\n\n".encode())
     assert read_warm(plain) == [{"role": "system", "content": "one\ntwo\n"}]
     for name, data, said in (
-        ("b.json", b"{", "is not JSON"),
-        ("b.json", b"[" * 100_000, "is not JSON"),
+        ("b.json", b"{", "is not JSON"), ("b.json", b"[" * 100_000, "is not JSON"),
         ("c.json", b'{"messages": []}', "must hold a list of messages"),
-        ("d.json", b'["x"]', "must hold a list of messages"),
-        ("e.txt", b" \n", "is empty"),
-        ("f.txt", b"\xff\xfe", "cannot be read"),
-        ("g.txt", b"x" * (4 * 2**20 + 1), "more than 4194304 bytes"),
-    ):
+        ("d.json", b'["x"]', "must hold a list of messages"), ("e.txt", b" \n", "is empty"),
+        ("f.txt", b"\xff\xfe", "cannot be read"), ("g.txt", b"x" * (4 * 2**20 + 1), "more than 4194304 bytes"),
+    ):  # fmt: skip
         (tmp_path / name).write_bytes(data)
         refused(said, read_warm, tmp_path / name)
     refused("cannot be read: No such file", read_warm, tmp_path / "missing")

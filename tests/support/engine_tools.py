@@ -121,18 +121,15 @@ class Bench:
             prompt=EncodedPrompt(list(ask.tokens)),
             params=ask.params,
             thought_params=ask.thought,
-            drafting=Drafting(Speculation(drafter=ask.drafter), FixedLength(0 if ask.drafter == "off" else ask.nodes)),
-            stopper=Stopper(ask.params, end_ids, room, Detokenizer(words) if words else None),
-            groups=ask.groups,
-            seed=ask.seed,
-            max_len=max_len,
-            end_ids=end_ids,
-            thinking=ask.bound.of(words, len(ask.tokens)) if ask.bound and words else None,
-            grammar=grammar,
-            rule=RULES[ask.rule],
-            reproducible=ask.rule == "reproducible",
+            drafting=Drafting(
+                Speculation(drafter=ask.drafter), FixedLength(0 if ask.drafter == "off" else ask.nodes),
+            ),
+            stopper=Stopper(ask.params, end_ids, room, Detokenizer(words) if words else None), groups=ask.groups,
+            seed=ask.seed, max_len=max_len, end_ids=end_ids,
+            thinking=ask.bound.of(words, len(ask.tokens)) if ask.bound and words else None, grammar=grammar,
+            rule=RULES[ask.rule], reproducible=ask.rule == "reproducible",
             **request_fields({"rope_length": self.model.config.rope_length(max_len), **more}),
-        )
+        )  # fmt: skip
 
     @cached_property
     def kit(self) -> GrammarKit:

@@ -60,13 +60,11 @@ NAMES = (*THERE, "auto", "+".join(THERE), "|".join(THERE))  # all that can be as
 
 
 SETTINGS = {  # and whether the prompts' beginnings are cached
-    "one batch": (Setting(), False),
-    "three at a time, chunks of 3": (Setting(max_running=3, prompt_rows=3), False),
-    "prefix hit": (Setting(), True),
-    "few pages, small chunks": (Setting(pages=26, prompt_rows=5), False),
+    "one batch": (Setting(), False), "three at a time, chunks of 3": (Setting(max_running=3, prompt_rows=3), False),
+    "prefix hit": (Setting(), True), "few pages, small chunks": (Setting(pages=26, prompt_rows=5), False),
     "few pages, prefix hit": (Setting(pages=30), True),
     "pages of 1, few": (Setting(pages=104, page_size=1, prompt_rows=9), True),
-}
+}  # fmt: skip
 
 
 def make_bench(

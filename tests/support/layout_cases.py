@@ -35,10 +35,7 @@ CASES = {
     "a path after a text": [segment(np.concatenate((text([6, 2], 11), [19 + 8 * 4, 51, 60])), 13)],
     "a path that looks aligned at its ends": [segment(np.concatenate((text([6], 4), [53, 52, 54, 55])), 7)],
     "all kinds": [
-        segment(text([3, 1, 2], 21), 0),
-        segment(text([4], 5), 4),
-        segment(text([5, 6, 7], 20), 13, TREE),
-        segment(np.array([80, 9, 94]), 2),
-        segment(text([8], 3), 2),
+        segment(text([3, 1, 2], 21), 0), segment(text([4], 5), 4), segment(text([5, 6, 7], 20), 13, TREE),
+        segment(np.array([80, 9, 94]), 2), segment(text([8], 3), 2),
     ],
-}
+}  # fmt: skip

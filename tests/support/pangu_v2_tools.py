@@ -16,11 +16,9 @@ MOE: dict[str, Any] = {
     "param_sink_number": 5, "param_sink_with_value": True, "num_mtp_layers": 1,
 }  # fmt: skip
 PUBLISHED = {  # names in files, by the engine's
-    ".mlp.shared_expert.": ".mlp.shared_experts.",
-    ".self_attn.k_norm.": ".self_attn.k_layernorm.",
-    ".pre_feedforward_layernorm.": ".pre_mlp_layernorm.",
-    ".post_feedforward_layernorm.": ".post_mlp_layernorm.",
-}
+    ".mlp.shared_expert.": ".mlp.shared_experts.", ".self_attn.k_norm.": ".self_attn.k_layernorm.",
+    ".pre_feedforward_layernorm.": ".pre_mlp_layernorm.", ".post_feedforward_layernorm.": ".post_mlp_layernorm.",
+}  # fmt: skip
 
 
 def tensors(config: dict[str, Any], seed: int = 0) -> dict[str, Tensor]:

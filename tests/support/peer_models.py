@@ -35,36 +35,26 @@ SCALES = {"mscale": 0.9, "mscale_all_dim": 0.4, "beta_fast": 20.0, "beta_slow": 
 
 # Class of transformers, and the fields of each shape; the first of a class runs by default.
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("Llama", {}),
-    "llama biases tied": ("Llama", {**BIASED, **TIED, "mlp_bias": True}),
-    "llama linear": ("Llama", rope("linear", factor=3.0)),
-    "llama yarn": ("Llama", yarn(8.0)),
+    "llama": ("Llama", {}), "llama biases tied": ("Llama", {**BIASED, **TIED, "mlp_bias": True}),
+    "llama linear": ("Llama", rope("linear", factor=3.0)), "llama yarn": ("Llama", yarn(8.0)),
     "llama yarn factor": ("Llama", yarn(4.0, attention_factor=0.7, truncate=False)),
-    "llama yarn mscale": ("Llama", yarn(6.0, **SCALES)),
-    "mistral": ("Mistral", {"sliding_window": 7}),
+    "llama yarn mscale": ("Llama", yarn(6.0, **SCALES)), "mistral": ("Mistral", {"sliding_window": 7}),
     "mistral no window": ("Mistral", {"sliding_window": None, "head_dim": 24}),
-    "mistral window of one": ("Mistral", {"sliding_window": 1, **TIED}),
-    "qwen2": ("Qwen2", LATE),
-    "qwen2 tied": ("Qwen2", {"sliding_window": 9, **TIED}),
-    "qwen2 types": ("Qwen2", {**LATE, "layer_types": TYPES}),
-    "qwen2 yarn": ("Qwen2", yarn(4.0)),
-    "qwen3": ("Qwen3", {"head_dim": 24, **TIED}),
-    "qwen3 biases": ("Qwen3", {"head_dim": 16, **BIASED}),
-    "qwen3 windows": ("Qwen3", {"head_dim": 32, **LATE}),
-    "qwen3 yarn": ("Qwen3", {"head_dim": 16, **yarn(4.0)}),
-    "smollm3": ("SmolLM3", {"no_rope_layer_interval": 2}),
+    "mistral window of one": ("Mistral", {"sliding_window": 1, **TIED}), "qwen2": ("Qwen2", LATE),
+    "qwen2 tied": ("Qwen2", {"sliding_window": 9, **TIED}), "qwen2 types": ("Qwen2", {**LATE, "layer_types": TYPES}),
+    "qwen2 yarn": ("Qwen2", yarn(4.0)), "qwen3": ("Qwen3", {"head_dim": 24, **TIED}),
+    "qwen3 biases": ("Qwen3", {"head_dim": 16, **BIASED}), "qwen3 windows": ("Qwen3", {"head_dim": 32, **LATE}),
+    "qwen3 yarn": ("Qwen3", {"head_dim": 16, **yarn(4.0)}), "smollm3": ("SmolLM3", {"no_rope_layer_interval": 2}),
     "smollm3 list": ("SmolLM3", {"no_rope_layers": [0, 1, 1, 0], **UNTIED, **BIASED}),
     "smollm3 windows": ("SmolLM3", {**LATE, "sliding_window": 6, "mlp_bias": True}),
-    "qwen3_moe": ("Qwen3Moe", {**NORMED, "mlp_only_layers": [1]}),
-    "qwen3_moe as they are": ("Qwen3Moe", PLAIN),
+    "qwen3_moe": ("Qwen3Moe", {**NORMED, "mlp_only_layers": [1]}), "qwen3_moe as they are": ("Qwen3Moe", PLAIN),
     "qwen3_moe step": ("Qwen3Moe", {**PLAIN, **STEP, **TIED}),
     "qwen3_moe step and list": ("Qwen3Moe", {**NORMED, **STEP, "mlp_only_layers": [3]}),
-    "qwen3_moe windows": ("Qwen3Moe", {**MOE, **BIASED, **LATE, "max_window_layers": 0}),
-    "gpt_oss": ("GptOss", OSS),
+    "qwen3_moe windows": ("Qwen3Moe", {**MOE, **BIASED, **LATE, "max_window_layers": 0}), "gpt_oss": ("GptOss", OSS),
     "gpt_oss types": ("GptOss", {**OSS, **TIED, "layer_types": TYPES, "swiglu_limit": 1.5}),
     "gpt_oss one expert": ("GptOss", {**OSS, "num_experts_per_tok": 1, "attention_bias": False}),
     "gpt_oss plain rotary": ("GptOss", {**OSS, **rope("default")}),
-}
+}  # fmt: skip
 FIRST = tuple({kind: name for name, (kind, _) in reversed(SHAPES.items())}.values())
 
 

@@ -167,16 +167,13 @@ TOOL_TEMPLATES = {
 WEATHER: dict[str, Any] = {
     "type": "function",
     "function": {
-        "name": "get_weather",
-        "description": "What the weather is like.",
+        "name": "get_weather", "description": "What the weather is like.",
         "parameters": {
-            "type": "object",
-            "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
-            "required": ["city"],
-            "additionalProperties": False,
+            "type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
+            "required": ["city"], "additionalProperties": False,
         },
     },
-}
+}  # fmt: skip
 CLOCK: dict[str, Any] = {
     "type": "function",
     "function": {

@@ -77,11 +77,8 @@ def test_groups(noun: str, tiny: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("arguments", "says"), [
-    (["--modes"], "--tasks is missing"),
-    (["--groups"], "--prompts is missing"),
-    ([], "--prompts is missing"),
-    (["--modes", "--groups"], "give one of them"),
-    (["--modes", "--tasks", "absent.jsonl"], "cannot be read"),
+    (["--modes"], "--tasks is missing"), (["--groups"], "--prompts is missing"), ([], "--prompts is missing"),
+    (["--modes", "--groups"], "give one of them"), (["--modes", "--tasks", "absent.jsonl"], "cannot be read"),
     (["--modes", "--tasks", "few.jsonl"], "1 graded tasks are too few"),
 ])  # fmt: skip
 def test_what_is_missing_is_told(

@@ -30,23 +30,15 @@ def drafted(part: int, forwards: int, rate: float) -> Sample:
 def found() -> TuneResult:
     """Plain decoding has 10 tokens/s, ngram · 2 has 15, ngram · 8 has 8."""
     return TuneResult(
-        model="tiny <1>",
-        batch=1,
-        mode="deep",
-        prompts=4,
-        sampling=SamplingParams(max_tokens=101),
-        best=NGRAM,
+        model="tiny <1>", batch=1, mode="deep", prompts=4, sampling=SamplingParams(max_tokens=101), best=NGRAM,
         samples={
-            PLAIN: [sample(part) for part in range(4)],
-            NGRAM: [drafted(part, 50, 15) for part in range(4)],
-            LONG: [drafted(0, 40, 8)],
-            SELF: [drafted(part, 40, 11) for part in range(2)],
+            PLAIN: [sample(part) for part in range(4)], NGRAM: [drafted(part, 50, 15) for part in range(4)],
+            LONG: [drafted(0, 40, 8)], SELF: [drafted(part, 40, 11) for part in range(2)],
             FREE: [drafted(part, 45, 14) for part in range(4)],
         },
-        finalists=[NGRAM, FREE],
-        seconds=90.0,
+        finalists=[NGRAM, FREE], seconds=90.0,
         circumstances={"command": [EVIL], "versions": {"fastslow": "1"}, "machine": {"processor": "one"}},
-    )
+    )  # fmt: skip
 
 
 def words_of(page: str) -> str:
@@ -58,12 +50,9 @@ def test_the_page_holds_what_people_want_to_know(found: TuneResult) -> None:
     page = found.page("mine.json")
     assert page.count("<tr") == 1 + 5 == 1 + found.table().row_count
     for words in (
-        "drafting up to 2 tokens a step with ngram is 1.50 times as fast",
-        "15.0 instead of 10.0 tokens/s",
-        'speculation="mine.json"',
-        'LLM("tiny <1>")',
-        EVIL,
-    ):
+        "drafting up to 2 tokens a step with ngram is 1.50 times as fast", "15.0 instead of 10.0 tokens/s",
+        'speculation="mine.json"', 'LLM("tiny <1>")', EVIL,
+    ):  # fmt: skip
         assert words in words_of(page), words
     rows = words_of(page).partition("x plain")[2]
     names = ("ngram · 2", "ngram · adaptive", "self · 4", "ngram · 8")

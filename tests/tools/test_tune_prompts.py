@@ -58,11 +58,9 @@ def test_a_file_without_prompts_is_refused(tmp_path: Path, content: bytes | None
 def test_lengths_are_read_and_refused() -> None:
     assert read_lengths("0, 2,adaptive,4,2") == [0, 2, None, 4]
     for text, said in [
-        ("x", "'x' is neither a number nor 'adaptive'"),
-        ("-1", "'-1' is neither"),
-        ("65", "nodes=65 must be less than or equal to 64"),
-        (",", "names no length"),
-    ]:
+        ("x", "'x' is neither a number nor 'adaptive'"), ("-1", "'-1' is neither"),
+        ("65", "nodes=65 must be less than or equal to 64"), (",", "names no length"),
+    ]:  # fmt: skip
         refused(said, read_lengths, text)
 
 

@@ -80,7 +80,7 @@ FAMILIES: dict[str, ModelConfig] = {
         DenseMlp(32, ClampedSwiglu(limit=2.0), bias=True),
         dense=-1,
     ),
-}
+}  # fmt: skip
 ROUTED_NAMES = [name for name, config in FAMILIES.items() if config.chosen]
 
 

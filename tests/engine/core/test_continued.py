@@ -37,19 +37,16 @@ def kinds(bench: Bench) -> dict[str, Ask]:
         "stop": Ask(PROMPTS[1], plain.model_copy(update={"stop": (text[len(text) // 2 :][:2],)})),
         "shaped": Ask(PROMPTS[4], shaped, groups=1),
         "thought": Ask(
-            thought, params(max_tokens=LENGTH + 4), groups=0,
-            bound=Bound(3, closing="\nNow.\n", opened=True),
+            thought, params(max_tokens=LENGTH + 4), groups=0, bound=Bound(3, closing="\nNow.\n", opened=True),
         ),
-        "settled": Ask(
-            thought, params(max_tokens=LENGTH + 4), bound=Bound(opened=True, every=2, asked=(1, 2))
-        ),
+        "settled": Ask(thought, params(max_tokens=LENGTH + 4), bound=Bound(opened=True, every=2, asked=(1, 2))),
         "settled at each token": Ask(
-            thought, params(max_tokens=LENGTH + 8), bound=Bound(opened=True, every=1, asked=(1, 3))
+            thought, params(max_tokens=LENGTH + 8), bound=Bound(opened=True, every=1, asked=(1, 3)),
         ),
         "grammar": Ask(PROMPTS[2], params(**spelt), grammar=WORD),
         "thought and grammar": Ask(
-            thought, params(**spelt, temperature=0.8), seed=5, rule="reproducible",
-            bound=Bound(2, opened=True), grammar=WORD, thinks=True,
+            thought, params(**spelt, temperature=0.8), seed=5, rule="reproducible", bound=Bound(2, opened=True),
+            grammar=WORD, thinks=True,
         ),
     }  # fmt: skip
 

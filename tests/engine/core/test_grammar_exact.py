@@ -18,13 +18,11 @@ TAGS = ThoughtTags("<think>", "</think>")
 PERSON = {
     "type": "object",
     "properties": {
-        "name": {"type": "string", "maxLength": 4},
-        "role": {"enum": ["guest", "host"]},
+        "name": {"type": "string", "maxLength": 4}, "role": {"enum": ["guest", "host"]},
         "age": {"type": "integer", "minimum": 0, "maximum": 99},
     },
-    "required": ["name", "role", "age"],
-    "additionalProperties": False,
-}
+    "required": ["name", "role", "age"], "additionalProperties": False,
+}  # fmt: skip
 # a random model repeats blanks until a penalty forbids it
 PLAIN: dict[str, Any] = {"max_tokens": 60, "ignore_eos": False, "frequency_penalty": 1.0}
 GRAMMARS: tuple[dict[str, Any], ...] = (

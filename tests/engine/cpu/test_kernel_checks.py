@@ -134,20 +134,14 @@ def test_the_kernels_hold_the_limits_that_python_reads(model: CpuDecoder, field:
 
 
 @pytest.mark.parametrize(("field", "value", "sentence"), [
-    ("hidden", 65, "matrix queries is .* by 64, not .* by 65"),
-    ("heads", 6, "matrix queries is"),
+    ("hidden", 65, "matrix queries is .* by 64, not .* by 65"), ("heads", 6, "matrix queries is"),
     ("heads", 5, "heads=5 must be a multiple of kv_heads=2"),
-    ("heads", 130, r"heads_per_kv_head=65 must be in 1\.\.64"),
-    ("head_dim", 48, "matrix queries is"),
-    ("head_dim", 15, "head_dim=15 even"),
-    ("neurons", 8, "a layer has 64 neurons, not 1 to 8"),
-    ("vocabulary", 1000, "matrix head is 96 by 64, not 1024 by 64"),
-    ("experts", 100, "matrix router is"),
-    ("chosen", 3, "16 experts are no multiple of 3 groups"),
-    ("expert_neurons", 64, "matrix expert_gate_up is"),
+    ("heads", 130, r"heads_per_kv_head=65 must be in 1\.\.64"), ("head_dim", 48, "matrix queries is"),
+    ("head_dim", 15, "head_dim=15 even"), ("neurons", 8, "a layer has 64 neurons, not 1 to 8"),
+    ("vocabulary", 1000, "matrix head is 96 by 64, not 1024 by 64"), ("experts", 100, "matrix router is"),
+    ("chosen", 3, "16 experts are no multiple of 3 groups"), ("expert_neurons", 64, "matrix expert_gate_up is"),
     ("embedding_format", 7, "format 7 of the embedding is unknown"),
-    ("embedding", None, "the embedding is neither in memory nor in a file"),
-    ("norm", None, "vector norm is missing"),
+    ("embedding", None, "the embedding is neither in memory nor in a file"), ("norm", None, "vector norm is missing"),
 ])  # fmt: skip
 def test_shapes_that_do_not_fit_their_matrices_are_refused(
     model: CpuDecoder, field: str, value: Any, sentence: str

@@ -13,13 +13,10 @@ from fastslow.tools.cli.doctor import _kernels
 V3 = "avx2 fma f16c bmi1 bmi2 abm movbe"
 V4 = f"{V3} avx512f avx512bw avx512dq avx512vl avx512cd"
 CHIPS = {  # what Linux shows of them
-    "none": "sse4_2",
-    "Zen 3": V3,
-    "Skylake": V4,
-    "Ice Lake": f"{V4} avx512_vnni",
+    "none": "sse4_2", "Zen 3": V3, "Skylake": V4, "Ice Lake": f"{V4} avx512_vnni",
     "Zen 4": f"{V4} avx512_vnni avx512_bf16",
     "Sapphire Rapids": f"{V4} avx512_vnni avx512_bf16 amx_bf16 amx_tile amx_int8",
-}
+}  # fmt: skip
 
 
 @pytest.fixture

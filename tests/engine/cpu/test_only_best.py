@@ -41,15 +41,9 @@ def test_a_step_needs_no_logits_only_while_nothing_shapes_them() -> None:
 
     assert asks() and asks(min_tokens=4)
     for field in (
-        {"temperature": 0.5},
-        {"logprobs": 0},
-        {"prompt_logprobs": 1},
-        {"logit_bias": {1: 2.0}},
-        {"repetition_penalty": 1.1},
-        {"presence_penalty": 0.1},
-        {"frequency_penalty": -0.1},
-        {"min_tokens": 5},
-    ):
+        {"temperature": 0.5}, {"logprobs": 0}, {"prompt_logprobs": 1}, {"logit_bias": {1: 2.0}},
+        {"repetition_penalty": 1.1}, {"presence_penalty": 0.1}, {"frequency_penalty": -0.1}, {"min_tokens": 5},
+    ):  # fmt: skip
         assert not asks(**field), field
 
 
@@ -83,24 +77,17 @@ def mixed(rows: Tensor) -> Tensor:
 
 
 HEADS: dict[str, Callable[[Tensor], Tensor]] = {
-    "plain": lambda rows: rows,
-    "few": few,
-    "none": torch.zeros_like,
-    "padded": mostly_zero,
+    "plain": lambda rows: rows, "few": few, "none": torch.zeros_like, "padded": mostly_zero,
     "one of many": lambda rows: few(rows)[torch.arange(len(rows)) // 2],
     "ties": lambda rows: rows[torch.arange(len(rows)) // 3],
     "signs": lambda rows: torch.cat([rows[::2], -rows[::2]])[: len(rows)],
     "few signs": lambda rows: torch.cat([few(rows)[::2], -few(rows)[::2]])[: len(rows)],
-    "tiny": lambda rows: scaled(rows, -25),
-    "tiny and few": lambda rows: scaled(few(rows), -25, -20, -30),
+    "tiny": lambda rows: scaled(rows, -25), "tiny and few": lambda rows: scaled(few(rows), -25, -20, -30),
     "near the smallest": lambda rows: scaled(rows, -37, -36, -35),
     "denormal": lambda rows: scaled(rows, -39, -38, -40),
-    "denormal beside few": lambda rows: few(rows) + scaled(rows, -39),
-    "huge": lambda rows: scaled(rows, 30),
+    "denormal beside few": lambda rows: few(rows) + scaled(rows, -39), "huge": lambda rows: scaled(rows, 30),
     "near the largest": lambda rows: scaled(rows, 34),
-    "every size": lambda rows: scaled(rows, -39, -30, -20, -10, 0, 3),
-    "outlier": outlier,
-    "mixed": mixed,
+    "every size": lambda rows: scaled(rows, -39, -30, -20, -10, 0, 3), "outlier": outlier, "mixed": mixed,
 }  # fmt: skip
 
 

@@ -123,10 +123,7 @@ def deep(levels: int) -> str:
 
 
 HUGE_SCHEMAS: dict[str, Any] = {
-    "deep": deep(70),
-    "very deep": deep(20_000),
-    "no JSON": "{",
-    "a list": "[]",
+    "deep": deep(70), "very deep": deep(20_000), "no JSON": "{", "a list": "[]",
     "a long period": {"type": "integer", "multipleOf": 100_003},
     "periods that meet": {"allOf": [{"type": "integer", "multipleOf": 9973}, {"multipleOf": 9967}]},
     "long periods": {"prefixItems": [{"multipleOf": 99_991, "minimum": i} for i in range(3)]},
@@ -139,7 +136,7 @@ HUGE_SCHEMAS: dict[str, Any] = {
         },
     },
     "many keywords": json.dumps({f"x-{i}": 1 for i in range(10_001)}),
-}
+}  # fmt: skip
 LONG_PERIOD = '%json {"type": "integer", "multipleOf": 999983}'
 HUGE: dict[str, dict[str, Any]] = {
     **{name: {"json_schema": schema} for name, schema in HUGE_SCHEMAS.items()},

@@ -46,20 +46,13 @@ def check(request: Any, drafted: list[int] | None = None, logits: list[float] = 
 
 
 @pytest.mark.parametrize("fields", [
-    *({"temperature": heat} for heat in (0.0, 0.1, 3)),
-    *({"top_k": count} for count in (-1, 0, 1, 3, 8, 10**9)),
-    *({"top_p": share} for share in (1e-9, 0.5, 0.9999999)),
-    *({"min_p": share} for share in (0.2, 1.0)),
-    *({"repetition_penalty": factor} for factor in (0.01, 0.5, 1.7, 100)),
-    {"top_k": 4, "top_p": 0.8},
-    {"top_k": 5, "top_p": 0.95, "min_p": 0.1, "temperature": 0.7},
-    {"presence_penalty": 1.5},
-    {"frequency_penalty": -2},
-    {"presence_penalty": -0.5, "frequency_penalty": 0.7, "repetition_penalty": 1.3},
-    {"logit_bias": {0: -100, 6: 5.5}},
-    {"logit_bias": {3: -2.0}, "temperature": 0},
-    *({"min_tokens": 4, "temperature": heat} for heat in (0, 1)),
-    {"min_tokens": 3, "logit_bias": {3: 100}},
+    *({"temperature": heat} for heat in (0.0, 0.1, 3)), *({"top_k": count} for count in (-1, 0, 1, 3, 8, 10**9)),
+    *({"top_p": share} for share in (1e-9, 0.5, 0.9999999)), *({"min_p": share} for share in (0.2, 1.0)),
+    *({"repetition_penalty": factor} for factor in (0.01, 0.5, 1.7, 100)), {"top_k": 4, "top_p": 0.8},
+    {"top_k": 5, "top_p": 0.95, "min_p": 0.1, "temperature": 0.7}, {"presence_penalty": 1.5},
+    {"frequency_penalty": -2}, {"presence_penalty": -0.5, "frequency_penalty": 0.7, "repetition_penalty": 1.3},
+    {"logit_bias": {0: -100, 6: 5.5}}, {"logit_bias": {3: -2.0}, "temperature": 0},
+    *({"min_tokens": 4, "temperature": heat} for heat in (0, 1)), {"min_tokens": 3, "logit_bias": {3: 100}},
 ])  # fmt: skip
 @pytest.mark.parametrize("drafted", [[], [3], [3, 0, 3]])
 def test_each_parameter(fields: dict[str, Any], drafted: list[int]) -> None:
@@ -68,21 +61,16 @@ def test_each_parameter(fields: dict[str, Any], drafted: list[int]) -> None:
 
 @given(
     logits=st.lists(st.integers(-40, 40), min_size=2, max_size=8, unique=True),
-    tokens=st.lists(st.integers(0, 1), max_size=4),
-    drafted=st.lists(st.integers(0, 1), max_size=3),
-    fields=st.fixed_dictionaries(
-        {
-            "top_k": st.integers(-1, 9),
-            "top_p": st.sampled_from([0.1, 0.37, 0.61, 0.93, 1.0]),
-            "min_p": st.sampled_from([0.0, 0.013, 0.31]),
-            "temperature": st.sampled_from([0.0, 0.31, 1.0, 2.7]),
-            "presence_penalty": st.sampled_from([0.0, 0.63, -0.41]),
-            "frequency_penalty": st.sampled_from([0.0, 0.63, -0.41]),
-            "repetition_penalty": st.sampled_from([1.0, 1.31, 0.83]),
-            "logit_bias": st.dictionaries(st.integers(0, 1), st.sampled_from([-3.3, 2.1, 50])),
-        }
-    ),
-)
+    tokens=st.lists(st.integers(0, 1), max_size=4), drafted=st.lists(st.integers(0, 1), max_size=3),
+    fields=st.fixed_dictionaries({
+        "top_k": st.integers(-1, 9), "top_p": st.sampled_from([0.1, 0.37, 0.61, 0.93, 1.0]),
+        "min_p": st.sampled_from([0.0, 0.013, 0.31]), "temperature": st.sampled_from([0.0, 0.31, 1.0, 2.7]),
+        "presence_penalty": st.sampled_from([0.0, 0.63, -0.41]),
+        "frequency_penalty": st.sampled_from([0.0, 0.63, -0.41]),
+        "repetition_penalty": st.sampled_from([1.0, 1.31, 0.83]),
+        "logit_bias": st.dictionaries(st.integers(0, 1), st.sampled_from([-3.3, 2.1, 50])),
+    }),
+)  # fmt: skip
 def test_all_together(logits: list[int], tokens: list[int], drafted: list[int], fields: dict[str, Any]) -> None:
     check(view(answer=tokens, **fields), drafted, [value / 10 + 0.003 for value in logits])
 

@@ -16,12 +16,9 @@ REPLACE = {"type": "Replace", "pattern": {"String": "ab"}, "content": "ab" * 9}
 
 
 @pytest.mark.parametrize("steps", [
-    [REPLACE] * 2,
-    [{"type": "Sequence", "normalizers": [REPLACE]}, REPLACE],
-    [{"type": "Prepend", "prepend": "x" * 100}],
-    [{**REPLACE, "pattern": {"Regex": ""}, "content": "x" * 64}],
-    [{"type": "Prepend", "prepend": "x" * 2**22}],
-    [{"type": "Lowercase"}] * 100,
+    [REPLACE] * 2, [{"type": "Sequence", "normalizers": [REPLACE]}, REPLACE],
+    [{"type": "Prepend", "prepend": "x" * 100}], [{**REPLACE, "pattern": {"Regex": ""}, "content": "x" * 64}],
+    [{"type": "Prepend", "prepend": "x" * 2**22}], [{"type": "Lowercase"}] * 100,
 ])  # fmt: skip
 def test_a_normaliser_that_makes_texts_longer_is_refused(tmp_path: Path, steps: list[Any]) -> None:
     rewrite(tmp_path, normalizer={"type": "Sequence", "normalizers": steps})

@@ -160,13 +160,9 @@ def test_tags_of_a_vocabulary(tmp_path: Path, name: str, marks: tuple[str, ...],
 
 
 @pytest.mark.parametrize(("source", "tags"), [
-    (TEMPLATES["magistral"], BRACKETS),
-    (TEMPLATES["seed"], ThoughtTags("<seed:think>", "</seed:think>")),
-    ("say <Reasoning>why</Reasoning> first", ThoughtTags("<Reasoning>", "</Reasoning>")),
-    (TEMPLATES["qwen3"], THINK),
-    (TEMPLATES["llama"], None),
-    ("</thought> alone", None),
-    ("<b>bold</b> and <answer>so</answer>", None),
+    (TEMPLATES["magistral"], BRACKETS), (TEMPLATES["seed"], ThoughtTags("<seed:think>", "</seed:think>")),
+    ("say <Reasoning>why</Reasoning> first", ThoughtTags("<Reasoning>", "</Reasoning>")), (TEMPLATES["qwen3"], THINK),
+    (TEMPLATES["llama"], None), ("</thought> alone", None), ("<b>bold</b> and <answer>so</answer>", None),
 ])  # fmt: skip
 def test_tags_that_only_the_template_has(tmp_path: Path, source: str, tags: ThoughtTags | None) -> None:
     write_spm(tmp_path, 600)

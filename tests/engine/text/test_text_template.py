@@ -107,19 +107,12 @@ def test_jinja_dialect(tmp_path: Path, source: str, text: tuple[str, str, str]) 
 
 
 @pytest.mark.parametrize("source", [
-    "{{ ''.__class__.__mro__[1].__subclasses__() }}",
-    "{{ strftime_now.__globals__.json }}",
-    "{{ messages.__class__.__init__.__globals__ }}",
-    "{{ self.__init__.__globals__ }}",
+    "{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ strftime_now.__globals__.json }}",
+    "{{ messages.__class__.__init__.__globals__ }}", "{{ self.__init__.__globals__ }}",
     "{{ cycler.__init__.__globals__.os.system('true') }}",
-    "{{ '{0.__class__.__init__.__globals__}'.format(messages) }}",
-    "{{ messages.append(1) }}",
-    "{{ messages[0].update({'content': 'x'}) }}",
-    "{% for i in range(10**9) %}{% endfor %}",
-    "{% include '/etc/passwd' %}",
-    "{{ messages[0].content + 1 }}",
-    "{{ 1 // 0 }}",
-    "{{ nothing.at.all }}",
+    "{{ '{0.__class__.__init__.__globals__}'.format(messages) }}", "{{ messages.append(1) }}",
+    "{{ messages[0].update({'content': 'x'}) }}", "{% for i in range(10**9) %}{% endfor %}",
+    "{% include '/etc/passwd' %}", "{{ messages[0].content + 1 }}", "{{ 1 // 0 }}", "{{ nothing.at.all }}",
 ])  # fmt: skip
 def test_jinja_sandbox_and_errors(tmp_path: Path, source: str) -> None:
     with pytest.raises(ValueError, match="^tokenizer_config.json: chat_template: "):

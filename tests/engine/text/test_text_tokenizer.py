@@ -142,13 +142,9 @@ def test_eos_is_the_union_of_what_the_files_say(tmp_path: Path) -> None:
 
 
 def test_pieces_that_the_configuration_adds(tmp_path: Path) -> None:
-    size = write_spm(
-        tmp_path,
-        added_tokens_decoder={
-            "420": {"content": "<|turn|>", "special": True},
-            "421": {"content": "<hr>", "special": False},
-        },
-    )
+    size = write_spm(tmp_path, added_tokens_decoder={
+        "420": {"content": "<|turn|>", "special": True}, "421": {"content": "<hr>", "special": False},
+    })  # fmt: skip
     spm = load_tokenizer(tmp_path)
     assert spm.vocab_size == size + 2
     ids = spm.encode("a<|turn|>b<hr>c", add_special=False)
@@ -189,11 +185,9 @@ def test_sentencepiece_decoders_of_tokenizer_json(tmp_path: Path) -> None:
     llama = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     ids = [258, 256, 0xE4, 0xBD, 0xA0, 257]
     for decoder, text in (
-        (decoders.Sequence([*llama, decoders.Strip(" ", 1, 0)]), "a 你a"),
-        (decoders.Sequence(llama), " a 你a"),
-        (decoders.Metaspace(), None),
-        (decoders.Metaspace(prepend_scheme="never"), None),
-    ):
+        (decoders.Sequence([*llama, decoders.Strip(" ", 1, 0)]), "a 你a"), (decoders.Sequence(llama), " a 你a"),
+        (decoders.Metaspace(), None), (decoders.Metaspace(prepend_scheme="never"), None),
+    ):  # fmt: skip
         library.decoder = decoder
         library.save(str(tmp_path / "tokenizer.json"))
         ours = ids if text is not None else [258, 256, 257]

@@ -164,14 +164,8 @@ def test_bad_messages_are_refused(messages: Any, said: str) -> None:
 
 
 @pytest.mark.parametrize(("given", "read"), [
-    ('{"a": 1}', {"a": 1}),
-    ("", {}),
-    (None, {}),
-    ({"a": 1}, {"a": 1}),
-    ("[1]", "[1]"),
-    ('{"a": ', '{"a": '),
-    ("[" * 100_000, "[" * 100_000),
-    ('{"a": "\\"' + "," * 200_000 + '"}', {"a": '"' + "," * 200_000}),
+    ('{"a": 1}', {"a": 1}), ("", {}), (None, {}), ({"a": 1}, {"a": 1}), ("[1]", "[1]"), ('{"a": ', '{"a": '),
+    ("[" * 100_000, "[" * 100_000), ('{"a": "\\"' + "," * 200_000 + '"}', {"a": '"' + "," * 200_000}),
 ])  # fmt: skip
 def test_arguments_become_objects_where_they_are_some(given: Any, read: Any) -> None:
     call = {"function": {"name": "f", "arguments": given}}
