@@ -208,14 +208,11 @@ def test_a_head_reads_its_targets_ends_where_they_are(wide_target: Path, tmp_pat
     assert grown[0] == grown[1] and grown[0].tokens
 
 
-def test_without_kernels_a_head_runs_in_torch(wide_target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastslow.draft.head.runner.library.available", lambda: False)
-    assert isinstance(runner_module.runner_of(*tiny_weights(wide_target), read_ends(wide_target)), TorchRunner)
-
-
-def test_without_huge_pages_a_head_is_the_same(
+def test_a_head_is_the_same_without_huge_pages_and_runs_in_torch_without_kernels(
     wide_target: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("fastslow.draft.head.runner.library.available", lambda: False)
+    assert isinstance(runner_module.runner_of(*tiny_weights(wide_target), read_ends(wide_target)), TorchRunner)
     trees = []
     for _ in range(2):
         runner, _ = made(wide_target)

@@ -163,7 +163,7 @@ def certain(value: float = 1.0) -> MatchConfidence:
     return confidence
 
 
-def test_a_tree_branches_by_counts_and_best_nodes_come_first() -> None:
+def test_a_tree_branches_by_counts_and_the_longest_match_wins() -> None:
     runs = MatchRuns([Fixed(3, [[1, 2, 3], [1, 2, 4], [1, 5], [6]])], [0], 9)
     tree = grow(runs, certain(), 9, 0.0)
     said = list(tree.scores or ())
@@ -173,9 +173,6 @@ def test_a_tree_branches_by_counts_and_best_nodes_come_first() -> None:
     assert said == sorted(said, reverse=True) and grow(runs, certain(), 2, 0.0).tokens == [1, 2]
     assert grow(runs, certain(), 9, 0.3).tokens == [1, 2] and grow(runs, certain(0.5), 9, 0.3).tokens == [1]
     assert grow(runs, certain(), 0, 0.0).tokens == grow(MatchRuns(), certain(), 5, 0.0).tokens == []
-
-
-def test_the_longest_match_wins_and_equals_are_counted_together() -> None:
     short, long, other = Fixed(2, [[7]]), Fixed(5, [[1], [2]]), Fixed(5, [[1]], whole=False)
     runs = MatchRuns([short, long, other, Fixed(0, [])], [0], 9)
     assert (runs.length, runs.runs) == (5, [[1], [2], [1]])

@@ -149,15 +149,12 @@ def test_options(llm: LLM, options: dict[str, Any], pattern: str) -> None:
     refused(pattern, llm.generate, "hello", **options)
 
 
-def test_unknown_keywords(llm: LLM) -> None:
+def test_unknown_keywords_and_none_as_the_default(llm: LLM) -> None:
     for call in (llm.generate, llm.chat, llm.stream, llm.stream_chat, llm.submit):
         refused(r"^option 'mod' is unknown; did you mean 'mode'\?$", call, "hello", mod="deep")
         refused(r"^option 'xyzzy' is unknown; known: .*mode, .*speculation", call, "hello", xyzzy=1)
         belongs = r"^option 'max_tokens' belongs .* sampling=SamplingParams\(max_tokens=\.\.\.\)$"
         refused(belongs, call, "hello", max_tokens=5)
-
-
-def test_none_is_the_default(llm: LLM) -> None:
     few = SamplingParams(max_tokens=3)
     usual = llm.generate("hello", few)
     none = llm.generate("hello", few, mode=None, speculation=None, timeout=None)

@@ -121,14 +121,11 @@ def test_an_answer_that_escalates_keeps_its_grammar(llm: LLM, how: str) -> None:
     assert out.finish_reason == "stop" and holds(GrammarSpec(json_schema=POINT), out.text)
 
 
-def test_a_stop_string_and_the_length_end_it_as_ever(llm: LLM) -> None:
+def test_stop_strings_and_lengths_end_it_and_log_probabilities_stay_the_models(llm: LLM) -> None:
     out = llm.chat("hello", asked({"json_schema": POINT}, stop='"on"'), mode="fast")
     assert out.finish_reason == "stop" and out.stop_reason == '"on"' and '"x"' in out.text
     out = llm.chat("hello", asked({"json_schema": POINT}, max_tokens=5), mode="fast")
     assert out.finish_reason == "length" and len(out.token_ids) == 5
-
-
-def test_log_probabilities_stay_the_models_own(llm: LLM) -> None:
     out = llm.generate("hello", asked({"choice": ["yes", "no"]}, logprobs=2), mode="fast")
     free = llm.generate("hello", asked(None, logprobs=2, max_tokens=1), mode="fast")
     assert out.logprobs is not None and free.logprobs is not None

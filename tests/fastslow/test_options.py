@@ -34,7 +34,7 @@ def test_every_call_shows_every_option(call: Any) -> None:
     assert inspect.iscoroutinefunction(call) is awaited
 
 
-def test_an_llm_and_an_async_llm_show_the_arguments_of_the_engine() -> None:
+def test_an_llm_shows_its_arguments_and_type_checkers_know_the_options() -> None:
     for shown, args in ((LLM, EngineArgs), (AsyncLLM, AsyncArgs)):
         kinds, own = get_type_hints(args), inspect.signature(args).parameters
         seen = inspect.signature(shown).parameters
@@ -42,14 +42,11 @@ def test_an_llm_and_an_async_llm_show_the_arguments_of_the_engine() -> None:
         assert all(one.replace(annotation=kinds[name]) == seen[name] for name, one in own.items())
         assert "Annotated" not in str(seen)
         assert all(f"    {name}: " in (LLM.__init__.__doc__ or "") for name in own if name != "max_waiting")
-
-
-def test_type_checkers_know_the_options_of_lists() -> None:
     alone = {"sampling", "sampling_defaults", "trace", "answered"}  # what one prompt has
     assert set(ListOptions.__annotations__) == set(GenerateCall.model_fields) - alone
 
 
-def test_a_request_crosses_as_plain_values_and_comes_back() -> None:
+def test_a_request_crosses_as_plain_values_and_keywords_must_fit(llm: LLM) -> None:
     answered = ResumeState([[1, 2], []], [Decided("fast", "short", 2), None], [1, None])
     options = GenerateOptions(sampling={"max_tokens": 5}, mode={"base": "fast"}, timeout=3.5, answered=answered)
     request = GenerateRequest("id", [{"role": "user", "content": "x"}], options, avoid=("a",))
@@ -59,9 +56,6 @@ def test_a_request_crosses_as_plain_values_and_comes_back() -> None:
     assert back.options == options and (back.id, list(back.avoid)) == ("id", ["a"])
     for wrong in ({}, {"tokens": 3}, {"tokens": [[1]], "decided": [["fast"]]}):
         refused("^answered should have the tokens", ResumeState.of, wrong)
-
-
-def test_keywords_that_do_not_fit(llm: LLM) -> None:
     with pytest.raises(TypeError, match="too many positional arguments"):
         llm.submit("a", None, "deep")  # type: ignore[call-overload]
     assert llm.tokenize(prompt="1 + 1") == llm.tokenize("1 + 1")  # type: ignore[call-overload]

@@ -63,7 +63,9 @@ def test_a_closing_phrase_is_checked(tmp_path: Path) -> None:
             refused(r"^closing='so<new>' holds token id 320, outside", llm.chat, "hello", FEW, mode=mode)
 
 
-def test_thinking_tags_outside_the_vocabulary(tmp_path: Path, logged: list[str]) -> None:
+def test_tags_and_tokenizers_outside_the_vocabulary_are_refused_and_end_tokens_end_nothing(
+    tmp_path: Path, logged: list[str]
+) -> None:
     folder = write(tmp_path, "<reason>", "</reason>")
     tags = ("<reason>", "</reason>")
     refused(r"^thinking tag '</reason>' is a token outside", open_llm, folder, thinking_tags=tags)
@@ -71,15 +73,9 @@ def test_thinking_tags_outside_the_vocabulary(tmp_path: Path, logged: list[str])
     with open_llm(folder) as llm:
         assert len(llm.chat("hello", FEW, mode="deep").token_ids) == 4
     assert any("the model does not think" in line for line in logged)
-
-
-def test_a_tokenizer_of_a_larger_model_is_refused(tmp_path: Path) -> None:
     write_bpe(tmp_path, TEMPLATE, 400)
     write_moge(tmp_path, vocab=300, num_hidden_layers=1)
     refused(r"ids reach to \d+, but the model's vocab_size is 300$", open_llm, tmp_path)
-
-
-def test_end_tokens_outside_the_vocabulary_end_nothing(tmp_path: Path, logged: list[str]) -> None:
     folder = write(tmp_path)
     (folder / "generation_config.json").write_text('{"eos_token_id": [2, 320, 4294967296]}')
     with open_llm(folder) as llm:

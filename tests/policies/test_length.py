@@ -67,14 +67,11 @@ def test_nodes_that_pay_finds_the_best_of_all_prefixes() -> None:
         assert rate(kept, survival, 3, curve) == pytest.approx(best)
 
 
-def test_nodes_that_pay_takes_parents_with_their_children_and_leaves_fixed_requests_alone() -> None:
+def test_nodes_that_pay_take_parents_along_and_fewer_of_a_slow_drafter() -> None:
     kept = nodes_that_pay([[0.5, 0.5, 0.5, 0.1], None, []], [4, 3, 0], 3, FLAT)
     assert kept == [[0, 1, 2, 3], [0, 1, 2], []]
     kept = nodes_that_pay([[0.5, 0.5, 0.5, 0.1], None, []], [4, 3, 0], 3, STEEP)
     assert kept == [[], [0, 1, 2], []]
-
-
-def test_a_drafter_that_takes_time_drafts_less_far() -> None:
     chances = [0.9**n for n in range(1, 9)]
     assert best_length(chances, 1, 0.0, FLAT) == 8
     lengths = [best_length(chances, 1, each, FLAT) for each in (0.1, 0.3, 0.5, 2.0)]
@@ -95,16 +92,13 @@ def test_nodes_after_a_rejected_one_are_not_judged() -> None:
     assert mine.chance(1, None) < model.chance(1, None) - 0.1, "it leans away from what others see"
 
 
-def test_siblings_are_judged_together() -> None:
+def test_siblings_are_judged_together_and_each_drafter_of_a_name_apart() -> None:
     model = AcceptanceModel()
     tree = Tree([1, 2, 3], [-1, -1, 1], scores=[0.9, 0.3, 0.25])
     for _ in range(200):
         RequestBias(model).learn(tree, [1])
     assert model.chance(1, 0.9) < 0.1 and model.chance(1, 0.3) > 0.9
     assert model.chance(2, 0.9) < 0.1  # 0.25 of 0.3 was not accepted either
-
-
-def test_each_drafter_of_a_name_has_odds_of_its_own() -> None:
     model = AcceptanceModel()
     bias = RequestBias(model)
     for _ in range(50):
@@ -157,7 +151,7 @@ def test_a_curve_is_corrected_by_the_steps_that_run() -> None:
     assert curve.seconds(4) / curve.seconds(1) == pytest.approx(1.2, rel=0.1)
 
 
-def test_the_first_step_of_a_row_count_locks_nothing_out() -> None:
+def test_one_slow_step_locks_nothing_out() -> None:
     curve = StepCostCurve([1, 4], [1.0, 1.2])
     for _ in range(20):
         curve.note(1, 1.0)
@@ -165,16 +159,13 @@ def test_the_first_step_of_a_row_count_locks_nothing_out() -> None:
     for _ in range(20):
         curve.note(1, 1.0)
     assert curve.seconds(4) == pytest.approx(1.2, rel=0.02)
-
-
-def test_a_step_that_was_held_up_hardly_counts() -> None:
     curve = StepCostCurve([1, 4], [1.0, 1.2])
     for step in range(32):
         curve.note(1, 1000.0 if step == 16 else 1.0)
     assert curve.seconds(1) == pytest.approx(1.0, rel=0.05)
 
 
-def test_slow_steps_of_few_rows_make_no_others_dear() -> None:
+def test_steps_of_few_rows_make_others_neither_dear_nor_cheap() -> None:
     """Such a row count may not run for long then, and nothing would show that more rows are cheap."""
     curve = StepCostCurve([1, 2, 4], [1.0, 1.1, 1.3])
     for _ in range(16):
@@ -185,9 +176,6 @@ def test_slow_steps_of_few_rows_make_no_others_dear() -> None:
     for _ in range(8):
         curve.note(1, 1.0)
     assert curve.seconds(4) == pytest.approx(1.3, rel=0.02) and curve.seconds(2) <= curve.seconds(4)
-
-
-def test_fast_steps_of_few_rows_make_plain_ones_no_cheaper() -> None:
     curve = StepCostCurve([1, 2, 4], [1.0, 1.05, 1.3])
     for _ in range(16):
         curve.note(1, 1.0)
@@ -241,22 +229,16 @@ def run(length: AdaptiveLength, accepted: int, curve: StepCostCurve) -> int:
     return len(nodes)
 
 
-def test_drafts_that_are_refused_stop_and_are_tried_again() -> None:
+def test_refused_drafts_stop_good_ones_run_to_the_end_and_slow_ones_are_hardly_asked() -> None:
     curve = StepCostCurve([1, 2, 128], [1.0, 1.3, 40.0])
     length, _ = policy(curve)
     late = [run(length, 0, curve) for _ in range(600)][-300:]
     assert 0 < sum(late) <= 5 and max(late) == 1
-
-
-def test_good_drafts_run_to_the_end_and_bad_ones_recover() -> None:
     slope = StepCostCurve([1, 2, 9, 128], [1.0, 1.15, 1.9, 30.0])
     length, _ = policy(FLAT)
     assert run(length, 8, slope) > 0 and [run(length, 8, slope) for _ in range(20)][-1] == 8
     assert [run(length, 0, slope) for _ in range(61)][-1] == 0
     assert max(run(length, 8, slope) for _ in range(300)) == 8
-
-
-def test_a_slow_drafter_that_is_refused_is_hardly_asked() -> None:
     length, costs = policy(FLAT)
     costs.drafted(DraftCall("drafter", 0.8, 1, 1))
     asked = []

@@ -124,7 +124,7 @@ def test_a_selection_learns_by_key_what_asking_takes() -> None:
     assert asked(selection, ["b"], 0.01) == alone and asked(selection, ["a"], 100.0) < alone
 
 
-def test_a_key_that_lost_much_costs_another_nothing() -> None:
+def test_a_key_that_lost_much_costs_another_nothing_and_few_are_kept() -> None:
     budget = LossBudgets()
     before = budget.open(1, "b").left
     for _ in range(100):
@@ -133,9 +133,6 @@ def test_a_key_that_lost_much_costs_another_nothing() -> None:
         budget.take(account)
         budget.note(1, StepTiming(2, 1.5, 0.0, 1, pure=True), 1.0, 1.5)
     assert budget.open(1, "a").paused and budget.open(1, "b").left == before > 0
-
-
-def test_few_keys_are_kept() -> None:
     by_key = ByKey[list[int]](list)
     by_key.of(0).append(1)
     for key in range(MOST_KEYS - 1):

@@ -177,12 +177,11 @@ def test_an_engine_is_measured_in_a_separate_process(
     assert "openvino:file is left out" in printed and "lookup copy" in printed
 
 
-def test_contended_samples_are_left_out() -> None:
+def test_contended_samples_and_formats_that_do_not_load_are_left_out(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
     samples = [{"rate": float(n), "contended": n > 3} for n in range(1, 6)]
     assert middle(samples) == "2.0 (n=3)", "contended ones are left out where enough are not"
     assert middle(samples[1:]) == "~3.5 (n=4)"
-
-
-def test_a_format_that_does_not_load_is_left_out(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     assert place.run("decode", "--model {model} --formats int3 --threads 1 --out {out}") == 1
     assert "int3 is left out" in capsys.readouterr().out

@@ -67,7 +67,7 @@ def test_what_is_copied_is_there_and_is_not_ignored() -> None:
     assert {"fastslow", "pyproject.toml", "setup.py", *folders, *files} <= copied
 
 
-def test_the_images_commands_parse() -> None:
+def test_the_images_commands_parse_and_it_runs_as_nobody_special() -> None:
     for line in of("RUN"):
         subprocess.run(["bash", "-n", "-c", line], check=True)
     assert any(line.startswith("FASTSLOW_BUILD_LEVELS=all pip install ") for line in of("RUN"))
@@ -77,9 +77,6 @@ def test_the_images_commands_parse() -> None:
     ast.parse(code)
     assert "/health" in code and "/health" in OPEN_PATHS
     check_serve(json.loads(of("CMD")[0]))
-
-
-def test_the_image_runs_as_nobody_special_and_without_a_compiler() -> None:
     last = (DEPLOY / "Dockerfile").read_text("utf-8").rpartition("\nFROM ")[2]
     assert "\nUSER fastslow\n" in last and "apt-get" not in last
     assert last.index("\nUSER fastslow\n") < last.index("\nENTRYPOINT")

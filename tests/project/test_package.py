@@ -169,16 +169,13 @@ def test_below_the_families_no_code_names_one() -> None:
     assert found == []
 
 
-def test_no_class_name_stands_for_two_things() -> None:
+def test_no_class_name_stands_twice_and_every_package_is_listed() -> None:
     where: dict[str, list[str]] = {}
     for module, text in files().items():
         for node in nodes(text):
             if isinstance(node, ast.ClassDef):
                 where.setdefault(node.name, []).append(module)
     assert {name: modules for name, modules in where.items() if len(modules) > 1} == {}
-
-
-def test_every_package_is_listed() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["setuptools"]
     folders = {
         "fastslow." + init.parent.relative_to(ROOT).as_posix().replace("/", ".")
@@ -191,7 +188,7 @@ def test_every_package_is_listed() -> None:
     assert {m for m in files() if "." in m and m.rpartition(".")[0] not in files()} == set()
 
 
-def test_no_process_imports_from_the_working_folder() -> None:
+def test_no_source_is_long_or_imported_from_the_working_folder_and_the_core_stays_small() -> None:
     """`-c` and `-m` put it first, where any file may be called as a module of ours. What starts processes otherwise
     says it in its own way."""
     started = re.compile(r"\[\s*sys\.executable,\s*([^,\]]+)|get_context\(\"spawn\"\)\n(.*)")
@@ -200,16 +197,9 @@ def test_no_process_imports_from_the_working_folder() -> None:
     assert len(found) == 5
     safe = ('"-I"', '"-P"', "PYTHONSAFEPATH")
     assert all(any(way in one for way in safe) for each in found.values() for one in each), found
-
-
-def test_no_source_is_long() -> None:
     kernels = ROOT / "engine/backends/cpu/kernels"
     texts = files() | {p.name: p.read_text("utf-8") for p in kernels.iterdir() if p.is_file()}
     assert {name: n for name, t in texts.items() if (n := t.count("\n")) > LIMIT} == {}
-
-
-def test_the_core_stays_small() -> None:
-    """Limits of files that tend to grow: more belongs into a part with a name."""
     kinds = {n.name: n for t in files().values() for n in nodes(t) if isinstance(n, ast.ClassDef)}
     methods = [n for n in kinds["KVCache"].body if isinstance(n, ast.FunctionDef)]
     assert 10 < len(methods) <= 20
@@ -219,7 +209,7 @@ def test_the_core_stays_small() -> None:
     assert 10 < len(fields) <= 30
 
 
-def test_import_is_light() -> None:
+def test_import_is_light_and_every_public_name_is_there() -> None:
     code = (
         "import sys, fastslow\n"
         "fastslow.SamplingParams, fastslow.Speculation, fastslow.Mode, fastslow.__version__\n"
@@ -227,9 +217,6 @@ def test_import_is_light() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
-
-
-def test_every_public_name_is_there() -> None:
     assert set(fastslow.__all__) <= set(dir(fastslow))
     for name in fastslow.__all__:
         assert getattr(fastslow, name) is not None

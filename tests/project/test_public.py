@@ -51,16 +51,13 @@ def test_an_output_is_plain_json(tiny_chat: Path) -> None:
     assert metrics["prompt_tokens"] == record["prompt_tokens"]
 
 
-def test_an_answer_of_one_step_has_a_speed(tiny_chat: Path) -> None:
+def test_an_answer_of_one_step_has_a_speed_and_json_a_word_for_it(tiny_chat: Path) -> None:
     with LLM(tiny_chat) as llm:
         started = time.monotonic()
         metrics = llm.generate("one two", SamplingParams(max_tokens=1)).metrics
         spent = time.monotonic() - started
     assert (metrics.steps, metrics.tokens, metrics.tpot) == (1, 1, 0.0) and 0 < metrics.run_seconds < spent
     assert metrics.tokens_per_second == 1 / metrics.run_seconds
-
-
-def test_what_json_has_no_word_for(tiny_chat: Path) -> None:
     with LLM(tiny_chat) as llm:
         choice = llm.generate("one", SamplingParams(max_tokens=1)).choices[0]
     never = Completion("", "", [3], "stop", 3, [{3: float("-inf"), 4: -0.5}], choice.metrics)

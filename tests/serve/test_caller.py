@@ -19,7 +19,7 @@ def stored(n: int, **limits: Any) -> StoredKey:
     return StoredKey(name=f"k{n}", id=f"{n:032x}", hash=f"{n:064x}", limits=KeyLimits(**limits))
 
 
-def test_memory_is_each_callers_own() -> None:
+def test_memory_is_each_callers_own_stays_and_does_not_show_the_key() -> None:
     callers = [Caller.of(stored(n)) for n in range(3)] + [Caller()]
     salts = [None, "", "a", "b", "ab", "a\0b", "\0"]
     salts += [one.memory_key for one in callers[:3]]
@@ -27,9 +27,6 @@ def test_memory_is_each_callers_own() -> None:
     known = [key for key in found if key is not None]
     assert found.count(None) == 1  # who has no key and no salt
     assert len(set(known)) == len(known) and all(len(key) == 64 for key in known)
-
-
-def test_memory_stays_the_same_and_does_not_show_the_key() -> None:
     key = stored(7)
     other = key.model_copy(update={"hash": "f" * 64, "name": "renamed"})
     assert Caller.of(key).memory("a") == Caller.of(other).memory("a")

@@ -143,15 +143,12 @@ def test_rubbish_is_refused_and_the_connection_closed(address: tuple[str, int], 
     assert said(address, RUBBISH[rubbish])[0].startswith(b"http/1.1 400")
 
 
-def test_what_is_wrong_with_the_coding_of_a_body(address: tuple[str, int]) -> None:
+def test_wrong_codings_are_told_and_piped_requests_have_answers_in_turn(address: tuple[str, int]) -> None:
     _, body = said(address, RUBBISH["a body that is packed"])
     assert body == b"Transfer-Encoding must be chunked, and nothing else."
     plain = b"POST /body HTTP/1.1\r\nConnection: close\r\n" + HOST
     chunked = plain + b"Transfer-Encoding: Chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n"
     assert said(address, chunked)[1] == b'{"body":"hi","host":"localhost"}'
-
-
-def test_requests_that_do_not_wait_for_answers_have_them_in_turn(address: tuple[str, int]) -> None:
     bodies = [b"%04d" % n * (1 + n % 97 * 40) for n in range(200)]  # many are longer than a slice
     sent = [b"POST /body HTTP/1.1\r\n%sContent-Length: %d\r\n" % (HOST, len(b)) for b in bodies]
     sent[-1] += b"Connection: close\r\n"

@@ -147,13 +147,10 @@ def test_adaptive_thinking_keeps_to_the_modes_of_a_key() -> None:
     assert made.options.mode == "fast", "the client named it beside the model"
 
 
-def test_the_servers_own_number_of_tokens() -> None:
+def test_the_servers_own_number_of_tokens_and_a_models_own_levels_of_effort() -> None:
     assert options_of().sampling_defaults["max_tokens"] == 8192
     assert options_of(CARD, ServerSettings(max_tokens=30)).sampling_defaults["max_tokens"] == 30
     assert options_of(temperature=2).sampling == {"temperature": 2}
-
-
-def test_a_model_with_levels_of_effort_gets_its_own() -> None:
     levels = {"minimal": "low", "low": "low", "medium": "medium", "xhigh": "high", "max": "high"}
     for effort, level in levels.items():
         assert options_of(LEVELS, reasoning_effort=effort).chat_template_kwargs == {"reasoning_effort": level}

@@ -95,7 +95,7 @@ def test_a_file_that_does_not_fit_is_refused(path: Path, content: str, said: str
     refused(said, KeyRing, path)
 
 
-def test_names_and_limits_are_checked(path: Path) -> None:
+def test_names_and_limits_are_checked_and_keys_made_at_once_are_all_there(path: Path) -> None:
     add_key(path, "bot")
     for name in ("", "a b", "-x", "x" * 65, "é", "a\n", "../x"):
         refused("name=", add_key, path, name)
@@ -103,13 +103,10 @@ def test_names_and_limits_are_checked(path: Path) -> None:
     refused("did you mean 'bot'", keys.remove_key, path, "bott")
     with pytest.raises(ValueError, match="smallest and largest"):
         KeyLimits(priority=[3, 1])
-
-
-def test_keys_made_at_once_are_all_there(path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
-        keys = list(pool.map(lambda n: add_key(path, f"key{n}"), range(24)))
+        made = list(pool.map(lambda n: add_key(path, f"key{n}"), range(24)))
     ring = KeyRing(path)
-    assert [name_of(ring, key) for key in keys] == [f"key{n}" for n in range(24)]
+    assert [name_of(ring, key) for key in made] == [f"key{n}" for n in range(24)]
     assert [*path.parent.iterdir()] == [path]
 
 

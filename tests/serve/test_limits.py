@@ -118,16 +118,13 @@ def test_requests_at_the_same_time() -> None:
     assert limits.running == 1
 
 
-def test_changed_limits_count_at_once() -> None:
+def test_changed_limits_count_at_once_and_a_refusal_takes_nothing() -> None:
     limits = Limits(clock=Clock())
     limits.enter(who(requests_per_minute=1))
     refused(limits, who(requests_per_minute=1))
     limits.enter(who(requests_per_minute=2))
     limits.enter(who())
     limits.enter(who())
-
-
-def test_a_refusal_takes_nothing() -> None:
     limits, caller = Limits(clock=Clock()), who(requests_per_minute=2, concurrent=1)
     limits.enter(caller)
     for _ in range(5):

@@ -180,15 +180,12 @@ def test_names_that_a_request_may_use(host: str | None, keyed: bool, more: tuple
         assert {"localhost", "127.0.0.1", *more} <= set(hosts)
 
 
-def test_places_of_all_together() -> None:
+def test_places_of_all_together_and_a_body_that_does_not_come() -> None:
     with TestClient(create_app(FakeEngine(), ServerConfig(max_requests=0))) as client:
         answer = client.post(CHAT)
         assert answer.status_code == 429 and answer.json()["error"]["code"] == "server_busy"
         for path in ("/metrics", "/v1/models"):
             assert client.get(path).status_code == 200
         assert client.post("/v1/requests/1/stop_thinking").status_code == 404
-
-
-def test_a_body_that_does_not_come() -> None:
     app = create_app(FakeEngine(), ServerConfig(body_seconds=0.05))
     assert asyncio.run(call(app, "POST", CHAT, b"{", whole=False))[0]["status"] == 408

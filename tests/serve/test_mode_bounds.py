@@ -80,15 +80,12 @@ def test_what_makes_another_mode_is_refused(asked: tuple[TestClient, LLM]) -> No
         assert asked[0].post(chat, json={**body, **wish}).status_code == 403, wish
 
 
-def test_bounds_hold_for_calls_where_a_preset_names_them(asked: tuple[TestClient, LLM]) -> None:
+def test_bounds_hold_for_calls_and_are_known_fields(asked: tuple[TestClient, LLM]) -> None:
     ask = {"max_tokens": 40, "ignore_eos": True}
     wish = {"turn_budget": 99, "thinking_budget": 99}
     held = asked[1].chat("hi", ask, mode={"base": "free", **wish}).metrics
     assert held.thinking_tokens == 12 and "turn_budget stays 12" in held.decision
     freely = asked[1].chat("hi", ask, mode={"base": "support", **wish}).metrics
     assert freely.thinking_tokens > 12 and not freely.decision
-
-
-def test_a_bound_is_a_known_field(asked: tuple[TestClient, LLM]) -> None:
     with pytest.raises(ValueError, match="mode.bounds: 'turn_budgt' is none; did you mean 'turn_b"):
         asked[1].chat("hi", mode={"base": "deep", "bounds": ["turn_budgt"]})

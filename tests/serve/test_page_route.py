@@ -56,16 +56,13 @@ class Named(FakeEngine):
         return replace(super().card, modes=fields)
 
 
-def test_it_begins_in_the_servers_default_mode_and_explains_named_ones() -> None:
+def test_it_begins_in_the_servers_default_mode_and_a_key_sees_its_own(tmp_path: Path) -> None:
     said = client(Named(), settings=ServerSettings(default_mode="support")).get("/v1/page").json()
     assert (said["model"], said["default_mode"], said["thinks"]) == ("tiny", "support", True)
     line = "thinks first; all 4 groups of experts; at most 300 tokens of thought; "
     line += "ended where a thought goes round in circles"
     assert said["modes"]["support"] == {"description": line, "thinking_budget": 300}
     assert client(Named()).get("/v1/page").json()["default_mode"] == "deep"
-
-
-def test_a_key_sees_the_modes_that_are_open_to_it(tmp_path: Path) -> None:
     secret = add_key(tmp_path / "keys.json", "bot", KeyLimits(modes=["support", "fast"]))
     asking = TestClient(create_app(Named(), keys=KeyRing(tmp_path / "keys.json")))
     assert asking.get("/v1/page").status_code == 401
@@ -85,13 +82,10 @@ def test_it_is_small_and_loads_nothing() -> None:
 RISKY = "innerHTML|outerHTML|insertAdjacentHTML|document.write|eval(|new Function|DOMParser|srcdoc"
 
 
-def test_no_text_can_become_html_or_code_and_markup_has_no_handlers_or_styles() -> None:
+def test_no_text_can_become_code_and_the_policy_allows_its_own_scripts_only() -> None:
     assert not [risky for risky in RISKY.split("|") if risky in "".join(SCRIPTS)]
     markup = re.sub(r"<(script|style)>.*?</\1>", "", TEXT, flags=re.DOTALL)
     assert not re.search(r"<[^>]*\s(?:on[a-z]+|style)=", markup)
-
-
-def test_policy_allows_its_own_scripts_and_no_others() -> None:
     policy = client().get("/").headers["content-security-policy"]
     parts = {name: rest for name, _, rest in (p.partition(" ") for p in policy.split("; "))}
     own = {f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in SCRIPTS}
@@ -112,15 +106,12 @@ def test_a_known_page_is_not_sent_again() -> None:
     assert asking.get("/", headers={"If-None-Match": '"other"'}).status_code == 200
 
 
-def test_an_engine_that_gives_no_figures_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_without_figures_is_not_waited_for_and_sampling_can_be_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(route, "PATIENCE", 0.05)
     assert client().get("/v1/stats").json()["waiting"] == 1
     assert client().get("/v1/stats").json()["age_seconds"] == 0.0
     answer = client(Hanging()).get("/v1/stats")
     assert answer.status_code == 503 and "no figures within 0.05 seconds" in answer.text
-
-
-def test_the_page_can_ask_how_a_request_without_sampling_is_sampled() -> None:
     asking = client(settings=ServerSettings(temperature=0.3))
     assert asking.get("/v1/models").json()["data"][0]["sampling"] == {"temperature": 0.3}
     assert asking.get("/v1/page").json()["temperature"] == 0.3

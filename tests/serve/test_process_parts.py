@@ -32,7 +32,7 @@ def test_messages_arrive_whole_however_their_bytes_come() -> None:
         assert found == sent
 
 
-def test_bytes_that_are_no_message_are_refused() -> None:
+def test_bytes_that_are_no_message_and_what_none_can_hold_are_refused() -> None:
     for data in (messages.LENGTH.pack(3) + b"abc", messages.LENGTH.pack(messages.LONGEST + 1), frame(["Unknown", 1])):
         with pytest.raises(ValueError):
             FrameReader[messages.ToServer](messages.ToServer).feed(data)
@@ -40,9 +40,6 @@ def test_bytes_that_are_no_message_are_refused() -> None:
         FrameReader[messages.ToEngine](messages.ToEngine).feed(frame(["Call", 1, 2]))
     whole = Call(1, "trace", ["a"])
     assert FrameReader[messages.ToEngine](messages.ToEngine).feed(frame(whole)) == [whole]
-
-
-def test_what_no_message_can_hold_is_one_sentence() -> None:
     refused("outside of 64 bits", frame, StartAnswer(0, fields_of(made_request("a", "b", {"seed": 2**64}))))
     refused("not valid Unicode: see its character 3", frame, StartAnswer(0, fields_of(made_request("a", "b \ud800"))))
     nested: list[object] = []

@@ -16,7 +16,7 @@ SERIES = {
 }  # fmt: skip
 
 
-def test_sums_stay_and_the_gone_are_counted() -> None:
+def test_sums_stay_and_the_gone_are_counted_in_bounded_room() -> None:
     sums = StatsSum()
     for there, *wanted in (
         ({"a": 1, "b": 2}, 30, 3, 0), ({"b": 2}, 30, 2, 1), ({"b": 2, "c": 3}, 60, 5, 1), ({}, 60, 0, 3),
@@ -24,9 +24,6 @@ def test_sums_stay_and_the_gone_are_counted() -> None:
         found = sums.of({id: figures_of(n) for id, n in there.items()})
         assert [found[name] for name in ("tokens", "running", "replicas_gone")] == wanted
         assert set(found["replicas"]) == set(there) and found["pages"] == 100 * len(there)
-
-
-def test_figures_of_many_that_are_gone_take_no_more_room() -> None:
     sums = StatsSum()
     for n in range(MOST_GONE + 50):
         sums.of({f"replica {n}": figures_of(1)})

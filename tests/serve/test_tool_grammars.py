@@ -150,7 +150,7 @@ def test_an_answer_without_calls_keeps_to_its_schema(speaker: Speaker, name: str
     refused("only be held to a JSON schema", speaker.grammar, name, regex="a")
 
 
-def test_strict_functions_are_held_to_all_of_their_schema(speaker: Speaker) -> None:
+def test_strict_functions_are_held_to_their_schema_or_the_log_says_so(speaker: Speaker, logged: list[str]) -> None:
     odd = {
         "type": "object", "properties": {"a": {"type": "string", "contentEncoding": "base64"}},
         "unevaluatedProperties": False, "not": {},
@@ -162,9 +162,6 @@ def test_strict_functions_are_held_to_all_of_their_schema(speaker: Speaker) -> N
     text = '<tool_call>\n{"name": "f", "arguments": {"a": "x"}}\n</tool_call>'
     assert speaker.fits(lark(loose), text)
     assert not speaker.fits(lark(loose), text.replace('"x"', "1")), "what is known holds"
-
-
-def test_what_cannot_be_held_to_at_all_is_said_in_the_log(speaker: Speaker, logged: list[str]) -> None:
     broken = {"type": "object", "properties": {"a": {"$ref": "https://example.com/x"}}}
     calls = speaker.calls("hermes")
     loose = ToolSupport([Tool("f", parameters=broken)], ToolChoice("required"), True, calls)
@@ -204,15 +201,12 @@ def test_arguments_have_the_fields_that_are_named(speaker: Speaker, name: str, s
     assert fits({**LOOSE, "$defs": {"c": {**CITY, "additionalProperties": True}}}, more)
 
 
-def test_no_tools_no_change(speaker: Speaker) -> None:
+def test_no_tools_no_change_and_end_tokens_of_the_format_end_the_answer(speaker: Speaker) -> None:
     calls = speaker.calls("hermes")
     for tools, choice in (([], ToolChoice()), (TOOLS, ToolChoice("none"))):
         prepared = ToolSupport(tools, choice, True, calls)
         assert (prepared.variables, prepared.sampling, prepared.parser()) == ({}, {}, None)
     refused("wants a call, but there are no tools", ToolSupport, [], ToolChoice("required"), True, calls)
-
-
-def test_end_tokens_of_the_format_end_the_answer(speaker: Speaker) -> None:
     for name, stops in (("llama3", [speaker.tokenizer.token_id("<|eom_id|>")]), ("pangu", None)):
         assert ToolSupport(TOOLS, ToolChoice(), True, speaker.calls(name)).sampling.get("stop_token_ids") == stops
 

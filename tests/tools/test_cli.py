@@ -51,16 +51,13 @@ def test_a_draft_model_alone_means_drafter_model(endless: Path, tmp_path: Path) 
     assert all(word in last for word in ("accepted ", " tokens/step", " tokens/s"))
 
 
-def test_inspect_says_what_a_gguf_file_takes(tmp_path: Path) -> None:
+def test_inspect_shows_what_a_gguf_file_takes_tokenizer_and_presets(tmp_path: Path) -> None:
     folder = write_family(tmp_path / "model", "qwen3")
     file = write_gguf(folder, tmp_path / "m.gguf", matrices(GGMLQuantizationType.Q8_0))
     memory = record("inspect", file)["memory"]
     assert memory["gguf"]["weights"] == file.stat().st_size < memory["float32"]["weights"]
     shown = printed("inspect", file)
     assert "gguf (its own)" in shown and "bfloat16 (its own)" not in shown
-
-
-def test_inspect_shows_tokenizer_and_own_presets(tmp_path: Path) -> None:
     write_bpe(tmp_path, TEMPLATE, VOCAB)
     write_moge(tmp_path, vocab=VOCAB)
     (tmp_path / "fastslow.json").write_text('{"modes": {"middling": {"groups": 3}}}')

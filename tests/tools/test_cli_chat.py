@@ -59,33 +59,21 @@ def talk(engine: Engine, lines: Sequence[str | type[BaseException]], system: str
         return chat
 
 
-def test_chat_keeps_its_history_until_reset() -> None:
+def test_chat_keeps_its_history_changes_and_explains_modes_until_it_is_left(capsys: pytest.CaptureFixture[str]) -> None:
     engine = Engine("one", "two", "three")
     talk(engine, ["first", "second", "/reset", "third"], system="Be brief.")
     assert engine.asked[1] == ["Be brief.", "first", "one", "second"]
     assert engine.asked[2] == ["Be brief.", "third"]
-
-
-def test_chat_changes_modes() -> None:
     engine = Engine("one", "two", "three", "four")
     talk(engine, ["a", "/fast", "b", "/mode deep", "c", "/mode slow", "d"])
     assert engine.used == ["deep", "fast", "deep", "deep"]
-
-
-def test_chat_explains_modes_that_nobody_described(capsys: pytest.CaptureFixture[str]) -> None:
     with LLM("abacus", modes={"support": Mode(base="deep", thinking_budget=30)}) as llm:
         talk(llm, ["/mode"])  # type: ignore[arg-type]
     said = next(line for line in capsys.readouterr().err.splitlines() if "support" in line)
     assert "thinks first; all 8 groups of experts; at most 30 tokens of thought" in said
-
-
-def test_chat_keeps_half_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
     engine = Engine(KeyboardInterrupt(), "two")
     talk(engine, ["first", "second"])
     assert engine.asked[1] == ["first", "half an ans", "second"] and "stopped" in capsys.readouterr().err
-
-
-def test_two_ctrl_c_in_a_row_leave_the_chat() -> None:
     engine = Engine("one", "two")
     talk(engine, [KeyboardInterrupt, "a", KeyboardInterrupt, KeyboardInterrupt, "b"])
     assert len(engine.asked) == 1
@@ -116,14 +104,11 @@ def test_a_thinking_budget_bounds_every_mode_that_thinks() -> None:
     assert (steered["mode"].thinking_budget, steered["mode"].loop) == (30, Loop())
 
 
-def test_turns_that_the_memory_does_not_hold_are_dropped(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_cut_or_dropped_and_a_pipes_failed_question(capsys: pytest.CaptureFixture[str]) -> None:
     engine = Engine("one", "two", ValueError("needs 9 KV pages; there are 8"), "three")
     talk(engine, ["first", "second", "third"])
     assert engine.asked[2] == ["second", "two", "third"]
     assert "the oldest question and answer is" in capsys.readouterr().err
-
-
-def test_an_answer_that_the_context_cuts_leaves_the_next_one_more_room(capsys: pytest.CaptureFixture[str]) -> None:
     cut = output("")
     metrics = replace(cut.metrics, prompt_tokens=1024)
     cut.choices[0] = replace(cut.choices[0], finish_reason="length", metrics=metrics)
@@ -133,9 +118,6 @@ def test_an_answer_that_the_context_cuts_leaves_the_next_one_more_room(capsys: p
     streams = capsys.readouterr()
     assert streams.out == "one\ntwo\n\nthree\n"
     assert "cut by the context" in streams.err and "oldest question and answer is" in streams.err
-
-
-def test_a_pipe_gets_a_line_for_a_question_that_failed(capsys: pytest.CaptureFixture[str]) -> None:
     engine = Engine(ValueError("does not fit"), "one")
     assert talk(engine, ["too long", "short"]).failed and engine.asked == [["short"]]
     streams = capsys.readouterr()

@@ -33,29 +33,20 @@ GENERATE = ("generate", *ABACUS)
 # What goes where
 
 
-def test_standard_output_gets_the_answer_alone() -> None:
+def test_standard_output_gets_answers_or_json_alone() -> None:
     done = call(*GENERATE, ASKED)
     assert done.out == "5223\n" and "4827+396" in done.err and "mode deep | " in done.err
     done = call(*GENERATE, ASKED, "--no-thinking")
     assert done.out == "5223\n" and "4827+396" not in done.err and "tokens of thought" in done.err
-
-
-def test_an_effort_is_a_mode() -> None:
     none, low = (record(*GENERATE, ASKED, "--effort", name) for name in ("none", "low"))
     assert (none["mode"], none["reasoning"], low["mode"]) == ("fast*", "", "deep*")
     assert "4827+396" in low["reasoning"]
     found = refusal(*GENERATE, ASKED, "--effort", "high", "--mode", "fast")
     assert "base='fast' and effort='high', which is mode 'deep', contradict each other" in found
-
-
-def test_with_json_there_is_json_alone() -> None:
     done = call(*GENERATE, ASKED, "--json", "--speculation", "off")  # no steps are measured
     found = json.loads(done.out)
     assert (found["text"], found["mode"]) == ("5223", "deep")
     assert found["prompt_tokens"] > 0 and "4827+396" in found["reasoning"] and done.err == ""
-
-
-def test_several_answers() -> None:
     done = call(*GENERATE, ASKED, "--n", 3)
     assert done.out == "5223\n" * 3 and "answer 2 of 3" in done.err
     first, second = record(*GENERATE, ASKED, "--n", 2, "--logprobs", 1)["choices"]

@@ -36,7 +36,9 @@ def test_a_shell_completes_commands_and_options(
     assert offered in said.split()
 
 
-def test_it_says_what_models_run_with(capfd: pytest.CaptureFixture[str]) -> None:
+def test_it_says_what_models_run_with_and_marks_what_makes_it_slow(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     code, said = said_by(capfd, "doctor", "--json")
     found = json.loads(said)
     assert code == 0 and all(one["fine"] for one in found.values())
@@ -44,9 +46,6 @@ def test_it_says_what_models_run_with(capfd: pytest.CaptureFixture[str]) -> None
     assert found["cache"]["folder"] == str(cache_folder())
     _, said = said_by(capfd, "doctor")
     assert [line.split()[1] for line in said.splitlines()] == list(found)
-
-
-def test_what_makes_it_slow_is_marked(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv(library.VARIABLE, "off")
     code, said = said_by(capfd, "doctor")
     marked = [line for line in said.splitlines() if line.startswith("!!")]

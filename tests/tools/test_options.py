@@ -49,13 +49,10 @@ def invoked(*arguments: str) -> tuple[Any, str, BaseException | None]:
     return (seen[0] if seen else None), result.output, result.exception
 
 
-def test_nothing_given_is_nothing_set() -> None:
+def test_what_is_given_is_set_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     made, _, _ = invoked()
     assert made == Outer() and made.model_fields_set <= {"inner", "drafts"}
     assert not made.inner.model_fields_set and not made.drafts.model_fields_set
-
-
-def test_what_is_given_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     made, _, _ = invoked(
         *("--file=~/a", "-o", "~/b", "--names", "a", "--names", "b", "--kind", "two", "--loud"),
@@ -67,7 +64,7 @@ def test_what_is_given_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     assert made.drafts.model_fields_set == {"model", "width"}
 
 
-def test_by_position_or_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_by_position_or_name_and_help_with_panels_and_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     for given in (("~/m",), ("--target=~/m",), ("--loud", "~/m")):
         made, _, _ = invoked(*given)
@@ -76,9 +73,6 @@ def test_by_position_or_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(error) == "TARGET and --target are two: give one of them"
     _, shown, _ = invoked("--help")
     assert "[TARGET]" in shown and "--target" in shown
-
-
-def test_help_has_panels_and_defaults() -> None:
     _, shown, _ = invoked("--help")
     words = " ".join(shown.split())
     for part in (

@@ -145,7 +145,7 @@ def test_inspect_shows_the_shares(tmp_path: Path) -> None:
     assert "ep=3 does not divide the 8 groups" in refusal("inspect", tmp_path, "--parallel", "ep=3")
 
 
-def test_ranks_of_a_torchrun_are_used_as_well_as_the_model_allows() -> None:
+def test_ranks_are_used_as_well_as_the_model_allows_and_names_need_a_rule() -> None:
     moge, dense = config_of(MOGE), config_of(DENSE)
     assert usual(moge, 4) == Parallel(ep=4) and usual(moge, 8) == Parallel(ep=4, tp=2)
     assert usual(dense, 2) == Parallel(tp=2) and usual(config_of(PANGU_72B), 16) == Parallel(ep=8, tp=2)

@@ -32,7 +32,7 @@ def test_work_is_counted_from_the_tensors() -> None:
     assert work.kv == 2 * 48 * 8 * 128 and work.attention == 4 * 48 * 40 * 128
 
 
-def test_terms_are_bytes_and_operations_over_rates() -> None:
+def test_terms_are_work_over_rates_and_prefill_hides_the_shorter() -> None:
     s = setting()
     terms = s.decode(3, 2, 1000)
     w, d = s.work, s.device
@@ -44,9 +44,6 @@ def test_terms_are_bytes_and_operations_over_rates() -> None:
     assert terms.compute == pytest.approx((layers + half) / 4)
     assert terms.links == pytest.approx(4 * 48 * 0.75 * 6 * 5120 * 2 / (3 * 28e9)) and terms.fixed == 0
     assert terms.seconds == pytest.approx(sum(astuple(terms))) and setting(cards=1).decode(1, 1, 10).links == 0
-
-
-def test_prefill_hides_the_shorter_of_products_and_links() -> None:
     terms = setting().prefill(4, 2048)
     assert terms.kv == 0 and min(terms.compute, terms.links) == 0
     assert terms.binding == "links"  # at the peak of everything

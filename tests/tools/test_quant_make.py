@@ -166,15 +166,12 @@ def test_calibration_goes_on_until_every_expert_has_its_tokens() -> None:
     assert found.counts.shape == (2, 16) and found.counts[:, 3::4].eq(4).all() and found.starved(4) == []
 
 
-def test_experts_that_starve_are_named() -> None:
+def test_experts_that_starve_are_named_and_a_small_embedding_stays_in_float(tmp_path: Path) -> None:
     config = ModelConfig.from_json({**MOGE, "num_hidden_layers": 2})
     found = balanced_texts(config, one_way, routed, iter([[0, 1, 2] * 10, [3]]), enough=9, least=2, most=10**6)
     assert found.starved(2) == [(n, e, 1) for n in range(2) for e in range(3, 16, 4)]
     stopped = balanced_texts(config, one_way, routed, repeat([0, 1, 2] * 10), enough=9, least=2, most=600)
     assert {tokens for _, _, tokens in stopped.starved(2)} == {0}
-
-
-def test_an_embedding_stays_in_float_where_it_is_a_small_part(tmp_path: Path) -> None:
     assert not int8_embedding(ModelConfig.from_json(PANGU_72B))
     assert int8_embedding(ModelConfig.from_json({**PANGU_72B, "num_hidden_layers": 4}))
     plain_ = checkpoints.write_moge(tmp_path / "float", torch_dtype="bfloat16")
@@ -225,7 +222,7 @@ def test_models_are_compared_place_by_place(tmp_path: Path) -> None:
     refused("evaluation needs a text of at least 2 tokens", compare, model, model, [[1]])
 
 
-def test_the_command_quantises_and_reports(tmp_path: Path) -> None:
+def test_the_command_quantises_and_reports_also_on_a_checkpoints_own_prompts(tmp_path: Path) -> None:
     plain_ = checkpoints.write_moge(tmp_path / "float", num_hidden_layers=2, eos_token_id=None)
     (plain_ / "old.head").write_bytes(b"")  # of the float weights
     out = tmp_path / "w8a8"
@@ -235,9 +232,6 @@ def test_the_command_quantises_and_reports(tmp_path: Path) -> None:
     assert record["bytes"] < record["source_bytes"] and len(record["drift"]) == 2
     assert record["compared"]["agreement"] > 0.5 and record["compared"]["kl"] > 0
     assert not (out / "old.head").exists()
-
-
-def test_a_checkpoint_may_bring_its_own_prompts(tmp_path: Path) -> None:
     assert len(prompts_of(None, tmp_path)) > 10
     own, given = tmp_path / "calibration.jsonl", tmp_path / "mine.jsonl"
     own.write_text('{"prompt": "What is 1 + 1?"}\n', "utf-8")

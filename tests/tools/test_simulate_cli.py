@@ -31,7 +31,7 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_from_a_trace_to_figures(made: Path) -> None:
+def test_from_a_trace_to_figures_planned_or_measured(made: Path) -> None:
     shown = printed("simulate", *RUN, "--replicas", "2,3", "-o", "f.json")
     figures = json.loads(Path("f.json").read_text())
     assert [one["replicas"] for one in figures["simulations"]] == [2, 3]
@@ -39,16 +39,10 @@ def test_from_a_trace_to_figures(made: Path) -> None:
         assert one["modes"]["all"]["requests"] == 60
         assert 0 < one["modes"]["fast"]["first"][0] <= one["modes"]["fast"]["first"][2]
     assert "replica-" in shown and "deep" in shown
-
-
-def test_costs_are_planned(made: Path) -> None:
     printed("plan", "--cards", 4, "--costs", "p.json")
     planned = read_costs(Path("p.json"))
     assert "openpangu-pro-moe-72b, w8a8" in planned.source and "4 x 800i-a2" in planned.source
     printed("simulate", "run", "t.jsonl", "--costs", "p.json")
-
-
-def test_measured_times_stand_beside_the_simulated_ones(made: Path) -> None:
     Path("t.jsonl").write_text(json.dumps(LINE | {"first_seconds": 0.125, "end_seconds": 0.5}))
     shown = printed("simulate", *RUN, "-o", "f.json")
     measured = json.loads(Path("f.json").read_text())["measured"]

@@ -68,7 +68,7 @@ def test_a_small_engine_is_not_filled() -> None:
     assert short.context("fast") == 0.0 and short.attention("fast", 512) == 0.0
 
 
-def test_both_are_in_the_costs_and_in_the_curves_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_are_in_the_costs_and_in_the_curves_no_more_also_of_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastslow.tools.simulate.measured.StepMeter", KnownMeter)
     costs = measured_costs(engine(), ("fast", "deep"), 512)
     assert costs.context_seconds == pytest.approx(CONTEXT)
@@ -77,11 +77,8 @@ def test_both_are_in_the_costs_and_in_the_curves_no_more(monkeypatch: pytest.Mon
         assert costs.step({}, {"fast": rows}) == pytest.approx(rows * ROW)
     for rows in (1, 4, 16):
         assert costs.step({"deep": rows}, {}) == pytest.approx(STEP, rel=1e-4)
-
-
-def test_one_row_is_measured() -> None:
-    rows, decode, read = KnownMeter(engine(running=1)).mode("fast", 1)
-    assert rows == (1, 2) and decode == pytest.approx([STEP, 2 * STEP], rel=0.01)
+    counts, decode, read = KnownMeter(engine(running=1)).mode("fast", 1)
+    assert counts == (1, 2) and decode == pytest.approx([STEP, 2 * STEP], rel=0.01)
     assert read[-1] == pytest.approx(2 * ROW, rel=0.01)
 
 

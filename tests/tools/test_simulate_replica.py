@@ -39,7 +39,7 @@ def times(answers: list[AnswerState]) -> dict[str, tuple[float, float]]:
     return {a.request.id: (a.first, a.end) for a in answers}
 
 
-def test_one_request_takes_what_its_steps_take() -> None:
+def test_one_request_takes_what_its_steps_take_and_others_slow_it() -> None:
     request = one(5.0, 700, 11, tokens_per_step=2.0, rows_per_step=3.0)
     machine = costs(context_seconds=1e-6, attention_seconds=1e-8, first_seconds=0.25)
     ((first, end),) = times(run([request], machine)).values()
@@ -48,10 +48,6 @@ def test_one_request_takes_what_its_steps_take() -> None:
     steps = [STEP + 3 * ROW + 1e-6 * (701 + 2 * n) for n in range(5)]
     assert first == pytest.approx(5.25 + reading, rel=1e-12)
     assert end == pytest.approx(5.25 + reading + sum(steps), rel=1e-12)
-
-
-def test_a_step_is_slowed_by_those_that_run_when_it_begins() -> None:
-    """Two answers of three tokens: the second begins within the first one's prompt, and ends after it."""
     trace = [one(0, 100, 3), one(0.001, 400, 3)]
     step, both = STEP + ROW, costs(slowdown=(1.5,))
     found = times(run(trace, both, 2, 2))
@@ -60,7 +56,7 @@ def test_a_step_is_slowed_by_those_that_run_when_it_begins() -> None:
     assert times(run(trace, both, 2, 1))["0.001/400"][1] == pytest.approx(0.001 + STEP + 400 * ROW + 2 * step)
 
 
-def test_a_cached_prefix_is_not_read_again() -> None:
+def test_a_cached_prefix_is_not_read_again_until_old_texts_go() -> None:
     prefix = (("system", 330),)
     trace = [one(9.0 * n, 400 + n, 1, prefix=prefix) for n in range(2)]
     trace.append(one(18, 402, 1, prefix=prefix, mode="deep"))
@@ -68,14 +64,8 @@ def test_a_cached_prefix_is_not_read_again() -> None:
     assert [a.cached for a in result] == [0, 320, 0]  # whole pages
     first, _ = times(result)["9.0/401"]
     assert first == pytest.approx(9 + STEP + 81 * ROW)
-
-
-def test_a_chat_finds_its_own_earlier_turns() -> None:
     asked = one(0, 100, 60, id="turn-1")
     assert run([asked, one(9, 200, 1, id="turn-2", prefix=(("turn-1", 160),))], costs())[1].cached == 160
-
-
-def test_old_texts_go_first() -> None:
     machine = costs(pages=48)  # two of the prompts, and some
     trace = [one(float(n), 320, 1, id=str(n), prefix=((f"p{n}", 304),)) for n in range(3)]
     for at, old in ((10.0, trace[2]), (11.0, trace[1]), (20.0, trace[0])):
@@ -84,7 +74,7 @@ def test_old_texts_go_first() -> None:
     assert found["2'"] == found["1'"] == 304 and found["0'"] < 304
 
 
-def test_the_queue_is_that_of_one_server_in_closed_form() -> None:
+def test_the_queue_is_that_of_one_server_in_closed_form_until_the_last_arrival() -> None:
     """Equal lengths, one at a time, with Poisson arrivals: M/D/1, whose mean wait is rho D / 2 (1 - rho)."""
     random, now, trace = Random(1), 0.0, []
     service, busy = 4 * (STEP + ROW), 0.6
@@ -94,9 +84,6 @@ def test_the_queue_is_that_of_one_server_in_closed_form() -> None:
     answers = run(trace, costs(max_running=1, prompt_rows=1))
     waits = [a.first_after - STEP - ROW for a in answers]
     assert sum(waits) / len(waits) == pytest.approx(busy * service / 2 / (1 - busy), rel=0.15)
-
-
-def test_after_the_last_arrival_only_steps_count() -> None:
     cluster = SimulatedCluster([one(0, 10, 3), one(10, 100, 21)], costs(), 2)
     cluster.run()
     last = STEP + 100 * ROW + 20 * (STEP + ROW)

@@ -94,7 +94,9 @@ def test_drafters_are_those_that_the_model_takes(llm: LLM, tmp_path: Path) -> No
         assert [s.drafter for s in default_drafters(dense)] == ["suffix", "ngram"]
 
 
-def test_a_grid_runs_every_cell_once_a_round(llm: LLM, prompts: list[Conversation]) -> None:
+def test_a_grid_runs_every_cell_once_a_round_and_refuses_what_does_not_fit(
+    llm: LLM, prompts: list[Conversation]
+) -> None:
     grid = Grid([NGRAM], batches=(1, 2), modes=("deep", "fast"))
     grid.measure(TuneRunner(llm, FEW), prompts[:5], repeat=2)
     assert len(grid.samples) == 2 * 2 * 2
@@ -105,9 +107,6 @@ def test_a_grid_runs_every_cell_once_a_round(llm: LLM, prompts: list[Conversatio
     record = grid.record()
     json.dumps(record, allow_nan=False)
     assert {entry["label"] for entry in record} == {"plain", "ngram · 3"}
-
-
-def test_a_grid_refuses_what_does_not_fit(llm: LLM, prompts: list[Conversation]) -> None:
     with pytest.raises(ValueError, match="batch sizes 2, 5 need at least 10 prompts; there are 8"):
         Grid([NGRAM], batches=(2, 5)).measure(TuneRunner(llm, FEW), prompts, 1)
 

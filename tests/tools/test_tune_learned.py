@@ -52,23 +52,17 @@ def test_it_keeps_the_gain_with_fewer_tokens_and_says_how_sure_it_is(learned: Le
     assert set(learned.record()["curves"]) == {"learned", "by hand", "oracle"}
 
 
-def test_hidden_states_that_say_nothing_close_nothing() -> None:
+def test_what_a_report_holds_of_time_gain_and_hidden_states() -> None:
     """Nobody is told what his own fit has seen."""
     _, answers, _ = made_up(300)
     noise = np.random.default_rng(2).normal(size=(300, 200))
     deceived = learn(noise, answers, BETWEEN, 1, 0.9, noise[:, 0])
     assert abs(deceived.closed) < 0.12 and deceived.miscalibrated < 0.06
-
-
-def test_seconds_hold_the_first_reading_of_the_prompt() -> None:
     _, answers, _ = made_up(50)
     stays, goes = answers.of(np.zeros(50, dtype=int)), answers.of(np.full(50, 2))
     assert stays.seconds == pytest.approx(answers.seconds[:, 0].mean()) and not stays.share_in_other_modes
     assert goes.seconds == pytest.approx(answers.seconds[:, 2].mean() + 0.02)
     assert goes.tokens == pytest.approx(answers.tokens[:, 2].mean())
-
-
-def test_the_area_is_that_of_the_best_mixes() -> None:
     low, high, above = (Figures(a, 0.0, 0.0, t) for a, t in ((0.2, 0.0), (0.8, 10.0), (0.8, 5.0)))
     assert area([low, high], 0, 10) == pytest.approx(0.5, abs=0.003)
     assert area([low, high, above], 0, 10) == pytest.approx(0.65, abs=0.01)

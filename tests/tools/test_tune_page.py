@@ -46,7 +46,7 @@ def words_of(page: str) -> str:
     return unescape(re.sub(r"<[^>]*>", "", page))
 
 
-def test_the_page_holds_what_people_want_to_know(found: TuneResult) -> None:
+def test_the_page_holds_what_people_want_to_know_and_runs_no_script(found: TuneResult) -> None:
     page = found.page("mine.json")
     assert page.count("<tr") == 1 + 5 == 1 + found.table().row_count
     for words in (
@@ -57,9 +57,6 @@ def test_the_page_holds_what_people_want_to_know(found: TuneResult) -> None:
     rows = words_of(page).partition("x plain")[2]
     names = ("ngram · 2", "ngram · adaptive", "self · 4", "ngram · 8")
     assert min(rows.index(name) for name in names) == rows.index("ngram · 2"), "the winner first"
-
-
-def test_the_page_needs_no_network_runs_no_script_and_escapes(found: TuneResult) -> None:
     html = found.page()
     assert not {"script", "link", "img", "iframe", "object", "embed", "base"} & set(re.findall(r"<(\w+)", html))
     assert not re.findall(r"<[^>]* (src|href|srcset|data|action|on\w+)=", html)
@@ -67,7 +64,7 @@ def test_the_page_needs_no_network_runs_no_script_and_escapes(found: TuneResult)
     assert EVIL not in html
 
 
-def test_words_of_a_piped_table_are_whole(
+def test_words_of_a_piped_table_are_whole_and_figures_have_titles(
     found: TuneResult, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("COLUMNS", raising=False)
@@ -75,10 +72,6 @@ def test_words_of_a_piped_table_are_whole(
     said = capsys.readouterr().out
     for words in (*COLUMNS, "ngram · adaptive", "dropped out, cannot pay"):
         assert words in said
-
-
-def test_every_figure_has_its_title(found: TuneResult) -> None:
-    """As where a phone is too narrow for a line of them."""
     assert re.findall(r'<td title="([^"]*)"', found.page()) == list(COLUMNS) * 5
 
 

@@ -10,7 +10,7 @@ from fastslow.tools.prompts import read_prompts
 from fastslow.tools.tune.candidates import family, grid, label, read_lengths
 
 
-def test_every_kind_of_line_is_read(tmp_path: Path) -> None:
+def test_every_kind_of_line_is_read_and_a_limit_is_spread(tmp_path: Path) -> None:
     """A line ends at a newline only: JSON may hold other ends of lines as they are."""
     path = tmp_path / "p.jsonl"
     path.write_bytes(
@@ -21,9 +21,6 @@ def test_every_kind_of_line_is_read(tmp_path: Path) -> None:
     assert [p[-1]["content"] for p in prompts] == ["one\u2028a", "two", "three\u0085", "four"]
     assert [m["role"] for m in prompts[3]] == ["system", "user"]
     assert prompts[1] == [{"role": "user", "content": "two"}]
-
-
-def test_a_limit_is_spread_over_the_file(tmp_path: Path) -> None:
     path = write_lines(tmp_path / "p.jsonl", *({"prompt": f"{i}"} for i in range(10)))
     assert [p[0]["content"] for p in read_prompts(path, 5)] == ["0", "2", "4", "6", "8"]
     assert len(read_prompts(path, 99)) == 10
@@ -55,16 +52,13 @@ def test_a_file_without_prompts_is_refused(tmp_path: Path, content: bytes | None
     refused(said, read_prompts, tmp_path / "p.jsonl")
 
 
-def test_lengths_are_read_and_refused() -> None:
+def test_lengths_are_read_or_refused_and_a_setting_has_a_name() -> None:
     assert read_lengths("0, 2,adaptive,4,2") == [0, 2, None, 4]
     for text, said in [
         ("x", "'x' is neither a number nor 'adaptive'"), ("-1", "'-1' is neither"),
         ("65", "nodes=65 must be less than or equal to 64"), (",", "names no length"),
     ]:  # fmt: skip
         refused(said, read_lengths, text)
-
-
-def test_a_setting_has_a_name_and_is_tried_once() -> None:
     drafters = [Speculation(drafter="ngram"), Speculation(drafter="off")] * 2
     assert [label(s) for s in grid(drafters, [0, 2, 4])] == ["ngram · 2", "ngram · 4"]
     assert label(Speculation(drafter="self", groups=2, nodes=3)) == "self, groups=2 · 3"

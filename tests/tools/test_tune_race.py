@@ -4,8 +4,9 @@ import pytest
 from fake_engine import metrics
 from tune_tools import sample
 
-from fastslow import Conversation, Speculation
+from fastslow import Speculation
 from fastslow.engine.host.progress import silent
+from fastslow.tools.prompts import Conversation
 from fastslow.tools.tune.candidates import PLAIN, grid, label
 from fastslow.tools.tune.halving import SuccessiveHalving
 from fastslow.tools.tune.runner import TuneRunner
@@ -67,12 +68,9 @@ def speeds(setting: Speculation, part: int) -> float:
     return base - 0.08 * abs(nodes - 3) + 0.3 * ((part + nodes) % 4 == 0)
 
 
-def test_the_fastest_is_found_among_many() -> None:
+def test_the_fastest_is_found_even_where_it_is_plain_decoding() -> None:
     search = search_on(Machine(speeds))
     assert label(search.best) in ("self · 3", "self · 4") and 1.5 < search.score(search.best) < 1.8
-
-
-def test_a_machine_that_slows_down_and_stalls_changes_nothing() -> None:
     usual = search_on(Machine(speeds)).best
 
     def slowness(run: int) -> float:
@@ -80,9 +78,6 @@ def test_a_machine_that_slows_down_and_stalls_changes_nothing() -> None:
 
     shaky = search_on(Machine(speeds, slowness), 40_000.0).best
     assert {label(usual), label(shaky)} <= {"self · 3", "self · 4"}
-
-
-def test_plain_decoding_wins_where_nothing_is_faster() -> None:
     search = search_on(Machine(lambda setting, part: 1.0 if setting == PLAIN else 0.9))
     assert search.best == PLAIN and search.score(PLAIN) == 1.0
 
@@ -157,7 +152,7 @@ def test_of_equals_the_adaptive_length_wins() -> None:
         assert search.best == best
 
 
-def test_figures_of_a_sample() -> None:
+def test_figures_of_a_sample_and_gain_over_cost() -> None:
     first = metrics(tokens=11, steps=11, ttft=1.0, tpot=0.1, drafted=0, accepted=0)
     second = metrics(tokens=21, steps=6, ttft=1.5, tpot=0.1, drafted=20, accepted=15)
     made = sample_of([[first, second], [first]], part=3, turn=1)
@@ -166,9 +161,6 @@ def test_figures_of_a_sample() -> None:
     assert made.forwards == 10 + 10 and tokens_per_step([made]) == pytest.approx(43 / 28)
     assert accepted_share([made]) == 0.75 and seconds_per_step([made]) == pytest.approx(3.5 / 20)
     assert accepted_share([sample(0)]) is None
-
-
-def test_ratio_is_gain_over_cost() -> None:
     plain = [sample(i) for i in range(3)]
     drafted = [sample(i, forwards=50, seconds=6.0) for i in range(3)]
     assert ratio(drafted, plain) == pytest.approx(10 / 6) and step_cost(drafted, plain) == pytest.approx(1.2)

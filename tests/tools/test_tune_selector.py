@@ -35,16 +35,13 @@ def made_up(count: int = 300, tells: float = 1.0, seed: int = 0) -> ModesFound:
     return find(tasks, sides, {1: hidden}, keep=0.9)
 
 
-def test_logistic_regression_finds_what_made_the_data() -> None:
+def test_logistic_regression_finds_what_made_the_data_and_no_more() -> None:
     random_ = np.random.default_rng(0)
     x = random_.normal(3.0, 2.0, (4000, 3))
     logits = 0.8 * (x[:, 0] - 3) - 0.4 * (x[:, 2] - 3) - 0.5
     found = fit(x, random_.random(4000) < 1 / (1 + np.exp(-logits)))
     assert found.weights == pytest.approx([0.8, 0.0, -0.4], abs=0.08)
     assert found.bias == pytest.approx(-0.5, abs=0.12) and found.means == pytest.approx([3, 3, 3], abs=0.15)
-
-
-def test_features_that_never_change_weigh_nothing() -> None:
     x = np.column_stack([np.arange(40.0), np.full(40, 7.0)])
     found = fit(x, np.arange(40) > 20)
     assert found.weights[1] == 0.0 and found.weights[0] > 0
@@ -59,7 +56,7 @@ def test_who_is_given_up_and_when() -> None:
     assert not given_up(answers, Escalation(below=0.1, window=1, how="restart"))[0].any()
 
 
-def test_found_keeps_the_gain_in_less_time() -> None:
+def test_found_keeps_the_gain_in_less_time_and_without_one_stays() -> None:
     found = made_up(300, tells=0.95)
     assert found.figures["fast"].accuracy < 0.6 and found.figures["deep"].accuracy == 1.0
     for way in ("auto", "escalating"):
@@ -68,9 +65,6 @@ def test_found_keeps_the_gain_in_less_time() -> None:
     assert found.escalation is not None and found.escalation.how == "restart"
     assert found.table().row_count == len(found.figures) == 5 and found.best_way in found.headline()
     assert found.settings()["measured_modes"]["grading"] == {"number": 300}
-
-
-def test_without_a_gain_nothing_goes_to_the_better_mode() -> None:
     found = made_up(100)
     sides = {"fast": [GradedAnswer(True, 0.1, (SURE,), 1)] * 100}
     sides["deep"] = [GradedAnswer(True, 1.0, tokens=9)] * 100

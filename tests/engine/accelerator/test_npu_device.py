@@ -206,15 +206,12 @@ def test_the_routers_weights_are_not_rounded(name: str) -> None:
         torch.testing.assert_close(found.float(), one.float() * 1e-4, rtol=0.02, atol=1e-6)
 
 
-def test_all_names_exist_and_all_schemas_are_used() -> None:
+def test_all_names_exist_all_schemas_are_used_and_calls_are_in_these_files_only() -> None:
     text = "".join((ROOT / file).read_text("utf-8") for file in FILES)
     known = {schema.partition("(")[0].partition("::")[2] for schema in npu_kernels.SCHEMAS}
     device = {f"npu.{name}" for name in vars(npu_sim.torch_npu().npu)}
     assert set(CALLED.findall(text)) - device == known and "torch.ops." not in text
     assert json.loads(npu_kernels.FILE.read_text("utf-8"))["torch_npu"] == "2.13.0"
-
-
-def test_calls_are_in_these_files_only() -> None:
     files = [p for room in ("engine", "draft", "policies") for p in (ROOT / room).rglob("*.py")]
     words = ("torch_npu.", "ops.npu.", "from torch_npu")
     found = {p for p in files if any(word in p.read_text("utf-8") for word in words)}

@@ -79,7 +79,7 @@ def test_each_row_sees_its_own(name: str, window: int, most: int, merged: bool, 
         assert layout.tail.runs is None
 
 
-def test_long_chains_in_the_tail_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_chains_in_the_tail_are_cut_and_shorter_ones_are_not_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout_file, "LINE", 5)
     rows = Rows.of(CASES["a first chunk"])
     layout = attention_layout(rows, BLOCK, 4, True, 6, False)
@@ -88,9 +88,6 @@ def test_long_chains_in_the_tail_are_cut(monkeypatch: pytest.MonkeyPatch) -> Non
     assert {row: sorted(x) for row, x in seen_slots(rows, layout).items()} == {
         row: sorted(x) for row, x in should_see(rows, 6).items()
     }
-
-
-def test_chains_are_not_in_the_tail() -> None:
     for name in ("a first chunk", "one row each", "a chunk over borders"):
         layout = attention_layout(Rows.of(CASES[name]), BLOCK, 16, True)
         assert layout.rows is None and layout.tail is None, name

@@ -92,7 +92,7 @@ def dealt(costs: Costs, wishes: dict[str, list[int]], drafter: str = "self") -> 
     return by_share
 
 
-def test_drafted_rows_are_dealt_out_by_share() -> None:
+def test_drafted_rows_and_passes_of_drafters_are_dealt_out_by_share() -> None:
     """A step of six rows takes 18 seconds, so five of them 17, and 34 is the most."""
     found = dealt(Costs(fixed=12.0), {"greedy": [64], "modest": [0] * 5})
     assert found["greedy"] == [16]
@@ -100,9 +100,6 @@ def test_drafted_rows_are_dealt_out_by_share() -> None:
     assert found == {"greedy": [13], "modest": [1] * 5}, "all together add 18 at most"
     found = dealt(Costs(fixed=12.0), {"greedy": [64] * 3, "as greedy": [64] * 3})
     assert found == {"greedy": [3] * 3, "as greedy": [3] * 3}
-
-
-def test_passes_of_drafters_are_dealt_out_by_share() -> None:
     found = dealt(Costs(fixed=12.0, draft=5.0), {"greedy": [64], "modest": [0] * 5})
     assert found["greedy"] == [2], "each node takes a pass and a row: 6 of 16 seconds"
     found = dealt(Costs(fixed=12.0, draft=20.0), {"greedy": [64], "modest": [0] * 5})

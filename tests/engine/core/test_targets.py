@@ -28,7 +28,7 @@ class Linear(RunEverything):
         return self.draft
 
 
-def test_a_prompt_with_a_target_is_read_first_and_whole() -> None:
+def test_a_prompt_with_a_target_is_read_first_and_whole_and_others_bring_what_is_left() -> None:
     step = scheduler(rows=60, budget=LatencyBudget(Linear()))
     step.add(request(0, prompt=200))
     assert run(step) == {0: 60}
@@ -36,9 +36,6 @@ def test_a_prompt_with_a_target_is_read_first_and_whole() -> None:
     found = run(step)
     assert found[1] == 50 and found.get(0, 0) == 0
     assert run(step) == {0: 29, 1: 1}, "29 + 1 rows take 30, three quarters of 40"
-
-
-def test_others_bring_what_the_tightest_target_leaves() -> None:
     step = scheduler(budget=LatencyBudget(Linear()))
     step.add(request(0, prompt=1, latency_target=40.0))
     step.add(request(1, prompt=1, latency_target=16.0))
@@ -185,7 +182,7 @@ def llm(tiny_chat: Path) -> Iterator[LLM]:
         yield llm
 
 
-def test_it_is_told_whether_a_target_was_kept(llm: LLM) -> None:
+def test_it_is_told_whether_a_target_was_kept_and_how(llm: LLM) -> None:
     params = SamplingParams(max_tokens=4, ignore_eos=True)
     kept = llm.chat("one", params, mode=Mode(latency_ms=60000)).metrics
     assert (kept.target_ms, kept.target_kept) == (60000, True)
@@ -193,9 +190,6 @@ def test_it_is_told_whether_a_target_was_kept(llm: LLM) -> None:
     assert missed.target_ms == pytest.approx(0.001) and missed.target_kept is False
     none = llm.chat("one", params, mode="deep").metrics
     assert (none.target_ms, none.target_kept) == (None, None)
-
-
-def test_lossy_shortening_says_so(llm: LLM) -> None:
     params = SamplingParams(max_tokens=4, ignore_eos=True)
     out = llm.chat("one", params, mode=Mode(latency_ms=0.001, may_shorten=("groups",)))
     assert "0 of 4 groups to keep 0.001 ms (lossy)" in out.metrics.decision
@@ -203,7 +197,7 @@ def test_lossy_shortening_says_so(llm: LLM) -> None:
     assert "lossy" not in llm.chat("one", params, mode=Mode(latency_ms=0.001)).metrics.decision
 
 
-def test_who_is_skipped_for_a_target_keeps_no_other_share_waiting() -> None:
+def test_who_is_skipped_for_a_target_takes_nothing_from_another_share() -> None:
     """The target's share has gone, and its other requests wait for steps that are long enough."""
     step = scheduler(budget=LatencyBudget(Linear(fixed=100.0)))
     aiming = added(step, [0], share="greedy", latency_target=1.0)[0]
@@ -212,10 +206,6 @@ def test_who_is_skipped_for_a_target_keeps_no_other_share_waiting() -> None:
     added(step, range(1, 5), share="greedy")
     added(step, [5], share="modest")
     assert 5 in run(step)
-
-
-def test_who_was_skipped_often_takes_no_rows_of_another_share() -> None:
-    """In each step one of those that the target skips runs all the same."""
     step = scheduler(budget=LatencyBudget(Linear(fixed=100.0)))
     added(step, [0], share="greedy", prompt=1, room=50, latency_target=136.0)
     added(step, range(1, 7), share="greedy", prompt=1, room=50)

@@ -42,7 +42,7 @@ class Scored(OracleDraft):
         return replace(tree, scores=[0.5 ** (i + 1) for i in range(len(tree.tokens))])
 
 
-def test_a_drafted_token_has_its_drafters_name(bench: Bench) -> None:
+def test_a_drafted_token_has_its_drafters_name_where_it_ends_the_answer_too(bench: Bench) -> None:
     known = bench.alone(Ask(PROMPT, TWENTY)).tokens
     wrong = {len(PROMPT) + n for n in (2, 9)}
     drafter = OracleDraft({0: known}, lambda place: place in wrong)
@@ -51,9 +51,6 @@ def test_a_drafted_token_has_its_drafters_name(bench: Bench) -> None:
     said = [name for n in request.spec_stats.runs for name in (*["oracle"] * n, "target")]
     assert request.log.sources == said and answer(request) == known[len(PROMPT) :]
     assert run(bench, Ask(PROMPT, TWENTY), drafter).log.sources == ["target"] * 20
-
-
-def test_a_drafted_token_that_ends_the_answer_is_the_drafters(bench: Bench) -> None:
     known = bench.alone(Ask(PROMPT, TWENTY)).tokens
     own = known[len(PROMPT) :]
     stop = next(n for n in range(3, 9) if own[n] not in own[:n])

@@ -15,7 +15,7 @@ from fastslow.engine.core.request import Request
 from fastslow.engine.core.scheduler import OVERTAKEN
 
 
-def test_the_most_urgent_starts_first_and_of_equals_the_oldest() -> None:
+def test_the_most_urgent_starts_first_behind_targets_and_decoding() -> None:
     step = scheduler(running=1)
     for number, priority in enumerate((5, 0, -3, 0, -3)):
         step.add(request(number, 1, priority=priority))
@@ -25,9 +25,6 @@ def test_the_most_urgent_starts_first_and_of_equals_the_oldest() -> None:
         started.append(one.id)
         step.remove(one)
     assert started == [2, 4, 1, 3, 0]
-
-
-def test_an_urgent_prompt_is_read_before_others_that_run() -> None:
     step = scheduler(rows=20)
     step.add(request(0, prompt=100))
     step.add(request(1, prompt=1))
@@ -35,17 +32,11 @@ def test_an_urgent_prompt_is_read_before_others_that_run() -> None:
     step.add(request(2, prompt=30, priority=-1))
     assert run(step) == {2: 20} and run(step) == {2: 10, 0: 10}
     assert run(step) == {2: 1, 0: 19}, "it decodes"
-
-
-def test_decoding_goes_before_reading_whatever_its_priority() -> None:
     step = scheduler(rows=20)
     step.add(request(0, prompt=2, priority=9))
     assert run(step) == {0: 2}
     step.add(request(1, prompt=100, priority=-9))
     assert run(step) == {0: 1, 1: 19}
-
-
-def test_a_target_goes_before_priorities() -> None:
     step = scheduler(running=1)
     step.add(request(0, 1, priority=-1000))
     step.add(request(1, 30, priority=1000, latency_target=1.0))
@@ -160,7 +151,7 @@ def test_one_share_runs_as_without_any(share: str | None) -> None:
     assert list(run(step)) == list(run(step)) == list(range(8))
 
 
-def test_shares_that_have_nothing_start_in_turns() -> None:
+def test_shares_that_have_nothing_start_and_read_in_turns() -> None:
     step = scheduler(running=1)
     added(step, range(5), share="greedy", room=1)
     started = list(run(step))
@@ -169,9 +160,6 @@ def test_shares_that_have_nothing_start_in_turns() -> None:
     while step.waiting:
         started += run(step)
     assert started == [0, 1, 10, 20, 2, 11, 21, 3, 4]
-
-
-def test_prompts_are_read_in_turns() -> None:
     step = scheduler(rows=40)
     added(step, range(3), share="greedy", prompt=100)
     assert run(step) == {0: 40}

@@ -9,7 +9,7 @@ from accept_tools import table
 from fastslow.engine.sampling.rng import BLOCK, Purpose, draw, sibling_seed, stream
 
 
-def test_a_place_has_its_own_stream_and_always_the_same() -> None:
+def test_a_place_has_its_own_stream_apart_from_the_next_and_its_siblings() -> None:
     places = [
         (seed, position, purpose)
         for seed in (0, 1, 2**63 - 1)
@@ -18,28 +18,19 @@ def test_a_place_has_its_own_stream_and_always_the_same() -> None:
     ]
     draws = [tuple(stream(*place).random(3)) for place in places]
     assert len(set(draws)) == len(places) and draws == [tuple(stream(*place).random(3)) for place in places]
-
-
-def test_a_stream_does_not_run_into_that_of_the_next_position() -> None:
     long = stream(5, 0, Purpose.ACCEPT).random(20_000)
     assert stream(5, 1, Purpose.ACCEPT).random() not in long
-
-
-def test_siblings_have_seeds_of_their_own() -> None:
     seeds = [sibling_seed(seed, i) for seed in (0, 1, 2**63 - 1) for i in range(128)]
     assert len(set(seeds)) == len(seeds) and all(0 <= seed < 2**63 for seed in seeds)
     assert sibling_seed(42, 0) == 42
 
 
-def test_draw_inverts_the_distribution_and_never_takes_what_has_no_mass() -> None:
+def test_draw_inverts_the_distribution_whole_and_in_blocks() -> None:
     p_V = np.array([0.0, 0.25, 0.0, 0.5, 0.25, 0.0], dtype=np.float32)
     last = float(np.nextafter(1.0, 0.0))
     for value, token in ((0.0, 1), (0.24, 1), (0.25, 3), (0.74, 3), (0.75, 4), (last, 4), (1.0, 4)):
         fixed: Any = SimpleNamespace(random=lambda value=value: value)
         assert draw(p_V, fixed) == token
-
-
-def test_draw_in_blocks_inverts_the_whole_distribution() -> None:
     for vocab in (1, BLOCK - 1, BLOCK, BLOCK + 1, 5 * BLOCK + 17):
         p_V = table(4, vocab=vocab)(()).copy()
         p_V[vocab // 3 : vocab // 2] = 0.0

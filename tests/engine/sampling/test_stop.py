@@ -75,24 +75,18 @@ def test_where_an_answer_ends(
         assert (s.text, s.reason, s.matched) == (text, reason, matched) and "".join(pieces) == text
 
 
-def test_half_a_stop_string_at_the_end_is_told_in_the_end(bpe: Tokenizer) -> None:
+def test_what_is_half_at_the_end_is_told_in_the_end(bpe: Tokenizer) -> None:
     s = stopper(bpe, room=4, stop="##")
     assert told(s, [[t] for t in bytes_of(bpe, "abc#")]) == ["a", "b", "c", "#"]
     assert (s.text, s.reason, s.matched) == ("abc#", "length", None)
     s = stopper(bpe, stop="##")
     assert told(s, [bytes_of(bpe, "abc#"), [END]]) == ["abc", "#"]
     assert (s.reason, s.matched) == ("stop", END)
-
-
-def test_a_token_that_holds_more_than_the_stop_string(bpe: Tokenizer) -> None:
     longer = next(i for i in range(261, 320) if bpe.token_bytes(i).decode().strip().isalpha())
     piece = bpe.token_bytes(longer).decode()
     assert len(piece) > 1
     s = stopper(bpe, stop=piece[1])
     assert s.scan([longer]) == 1 and (s.text, s.matched) == (piece[0], piece[1])
-
-
-def test_half_a_character_is_held_back_and_told_at_the_end(bpe: Tokenizer) -> None:
     tokens = bytes_of(bpe, "aé日")
     s = stopper(bpe, room=5)
     assert told(s, [[t] for t in tokens]) == ["a", "", "é", "", "\ufffd"] and s.text == "aé\ufffd"
@@ -100,7 +94,7 @@ def test_half_a_character_is_held_back_and_told_at_the_end(bpe: Tokenizer) -> No
     assert told(s, [tokens[:2], [END]]) == ["a", "\ufffd"]
 
 
-def test_an_end_from_outside_tells_what_was_held(bpe: Tokenizer) -> None:
+def test_an_end_from_outside_tells_what_was_held_and_without_a_tokenizer_nothing(bpe: Tokenizer) -> None:
     s = stopper(bpe, stop="##")
     s.scan(bytes_of(bpe, "ab#"))
     assert s.news() == "ab"
@@ -108,9 +102,6 @@ def test_an_end_from_outside_tells_what_was_held(bpe: Tokenizer) -> None:
     assert (s.news(), s.text, s.reason) == ("#", "ab#", "cancelled")
     s.finish("error")
     assert s.reason == "cancelled", "the first end counts"
-
-
-def test_without_a_tokenizer_there_is_no_text() -> None:
     s = stopper(None, room=3)
     assert s.scan([7, 8, 9, 10]) == 3 and (s.text, s.news(), s.reason) == ("", "", "length")
     assert stopper(None).scan([7, END, 9]) == 2

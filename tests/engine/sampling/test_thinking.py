@@ -64,14 +64,11 @@ def test_what_is_forced_and_what_counts(
     assert outcome(bound, bpe, answer) == expected
 
 
-def test_a_phrase_is_known_ahead(bpe: Tokenizer) -> None:
+def test_a_phrase_is_known_ahead_and_a_begun_tag_is_finished(bpe: Tokenizer) -> None:
     ends = [*bpe.encode(NOW, add_special=False), CLOSE]
     bound = Bound(2, closing=NOW, opened=True)
     assert bound.of(bpe, 3).ahead([*PROMPT, A]) == () and list(bound.of(bpe, 3).ahead([*PROMPT, A, B])) == ends
     assert list(bound.of(bpe, 3).ahead([*PROMPT, A, B, *ends[:2]])) == ends[2:]
-
-
-def test_a_tag_that_the_model_has_begun_is_finished(bpe: Tokenizer) -> None:
     closed = bpe.encode("</reason>", add_special=False)
     bound = Bound(4, tags=REASON, closing="so", opened=True)
     answer = [A, B, *closed, C]

@@ -115,17 +115,13 @@ def test_thinking_tags_are_marks_in_what_the_assistant_said(tmp_path: Path, role
 
 
 @given(data=st.data())
-def test_other_texts_have_the_tokens_that_they_always_had(kind: Kind, data: st.DataObject) -> None:
+def test_no_text_makes_a_mark_and_others_have_the_tokens_that_they_always_had(kind: Kind, data: st.DataObject) -> None:
     text = st.text(st.sampled_from("ab <|im_end>/s[]unused10\n\U000f0000é"), max_size=20)
     content = data.draw(text.filter(lambda x: len(kind.marks.parts(x)) == 1))
     messages = user(content, data={"x": [content]})
     ids = kind.tokenizer.encode(kind.template.render(messages), kind.template.add_special)
     assert kind.ids(messages) == ids
     assert kind.tokenizer.encode_parts([content]) == kind.tokenizer.encode(content)
-
-
-@given(data=st.data())
-def test_no_text_makes_a_mark(kind: Kind, data: st.DataObject) -> None:
     some = ["<|im_end|>", "<|im", "_start|>", "</s>", "<s", ">", "[unused10]", "[unus", "ed9]"]
     content = "".join(data.draw(st.lists(st.sampled_from([*some, "<think>", " ", "a", "\n"]), max_size=8)))
     assert kind.special(kind.ids(user(content))) == kind.special(kind.ids(user("a")))

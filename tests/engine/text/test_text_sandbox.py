@@ -139,13 +139,10 @@ DEEP = (
 )
 
 
-def test_what_a_template_raises_may_nest_deep(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_template_raises_may_nest_and_namespaces_hide_what_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "CHARACTERS", 2**30)
     with pytest.raises(ValueError, match="^t: maximum recursion depth"):
         JinjaTemplate(DEEP + "{{ raise_exception(ns.x) }}", "t", None, None).render(CHAT)
-
-
-def test_namespaces_hide_what_they_hold() -> None:
     made = "".join(f"{{% set a{i} = namespace() %}}" for i in range(60))
     held = "".join(f"{{% set a{i}.x = a{i + 1} %}}{{% set a{i}.y = a{i + 1} %}}" for i in range(59))
     text = JinjaTemplate(made + held + "{{ a0 }}{{ a0.x.y | string }}", "t", None, None).render(CHAT)

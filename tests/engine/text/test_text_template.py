@@ -74,16 +74,13 @@ def test_pangu_switches(tmp_path: Path, architecture: str, chat: Any, thinking: 
     assert CHAT[3]["content"] == "U2" and (chat is not CHAT or "用户：U1[unused10]" in text)
 
 
-def test_pangu_checkpoint_with_a_template_file_still_switches(tmp_path: Path) -> None:
+def test_a_template_file_still_switches_wherever_it_lies(tmp_path: Path) -> None:
     source = "{% for m in messages %}<{{ m.role }}:{{ m.content }}>{% endfor %}"
     template = pangu(tmp_path, chat_template=source)
     assert template.render(USER, "off") == "<user:hi /no_think>"
     assert template.source == source and not template.add_special
     own = "{{ messages[-1].content }}{% if not enable_thinking %} /no_think{% endif %}"
     assert pangu(tmp_path, chat_template=own).render(USER, "off") == "hi /no_think"
-
-
-def test_where_a_template_lies(tmp_path: Path) -> None:
     text = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": CHATML}]
     assert jinja(tmp_path, CHATML).render(USER) == jinja(tmp_path, named).render(USER) == text

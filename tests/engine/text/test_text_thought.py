@@ -111,19 +111,13 @@ def test_text_is_held_back_only_while_it_may_become_a_mark(whole: Any, stream: d
     assert [whole.push(text) for text in stream] == [*stream.values()] and whole.finish() == ("", "")
 
 
-def test_opened_by() -> None:
+def test_a_thought_is_opened_by_a_prompt_and_shut_again() -> None:
     assert THINK.opened_by("<|im_start|>assistant\n<think>\n")
     assert not THINK.opened_by("<think>\n\n</think>\n\n") and not THINK.opened_by("")
     assert ThoughtTags("<r>\n", "</r>").opened_by("a <r>\n") and not ThoughtTags("", "</think>").opened_by("a")
     assert HARMONY.opened_by(f"<|start|>assistant{ANALYSIS}") and not HARMONY.opened_by("<|start|>assistant")
-
-
-def test_a_prompt_that_opened_a_thought_is_shut() -> None:
     assert THINK.shut("user: hi\n<think>\n") == "user: hi\n<think>\n\n</think>\n\n"
     assert THINK.shut("[a]<think>") == "[a]<think></think>" and not THINK.opened_by(THINK.shut("<think>"))
-
-
-def test_an_answer_that_began_inside_a_thought() -> None:
     assert all(map(THINK.strayed, ("a</think>b", "</think>", "a</think>b<think>c")))
     assert not any(map(THINK.strayed, ("<think>a</think>b", "a", "a<think>b")))
 

@@ -78,7 +78,7 @@ def test_spm_prefix_rule_is_read_off_the_model(tmp_path: Path, extra: dict[str, 
         assert tokenizer.decode(ids) == library.decode(ids)
 
 
-def test_special_tokens_are_parsed_in_text(bpe: Tokenizer, spm: Tokenizer) -> None:
+def test_special_tokens_are_parsed_and_unknown_pieces_spelt(bpe: Tokenizer, spm: Tokenizer) -> None:
     im_start, im_end = bpe.token_id("<|im_start|>"), bpe.token_id("<|im_end|>")
     ids = bpe.encode("<|im_start|>user<|im_end|>")
     assert (ids[0], ids[-1]) == (im_start, im_end) and bpe.decode(ids) == "user"
@@ -87,15 +87,9 @@ def test_special_tokens_are_parsed_in_text(bpe: Tokenizer, spm: Tokenizer) -> No
     ids = spm.encode(text, add_special=False)
     assert {spm.token_id("[unused9]"), spm.token_id("</s>"), spm.token_id("[unused10]")} <= {*ids}
     assert spm.decode(ids) == "用户：hi" and spm.decode(ids, skip_special=False) == text
-
-
-def test_special_ids(bpe: Tokenizer, spm: Tokenizer) -> None:
     assert bpe.bos_id == 0 and bpe.eos_ids == {bpe.token_id("<|im_end|>")}
     assert bpe.special_ids == {bpe.token_id(piece) for piece in SPECIAL}
     assert spm.special_ids == {spm.token_id(piece) for piece in (*PANGU, "<unk>", "<s>", "</s>")}
-
-
-def test_unknown_pieces_and_lone_surrogates(bpe: Tokenizer, spm: Tokenizer) -> None:
     for tokenizer in (bpe, spm):
         assert tokenizer.token_id("no such piece") is None and tokenizer.piece(tokenizer.vocab_size) is None
         assert tokenizer.decode([tokenizer.vocab_size, 10**9, -1]) == ""
@@ -238,25 +232,19 @@ def test_a_table_that_claims_to_be_longer_than_it_is(tmp_path: Path, table: str,
     refused("its precompiled_charsmap is damaged$", load_tokenizer, tmp_path)
 
 
-def test_what_the_library_cannot_read_is_one_sentence(tmp_path: Path) -> None:
+def test_what_cannot_be_read_or_would_grow_is_refused(tmp_path: Path) -> None:
     """It panics, which is no Exception, where a regular expression takes too many steps."""
     split = {"type": "Split", "pattern": {"Regex": "(a|aa)+$"}, "behavior": "Isolated"}
     rewrite(tmp_path, pre_tokenizer={**split, "invert": False})
     bpe = load_tokenizer(tmp_path)
     refused("^this tokenizer cannot read the text: .*retry-limit", bpe.encode, "a" * 60 + "!")
     assert bpe.decode(bpe.encode("hello")) == "hello"
-
-
-def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     write_bpe(tmp_path)
     for name in ("tokenizer.json", "tokenizer.model"):
         with (tmp_path / name).open("wb") as file:
             file.truncate(2**28 + 1)
         refused(rf"{name} has 268435457 bytes; at most 268435456 are", load_tokenizer, tmp_path)
         (tmp_path / name).unlink()
-
-
-def test_a_decoder_that_makes_pieces_longer_is_refused(tmp_path: Path) -> None:
     for old, new in (("", "y"), ("a", "y" * 16)):
         step = {"type": "Replace", "pattern": {"String": old}, "content": new}
         rewrite(tmp_path, decoder={"type": "Sequence", "decoders": [step]})

@@ -90,7 +90,7 @@ def test_a_replica_that_says_nothing_more_is_asked_later(at: float, first: set[s
     assert {chooser.rank(request("x"))[0] for _ in range(50)} == first
 
 
-def test_requests_between_two_reports_spread() -> None:
+def test_requests_between_two_reports_spread_and_what_failed_comes_last() -> None:
     clock = Clock()
     ids = [f"r{n}" for n in range(10)]
     chooser = chooser_of(ids, clock)
@@ -99,9 +99,6 @@ def test_requests_between_two_reports_spread() -> None:
     clock.now += 0.5
     sent = Counter(send(chooser, request("a new prompt")) for _ in range(100))
     assert len(sent) == 10 and max(sent.values()) <= 20
-
-
-def test_what_failed_on_a_request_comes_last() -> None:
     chooser = chooser_of(["a", "b", "c"], Clock())
     for id in "abc":
         assert chooser.rank(request("x", avoid=(id, "gone")))[-1] == id

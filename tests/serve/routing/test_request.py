@@ -31,18 +31,12 @@ def test_deep_requests_are_known_from_quick_ones_whether_the_model_thinks_or_not
         assert routed(thinks, mode=mode).deep and not routed(thinks, mode=mode).urgent
 
 
-def test_modes_with_other_keys_and_values_have_other_names() -> None:
+def test_modes_keys_and_cut_prompts_are_seen() -> None:
     assert routed(mode={"base": "fast", "groups": 1}).mode == "fast+groups=1"
     assert routed(mode={"base": "fast", "latency_ms": 5}).mode == routed(mode="fast").mode == "fast"
-
-
-def test_a_long_prompt_is_cut_and_counted() -> None:
     long = routed(prompt="word " * MOST_CHARACTERS)
     assert len(long.prompt) == MOST_CHARACTERS
     assert long.prompt_tokens == pytest.approx(5 * MOST_CHARACTERS / 4, rel=0.01)
     assert routed(prompt=[7, 8, 9]).prompt_tokens == 3
-
-
-def test_what_decides_whose_keys_and_values_may_be_shared_is_seen() -> None:
     assert routed(memory_key="of a").memory_key == "of a" and routed().memory_key == ""
     assert routed(avoid=("a", "b")).avoid == ("a", "b") and routed().id == "one"

@@ -15,7 +15,7 @@ def index(**fields: Any) -> RoutedPrefixes:
     return RoutedPrefixes(RoutingSettings(**fields), Random(1))
 
 
-def test_the_replica_that_read_most_comes_first() -> None:
+def test_the_replica_that_read_most_of_a_mode_and_key_comes_first() -> None:
     made = index()
     made.add(request("a" * 640), "short")
     made.add(request("a" * 1280 + "b" * 1000), "long")
@@ -23,16 +23,13 @@ def test_the_replica_that_read_most_comes_first() -> None:
     assert list(found) == ["long", "short"] and 640 >= found["short"] >= 0.85 * 640
     assert 1280 >= found["long"] >= 0.85 * 1280
     assert not made.match(request("c" + "a" * 1000), 5) and not made.match(request(""), 5)
-
-
-def test_only_the_same_mode_and_key_share() -> None:
     made = index()
     made.add(request("a" * 640, mode="fast", memory_key="x"), "one")
     for mode, key, there in (("fast", "x", True), ("deep", "x", False), ("fast", "y", False)):
         assert bool(made.match(request("a" * 640, mode=mode, memory_key=key), 5)) is there
 
 
-def test_a_smaller_cache_has_dropped_what_was_used_longest_ago() -> None:
+def test_a_smaller_cache_has_dropped_the_oldest_and_equals_are_drawn() -> None:
     made = index()
     made.resize("one", 2000)
     a, b, c = (request(letter * 900) for letter in "abc")
@@ -44,9 +41,6 @@ def test_a_smaller_cache_has_dropped_what_was_used_longest_ago() -> None:
     assert made.read_by(a, "one") <= 200
     made.resize("one", 0)
     assert len(made) == 0
-
-
-def test_many_that_read_the_same_are_drawn_by_chance() -> None:
     made = index()
     for number in range(100):
         made.add(request("a" * 640), f"r{number}")
