@@ -19,8 +19,6 @@ from fastslow.engine.backends.accelerator import decoder as decoder_module
 from fastslow.engine.backends.accelerator.step import PagedStep
 from fastslow.engine.families import FAMILIES
 from fastslow.engine.model.ffn.router import ExpertChoice, choose_best
-from fastslow.llm import LLM
-from fastslow.output import Output
 from fastslow.tools.check_device import __main__ as command
 from fastslow.tools.check_device import exactness as exactness_file
 from fastslow.tools.check_device import families as families_file

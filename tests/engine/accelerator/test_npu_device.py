@@ -32,9 +32,6 @@ from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ffn.experts import MixtureWeights
 from fastslow.engine.model.ffn.router import ExpertChoice
-from fastslow.engine.params import SamplingParams, Speculation
-from fastslow.llm import LLM
-from fastslow.request.options import Prompt
 
 ROOT = Path(__file__).parents[3]
 FILES = ("engine/backends/accelerator/npu.py", "engine/backends/accelerator/npu_310p.py")
