@@ -16,7 +16,6 @@ from fastslow.engine.backends.loader import load_model
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.request import EscalationState, EscalationTarget, Request
 from fastslow.engine.kv.state.storage import KVStorage
-from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
 from fastslow.engine.sampling.confidence import Confidence
 
 NATIVE = pytest.mark.skipif(not wanted(), reason="no kernels")
