@@ -32,7 +32,7 @@ MAX_WAITING = 64  # rows of a text that is not drafted for; then they run in any
 
 @dataclass(slots=True)
 class MtpText:
-    """What is held of a request's text, and the rows of its draft.
+    """State of a request's text, and the rows of its draft.
 
     Attributes:
         end: the position after the last row whose hidden state is known.

@@ -1,4 +1,4 @@
-"""What a forward runs: the rows of each request, one after the other.
+"""The rows that a forward runs: those of each request, one after the other.
 
 Letters: B requests, T rows, M rows whose logits are wanted, S rows whose features are wanted.
 """
@@ -22,7 +22,7 @@ ALL_GROUPS = -1  # in Rows.groups: every routed group runs, or every expert that
 
 @dataclass(frozen=True, slots=True)
 class RunningRows:
-    """What a step does with the running states of one request: rows that are final are folded in for good, in the order
+    """A step's work on the running states of one request: rows that are final are folded in for good, in the order
     of the text, each as if it ran alone; the others read the state and change nothing.
 
     First `folds` of the rows before are folded in, then the segment's first `stable` rows, which are a chain. A segment

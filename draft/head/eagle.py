@@ -73,7 +73,7 @@ class EagleConfig:
 
     @property
     def rope(self) -> Rope:
-        """How its layer rotates."""
+        """The rotation of its layer."""
         return AlikeLayers.of(self.layer).rope
 
     def paired(self) -> PairedEntry | None:

@@ -76,7 +76,7 @@ class GrowingDraft(BaseDrafter, ABC, Generic[S]):
 
     @abstractmethod
     def _known(self, request: RequestView, nodes: int) -> S | None:
-        """What a draft of at most `nodes` nodes grows from; None = there is nothing."""
+        """Return the state that a draft of at most `nodes` nodes grows from; None = there is none."""
 
     @abstractmethod
     def _grow(self, states: Sequence[S], limits: TreeLimits) -> list[Tree]:

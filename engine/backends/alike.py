@@ -20,7 +20,7 @@ from fastslow.engine.model.shape import DecoderShape, Layer
 
 @dataclass(frozen=True, slots=True)
 class AlikeLayers:
-    """What the layers of a model have in common. attention: of each, but for its window and where it is not rotated.
+    """The common parts of a model's layers. attention: of each, but for its window and where it is not rotated.
     dense, routed: the ffn of those layers that have such a one; None = none has."""
 
     attention: GroupedAttention
@@ -46,7 +46,7 @@ class AlikeLayers:
 
     @property
     def rope(self) -> Rope:
-        """How heads are rotated; where no layer does so, by nothing."""
+        """The rotation of heads; one by nothing where no layer has any."""
         a = self.attention
         return a.rope or Rope(a.head_dim, 10000.0, 1)
 
@@ -80,7 +80,7 @@ class AlikeLayers:
 
     @property
     def router(self) -> Router | None:
-        """Where experts are not in groups of which each runs one."""
+        """The router of experts without groups of which each runs one; None: there is none."""
         found = self.routed and self.routed.router
         return found if isinstance(found, Router) else None
 

@@ -165,7 +165,7 @@ class KVCache:
     def running(
         self, request: int, rows: Sequence[int], fold_to: int, before: Sequence[int] | None = None
     ) -> RunningRows | None:
-        """What a forward does with the request's running states; None: the layout has none. It must run, once.
+        """Plan a forward's work on the request's running states; None: the layout has none. It must run, once.
 
         rows: the positions that it writes, ascending. fold_to: rows of all positions below are final, as those of a
         text that is read, and are folded in if they are these rows or come before them. before: of a draft that hangs

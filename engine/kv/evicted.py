@@ -1,4 +1,4 @@
-"""What becomes of cached pages that are given up."""
+"""Cached pages that are given up: counted, and kept in a file where there is one."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class RankPages:
 
     @property
     def has_place(self) -> bool:
-        """Whether one more request could have running states, or needs none."""
+        """Tell whether one more request could have running states, or needs none."""
         return self.places is None or bool(self.places.free)
 
     def match(

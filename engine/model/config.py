@@ -102,7 +102,7 @@ class ModelConfig(DecoderShape):
 
 
 def kept_heads(mixer: Mixer) -> tuple[int, int, int] | None:
-    """How many heads of keys and values there are, and the dims of both; None where they are no such heads."""
+    """The number of heads of keys and values, and the dims of both; None where they are no such heads."""
     if not isinstance(mixer, GroupedAttention):
         return None
     return mixer.kv_heads, mixer.head_dim, mixer.value_width

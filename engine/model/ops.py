@@ -34,7 +34,7 @@ class ClampedSwiglu:
 
 ACTIVATIONS = "silu", "gelu_tanh"  # as kernels/model.h numbers them
 Activation = Literal["silu", "gelu_tanh"] | ClampedSwiglu
-"""What an MLP makes of gate and up: silu(gate) * up, gelu(gate) * up by tanh, or a clamped SwiGLU."""
+"""The inner rows of an MLP from gate and up: silu(gate) * up, gelu(gate) * up by tanh, or a clamped SwiGLU."""
 
 
 LARGEST = 127

@@ -58,11 +58,11 @@ class FfnModule(Protocol):
 
 
 class Mixer(Protocol):
-    """What lets rows of a text see each other: attention of any kind, or a recurrence."""
+    """A part that lets rows of a text see each other: attention of any kind, or a recurrence."""
 
     @property
     def state(self) -> State:
-        """What the layer keeps of a text."""
+        """The state that the layer keeps of a text."""
 
     def tensors(self, prefix: str, hidden: int) -> Iterator[TensorSpec]:
         """The tensors below the layer's prefix, in file order."""
@@ -74,11 +74,11 @@ class Mixer(Protocol):
         """The mixer on plain torch."""
 
     def misfits(self) -> Iterator[str]:
-        """One sentence for each part that does not fit the others."""
+        """Yield a sentence for each field that does not fit the others."""
 
 
 class FeedForward(Protocol):
-    """What a layer makes of each row alone."""
+    """A part that makes something of each row alone."""
 
     def tensors(self, prefix: str, hidden: int) -> Iterator[TensorSpec]: ...
 

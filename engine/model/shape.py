@@ -25,7 +25,7 @@ class Layer:
 
     @property
     def rope(self) -> Rope | None:
-        """How its mixer rotates; None where it does not."""
+        """The rotation of its mixer; None where it has none."""
         mixer = self.mixer
         return mixer.rope if isinstance(mixer, GroupedAttention | LatentAttention) else None
 
@@ -115,7 +115,7 @@ class DecoderShape:
 
     @property
     def state_layout(self) -> StateLayout:
-        """What its layers keep of a text; that of an MTP layer comes last."""
+        """The states that its layers keep of a text; that of an MTP layer comes last."""
         return StateLayout(tuple(layer.mixer.state for layer in self.with_mtp.layers))
 
     @property

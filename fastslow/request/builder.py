@@ -57,7 +57,7 @@ Asked = tuple[EncodedPrompt, Mode, SamplingParams]
 
 
 class CallContext(NamedTuple):
-    """What the answers to a call share: when it came, of `time.monotonic`, the preset that was chosen for it, with its
+    """Facts that the answers to a call share: when it came, of `time.monotonic`, the preset that was chosen for it, with its
     reason, what reads its tool calls, and the turn that it names."""
 
     called: float

@@ -93,7 +93,7 @@ class InputProcessor:
         return frozenset() if self._template is None else self._template.names
 
     def advice(self, prompt: EncodedPrompt, answer: Completion) -> str | None:
-        """What to call where a chat model was given a plain text and ended at once."""
+        """Name the call to use where a chat model was given a plain text and ended at once."""
         chats = self._template is not None and not isinstance(self._template, PlainTemplate)
         plain = prompt.text is not None and not prompt.chat
         empty = len(answer.token_ids) == 1 and answer.finish_reason == "stop"

@@ -105,7 +105,7 @@ class Caller:
     def _fewer_tokens(
         self, options: GenerateOptions, card: ModelCard, most: int, prompts: int
     ) -> dict[str, Any]:
-        """What has to change for at most this many tokens in all answers of the call together."""
+        """Say what has to change for at most this many tokens in all answers of the call together."""
         tokens, answers = answer_tokens(options, card)
         answers *= prompts
         if tokens is not None and tokens * answers <= most:

@@ -28,7 +28,7 @@ T = TypeVar("T")
 GONE = 499  # nginx's status for a client that closed its connection
 Event = dict[str, Any]
 PlacedPiece = tuple[int, Piece]
-"""Which of several prompts, and a piece of its answer."""
+"""The number of a prompt among several, and a piece of its answer."""
 SEPARATORS = "\x85", "\u2028", "\u2029"  # many clients end a line at these, too
 PATIENCE = 2.0  # seconds that the engine has to count the tokens of a prompt
 COMMENT = ": waiting\n\n"

@@ -122,14 +122,14 @@ class ChunkedAnswer(ProtocolAnswer[C]):
 
     @abstractmethod
     def opening(self) -> Iterable[tuple[int, Fields]]:
-        """What is said of some choices before the first piece."""
+        """Chunks of some choices before the first piece."""
 
     @abstractmethod
     def deltas(self, index: int, piece: Piece) -> list[Fields]:
-        """What a piece adds to a choice, for a chunk each."""
+        """The additions of a piece to a choice, for a chunk each."""
 
     def rest(self, index: int, one: Completion) -> list[Fields]:
-        """What its end adds."""
+        """The addition of its end."""
         return []
 
     def finish(self, index: int, one: Completion) -> str:

@@ -33,7 +33,7 @@ def dense(folder: Path) -> Dense:
 
 @pytest.fixture(scope="module")
 def recipe(dense: Dense) -> Recipe:
-    """One whose deltas and norms all differ from the dense model's."""
+    """A recipe whose deltas and norms all differ from the dense model's."""
     random = torch.Generator().manual_seed(1)
     rows = torch.randint(0, dense.config.vocab_size, (4, 40), generator=random)
     layout = calibrate(dense, rows.tolist(), NeuronSplit(GROUPS, EXPERTS, SHARED, WIDTH))

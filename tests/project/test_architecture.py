@@ -183,7 +183,7 @@ def test_a_streamed_chat_has_these_forms(chatted: RequestWay) -> None:
 
 
 class Held(NamedTuple):
-    """One more form."""
+    """A further form."""
 
     request: GenerateRequest
 

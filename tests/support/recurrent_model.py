@@ -39,7 +39,7 @@ def start() -> LayerState:
 
 
 def enter(layer: int, state: LayerState, x: Floats) -> tuple[LayerState, Floats]:
-    """One token through a short convolution and a gated delta rule; returns the layer's output, too."""
+    """A token through a short convolution and a gated delta rule; returns the layer's output, too."""
     window = np.concatenate((state.window[1:], x[None]))
     mixed = (MIX[layer] * (window * CONV[layer]).sum(0)).sum(1)
     q, k, v = np.split(mixed / (1 + abs(mixed)), 3)

@@ -120,7 +120,7 @@ class PagedDecoder(LayeredModel[Stacked]):
         return Result(soft_cap(logits_MV, self.config.logit_cap), best, seen)
 
     def _start(self, step: PagedStep) -> Tensor:
-        """What the first layer reads."""
+        """Return the input of the first layer."""
         return self.weights.embed(step.tokens)
 
     def _seen(self, features: Sequence[Tensor], last_MH: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What each layer of a decoder keeps of a text, and how many bytes that takes."""
+"""The states that the layers of a decoder keep of a text, and the bytes that they take."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class SharedState:
 
 @dataclass(frozen=True, slots=True)
 class RunningState:
-    """One state for each request, in float32 (float64 for a float64 model). shapes: of its parts. inputs: shapes of
+    """A state of each request, in float32 (float64 for a float64 model). shapes: of its parts. inputs: shapes of
     what a row adds to it, which is kept until the row is folded in."""
 
     shapes: tuple[tuple[int, ...], ...]
@@ -104,7 +104,7 @@ class StateLayout:
         return self.snapshot_bytes(dtype) + UNFOLDED * inputs * wide(dtype).itemsize
 
     def alike(self, name: str) -> tuple[int, int, int]:
-        """How many layers have rows, and their KV heads and head size, the same in all. ValueError for others, with
+        """The number of layers with rows, and their KV heads and head size, the same in all. ValueError for others, with
         the name of the storage that cannot have them."""
         rows = list(self.rows.items())
         first = rows[0][1] if rows else RowState(1, 2, 2)

@@ -158,7 +158,7 @@ class StatePlaces:
             self.spare.append(place)
 
     def _passed(self, table: PageTable, start: int) -> tuple[tuple[int, int], ...]:
-        """Where states are kept that the request passes from `start` to what is folded in now."""
+        """Places for the states that the request passes from `start` to the last row folded in now."""
         if table.digest is None:
             return ()
         stop, every = table.folded, self._every

@@ -118,7 +118,7 @@ class State(NamedTuple):
 
 
 class RowInputs(NamedTuple):
-    """What a row adds: the convolution's input [channels], gate [value heads, 1, 1], key, delta."""
+    """Inputs that a row adds to the state: the convolution's input [channels], gate [value heads, 1, 1], key, delta."""
 
     mixed: Tensor
     gate: Tensor
@@ -198,7 +198,7 @@ class DeltaModule:
     def _row(
         self, above: State, mixed: Tensor, a: Tensor, b: Tensor
     ) -> tuple[RowInputs, Tensor, State]:
-        """What a row adds, its output [value heads, value_dim], and the state after it.
+        """Return the inputs of a row, its output [value heads, value_dim], and the state after it.
 
         Row by row, since the end of a vector may round otherwise than its middle."""
         w = self.weights

@@ -66,7 +66,7 @@ class GroupedAttention:
 
     @property
     def scale(self) -> float:
-        """What products of queries and keys are multiplied by."""
+        """Factor of the products of queries and keys."""
         return float(self.head_dim**-0.5)
 
     @property

@@ -150,7 +150,7 @@ def _keys(
 
 @dataclass(frozen=True, slots=True)
 class RowFront:
-    """What every row of a layer sees beside its own keys: see `Keys`."""
+    """Keys and logits that every row of a layer sees before its own: see `Keys`."""
 
     sinks: Sinks | None = None
     sink_logits: Tensor | None = None

@@ -94,7 +94,7 @@ class Rope:
         return int(self.max_positions * scaling.factor)
 
     def misfits(self) -> Iterator[str]:
-        """One sentence for each field that does not fit the others."""
+        """Yield a sentence for each field that does not fit the others."""
         scaling, half = self.scaling, self.rotated // 2
         if scaling is not None and scaling.kind == "factors" and len(scaling.factors) != half:
             yield (

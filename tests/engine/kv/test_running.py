@@ -170,7 +170,7 @@ def test_a_prompt_begins_with_the_deepest_snapshot() -> None:
 
 
 def test_texts_of_one_beginning_share_it_once_they_parted() -> None:
-    """Where a second one leaves the first, it marks the place for a third. Of a long text the latest snapshots stay."""
+    """A second text that leaves the first marks the place for a third. Of a long text the latest snapshots stay."""
     cache = hybrid(2000, 1, 40)
     story = [*range(4000)]
     for request, (tokens, found) in enumerate((
