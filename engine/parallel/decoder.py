@@ -23,9 +23,9 @@ from fastslow.engine.model.ffn.dense import MlpModule
 from fastslow.engine.model.ffn.experts import ExpertsModule
 from fastslow.engine.model.ffn.router import GroupRouter
 from fastslow.engine.model.mixers.grouped import GroupedModule
-from fastslow.engine.model.mixers.step import Step
 from fastslow.engine.model.norms import residual
 from fastslow.engine.model.ops import ExpertMatrices, Linear, Ops, Read, soft_cap, wide
+from fastslow.engine.model.parts import Step
 from fastslow.engine.model.tensors import tensor_specs
 from fastslow.engine.parallel.collectives import Collectives
 from fastslow.engine.parallel.sharding import RankShard

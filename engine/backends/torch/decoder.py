@@ -11,7 +11,7 @@ from fastslow.engine.backends.torch.mtp import MtpDecoder
 from fastslow.engine.backends.torch.weights import Weights
 from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.base import LayeredModel, check_step
-from fastslow.engine.model.mixers.step import Step, padded
+from fastslow.engine.model.parts import Step, padded
 from fastslow.engine.rows import Rows
 from fastslow.engine.types import ModelOutput
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from fastslow.engine.backends.torch.weights import MtpWeights, Weights
 from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.base import check_step, inputs_of
-from fastslow.engine.model.mixers.step import padded
+from fastslow.engine.model.parts import padded
 from fastslow.engine.rows import Rows
 from fastslow.engine.types import Features, ModelOutput
 

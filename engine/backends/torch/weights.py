@@ -13,7 +13,6 @@ from torch import Tensor
 from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.base import best_tokens
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.mixers.step import Step
 from fastslow.engine.model.norms import (
     Norm,
     NormWeights,
@@ -34,7 +33,7 @@ from fastslow.engine.model.ops import (
     soft_cap,
     wide,
 )
-from fastslow.engine.model.parts import FfnModule, MixerModule
+from fastslow.engine.model.parts import FfnModule, MixerModule, Step
 from fastslow.engine.model.shape import Layer, MtpLayer
 from fastslow.engine.model.tensors import EMBEDDING, HEAD
 from fastslow.engine.rows import Rows

@@ -16,10 +16,9 @@ from torch.nn import functional as F
 
 from fastslow.engine.kv.state.layout import RunningState
 from fastslow.engine.kv.state.storage import KVStorage
-from fastslow.engine.model.mixers.step import Step
 from fastslow.engine.model.norms import NormWeights, RmsNorm, normed
 from fastslow.engine.model.ops import Linear, Ops, wide
-from fastslow.engine.model.parts import WeightReader
+from fastslow.engine.model.parts import Step, WeightReader
 from fastslow.engine.model.tensor_spec import TensorSpec, linear
 from fastslow.engine.rows import RunningRows
 

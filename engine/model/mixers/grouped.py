@@ -14,10 +14,9 @@ from fastslow.engine.kv.state.layout import RowState, SharedState
 from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.mixers.lines import RowFront, attend
 from fastslow.engine.model.mixers.rope import Rope, rotation
-from fastslow.engine.model.mixers.step import Step
 from fastslow.engine.model.norms import Norm, NormWeights, norm_tensors, normed
 from fastslow.engine.model.ops import Linear, Ops, Sinks, wide
-from fastslow.engine.model.parts import WeightReader
+from fastslow.engine.model.parts import Step, WeightReader
 from fastslow.engine.model.tensor_spec import ShardAxis, ShardRule, TensorSpec, linear
 
 M = TypeVar("M")

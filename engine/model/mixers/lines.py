@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastslow.engine.model.mixers.step import Step, as_run
 from fastslow.engine.model.ops import Keys, Ops, Sinks, wide
+from fastslow.engine.model.parts import Step, as_run
 from fastslow.engine.rows import Rows
 from fastslow.engine.types import Ints
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastslow.engine.model.mixers.step import Step
 from fastslow.engine.model.ops import wide
+from fastslow.engine.model.parts import Step
 from fastslow.engine.rows import Rows
 from fastslow.engine.types import Floats, Ints
 
