@@ -57,14 +57,10 @@ def bench_of(model: Model, spied: list[SpiedMtp] | None = None) -> Bench:
             spied.append(drafter)
         return drafter
 
-    return Bench(
-        model,
-        {
-            "mtp": lambda kv: spy(SpiedMtp(model, kv)),
-            "mtp tree": lambda kv: SpiedMtp(model, kv, width=3),
-            "random": lambda kv: RandomDraft(),
-        },
-    )
+    return Bench(model, {
+        "mtp": lambda kv: spy(SpiedMtp(model, kv)), "mtp tree": lambda kv: SpiedMtp(model, kv, width=3),
+        "random": lambda kv: RandomDraft(),
+    })  # fmt: skip
 
 
 @pytest.mark.parametrize(("backend", "kind"), PAIRS)

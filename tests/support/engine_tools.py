@@ -116,10 +116,7 @@ class Bench:
             after, within = [Drafting(one, FixedLength(ask.nodes)) for one in each]
             by_phase = after, within
         return Request(
-            id=number,
-            by_phase=by_phase,
-            prompt=EncodedPrompt(list(ask.tokens)),
-            params=ask.params,
+            id=number, by_phase=by_phase, prompt=EncodedPrompt(list(ask.tokens)), params=ask.params,
             thought_params=ask.thought,
             drafting=Drafting(
                 Speculation(drafter=ask.drafter), FixedLength(0 if ask.drafter == "off" else ask.nodes),

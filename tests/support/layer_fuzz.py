@@ -167,22 +167,17 @@ class LayerFuzz:
             if draws.random() < 0.8:
                 groups, key = wish.ask.groups, wish.key
         params = SamplingParams(
-            max_tokens=room,
-            ignore_eos=True,
-            temperature=0.7 if sampled else 0.0,
+            max_tokens=room, ignore_eos=True, temperature=0.7 if sampled else 0.0,
             logprobs=draws.choice((None, None, 1)),
-        )
+        )  # fmt: skip
         changes = self.most > 1 and draws.random() < 0.15
         rule = "reproducible" if sampled else "token"
         ask = Ask(tuple(tokens), params, name, draws.randint(1, NODES), groups, draws.randrange(3), rule=rule)
         return Wish(
-            ask,
-            0 if changes else draws.choice((0, 0, draws.randint(1, room))),
-            key,
-            draws.choice((0.3, 0.9)) if changes else 0.0,
-            draws.choice((None, 1)) if changes else None,
+            ask, 0 if changes else draws.choice((0, 0, draws.randint(1, room))), key,
+            draws.choice((0.3, 0.9)) if changes else 0.0, draws.choice((None, 1)) if changes else None,
             changes and draws.random() < 0.3,
-        )
+        )  # fmt: skip
 
     def _request(self, number: int, wish: Wish) -> Request:
         more: dict[str, Any] = {"memory_key": wish.key}

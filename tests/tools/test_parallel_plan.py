@@ -46,15 +46,10 @@ def test_every_number_is_where_it_must_be(kind: str, layout: str) -> None:
     a, dp_ranks = places[0].attention, places[0].dp_ranks
     mixer = places[0].alike.attention
     copies = {
-        ShardAxis.NOBODY: parallel.ranks,
-        ShardAxis.ALL: 1,
-        ShardAxis.HEADS: dp_ranks,
-        ShardAxis.KV_HEADS: dp_ranks * max(1, a // mixer.kv_heads),
-        ShardAxis.EXPERTS: 1,
-        ShardAxis.FIRST_OF_ALL: 1,
-        ShardAxis.FIRST_OF_HEADS: dp_ranks,
-        ShardAxis.FIRST_OF_EXPERTS: 1,
-    }
+        ShardAxis.NOBODY: parallel.ranks, ShardAxis.ALL: 1, ShardAxis.HEADS: dp_ranks,
+        ShardAxis.KV_HEADS: dp_ranks * max(1, a // mixer.kv_heads), ShardAxis.EXPERTS: 1, ShardAxis.FIRST_OF_ALL: 1,
+        ShardAxis.FIRST_OF_HEADS: dp_ranks, ShardAxis.FIRST_OF_EXPERTS: 1,
+    }  # fmt: skip
     for spec in tensor_specs(config):
         held, name = np.zeros(spec.shape, dtype=np.int64), spec.name
         for place in places:

@@ -64,21 +64,14 @@ def routed(
 
 
 FAMILIES: dict[str, ModelConfig] = {
-    "moge": ModelConfig.from_json({**MOGE, "mlp_only_layers": [1]}),
-    "head norms": attention(**NORMED, head_dim=32),
-    "qkv bias": attention(qkv_bias=True),
-    "windows": attention((24, 24, 24)),
-    "windows in turn": attention((0, 140, 7)),
-    "unrotated": replace(attention(still=1), tie_word_embeddings=True),
-    "sinks": attention(sink_logits=True),
-    "softmax": routed(attention(**NORMED), SOFTMAX),
-    "softmax as it is": routed(BASE, replace(SOFTMAX, normed=False)),
-    "sigmoid": routed(BASE, SIGMOID, shared=32),
+    "moge": ModelConfig.from_json({**MOGE, "mlp_only_layers": [1]}), "head norms": attention(**NORMED, head_dim=32),
+    "qkv bias": attention(qkv_bias=True), "windows": attention((24, 24, 24)),
+    "windows in turn": attention((0, 140, 7)), "unrotated": replace(attention(still=1), tie_word_embeddings=True),
+    "sinks": attention(sink_logits=True), "softmax": routed(attention(**NORMED), SOFTMAX),
+    "softmax as it is": routed(BASE, replace(SOFTMAX, normed=False)), "sigmoid": routed(BASE, SIGMOID, shared=32),
     "gpt-oss": routed(
-        attention((20, 0, 20), qkv_bias=True, out_bias=True, sink_logits=True),
-        CHOSEN,
-        DenseMlp(32, ClampedSwiglu(limit=2.0), bias=True),
-        dense=-1,
+        attention((20, 0, 20), qkv_bias=True, out_bias=True, sink_logits=True), CHOSEN,
+        DenseMlp(32, ClampedSwiglu(limit=2.0), bias=True), dense=-1,
     ),
 }  # fmt: skip
 ROUTED_NAMES = [name for name, config in FAMILIES.items() if config.chosen]
