@@ -15,6 +15,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import pytest
 import torch
 from checkpoints import write
 from engine_tools import Ask, Bench, Make, OracleDraft, RandomDraft, answer, cache_for
@@ -32,6 +33,7 @@ from fastslow.engine.backends.torch.decoder import Decoder
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.request import EscalationState, EscalationTarget, Request
 from fastslow.engine.kv.cache import KVCache
+from fastslow.engine.kv.state import running
 from fastslow.engine.model.base import Model, kv_cache_for
 from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
 from fastslow.engine.sampling.confidence import Confidence
@@ -39,12 +41,12 @@ from fastslow.engine.sampling.probs import only_best, probs_at
 from fastslow.engine.types import Tree
 
 ROUND = 20  # requests of one engine
-LONGEST = 64  # prompt
-ROOM = 16  # of an answer
+LONGEST = 56  # prompt
+ROOM = 20  # of an answer
 NODES = 8
 SLOTS = 96, 128, 256  # of an engine: the longest request alone, or some
-FLOORS = {"drafted": 200, "accepted": 60, "preempted": 2, "cached": 100, "resumed": 4, "pinned": 1, "put off": 5}
-FLOORS |= {"sampled": 10, "moved": 10}
+FLOORS = {"drafted": 200, "accepted": 40, "preempted": 2, "cached": 40, "resumed": 4, "pinned": 1, "put off": 5}
+FLOORS |= {"sampled": 10, "moved": 5}
 
 
 def load(folder: Path, config: Mapping[str, Any], table: Mapping[str, Tensor], dtype: str = "float32") -> Decoder:
@@ -120,7 +122,10 @@ class LayerFuzz:
 
     def _round(self, draws: Random, slots: int) -> None:
         size = draws.choice((1, 4, 4, 16))
-        kv = kv_cache_for(self.model, slots // size, size, places=6, snapshots=draws.choice((2, 16)))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(running, "EVERY", draws.choice((8, 256)))
+            places, snapshots = draws.choice((3, 6)), draws.choice((2, 16))
+            kv = kv_cache_for(self.model, slots // size, size, places=places, snapshots=snapshots)
         made = {Speculation(drafter=name): make(kv) for name, make in self.bench.drafters.items()}
         core = EngineCore(self.model, kv, DrafterRouter(made), draws.randint(1, 64), 6)
         core._masks.unfollowed = partial(self._put_off, Random(slots))  # type: ignore[method-assign]
@@ -138,7 +143,7 @@ class LayerFuzz:
             asked.append((wish, request))
             for _ in range(draws.choice((0, 0, 0, 0, 1, 6))):
                 core.step()
-            self._pin(draws, kv, draws.choice(asked)[1])
+            self._pin(draws, kv, asked)
         for _ in range(4000):
             if core.idle:
                 break
@@ -156,7 +161,7 @@ class LayerFuzz:
         return late
 
     def _wish(self, draws: Random, name: str) -> Wish:
-        tokens = draws.choices(range(3, draws.choice((6, self.model.config.vocab_size))), k=draws.randint(1, 48))
+        tokens = draws.choices(range(3, draws.choice((6, self.model.config.vocab_size))), k=draws.randint(1, 32))
         groups = draws.choice((None, None, *range(1, self.most))) if self.most > 1 else None
         key, room, sampled = draws.choice((None, None, "a", "b")), draws.randint(3, ROOM), draws.random() < 0.3
         if self._earlier and draws.random() < 0.75:
@@ -198,13 +203,14 @@ class LayerFuzz:
                 core.step()
         return found
 
-    def _pin(self, draws: Random, kv: KVCache, request: Request) -> None:
+    def _pin(self, draws: Random, kv: KVCache, asked: Sequence[tuple[Wish, Request]]) -> None:
         if draws.random() < 0.2:
             kv.pins.remove(draws.randrange(ROUND))
-        if draws.random() < 0.4:
+        read = [request for _, request in asked if request.computed >= request.prompt_length]
+        if read and draws.random() < 0.4:
+            request, spare = draws.choice(read), kv.pages_for(LONGEST + ROOM + NODES)
             kv.pins.remove(request.id)
             text, for_all = request.tokens[: request.prompt_length], draws.choice((None, request.shared_root))
-            spare = kv.pages_for(LONGEST + ROOM + 2 * NODES)
             try:
                 self.counts["pinned"] += kv.pins.add(request.id, text, request.root, spare, for_all) > 0
             except ValueError:
