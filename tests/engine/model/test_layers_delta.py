@@ -37,7 +37,7 @@ TYPES = ["linear_attention", "linear_attention", "linear_attention", "full_atten
 CONFIG: dict[str, Any] = DENSE | {"architectures": ["DeltaForCausalLM"], "model_type": "qwen3_next", "vocab_size": 32}
 CONFIG |= {"num_hidden_layers": 4, "layer_types": TYPES, "head_dim": 32, "partial_rotary_factor": 0.5}
 CONFIG |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_conv_kernel_dim": 4}
-CONFIG |= {"linear_key_head_dim": 16, "linear_value_head_dim": 32, "num_experts": 8, "num_experts_per_tok": 3}
+CONFIG |= {"linear_key_head_dim": 16, "linear_value_head_dim": 32, "num_experts": 8, "num_experts_per_tok": 2}
 CONFIG |= {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 32, "norm_topk_prob": True}
 NK, NV, DK, DV = (
     CONFIG[f"linear_{name}"] for name in ("num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim")
@@ -166,7 +166,7 @@ def reference(own: dict[str, Tensor], tokens: list[int], running: int | None = N
         x = x + mlp(f"{p}.mlp.shared_expert", fresh)
         best = F.linear(fresh, w[f"{p}.mlp.gate.weight"]).sort(dim=-1, descending=True)
         for t, row in enumerate(fresh):
-            weights = best.values[t, : 3 if running is None else running].softmax(-1)
+            weights = best.values[t, : CONFIG["num_experts_per_tok"] if running is None else running].softmax(-1)
             for weight, e in zip(weights, best.indices[t].tolist()):
                 x[t] += weight * mlp(f"{p}.mlp.experts.{e}", row)
     return F.linear(norm("model.norm", x), w["lm_head.weight"]).log_softmax(-1)
