@@ -37,6 +37,7 @@ CONFIG |= {"n_group": 4, "topk_group": 2, "norm_topk_prob": True, "routed_scalin
 CONFIG |= {"first_k_dense_replace": 1, "max_position_embeddings": 512, "rms_norm_eps": 1e-5}
 CONFIG |= {"bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False, "torch_dtype": "float32"}
 WITHOUT = {"q_lora_rank": None, "norm_topk_prob": False}
+OLDER = WITHOUT | {"model_type": "deepseek_v2", "topk_method": "group_limited_greedy"}
 TOKENS = texts.tokens_of(140, vocab=32)  # longer than a block of attention
 LATENT_EPS = 1e-6  # whatever rms_norm_eps says
 
@@ -53,14 +54,16 @@ def read(raw: ConfigJson) -> DecoderShape:
         raw["q_lora_rank"] or 0,
         norm=RmsNorm(LATENT_EPS),
     )
+    older = raw.get("topk_method") == "group_limited_greedy"  # as in V2: the best expert of a group ranks it
     router = Router(
-        "sigmoid",
+        "softmax" if older else "sigmoid",
         raw["num_experts_per_tok"],
         normed=raw["norm_topk_prob"],
         scale=raw["routed_scaling_factor"],
-        choice_bias=True,
+        choice_bias=not older,
         groups=raw["n_group"],
         kept_groups=raw["topk_group"],
+        group_best=1 if older else 2,
     )
     width, dense = raw["moe_intermediate_size"], raw["first_k_dense_replace"]
     shared = DenseMlp(width * raw["n_shared_experts"])
@@ -138,11 +141,11 @@ def test_logprobs_are_the_references(variant: dict[str, Any], dtype: str, atol: 
         torch.testing.assert_close(found, wanted, rtol=0, atol=atol)
 
 
-@pytest.mark.parametrize("variant", [{}, WITHOUT], ids=["query latent", "without"])
-def test_logprobs_are_those_of_transformers(variant: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "variant"), [("DeepseekV3", {}), ("DeepseekV3", WITHOUT), ("DeepseekV2", OLDER)])
+def test_logprobs_are_those_of_transformers(name: str, variant: dict[str, Any], tmp_path: Path) -> None:
     config = CONFIG | variant
     model = load(tmp_path, config, table(config))
-    theirs = peers.transformers().DeepseekV3ForCausalLM.from_pretrained(tmp_path).eval()
+    theirs = getattr(peers.transformers(), f"{name}ForCausalLM").from_pretrained(tmp_path).eval()
     found = texts.logits(model, TOKENS).double().log_softmax(-1)
     torch.testing.assert_close(found, peers.logprobs(theirs, TOKENS), rtol=0, atol=1e-4)
 
