@@ -69,7 +69,10 @@ def page_budget(
         left -= places * request_bytes
         snapshots = max(0, min(left // 8, left - needed) // snapshot_bytes) if snapshot_bytes else 0
         left -= snapshots * snapshot_bytes
-    pages = left // page_bytes if most is None else min(left // page_bytes, most)
+    if page_bytes:
+        pages = left // page_bytes if most is None else min(left // page_bytes, most)
+    else:  # no layer has rows: running states are all that a text takes
+        pages = one * (places + snapshots) if left >= 0 else 0
     if pages // dp_ranks < one:
         where = f" on each of {dp_ranks} data-parallel ranks" if dp_ranks > 1 else ""
         raise ValueError(

@@ -66,6 +66,15 @@ def test_running_states_are_taken_off_first() -> None:
         page_budget(11 * 1024, **sizes, **states, max_requests=8)
 
 
+def test_running_states_without_rows_get_pages_for_each_place() -> None:
+    sizes: dict[str, Any] = {"page_bytes": 0, "page_size": 16, "context": 100, "device": "cpu"}
+    states: dict[str, Any] = {"request_bytes": 1024, "snapshot_bytes": 512}
+    assert page_budget(102400, **sizes, **states, max_requests=8) == (7 * (8 + 23), 8, 23)
+    assert page_budget(1024, **sizes, **states, max_requests=8) == (7, 1, 0)
+    with pytest.raises(ValueError, match="^kv_memory is 1000 B, but one request .* needs 1.0 KiB$"):
+        page_budget(1000, **sizes, **states, max_requests=8)
+
+
 def test_amounts_in_text() -> None:
     amounts = {"2GiB": 2 * GIB, "1.5 gib": 3 * GIB // 2, "500MB": 5 * 10**8, "2G": 2 * 10**9}
     amounts |= {"4096": 4096, "4096B": 4096}
