@@ -83,12 +83,19 @@ class ModelConfig(DecoderShape):
                 f"max_position_embeddings {self.max_positions}, times the rope_scaling factor, must be "
                 f"at most {MOST}"
             )
-        parts = dict.fromkeys(x for layer in self.layers for x in (layer.mixer, layer.ffn))
+        every = self.with_mtp.layers
+        if not self.layers:
+            yield "a decoder has at least one layer"
+        if not all(layer.norms.before or layer.norms.after for layer in every):
+            yield "a layer has norms before its sublayers, after them, or both"
+        parts = dict.fromkeys(x for layer in every for x in (layer.mixer, layer.ffn))
         for part in parts:  # those that are alike are looked at once
             yield from part.misfits()
         for n, layer in enumerate(self.layers):
             if isinstance(layer.mixer.state, SharedState):
                 yield from self._shared(n, layer.mixer.state)
+        if self.mtp is not None and not isinstance(self.mtp.layer.mixer.state, RowState):
+            yield "the layer for multi-token prediction must keep rows of its own, not a running state or shared ones"
 
     def _shared(self, n: int, state: SharedState) -> Iterator[str]:
         reader, owner = (

@@ -83,6 +83,11 @@ def as_run(slots: Ints) -> slice | None:
     return None
 
 
+def too_small(**sizes: int) -> Iterator[str]:
+    """Yield a sentence for each size below 1."""
+    yield from (f"{name} {size} must be at least 1" for name, size in sizes.items() if size < 1)
+
+
 class WeightReader(Protocol[M_co, E_co]):
     """Reads weights of a checkpoint in a backend's form: M is a matrix with its bias, E one of all routed experts."""
 

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 from torch import Tensor
 
 from fastslow.engine.model.ops import ACTIVATIONS, Activation, ClampedSwiglu, Linear, Ops
-from fastslow.engine.model.parts import WeightReader
+from fastslow.engine.model.parts import WeightReader, too_small
 from fastslow.engine.model.tensor_spec import ShardAxis, ShardRule, TensorSpec, linear
 from fastslow.engine.types import Ints
 
@@ -27,6 +27,7 @@ class DenseMlp:
     bias: bool = False
 
     def misfits(self) -> Iterator[str]:
+        yield from too_small(intermediate_size=self.width)
         if not isinstance(self.activation, ClampedSwiglu) and self.activation not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
             yield f"activation {self.activation!r} is not one of {known}, and no ClampedSwiglu"

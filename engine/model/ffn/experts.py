@@ -41,7 +41,8 @@ class RoutedExperts:
     shared: DenseMlp | None = None
 
     def misfits(self) -> Iterator[str]:
-        yield from self.expert.misfits()
+        for mlp in (self.expert, self.shared):
+            yield from mlp.misfits() if mlp is not None else ()
         yield from self.router.misfits(self.experts)
 
     def tensors(self, prefix: str, hidden: int) -> Iterator[TensorSpec]:

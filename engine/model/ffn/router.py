@@ -9,6 +9,8 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+ROUTER_KINDS = "softmax", "chosen", "sigmoid"
+
 
 @dataclass(frozen=True, slots=True)
 class GroupRouter:
@@ -25,7 +27,7 @@ class GroupRouter:
         return self.groups
 
     def misfits(self, experts: int) -> Iterator[str]:
-        if experts % self.groups:
+        if self.groups < 1 or experts % self.groups:
             yield (
                 f"num_experts {experts} must be a multiple of num_experts_per_tok {self.groups}, "
                 "one expert per group"
@@ -59,6 +61,10 @@ class Router:
         return self.top_k
 
     def misfits(self, experts: int) -> Iterator[str]:
+        if self.kind not in ROUTER_KINDS:
+            yield f"a router of kind {self.kind!r} is not one of {', '.join(ROUTER_KINDS)}"
+        if self.top_k < 1:
+            yield f"num_experts_per_tok {self.top_k} must be at least 1"
         if self.top_k > experts:
             yield f"num_experts_per_tok {self.top_k} must be at most num_experts {experts}"
         if not self.groups:

@@ -18,7 +18,7 @@ from fastslow.engine.kv.state.layout import RunningState
 from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.norms import NormWeights, RmsNorm, normed
 from fastslow.engine.model.ops import Linear, Ops, wide
-from fastslow.engine.model.parts import Step, WeightReader
+from fastslow.engine.model.parts import Step, WeightReader, too_small
 from fastslow.engine.model.tensor_spec import TensorSpec, linear
 from fastslow.engine.rows import RunningRows
 
@@ -56,6 +56,9 @@ class GatedDelta:
         return RunningState(((self.kernel - 1, self.channels), head), inputs)
 
     def misfits(self) -> Iterator[str]:
+        heads = {"linear_num_key_heads": self.key_heads, "linear_num_value_heads": self.value_heads}
+        dims = {"linear_key_head_dim": self.key_dim, "linear_value_head_dim": self.value_dim}
+        yield from too_small(**heads, **dims)
         if self.value_heads % self.key_heads:
             yield (
                 f"linear_num_value_heads {self.value_heads} must be a multiple of "

@@ -16,7 +16,7 @@ from fastslow.engine.model.mixers.lines import RowFront, attend
 from fastslow.engine.model.mixers.rope import Rope, rotation
 from fastslow.engine.model.norms import Norm, NormWeights, norm_tensors, normed
 from fastslow.engine.model.ops import Linear, Ops, Sinks, wide
-from fastslow.engine.model.parts import Step, WeightReader
+from fastslow.engine.model.parts import Step, WeightReader, too_small
 from fastslow.engine.model.tensor_spec import ShardAxis, ShardRule, TensorSpec, linear
 
 M = TypeVar("M")
@@ -106,8 +106,11 @@ class GroupedAttention:
         return {"q": queries, "k": keys, "v": values}
 
     def misfits(self) -> Iterator[str]:
+        yield from too_small(num_attention_heads=self.heads, num_key_value_heads=self.kv_heads)
         if self.rope is not None:
             yield from self.rope.misfits()
+            if self.rope.dim != self.head_dim:
+                yield f"a rotation of {self.rope.dim} dims is not one of head_dim {self.head_dim}"
         if self.heads % self.kv_heads:
             yield (
                 f"num_attention_heads {self.heads} must be a multiple of num_key_value_heads "

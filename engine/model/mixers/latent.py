@@ -18,7 +18,7 @@ from fastslow.engine.model.mixers.lines import attend
 from fastslow.engine.model.mixers.rope import Rope, rotation
 from fastslow.engine.model.norms import USUAL_NORM, Norm, NormWeights, norm_tensors, normed
 from fastslow.engine.model.ops import Linear, Ops, wide
-from fastslow.engine.model.parts import Step, WeightReader
+from fastslow.engine.model.parts import Step, WeightReader, too_small
 from fastslow.engine.model.tensor_spec import TensorSpec, linear
 
 M = TypeVar("M")
@@ -54,6 +54,12 @@ class LatentAttention:
         return RowState(1, width, self.latent, self.window, values_in_keys=True)
 
     def misfits(self) -> Iterator[str]:
+        dims = {
+            "qk_nope_head_dim": self.nope,
+            "qk_rope_head_dim": self.rope.dim,
+            "v_head_dim": self.value_dim,
+        }
+        yield from too_small(num_attention_heads=self.heads, kv_lora_rank=self.latent, **dims)
         yield from self.rope.misfits()
         if self.rope.dim % 2:
             yield f"qk_rope_head_dim {self.rope.dim} must be even"
