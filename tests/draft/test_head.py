@@ -197,10 +197,7 @@ def test_calls_that_reach_outside_are_refused_and_the_next_one_drafts(wide_targe
         (lambda: head.fork(text, 4), "position=-1 must be"),
         (lambda: head.fork(text, -1), "drop=-1 must be at least 0"),
         (lambda: head.extend_vocab(text, [-1], features[:1, :HIDDEN].numpy()), "token -1 must be"),
-        (
-            lambda: head.extend_vocab(text, [1, 2], features[:1, :HIDDEN].numpy()),
-            "rows of the head must",
-        ),
+        (lambda: head.extend_vocab(text, [1, 2], features[:1, :HIDDEN].numpy()), "rows of the head must"),
     ]
     for call, sentence in calls:
         with pytest.raises(ValueError, match=sentence):

@@ -64,12 +64,8 @@ def bench(target: Path) -> Bench:
         drafters[f"{name} best chain"] = head(own, **best)
         drafters[f"{name} tree"] = head(own, **tree)
     drafters[JOINED[0]] = lambda kv: FallbackDrafter(NgramDraft(2, 1), HeadDraft(own, probs_at))
-    drafters[JOINED[1]] = lambda kv: AdaptiveDrafter(
-        [NgramDraft(2, 1), HeadDraft(own, probs_at)], AdaptiveSelection(2)
-    )
-    drafters[JOINED[2]] = lambda kv: Both(
-        [SuffixDraft(min_score=0.0), HeadDraft(own, probs_at, **tree)], AskAll(2)
-    )
+    drafters[JOINED[1]] = lambda kv: AdaptiveDrafter([NgramDraft(2, 1), HeadDraft(own, probs_at)], AdaptiveSelection(2))
+    drafters[JOINED[2]] = lambda kv: Both([SuffixDraft(min_score=0.0), HeadDraft(own, probs_at, **tree)], AskAll(2))
     original = write_eagle(target.parent / "original", target)
     fields = {"norm_before_residual": True, "embedding": True}
     speculators = write_eagle(target.parent / "speculators", target, "speculators", **fields)
@@ -94,9 +90,7 @@ def asks(kinds: Sequence[str], rule: str = "token", **params: Any) -> list[Ask]:
 
 
 @pytest.mark.parametrize("setting", [Setting(), TIGHT], ids=str)
-def test_every_kind_answers_in_one_batch_as_plain_decoding_does(
-    bench: Bench, setting: Setting
-) -> None:
+def test_every_kind_answers_in_one_batch_as_plain_decoding_does(bench: Bench, setting: Setting) -> None:
     some = asks((*KINDS, "off"), max_tokens=30)
     before = Both.merged
     requests = bench.run(some, setting, warm=some[:4] if setting is TIGHT else ())
@@ -123,9 +117,7 @@ def test_reproducible_answers_are_those_of_plain_decoding(bench: Bench, setting:
         *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("eagle chain", "narrow tree")),
     ],
 )
-def test_sampled_answers_have_the_targets_probabilities(
-    bench: Bench, target: Path, kind: str
-) -> None:
+def test_sampled_answers_have_the_targets_probabilities(bench: Bench, target: Path, kind: str) -> None:
     check_sampled_answers(bench, target, kind, PROMPTS[4])
 
 

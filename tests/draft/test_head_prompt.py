@@ -48,9 +48,7 @@ class Watch(HeadDraft):
         self.shown: dict[int, dict[int, torch.Tensor]] = {}
         self.verified: dict[int, dict[int, torch.Tensor]] = {}
 
-    def commit(
-        self, batch: Sequence[RequestView], result: AcceptResult, features: Features | None
-    ) -> None:
+    def commit(self, batch: Sequence[RequestView], result: AcceptResult, features: Features | None) -> None:
         assert features is not None
         parts = torch.as_tensor(features).split([len(path) + 1 for path in result.accepted_nodes])
         for request, tokens, part in zip(batch, result.tokens, parts):
@@ -68,9 +66,7 @@ class Watch(HeadDraft):
         super().read(batch, rows, features)
 
 
-@pytest.mark.parametrize(
-    "setting", [Setting(), Setting(pages=26, max_running=4, prompt_rows=7)], ids=str
-)
+@pytest.mark.parametrize("setting", [Setting(), Setting(pages=26, max_running=4, prompt_rows=7)], ids=str)
 def test_a_head_is_shown_the_last_rows_of_the_prompt_and_they_are_right(
     model: Model, target: Path, setting: Setting
 ) -> None:
@@ -120,9 +116,7 @@ class Manual:
         first = len(self.view.tokens) - 1
         self.view.tokens += tokens
         rows = self.table[first : first + len(tokens)]
-        self.drafter.commit(
-            [self.view], AcceptResult([[*range(len(tokens) - 1)]], [[*tokens]]), rows
-        )
+        self.drafter.commit([self.view], AcceptResult([[*range(len(tokens) - 1)]], [[*tokens]]), rows)
 
     def draft(self) -> tuple[list[int], list[float]]:
         tree = self.drafter.propose([self.view], [8])[0]
@@ -171,9 +165,7 @@ def test_a_prompt_is_not_forgotten(target: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", RUNNERS)
 @pytest.mark.parametrize("width", [1, 3])
-def test_who_has_missed_rows_does_not_draft_from_old_ones(
-    target: Path, kind: str, width: int
-) -> None:
+def test_who_has_missed_rows_does_not_draft_from_old_ones(target: Path, kind: str, width: int) -> None:
     manual = Manual(tiny_runner(target, kind, prompt=SHOWN), PROMPTS[1], width)
     manual.read(range(20))
     manual.say(5)
@@ -190,9 +182,7 @@ def test_who_has_missed_rows_does_not_draft_from_old_ones(
 
 @pytest.mark.parametrize("kind", RUNNERS)
 @pytest.mark.parametrize("ended", [True, False])
-def test_a_text_that_continues_another_takes_its_rows_over(
-    target: Path, kind: str, ended: bool
-) -> None:
+def test_a_text_that_continues_another_takes_its_rows_over(target: Path, kind: str, ended: bool) -> None:
     """They lie in the prefix cache, so the target shows them to nobody again."""
     manual = Manual(tiny_runner(target, kind, prompt=64), PROMPTS[3])
     manual.read(range(39))

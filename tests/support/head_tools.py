@@ -46,9 +46,7 @@ def tiny_weights(
     return config, weights
 
 
-def tiny_runner(
-    target: Path, kind: str = "torch", layers: tuple[int, ...] = (0, 1), **fields: Any
-) -> HeadRunner:
+def tiny_runner(target: Path, kind: str = "torch", layers: tuple[int, ...] = (0, 1), **fields: Any) -> HeadRunner:
     """A head in torch or on the kernels; `fields` are of its config."""
     config, weights = tiny_weights(target, layers)
     config = replace(config, **fields)
@@ -74,9 +72,7 @@ def check_sampled_answers(bench: Bench, folder: Path, kind: str, prompt: tuple[i
 
 
 @cache
-def sampled_law(
-    folder: Path, prompt: tuple[int, ...], params: SamplingParams
-) -> NDArray[np.float64]:
+def sampled_law(folder: Path, prompt: tuple[int, ...], params: SamplingParams) -> NDArray[np.float64]:
     """Of all texts of three tokens after a prompt, by a model of 12 tokens."""
     plain = ReferenceModel(folder)
 
@@ -107,10 +103,7 @@ def check_scores(runner: HeadRunner, text: int, tree: Tree) -> None:
 
 
 def likeliest(
-    probs_after: Callable[[tuple[int, ...]], Mapping[int, float]],
-    nodes: int,
-    width: int,
-    depth: int = 99,
+    probs_after: Callable[[tuple[int, ...]], Mapping[int, float]], nodes: int, width: int, depth: int = 99
 ) -> set[tuple[int, ...]]:
     """The likeliest paths, one node at a time, each computed from its beginning."""
     heap: list[tuple[float, tuple[int, ...]]] = [(-1.0, ())]

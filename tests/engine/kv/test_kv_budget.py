@@ -18,12 +18,7 @@ GIB = 1024**3
 
 def pages(kv_memory: float | str | None, *, context: int = 160, max_requests: int = 1000) -> int:
     return page_budget(
-        kv_memory,
-        page_bytes=1024,
-        page_size=16,
-        context=context,
-        max_requests=max_requests,
-        device="cpu",
+        kv_memory, page_bytes=1024, page_size=16, context=context, max_requests=max_requests, device="cpu"
     ).pages
 
 
@@ -86,9 +81,7 @@ def test_amounts_in_text() -> None:
     assert said == ["1 B", "1.5 KiB", "3.0 GiB", "5.0 TiB"]
 
 
-def test_a_container_limit_bounds_free_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_container_limit_bounds_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 9000 kB\nMemAvailable:    4096 kB\n")
     monkeypatch.setattr(memory, "_MEMINFO", meminfo)
@@ -112,9 +105,7 @@ def test_more_than_the_machine_has_is_refused(asked: int | str) -> None:
 
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError(12, "no memory")])
-def test_memory_that_is_not_to_be_had(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception
-) -> None:
+def test_memory_that_is_not_to_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception) -> None:
     def fail(*_: object) -> None:
         raise error
 

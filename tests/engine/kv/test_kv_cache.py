@@ -144,9 +144,7 @@ FAULTS: dict[str, Callable[[KVCache], object]] = {
     "do not nest": lambda kv: setattr(kv._tables[0], "valid", 99),
     "slots are not those of its pages": lambda kv: kv._tables[0].slots(0, 4).__iadd__(4),
     "outside 0:12": lambda kv: kv._tables[0].replace(0, 99),
-    "is idle, but not in the prefix index": lambda kv: _prefix(kv).forget(
-        next(_pool(kv).idle_pages())
-    ),
+    "is idle, but not in the prefix index": lambda kv: _prefix(kv).forget(next(_pool(kv).idle_pages())),
     "is not published": lambda kv: _prefix(kv).forget(kv._tables[0].pages[0]),
     "does not lead back": _cross_keys,
     "keys, but": lambda kv: _prefix(kv)._page_of.pop(next(_prefix(kv).items())[0]),
@@ -216,9 +214,7 @@ def test_any_order_of_calls_keeps_the_books(seed: int, tmp_path: Path) -> None:
     cache = small_cache(10 if seed % 2 else 24)
     if seed % 2:
         page = sum(side.nbytes for side in cache.storage.page(0, 4))
-        cache.evicted.file = PageFile(
-            cache.storage, 4, chance.choice([3, 100]) * page + 1, tmp_path
-        )
+        cache.evicted.file = PageFile(cache.storage, 4, chance.choice([3, 100]) * page + 1, tmp_path)
     opened: dict[int, str] = {}
     pins: set[int] = set()
     texts = [[0] * n + [chance.randrange(2) for _ in range(6)] for n in (0, 3, 6, 9, 12)]

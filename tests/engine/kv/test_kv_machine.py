@@ -90,9 +90,7 @@ class CacheMachine(RuleBasedStateMachine):
         held.valid = length
 
     @precondition(lambda self: self.held)
-    @rule(
-        pick=picks, nodes=st.lists(st.tuples(tokens_, picks), max_size=7), leaf=picks, bonus=tokens_
-    )
+    @rule(pick=picks, nodes=st.lists(st.tuples(tokens_, picks), max_size=7), leaf=picks, bonus=tokens_)
     def step(self, pick: int, nodes: list[tuple[int, int]], leaf: int, bonus: int) -> None:
         """Verify a random tree after the last token, and accept the path to a random node."""
         request = self.pick(pick)
@@ -160,6 +158,4 @@ class CacheMachine(RuleBasedStateMachine):
 
 
 TestCacheMachine = CacheMachine.TestCase
-TestCacheMachine.settings = settings(
-    stateful_step_count=50, suppress_health_check=[HealthCheck.too_slow]
-)
+TestCacheMachine.settings = settings(stateful_step_count=50, suppress_health_check=[HealthCheck.too_slow])

@@ -148,9 +148,7 @@ def test_an_engine_with_int8_keys_speculates_exactly(tmp_path: Path) -> None:
 
 
 @compiled
-def test_a_storage_in_another_order_is_refused(
-    tiny_dense: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_storage_in_another_order_is_refused(tiny_dense: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kernels = load_model(tiny_dense, "float32")
     monkeypatch.setattr(library, "available", lambda: False)
     plain = load_model(tiny_dense, "float32")

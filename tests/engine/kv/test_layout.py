@@ -27,8 +27,22 @@ def test_a_token_takes_the_rows_that_layers_own() -> None:
 
 def test_layers_that_differ_are_written_read_and_moved() -> None:
     storage = KVStorage(StateLayout(MIXED), 12, torch.float32, "cpu")
-    assert [None if x is None else tuple(x.shape[1:]) for x in storage.k] == [(2, 4), (2, 4), None, (2, 4), (1, 12), (2, 4)]
-    assert [None if x is None else tuple(x.shape[1:]) for x in storage.v] == [(2, 4), (2, 6), None, (2, 4), (1, 8), (2, 6)]
+    assert [None if x is None else tuple(x.shape[1:]) for x in storage.k] == [
+        (2, 4),
+        (2, 4),
+        None,
+        (2, 4),
+        (1, 12),
+        (2, 4),
+    ]
+    assert [None if x is None else tuple(x.shape[1:]) for x in storage.v] == [
+        (2, 4),
+        (2, 6),
+        None,
+        (2, 4),
+        (1, 8),
+        (2, 6),
+    ]
     assert storage.k[5] is storage.k[1] and storage.v[4].data_ptr() == storage.k[4].data_ptr()
     assert storage.pointers[0].tolist() == [0 if x is None else x.data_ptr() for x in storage.k]
     for n, layer in enumerate((*storage.k[:2], *storage.v[:2], storage.k[3], storage.k[4])):
@@ -43,7 +57,9 @@ def test_layers_that_differ_are_written_read_and_moved() -> None:
 
 @pytest.mark.parametrize("kind", [KVStorage, TiledStorage])
 def test_one_layer_is_seen_alone(kind: type[KVStorage]) -> None:
-    layers: tuple[State, ...] = MIXED if kind is KVStorage else (RowState(2, 4, 4), None, RowState(2, 4, 4), SharedState(0))
+    layers: tuple[State, ...] = (
+        MIXED if kind is KVStorage else (RowState(2, 4, 4), None, RowState(2, 4, 4), SharedState(0))
+    )
     storage = kind(StateLayout(layers), 32, torch.float32, "cpu")
     last = len(layers) - 1
     view, owner = storage.only(last), storage.layout.owner(last)

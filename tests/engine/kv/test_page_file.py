@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import texts
 import errno
 from pathlib import Path
 from random import Random
@@ -10,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import texts
 import torch
 from schedule_tools import small_cache
 
@@ -23,9 +23,7 @@ from fastslow.engine.kv.state.storage import KVStorage
 PAGE = 16
 
 
-def cache(
-    storage: type[KVStorage] = KVStorage, pages: int = 8, dtype: Any = torch.float32
-) -> KVCache:
+def cache(storage: type[KVStorage] = KVStorage, pages: int = 8, dtype: Any = torch.float32) -> KVCache:
     size = PAGE if storage.tile else 128
     layout = texts.alike(2, 2, 8)
     return small_cache(pages, layout=layout, page_size=size, dtype=dtype, storage=storage)
@@ -162,9 +160,7 @@ def test_the_least_recently_used_page_makes_room(tmp_path: Path) -> None:
 
 def test_what_cannot_be_spilled(tmp_path: Path) -> None:
     kv = cache(BlockStorage)
-    with pytest.raises(
-        ValueError, match="^kv_spill needs keys and values in the memory of the CPU, of"
-    ):
+    with pytest.raises(ValueError, match="^kv_spill needs keys and values in the memory of the CPU, of"):
         PageFile(kv.storage, kv.page_size, 1 << 20, tmp_path)
     kv = cache()
     with pytest.raises(ValueError, match=r"^kv_spill is 100 B, and a page has 4\.0 KiB$"):

@@ -37,12 +37,9 @@ def ask(longest: int, drafter: str = "off", **params: Any) -> Ask:
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "cached"),
-    [(20, 31, 12), (ORIGINAL, 20, 12), (40, 40, 12), (20, 40, 0), (40, 60, 0)],
+    ("first", "second", "cached"), [(20, 31, 12), (ORIGINAL, 20, 12), (40, 40, 12), (20, 40, 0), (40, 60, 0)]
 )
-def test_texts_share_pages_where_their_rotary_base_is_one(
-    model: Model, first: int, second: int, cached: int
-) -> None:
+def test_texts_share_pages_where_their_rotary_base_is_one(model: Model, first: int, second: int, cached: int) -> None:
     bench = Bench(model, {})
     core = bench.core()
     requests = [bench.request(n, ask(longest)) for n, longest in enumerate((first, second))]
@@ -67,9 +64,7 @@ class Opened(OwnKV):
 
 
 @pytest.mark.parametrize(("longest", "cached"), [((20, 30), 12), ((20, 60), 0), ((40, 60), 0)])
-def test_a_draft_models_pages_have_its_rotary_base(
-    model: Model, longest: tuple[int, int], cached: int
-) -> None:
+def test_a_draft_models_pages_have_its_rotary_base(model: Model, longest: tuple[int, int], cached: int) -> None:
     bench = Bench(model, {})
     wishes = [ask(size, temperature=1.0) for size in longest]
     kv = Opened(cache_for(model))
@@ -111,9 +106,7 @@ def test_pages_are_shared_within_one_memory_key(model: Model) -> None:
 
 
 @pytest.mark.parametrize("state", ["runs", "waits"])
-def test_nothing_of_a_request_is_shared_once_prompts_are_forgotten(
-    model: Model, state: str
-) -> None:
+def test_nothing_of_a_request_is_shared_once_prompts_are_forgotten(model: Model, state: str) -> None:
     bench = Bench(model, {})
     core = bench.core(Setting(max_running=1))
     first, second = (bench.request(n, ask(24)) for n in range(2))

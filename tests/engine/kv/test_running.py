@@ -19,10 +19,10 @@ from fastslow.draft.model.kv import BorrowedKV, OwnKV
 from fastslow.draft.router import DrafterRouter
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.request import Request
-from fastslow.engine.kv.state import running
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.integrity import IntegrityError
 from fastslow.engine.kv.page_file import PageFile
+from fastslow.engine.kv.state import running
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.rows import ALL_GROUPS
 from fastslow.engine.sampling.probs import probs_at
@@ -140,7 +140,9 @@ def test_each_row_of_any_schedule_has_the_bits_of_plain_decoding(monkeypatch: py
 def test_a_prompt_begins_with_the_deepest_snapshot() -> None:
     """Of its pages: that is where another text of the same beginning ended, or a multiple of 256 tokens."""
     cache, text = hybrid(200, 2, 3), [*range(300)]
-    with pytest.raises(ValueError, match=r"^0 prefixes are pinned already, and of 1 snapshots of running states at most half"):
+    with pytest.raises(
+        ValueError, match=r"^0 prefixes are pinned already, and of 1 snapshots of running states at most half"
+    ):
         hybrid(200, 2, 1).pins.check(4, 10)
 
     def read(request: int, tokens: list[int], chunk: int = 300) -> tuple[int, list[tuple[int, int]]]:

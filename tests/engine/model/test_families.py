@@ -23,10 +23,7 @@ from fastslow.engine.model.base import Model
 
 NO_DOWN = {"down_proj_blocks": None, "down_proj_scales": None}
 LENGTH = 100  # beyond yarn's original length of 64
-SHAPES = [
-    pytest.param(name, marks=() if name in peers.FIRST else pytest.mark.slow)
-    for name in peers.SHAPES
-]
+SHAPES = [pytest.param(name, marks=() if name in peers.FIRST else pytest.mark.slow) for name in peers.SHAPES]
 
 
 def assert_same(model: Model, tokens: list[int], expected: Tensor) -> None:

@@ -87,8 +87,6 @@ def check(bench: Bench, wanted: list[Ask], setting: Setting, warm: bool) -> None
 
 
 @pytest.mark.parametrize(("bench", "kinds", "setting"), CASES, indirect=["bench"])
-def test_greedy_answers_are_those_of_plain_decoding(
-    bench: Bench, kinds: tuple[str, ...], setting: str
-) -> None:
+def test_greedy_answers_are_those_of_plain_decoding(bench: Bench, kinds: tuple[str, ...], setting: str) -> None:
     warm = setting != "plenty"
     check(bench, asks(bench, kinds), FEW if warm else PLENTY, warm)

@@ -71,9 +71,7 @@ def test_a_file_is_the_folder_that_it_was_made_from(tmp_path: Path, name: str) -
 
 # Q5_1 stands for the types that the kernels do not know: they run as Q8_0.
 @compiled
-@pytest.mark.parametrize(
-    ("name", "kind"), [*((name, Kind.Q8_0) for name in SHAPES), ("llama", Kind.Q5_1)]
-)
+@pytest.mark.parametrize(("name", "kind"), [*((name, Kind.Q8_0) for name in SHAPES), ("llama", Kind.Q5_1)])
 def test_a_quantised_file_runs_in_its_own_numbers(
     tmp_path: Path, name: str, kind: Kind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,9 +185,7 @@ def add(key: str, value: float) -> Callable[[gguf.GGUFWriter], None]:
         ("llama.attention.causal", 0, "llama.attention.causal .* changes the model"),
     ],
 )
-def test_a_field_that_changes_the_forward_is_refused(
-    tmp_path: Path, key: str, value: float, message: str
-) -> None:
+def test_a_field_that_changes_the_forward_is_refused(tmp_path: Path, key: str, value: float, message: str) -> None:
     folder = checkpoints.write_family(tmp_path / "model", "llama")
     with pytest.raises(ValueError, match=message):
         load_model(write_gguf(folder, tmp_path / "m.gguf", change=add(key, value)))

@@ -60,9 +60,7 @@ def test_a_tied_head_and_rotary_constants_may_be_in_the_file(tmp_path: Path) -> 
     table["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(8)
     extra = checkpoints.write(tmp_path / "extra", config, table)
     tokens = texts.tokens_of(6)
-    assert torch.equal(
-        texts.logits(load_model(plain), tokens), texts.logits(load_model(extra), tokens)
-    )
+    assert torch.equal(texts.logits(load_model(plain), tokens), texts.logits(load_model(extra), tokens))
 
 
 @pytest.mark.parametrize(
@@ -114,9 +112,7 @@ def test_missing_parts(tmp_path: Path) -> None:
         (lambda t: t.update({NORM: NORM_8}), "dtype F8_E4M3, which is not one of BF16, F16, F32"),
     ],
 )
-def test_wrong_tensors(
-    tmp_path: Path, change: Callable[[dict[str, Tensor]], Any], message: str
-) -> None:
+def test_wrong_tensors(tmp_path: Path, change: Callable[[dict[str, Tensor]], Any], message: str) -> None:
     refused(with_tensors(tmp_path, change), message)
 
 
@@ -246,9 +242,7 @@ def test_absurd_sizes_are_refused_before_anything_is_made(
         ({"side": torch.zeros(96, 40, dtype=torch.uint8)}, "unexpected tensor .*side_proj"),
     ],
 )
-def test_four_bit_blocks_are_checked_like_all_tensors(
-    tmp_path: Path, blocks: dict[str, Tensor], message: str
-) -> None:
+def test_four_bit_blocks_are_checked_like_all_tensors(tmp_path: Path, blocks: dict[str, Tensor], message: str) -> None:
     """A block of 32 inputs takes 20 bytes."""
     folder = checkpoints.write_dense(tmp_path, torch_dtype="bfloat16")
     table = {f"model.layers.0.mlp.{name}_proj.weight": some for name, some in blocks.items()}

@@ -44,16 +44,12 @@ ONE_DEVICE = {"num_experts": 64, "num_experts_per_tok": 8}
         *[(n, ONE_DEVICE) for n in (None, 3)],
     ],
 )
-def test_moge_runs_the_asked_for_groups(
-    tmp_path: Path, groups: int | None, fields: dict[str, Any]
-) -> None:
+def test_moge_runs_the_asked_for_groups(tmp_path: Path, groups: int | None, fields: dict[str, Any]) -> None:
     assert_same_probs(checkpoints.write_moge(tmp_path, **fields), groups)
 
 
 @pytest.mark.parametrize("groups", [None, 2])
-def test_router_ties_go_to_the_first_expert_and_the_lower_group(
-    tmp_path: Path, groups: int | None
-) -> None:
+def test_router_ties_go_to_the_first_expert_and_the_lower_group(tmp_path: Path, groups: int | None) -> None:
     folder = checkpoints.write_moge(tmp_path, sharded=False)
     table = checkpoints.tensors(checkpoints.MOGE)
     for name, tensor in table.items():
@@ -68,16 +64,12 @@ def test_router_ties_go_to_the_first_expert_and_the_lower_group(
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("biases", [False, True])
 def test_llama(tmp_path: Path, tied: bool, biases: bool) -> None:
-    folder = checkpoints.write_dense(
-        tmp_path, attention_bias=biases, mlp_bias=biases, tie_word_embeddings=tied
-    )
+    folder = checkpoints.write_dense(tmp_path, attention_bias=biases, mlp_bias=biases, tie_word_embeddings=tied)
     assert_same_probs(folder)
 
 
 @pytest.mark.parametrize("bias", [None, False, True])
-def test_pangu_embedded_has_attention_biases_unless_told_otherwise(
-    tmp_path: Path, bias: bool | None
-) -> None:
+def test_pangu_embedded_has_attention_biases_unless_told_otherwise(tmp_path: Path, bias: bool | None) -> None:
     folder = checkpoints.write_dense(tmp_path, "PanguEmbeddedForCausalLM", bias=bias)
     assert grouped(load_model(folder).config.layers[0]).qkv_bias is (bias is not False)
     assert_same_probs(folder)
@@ -95,25 +87,19 @@ def test_pangu_embedded_has_attention_biases_unless_told_otherwise(
     ],
 )
 def test_rope_scaling(tmp_path: Path, scaling: dict[str, Any], max_len: int) -> None:
-    folder = checkpoints.write_dense(
-        tmp_path, rope_scaling=scaling, max_position_embeddings=16, rope_theta=100.0
-    )
+    folder = checkpoints.write_dense(tmp_path, rope_scaling=scaling, max_position_embeddings=16, rope_theta=100.0)
     assert_same_probs(folder, max_len=max_len)
 
 
 def test_rope_parameters_of_newer_configs_mean_the_same(tmp_path: Path) -> None:
     old = checkpoints.write_dense(tmp_path / "old", rope_scaling=LLAMA3, rope_theta=500.0)
-    new = checkpoints.write_dense(
-        tmp_path / "new", rope_parameters={**LLAMA3, "rope_theta": 500.0}, rope_theta=None
-    )
+    new = checkpoints.write_dense(tmp_path / "new", rope_parameters={**LLAMA3, "rope_theta": 500.0}, rope_theta=None)
     tokens = texts.tokens_of(9)
     assert torch.equal(texts.logits(load_model(old), tokens), texts.logits(load_model(new), tokens))
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
-def test_features_of_rows_without_logits(
-    tmp_path: Path, kernels: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_features_of_rows_without_logits(tmp_path: Path, kernels: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Asking for them changes no bit of a logit, wherever a long step is cut."""
     model = load(checkpoints.write_moge(tmp_path), kernels)
     lengths, kv, firsts = (9, 1, 30), texts.storage(model, 120), (0, 40, 80)

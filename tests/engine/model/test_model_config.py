@@ -176,9 +176,7 @@ SLOW = {"rope_type": "yarn", "factor": 2, "beta_fast": 1, "beta_slow": 2}
         ("pangu_v2", {"param_sink_number": -1}, "param_sink_number -1 must be a whole number of"),
     ],
 )
-def test_families_refuse_what_does_not_fit(
-    family: str, fields: dict[str, Any], message: str
-) -> None:
+def test_families_refuse_what_does_not_fit(family: str, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ModelConfig.from_json({**checkpoints.FAMILIES, "pangu_v2": MOE}[family] | fields)
 

@@ -31,10 +31,7 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "one kv head": ("mistral", {"num_key_value_heads": 1, "sliding_window": 21}),
     "odd head": ("qwen3", {"head_dim": 36, "num_attention_heads": 6}),
     "wide head": ("qwen3", {"head_dim": 80, "num_attention_heads": 6}),
-    "one wide kv head": (
-        "llama",
-        {"head_dim": 64, "num_attention_heads": 5, "num_key_value_heads": 1},
-    ),
+    "one wide kv head": ("llama", {"head_dim": 64, "num_attention_heads": 5, "num_key_value_heads": 1}),
     "not normed": ("qwen3_moe", {"norm_topk_prob": False, "decoder_sparse_step": 2}),
     "long windows": ("gpt_oss", {"sliding_window": 150, "num_local_experts": 40}),
 }
@@ -84,9 +81,7 @@ def counts(model: Model) -> list[int | None]:
 
 
 @pytest.mark.parametrize(("kind", "form", "context", "count"), CASES)
-def test_a_row_is_the_same_among_any(
-    tmp_path: Path, kind: str, form: str, context: int, count: int
-) -> None:
+def test_a_row_is_the_same_among_any(tmp_path: Path, kind: str, form: str, context: int, count: int) -> None:
     model = made(tmp_path, kind, form)
     own = counts(model)[count % len(counts(model))]
     _check_cuts(model, own)
@@ -129,9 +124,7 @@ def _check_tree(model: Model, context: int, groups: int | None) -> None:
         segments.append(texts.chunk(other, known, length, places, mode))
         wanted.append(texts.logits(model, other, groups=mode)[known:])
     segments = [*segments[1:3], segments[0], *segments[3:]]
-    found = list(
-        model.forward(Rows.of(segments), kv).logits.split([len(s.tokens) for s in segments])
-    )
+    found = list(model.forward(Rows.of(segments), kv).logits.split([len(s.tokens) for s in segments]))
     tree = found.pop(2)
     assert torch.equal(torch.cat(found), torch.cat(wanted))
     for leaf in {*range(len(nodes))} - {*PARENTS}:  # their paths hold every node
@@ -158,8 +151,7 @@ def test_many_texts_go_on_as_each_alone(tmp_path: Path, kind: str, form: str) ->
             for tokens, own in zip(each, places, strict=True):
                 model.forward(Rows.of([texts.chunk(tokens, 0, len(tokens) - 1, own)]), kv)
             step = [
-                texts.chunk(tokens, len(tokens) - 1, len(tokens), own)
-                for tokens, own in zip(each, places, strict=True)
+                texts.chunk(tokens, len(tokens) - 1, len(tokens), own) for tokens, own in zip(each, places, strict=True)
             ]
             for _ in range(2):  # a row that is written again is what it was
                 assert torch.equal(model.forward(Rows.of(step), kv).logits, want)
@@ -183,11 +175,7 @@ def test_a_row_that_runs_no_expert_has_numbers(tmp_path: Path, family: str, form
 
 @pytest.mark.parametrize(
     ("case", "count", "kernels"),
-    pairwise(
-        (("qwen3_moe", {}), ("qwen3_moe", {"norm_topk_prob": False}), ("gpt_oss", {})),
-        (1, 2, 3),
-        (False, True),
-    ),
+    pairwise((("qwen3_moe", {}), ("qwen3_moe", {"norm_topk_prob": False}), ("gpt_oss", {})), (1, 2, 3), (False, True)),
 )
 def test_fewer_experts_are_a_model_that_has_no_more(
     tmp_path: Path, case: tuple[str, dict[str, Any]], count: int, kernels: bool
@@ -283,9 +271,7 @@ def test_probabilities_are_the_references(tmp_path: Path, kind: str) -> None:
     long = kind in ("wide window", "long windows")
     model, tokens = made(tmp_path, kind, "float32"), texts.tokens_of(420 if long else 29)
     for experts in (None, 1, 2) if model.config.routed else (None,):
-        want = texts.logits(load(tmp_path, False, "float64"), tokens, groups=experts).log_softmax(
-            -1
-        )
+        want = texts.logits(load(tmp_path, False, "float64"), tokens, groups=experts).log_softmax(-1)
         got = texts.logits(model, tokens, groups=experts).double().log_softmax(-1)
         torch.testing.assert_close(got, want, rtol=0, atol=2e-4 if long else 1e-4)
 

@@ -129,8 +129,7 @@ def test_logits_that_a_soft_cap_makes_equal_are_told_apart(backend: str, tmp_pat
     """The answer is the same with logprobs and without, and where other rules than the largest logit end in it."""
     config = CONFIG | {"final_logit_softcapping": 1e-3, "tie_word_embeddings": False}
     bench = Bench(
-        BACKENDS[backend](write(tmp_path, config, table(config)), "float32"),
-        {"random": lambda kv: RandomDraft()},
+        BACKENDS[backend](write(tmp_path, config, table(config)), "float32"), {"random": lambda kv: RandomDraft()}
     )
     late = {"min_tokens": 9}
     pairs: list[list[dict[str, Any]]] = [[{}, {"logprobs": 2}], [late, late | {"logprobs": 0}]]

@@ -46,9 +46,7 @@ def check(run: Callable[[Tensor], Tensor], x: Tensor, expected: Tensor) -> None:
         assert torch.equal(run(x[start:stop]), whole[start:stop])
 
 
-@pytest.mark.parametrize(
-    ("dtype", "shape", "threads"), pairwise(DTYPES, SHAPES, THREADS), indirect=["threads"]
-)
+@pytest.mark.parametrize(("dtype", "shape", "threads"), pairwise(DTYPES, SHAPES, THREADS), indirect=["threads"])
 def test_blocks_are_right_and_row_independent(
     ops: Ops, dtype: torch.dtype, shape: tuple[int, int], threads: int
 ) -> None:

@@ -34,14 +34,8 @@ Written = Callable[[str, str], tuple[Path, Path]]
 WIDE = dict[str, Any](hidden_size=128, head_dim=32, intermediate_size=256, num_hidden_layers=2)
 # By default each kernel format once, in one kind of models or the other.
 QUICK = {*zip({how.form: name for name, how in METHODS.items()}.values(), cycle(KINDS))}
-DRAFTED = [
-    pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow)
-    for case in product(METHODS, KINDS)
-]
-FAMILIES = {
-    "llama": WIDE,
-    "qwen3_moe": {**WIDE, **ALL_CHOSEN["qwen3_moe"], "moe_intermediate_size": 128},
-}
+DRAFTED = [pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) for case in product(METHODS, KINDS)]
+FAMILIES = {"llama": WIDE, "qwen3_moe": {**WIDE, **ALL_CHOSEN["qwen3_moe"], "moe_intermediate_size": 128}}
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +124,7 @@ def test_products_are_those_of_the_numbers(bits: int, group: int) -> None:
     """Inputs that int8 holds exactly: all that is left is the rounding of float32 sums."""
     random, form = np.random.default_rng(bits), Format[f"U{bits}_{group}"]
     numbers, zero = (
-        torch.from_numpy(random.integers(0, 2**bits, (40, n)).astype(np.uint8))
-        for n in (384, 384 // group)
+        torch.from_numpy(random.integers(0, 2**bits, (40, n)).astype(np.uint8)) for n in (384, 384 // group)
     )
     scale = torch.from_numpy(random.uniform(0.01, 0.02, zero.shape)).half().float()
     matrix = Grouped(numbers, scale, zero, bits, group)
@@ -144,10 +137,7 @@ def test_products_are_those_of_the_numbers(bits: int, group: int) -> None:
     assert (unpacked[:40] == matrix.dequantised().numpy()).all() and not unpacked[40:].any()
     x = random.integers(-127, 128, (13, 384)).astype(np.float32)
     x[:, ::32] = 127
-    out, weights = (
-        rows_product(form, tiles, 40, x),
-        matrix.dequantised().numpy().T.astype(np.float64),
-    )
+    out, weights = (rows_product(form, tiles, 40, x), matrix.dequantised().numpy().T.astype(np.float64))
     # before zero points are taken off, sums are larger than their products
     most = np.abs(x).sum(1, keepdims=True) * 0.02 * 2**bits
     assert (np.abs(out - x @ weights) <= 16 * 2.0**-23 * most).all()
@@ -194,11 +184,7 @@ def weights(section: dict[str, Any]) -> dict[str, Any]:
     ],
 )
 def test_what_cannot_be_read_is_one_sentence(
-    tmp_path: Path,
-    written: Written,
-    method: str,
-    damage: Callable[[Any, Any], object],
-    sentence: str,
+    tmp_path: Path, written: Written, method: str, damage: Callable[[Any, Any], object], sentence: str
 ) -> None:
     folder = shutil.copytree(written("llama", method)[0], tmp_path / "q")
     table, config = load_file(folder / "model.safetensors"), (folder / "config.json")

@@ -118,12 +118,8 @@ def test_torch_multiplies_whole_numbers(w8a8: Path, monkeypatch: pytest.MonkeyPa
     assert (alone - exact).norm() < 0.25 * exact.norm()
 
 
-@pytest.mark.parametrize(
-    ("kind", "bits"), [("W8A8_DYNAMIC", False), ("W8A8", False), ("W8A8", True)]
-)
-def test_exports_of_other_tools_are_read(
-    tmp_path: Path, logged: list[str], kind: str, bits: bool
-) -> None:
+@pytest.mark.parametrize(("kind", "bits"), [("W8A8_DYNAMIC", False), ("W8A8", False), ("W8A8", True)])
+def test_exports_of_other_tools_are_read(tmp_path: Path, logged: list[str], kind: str, bits: bool) -> None:
     """Multiplied out they are the same matrices and biases; static inputs are taken per token."""
     plain = checkpoints.write_dense(tmp_path / "float", "PanguEmbeddedForCausalLM")
     folder = export(plain, tmp_path / "w8a8", kind, bits)
@@ -155,9 +151,7 @@ GATE, STRANGER = "model.layers.0.mlp.gate.weight", "model.layers.9.mlp.up_proj.w
         (lambda t, d: d.update({STRANGER: "W8A8_DYNAMIC"}), "up_proj.weight .* model has no such"),
     ],
 )
-def test_damaged_files_are_refused(
-    w8a8: Path, tmp_path: Path, damage: Break, sentence: str
-) -> None:
+def test_damaged_files_are_refused(w8a8: Path, tmp_path: Path, damage: Break, sentence: str) -> None:
     tensors = load_file(w8a8 / "model.safetensors")
     described = json.loads((w8a8 / DESCRIPTION).read_text())
     damage(tensors, described)

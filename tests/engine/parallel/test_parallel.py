@@ -112,9 +112,7 @@ def model(folder: Path) -> Iterator[ParallelModel]:
         yield model
 
 
-def dp_logits(
-    model: ParallelModel, tokens: list[int], dp_rank: int, sizes: list[int]
-) -> torch.Tensor:
+def dp_logits(model: ParallelModel, tokens: list[int], dp_rank: int, sizes: list[int]) -> torch.Tensor:
     size = 64
     kv = texts.storage(model, 2 * size)
     slots, parts, start = np.arange(dp_rank * size, dp_rank * size + len(tokens)), [], 0
@@ -140,9 +138,7 @@ def test_requests_of_both_dp_ranks_share_a_step(model: ParallelModel) -> None:
     kv = texts.storage(model, 128)
     texts_of = [texts.tokens_of(n, n) for n in (9, 30, 1)]
     firsts = (70, 0, 64)
-    rows = Rows.of(
-        [texts.chunk(t, 0, len(t), np.arange(f, f + len(t))) for t, f in zip(texts_of, firsts)]
-    )
+    rows = Rows.of([texts.chunk(t, 0, len(t), np.arange(f, f + len(t))) for t, f in zip(texts_of, firsts)])
     out = model.forward(rows, kv, (2, 0))
     assert out.features is not None and out.features.shape == (40, 128)
     rows.outputs, rows.feature_rows = rows.outputs[[12, 0]], rows.feature_rows[[39, 0, 12, 13]]
@@ -183,9 +179,7 @@ def test_bytes_held_and_sent_are_those_of_the_plan(model: ParallelModel) -> None
     assert held == plan.shares[0].weights
     kv = texts.storage(model, 128)
     segments = [(9, 70), (30, 0), (1, 64)]
-    rows = Rows.of(
-        [texts.chunk(texts.tokens_of(n), 0, n, np.arange(f, f + n)) for n, f in segments]
-    )
+    rows = Rows.of([texts.chunk(texts.tokens_of(n), 0, n, np.arange(f, f + n)) for n, f in segments])
     padded, sent = rows_padded(plan, 30), counted(model)
     assert padded == 60
     model.forward(rows, kv, (2, 0))

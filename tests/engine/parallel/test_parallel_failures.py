@@ -81,9 +81,7 @@ def test_what_fails_inside_a_rank_is_told_and_closing_ends_all(tiny_moge: Path) 
 
 
 @pytest.mark.slow
-def test_an_llm_that_cannot_be_built_leaves_no_rank(
-    tiny_moge: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_llm_that_cannot_be_built_leaves_no_rank(tiny_moge: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[ParallelModel] = []
     real = parallel_model.load_parallel
 
@@ -129,9 +127,7 @@ def test_quantization_is_for_one_rank(tiny_moge: Path) -> None:
             open_llm(tiny_moge, **{option: "int8"})
 
 
-def test_torchrun_must_have_started_as_many_ranks(
-    tiny_moge: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_torchrun_must_have_started_as_many_ranks(tiny_moge: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("TORCHELASTIC_RUN_ID", "x"), ("RANK", "0"), ("LOCAL_RANK", "0")):
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("WORLD_SIZE", "4")
@@ -184,9 +180,7 @@ def children(pid: int) -> set[int]:
 @pytest.mark.parametrize("launcher", ["own", "torchrun"])
 def test_no_rank_outlives_the_one_that_asked(spoken: Path, launcher: str, how: str) -> None:
     asked = command(spoken, "--max-tokens", "1900")
-    line = (
-        [sys.executable, *asked, "--parallel", "ep=2"] if launcher == "own" else torchrun(2, *asked)
-    )
+    line = [sys.executable, *asked, "--parallel", "ep=2"] if launcher == "own" else torchrun(2, *asked)
     # where the tests themselves run in the background, Ctrl-C is ignored, and so it would be in the child
     process = subprocess.Popen(
         line,
