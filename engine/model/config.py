@@ -86,8 +86,6 @@ class ModelConfig(DecoderShape):
         every = self.with_mtp.layers
         if not self.layers:
             yield "a decoder has at least one layer"
-        if not all(layer.norms.before or layer.norms.after for layer in every):
-            yield "a layer has norms before its sublayers, after them, or both"
         parts = dict.fromkeys(x for layer in every for x in (layer.mixer, layer.ffn))
         for part in parts:  # those that are alike are looked at once
             yield from part.misfits()

@@ -64,7 +64,7 @@ def plain_norm(x_TH: Tensor, eps: float, weight_H: Tensor | None = None) -> Tens
 
 @dataclass(frozen=True, slots=True)
 class LayerNorms:
-    """Norms of a layer: of what its sublayers read (`before`), of what they add (`after`), or of both."""
+    """Norms of a layer: of what its sublayers read (`before`), of what they add (`after`), of both, or none."""
 
     kind: Norm = USUAL_NORM
     before: bool = True
@@ -74,7 +74,8 @@ class LayerNorms:
     def names(self) -> dict[str, str]:
         """Name in files of each norm, by use: of what the mixer or the ffn reads, and of what they add."""
         if not self.after:
-            return {"mixer": "input_layernorm", "ffn": "post_attention_layernorm"}
+            names = {"mixer": "input_layernorm", "ffn": "post_attention_layernorm"}
+            return names if self.before else {}
         added = {
             "mixer_added": "post_attention_layernorm",
             "ffn_added": "post_feedforward_layernorm",

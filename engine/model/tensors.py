@@ -26,14 +26,15 @@ def tensor_specs(config: DecoderShape) -> Iterator[TensorSpec]:
 
 def layer_tensors(layer: Layer, prefix: str, hidden: int) -> Iterator[TensorSpec]:
     """The tensors of a layer."""
-    first, *others = (f"{prefix}.{name}" for name in layer.norms.names.values())
-    kind = layer.norms.kind
-    if layer.norms.before:
-        yield from norm_tensors(first, kind, hidden)
-    else:
-        others.insert(0, first)
+    names = [f"{prefix}.{name}" for name in layer.norms.names.values()]
+    kind, first = (
+        layer.norms.kind,
+        int(layer.norms.before),
+    )  # of the norms, how many come before the mixer
+    for name in names[:first]:
+        yield from norm_tensors(name, kind, hidden)
     yield from layer.mixer.tensors(prefix, hidden)
-    for name in others:
+    for name in names[first:]:
         yield from norm_tensors(name, kind, hidden)
     yield from layer.ffn.tensors(prefix, hidden)
 
