@@ -68,7 +68,7 @@ class ModelConfig(DecoderShape):
         known = ConfigJson(raw, name)
         shape = family.read(known)
         known.check_rest()
-        config = cls(**{field.name: getattr(shape, field.name) for field in fields(shape)})
+        config = cls(**{x.name: getattr(shape, x.name) for x in fields(shape) if x.init})
         config.check()
         return config
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 from fastslow.engine.kv.state.layout import StateLayout
@@ -83,6 +83,7 @@ class DecoderShape:
         drafts_inside: tensors of layers after the model's own belong to drafts.
         stacked_experts: a file may hold all experts of a layer in one tensor, gates and ups in turn.
         renames: parts of tensors' names in files, and what stands for them here.
+        ropes: the rotations of its layers, each once; drafters ask for them in every step.
     """
 
     architecture: str
@@ -101,6 +102,11 @@ class DecoderShape:
     drafts_inside: bool = False
     stacked_experts: bool = False
     renames: tuple[tuple[str, str], ...] = ()
+    ropes: tuple[Rope, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        found = dict.fromkeys(layer.rope for layer in self.layers)
+        object.__setattr__(self, "ropes", tuple(rope for rope in found if rope is not None))
 
     def each(self, change: Callable[[int, Layer], Layer]) -> Self:
         """The same with every layer changed by its number."""
@@ -117,12 +123,6 @@ class DecoderShape:
     def state_layout(self) -> StateLayout:
         """The states that its layers keep of a text; that of an MTP layer comes last."""
         return StateLayout(tuple(layer.mixer.state for layer in self.with_mtp.layers))
-
-    @property
-    def ropes(self) -> list[Rope]:
-        """The rotations of its layers, each once."""
-        found = (layer.rope for layer in self.layers)
-        return list(dict.fromkeys(rope for rope in found if rope is not None))
 
     def rope_length(self, max_len: int) -> int:
         """Return what decides the rotary base of a request that may become this long: equal numbers, equal keys."""

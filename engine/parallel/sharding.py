@@ -89,7 +89,7 @@ class RankShard:
     @property
     def attention(self) -> int:
         """Ranks that share the heads of one copy of attention."""
-        return attention_ranks(self.config, self.parallel)
+        return attention_ranks(self.alike, self.parallel)
 
     @property
     def dp_ranks(self) -> int:
@@ -211,9 +211,9 @@ class RankShard:
         return self.rank // self.parallel.tp % self.parallel.ep
 
 
-def attention_ranks(config: ModelConfig, parallel: Parallel) -> int:
+def attention_ranks(alike: AlikeLayers, parallel: Parallel) -> int:
     """Ranks that share the heads of attention: ep * tp, or tp where the heads do not divide by it."""
-    a = AlikeLayers.of(config).attention
+    a = alike.attention
     for ranks in (parallel.ep * parallel.tp, parallel.tp):
         even = a.kv_heads % ranks == 0 or ranks % a.kv_heads == 0
         if a.heads % ranks == 0 and even:
@@ -240,7 +240,7 @@ def usual(config: ModelConfig, ranks: int) -> Parallel:
 
 
 def _check(config: ModelConfig, parallel: Parallel) -> None:
-    attention_ranks(config, parallel)
+    attention_ranks(AlikeLayers.of(config), parallel)
     if wrong := next(_misfits(config, parallel), None):
         raise ValueError(wrong)
 
