@@ -125,7 +125,11 @@ class _Source:
     @classmethod
     def open(cls, folder: Path, config: ModelConfig) -> _Source:
         checkpoint = Checkpoint.own(folder, config)
-        if not checkpoint.names.issuperset(mtp_shapes(config)):
+        absent = [name for name in mtp_shapes(config) if name not in checkpoint.names]
+        if absent:
+            if len(absent) < len(mtp_shapes(config)):
+                said = "{} has a part of a layer for multi-token prediction, which does not run: tensor {} is missing"
+                logger.warning(said, folder, absent[0])
             config = replace(config, mtp=None)
         others = checkpoint.fused.values()
         method = next((x.reader.label for x in others if isinstance(x, Published)), None)

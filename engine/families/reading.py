@@ -28,7 +28,7 @@ from fastslow.engine.model.family import (
 from fastslow.engine.model.ffn.dense import DenseMlp
 from fastslow.engine.model.mixers.grouped import GroupedAttention
 from fastslow.engine.model.mixers.rope import Rope, RopeScaling
-from fastslow.engine.model.norms import Norm, RmsNorm
+from fastslow.engine.model.norms import USUAL_NORM, Norm, RmsNorm
 from fastslow.engine.model.ops import Activation
 from fastslow.engine.model.shape import DecoderShape, Layer
 
@@ -87,6 +87,10 @@ def decoder(
     name = architectures[0] if isinstance(architectures, list) else architectures
     norm = norm_of(raw) if norm is None else norm
     layer = Layer(attending(raw), feeding(raw)) if layer is None else layer
+    if layer.norms.kind not in (USUAL_NORM, norm):
+        raise ValueError(
+            f"its layers have norms of kind {layer.norms.kind}, the decoder has {norm}: name one"
+        )
     layer = replace(layer, norms=replace(layer.norms, kind=norm))
     return DecoderShape(
         architecture=str(name),

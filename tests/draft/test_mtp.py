@@ -159,10 +159,11 @@ def test_the_name_over_http_and_in_auto(tmp_path: Path) -> None:
         assert check_drafter(Speculation(), RoutedUnits.of(llm.model.config), ["mtp"]) == ["suffix", "mtp"]
 
 
-def test_without_the_tensors_there_is_no_layer(tmp_path: Path) -> None:
+def test_without_the_tensors_there_is_no_layer(tmp_path: Path, logged: list[str]) -> None:
     found = {n: x for n, x in mtp_tools.table("apart").items() if n != "mtp.fc.weight"}
     folder = checkpoints.write(tmp_path, CONFIGS["apart"], found)
     model = load_model(folder, progress=False)
+    assert "which does not run: tensor mtp.fc.weight is missing" in "".join(logged)
     assert model.config.mtp is None and model.mtp is None and len(model.config.state_layout.layers) == 2
     with LLM(folder, kv_memory="8MiB") as llm:
         refused("^drafter='mtp' needs a model with a layer", llm.generate, [[5, 6]], speculation="mtp")

@@ -6,8 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from checkpoints import DENSE
 
+from fastslow.engine.families.reading import decoder
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.family import ConfigJson
 from fastslow.engine.model.ffn.dense import DenseMlp
 from fastslow.engine.model.ffn.experts import RoutedExperts
 from fastslow.engine.model.ffn.router import GroupRouter, Router
@@ -15,7 +18,7 @@ from fastslow.engine.model.mixers.delta import GatedDelta
 from fastslow.engine.model.mixers.grouped import GroupedAttention
 from fastslow.engine.model.mixers.latent import LatentAttention
 from fastslow.engine.model.mixers.rope import Rope
-from fastslow.engine.model.norms import LayerNorms, RmsNorm
+from fastslow.engine.model.norms import LayerNorm, LayerNorms, RmsNorm
 from fastslow.engine.model.shape import Layer, MtpLayer
 
 MLP = DenseMlp(8)
@@ -80,3 +83,11 @@ def test_there_are_layers() -> None:
     with pytest.raises(ValueError, match="^a decoder has at least one layer$"):
         check()
     check(Layer(GROUPED, MLP, LayerNorms(before=False)))  # without any norm
+
+
+def test_a_decoder_says_its_norm_once() -> None:
+    norms = LayerNorms(LayerNorm(), after=True)
+    layer, raw = Layer(GROUPED, MLP, norms), ConfigJson(DENSE, "Tested")
+    assert decoder(raw, layer, norm=LayerNorm()).layers[0].norms == norms
+    with pytest.raises(ValueError, match="^its layers have norms of kind LayerNorm.*, the decoder has RmsNorm"):
+        decoder(raw, layer)
