@@ -101,6 +101,8 @@ class Rows:
             outputs += [first + i for i in s.outputs]
             only_best += [s.only_best] * len(s.outputs)
             seen += [first + i for i in (s.outputs if s.feature_rows is None else s.feature_rows)]
+        running = tuple(s.running for s in segments if s.running is not None)
+        assert len(running) in (0, len(segments)), "some requests have no running states"
         return cls(
             tokens=_ints(tokens),
             positions=_ints(positions),
@@ -113,7 +115,7 @@ class Rows:
             feature_rows=_ints(seen),
             contexts=tuple(s.context for s in segments),
             max_len=_ints([s.max_len for s in segments]),
-            running=tuple(s.running for s in segments if s.running is not None) or None,
+            running=running or None,
         )
 
 

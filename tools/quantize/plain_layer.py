@@ -40,7 +40,7 @@ def as_plain(layer: Layer) -> bool:
     if not isinstance(m, GroupedAttention) or norms != LayerNorms(RmsNorm(norms.kind.eps)):
         return False
     rope = m.rope and replace(m.rope, width=0, layout="halves-first")
-    known = GroupedAttention(m.heads, m.kv_heads, m.query_width // m.heads, rope)
+    known = GroupedAttention(m.heads, m.kv_heads, m.head_dim, rope)
     mlps = [ffn] if isinstance(ffn, DenseMlp) else []
     if isinstance(ffn, RoutedExperts) and isinstance(ffn.router, GroupRouter):
         mlps = [ffn.expert, *filter(None, [ffn.shared])]
