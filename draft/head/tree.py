@@ -15,7 +15,7 @@ from torch import Tensor
 from fastslow.draft.base import DraftChain
 from fastslow.draft.head.state import RequestVocab
 from fastslow.draft.merge import likeliest_first
-from fastslow.engine.sampling.grammar import GrammarError
+from fastslow.engine.sampling.grammars.grammar import GrammarError
 from fastslow.engine.types import Floats, OneHot, RequestView, TargetProbs, Tree
 
 TWICE = math.log(2)

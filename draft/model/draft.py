@@ -14,7 +14,7 @@ from fastslow.draft.model.vocab import VocabMap
 from fastslow.draft.several import on_each
 from fastslow.engine.model.base import Model
 from fastslow.engine.rows import Rows
-from fastslow.engine.sampling.grammar import GrammarError
+from fastslow.engine.sampling.grammars.grammar import GrammarError
 from fastslow.engine.sampling.probs import greedy
 from fastslow.engine.types import ModelOutput, RequestView, TargetProbs, Tree
 

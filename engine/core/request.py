@@ -22,7 +22,7 @@ from fastslow.engine.params import Mode, SamplingParams, Speculation
 from fastslow.engine.sampling.accept.exact import Accepted, RngAt, Rule, TargetProbsAt, tokenwise
 from fastslow.engine.sampling.accept.lossy import LossyStepwise
 from fastslow.engine.sampling.confidence import AnswerProbe, Confidence, PromptProbe
-from fastslow.engine.sampling.grammar import Grammar, GrammarError
+from fastslow.engine.sampling.grammars.grammar import Grammar, GrammarError
 from fastslow.engine.sampling.stop import Reason, Stopper
 from fastslow.engine.sampling.thinking import Thinking
 from fastslow.engine.token_mask import CERTAIN

@@ -19,7 +19,7 @@ from fastslow.engine.sampling.answer_start import (
     Spellings,
 )
 from fastslow.engine.sampling.confidence import AnswerProbe
-from fastslow.engine.sampling.grammar import Grammar
+from fastslow.engine.sampling.grammars.grammar import Grammar
 from fastslow.engine.sampling.thinking import Steering, Thinking
 from fastslow.engine.sampling.thinking_limits import ThinkingLimits
 from fastslow.engine.text.thought import HARMONY, TagTokens
@@ -27,7 +27,7 @@ from fastslow.policies.turns import answer_room
 from fastslow.request.input_processor import InputProcessor
 
 if TYPE_CHECKING:  # which imports the library
-    from fastslow.engine.sampling.llguidance_grammar import GrammarCompiler
+    from fastslow.engine.sampling.grammars.llguidance_grammar import GrammarCompiler
 
 PROMPT_END = 64  # tokens of a prompt in which the header of an answer is looked for
 
@@ -167,7 +167,7 @@ class Grammars:
         """Made when the first grammar is asked for: it takes some tenths of a second."""
         with self._lock:
             if self._made is None:
-                from fastslow.engine.sampling.llguidance_grammar import GrammarCompiler
+                from fastslow.engine.sampling.grammars.llguidance_grammar import GrammarCompiler
 
                 tokenizer, tags = self._inputs.tokenizer, self._inputs.tags
                 if tokenizer is None:

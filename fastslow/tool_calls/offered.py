@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from fastslow.engine.params import nearest, shown
-from fastslow.engine.sampling.json_schema import MOST_PROPERTIES
+from fastslow.engine.sampling.grammars.json_schema import MOST_PROPERTIES
 
 MOST_TOOLS = 128
 NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")

@@ -10,8 +10,8 @@ from typing import Any
 from loguru import logger
 
 from fastslow.engine.params import GrammarSpec
-from fastslow.engine.sampling.closed_objects import closed
-from fastslow.engine.sampling.json_schema import check_cost, check_schema, library
+from fastslow.engine.sampling.grammars.closed_objects import closed
+from fastslow.engine.sampling.grammars.json_schema import check_cost, check_schema, library
 from fastslow.engine.text.tool_formats import ToolCalls
 from fastslow.tool_calls.lark import CallGrammar, ChannelGrammar
 from fastslow.tool_calls.offered import Tool, ToolChoice, callable_tools

@@ -14,7 +14,7 @@ from tokenizers_tiny import write_spm
 from fastslow import LLM, GenerationError
 from fastslow.engine.core.step import masks
 from fastslow.engine.params import GrammarSpec, SamplingParams, Speculation
-from fastslow.engine.sampling import grammar as grammar_module
+from fastslow.engine.sampling.grammars import grammar as grammar_module
 
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 TEMPLATE = CHATML + "<|im_start|>assistant\n{{ '<think>\\n' }}"

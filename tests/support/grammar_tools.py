@@ -11,8 +11,8 @@ import numpy as np
 
 from fastslow.engine.params import GrammarSpec
 from fastslow.engine.sampling.answer_start import AtOnce, BehindTags, Spellings
-from fastslow.engine.sampling.grammar import Ended, Grammar
-from fastslow.engine.sampling.llguidance_grammar import GrammarCompiler, LLGuidanceMatcher
+from fastslow.engine.sampling.grammars.grammar import Ended, Grammar
+from fastslow.engine.sampling.grammars.llguidance_grammar import GrammarCompiler, LLGuidanceMatcher
 from fastslow.engine.text.thought import TagTokens, ThoughtTags
 from fastslow.engine.text.vocabulary import Tokenizer
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from fastslow.engine.core.request import Request
 from fastslow.engine.core.scheduler import ScheduledChunk, Scheduler
-from fastslow.engine.sampling.grammar import FURTHEST
+from fastslow.engine.sampling.grammars.grammar import FURTHEST
 from fastslow.engine.token_mask import CERTAIN
 from fastslow.engine.types import StepCostModel, Tree
 

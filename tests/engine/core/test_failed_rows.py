@@ -10,7 +10,7 @@ from exact_tools import CHAINS, ORACLES, PROMPTS, TREES, VOCAB, check, params, t
 
 from fastslow.engine.params import GrammarSpec
 from fastslow.engine.rows import Rows
-from fastslow.engine.sampling.grammar import GrammarError
+from fastslow.engine.sampling.grammars.grammar import GrammarError
 
 DRAFTERS = (*CHAINS, *TREES, *ORACLES)
 

@@ -15,7 +15,7 @@ from fastslow.engine.core.scheduler import ScheduledChunk
 from fastslow.engine.core.step.layout import left_out
 from fastslow.engine.core.step.masks import PATIENCE, MaskMaker, _Job, _Lanes
 from fastslow.engine.params import GrammarSpec
-from fastslow.engine.sampling.grammar import GrammarError
+from fastslow.engine.sampling.grammars.grammar import GrammarError
 from fastslow.engine.types import Tree
 
 DRAFTERS = ("off", *CHAINS, *TREES, *ORACLES)

@@ -12,12 +12,12 @@ import pytest
 from grammar_tools import GrammarKit
 from spellings import Pieces
 
-import fastslow.engine.sampling.grammar as grammar_module
+import fastslow.engine.sampling.grammars.grammar as grammar_module
 from fastslow.engine.params import GrammarSpec
-from fastslow.engine.sampling import llguidance_grammar
 from fastslow.engine.sampling.answer_start import AtOnce, BehindChannels
-from fastslow.engine.sampling.grammar import Ended, Grammar, GrammarError
-from fastslow.engine.sampling.llguidance_grammar import LLGuidanceMatcher
+from fastslow.engine.sampling.grammars import llguidance_grammar
+from fastslow.engine.sampling.grammars.grammar import Ended, Grammar, GrammarError
+from fastslow.engine.sampling.grammars.llguidance_grammar import LLGuidanceMatcher
 from fastslow.engine.text.thought import HARMONY, ChannelSplitter, ThoughtSplitter, ThoughtTags
 from fastslow.engine.text.vocabulary import Tokenizer
 

@@ -7,8 +7,8 @@ import pytest
 from grammar_tools import GrammarKit, holds, schemas, walked
 
 from fastslow.engine.params import GrammarSpec
-from fastslow.engine.sampling.closed_objects import closed
-from fastslow.engine.sampling.llguidance_grammar import MOST_KEPT
+from fastslow.engine.sampling.grammars.closed_objects import closed
+from fastslow.engine.sampling.grammars.llguidance_grammar import MOST_KEPT
 from fastslow.engine.text.vocabulary import Tokenizer
 
 

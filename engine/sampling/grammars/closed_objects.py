@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from fastslow.engine.sampling.json_schema import (
+from fastslow.engine.sampling.grammars.json_schema import (
     OF_ONE_VALUE,
     beside,
     named_in,

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from fastslow.engine.checked import shown
 from fastslow.engine.params import GrammarSpec
-from fastslow.engine.sampling.closed_objects import closed
-from fastslow.engine.sampling.grammar import FADE, SLOW, Ended, GrammarError
-from fastslow.engine.sampling.json_schema import check_embedded, check_schema, library
+from fastslow.engine.sampling.grammars.closed_objects import closed
+from fastslow.engine.sampling.grammars.grammar import FADE, SLOW, Ended, GrammarError
+from fastslow.engine.sampling.grammars.json_schema import check_embedded, check_schema, library
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.engine.token_mask import Allowed
 
