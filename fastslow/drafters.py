@@ -31,7 +31,7 @@ from fastslow.engine.host.machine import give_back
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.routed_units import RoutedUnits
-from fastslow.engine.params import Speculation
+from fastslow.engine.params import Speculation, shown
 from fastslow.engine.sampling.stop import Stopper
 from fastslow.engine.text.tokenizer import same_vocabulary
 from fastslow.engine.text.vocabulary import Tokenizer
@@ -204,7 +204,11 @@ class DrafterFactory:
         if model is None:
             model, tokenizers = self._load_model(path)
             self._models[path], self._tokenizers[model] = model, tokenizers
-        return LoadedModel(model, self._pages_for(model), self._tokenizers[model])
+        try:
+            pages = self._pages_for(model)
+        except ValueError as error:  # kv_memory holds the target's pages, and not these
+            raise ValueError(f"draft model {shown(path)}: {error}") from None
+        return LoadedModel(model, pages, self._tokenizers[model])
 
     def _load_model(self, path: str) -> tuple[Model, tuple[Tokenizer, Tokenizer] | None]:
         folder = resolve_model(path, self._options.get("progress", True))

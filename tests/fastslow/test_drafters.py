@@ -11,6 +11,7 @@ from checkpoints import write_chat
 from engine_tools import write_kin
 from gate import open_llm
 from head_tools import tiny_weights, write_head
+from refusals import refused
 
 from fastslow import LLM, SamplingParams, Speculation
 from fastslow.draft.head.draft import HeadDraft
@@ -103,3 +104,11 @@ def test_a_drafter_that_is_used_stays(llm: LLM, logged: list[str]) -> None:
     assert sum("32 drafters are in use" in line for line in logged) == 1
     again = llm.generate(PROMPT, TEN, speculation=wish)
     assert again.token_ids == plain and again.metrics.drafted > 0, "now there is room"
+
+
+def test_a_draft_model_without_room_is_named(folder: Path, tmp_path: Path) -> None:
+    """The memory that holds the target's pages may be too small for those of a wider draft model."""
+    wide = write_chat(tmp_path / "wide", "{{ messages }}", num_hidden_layers=24)
+    wish = Speculation(drafter="model", model=str(wide))
+    with LLM(folder, kv_memory="700KiB", max_model_len=512) as llm:
+        refused("^draft model .*wide.*: kv_memory is", llm.generate, PROMPT, TEN, speculation=wish)
