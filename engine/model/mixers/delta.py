@@ -30,7 +30,8 @@ TINY = 1e-6  # beside sums of squares of queries and keys
 class GatedDelta:
     """`value_heads` heads [key_dim, value_dim], of which each run of value_heads / key_heads shares queries and keys.
 
-    kernel: tokens that the convolution sees. eps: of the norm of outputs."""
+    kernel: tokens that the convolution sees. eps: of the norm of outputs. tiled: value head n reads key head
+    n % key_heads. decay_applied: files hold -exp(A_log) as `decay`, not A_log."""
 
     key_heads: int
     value_heads: int
@@ -38,6 +39,8 @@ class GatedDelta:
     value_dim: int
     kernel: int = 4
     eps: float = 1e-6
+    tiled: bool = False
+    decay_applied: bool = False
 
     @property
     def channels(self) -> int:
@@ -54,6 +57,11 @@ class GatedDelta:
         )
         inputs = (self.channels,), *row
         return RunningState(((self.kernel - 1, self.channels), head), inputs)
+
+    def of_values(self, x_KD: Tensor) -> Tensor:
+        """The row of key heads that each value head reads."""
+        r = self.value_heads // self.key_heads
+        return x_KD.repeat(r, 1) if self.tiled else x_KD.repeat_interleave(r, 0)
 
     def misfits(self) -> Iterator[str]:
         heads = {"linear_num_key_heads": self.key_heads, "linear_num_value_heads": self.value_heads}
@@ -73,21 +81,26 @@ class GatedDelta:
         for name, size in rows.items():
             yield from linear(f"{own}.in_proj_{name}", size, hidden, False)
         yield TensorSpec(f"{own}.conv1d.weight", (self.channels, 1, self.kernel))
-        yield TensorSpec(f"{own}.A_log", (self.value_heads,))
+        yield TensorSpec(f"{own}.{self._decay}", (self.value_heads,))
         yield TensorSpec(f"{own}.dt_bias", (self.value_heads,))
         yield TensorSpec(f"{own}.norm.weight", (self.value_dim,))
         yield from linear(f"{own}.out_proj", hidden, values, False)
 
+    @property
+    def _decay(self) -> str:
+        return "decay" if self.decay_applied else "A_log"
+
     def load(self, prefix: str, reader: WeightReader[M, Any]) -> DeltaWeights[M]:
         own, sums = f"{prefix}.linear_attn", wide(reader.dtype)
         conv = reader.plain(f"{own}.conv1d.weight", dtype=sums)[:, 0]
+        decay = reader.plain(f"{own}.{self._decay}", dtype=sums)
         return DeltaWeights(
             reader.matrix(f"{own}.in_proj_qkv"),
             reader.matrix(f"{own}.in_proj_z"),
             reader.matrix(f"{own}.in_proj_b"),
             reader.matrix(f"{own}.in_proj_a"),
             conv.T.contiguous(),
-            reader.plain(f"{own}.A_log", dtype=sums).exp().neg(),
+            decay if self.decay_applied else decay.exp().neg(),
             reader.plain(f"{own}.dt_bias", dtype=sums),
             reader.plain(f"{own}.norm.weight"),
             reader.matrix(f"{own}.out_proj"),
@@ -205,7 +218,7 @@ class DeltaModule:
         Row by row, since the end of a vector may round otherwise than its middle."""
         w = self.weights
         gate, beta = (w.decay * F.softplus(a + w.dt_bias)).exp(), b.sigmoid()
-        m, r = self.mixer, self.mixer.value_heads // self.mixer.key_heads
+        m = self.mixer
         seen = F.silu((torch.cat((above.window, mixed[None])) * w.conv).sum(0))
         keys = m.key_heads * m.key_dim
         q, k, v = seen.split((keys, keys, m.value_heads * m.value_dim))
@@ -213,9 +226,9 @@ class DeltaModule:
             x.view(-1, m.key_dim) * (x.view(-1, m.key_dim).square().sum(-1, True) + TINY).rsqrt()
             for x in (q, k)
         )
-        each = (q * m.key_dim**-0.5).repeat_interleave(r, 0)[..., None]
+        each = m.of_values(q * m.key_dim**-0.5)[..., None]
         kept = above.heads * gate[:, None, None]
-        read = (kept * k.repeat_interleave(r, 0)[..., None]).sum(1)
+        read = (kept * m.of_values(k)[..., None]).sum(1)
         delta = (v.view(-1, m.value_dim) - read) * beta[:, None]
         inputs = RowInputs(mixed, gate, k, delta)
         made = self._folded(above, inputs)
@@ -223,7 +236,6 @@ class DeltaModule:
 
     def _folded(self, state: State, row: RowInputs) -> State:
         """The state after a row, by the same operations wherever it is folded in."""
-        r = self.mixer.value_heads // self.mixer.key_heads
-        key = row.key.repeat_interleave(r, 0)
+        key = self.mixer.of_values(row.key)
         heads = state.heads * row.gate[:, None, None] + key[..., None] * row.delta[:, None]
         return State(torch.cat((state.window[1:], row.mixed[None])), heads)

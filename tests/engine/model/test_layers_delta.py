@@ -48,7 +48,8 @@ TOKENS = texts.tokens_of(140, vocab=32)  # longer than a block of attention
 def read(raw: ConfigJson) -> DecoderShape:
     sizes = "num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim", "conv_kernel_dim"
     nk, nv, dk, dv, kernel = (raw[f"linear_{name}"] for name in sizes)
-    delta = GatedDelta(nk, nv, dk, dv, kernel, raw["rms_norm_eps"])
+    tiled = bool(raw.get("tiled"))
+    delta = GatedDelta(nk, nv, dk, dv, kernel, raw["rms_norm_eps"], tiled, decay_applied=tiled)
     dim, norm = raw["head_dim"], RmsNorm(raw["rms_norm_eps"], 1.0)
     width = int(dim * raw["partial_rotary_factor"])
     rope = Rope(dim, raw["rope_theta"], raw["max_position_embeddings"], width=width)
@@ -202,6 +203,33 @@ def test_logprobs_are_those_of_transformers(tmp_path: Path) -> None:
     other = peers.transformers().Qwen3NextForCausalLM.from_pretrained(folder).eval()
     found = logprobs(load(tmp_path / "own", CONFIG, own), TOKENS, [140])
     torch.testing.assert_close(found, peers.logprobs(other, TOKENS), rtol=0, atol=1e-4)
+
+
+def tiled(own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same weights as GGUF files of Qwen3.5 have them: value heads in turn over key heads, decays applied."""
+    found = dict(own)
+    heads = torch.arange(NV).view(NK, -1).T.flatten()
+    values = (heads[:, None] * DV + torch.arange(DV)).flatten()
+    rows = torch.cat((torch.arange(2 * NK * DK), 2 * NK * DK + values))
+    for n, kind in enumerate(TYPES):
+        if kind != "linear_attention":
+            continue
+        p = f"model.layers.{n}.linear_attn"
+        for name, order in (("in_proj_qkv.weight", rows), ("conv1d.weight", rows), ("in_proj_z.weight", values)):
+            found[f"{p}.{name}"] = own[f"{p}.{name}"][order]
+        for name in ("in_proj_a.weight", "in_proj_b.weight", "dt_bias"):
+            found[f"{p}.{name}"] = own[f"{p}.{name}"][heads]
+        found[f"{p}.decay"] = -found.pop(f"{p}.A_log")[heads].exp()
+        found[f"{p}.out_proj.weight"] = own[f"{p}.out_proj.weight"][:, values]
+    return found
+
+
+def test_heads_in_turn_and_applied_decays_are_the_same_model(tmp_path: Path) -> None:
+    own = table()
+    plain = load(tmp_path / "plain", CONFIG, own, "float64")
+    turned = load(tmp_path / "tiled", CONFIG | {"tiled": 1}, tiled(own), "float64")
+    found, wanted = (logprobs(model, TOKENS, [90, 1, 32, 4, 13]) for model in (turned, plain))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
