@@ -173,10 +173,12 @@ CASED = (
     rf"|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*{SHORT_FORMS}?"
 )
 TRIPLES = r"\p{N}{1,3}"
-QWEN = ("qwen2", "deepseek-r1-qwen")
+MARKED = rf"{SHORT_FORMS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{SPACES}"
+QWEN = ("qwen2", "deepseek-r1-qwen", "qwen35")  # qwen35: combining marks belong to words
 PATTERNS = {
     **dict.fromkeys(LLAMA3, f"{WORDS}|{TRIPLES}|{OTHERS}|{SPACES}"),
     **dict.fromkeys(QWEN, rf"{WORDS}|\p{{N}}|{OTHERS}|{SPACES}"),
+    "qwen35": MARKED,
     "gpt-4o": rf"{CASED}|{TRIPLES}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{SPACES}",
 }
 PLAIN = ("gpt-2", "gpt2", "default")  # as GPT-2 splits

@@ -20,12 +20,13 @@ from tokenizers.trainers import BpeTrainer
 from fastslow.engine.text.templates import load_template
 from fastslow.engine.text.tokenizer import load_tokenizer
 
-# The patterns in the tokenizer.json files that are published: of Llama 3, Qwen 2 and gpt-oss.
+# The patterns in the tokenizer.json files that are published: of Llama 3, Qwen 2, Qwen 3.5 and gpt-oss.
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+QWEN35 = QWEN2.replace(r"?\p{L}+", r"?[\p{L}\p{M}]+").replace(r"[^\s\p{L}", r"[^\s\p{L}\p{M}")
 O200K = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
@@ -36,7 +37,8 @@ MARKS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 WORDS = (
     "the quick Brown fox JUMPS don't WE'LL I'm naïve café 你好 世界 今天的天气很好 こんにちは 안녕하세요 привет мир "
     "😀 🇨🇳 ½ ① 12 3456 7890123 3.14159 0xFF def main(): return x*x {'a': [1,2]} // <|im_end|> <tool> é ﬁ Ω "
-    "... !!! ?? -- == != //* #$%^& http://a.b/c?d=e 👩\u200d👩\u200d👧 \u200b \ufeff"
+    "... !!! ?? -- == != //* #$%^& http://a.b/c?d=e 👩\u200d👩\u200d👧 \u200b \ufeff "
+    "हिन्दी ตัวอักษรที่นี่ עִבְרִית x\u0323\u0335 \u0335, 1\u20e3 ٣٤٥"
 )
 GAPS = (" ", " ", " ", "  ", "    ", "\t", "\n", "\n\n", "\r\n", "", "\u00a0", "\u3000", "\x00")
 
@@ -61,7 +63,7 @@ def split(pattern: str) -> pre.PreTokenizer:
 
 PLAIN = pre.ByteLevel(add_prefix_space=False)
 SPLITS: dict[str, pre.PreTokenizer] = {
-    "llama-bpe": split(LLAMA3), "qwen2": split(QWEN2), "deepseek-r1-qwen": split(QWEN2),
+    "llama-bpe": split(LLAMA3), "qwen2": split(QWEN2), "deepseek-r1-qwen": split(QWEN2), "qwen35": split(QWEN35),
     "smollm": pre.Sequence([pre.Digits(individual_digits=True), PLAIN]), "gpt-4o": split(O200K), "gpt-2": PLAIN,
 }  # fmt: skip
 
@@ -128,6 +130,20 @@ def test_byte_level_ids_are_those_of_the_hugging_face_tokenizer(tmp_path: Path, 
     assert tokenizer.special_ids == {0, 1, 2}
     assert tokenizer.eos_ids == {0, 2}  # <|im_end|> ends a turn, whatever the header says
     assert tokenizer.bos_id == 0
+
+
+def test_qwen35_splits_as_its_class_in_transformers_does(tmp_path: Path) -> None:
+    """Marks are parts of words, which the rule of Qwen 2 cuts."""
+    theirs = pytest.importorskip("transformers.models.qwen3_5.tokenization_qwen3_5").Qwen3_5Tokenizer
+    library = trained("qwen35")
+    model = json.loads(library.to_str())["model"]
+    theirs = theirs(vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]])
+    ours = load_tokenizer(write(tmp_path / "m.gguf", lambda writer: add_bpe(writer, library, "qwen35")))
+    plain = [text.replace("<|im_end|>", "|").replace("<tool>", "|") for text in lines()]
+    for text in plain:
+        assert ours.encode(text) == theirs.encode(text), text
+    cut, whole = (split(pattern) for pattern in (QWEN2, QWEN35))
+    assert sum(cut.pre_tokenize_str(text) != whole.pre_tokenize_str(text) for text in plain) > 300
 
 
 @cache
