@@ -19,6 +19,7 @@ from fastslow.engine.backends.cpu.compiled.kernel_cache import kernels_identity
 from fastslow.engine.host.files import cache_folder, read_object
 from fastslow.engine.host.machine import Watch
 from fastslow.engine.host.unfinished import unfinished
+from fastslow.engine.kv.state.layout import UNFOLDED
 from fastslow.engine.model.base import Model, kv_cache_for
 from fastslow.engine.rows import Rows, RunningRows, Segment
 
@@ -28,6 +29,9 @@ WARM = 3  # steps that do not count: they find cold caches and sleeping threads
 ROUNDS = 5  # the fastest counts: what else runs on the machine comes and goes
 PATIENCE = 1.5  # seconds; larger steps are then left out
 FIRST_PATIENCE = 0.2  # seconds, where somebody waits for an answer
+DRAFTED = (
+    UNFOLDED * 2 // 3
+)  # rows of a step that are taken for a draft; with those accepted before they fit
 LEAST = 3  # row counts that are measured, however slow they are: one alone says nothing of what a row costs
 WORTH_KEEPING = 0.2  # seconds
 BUSY = 0.1  # share of the machine that others take, above which what was measured is not kept
@@ -94,7 +98,7 @@ def _measure(model: Model, groups: int | None, before: StepTimes, patience: floa
             groups=groups,
             outputs=range(count),
             only_best=True,
-            running=RunningRows.chunk(count),
+            running=drafted(count) if first else RunningRows.chunk(count),
         )
         started = time.perf_counter()
         model.forward(Rows.of([segment]), cache.storage)
@@ -113,6 +117,15 @@ def _measure(model: Model, groups: int | None, before: StepTimes, patience: floa
     spent = PATIENCE if left > 0 else before.spent + patience  # all rounds were run
     rows, seconds = zip(*sorted(known.items()))
     return StepTimes(rows, seconds, spent)
+
+
+def drafted(count: int) -> RunningRows:
+    """Return the work on running states of a step of a last token and its draft: half as many rows were accepted
+    before and are folded in, and none of these. What is more than DRAFTED rows is folded in, as text that is read."""
+    read = max(0, count - DRAFTED)
+    before = np.arange((count - read + 1) // 2)
+    at = np.arange(len(before) - read, len(before) - read + count)
+    return RunningRows(0, before, len(before), read, at % UNFOLDED)
 
 
 def _path(model: Model, groups: int | None, identity: str) -> Path:
