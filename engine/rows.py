@@ -5,7 +5,7 @@ Letters: B requests, T rows, M rows whose logits are wanted, S rows whose featur
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -117,6 +117,13 @@ class Rows:
             max_len=_ints([s.max_len for s in segments]),
             running=running or None,
         )
+
+    def each_running(self) -> Iterator[tuple[RunningRows, slice, Ints]]:
+        """Each request's work on its running states, the rows here that are its own, and their parents."""
+        assert self.running is not None
+        for r, running in enumerate(self.running):
+            own = slice(int(self.starts[r]), int(self.starts[r + 1]))
+            yield running, own, self.parents[own]
 
 
 def _ints(values: Sequence[int]) -> Ints:

@@ -126,6 +126,8 @@ def _unlike(config: DecoderShape) -> Iterator[str]:
                 yield "they have no router that chooses groups first"
             if isinstance(router, Router) and router.choice_bias and router.kind != "sigmoid":
                 yield f"they have no bias of the choice beside a router of kind {router.kind}"
+            if isinstance(router, Router) and router.weights_eps:
+                yield "they add nothing to the sum that weights of experts are divided by"
             if ffn.shared is not None and (
                 ffn.shared.bias or ffn.shared.activation != ffn.expert.activation
             ):

@@ -1,7 +1,7 @@
 """The families of models that come with the engine. A family is a function from config.json to a
 `DecoderShape`; one more is registered as these are, from wherever it is written."""
 
-from fastslow.engine.families import gpt_oss, llama, pangu, qwen
+from fastslow.engine.families import gpt_oss, lfm2, llama, pangu, qwen
 from fastslow.engine.model.family import Family
 
 FAMILIES: tuple[Family, ...] = (
@@ -15,4 +15,6 @@ FAMILIES: tuple[Family, ...] = (
     qwen.QWEN3_MOE,
     llama.SMOLLM3,
     gpt_oss.FAMILY,
+    lfm2.LFM2,
+    lfm2.LFM2_MOE,
 )

@@ -129,6 +129,7 @@ encoder_no_repeat_ngram_size chunk_size_feed_forward prefix finetuning_task prob
 pruned_heads torchscript use_bfloat16 tf_legacy_loss output_scores return_dict_in_generate
 is_llama_config transformers.js_config intermediate_size max_window_layers ep_size
 num_key_value_groups initial_context_length
+block_mlp_init_scale block_out_init_scale block_use_xavier_init conv_use_xavier_init
 """
 HARMLESS = frozenset(_NAMES.split())
 # Words that names of fields have which do change one. A name that has none of them is only warned of.

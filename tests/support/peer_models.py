@@ -19,6 +19,8 @@ MOE = {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32, 
 NORMED, PLAIN = {**MOE, "norm_topk_prob": True}, {**MOE, "norm_topk_prob": False}
 OSS = {"num_local_experts": 8, "num_experts_per_tok": 3, "head_dim": 16, "sliding_window": 8}
 TYPES = ["full_attention", "sliding_attention", "full_attention", "sliding_attention"]
+LFM: dict[str, Any] = {"rms_norm_eps": None, "block_multiple_of": 16}
+LFM_MOE = {**LFM, "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "num_dense_layers": 1}
 TIED, BIASED = {"tie_word_embeddings": True}, {"attention_bias": True}
 STEP, UNTIED = {"decoder_sparse_step": 2}, {"tie_word_embeddings": False}
 
@@ -29,6 +31,11 @@ def rope(kind: str, **fields: Any) -> dict[str, Any]:
 
 def yarn(factor: float, **fields: Any) -> dict[str, Any]:
     return rope("yarn", original_max_position_embeddings=64, factor=factor, **fields)
+
+
+def conv_or_full(kinds: str) -> list[str]:
+    """Types of layers by their first letters."""
+    return [{"c": "conv", "f": "full_attention"}[kind] for kind in kinds]
 
 
 SCALES = {"mscale": 0.9, "mscale_all_dim": 0.4, "beta_fast": 20.0, "beta_slow": 2.0}
@@ -54,6 +61,22 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_oss types": ("GptOss", {**OSS, **TIED, "layer_types": TYPES, "swiglu_limit": 1.5}),
     "gpt_oss one expert": ("GptOss", {**OSS, "num_experts_per_tok": 1, "attention_bias": False}),
     "gpt_oss plain rotary": ("GptOss", {**OSS, **rope("default")}),
+    "lfm2": ("Lfm2", {**LFM, "layer_types": conv_or_full("ccfc")}),
+    "lfm2 attention first": ("Lfm2", {**LFM, **UNTIED, "full_attn_idxs": [0, 3], "block_ffn_dim_multiplier": 1.3}),
+    "lfm2 kernel of 7": ("Lfm2", {**LFM, "layer_types": conv_or_full("fccf"), "conv_L_cache": 7, "conv_bias": True}),
+    "lfm2 kernel of 2": ("Lfm2", {**LFM, "layer_types": conv_or_full("cfcc"), "conv_L_cache": 2, **yarn(4.0)}),
+    "lfm2 attention alone": ("Lfm2", {**LFM, "block_auto_adjust_ff_dim": False, "head_dim": 24}),
+    "lfm2_moe": ("Lfm2Moe", {**LFM_MOE, "layer_types": conv_or_full("cfcc")}),
+    "lfm2_moe attention first": ("Lfm2Moe", {**LFM_MOE, "layer_types": conv_or_full("fccf"), "num_dense_layers": 0}),
+    "lfm2_moe as they are": (
+        "Lfm2Moe", {**LFM_MOE, "layer_types": conv_or_full("cccf"), "norm_topk_prob": False, "conv_L_cache": 5}
+    ),
+    "lfm2_moe no bias": (
+        "Lfm2Moe", {**LFM_MOE, **UNTIED, "layer_types": conv_or_full("ccfc"), "use_expert_bias": False}
+    ),
+    "lfm2_moe scaled": (
+        "Lfm2Moe", {**LFM_MOE, "layer_types": conv_or_full("cffc"), "num_dense_layers": 3, "routed_scaling_factor": 2.5}
+    ),
 }  # fmt: skip
 FIRST = tuple({kind: name for name, (kind, _) in reversed(SHAPES.items())}.values())
 
@@ -79,6 +102,9 @@ def build(name: str, seed: int = 0, **fields: Any) -> Any:
     with torch.no_grad():
         for label, weight in model.named_parameters():
             weight.copy_(_numbers(label, weight, random))
+        for label, bias in model.named_buffers():
+            if label.endswith("expert_bias"):
+                bias.copy_(_numbers(label, bias, random))
     model.tie_weights()
     return model
 

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from fastslow.engine.kv.state.layout import RowState, StateLayout
+from fastslow.engine.kv.state.running import RunningStates
 from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.base import Model
-from fastslow.engine.rows import Rows, Segment
+from fastslow.engine.rows import Rows, RunningRows, Segment
 from fastslow.engine.types import Ints, ModelOutput
 
 
@@ -24,8 +25,10 @@ def alike(layers: int, kv_heads: int, dim: int) -> StateLayout:
 
 
 def storage(model: Model, slots: int) -> KVStorage:
-    c = model.config
-    return model.storage(c.state_layout, slots, model.dtype, model.device)
+    layout = model.config.state_layout
+    kv = model.storage(layout, slots, model.dtype, model.device)
+    kv.running = RunningStates(layout, 1, 0, model.dtype, model.device) if layout.running else None
+    return kv
 
 
 def chunk(
@@ -52,8 +55,9 @@ def logits(
     kv = storage(model, int(slots.max()) + 1)
     parts, start = [], 0
     for size in sizes or [len(tokens)]:
-        rows = Rows.of([chunk(tokens, start, start + size, slots, groups, max_len)])
-        parts.append(model.forward(rows, kv).logits)
+        segment = chunk(tokens, start, start + size, slots, groups, max_len)
+        segment.running = RunningRows.chunk(size) if kv.running is not None else None
+        parts.append(model.forward(Rows.of([segment]), kv).logits)
         start += size
     return torch.cat(parts)
 

@@ -41,6 +41,7 @@ class Router:
     kind: "softmax": over all experts, of which the `top_k` largest are chosen; "chosen": over the `top_k`
     largest logits; "sigmoid": of each logit. choice_bias: a bias counts for the choice alone. normed: the
     chosen weights are divided by their sum. scale: what they are multiplied with then. bias: of the logits.
+    weights_eps: of a sigmoid router, what is added to that sum.
     groups, kept_groups: experts lie in groups, and those of the best `kept_groups` groups can be chosen
     (DeepSeek-V3, arXiv 2412.19437); 0: all. group_best: experts of a group whose scores, added, rank it."""
 
@@ -54,6 +55,7 @@ class Router:
     groups: int = 0
     kept_groups: int = 0
     group_best: int = 2
+    weights_eps: float = 0.0
 
     @property
     def chosen(self) -> int:
@@ -129,7 +131,7 @@ def choose_best(
         weights = weights.masked_fill(idle, -torch.inf).softmax(-1)
     elif router.normed:
         kept = weights.masked_fill(idle, 0.0)
-        weights = kept / kept.sum(-1, keepdim=True)
+        weights = kept / (kept.sum(-1, keepdim=True) + router.weights_eps)
     numbers = experts.to(torch.int32).masked_fill(idle, logits_TE.shape[1])
     return ExpertChoice(numbers, (weights * router.scale).masked_fill(idle, 0.0))
 

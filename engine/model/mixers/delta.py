@@ -152,15 +152,12 @@ class DeltaModule:
         m, w, sums = self.mixer, self.weights, wide(x_PH.dtype)
         mixed, b, a = (self.ops.linear(x_PH, *part).to(sums) for part in (w.qkv, w.b, w.a))
         out = mixed.new_zeros(len(x_PH), m.value_heads, m.value_dim)
-        assert kv.running is not None and step.rows.running is not None
+        assert kv.running is not None
         states = kv.running.state[n]
-        for r, running in enumerate(step.rows.running):
-            first, stop = step.rows.starts[r], step.rows.starts[r + 1]
-            own = slice(int(first), int(stop))
-            parents = step.rows.parents[own].tolist()
+        for running, own, parents in step.rows.each_running():
             inputs = mixed[own], a[own], b[own]
             rings = [part[running.place] for part in kv.running.rows[n]]
-            self._run(running, parents, states, rings, inputs, out[own])
+            self._run(running, parents.tolist(), states, rings, inputs, out[own])
         z = self.ops.linear(x_PH, *w.z)
         seen = normed(self.ops, RmsNorm(m.eps), NormWeights(w.norm), out.to(x_PH.dtype)).flatten(1)
         return self.ops.linear(self.ops.gated(torch.cat((z, seen), -1), "silu"), *w.out)

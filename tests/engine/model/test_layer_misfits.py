@@ -18,12 +18,14 @@ from fastslow.engine.model.mixers.delta import GatedDelta
 from fastslow.engine.model.mixers.grouped import GroupedAttention
 from fastslow.engine.model.mixers.latent import LatentAttention
 from fastslow.engine.model.mixers.rope import Rope
+from fastslow.engine.model.mixers.short_conv import ShortConv
 from fastslow.engine.model.norms import LayerNorm, LayerNorms, RmsNorm
 from fastslow.engine.model.shape import Layer, MtpLayer
 
 MLP = DenseMlp(8)
 GROUPED = GroupedAttention(4, 2, 8, Rope(8, 10000.0, 64))
 DELTA = GatedDelta(2, 4, 8, 8)
+CONV = ShortConv(8)
 LATENT = LatentAttention(2, 8, Rope(8, 10000.0, 64), 8, 16)
 EXPERTS = RoutedExperts(Router("softmax", 2), 4, MLP)
 
@@ -41,6 +43,8 @@ def check(*layers: Layer, mtp: Layer | None = None) -> None:
         (DELTA, {"key_dim": 0}, "linear_key_head_dim 0 must be at least 1"),
         (DELTA, {"value_heads": 3}, "linear_num_value_heads 3 must be a multiple of linear_num_key_heads 2"),
         (DELTA, {"kernel": 1}, "linear_conv_kernel_dim 1 must be at least 2"),
+        (CONV, {"channels": 0}, "conv_dim 0 must be at least 1"),
+        (CONV, {"kernel": 1}, "conv_L_cache 1 must be at least 2"),
         (GROUPED, {"kv_heads": 0}, "num_key_value_heads 0 must be at least 1"),
         (GROUPED, {"heads": 0}, "num_attention_heads 0 must be at least 1"),
         (GROUPED, {"head_dim": 16}, "a rotation of 8 dims is not one of head_dim 16"),
