@@ -16,8 +16,14 @@ from torch import Tensor
 
 from fastslow.engine.host.files import about, shown
 from fastslow.engine.host.gguf_file import GgufFile, GgufTensor, read_gguf
-from fastslow.engine.model.config import ROPE_FACTORS
-from fastslow.engine.model.family import GGUF_TOP, MOST_EXPERTS, GgufNames, gguf_family
+from fastslow.engine.model.config import ROPE_FACTORS, own_layers
+from fastslow.engine.model.family import (
+    GGUF_TOP,
+    MOST_EXPERTS,
+    Fields,
+    GgufNames,
+    gguf_family,
+)
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 
@@ -33,12 +39,12 @@ AT_ONCE = 1 << 19  # bytes to multiply out, as one row: of many gguf takes few a
 
 @dataclass(frozen=True, slots=True)
 class GgufSlice:
-    """A tensor in a file, uint8 [..., bytes of a row], or one expert's part. heads: interleaved ones, 0 = none."""
+    """A tensor in a file, uint8 [..., bytes of a row], or one expert's part. order: which rows it has; None: all."""
 
     kind: GGMLQuantizationType
     shape: tuple[int, ...]
     data: NDArray[np.uint8]
-    heads: int
+    order: Any = None
 
     def get_dtype(self) -> str:
         """As safetensors spells it; what is multiplied out becomes F32."""
@@ -54,20 +60,17 @@ class GgufSlice:
         if len(self.shape) > 1:
             return _floats(self.rows()[first], self.kind)[(slice(None), *others)].contiguous()
         whole = _floats(self.data, self.kind)
-        if self.heads:
-            whole = torch.from_numpy(half_split(whole.float().numpy(), self.heads))
-        return whole[first].contiguous()
+        return (whole if self.order is None else whole[self.order])[first].contiguous()
 
     def rows(self) -> NDArray[np.uint8]:
-        """Half-split, as a checkpoint's rotation wants q and k."""
-        return half_split(self.data, self.heads) if self.heads else self.data
+        """In their order."""
+        return self.data if self.order is None else self.data[self.order]
 
 
-def half_split(rows: NDArray[Any], heads: int) -> NDArray[Any]:
-    """Rows of a q or k projection [heads * D, ...] from interleaved to half-split rotary pairs: pairs
+def half_split(rows: int, heads: int) -> NDArray[np.int64]:
+    """The order that brings rows of a q or k projection from interleaved to half-split rotary pairs: pairs
     (2i, 2i + 1) of a head become rows i and i + D / 2."""
-    pairs = rows.reshape(heads, -1, 2, *rows.shape[1:])
-    return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(rows.shape)
+    return np.arange(rows).reshape(heads, -1, 2).swapaxes(1, 2).ravel()
 
 
 @cache
@@ -147,20 +150,31 @@ class GgufShard:
 
 def _slices(file: GgufFile) -> Iterator[tuple[str, GgufSlice]]:
     _, names = gguf_family(file)
+    header = names.header(file)
     for tensor in file.tensors:
         if tensor.name == ROPE_FACTORS:
             continue
-        heads = _interleaved(tensor.name, file, names)
-        place = _place(tensor.name, names)
-        if "*" not in place:
-            yield place, GgufSlice(tensor.kind, tensor.shape, tensor.data, heads)
-            continue
-        for number, data in enumerate(_parts(tensor)):
-            part = GgufSlice(tensor.kind, tensor.shape[1:], data, 0)
-            yield place.replace("*", str(number)), part
+        place, inner = _place(tensor.name, names, header)
+        shape, data = tensor.shape, tensor.data
+        if (axis := names.axes.get(inner)) is not None and len(shape) >= axis:
+            shape, data = (*shape[:axis], 1, *shape[axis:]), np.expand_dims(data, axis)
+        each = [(place, shape, data)]
+        if "*" in place:
+            every = enumerate(_experts(tensor))
+            each = [(place.replace("*", str(n)), shape[1:], part) for n, part in every]
+        for one, size, part in each:
+            if inner in names.parts:
+                for end, order in names.parts[inner](size[0], header).items():
+                    at = f"{one.rpartition('.')[0].rpartition('.')[0]}.{end}.weight"
+                    count = len(np.arange(size[0])[order])
+                    yield at, GgufSlice(tensor.kind, (count, *size[1:]), part, order)
+            else:
+                heads = _interleaved(inner, names, header)
+                order = half_split(size[0], heads) if heads else None
+                yield one, GgufSlice(tensor.kind, size, part, order)
 
 
-def _parts(tensor: GgufTensor) -> NDArray[np.uint8]:
+def _experts(tensor: GgufTensor) -> NDArray[np.uint8]:
     if len(tensor.shape) < 2 or len(tensor.data) > MOST_EXPERTS:
         raise ValueError(
             f"tensor {tensor.name:.99} must have an axis of at most {MOST_EXPERTS} experts"
@@ -168,23 +182,32 @@ def _parts(tensor: GgufTensor) -> NDArray[np.uint8]:
     return tensor.data
 
 
-def _place(name: str, names: GgufNames) -> str:
+def _place(name: str, names: GgufNames, header: Fields) -> tuple[str, str]:
+    """The usual name of a tensor, and what stands between its block and its ending."""
     stem, _, ending = name.rpartition(".")
     if stem in GGUF_TOP and ending == "weight":
-        return f"{GGUF_TOP[stem]}.weight"
-    block, _, inner = stem.removeprefix("blk.").partition(".")
-    if stem.startswith("blk.") and block.isdecimal() and inner in names.layer:
-        place = names.layer[inner]
-        ending = "" if place.endswith("sinks") else f".{ending}"
-        return f"model.layers.{int(block)}.{place}{ending}"
+        return f"{GGUF_TOP[stem]}.weight", stem
+    block, _, whole = name.removeprefix("blk.").partition(".")
+    inner = whole.rpartition(".")[0]
+    place = names.layer.get(whole, f"{names.layer[inner]}.{ending}" if inner in names.layer else "")
+    if name.startswith("blk.") and block.isdecimal():
+        after = int(block) - own_layers(names, header) if names.drafts else -1
+        if after >= 0 and whole in names.drafts:
+            return names.drafts[whole], inner
+        if place:
+            return (
+                f"model.layers.{int(block)}.{place}"
+                if after < 0
+                else f"mtp.layers.{after}.{place}",
+                inner,
+            )
     raise ValueError(f"tensor {shown(name)} has no place in a {names.architecture} model")
 
 
-def _interleaved(name: str, file: GgufFile, names: GgufNames) -> int:
-    part = name.split(".")[-2] if name.startswith("blk.") and names.interleaved else ""
-    if part not in ("attn_q", "attn_k"):
+def _interleaved(part: str, names: GgufNames, header: Fields) -> int:
+    if not names.interleaved or part not in ("attn_q", "attn_k"):
         return 0
-    count = file.fields.get(f"{names.architecture}.attention.head_count")
+    count = header.get("attention.head_count")
     if part == "attn_k":
-        count = file.fields.get(f"{names.architecture}.attention.head_count_kv", count)
+        count = header.get("attention.head_count_kv", count)
     return cast("int", count)

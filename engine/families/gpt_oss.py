@@ -87,7 +87,7 @@ FAMILY = Family(
         {
             **{name: place for name, place in GGUF_LAYER.items() if not name.startswith("ffn_")},
             "post_attention_norm": "post_attention_layernorm",
-            "attn_sinks": "self_attn.sinks",  # its ending .weight is GGUF's own
+            "attn_sinks.weight": "self_attn.sinks",
             **GGUF_EXPERTS,
         },
         fields={

@@ -16,6 +16,8 @@ from fastslow.engine.model.family import (
     GGUF_FIELDS,
     MOST,
     ConfigJson,
+    Fields,
+    GgufNames,
     architecture_in,
     family_of,
     gguf_family,
@@ -27,6 +29,8 @@ from fastslow.engine.text.tokenizer_files.config import GgufVocabulary
 
 ROPE_FACTORS = "rope_freqs.weight"  # float32 [head_dim / 2]: what rotary frequencies are divided by
 OWN_DTYPES = {"F32": "float32", "F16": "float16"}  # a file of other numbers runs as bfloat16 does
+DRAFTS = "nextn_predict_layers"
+ROTATED = "rotated_dims"  # of a head, where a family rotates a part of it
 HARMLESS = (  # fields after the architecture's name that are checked elsewhere, or change nothing
     *("vocab_size", "rope.dimension_count", "attention.value_length", "rope.scaling.finetuned"),
     "tensor_data_layout",
@@ -119,27 +123,49 @@ def header_config(path: Path) -> dict[str, Any]:
     family, names = gguf_family(file)
     tensors = {tensor.name: tensor for tensor in file.tensors}
     known = {**GGUF_FIELDS, **names.fields}
+    header = names.header(file)
     raw: dict[str, Any] = {"architectures": list(family.architectures[:1])}
-    for key, value in file.fields.items():
-        owner, _, name = key.partition(".")
-        if owner == names.architecture and name in known:
+    for name, value in header.items():
+        if name in known:
             _put(raw, known[name], _plain(value))
-        elif owner != names.architecture or name in HARMLESS or NEUTRAL.get(name) == value:
+        elif name in HARMLESS or NEUTRAL.get(name) == value:
             continue
         elif name in NEUTRAL or not (np.isscalar(value) and value in (0, "", "none")):
-            raise ValueError(f"{key} {shown(value)} changes the model in a way that is not known")
+            raise ValueError(
+                f"{names.architecture}.{name} {shown(value)} changes the model in a way that is not known"
+            )
     for name, value in names.given.items():
         outer, point, _ = name.partition(".")
         if not point or outer in raw:  # nothing is given of an object that is not there
             _put(raw, name, value)
+    if names.drafts:
+        raw["num_hidden_layers"] = own_layers(names, header)
+        if not any(name.startswith("blk.0.") for name in tensors):
+            raise ValueError(
+                "it has a layer for multi-token prediction alone: open the model's own file beside it"
+            )
     _add_tensors(raw, tensors)
     # a header says all: what config.json's reader would assume where nothing is said does not hold
     raw.setdefault("rope_scaling", {"rope_type": "default"})
-    _check_heads(raw, file.fields, names.architecture)
+    _check_heads(raw, header, names.architecture)
+    names.finish(raw)
     if "tokenizer.ggml.model" in file.fields:
         said = GgufVocabulary.read(path).settings()
         raw |= {"bos_token_id": said.bos_id, "eos_token_id": sorted(said.eos_ids)}
     return raw
+
+
+def own_layers(names: GgufNames, header: Fields) -> int:
+    """Layers of the model itself: blocks after them are of layers for multi-token prediction."""
+    every, drafts = header.get("block_count"), header.get(DRAFTS, 0)
+    for name, value in (("block_count", every), (DRAFTS, drafts)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise ValueError(f"{names.architecture}.{name} {shown(value)} must be a whole number")
+    if not 0 <= drafts < every:
+        raise ValueError(
+            f"{names.architecture}.{DRAFTS} {drafts} must be less than block_count {every}"
+        )
+    return every - drafts
 
 
 def _add_tensors(raw: dict[str, Any], tensors: Mapping[str, GgufTensor]) -> None:
@@ -147,9 +173,9 @@ def _add_tensors(raw: dict[str, Any], tensors: Mapping[str, GgufTensor]) -> None
         raise ValueError("the file lacks tensor token_embd.weight")
     raw["vocab_size"] = embedding.shape[0]
     raw["tie_word_embeddings"] = "output.weight" not in tensors
-    raw["torch_dtype"] = OWN_DTYPES.get(
-        tensors.get("blk.0.attn_q.weight", embedding).kind.name, "bfloat16"
-    )
+    first = (tensors.get(f"blk.0.{name}.weight") for name in ("attn_q", "attn_qkv"))
+    kind = next(filter(None, first), embedding).kind.name
+    raw["torch_dtype"] = OWN_DTYPES.get(kind, "bfloat16")
     if "blk.0.attn_output.bias" in tensors:
         raw["attention_bias"] = True
     if "blk.0.ffn_down.bias" in tensors:
@@ -163,14 +189,14 @@ def _add_tensors(raw: dict[str, Any], tensors: Mapping[str, GgufTensor]) -> None
         raw["rope_scaling"] = {"rope_type": "factors", "factors": values}
 
 
-def _check_heads(raw: Mapping[str, Any], fields: Mapping[str, Any], architecture: str) -> None:
+def _check_heads(raw: Mapping[str, Any], header: Fields, architecture: str) -> None:
     dim = raw.get("head_dim")
     hidden, heads = raw.get("hidden_size"), raw.get("num_attention_heads")
     if dim is None and isinstance(hidden, int) and isinstance(heads, int) and heads > 0:
         dim = hidden // heads
     for name in ("rope.dimension_count", "attention.value_length"):
-        value = fields.get(f"{architecture}.{name}", dim)
-        if dim is not None and value != dim:
+        value = header.get(name, dim)
+        if dim is not None and value != dim and not (name.startswith("rope") and ROTATED in raw):
             raise ValueError(
                 f"{architecture}.{name} {shown(value)} must be the {dim} numbers of a head"
             )

@@ -237,6 +237,12 @@ GGUF_LAYER = {  # tensors of a dense layer, after "blk.N."
     "ffn_down": "mlp.down_proj",
 }
 GGUF_HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+GGUF_SHARED = {  # of the expert that every token runs
+    "ffn_gate_inp_shexp": "mlp.shared_expert_gate",
+    "ffn_gate_shexp": "mlp.shared_expert.gate_proj",
+    "ffn_up_shexp": "mlp.shared_expert.up_proj",
+    "ffn_down_shexp": "mlp.shared_expert.down_proj",
+}
 GGUF_EXPERTS = {  # [experts, out, in] each; * is the expert's number
     "ffn_gate_inp": "mlp.gate",
     "ffn_gate_exps": "mlp.experts.*.gate_proj",
@@ -245,20 +251,36 @@ GGUF_EXPERTS = {  # [experts, out, in] each; * is the expert's number
 }
 
 
+Fields = Mapping[str, Any]  # of a header, by what stands after "<architecture>."
+
+
 @dataclass(frozen=True, slots=True)
 class GgufNames:
     """Names by which GGUF files spell a family.
 
     architecture: `general.architecture`. layer: from what stands after "blk.N." to what stands after
-    "model.layers.N.", both without ".weight" or ".bias". interleaved: rows of q and k lie in pairs
-    (2i, 2i + 1) of a head, not half a head apart. fields: further header keys after "<architecture>.", and the
-    fields of config.json that they stand for; "a.b" is field b of object a. given: fields of all such files."""
+    "model.layers.N.", both without ".weight" or ".bias", or both with all endings. interleaved: rows of q and k lie
+    in pairs (2i, 2i + 1) of a head, not half a head apart. fields: further header keys after "<architecture>.", and
+    the fields of config.json that they stand for; "a.b" is field b of object a. given: fields of all such files.
+    finish: changes the fields of config.json where theirs mean something else. axes: axes of 1 that files leave out.
+    parts: for a tensor that holds the rows of several, a function of their number and the header: the place of each
+    and which rows it has. drafts: as `layer`, of whole names, in blocks after the model's own, which are of a layer for
+    multi-token prediction; none: such blocks are not known."""
 
     architecture: str
     layer: Mapping[str, str]
     interleaved: bool = False
     fields: Mapping[str, str] = field(default_factory=dict)
     given: Mapping[str, Any] = field(default_factory=dict)
+    finish: Callable[[dict[str, Any]], None] = field(default=lambda _: None)
+    axes: Mapping[str, int] = field(default_factory=dict)
+    parts: Mapping[str, Callable[[int, Fields], Mapping[str, Any]]] = field(default_factory=dict)
+    drafts: Mapping[str, str] = field(default_factory=dict)
+
+    def header(self, file: GgufFile) -> Fields:
+        """The fields of a file that are of its architecture."""
+        begin = f"{self.architecture}."
+        return {n.removeprefix(begin): v for n, v in file.fields.items() if n.startswith(begin)}
 
 
 @dataclass(frozen=True, slots=True)
