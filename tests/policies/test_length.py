@@ -17,9 +17,9 @@ from recurrent_model import RecurrentModel
 from fastslow.engine.backends.cpu.compiled import kernel_cache
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.host.machine import Watch
-from fastslow.engine.model.base import Model
 from fastslow.engine.kv.state.layout import UNFOLDED
 from fastslow.engine.kv.state.storage import KVStorage
+from fastslow.engine.model.base import Model
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.rows import Rows, RunningRows
 from fastslow.engine.types import DraftCall, ModelOutput, Tree
