@@ -96,7 +96,8 @@ class MtpDraft(GrowingDraft[MtpText]):
     The row of a token is made of its embedding and of the target's hidden state before it, and lies at the token's own
     place: no page depends on a later token, so prefix cache and preemption hold for these rows as for others. The row
     of a draft is made of the layer's own hidden state; once the target has verified the token, the row runs again with
-    the target's. A row whose state is not known, as a text's first, is made of zeros.
+    the target's. A row whose state is not known is left out, as in training: a text's first, the first behind a prefix
+    hit, and those of tokens that came while the drafter rested.
 
     Requests without this drafter write no such rows. So each slot is marked with the token and position of the row
     that was written to it last, its key, and a text's rows see those alone that have its own keys.
@@ -223,8 +224,7 @@ class MtpDraft(GrowingDraft[MtpText]):
         if text is None or text.end != position + 1:
             if text is not None:
                 self._flush([text])
-            zeros = states.new_zeros(1, states.shape[1])
-            text = self._texts[request.id] = MtpText(request, position + 1, zeros)
+            text = self._texts[request.id] = MtpText(request, position + 1, states[:0])
         text.add(states)
         return text
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import checkpoints
@@ -24,6 +24,7 @@ from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.parallel.sharding import Parallel, RankShard
 from fastslow.engine.params import SamplingParams
+from fastslow.engine.types import RequestView, Tree
 from fastslow.serve.app import create_app
 from fastslow.serve.engines.local import LocalEngine
 
@@ -131,13 +132,44 @@ def test_rows_of_other_texts_are_not_seen(backend: str, opened: Callable[[str, s
 
 
 def test_a_prefix_hit_keeps_the_rows(opened: Callable[[str, str], tuple[Path, Model]]) -> None:
-    (folder, model), spied = opened("torch", "numbered"), list[SpiedMtp]()
-    ask = Ask(PROMPTS[3], GREEDY, "mtp", 4)
-    bench_of(model, spied).run([ask], warm=[ask])
-    made, plain = spied[0].made, ReferenceMtp(folder)
-    second = [tokens for tokens, _ in made].index(made[0][0], 1)
-    for tokens, tree in made[second : second + 4]:  # the state before the first row that is read again is not known
-        assert list(tree.tokens) == plain.chain(tokens, len(tree.tokens), unknown=[36])
+    """The state before the first row behind it is not known: that row is there only where the page held the same."""
+    folder, model = opened("torch", "numbered")
+    other, plain = (*PROMPTS[3][:22], *PROMPTS[1][:9]), ReferenceMtp(folder)
+    for prompt, unknown in ((PROMPTS[3], []), (other, [20])):
+        spied: list[SpiedMtp] = []
+        bench_of(model, spied).run([Ask(prompt, GREEDY, "mtp", 4)], warm=[Ask(PROMPTS[3], GREEDY, "mtp", 4)])
+        sizes = [len(tokens) for tokens, _ in spied[0].made]
+        second = next(n for n in range(1, len(sizes)) if sizes[n] < sizes[n - 1])
+        made = spied[0].made[second:]
+        assert len(made) > 4
+        for tokens, tree in made[::3]:
+            assert list(tree.tokens) == plain.chain(tokens, len(tree.tokens), unknown)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_after_a_rest_rows_begin_anew(backend: str, opened: Callable[[str, str], tuple[Path, Model]]) -> None:
+    """Tokens that came while it rested have no rows, and none is made up for them."""
+    (folder, model), spied = opened(backend, "numbered"), list[SpiedMtp]()
+    bench = bench_of(model, spied)
+    core = bench.core(asks=[Ask(PROMPTS[1], drafter="mtp")])
+    request = bench.request(0, Ask(PROMPTS[1], SamplingParams(max_tokens=40, ignore_eos=True), "mtp", 3))
+    core.add(request)
+    usual, rests = core.drafter.propose, range(26, 36)
+
+    def propose(batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
+        return usual(batch, [n * (len(r.tokens) not in rests) for r, n in zip(batch, nodes)])
+
+    core.drafter.propose = propose  # type: ignore[method-assign]
+    gaps: list[int] = []
+    while not core.idle:
+        core.step()
+        known = spied[0]._texts.get(0)
+        if known is not None and known.end < len(request.tokens):
+            gaps = [*range(known.end, len(request.tokens))]
+    plain, after = ReferenceMtp(folder), [x for x in spied[0].made if len(x[0]) > rests.stop]
+    assert len(gaps) > 5 and len(after) > 3
+    for tokens, tree in after[::2]:
+        assert list(tree.tokens) == plain.chain(tokens, len(tree.tokens), gaps)
 
 
 def test_other_drafters_of_such_a_model(opened: Callable[[str, str], tuple[Path, Model]]) -> None:

@@ -138,13 +138,14 @@ class ReferenceMtp:
 
     def chain(self, tokens: list[int], count: int, unknown: Sequence[int] = ()) -> list[int]:
         """The likeliest tokens after a text whose last token the target has not read. unknown: rows whose hidden state
-        is not known."""
+        is not known, besides the first."""
         text, mtp = list(tokens), self._mtp
+        self.plain.unseen = ()
         before = self.plain.hidden(text[:-1])
+        self.plain.unseen = [0, *unknown]
         if mtp.after_norm:
             before = self.plain.norm("model.norm", before)
         before = torch.cat((torch.zeros_like(before[:1]), before))
-        before[list(unknown)] = 0
         for _ in range(count):
             embedded = self.plain.tensors["model.embed_tokens.weight"][text]
             pair = (self.plain.norm(mtp.embedding_norm, embedded), self.plain.norm(mtp.hidden_norm, before))

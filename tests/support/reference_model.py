@@ -6,7 +6,7 @@ held against transformers (`test_families.py`).
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ class ReferenceModel:
 
     norm_offset = 0.0  # what is added to norm weights
     embedding_scale = 1.0
+    unseen: Sequence[int] = ()  # rows that no later one sees
     activation: Callable[[Tensor], Tensor] = staticmethod(F.silu)
 
     def __init__(self, folder: Path) -> None:
@@ -130,6 +131,8 @@ class ReferenceModel:
         scores = torch.einsum("qhd,khd->hqk", q, k) / math.sqrt(q.shape[-1])
         scores = self._capped("attn_logit_softcapping", scores)
         later = torch.ones(count, count + sinks).triu(1 + sinks).bool()
+        for row in self.unseen:
+            later[row + 1 :, sinks + row] = True
         seen = torch.einsum("hqk,khd->qhd", scores.masked_fill(later, -torch.inf).softmax(-1), v).reshape(count, -1)
         return self.linear(f"{name}.o_proj", seen)
 
