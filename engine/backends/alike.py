@@ -106,6 +106,8 @@ def _unlike(config: DecoderShape) -> Iterator[str]:
             return
         if mixer.shares is not None:
             yield "they have no layers that share the keys of another"
+        if mixer.out_gate:
+            yield "they have no gates of what a head of attention saw"
         norms |= {kind for kind in (mixer.query_norm, mixer.key_norm) if kind is not None}
         bare = replace(mixer, rope=None, window=0)
         if bare != replace(grouped(first), rope=None, window=0) or layer.norms != first.norms:
@@ -128,6 +130,8 @@ def _unlike(config: DecoderShape) -> Iterator[str]:
                 yield f"they have no bias of the choice beside a router of kind {router.kind}"
             if isinstance(router, Router) and router.weights_eps:
                 yield "they add nothing to the sum that weights of experts are divided by"
+            if ffn.shared_gate:
+                yield "they have no gate of the shared expert"
             if ffn.shared is not None and (
                 ffn.shared.bias or ffn.shared.activation != ffn.expert.activation
             ):

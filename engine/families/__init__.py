@@ -1,7 +1,7 @@
 """The families of models that come with the engine. A family is a function from config.json to a
 `DecoderShape`; one more is registered as these are, from wherever it is written."""
 
-from fastslow.engine.families import gpt_oss, lfm2, llama, pangu, qwen
+from fastslow.engine.families import gpt_oss, lfm2, llama, pangu, qwen, qwen_hybrid
 from fastslow.engine.model.family import Family
 
 FAMILIES: tuple[Family, ...] = (
@@ -13,6 +13,9 @@ FAMILIES: tuple[Family, ...] = (
     qwen.QWEN2,
     qwen.QWEN3,
     qwen.QWEN3_MOE,
+    qwen_hybrid.QWEN3_5,
+    qwen_hybrid.QWEN3_5_MOE,
+    qwen_hybrid.QWEN3_NEXT,
     llama.SMOLLM3,
     gpt_oss.FAMILY,
     lfm2.LFM2,

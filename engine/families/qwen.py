@@ -10,10 +10,10 @@ from fastslow.engine.families.reading import (
     activation_of,
     attending,
     decoder,
-    dense_layers,
     feeding,
     layer_count,
     norm_of,
+    sparse_layers,
     window_of,
     windows_by_type,
 )
@@ -73,8 +73,7 @@ def _normed(raw: ConfigJson) -> GroupedAttention:
 
 def _qwen3_moe(raw: ConfigJson) -> DecoderShape:
     """Softmax over all experts, of which the largest run. A window, where one is used, is every layer's."""
-    layers, step = layer_count(raw), integer(raw, "decoder_sparse_step", 1)
-    sparse = {n for n in range(layers) if not (n + 1) % step} - dense_layers(raw)
+    layers, sparse = layer_count(raw), sparse_layers(raw)
     switch = boolean(raw, "use_sliding_window", False)
     if switch and count(raw, "max_window_layers") not in (0, layers):
         raise ValueError("max_window_layers must be 0 where use_sliding_window is true")

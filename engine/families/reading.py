@@ -48,25 +48,30 @@ def norm_of(raw: ConfigJson) -> RmsNorm:
 
 
 def attending(
-    raw: ConfigJson, *, theta: float = 10000.0, head_dim: int | None = None
+    raw: ConfigJson,
+    *,
+    theta: float = 10000.0,
+    head_dim: int | None = None,
+    partial: float | None = None,
 ) -> GroupedAttention:
     """Attention as Llama has it, without biases.
 
-    theta, head_dim: what holds where config.json is silent; head_dim None is hidden_size / heads."""
-    partial = number(raw, "partial_rotary_factor", default=1.0)
-    if partial != 1:
-        raise ValueError(f"partial_rotary_factor {partial} is not supported, only 1 is")
+    theta, head_dim, partial: what holds where config.json is silent; head_dim None is hidden_size / heads, partial None
+    rotates whole heads, and config.json may not say else."""
     hidden = integer(raw, "hidden_size", most=MOST_WIDTH)
     heads = integer(raw, "num_attention_heads", most=MOST_HEADS)
     usual = head_dim or _head_dim(raw, hidden, heads)
     dim = integer(raw, "head_dim", usual, most=MOST_HEAD_DIM)
     positions = integer(raw, "max_position_embeddings")
-    base, scaling = _rope(raw, theta, positions)
+    base, scaling, share = _rope(raw, theta, partial, positions)
+    turning = int(dim * share)
+    if share != 1 and turning < 2:
+        raise ValueError(f"partial_rotary_factor {share} of head_dim {dim} must be at least 2 dims")
     return GroupedAttention(
         heads,
         integer(raw, "num_key_value_heads", default=heads),
         dim,
-        Rope(dim, base, positions, scaling),
+        Rope(dim, base, positions, scaling, 0 if share == 1 else turning),
     )
 
 
@@ -124,17 +129,25 @@ def _head_dim(raw: ConfigJson, hidden: int, heads: int) -> int | None:
     return hidden // heads or None
 
 
-def _rope(raw: ConfigJson, theta: float, positions: int) -> tuple[float, RopeScaling | None]:
+def _rope(
+    raw: ConfigJson, theta: float, usual: float | None, positions: int
+) -> tuple[float, RopeScaling | None, float]:
     places = [raw.inside(name) for name in ("rope_scaling", "rope_parameters")]
     rope = places[0] or places[1]
     based = [place for place in (*places, raw) if "rope_theta" in place] or [raw]
-    partial = number(rope, "partial_rotary_factor", default=1.0)
-    if partial != 1:
-        raise ValueError(f"partial_rotary_factor {partial} is not supported, only 1 is")
+    place = rope if "partial_rotary_factor" in rope else raw
+    partial = number(place, "partial_rotary_factor", usual or 1.0)
+    if usual is None and partial != 1 or partial > 1:
+        allowed = "only 1 is" if usual is None else "it is at most 1"
+        raise ValueError(f"partial_rotary_factor {partial} is not supported, {allowed}")
     base = number(based[0], "rope_theta", theta, LEAST_THETA, MOST_THETA)
     scaling = rope_scaling(rope, positions)
+    if (
+        usual is not None
+    ):  # of the places of a token in images and films: a text has one place for all three
+        rope.get("mrope_section"), rope.get("mrope_interleaved")
     rope.check_rest()
-    return base, scaling
+    return base, scaling, partial
 
 
 def rope_scaling(rope: Mapping[str, Any], max_positions: int) -> RopeScaling | None:
@@ -209,18 +222,30 @@ def window_of(raw: ConfigJson, usual: int | None = None, *, switch: bool = True)
 
 def windows_by_type(raw: ConfigJson, window: int, usual: list[str]) -> tuple[int, ...]:
     """Every layer's window from `layer_types`, which is `usual` where missing; 0 where it sees all."""
-    types = raw.get("layer_types")
-    types = usual if types is None else types
+    types = layer_types(raw, (FULL, SLIDING), usual)
+    if SLIDING in types and not window:
+        raise ValueError(f"layer_types has {SLIDING!r}, but no sliding_window is in use")
+    return tuple(window if kind == SLIDING else 0 for kind in types)
+
+
+def layer_types(raw: ConfigJson, known: tuple[str, ...], usual: list[str]) -> list[str]:
+    """`layer_types`, one of the known types for each layer, `usual` where missing."""
+    found = raw.get("layer_types")
+    types = usual if found is None else found
     if not isinstance(types, list) or len(types) != len(usual):
         raise ValueError(f"layer_types {shown(types)} must be a list of {len(usual)} types")
     for kind in types:
-        if kind not in (FULL, SLIDING):
+        if kind not in known:
             raise ValueError(
-                f"layer_types has {shown(kind)}, which is not one of {FULL}, {SLIDING}"
+                f"layer_types has {shown(kind)}, which is not one of {', '.join(known)}"
             )
-        if kind == SLIDING and not window:
-            raise ValueError(f"layer_types has {kind!r}, but no sliding_window is in use")
-    return tuple(window if kind == SLIDING else 0 for kind in types)
+    return types
+
+
+def sparse_layers(raw: ConfigJson) -> frozenset[int]:
+    """The layers with experts by `decoder_sparse_step`, without `mlp_only_layers`."""
+    step = integer(raw, "decoder_sparse_step", 1)
+    return frozenset(range(step - 1, layer_count(raw), step)) - dense_layers(raw)
 
 
 def dense_layers(raw: ConfigJson) -> frozenset[int]:

@@ -128,7 +128,7 @@ forced_bos_token_id forced_eos_token_id remove_invalid_values exponential_decay_
 encoder_no_repeat_ngram_size chunk_size_feed_forward prefix finetuning_task problem_type
 pruned_heads torchscript use_bfloat16 tf_legacy_loss output_scores return_dict_in_generate
 is_llama_config transformers.js_config intermediate_size max_window_layers ep_size
-num_key_value_groups initial_context_length
+num_key_value_groups initial_context_length mamba_ssm_dtype
 block_mlp_init_scale block_out_init_scale block_use_xavier_init conv_use_xavier_init
 """
 HARMLESS = frozenset(_NAMES.split())

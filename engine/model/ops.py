@@ -17,6 +17,11 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def sigmoid(x: Tensor) -> Tensor:
+    """1 / (1 + exp(-x)), on the CPU of functions that round alike everywhere."""
+    return x.sigmoid() if x.device.type != "cpu" else x.neg().exp_().add_(1).reciprocal_()
+
+
 def soft_cap(x: Tensor, cap: float) -> Tensor:
     """cap * tanh(x / cap) in the dtype of x, of functions that round alike everywhere; x itself for 0."""
     if not cap:

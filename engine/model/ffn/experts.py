@@ -18,7 +18,7 @@ from fastslow.engine.model.ffn.router import (
     choose,
     choose_best,
 )
-from fastslow.engine.model.ops import Dispatch, ExpertMatrices, Experts, Linear, Ops, wide
+from fastslow.engine.model.ops import Dispatch, ExpertMatrices, Experts, Linear, Ops, sigmoid, wide
 from fastslow.engine.model.parts import WeightReader
 from fastslow.engine.model.tensor_spec import ShardAxis, ShardRule, TensorSpec, linear
 from fastslow.engine.types import Ints
@@ -33,14 +33,18 @@ ONCE = ShardRule(ShardAxis.FIRST_OF_EXPERTS)
 class RoutedExperts:
     """y = shared(x) + sum over the experts that run of weight * expert(x).
 
-    expert: each routed one, alike. shared: None where there is none."""
+    expert: each routed one, alike. shared: None where there is none. shared_gate: what the shared one adds is multiplied
+    by sigmoid(w . x)."""
 
     router: GroupRouter | Router
     experts: int
     expert: DenseMlp
     shared: DenseMlp | None = None
+    shared_gate: bool = False
 
     def misfits(self) -> Iterator[str]:
+        if self.shared_gate and self.shared is None:
+            yield "a gate of the shared expert needs one: shared_expert_intermediate_size is missing"
         for mlp in (self.expert, self.shared):
             yield from mlp.misfits() if mlp is not None else ()
         yield from self.router.misfits(self.experts)
@@ -54,6 +58,8 @@ class RoutedExperts:
             yield TensorSpec(f"{own}.gate.e_score_correction_bias", (self.experts,))
         if self.shared is not None:
             yield from self.shared.inside(f"{own}.shared_expert", hidden)
+        if self.shared_gate:
+            yield from linear(f"{own}.shared_expert_gate", 1, hidden, False)
         inner, bias = self.expert.width, self.expert.bias
         for e in range(self.experts):
             name = f"{own}.experts.{e}"
@@ -64,7 +70,9 @@ class RoutedExperts:
     def load(self, prefix: str, reader: WeightReader[M, E]) -> MixtureWeights[M, E]:
         own, sums, r = f"{prefix}.mlp", wide(reader.dtype), self.router
         names = [f"{own}.experts.{e}" for e in range(self.experts)]
-        scale = bias = choice = None
+        scale = bias = choice = gate = None
+        if self.shared_gate:
+            gate = reader.plain(f"{own}.shared_expert_gate.weight", dtype=sums)[0]
         if isinstance(r, GroupRouter):
             scale = reader.plain(f"{own}.router_scale", dtype=sums).flatten()
         else:
@@ -79,6 +87,7 @@ class RoutedExperts:
             scale,
             bias,
             choice,
+            gate,
         )
 
     def module(self, weights: MixtureWeights[Linear, ExpertMatrices], ops: Ops) -> ExpertsModule:
@@ -88,7 +97,8 @@ class RoutedExperts:
 @dataclass(slots=True)
 class MixtureWeights(Generic[M, E]):
     """gate_up, down: of all routed experts. router: [E, H]; router_bias is added to its logits, choice_bias to what an
-    expert is chosen by, and a MoGE's scale multiplies its weight; each [E], all float32 (float64 for float64)."""
+    expert is chosen by, and a MoGE's scale multiplies its weight; each [E]. shared_gate: [H]. All of these are float32
+    (float64 for float64)."""
 
     router: Tensor
     gate_up: E
@@ -97,6 +107,7 @@ class MixtureWeights(Generic[M, E]):
     scale: Tensor | None = None
     router_bias: Tensor | None = None
     choice_bias: Tensor | None = None
+    shared_gate: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -123,10 +134,13 @@ class ExpertsModule:
 
     def __call__(self, x_PH: Tensor, wanted: Ints) -> Tensor:
         """[P, H] in the dtype of x. wanted: int64 [P], groups or experts to run per row."""
-        y_PH = torch.zeros_like(x_PH) if self.shared is None else self.shared(x_PH)
+        y_PH, sums = torch.zeros_like(x_PH), wide(x_PH.dtype)
+        if self.shared is not None:
+            y_PH = self.shared(x_PH)
+        if (gate := self.weights.shared_gate) is not None:
+            y_PH = (y_PH * sigmoid((x_PH * gate).sum(-1, keepdim=True))).to(x_PH.dtype)
         if not wanted.any():
             return y_PH
-        sums = wide(x_PH.dtype)
         logits_PE = self.ops.linear(x_PH.to(sums), *self.router)
         found = self._choose(logits_PE, torch.from_numpy(wanted).to(x_PH.device))
         numbers, weights = found.numbers.cpu().numpy(), found.weights

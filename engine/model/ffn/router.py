@@ -9,6 +9,8 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from fastslow.engine.model.ops import sigmoid
+
 ROUTER_KINDS = "softmax", "chosen", "sigmoid"
 
 
@@ -155,8 +157,4 @@ def router_scores(logits_TE: Tensor, router: Router) -> Tensor:
     made where its numbers are added to others."""
     if router.kind == "softmax" and (router.choice_bias or router.groups):
         return logits_TE.softmax(-1)
-    if router.kind != "sigmoid":
-        return logits_TE
-    if logits_TE.device.type != "cpu":
-        return logits_TE.sigmoid()
-    return logits_TE.neg().exp_().add_(1).reciprocal_()
+    return sigmoid(logits_TE) if router.kind == "sigmoid" else logits_TE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -15,7 +15,7 @@ from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.mixers.lines import RowFront, attend
 from fastslow.engine.model.mixers.rope import Rope, rotation
 from fastslow.engine.model.norms import Norm, NormWeights, norm_tensors, normed
-from fastslow.engine.model.ops import Linear, Ops, Sinks, wide
+from fastslow.engine.model.ops import Linear, Ops, Sinks, sigmoid, wide
 from fastslow.engine.model.parts import Step, WeightReader, too_small
 from fastslow.engine.model.tensor_spec import ShardAxis, ShardRule, TensorSpec, linear
 
@@ -39,6 +39,7 @@ class GroupedAttention:
         sinks: learned keys that every token sees before its text. sink_values: their values are learned, too.
         score_cap: scores x become cap * tanh(x / cap).
         shares: an earlier layer, whose keys and values this one reads; it has none of its own.
+        out_gate: `q_proj` has a gate after each head's query; what the head saw is multiplied by its sigmoid.
     """
 
     heads: int
@@ -57,6 +58,7 @@ class GroupedAttention:
     sink_values: bool = False
     score_cap: float = 0.0
     shares: int | None = None
+    out_gate: bool = False
 
     @property
     def value_width(self) -> int:
@@ -92,12 +94,13 @@ class GroupedAttention:
     @property
     def heads_as_stored(self) -> bool:
         """True where heads run with the dims that the file has, in its order."""
-        return self.order == list(range(self.head_dim)) and self.value_width == self.head_dim
+        same = self.order == list(range(self.head_dim)) and self.value_width == self.head_dim
+        return same and not self.out_gate
 
     @property
     def sides(self) -> dict[str, int]:
         """Rows of each matrix that reads the layer's input, by its name in files."""
-        queries, keys = self.query_width, self.key_width
+        queries, keys = self.query_width * (1 + self.out_gate), self.key_width
         values = self.kv_heads * self.value_width
         if self.shares is not None:
             return {"q": queries}
@@ -120,6 +123,8 @@ class GroupedAttention:
             yield f"head_dim {self.head_dim} must be an even number of at least 4"
         if not 0 <= self.value_dim <= self.head_dim:
             yield f"value_dim {self.value_dim} must be at most {self.head_dim}, the keys' size"
+        if self.out_gate and (self.value_dim or self.shares is not None or self.qkv_fused):
+            yield "gates of attention need heads of one size, and keys and matrices of their own"
 
     def tensors(self, prefix: str, hidden: int) -> Iterator[TensorSpec]:
         own = f"{prefix}.self_attn"
@@ -186,8 +191,15 @@ class GroupedAttention:
         return reader.packed(self.run_out(reader.plain(f"{name}.weight")), bias)
 
     def run_heads(self, rows: Tensor) -> Tensor:
-        """Rows of queries, keys and values as layers run them: dims in the order in which they are rotated, values
-        filled up with zeros to the width of keys."""
+        """Rows of queries, keys, values and gates as layers run them: dims in the order in which they are rotated,
+        values filled up with zeros to the width of keys."""
+        if self.out_gate:
+            first = 2 * self.query_width
+            queries, gates = rows[:first].unflatten(0, (self.heads, 2, -1)).unbind(1)
+            rest = replace(self, out_gate=False).run_heads(
+                torch.cat((queries.flatten(0, 1), rows[first:]))
+            )
+            return torch.cat((rest, gates.flatten(0, 1)))
         count = self.heads if self.shares is not None else self.heads + self.kv_heads
         turned = count * self.head_dim
         heads: Tensor = rows[:turned].unflatten(0, (-1, self.head_dim))[:, self.order].flatten(0, 1)
@@ -206,7 +218,8 @@ class GroupedAttention:
 
 @dataclass(slots=True)
 class GroupedWeights(Generic[M]):
-    """q, k and v stacked into one matrix [(heads + 2 kv_heads) * head_dim, hidden]; norms of heads, before rotation.
+    """q, k, v and gates stacked into one matrix [(heads + 2 kv_heads + heads if gated) * head_dim, hidden]; norms of
+    heads, before rotation.
 
     sink_logits: [heads], float32 (float64 for float64). sink_keys, sink_values: [sinks, kv_heads, head_dim]."""
 
@@ -234,20 +247,23 @@ class GroupedModule:
         """[P, hidden]. Writes the rows' keys and values at their slots, then attends."""
         k_SKD, v_SKD = kv.k[n], kv.v[n]
         q_PHD, *fresh = self.project(x_PH, step)
+        gates = fresh.pop() if self.mixer.out_gate else None
         for cache, rows in zip((k_SKD, v_SKD), fresh, strict=self.mixer.shares is None):
             step.store(cache, rows)
         q_PHD = q_PHD * self.mixer.scale
         seen = attend(q_PHD, k_SKD, v_SKD, step, self.mixer.window, self.front)
+        if gates is not None:
+            seen = seen * sigmoid(gates.flatten(1).to(seen.dtype))
         return self.ops.linear(seen.to(x_PH.dtype), *self.weights.out)
 
     def project(self, x_PH: Tensor, step: Step) -> Sequence[Tensor]:
         """Queries [P, heads, head_dim], and keys and values [P, kv_heads, head_dim] where the layer has its own; the
-        first two rotated, where the layer does so, and in float32 (float64 for float64)."""
+        first two rotated, where the layer does so, and in float32 (float64 for float64). Gates as queries come last."""
         m, w = self.mixer, self.weights
         mixed = self.ops.linear(x_PH, *w.qkv).view(len(x_PH), -1, m.head_dim)
         turning = m.heads if m.shares is not None else m.heads + m.kv_heads
-        parts = (m.heads,) if m.shares is not None else (m.heads, m.kv_heads, m.kv_heads)
-        sides = mixed.split(parts, 1)
+        parts = [m.heads] if m.shares is not None else [m.heads, m.kv_heads, m.kv_heads]
+        sides = mixed.split(parts + [m.heads] * m.out_gate, 1)
         kinds = (m.query_norm, w.query_norm), (m.key_norm, w.key_norm)
         for side, (kind, norm) in zip(sides, kinds, strict=False):
             if kind is not None and norm is not None:
@@ -257,7 +273,7 @@ class GroupedModule:
             turned = self.ops.rotate(turned, *rotation(rope, step))
         if m.shares is not None:
             return [turned]
-        return turned[:, : m.heads], turned[:, m.heads :], mixed[:, turning:]
+        return turned[:, : m.heads], turned[:, m.heads :], *sides[2:]
 
     def _normed(self, x: Tensor, kind: Norm | None, weights: NormWeights | None) -> Tensor:
         return x if kind is None or weights is None else normed(self.ops, kind, weights, x)
