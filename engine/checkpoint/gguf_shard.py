@@ -194,13 +194,9 @@ def _place(name: str, names: GgufNames, header: Fields) -> tuple[str, str]:
         after = int(block) - own_layers(names, header) if names.drafts else -1
         if after >= 0 and whole in names.drafts:
             return names.drafts[whole], inner
+        prefix = f"model.layers.{int(block)}" if after < 0 else f"mtp.layers.{after}"
         if place:
-            return (
-                f"model.layers.{int(block)}.{place}"
-                if after < 0
-                else f"mtp.layers.{after}.{place}",
-                inner,
-            )
+            return f"{prefix}.{place}", inner
     raise ValueError(f"tensor {shown(name)} has no place in a {names.architecture} model")
 
 

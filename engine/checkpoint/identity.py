@@ -12,7 +12,7 @@ import torch
 from loguru import logger
 
 from fastslow.engine.checkpoint.checkpoint import Checkpoint, open_shard
-from fastslow.engine.host.gguf_file import gguf_parts, is_gguf
+from fastslow.engine.host.gguf_file import gguf_files, is_gguf
 from fastslow.engine.model.config import ModelConfig
 
 SAMPLED, ROWS = 512, 4  # tensors, spread over all of them, and the first rows of each
@@ -25,7 +25,7 @@ def model_digest(folder: Path) -> str:
     A copy of the folder has the same one; a fine-tune or a quantised copy is another model. ValueError: the
     folder holds no weights that fit its config."""
     files = sorted((*folder.glob("*.safetensors"), folder / "config.json"))
-    files = gguf_parts(folder) if is_gguf(folder) else files
+    files = gguf_files(folder) if is_gguf(folder) else files
     facts = [(path, path.stat()) for path in files if path.is_file()]
     return _digest(folder, tuple((p.name, f.st_size, f.st_mtime_ns) for p, f in facts))
 

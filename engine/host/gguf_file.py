@@ -1,7 +1,8 @@
 """A GGUF file's header and tensors, every number checked against the file's size before it is used.
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, versions 2 and 3. A model may lie in
-several files, NAME-00001-of-00003.gguf and on: the first has the fields, and each has some of the tensors.
+several files, NAME-00001-of-00003.gguf and on: the first has the fields, and each has some of the tensors. Its layer
+for multi-token prediction may lie in a file beside it, mtp-NAME.gguf.
 """
 
 from __future__ import annotations
@@ -9,16 +10,18 @@ from __future__ import annotations
 import mmap
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from math import prod
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from loguru import logger
 from numpy.typing import NDArray
 
 from fastslow.engine.host.files import mapped, shown
@@ -26,6 +29,10 @@ from fastslow.engine.host.files import mapped, shown
 MAGIC = b"GGUF"
 VERSIONS = 2, 3
 TEXT, ARRAY = 8, 9
+BLOCKS, DRAFTS = (
+    "block_count",
+    "nextn_predict_layers",
+)  # of all layers, and of those that predict further tokens
 NUMBERS = dict(zip((0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12), "BbHhIif?Qqd"))  # value type -> struct's
 LEAST_FIELD, LEAST_TENSOR, LEAST_TEXT = 13, 24, 8  # bytes that one takes
 MOST_AXES = 4
@@ -35,6 +42,7 @@ MOST_ITEMS = 4_000_000  # of all arrays
 MOST_FIELDS, MOST_TENSORS = 10_000, 100_000
 MOST_ALIGNMENT = 1 << 20
 PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
+BLOCK = re.compile(r"blk\.(\d{1,9})\.")  # a layer's tensor
 SIZE = struct.Struct("<Q")
 
 
@@ -60,15 +68,55 @@ def gguf_parts(path: Path) -> list[Path]:
 def read_gguf(path: Path) -> GgufFile:
     """A model's header and tensors, of all its files. What is read of a file lasts until it changes.
     ValueError in one sentence for a file that is missing, damaged, or of another model."""
-    parts = gguf_parts(path)
+    file, beside = _read_parts(gguf_parts(path)), drafts_beside(path)
+    return file if beside is None else file.drafting(_read_parts([beside]))
+
+
+def gguf_files(path: Path) -> list[Path]:
+    """All files that `read_gguf` reads."""
+    beside = drafts_beside(path)
+    return gguf_parts(path) if beside is None else [*gguf_parts(path), beside]
+
+
+def drafts_beside(path: Path) -> Path | None:
+    """The file beside a model that has no layer for multi-token prediction, which has that layer. Of several that fit
+    its sizes, the one that is named most like it."""
+    model, found = _read_parts(gguf_parts(path)), list[Path]()
+    if model.own(DRAFTS):
+        return None
+    for other in sorted(path.parent.glob("mtp-*.gguf")):
+        try:
+            file = _read_parts([other])
+        except ValueError as error:
+            _say(f"a file beside {path.name} is not read: {error}")
+            continue
+        drafts, blocks = file.own(DRAFTS), (file.own(BLOCKS), model.own(BLOCKS))
+        whole = all(isinstance(number, int) for number in (drafts, *blocks))
+        if whole and drafts > 0 and blocks[0] - blocks[1] == drafts and file.like(model):
+            found.append(other)
+    name = path.name.lower()
+    return max(
+        found,
+        key=lambda p: len(commonprefix((p.name.lower().removeprefix("mtp-"), name))),
+        default=None,
+    )
+
+
+@cache
+def _say(sentence: str) -> None:
+    """Once: a model's files are read several times."""
+    logger.warning(sentence)
+
+
+def _read_parts(parts: Sequence[Path]) -> GgufFile:
     try:
         facts = [(str(part), part.stat()) for part in parts]
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+        raise ValueError(f"{parts[0]} cannot be read: {error.strerror}") from None
     return _read(tuple((n, f.st_ino, f.st_size, f.st_mtime_ns, f.st_ctime_ns) for n, f in facts))
 
 
-@lru_cache(maxsize=2)  # opening a model asks for it several times
+@lru_cache(maxsize=4)  # opening a model asks for it several times
 def _read(parts: tuple[tuple[str, int, int, int, int], ...]) -> GgufFile:
     paths = [Path(name) for name, *_ in parts]
     files = [GgufFile.read(path) for path in paths]
@@ -124,6 +172,23 @@ class GgufFile:
 
     fields: dict[str, Any]
     tensors: list[GgufTensor]
+
+    def own(self, name: str) -> Any:
+        """A field of its architecture; None where it has none."""
+        return self.fields.get(f"{self.fields.get('general.architecture')}.{name}")
+
+    def like(self, model: GgufFile) -> bool:
+        """Tell whether its architecture and hidden size are the model's."""
+        same = self.fields.get("general.architecture") == model.fields.get("general.architecture")
+        return same and self.own("embedding_length") == model.own("embedding_length")
+
+    def drafting(self, other: GgufFile) -> GgufFile:
+        """The model with the layer for multi-token prediction of another file."""
+        numbers = ((tensor, BLOCK.match(tensor.name)) for tensor in other.tensors)
+        layer = [t for t, found in numbers if found and int(found[1]) >= self.own(BLOCKS)]
+        keys = (f"{self.fields['general.architecture']}.{name}" for name in (BLOCKS, DRAFTS))
+        fields = self.fields | {key: other.fields[key] for key in keys}
+        return GgufFile(fields, [*self.tensors, *layer])
 
     @classmethod
     def read(cls, path: Path) -> GgufFile:

@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 
 from fastslow.engine.host.files import about, read_object, shown
-from fastslow.engine.host.gguf_file import GgufTensor, is_gguf, read_gguf
+from fastslow.engine.host.gguf_file import BLOCKS, DRAFTS, GgufTensor, is_gguf, read_gguf
 from fastslow.engine.kv.state.layout import RowState, SharedState
 from fastslow.engine.model.family import (
     GGUF_FIELDS,
@@ -29,7 +29,6 @@ from fastslow.engine.text.tokenizer_files.config import GgufVocabulary
 
 ROPE_FACTORS = "rope_freqs.weight"  # float32 [head_dim / 2]: what rotary frequencies are divided by
 OWN_DTYPES = {"F32": "float32", "F16": "float16"}  # a file of other numbers runs as bfloat16 does
-DRAFTS = "nextn_predict_layers"
 ROTATED = "rotated_dims"  # of a head, where a family rotates a part of it
 HARMLESS = (  # fields after the architecture's name that are checked elsewhere, or change nothing
     *("vocab_size", "rope.dimension_count", "attention.value_length", "rope.scaling.finetuned"),
@@ -157,8 +156,8 @@ def header_config(path: Path) -> dict[str, Any]:
 
 def own_layers(names: GgufNames, header: Fields) -> int:
     """Layers of the model itself: blocks after them are of layers for multi-token prediction."""
-    every, drafts = header.get("block_count"), header.get(DRAFTS, 0)
-    for name, value in (("block_count", every), (DRAFTS, drafts)):
+    every, drafts = header.get(BLOCKS), header.get(DRAFTS, 0)
+    for name, value in ((BLOCKS, every), (DRAFTS, drafts)):
         if isinstance(value, bool) or not isinstance(value, int):
             raise ValueError(f"{names.architecture}.{name} {shown(value)} must be a whole number")
     if not 0 <= drafts < every:

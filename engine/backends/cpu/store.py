@@ -32,7 +32,7 @@ from fastslow.engine.backends.cpu.packed import Arena
 from fastslow.engine.checkpoint.checkpoint import BLOCKS
 from fastslow.engine.checkpoint.row_file import OpenFile
 from fastslow.engine.host.files import cache_folder, read_object, shown
-from fastslow.engine.host.gguf_file import gguf_parts, is_gguf
+from fastslow.engine.host.gguf_file import gguf_files, is_gguf
 from fastslow.engine.host.unfinished import unfinished
 
 PACKED, DIGESTS, SUFFIX = "packed", "digests", ".packed"
@@ -127,7 +127,7 @@ def packed_path(folder: Path, format_name: str, arena: Arena) -> Path | None:
 def _sources(folder: Path) -> list[Path]:
     """List the files that a packing is made from."""
     if is_gguf(folder):
-        return gguf_parts(folder)
+        return gguf_files(folder)
     files = (p for p in folder.iterdir() if p.is_file() and not p.name.endswith("_report.json"))
     kinds = (".safetensors", ".json", Path(BLOCKS).suffix)
     return sorted(path for path in files if path.suffix in kinds)

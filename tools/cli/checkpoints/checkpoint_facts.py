@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from fastslow.engine.backends.loader import DTYPES
-from fastslow.engine.host.gguf_file import gguf_parts, is_gguf
+from fastslow.engine.host.gguf_file import gguf_files, is_gguf
 from fastslow.engine.kv.budget import format_bytes
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ffn.dense import DenseMlp
@@ -63,7 +63,7 @@ class CheckpointFacts:
             for name in SHOWN
         }
         if is_gguf(folder):  # runs in the file's own numbers
-            size = sum(part.stat().st_size for part in gguf_parts(folder))
+            size = sum(part.stat().st_size for part in gguf_files(folder))
             kept = memory[config.dtype if config.dtype in SHOWN else "bfloat16"]
             memory = {FILE: {**kept, "weights": size}, **memory}
         said, switch = "none: prompts are token ids", NO_SWITCH
