@@ -6,8 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from fastslow.engine.families.qwen_hybrid_gguf import APPLIED, QWEN3NEXT, QWEN35, QWEN35MOE, TILED
 from fastslow.engine.families.reading import (
     FULL,
+    LINEAR,
     activation_of,
     attending,
     decoder,
@@ -38,7 +40,6 @@ from fastslow.engine.model.norms import LayerNorms, RmsNorm
 from fastslow.engine.model.parts import FeedForward
 from fastslow.engine.model.shape import DecoderShape, Layer, MtpLayer
 
-LINEAR = "linear_attention"
 MOST_KERNEL = 1024  # tokens that a convolution sees
 Ffns = Callable[
     [ConfigJson], list[FeedForward]
@@ -52,7 +53,8 @@ def _decoder(raw: ConfigJson, ffns: Ffns) -> DecoderShape:
     if (gate := text(raw, "output_gate_type", "swish")) not in ("swish", "silu"):
         raise ValueError(f"output_gate_type {shown(gate)} is not supported, only 'swish' is")
     eps = norm_of(raw).eps
-    norm, bias = RmsNorm(eps, offset=1.0), boolean(raw, "attention_bias", False)
+    bias, applied = boolean(raw, "attention_bias", False), boolean(raw, APPLIED, False)
+    norm = RmsNorm(eps, offset=float(not applied))
     attention = replace(
         attending(raw, head_dim=256, partial=0.25),
         query_norm=norm,
@@ -68,6 +70,8 @@ def _decoder(raw: ConfigJson, ffns: Ffns) -> DecoderShape:
         integer(raw, "linear_value_head_dim", most=MOST_HEAD_DIM),
         integer(raw, "linear_conv_kernel_dim", 4, most=MOST_KERNEL),
         eps,
+        boolean(raw, TILED, False),
+        applied,
     )
     every = integer(raw, "full_attention_interval", 4)
     usual = [LINEAR if (n + 1) % every else FULL for n in range(layer_count(raw))]
@@ -118,6 +122,6 @@ def _experts(raw: ConfigJson) -> list[FeedForward]:
     return [*(routed if n in sparse else dense for n in range(layers)), routed if sparse else dense]
 
 
-QWEN3_5 = Family(("Qwen3_5ForCausalLM",), lambda raw: _decoder(raw, _dense))
-QWEN3_5_MOE = Family(("Qwen3_5MoeForCausalLM",), lambda raw: _decoder(raw, _experts))
-QWEN3_NEXT = Family(("Qwen3NextForCausalLM",), lambda raw: _decoder(raw, _experts))
+QWEN3_5 = Family(("Qwen3_5ForCausalLM",), lambda raw: _decoder(raw, _dense), QWEN35)
+QWEN3_5_MOE = Family(("Qwen3_5MoeForCausalLM",), lambda raw: _decoder(raw, _experts), QWEN35MOE)
+QWEN3_NEXT = Family(("Qwen3NextForCausalLM",), lambda raw: _decoder(raw, _experts), QWEN3NEXT)

@@ -32,7 +32,7 @@ from fastslow.engine.model.norms import USUAL_NORM, Norm, RmsNorm
 from fastslow.engine.model.ops import Activation
 from fastslow.engine.model.shape import DecoderShape, Layer
 
-FULL, SLIDING = "full_attention", "sliding_attention"
+FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 HIDDEN_ACTS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 SCALINGS = ("default", "linear", "dynamic", "llama3", "yarn", "factors")
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import gguf_hybrid
 import numpy as np
 from gguf import MODEL_ARCH
 from gguf import GGMLQuantizationType as Kind
@@ -22,7 +23,10 @@ ARCHES = {
     "LlamaForCausalLM": MODEL_ARCH.LLAMA, "Qwen2ForCausalLM": MODEL_ARCH.QWEN2,
     "Qwen3ForCausalLM": MODEL_ARCH.QWEN3, "Qwen3MoeForCausalLM": MODEL_ARCH.QWEN3MOE,
     "SmolLM3ForCausalLM": MODEL_ARCH.SMOLLM3, "GptOssForCausalLM": MODEL_ARCH.GPT_OSS,
+    "Qwen3_5ForCausalLM": MODEL_ARCH.QWEN35, "Qwen3_5MoeForCausalLM": MODEL_ARCH.QWEN35MOE,
+    "Qwen3NextForCausalLM": MODEL_ARCH.QWEN3NEXT,
 }  # fmt: skip
+HYBRID = (MODEL_ARCH.QWEN35, MODEL_ARCH.QWEN35MOE, MODEL_ARCH.QWEN3NEXT)
 INTERLEAVED = (MODEL_ARCH.LLAMA, MODEL_ARCH.SMOLLM3)
 EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(.*)")
 MARKS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -80,7 +84,9 @@ def arranged(
     tensors: Mapping[str, Tensor], config: Mapping[str, Any], arch: MODEL_ARCH
 ) -> dict[str, NDArray[np.float32]]:
     """float32 arrays by GGUF name: experts joined, rows of q and k interleaved where the family's are."""
-    names = gguf.get_tensor_name_map(arch, config["num_hidden_layers"])
+    names = gguf.get_tensor_name_map(arch, config["num_hidden_layers"] + 1)
+    if arch in HYBRID:
+        tensors = dict(gguf_hybrid.converted(tensors, config, arch))
     found: dict[str, NDArray[np.float32]] = {}
     experts: dict[str, dict[int, NDArray[np.float32]]] = {}
     heads = {"q": config["num_attention_heads"], "k": config["num_key_value_heads"]}
@@ -99,6 +105,8 @@ def arranged(
 
 
 def _named(names: gguf.TensorNameMap, name: str, arch: MODEL_ARCH) -> str:
+    if name.startswith("blk."):
+        return name
     if arch is MODEL_ARCH.GPT_OSS:
         name = name.replace(".mlp.gate.", ".mlp.router.")
     if name.endswith(".sinks"):
@@ -109,21 +117,24 @@ def _named(names: gguf.TensorNameMap, name: str, arch: MODEL_ARCH) -> str:
 
 
 def add_header(writer: gguf.GGUFWriter, config: Mapping[str, Any], arch: MODEL_ARCH) -> None:
-    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_block_count(config["num_hidden_layers"] + config.get("mtp_num_hidden_layers", 0))
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_head_count(config["num_attention_heads"])
     writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_rope_freq_base(config["rope_theta"])
+    rope = config.get("rope_parameters", config)
+    writer.add_rope_freq_base(rope["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_key_length(config["head_dim"])
     writer.add_value_length(config["head_dim"])
-    writer.add_rope_dimension_count(config["head_dim"])
+    writer.add_rope_dimension_count(int(config["head_dim"] * rope.get("partial_rotary_factor", 1)))
     writer.add_vocab_size(config["vocab_size"])
     writer.add_file_type(7)
     writer.add_quantization_version(2)
     writer.add_feed_forward_length(config["intermediate_size"])
-    if arch in (MODEL_ARCH.QWEN3MOE, MODEL_ARCH.GPT_OSS):
+    if arch in HYBRID:
+        gguf_hybrid.add_hybrid(writer, config)
+    if "num_experts_per_tok" in config:
         writer.add_expert_count(config.get("num_experts") or config["num_local_experts"])
         writer.add_expert_used_count(config["num_experts_per_tok"])
         writer.add_expert_feed_forward_length(config.get("moe_intermediate_size", config["intermediate_size"]))
