@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.state.layout import RowState, StateLayout
 from fastslow.engine.kv.state.running import RunningStates
 from fastslow.engine.kv.state.storage import KVStorage
@@ -59,6 +60,23 @@ def logits(
         segment.running = RunningRows.chunk(size) if kv.running is not None else None
         parts.append(model.forward(Rows.of([segment]), kv).logits)
         start += size
+    return torch.cat(parts)
+
+
+def cached_logits(
+    model: Model, kv: KVCache, tokens: Sequence[int], sizes: Sequence[int], groups: int | None = None, request: int = 0
+) -> Tensor:
+    """[T, V] of a request of a cache, but for the rows that the cache has of its text, in chunks of `sizes`, of which
+    the odd ones are folded into running states a step later. The request stays open."""
+    start, parts = kv.open(request, tokens, None, len(tokens) - 1), []
+    assert kv.reserve(request, len(tokens)) and start + sum(sizes) == len(tokens)
+    for n, size in enumerate(sizes):
+        stop = start + size
+        segment = chunk(tokens, start, stop, np.concatenate([kv.slots(request, 0, stop)]), groups)
+        segment.running = kv.running(request, range(start, stop), start if n % 2 else stop)
+        parts.append(model.forward(Rows.of([segment]), kv.storage).logits)
+        kv.advance(request, stop, tokens)
+        start = stop
     return torch.cat(parts)
 
 

@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import peer_models as peers
 import pytest
 import texts
@@ -31,7 +30,6 @@ from fastslow.engine.model.mixers.grouped import GroupedAttention
 from fastslow.engine.model.mixers.rope import Rope
 from fastslow.engine.model.norms import LayerNorms, RmsNorm
 from fastslow.engine.model.shape import DecoderShape, Layer, MtpLayer
-from fastslow.engine.rows import Rows
 
 TYPES = ["linear_attention", "linear_attention", "linear_attention", "full_attention"]
 CONFIG: dict[str, Any] = DENSE | {"architectures": ["DeltaForCausalLM"], "model_type": "qwen3_next", "vocab_size": 32}
@@ -174,18 +172,9 @@ def reference(own: dict[str, Tensor], tokens: list[int], running: int | None = N
 
 
 def logprobs(model: Model, tokens: list[int], sizes: Sequence[int], groups: int | None = None) -> Tensor:
-    """[T, V] of a text alone, in chunks, of which the odd ones are folded in later."""
-    kv, start, parts = kv_cache_for(model, 10, 16), 0, []
-    kv.open(0, tokens, None, 0)
-    assert kv.reserve(0, len(tokens))
-    for n, size in enumerate(sizes):
-        stop = start + size
-        segment = texts.chunk(tokens, start, stop, np.concatenate([kv.slots(0, 0, stop)]), groups)
-        segment.running = kv.running(0, range(start, stop), start if n % 2 else stop)
-        parts.append(model.forward(Rows.of([segment]), kv.storage).logits)
-        kv.advance(0, stop, tokens)
-        start = stop
-    return torch.cat(parts).double().log_softmax(-1)
+    """[T, V] of a text alone, in chunks."""
+    found = texts.cached_logits(model, kv_cache_for(model, 10, 16), tokens, sizes, groups)
+    return found.double().log_softmax(-1)
 
 
 @pytest.mark.parametrize(("dtype", "running"), [("float32", None), *(("float64", n) for n in (None, 1, 0))])
