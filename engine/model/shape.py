@@ -83,6 +83,7 @@ class DecoderShape:
         drafts_inside: tensors of layers after the model's own belong to drafts.
         fused: layouts in which files may hold several tensors as one: "experts" of a layer, gates above ups; "experts
             in turn", gates and ups in turn; "delta", matrices of a gated delta net (`checkpoint/fused.py`).
+        left_out: beginnings of names of tensors that files may hold beside the text's, such as those for images.
         renames: parts of tensors' names in files, and what stands for them here.
         ropes: the rotations of its layers, each once; drafters ask for them in every step.
     """
@@ -102,6 +103,7 @@ class DecoderShape:
     mtp: MtpLayer | None = None
     drafts_inside: bool = False
     fused: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     renames: tuple[tuple[str, str], ...] = ()
     ropes: tuple[Rope, ...] = field(init=False, repr=False, compare=False)
 
