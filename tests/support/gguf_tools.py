@@ -87,6 +87,22 @@ def write_gguf(
     return part_path(path, 0, parts)
 
 
+def write_apart(folder: Path, path: Path, pick: Pick = f32, change: Change = lambda writer: None) -> tuple[Path, Path]:
+    """A model's file without its layer for multi-token prediction, and that layer's file beside it."""
+    config = json.loads((folder / "config.json").read_text())
+    arch = gguf.MODEL_ARCH_NAMES[ARCHES[config["architectures"][0]]]
+    own = f"blk.{config['num_hidden_layers']}."
+
+    def without(writer: gguf.GGUFWriter) -> None:
+        change(writer)
+        for key, value in (("nextn_predict_layers", None), ("block_count", config["num_hidden_layers"])):
+            setting(f"{arch}.{key}", value)(writer)
+
+    file = write_gguf(folder, path, pick, without, keep=lambda name: not name.startswith(own))
+    beside = path.with_name(f"mtp-{path.name}")
+    return file, write_gguf(folder, beside, pick, keep=lambda name: not name.startswith("blk.") or own in name)
+
+
 def part_path(path: Path, n: int, parts: int) -> Path:
     return path if parts == 1 else path.with_name(f"{path.stem}-{n + 1:05}-of-{parts:05}.gguf")
 

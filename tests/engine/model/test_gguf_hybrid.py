@@ -14,7 +14,7 @@ from engine_tools import Ask, Bench, Setting
 from family_tools import KERNELS, load
 from gguf import GGMLQuantizationType as Kind
 from gguf_hybrid import FULL, HYBRID, LINEAR, write_hybrid
-from gguf_tools import arranged, f32, matrices, setting, write_gguf
+from gguf_tools import arranged, f32, matrices, setting, write_apart, write_gguf
 from kernel_tools import check_error, compiled
 from loguru import logger
 from mtp_tools import SpiedMtp
@@ -158,9 +158,10 @@ def test_the_layer_that_drafts_says_the_same_in_a_file_of_its_own(
     folder = write_hybrid(tmp_path / "folder", name)
     wanted = drafts(load(folder, kernels))
     assert len(wanted) > 20
-    (tmp_path / "one").mkdir()
+    for made in ("one", "two"):
+        (tmp_path / made).mkdir()
     assert drafts(load(write_gguf(folder, tmp_path / "one" / "m.gguf"), kernels)) == wanted
-    file, beside = write_apart(folder, tmp_path / "two", name)
+    file, beside = write_apart(folder, tmp_path / "two" / "m.gguf")
     assert gguf_files(file) == [file, beside]
     assert drafts(load(file, kernels)) == wanted
     assert "the layer for multi-token prediction is read from mtp-m.gguf" in "".join(told)
@@ -169,23 +170,11 @@ def test_the_layer_that_drafts_says_the_same_in_a_file_of_its_own(
     assert load(file, False).mtp is None
 
 
-def write_apart(folder: Path, into: Path, name: str) -> tuple[Path, Path]:
-    """A model's file, and its layer that drafts in another."""
-    into.mkdir()
-
-    def main(writer: Any) -> None:
-        for key, value in (("nextn_predict_layers", None), ("block_count", 4)):
-            setting(f"{name}.{key}", value)(writer)
-
-    file = write_gguf(folder, into / "m.gguf", change=main, keep=lambda n: not n.startswith("blk.4."))
-    return file, write_gguf(folder, into / "mtp-m.gguf", keep=lambda n: not n.startswith("blk.") or "blk.4." in n)
-
-
 def test_a_file_beside_a_model_is_read_where_it_fits(tmp_path: Path, told: list[str]) -> None:
     folder = write_hybrid(tmp_path / "folder", "qwen35")
-    file, beside = write_apart(folder, tmp_path / "two", "qwen35")
+    file, beside = write_apart(folder, tmp_path / "m.gguf")
     other = write_hybrid(tmp_path / "other", "qwen35", hidden_size=32)
-    write_apart(other, tmp_path / "other files", "qwen35")[1].rename(file.with_name("mtp-a.gguf"))
+    write_apart(other, tmp_path / "a.gguf")
     file.with_name("mtp-b.gguf").write_bytes(b"GGUF")
     beside.rename(file.with_name("mtp-c.gguf"))
     assert load_model(file).mtp is not None
