@@ -1,4 +1,5 @@
-"""Models whose layers are alike: grouped attention of one shape, one kind of norm, MLPs of one width.
+"""Models whose layers are alike: grouped attention of one shape, one kind of norm, MLPs of one width; and between
+them, where a backend knows that kind, recurrent layers of one shape.
 
 Compiled kernels, accelerators and several ranks run these; any other model runs on plain torch.
 """
@@ -11,29 +12,49 @@ from dataclasses import dataclass, replace
 from fastslow.engine.model.ffn.dense import DenseMlp
 from fastslow.engine.model.ffn.experts import RoutedExperts
 from fastslow.engine.model.ffn.router import Router
+from fastslow.engine.model.mixers.delta import GatedDelta
 from fastslow.engine.model.mixers.grouped import GroupedAttention
 from fastslow.engine.model.mixers.rope import Rope
+from fastslow.engine.model.mixers.short_conv import ShortConv
 from fastslow.engine.model.norms import LayerNorms, RmsNorm
 from fastslow.engine.model.ops import Activation
 from fastslow.engine.model.shape import DecoderShape, Layer
 
+Recurrent = GatedDelta | ShortConv
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Parts that a backend runs beside those that all run. recurrent: kinds of mixers. gates: of what heads saw, and of
+    shared experts. weights_eps: see `Router`."""
+
+    recurrent: tuple[type[Recurrent], ...] = ()
+    gates: bool = False
+    weights_eps: bool = False
+
+
+NO_MORE = Known()
+
 
 @dataclass(frozen=True, slots=True)
 class AlikeLayers:
-    """The common parts of a model's layers. attention: of each, but for its window and where it is not rotated.
-    dense, routed: the ffn of those layers that have such a one; None = none has."""
+    """The common parts of a model's layers. attention: of each that has it, but for its window and where it is not
+    rotated. recurrent: the mixer of the others; None = there are none. dense, routed: the ffn of those layers that have
+    such a one; None = none has."""
 
     attention: GroupedAttention
     norms: LayerNorms
     dense: DenseMlp | None
     routed: RoutedExperts | None
+    recurrent: Recurrent | None = None
 
     @classmethod
-    def of(cls, config: DecoderShape) -> AlikeLayers:
+    def of(cls, config: DecoderShape, known: Known = NO_MORE) -> AlikeLayers:
         """ValueError in one sentence where the layers differ in more."""
-        if (why := unlike(config)) is not None:
+        if (why := unlike(config, known)) is not None:
             raise ValueError(f"{config.architecture} runs on plain torch alone: {why}")
-        mixers = [grouped(layer) for layer in config.layers]
+        every = [layer.mixer for layer in config.layers]
+        mixers = [mixer for mixer in every if isinstance(mixer, GroupedAttention)]
         ropes = config.ropes
         attention = replace(mixers[0], rope=ropes[0] if ropes else None, window=0)
         ffns = [layer.ffn for layer in config.layers]
@@ -42,6 +63,7 @@ class AlikeLayers:
             config.layers[0].norms,
             next((x for x in ffns if isinstance(x, DenseMlp)), None),
             next((x for x in ffns if isinstance(x, RoutedExperts)), None),
+            next((x for x in every if isinstance(x, known.recurrent)), None),
         )
 
     @property
@@ -85,9 +107,9 @@ class AlikeLayers:
         return found if isinstance(found, Router) else None
 
 
-def unlike(config: DecoderShape) -> str | None:
-    """Say in which part, that kernels and accelerators do not know, a model's layers are another kind; None: in none."""
-    return next(_unlike(config), None)
+def unlike(config: DecoderShape, known: Known = NO_MORE) -> str | None:
+    """Say in which part, that a backend does not know, a model's layers are another kind; None: in none."""
+    return next(_unlike(config, known), None)
 
 
 def grouped(layer: Layer) -> GroupedAttention:
@@ -96,21 +118,32 @@ def grouped(layer: Layer) -> GroupedAttention:
     return layer.mixer
 
 
-def _unlike(config: DecoderShape) -> Iterator[str]:
-    first = config.layers[0]
+def _unlike(config: DecoderShape, known: Known) -> Iterator[str]:
     norms = {config.norm, *(layer.norms.kind for layer in config.layers)}
-    for layer in config.layers:
+    recurrent = {x.mixer for x in config.layers if isinstance(x.mixer, known.recurrent)}
+    attending = [layer for layer in config.layers if layer.mixer not in recurrent]
+    if not attending:
+        yield "they need a layer of attention"
+        return
+    if len(recurrent) > 1:
+        yield "its recurrent layers differ"
+    if any(isinstance(mixer, ShortConv) and mixer.bias for mixer in recurrent):
+        yield "their short convolutions have no biases"
+    first = attending[0]
+    if any(layer.norms != first.norms for layer in config.layers):
+        yield "its layers have norms in several places"
+    for layer in attending:
         mixer = layer.mixer
         if not isinstance(mixer, GroupedAttention):
             yield f"they have no {type(mixer).__name__}"
             return
         if mixer.shares is not None:
             yield "they have no layers that share the keys of another"
-        if mixer.out_gate:
+        if mixer.out_gate and not known.gates:
             yield "they have no gates of what a head of attention saw"
         norms |= {kind for kind in (mixer.query_norm, mixer.key_norm) if kind is not None}
         bare = replace(mixer, rope=None, window=0)
-        if bare != replace(grouped(first), rope=None, window=0) or layer.norms != first.norms:
+        if bare != replace(grouped(first), rope=None, window=0):
             yield "its layers of attention differ in more than windows and rotation"
     if len(config.ropes) > 1:
         yield "its layers rotate in several ways"
@@ -128,9 +161,9 @@ def _unlike(config: DecoderShape) -> Iterator[str]:
                 yield "they have no router that chooses groups first"
             if isinstance(router, Router) and router.choice_bias and router.kind != "sigmoid":
                 yield f"they have no bias of the choice beside a router of kind {router.kind}"
-            if isinstance(router, Router) and router.weights_eps:
+            if isinstance(router, Router) and router.weights_eps and not known.weights_eps:
                 yield "they add nothing to the sum that weights of experts are divided by"
-            if ffn.shared_gate:
+            if ffn.shared_gate and not known.gates:
                 yield "they have no gate of the shared expert"
             if ffn.shared is not None and (
                 ffn.shared.bias or ffn.shared.activation != ffn.expert.activation
