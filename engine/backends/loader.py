@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from loguru import logger
 from numpy.typing import NDArray
 
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
-from fastslow.engine.backends.accelerator.ops import PagedOps
+from fastslow.engine.backends.accelerator.ops import KNOWN, PagedOps
 from fastslow.engine.backends.accelerator.weights import Stacked
 from fastslow.engine.backends.alike import unlike
 from fastslow.engine.backends.cpu import library, store
@@ -103,8 +104,8 @@ def load_model(
         raise ValueError(f"kv_dtype {kv_dtype!r} needs the CPU kernels, which cannot run")
     with source.checkpoint.quantised(progress) as tensors:
         int8 = tensors.linear if quantization == W8A8 else no_int8
-        if ops is not None and picked != torch.float64 and _on_device(config):
-            known = _with_known_mtp(config, unlike)
+        if ops is not None and picked != torch.float64 and _on_device(config, ops, picked):
+            known = _with_known_mtp(config, partial(unlike, known=KNOWN))
             return PagedDecoder(Stacked(known, ops, picked, place.device, tensors.read, int8))
         where = place.device
         reader = TorchReader(ops_for(place.kind), picked, where, tensors.read, int8)
@@ -285,9 +286,17 @@ def _on_kernels(config: ModelConfig, dtype: torch.dtype, device: str, quantizati
     return library.available()
 
 
-def _on_device(config: ModelConfig) -> bool:
-    """Tell whether an accelerator's kernels know the layers; else plain torch runs, and says so."""
-    if (why := unlike(config)) is not None:
+def _on_device(config: ModelConfig, ops: PagedOps, dtype: torch.dtype) -> bool:
+    """Tell whether an accelerator's kernels know the layers; else plain torch runs, and says so. ValueError where they
+    know them, but not their sizes, and no layer is recurrent."""
+    if (why := unlike(config, KNOWN)) is None and config.state_layout.running:
+        try:
+            ops.check(config, dtype)
+        except (
+            ValueError
+        ) as error:  # the heads of most such models are wider than an NPU's kernels take
+            why = str(error)
+    if why is not None:
         logger.warning("plain torch runs instead of the device's kernels: {}", why)
     return why is None
 

@@ -34,8 +34,10 @@ from fastslow.engine.model.base import LayeredModel, check_step, inputs_of
 from fastslow.engine.model.ffn.dense import MlpWeights
 from fastslow.engine.model.ffn.experts import MixtureWeights
 from fastslow.engine.model.ffn.router import ExpertChoice, GroupRouter, choose, choose_best
+from fastslow.engine.model.mixers.grouped import GroupedWeights
 from fastslow.engine.model.mixers.rope import Rotary
-from fastslow.engine.model.ops import soft_cap
+from fastslow.engine.model.ops import sigmoid, soft_cap, wide
+from fastslow.engine.model.parts import Step
 from fastslow.engine.rows import Rows
 from fastslow.engine.types import Features, Floats, ModelOutput
 
@@ -79,8 +81,11 @@ class PagedDecoder(LayeredModel[Stacked]):
     def _sent(self, rows: Rows, angles: tuple[Floats, Floats]) -> PagedStep:
         """The step on the device. angles: of its rows."""
         layouts = self._plan.layouts(rows, self.ops.most_rows)
-        step = PagedStep.of(rows, angles, layouts, self._plan)
-        return step.to(self.device, self._staging)
+        step = PagedStep.of(rows, angles, layouts, self._plan).to(self.device, self._staging)
+        if None in self._plan.layers:
+            plain = Step(rows, len(rows.tokens), self.weights.plain, self.dtype, self.device)
+            step = replace(step, plain=plain)
+        return step
 
     def _fetch(self, found: Result, rows: Rows, seen: bool) -> ModelOutput:
         """The results on the CPU. seen: with features."""
@@ -98,14 +103,12 @@ class PagedDecoder(LayeredModel[Stacked]):
         fresh_TH = self.ops.rms_norm(x_TH, w.layers[first].norms["mixer"], eps)
         norms = [*(w.layers[n].norms["mixer"] for n in others), w.norm]
         for n, place, next_norm in zip(self.layers, self._plan.layers, norms, strict=True):
-            layer, layout = w.layers[n], step.layouts[place]
-            q_THD, *fresh = self._project(fresh_TH, layer, step)
-            k_TKD, v_TKD = map(self._widened, fresh)
-            pair = LayerKV(kv.k[n], kv.v[n])
-            self.ops.store(k_TKD, v_TKD, pair, step.slots)
-            seen_THD = self._attend(self._widened(q_THD), pair, layout, layer.front)
-            seen_THD = seen_THD[..., : q_THD.shape[-1]]
-            mixed_TH = self.ops.linear(seen_THD.reshape(len(x_TH), -1), layer.attention.out)
+            layer = w.layers[n]
+            if place is None:
+                mixed_TH = self._recur(fresh_TH, layer, kv, n, step)
+            else:
+                pair = LayerKV(kv.k[n], kv.v[n])
+                mixed_TH = self._mix(fresh_TH, layer, pair, step, step.layouts[place])
             mixed_TH = self._post_normed(mixed_TH, layer.norms.get("mixer_added"))
             fresh_TH, x_TH = self.ops.add_rms_norm(mixed_TH, x_TH, layer.norms["ffn"], eps)
             moved_TH = self._mlp(fresh_TH, layer.ffn, step)
@@ -127,22 +130,49 @@ class PagedDecoder(LayeredModel[Stacked]):
         """The features of a result. last_MH: normed hidden states of the outputs."""
         return torch.cat(list(features), -1) if features else last_MH[:, :0]
 
+    def _recur(
+        self, x_TH: Tensor, layer: StackedLayer, kv: BlockStorage, n: int, step: PagedStep
+    ) -> Tensor:
+        assert step.plain is not None and not isinstance(layer.mixer, GroupedWeights)
+        return layer.mixer(x_TH, kv, n, step.plain)
+
+    def _mix(
+        self,
+        x_TH: Tensor,
+        layer: StackedLayer,
+        pair: LayerKV,
+        step: PagedStep,
+        layout: DeviceLayout,
+    ) -> Tensor:
+        assert isinstance(layer.mixer, GroupedWeights)
+        q_THD, *fresh, gates_THD = self._project(x_TH, layer.mixer, layer.turns, step)
+        k_TKD, v_TKD = map(self._widened, fresh)
+        self.ops.store(k_TKD, v_TKD, pair, step.slots)
+        seen_THD = self._attend(self._widened(q_THD), pair, layout, layer.front)
+        seen_THD = seen_THD[..., : q_THD.shape[-1]]
+        if self._attention.out_gate:
+            gates_THD = sigmoid(gates_THD.to(wide(x_TH.dtype)))
+            seen_THD = (seen_THD * gates_THD).to(x_TH.dtype)
+        return self.ops.linear(seen_THD.reshape(len(x_TH), -1), layer.mixer.out)
+
     def _project(
-        self, x_TH: Tensor, layer: StackedLayer, step: PagedStep
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        c, w = self._attention, layer.attention
-        mixed = self.ops.linear(x_TH, w.qkv).unflatten(1, (c.heads + 2 * c.kv_heads, -1))
-        sides = list(mixed.split((c.heads, c.kv_heads, c.kv_heads), 1))
+        self, x_TH: Tensor, w: GroupedWeights[DeviceMatrix], turns: bool, step: PagedStep
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Queries, keys, values, and gates as queries where there are any."""
+        c = self._attention
+        parts = c.heads, c.kv_heads, c.kv_heads, c.heads * c.out_gate
+        mixed = self.ops.linear(x_TH, w.qkv).unflatten(1, (sum(parts), -1))
+        sides = list(mixed.split(parts, 1))
         for i, norm in enumerate((w.query_norm, w.key_norm)):
             if norm is not None:
                 sides[i] = self.ops.rms_norm(sides[i].contiguous(), norm.weight, self._eps)
-        q_THD, k_TKD, v_TKD = sides
-        if layer.turns:
+        q_THD, k_TKD, v_TKD, gates_THD = sides
+        if turns:
             normed = w.query_norm is not None or w.key_norm is not None
             both = torch.cat((q_THD, k_TKD), 1) if normed else mixed[:, : c.heads + c.kv_heads]
             turned = self.ops.rotate(both.to(step.cos.dtype), step.cos, step.sin).to(x_TH.dtype)
             q_THD, k_TKD = turned.split((c.heads, c.kv_heads), 1)
-        return q_THD, k_TKD, v_TKD
+        return q_THD, k_TKD, v_TKD, gates_THD
 
     def _post_normed(self, moved_TH: Tensor, norm_H: Tensor | None) -> Tensor:
         return moved_TH if norm_H is None else self.ops.rms_norm(moved_TH, norm_H, self._eps)
@@ -217,6 +247,8 @@ class PagedDecoder(LayeredModel[Stacked]):
         else:
             inner_TF = self.ops.gated(self.ops.linear(x_TH, shared.gate_up))
             y_TH = self.ops.linear(inner_TF, shared.down)
+        if isinstance(mlp, MixtureWeights) and mlp.shared_gate is not None:
+            y_TH = (y_TH * sigmoid((x_TH * mlp.shared_gate).sum(-1, keepdim=True))).to(x_TH.dtype)
         if isinstance(mlp, MlpWeights) or not step.routed:
             return y_TH
         return self.ops.experts(

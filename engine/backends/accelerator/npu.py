@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fastslow.engine.backends.accelerator.kv import BLOCK, BlockTables, WideStorage
 from fastslow.engine.backends.accelerator.ops import (
+    KNOWN,
     DeviceMatrix,
     DeviceMlp,
     DeviceTables,
@@ -111,7 +112,7 @@ class NpuOps(PagedOps):
         super().check(config, dtype)
         names = " or ".join(str(d).removeprefix("torch.") for d in self.dtypes)
         need(dtype in self.dtypes, f"dtype {names}, not {str(dtype).removeprefix('torch.')}")
-        alike, routed = AlikeLayers.of(config), config.routed
+        alike, routed = AlikeLayers.of(config, KNOWN), config.routed
         a = alike.attention
         most, group = self.storage.widths[-1], a.heads // a.kv_heads
         need(a.head_dim <= most, f"head_dim of at most {most}, not {a.head_dim}")

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from fastslow.engine.backends.accelerator.kv import BlockTables, FractalStorage
 from fastslow.engine.backends.accelerator.npu import MASK, NpuGraph, NpuOps, need
 from fastslow.engine.backends.accelerator.ops import (
+    KNOWN,
     DeviceMatrix,
     DeviceMlp,
     DeviceTables,
@@ -56,7 +57,7 @@ class Npu310pOps(NpuOps):
 
     def check(self, config: ModelConfig, dtype: torch.dtype) -> None:
         super().check(config, dtype)
-        for name, size in AlikeLayers.of(config).mlps.items():
+        for name, size in AlikeLayers.of(config, KNOWN).mlps.items():
             need(size % 16 == 0, f"{name} to be a multiple of 16, not {size}")
 
     def pack(self, weight_OI: Tensor) -> Tensor:

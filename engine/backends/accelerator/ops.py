@@ -13,11 +13,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastslow.engine.backends.accelerator.kv import BlockStorage, BlockTables
-from fastslow.engine.backends.alike import AlikeLayers
+from fastslow.engine.backends.alike import AlikeLayers, Known
+from fastslow.engine.backends.torch.reference import ReferenceOps
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ffn.router import ExpertChoice
+from fastslow.engine.model.mixers.delta import GatedDelta
+from fastslow.engine.model.mixers.short_conv import ShortConv
 from fastslow.engine.model.ops import Activation, ClampedSwiglu, wide
 from fastslow.engine.types import Ints
+
+KNOWN = Known((GatedDelta, ShortConv), gates=True, weights_eps=True)
 
 
 class DeviceMatrix(NamedTuple):
@@ -134,7 +139,7 @@ class PagedOps(ABC):
 
     def check(self, config: ModelConfig, dtype: torch.dtype) -> None:
         """ValueError in one sentence for a model that the kernels cannot run."""
-        alike = AlikeLayers.of(config)
+        alike = AlikeLayers.of(config, KNOWN)
         a = alike.attention
         self.shape = AttentionShape(a.heads, a.kv_heads, a.scale)
         self.activation = alike.activation
@@ -276,3 +281,29 @@ def only_run(rows_RH: Tensor, count: Tensor) -> Tensor:
     """The first `count` rows, and zeros instead of what no expert wrote: 0 times NaN is not 0."""
     place_R = torch.arange(len(rows_RH), device=rows_RH.device)
     return rows_RH.masked_fill((place_R >= count)[:, None], 0)
+
+
+class ModuleOps(ReferenceOps):
+    """The device's products and norms, for modules of plain torch whose matrices are `DeviceMatrix`."""
+
+    rows = 1
+
+    def __init__(self, ops: PagedOps) -> None:
+        self._ops = ops
+
+    def linear(
+        self,
+        x_TI: Tensor,
+        weight_OI: Tensor,
+        bias_O: Tensor | None = None,
+        scale_O: Tensor | None = None,
+    ) -> Tensor:
+        return self._ops.linear(x_TI, DeviceMatrix(weight_OI, bias_O, scale_O))
+
+    def rms_norm(self, x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
+        return self._ops.rms_norm(x_TH, weight_H, eps)
+
+    def gated(self, gate_up_T2F: Tensor, activation: Activation) -> Tensor:
+        if activation == "silu":
+            return self._ops.silu_product(gate_up_T2F)
+        return super().gated(gate_up_T2F, activation)

@@ -75,7 +75,7 @@ class Recorder:
     """
 
     def __init__(self, plan: StepPlan, staging: Staging, context: int) -> None:
-        self.enabled = plan.ops.records
+        self.enabled = plan.ops.records and None not in plan.layers
         self.replays = self.recorded = self.failed = 0
         self._plan, self._ops = plan, plan.ops
         self._staging = staging
@@ -130,7 +130,7 @@ class Recorder:
         if recording is None:
             return None
         recording.step.fill(step, self._staging)
-        recording.graph.replay([chains[place] for place in self._plan.layers])
+        recording.graph.replay([chains[place] for place in self._plan.layers if place is not None])
         self.replays += 1
         size.used = self.replays
         found, count, seen = recording.result, len(rows.outputs), len(rows.feature_rows)

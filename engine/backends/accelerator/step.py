@@ -19,9 +19,11 @@ from fastslow.engine.backends.accelerator.kv import (
     HostLayout,
     attention_layout,
 )
-from fastslow.engine.backends.accelerator.ops import DeviceTables, Event, PagedOps
-from fastslow.engine.backends.alike import AlikeLayers, grouped
+from fastslow.engine.backends.accelerator.ops import KNOWN, DeviceTables, Event, PagedOps
+from fastslow.engine.backends.alike import AlikeLayers
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.mixers.grouped import GroupedAttention
+from fastslow.engine.model.parts import Step
 from fastslow.engine.rows import Rows
 from fastslow.engine.types import Floats
 
@@ -83,22 +85,24 @@ class Result(NamedTuple):
 class StepPlan:
     """Layout of a model's steps: one for each of the `windows` of its layers.
 
-    layers: of every layer that runs, the place of its window. chosen: routed groups of a token, or experts
+    layers: of every layer that runs, the place of its window; None: it keeps a running state. chosen: routed groups of a token, or experts
     where the model has no groups. chained: of each window, whether the device runs chains of rows.
     """
 
     ops: PagedOps
     windows: tuple[int, ...]
-    layers: tuple[int, ...]
+    layers: tuple[int | None, ...]
     chosen: int
     chained: tuple[bool, ...]
 
     @classmethod
     def of(cls, config: ModelConfig, layers: Sequence[int], ops: PagedOps) -> StepPlan:
         """For a model of which these layers run."""
-        each = [grouped(config.layers[n]).window for n in layers]
-        windows = tuple(dict.fromkeys(each))
-        places, a = tuple(map(windows.index, each)), AlikeLayers.of(config).attention
+        mixers = [config.layers[n].mixer for n in layers]
+        each = [x.window if isinstance(x, GroupedAttention) else None for x in mixers]
+        windows = tuple(dict.fromkeys(size for size in each if size is not None))
+        places = tuple(None if size is None else windows.index(size) for size in each)
+        a = AlikeLayers.of(config, KNOWN).attention
         fronts = ops.merges or not (a.sink_logits or a.sinks)
         chained = tuple(fronts and (ops.windows or not size) for size in windows)
         return cls(ops, windows, places, config.chosen, chained)
@@ -121,7 +125,7 @@ class PagedStep:
     tokens int64 [T], slots int32 [T], groups int32 [T] (how many run, never ALL_GROUPS), cos and sin
     float32 [T, 1, D], outputs int64 [M], feature_rows int64 [S]. layouts: who sees what, for each
     of the model's windows. routed: whether any row runs a routed expert. memory: what these tensors lie
-    in, on a device. inputs: [T, H] that rows of an MTP layer read.
+    in, on a device. inputs: [T, H] that rows of an MTP layer read. plain: the same for modules of plain torch.
     """
 
     tokens: Tensor
@@ -135,6 +139,7 @@ class PagedStep:
     routed: bool
     memory: Tensor | None = None
     inputs: Tensor | None = None
+    plain: Step | None = None
 
     @classmethod
     def of(

@@ -11,23 +11,30 @@ from loguru import logger
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastslow.engine.backends.accelerator.ops import DeviceMatrix, Front, PagedOps
+from fastslow.engine.backends.accelerator.ops import (
+    KNOWN,
+    DeviceMatrix,
+    Front,
+    ModuleOps,
+    PagedOps,
+)
 from fastslow.engine.backends.alike import AlikeLayers
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ffn.dense import MlpWeights
 from fastslow.engine.model.ffn.experts import MixtureWeights
-from fastslow.engine.model.mixers.grouped import GroupedWeights
+from fastslow.engine.model.mixers.grouped import GroupedAttention, GroupedWeights
 from fastslow.engine.model.norms import Norm, NormWeights, RmsNorm
 from fastslow.engine.model.ops import Read, ReadQuant, no_int8, wide
+from fastslow.engine.model.parts import MixerModule
 from fastslow.engine.model.shape import Layer, MtpLayer
 from fastslow.engine.model.tensors import EMBEDDING
 
 
 @dataclass(frozen=True, slots=True)
 class StackedLayer:
-    """Weights of a layer. norms: by use, see `LayerNorms.names`."""
+    """Weights of a layer. mixer: of attention, or a module of plain torch. norms: by use, see `LayerNorms.names`."""
 
-    attention: GroupedWeights[DeviceMatrix]
+    mixer: GroupedWeights[DeviceMatrix] | MixerModule
     ffn: MlpWeights[DeviceMatrix] | MixtureWeights[DeviceMatrix, DeviceMatrix]
     norms: dict[str, Tensor]
     turns: bool
@@ -133,12 +140,15 @@ class Stacked:
         read: Read,
         int8: ReadQuant = no_int8,
     ) -> None:
-        self.alike = AlikeLayers.of(config.with_mtp)
+        self.alike = AlikeLayers.of(config.with_mtp, KNOWN)
         ops.check(config.with_mtp, dtype)
         if int8 is not no_int8 and not ops.runs_int8:
             logger.warning("int8 weights do not run on this device, they are multiplied out")
             int8 = no_int8
+        if ops.records and config.state_layout.running:
+            logger.info("steps with running states are not recorded: they run kernel by kernel")
         self.config, self.ops, self.dtype, self.device = config, ops, dtype, device
+        self.plain = ModuleOps(ops)
         reader = DeviceReader(ops, dtype, device, read, int8)
         self.embedding = reader.plain(EMBEDDING)
         self.layers = [
@@ -174,9 +184,10 @@ class Stacked:
             use: reader.norm(f"{prefix}.{name}", kind).weight
             for use, name in layer.norms.names.items()
         }
-        attention = layer.mixer.load(prefix, reader)
-        ffn = layer.ffn.load(prefix, reader)
-        return StackedLayer(attention, ffn, norms, layer.rope is not None, self._front(attention))
+        mixer, ffn = layer.mixer.load(prefix, reader), layer.ffn.load(prefix, reader)
+        if not isinstance(layer.mixer, GroupedAttention):
+            return StackedLayer(layer.mixer.module(mixer, self.plain), ffn, norms, False)
+        return StackedLayer(mixer, ffn, norms, layer.rope is not None, self._front(mixer))
 
     def _front(self, attention: GroupedWeights[DeviceMatrix]) -> Front | None:
         """Sinks, as wide as the cache's rows."""

@@ -32,6 +32,7 @@ from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ffn.experts import MixtureWeights
 from fastslow.engine.model.ffn.router import ExpertChoice
+from fastslow.engine.model.mixers.grouped import GroupedWeights
 
 ROOT = Path(__file__).parents[3]
 FILES = ("engine/backends/accelerator/npu.py", "engine/backends/accelerator/npu_310p.py")
@@ -144,9 +145,9 @@ def test_int8_errs_as_its_rounding_of_rows_does(w8a8: Path) -> None:
         found = texts.logits(model, TOKENS, [50, *[1] * 10])
         plain = texts.logits(on_npu(w8a8, "bfloat16", "none"), TOKENS)
     layer = model.weights.layers[0]
-    moge = layer.ffn
-    assert isinstance(moge, MixtureWeights)
-    assert layer.attention.qkv.weight.dtype == torch.int8
+    mixer, moge = layer.mixer, layer.ffn
+    assert isinstance(mixer, GroupedWeights) and isinstance(moge, MixtureWeights)
+    assert mixer.qkv.weight.dtype == torch.int8
     assert moge.gate_up.weight.dtype == torch.int8
     assert npu_kernels.calls["npu_quant_matmul"] > 0 and model.recorder.replays == 9
     error, usual = (found - exact).abs().mean(), (plain - exact).abs().mean()
@@ -156,7 +157,8 @@ def test_int8_errs_as_its_rounding_of_rows_does(w8a8: Path) -> None:
 def test_a_310p_multiplies_them_out(w8a8: Path) -> None:
     with simulated(CHIPS[1]):
         model = on_npu(w8a8, "float32")
-        assert model.weights.layers[0].attention.qkv.scale is None
+        mixer = model.weights.layers[0].mixer
+        assert isinstance(mixer, GroupedWeights) and mixer.qkv.scale is None
         found = texts.logits(model, TOKENS)
     exact = texts.logits(load_model(w8a8, "float32", "cpu"), TOKENS)
     torch.testing.assert_close(found, exact, atol=1e-3, rtol=0)

@@ -1,0 +1,124 @@
+"""Recurrent layers between attention in the accelerator's decoder: what plain torch says on the CPU."""
+
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import texts
+import torch
+from checkpoints import ROTATED, random_table, tensors, write
+from engine_tools import Ask, Bench, Setting, answer
+from fake_cuda import RecordingOps
+from layer_fuzz import LayerFuzz, near
+from npu_tools import CHIPS, simulated
+from peer_models import conv_or_full
+from torch import Tensor
+
+from fastslow.draft.mtp import MtpDraft
+from fastslow.engine.backends.accelerator.decoder import PagedDecoder
+from fastslow.engine.backends.accelerator.ops import PagedOps
+from fastslow.engine.backends.accelerator.weights import Stacked
+from fastslow.engine.backends.device import DeviceChoice, ops_for, paged_ops_for
+from fastslow.engine.backends.loader import load_model
+from fastslow.engine.backends.torch.decoder import Decoder
+from fastslow.engine.backends.torch.weights import TorchReader, Weights
+from fastslow.engine.model.base import kv_cache_for
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.params import SamplingParams
+from fastslow.engine.sampling.probs import only_best, probs_at
+
+CPU, DEVICES = torch.device("cpu"), ("cuda", *CHIPS)
+TOKENS = texts.tokens_of(300, vocab=32)
+SIZES = [130, 1, 32, 4, 4, 1, 1, 40, 44, 43]  # odd ones are folded in a step later
+QWEN: dict[str, Any] = ROTATED | {"vocab_size": 32, "head_dim": 32, "linear_num_key_heads": 2}
+QWEN |= {"linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 32}
+EXPERTS: dict[str, Any] = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+LFM = {name: value for name, value in ROTATED.items() if name != "rms_norm_eps"}
+LFM |= {"vocab_size": 32, "block_multiple_of": 32, "layer_types": conv_or_full("cfcc"), "norm_eps": 1e-5}
+CONFIGS = {
+    "qwen": {**QWEN, "architectures": ["Qwen3_5ForCausalLM"]},
+    "qwen moe": {
+        **QWEN, **EXPERTS, "architectures": ["Qwen3NextForCausalLM"], "shared_expert_intermediate_size": 32
+    },
+    "lfm": {**LFM, "architectures": ["Lfm2ForCausalLM"]},
+    "lfm moe": {**LFM, **EXPERTS, "architectures": ["Lfm2MoeForCausalLM"], "num_dense_layers": 1},
+}  # fmt: skip
+
+
+USUAL = (("qwen", "cuda"), ("qwen moe", CHIPS[0]), ("lfm moe", CHIPS[1]))
+PLACES = [
+    pytest.param(pair, marks=() if pair in USUAL else pytest.mark.slow, id=" ".join(pair))
+    for pair in product(CONFIGS, DEVICES)
+]
+
+
+@pytest.fixture(params=PLACES)
+def place(request: pytest.FixtureRequest) -> Iterator[tuple[str, PagedOps]]:
+    name, device = request.param
+    if device == "cuda":
+        yield name, RecordingOps(CPU)
+        return
+    with simulated(device):
+        yield name, paged_ops_for(DeviceChoice("npu", CPU))
+
+
+def read(name: str) -> tuple[ModelConfig, dict[str, Tensor]]:
+    config = ModelConfig.from_json(CONFIGS[name])
+    table = random_table(config)
+    for weight in (w for n, w in table.items() if "norm" in n and "qwen" in name and "linear_attn" not in n):
+        weight -= 1
+    return config, table
+
+
+def plain(config: ModelConfig, table: dict[str, Tensor]) -> Decoder:
+    return Decoder(Weights(config, TorchReader(ops_for("cpu"), torch.float32, CPU, table.__getitem__)))
+
+
+def both(name: str, ops: PagedOps) -> tuple[PagedDecoder, Decoder]:
+    config, table = read(name)
+    return PagedDecoder(Stacked(config, ops, torch.float32, CPU, table.__getitem__)), plain(config, table)
+
+
+def test_logprobs_are_those_of_plain_torch(place: tuple[str, PagedOps], logged: list[str]) -> None:
+    model, cpu = both(*place)
+    found, wanted = (texts.cached_logits(x, kv_cache_for(x, 4, 128), TOKENS, SIZES) for x in (model, cpu))
+    torch.testing.assert_close(found.log_softmax(-1), wanted.log_softmax(-1), rtol=0, atol=2e-4)
+    assert model.recorder.replays == 0
+    said = sum("steps with running states are not recorded" in line for line in logged)
+    assert said == model.ops.records
+
+
+def test_answers_are_those_of_plain_torch(place: tuple[str, PagedOps]) -> None:
+    check(*place, 20)
+
+
+@pytest.mark.slow
+def test_many_answers_are_those_of_plain_torch(place: tuple[str, PagedOps]) -> None:
+    check(*place, 500)
+
+
+def test_heads_too_wide_for_a_chip_run_on_plain_torch(tmp_path: Path, logged: list[str]) -> None:
+    """Those of published models are."""
+    config = CONFIGS["qwen"] | {"head_dim": 256, "num_hidden_layers": 4, "torch_dtype": "bfloat16"}
+    with simulated(CHIPS[0], exact=False):
+        model = load_model(write(tmp_path, config, tensors(config)), "auto", "npu", progress=False)
+    assert isinstance(model, Decoder)
+    assert any("need head_dim of at most 192, not 256" in line for line in logged)
+
+
+def check(name: str, ops: PagedOps, requests: int) -> None:
+    config, table = read(name)
+    LayerFuzz(*both(name, ops)[:1], plain(config, near(table)), plain(config, table)).check(requests)
+
+
+def test_a_chat_goes_on_from_a_snapshot(place: tuple[str, PagedOps]) -> None:
+    """In whole blocks of keys; the layer that drafts has some of its own beside them."""
+    model, cpu = both(*place)
+    params = SamplingParams(max_tokens=12, ignore_eos=True)
+    kinds: dict[str, Any] = {"mtp": lambda kv: MtpDraft(model, kv, probs_at, only_best=only_best)}
+    bench, drafter = Bench(model, kinds), "off" if model.mtp is None else "mtp"
+    ask = Ask(tuple(TOKENS[:290]), params, drafter)
+    (found,) = bench.run([ask], Setting(pages=8), [Ask(tuple(TOKENS[:270]), params, drafter)])
+    assert found.spec_stats.cached == 256 and answer(found) == answer(Bench(cpu, {}).alone(ask))
