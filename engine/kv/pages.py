@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -121,8 +121,10 @@ class PageTable:
     sealed: int = 0  # leading pages that are, or were, published: other tables may have them
     place: int = -1  # of its running states; -1: it has none
     folded: int = 0  # positions whose rows are folded into these
-    marks: Collection[int] = ()  # positions at which a snapshot of them helps others
-    regular: list[int] = field(default_factory=list)  # pages with its snapshots at other positions
+    read: int = 0  # tokens of its text when it was opened: what comes after them is answered
+    parted: int = 0  # of these, before which another text went on otherwise; 0: none did
+    tail: int = -1  # the page with the latest snapshot of its answer
+    regular: list[int] = field(default_factory=list)  # pages with its snapshots each so many tokens
     passed: dict[int, int] = field(
         default_factory=dict
     )  # by position, places of snapshots that no page has yet

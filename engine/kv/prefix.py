@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import NamedTuple
@@ -30,6 +31,7 @@ class PrefixIndex:
         self._page_of: dict[Key, int] = {}
         self._published: dict[int, tuple[Key, int, str]] = {}  # key, page before, mode
         self._for_all: dict[Key, int] = {}  # further keys of pinned pages, by which all find them
+        self._after = Counter[int]()  # published pages that follow a page
 
     def __len__(self) -> int:
         return len(self._page_of)
@@ -61,6 +63,10 @@ class PrefixIndex:
     def parent(self, page: int) -> int:
         """The page before a published page, -1 for the first of a text."""
         return self._published[page][1]
+
+    def goes_on(self, page: int) -> bool:
+        """Tell whether a published page follows this one."""
+        return self._after[page] > 0
 
     def items(self) -> Iterator[tuple[Key, int]]:
         """All published pages with their keys."""
@@ -109,14 +115,16 @@ class PrefixIndex:
     def add(self, key: Key, page: int, parent: int, mode: str = "") -> None:
         """Publish a full page. mode: the name of the one whose request read it, for statistics."""
         self._page_of[key], self._published[page] = page, (key, parent, mode)
+        self._after[parent] += 1
 
     def forget(self, page: int) -> str:
         """The page will hold something else. Returns the name of the mode that it was published with."""
-        key, _, mode = self._published.pop(page)
+        key, parent, mode = self._published.pop(page)
+        self._after[parent] -= 1
         del self._page_of[key]
         return mode
 
     def clear(self) -> None:
         """Forget all pages."""
-        for table in (self._page_of, self._published, self._for_all):
+        for table in (self._page_of, self._published, self._for_all, self._after):
             table.clear()

@@ -45,22 +45,27 @@ class RankPages:
     def match(
         self, tokens: Sequence[int], root: Hashable, most: int, for_all: Hashable = None
     ) -> tuple[Sequence[int], bytes]:
-        """See `PrefixIndex.match`; with running states only pages up to one that has a snapshot."""
+        """See `PrefixIndex.match`; with running states only pages up to one that has a snapshot, and none where the
+        text finds no room: its state would be copied in vain."""
         pages, digest = self.prefix.match(tokens, root, self.page_size, most, for_all)
         if self.places is None:
             return pages, digest
         covered = self.places.covered(pages)
+        covered = covered if self._fits(len(tokens), covered) else ()
         return covered, self.prefix.key(covered[-1]).digest if covered else EMPTY
 
     def begin(self, table: PageTable, tokens: Sequence[int]) -> None:
-        """Give a request with this text a place for its running states, if one is free, and mark where others of the
-        same beginning would want a snapshot: at its end, and where it leaves the texts that are known."""
+        """Give a request with this text a place for its running states, if one is free and there are pages for it, and
+        note where others of the same beginning would want a snapshot: at its end, and where it leaves a text that goes
+        on otherwise."""
         if self.places is None:
             return
-        size, length = self.page_size, len(tokens)
-        known, _ = self.prefix.match(tokens, table.root, size, length, table.for_all)
-        table.marks = {length // size * size, (length - 1) // size * size, len(known) * size}
-        self.places.begin(table)
+        size, table.read = self.page_size, len(tokens)
+        known, _ = self.prefix.match(tokens, table.root, size, table.read, table.for_all)
+        far = len(known) > len(table.pages) + 1 and self.prefix.goes_on(known[-1])
+        table.parted = len(known) * size if far else 0
+        if self._fits(table.read, table.pages):
+            self.places.begin(table)
 
     def share(
         self,
@@ -145,6 +150,11 @@ class RankPages:
             for page in self.prefix:
                 self.places.forget(page)
         self.prefix.clear()
+
+    def _fits(self, length: int, begun: Sequence[int]) -> bool:
+        """Tell whether a text of this length finds pages beside these cached ones that it begins with."""
+        unused = sum(not self.pool.references[page] for page in begun)
+        return -(-length // self.page_size) - len(begun) <= self.available - unused
 
     def _restorable(self, file: PageFile, table: PageTable, tokens: Sequence[int]) -> list[Key]:
         """Keys of the pages that a file has after those of the table."""

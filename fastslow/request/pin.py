@@ -10,6 +10,7 @@ from itertools import takewhile
 from typing import Self
 
 from fastslow.engine.kv.cache import KVCache
+from fastslow.engine.kv.state.running import OPENING
 from fastslow.engine.params import SamplingParams, shown
 from fastslow.request.group import GroupParts, RequestGroup, start
 from fastslow.request.options import GenerateOptions, Prompt
@@ -73,8 +74,8 @@ class PrefixPinner:
         tokens = tokens[: self._whole_pages(len(tokens))]
         reads = mode.model_copy(update={"escalate": None, "latency_ms": None})  # and does no more
         alone = {"mode": reads, "chat_template_kwargs": None, "sampling": ONE_TOKEN}
-        # running states are kept where a row after them is read
-        more = tokens[-1:] if self._kv.storage.running is not None else []
+        # running states are kept before what may be a template's opening of an answer
+        more = tokens[-OPENING:] if self._kv.storage.running is not None else []
         group = RequestGroup([*tokens, *more], options.model_copy(update=alone), self._parts)
         group.prepare()
         (root, for_all), number = group.roots, next(self._numbers)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -16,8 +16,9 @@ from fastslow.engine.kv.state.layout import UNFOLDED, StateLayout, wide
 from fastslow.engine.rows import RunningRows
 from fastslow.engine.types import Ints
 
-EVERY = 256  # tokens from one snapshot of a long text to the next
+EVERY = 256  # tokens from one snapshot of a long prompt to the next
 KEPT = 4  # of these, besides those at marks
+OPENING = 8  # tokens at a prompt's end that a chat's next turn may leave out: the template's opening of an answer
 
 
 class RunningStates:
@@ -76,11 +77,14 @@ class StatePlaces:
     at its end. Requests that begin with the page's text begin with the snapshot. It goes with its page; where none is
     free, the least recently used one makes room.
 
-    A long text keeps its latest snapshots only, besides those at its marks: so one text does not take all of them.
+    Snapshots are made at marks: before a prompt's last tokens, where it leaves a text that goes on otherwise, each EVERY
+    tokens of it, and at the end of the answer so far. So a chat's next turn finds one where it begins to
+    differ, whether its template repeats the answer as it was or not. A text keeps the latest of each kind.
     Marks where texts part: Pan et al. 2024, arXiv 2411.19379.
 
-    free, spare: places that no request has, and no snapshot. snapshots: by page, least recently used first. kept: pages
-    whose snapshots make no room.
+    free, spare: places that no request has, and no snapshot. snapshots: by page, least recently used first. cheap: pages
+    whose snapshots make room before others: another one of the text saves nearly as much. texts: how many are known to
+    go on from a snapshot, by page. kept: pages whose snapshots make no room.
     """
 
     def __init__(self, states: RunningStates, page_size: int) -> None:
@@ -90,6 +94,7 @@ class StatePlaces:
         self.free = list(range(states.places))
         self.spare = list(range(states.places, states.places + states.snapshots))
         self.snapshots: OrderedDict[int, int] = OrderedDict()
+        self.cheap, self.texts = set[int](), Counter[int]()
         self.kept: Collection[int] = ()
 
     def covered(self, pages: Sequence[int]) -> Sequence[int]:
@@ -106,6 +111,8 @@ class StatePlaces:
         table.place, table.folded = self.free.pop(), table.valid
         if table.valid:
             self.snapshots.move_to_end(table.last)
+            self.texts[table.last] += 1
+            self._pass_over(table)
             self.states.copy(self.snapshots[table.last], table.place)
         else:
             self.states.clear(table.place)
@@ -143,41 +150,77 @@ class StatePlaces:
         """Give the snapshots that a request has passed to its published pages."""
         for position, place in table.passed.items():
             page = table.pages[position // self._page_size - 1]
-            if page in published and page not in self.snapshots:
-                self.snapshots[page] = place
-                table.regular += [page] * (position not in table.marks)
-            else:
+            if page not in published or page in self.snapshots:
                 self.spare.append(place)
+                continue
+            self.snapshots[page] = place
+            if position == table.parted:
+                self.texts[page] = 2
+            elif position != self._turn(table):
+                self.cheap.add(page)
+                if position >= table.read:
+                    table.tail = page
+                elif position % self._every == 0:
+                    table.regular.append(page)
+                    self.snapshots.move_to_end(page, last=False)
         table.passed.clear()
         while len(table.regular) > KEPT:
-            self.forget(table.regular.pop(0))
+            self._drop(table.regular.pop(0))
 
     def forget(self, page: int) -> None:
         """The page will hold something else."""
+        self.cheap.discard(page)
+        del self.texts[page]
         if (place := self.snapshots.pop(page, None)) is not None:
             self.spare.append(place)
+
+    def _pass_over(self, table: PageTable) -> None:
+        """Let the snapshots that a request has begun after make room first, but for those of several texts."""
+        for page in reversed(table.pages):
+            if page in self.snapshots and self.texts[page] < 2:
+                self.cheap.add(page)
+                self.snapshots.move_to_end(page, last=False)
+
+    def _turn(self, table: PageTable) -> int:
+        """The position at which the next turn of a chat may leave the text: before the template's opening."""
+        return (table.read - OPENING) // self._page_size * self._page_size
 
     def _passed(self, table: PageTable, start: int) -> tuple[tuple[int, int], ...]:
         """Places for the states that the request passes from `start` to the last row folded in now."""
         if table.digest is None:
             return ()
-        stop, every = table.folded, self._every
-        marks = {*range((start // every + 1) * every, stop + 1, every)}
-        marks |= {mark for mark in table.marks if start < mark <= stop}
+        stop, size, every, read = table.folded, self._page_size, self._every, table.read
+        answer = stop // size * size  # of its snapshots the latest one is kept
+        marks = {*range((start // every + 1) * every, min(stop + 1, read), every)}
+        marks |= {answer} if answer >= read else set()
+        dear = {table.parted, self._turn(table)}
+        marks |= dear
         found: list[tuple[int, int]] = []
-        for mark in sorted(marks):
-            place = mark // self._page_size
-            known = place <= table.sealed and table.pages[place - 1] in self.snapshots
-            if not known and (to := self._spare()) >= 0:
+        for mark in sorted(
+            (mark for mark in marks if start < mark <= stop), key=dear.__contains__, reverse=True
+        ):
+            place = mark // size
+            if place <= table.sealed and table.pages[place - 1] in self.snapshots:
+                continue
+            if mark == answer >= read:
+                self._drop(table.tail)
+            if (to := self._spare(mark in dear)) >= 0:
                 table.passed[mark] = to
                 found.append((mark - start, to))
-        return tuple(found)
+        return tuple(sorted(found))
 
-    def _spare(self) -> int:
-        """A place for one more snapshot; -1: all are kept."""
-        if not self.spare:
-            page = next((page for page in self.snapshots if page not in self.kept), -1)
+    def _drop(self, page: int) -> None:
+        """Give up a snapshot, if it is no more than another of its text."""
+        if page in self.cheap and page not in self.kept:
             self.forget(page)
+
+    def _spare(self, dear: bool) -> int:
+        """A place for one more snapshot, which others make room for; -1: none does. dear: also those that are not
+        cheap."""
+        if not self.spare:
+            able = [page for page in self.snapshots if page not in self.kept]
+            cheap = (page for page in able if page in self.cheap)
+            self.forget(next(cheap, able[0] if able and dear else -1))
         return self.spare.pop() if self.spare else -1
 
 

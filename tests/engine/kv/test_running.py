@@ -160,15 +160,15 @@ def test_a_prompt_begins_with_the_deepest_snapshot() -> None:
         cache.close(request)
         return cached, found
 
-    assert read(0, text) == (0, [(256, 4), (296, 3)])
-    assert read(1, text[:298], 100) == (296, [])
-    assert read(2, [*text[:290], 7, 8]) == (256, [(288, 2)])
-    assert read(3, text[:291]) == (288, [])
-    assert cache.pins.add(1, text, None, 10) == 296
-    assert read(4, [5] * 20) == (0, [(16, 4)])
-    assert read(5, text[:280]) == (0, [(256, 2), (276, 4)]), "the least recently used made room, not the pinned one"
-    assert read(6, text) == (296, [])
-    assert read(7, text[:282]) == (276, [(280, 2)])
+    assert read(0, text) == (0, [(256, 3), (292, 4)])
+    assert read(1, text[:298], 100) == (292, [])
+    assert read(2, [*text[:280], 7, 8, *range(900, 910)]) == (256, [(280, 2), (284, 3)]), "256 made room: it was passed"
+    assert read(3, text[:291]) == (280, [(288, 4)])
+    assert cache.pins.add(1, text, None, 10) == 288
+    assert read(4, [5] * 20) == (0, [(12, 3)])
+    assert read(5, text[:280]) == (0, [(272, 2)]), "the least recently used made room, not the pinned one"
+    assert read(6, text) == (288, [(292, 2)])
+    assert read(7, text[:282]) == (0, [(272, 2), (280, 3)]), "none is cheap: none each 256 tokens"
 
 
 def test_texts_of_one_beginning_share_it_once_they_parted() -> None:
@@ -177,7 +177,7 @@ def test_texts_of_one_beginning_share_it_once_they_parted() -> None:
     story = [*range(4000)]
     for request, (tokens, found) in enumerate((
         (story, 0), ([*story[:1002], 1, 2, 3, 4, 5], 0), ([*story[:1002], 9, 9, 9, 9], 1000),
-        (story, 3996), (story[:3600], 3584), (story[:2000], 1000),
+        (story, 3992), (story[:3600], 3584), (story[:2000], 1000),
     )):  # fmt: skip
         assert cache.open(request, tokens, None, len(tokens) - 1) == found
         assert cache.reserve(request, len(tokens))
