@@ -185,8 +185,8 @@ def _experts(tensor: GgufTensor) -> NDArray[np.uint8]:
 def _place(name: str, names: GgufNames, header: Fields) -> tuple[str, str]:
     """The usual name of a tensor, and what stands between its block and its ending."""
     stem, _, ending = name.rpartition(".")
-    if stem in GGUF_TOP and ending == "weight":
-        return f"{GGUF_TOP[stem]}.weight", stem
+    if (top := {**GGUF_TOP, **names.top}.get(stem)) and ending == "weight":
+        return f"{top}.weight", stem
     block, _, whole = name.removeprefix("blk.").partition(".")
     inner = whole.rpartition(".")[0]
     place = names.layer.get(whole, f"{names.layer[inner]}.{ending}" if inner in names.layer else "")

@@ -4,16 +4,21 @@ sigmoid router."""
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
-from fastslow.engine.families.reading import FULL, attending, decoder, layer_count
+from fastslow.engine.families.reading import FULL, attending, decoder, layer_count, layer_types
 from fastslow.engine.host.files import shown
 from fastslow.engine.model.family import (
+    GGUF_EXPERTS,
+    GGUF_HEAD_NORMS,
+    GGUF_LAYER,
     LEAST_EPS,
     MOST_EPS,
     MOST_EXPERTS,
     MOST_WIDTH,
     ConfigJson,
     Family,
+    GgufNames,
     boolean,
     count,
     integer,
@@ -29,6 +34,7 @@ from fastslow.engine.model.parts import FeedForward
 from fastslow.engine.model.shape import DecoderShape, Layer
 
 CONV = "conv"
+GATE, SIGMOID = "expert_gating_func", 2  # in headers of GGUF files
 WEIGHTS_EPS = 1e-6  # beside the sum that the weights of experts are divided by
 SAME = {"conv_dim": "hidden_size", "conv_dim_out": "hidden_size", "block_dim": "hidden_size"}
 SAME |= {"num_heads": "num_attention_heads", "block_norm_eps": "norm_eps", "theta": "rope_theta"}
@@ -79,7 +85,8 @@ def _moe(raw: ConfigJson) -> DecoderShape:
 
 
 def _mixed(raw: ConfigJson, *ffns: FeedForward) -> DecoderShape:
-    """A decoder with these in its first layers; the last of them is that of all others, too."""
+    """A decoder with these in its first layers; the last of them is that of all others, too. Without `layer_types` the
+    layers `full_attn_idxs` have attention, and without these all."""
     norm = RmsNorm(number(raw, "norm_eps", 1e-5, LEAST_EPS, MOST_EPS))
     for name, other in SAME.items():
         said, usual = raw.get(name), raw.get(other)
@@ -91,7 +98,9 @@ def _mixed(raw: ConfigJson, *ffns: FeedForward) -> DecoderShape:
     attention = replace(attending(raw, theta=1e6), query_norm=norm, key_norm=norm)
     kernel, bias = integer(raw, "conv_L_cache", 3), boolean(raw, "conv_bias", False)
     conv = ShortConv(integer(raw, "hidden_size", most=MOST_WIDTH), kernel, bias)
-    types, last = _types(raw), len(ffns) - 1
+    full, every = integers(raw, "full_attn_idxs"), raw.get("full_attn_idxs") is None
+    usual = [FULL if every or n in full else CONV for n in range(layer_count(raw))]
+    types, last = layer_types(raw, (FULL, CONV), usual), len(ffns) - 1
 
     def one(n: int, layer: Layer) -> Layer:
         mixer = attention if types[n] == FULL else conv
@@ -102,20 +111,51 @@ def _mixed(raw: ConfigJson, *ffns: FeedForward) -> DecoderShape:
     return replace(shape, tie_word_embeddings=tied, renames=RENAMES)
 
 
-def _types(raw: ConfigJson) -> list[str]:
-    """`layer_types`, else attention in the layers `full_attn_idxs`, else in all."""
-    layers, types = layer_count(raw), raw.get("layer_types")
-    full = integers(raw, "full_attn_idxs")
-    if types is None:
-        every = raw.get("full_attn_idxs") is None
-        return [FULL if every or n in full else CONV for n in range(layers)]
-    if not isinstance(types, list) or len(types) != layers:
-        raise ValueError(f"layer_types {shown(types)} must be a list of {layers} types")
-    for kind in types:
-        if kind not in (FULL, CONV):
-            raise ValueError(f"layer_types has {shown(kind)}, which is not one of {FULL}, {CONV}")
-    return types
+def _header(raw: dict[str, Any]) -> None:
+    """KV heads of each layer are 0 where it has a convolution; MLPs have the width that the file says."""
+    heads = raw.get("num_key_value_heads")
+    if isinstance(heads, list):
+        some = sorted({*heads} - {0})
+        if len(some) > 1:
+            raise ValueError(
+                f"attention.head_count_kv {shown(heads)} must have one number besides 0"
+            )
+        raw["layer_types"] = [FULL if n else CONV for n in heads]
+        raw["num_key_value_heads"] = some[0] if some else None
+    if (gate := raw.pop(GATE, SIGMOID)) != SIGMOID:
+        raise ValueError(f"{GATE} {shown(gate)} is not supported, only {SIGMOID}, sigmoid, is")
 
 
-LFM2 = Family(("Lfm2ForCausalLM",), _dense)
-LFM2_MOE = Family(("Lfm2MoeForCausalLM",), _moe)
+NAMES = GgufNames(
+    "lfm2",
+    GGUF_LAYER
+    | GGUF_HEAD_NORMS
+    | {f"shortconv.{x}": f"conv.{x}" for x in ("conv", "in_proj", "out_proj")},
+    fields={"attention.layer_norm_rms_epsilon": "norm_eps", "shortconv.l_cache": "conv_L_cache"},
+    given={"block_auto_adjust_ff_dim": False},
+    finish=_header,
+    axes={"shortconv.conv": 1},
+    top={"token_embd_norm": "model.norm"},
+)
+MOE_NAMES = replace(
+    NAMES,
+    architecture="lfm2moe",
+    layer={
+        **NAMES.layer,
+        **GGUF_EXPERTS,
+        "exp_probs_b.bias": "mlp.gate.e_score_correction_bias",
+    },
+    fields={
+        **NAMES.fields,
+        "expert_count": "num_experts",
+        "expert_used_count": "num_experts_per_tok",
+        "expert_feed_forward_length": "moe_intermediate_size",
+        "leading_dense_block_count": "num_dense_layers",
+        "expert_weights_scale": "routed_scaling_factor",
+        "expert_weights_norm": "norm_topk_prob",
+        GATE: GATE,
+    },
+    given={},
+)
+LFM2 = Family(("Lfm2ForCausalLM",), _dense, NAMES)
+LFM2_MOE = Family(("Lfm2MoeForCausalLM",), _moe, MOE_NAMES)

@@ -263,6 +263,7 @@ class GgufNames:
     in pairs (2i, 2i + 1) of a head, not half a head apart. fields: further header keys after "<architecture>.", and
     the fields of config.json that they stand for; "a.b" is field b of object a. given: fields of all such files.
     finish: changes the fields of config.json where theirs mean something else. axes: axes of 1 that files leave out.
+    top: as `layer`, for tensors outside of layers that have other names than usual ones.
     parts: for a tensor that holds the rows of several, a function of their number and the header: the place of each
     and which rows it has. drafts: as `layer`, of whole names, in blocks after the model's own, which are of a layer for
     multi-token prediction; none: such blocks are not known."""
@@ -274,6 +275,7 @@ class GgufNames:
     given: Mapping[str, Any] = field(default_factory=dict)
     finish: Callable[[dict[str, Any]], None] = field(default=lambda _: None)
     axes: Mapping[str, int] = field(default_factory=dict)
+    top: Mapping[str, str] = field(default_factory=dict)
     parts: Mapping[str, Callable[[int, Fields], Mapping[str, Any]]] = field(default_factory=dict)
     drafts: Mapping[str, str] = field(default_factory=dict)
 

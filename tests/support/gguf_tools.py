@@ -24,7 +24,8 @@ ARCHES = {
     "Qwen3ForCausalLM": MODEL_ARCH.QWEN3, "Qwen3MoeForCausalLM": MODEL_ARCH.QWEN3MOE,
     "SmolLM3ForCausalLM": MODEL_ARCH.SMOLLM3, "GptOssForCausalLM": MODEL_ARCH.GPT_OSS,
     "Qwen3_5ForCausalLM": MODEL_ARCH.QWEN35, "Qwen3_5MoeForCausalLM": MODEL_ARCH.QWEN35MOE,
-    "Qwen3NextForCausalLM": MODEL_ARCH.QWEN3NEXT,
+    "Qwen3NextForCausalLM": MODEL_ARCH.QWEN3NEXT, "Lfm2ForCausalLM": MODEL_ARCH.LFM2,
+    "Lfm2MoeForCausalLM": MODEL_ARCH.LFM2MOE,
 }  # fmt: skip
 HYBRID = (MODEL_ARCH.QWEN35, MODEL_ARCH.QWEN35MOE, MODEL_ARCH.QWEN3NEXT)
 INTERLEAVED = (MODEL_ARCH.LLAMA, MODEL_ARCH.SMOLLM3)
@@ -119,6 +120,8 @@ def arranged(
     heads = {"q": config["num_attention_heads"], "k": config["num_key_value_heads"]}
     for name, tensor in tensors.items():
         values = tensor.float().numpy()
+        if name.endswith(".conv.conv.weight"):
+            values = values[:, 0]
         if (part := EXPERT.fullmatch(name)) is not None:
             experts.setdefault(f"{part[1]}.{part[3]}", {})[int(part[2])] = values
             continue
@@ -136,6 +139,10 @@ def _named(names: gguf.TensorNameMap, name: str, arch: MODEL_ARCH) -> str:
         return name
     if arch is MODEL_ARCH.GPT_OSS:
         name = name.replace(".mlp.gate.", ".mlp.router.")
+    if arch in (MODEL_ARCH.LFM2, MODEL_ARCH.LFM2MOE):
+        name = name.replace("model.norm.", "model.embedding_norm.").replace(
+            "e_score_correction_", "e_score_correction."
+        )
     if name.endswith(".sinks"):
         name += ".weight"
     found = names.get_name(name, try_suffixes=(".weight", ".bias"))
@@ -148,10 +155,11 @@ def add_header(writer: gguf.GGUFWriter, config: Mapping[str, Any], arch: MODEL_A
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
+    kinds, heads = config.get("layer_types") or [], config["num_key_value_heads"]
+    writer.add_head_count_kv([heads * (kind != "conv") for kind in kinds] if "conv" in kinds else heads)
     rope = config.get("rope_parameters", config)
     writer.add_rope_freq_base(rope["rope_theta"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_layer_norm_rms_eps(config.get("rms_norm_eps") or config["norm_eps"])
     writer.add_key_length(config["head_dim"])
     writer.add_value_length(config["head_dim"])
     writer.add_rope_dimension_count(int(config["head_dim"] * rope.get("partial_rotary_factor", 1)))
@@ -161,6 +169,12 @@ def add_header(writer: gguf.GGUFWriter, config: Mapping[str, Any], arch: MODEL_A
     writer.add_feed_forward_length(config["intermediate_size"])
     if arch in HYBRID:
         gguf_hybrid.add_hybrid(writer, config)
+    if "conv_L_cache" in config:
+        writer.add_shortconv_l_cache(config["conv_L_cache"])
+    if "num_dense_layers" in config:
+        writer.add_leading_dense_block_count(config["num_dense_layers"])
+        writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
+        writer.add_expert_weights_scale(config.get("routed_scaling_factor", 1.0))
     if "num_experts_per_tok" in config:
         writer.add_expert_count(config.get("num_experts") or config["num_local_experts"])
         writer.add_expert_used_count(config["num_experts_per_tok"])
