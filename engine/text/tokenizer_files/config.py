@@ -113,7 +113,7 @@ ENDS = frozenset(  # marks that end an answer in whatever vocabulary has them
 )
 PREFIX = "tokenizer.ggml."
 # kinds whose texts begin with a bos unless the header denies it
-LLAMA3 = ("llama-bpe", "llama3", "llama-v3")
+LLAMA3 = ("llama-bpe", "llama3", "llama-v3", "lfm2")
 
 
 @dataclass(frozen=True, slots=True)

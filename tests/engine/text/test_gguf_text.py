@@ -63,7 +63,7 @@ def split(pattern: str) -> pre.PreTokenizer:
 
 PLAIN = pre.ByteLevel(add_prefix_space=False)
 SPLITS: dict[str, pre.PreTokenizer] = {
-    "llama-bpe": split(LLAMA3), "qwen2": split(QWEN2), "deepseek-r1-qwen": split(QWEN2), "qwen35": split(QWEN35),
+    "llama-bpe": split(LLAMA3), "lfm2": split(LLAMA3), "qwen2": split(QWEN2), "deepseek-r1-qwen": split(QWEN2), "qwen35": split(QWEN35),
     "smollm": pre.Sequence([pre.Digits(individual_digits=True), PLAIN]), "gpt-4o": split(O200K), "gpt-2": PLAIN,
 }  # fmt: skip
 
@@ -71,10 +71,10 @@ SPLITS: dict[str, pre.PreTokenizer] = {
 def set_up(library: Tokenizer, kind: str) -> None:
     """As the published files of a kind do."""
     library.pre_tokenizer = SPLITS[kind]
-    library.model.ignore_merges = kind in ("llama-bpe", "gpt-4o")
+    library.model.ignore_merges = kind in ("llama-bpe", "lfm2", "gpt-4o")
     if "qwen" in kind:
         library.normalizer = normalizers.NFC()
-    if kind == "llama-bpe":
+    if kind in ("llama-bpe", "lfm2"):
         library.post_processor = processors.TemplateProcessing(
             single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
         )
