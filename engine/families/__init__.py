@@ -2,7 +2,8 @@
 `DecoderShape`; one more is registered as these are, from wherever it is written."""
 
 from fastslow.engine.families import gpt_oss, lfm2, llama, pangu, qwen, qwen_hybrid
-from fastslow.engine.model.family import Family
+from fastslow.engine.families.refused import REFUSED
+from fastslow.engine.model.family import Family, refuse
 
 FAMILIES: tuple[Family, ...] = (
     pangu.MOGE,
@@ -21,3 +22,5 @@ FAMILIES: tuple[Family, ...] = (
     lfm2.LFM2,
     lfm2.LFM2_MOE,
 )
+
+refuse(*REFUSED)

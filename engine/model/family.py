@@ -12,7 +12,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from loguru import logger
 
@@ -296,6 +296,16 @@ class Family:
     gguf: GgufNames | None = None
 
 
+class Refusal(NamedTuple):
+    """Architectures that do not run, by how their names begin in either kind of file, in small letters without marks; why;
+    and how the nearest that does is called, up to "For"."""
+
+    begins: tuple[str, ...]
+    why: str
+    nearest: str
+
+
+_refused: list[Refusal] = []
 _registered: dict[str, Family] = {}  # by architecture
 _to_load: list[Callable[[], Sequence[Family]]] = []
 _loading = threading.RLock()  # two threads may open their first model at once
@@ -304,6 +314,11 @@ _loading = threading.RLock()  # two threads may open their first model at once
 def register(*families: Family) -> None:
     """Make families known; one with an architecture that is known already takes its place."""
     _known().update({name: family for family in families for name in family.architectures})
+
+
+def refuse(*some: Refusal) -> None:
+    """Say of architectures why they do not run, where one is asked for."""
+    _refused.extend(some)
 
 
 def register_on_use(load: Callable[[], Sequence[Family]]) -> None:
@@ -344,10 +359,15 @@ def gguf_family(file: GgufFile) -> tuple[Family, GgufNames]:
 
 def _unknown(field: str, value: object, known: Iterable[str]) -> ValueError:
     stems = {_stem(name): name for name in known}  # all end alike, which makes none of them near
-    close = difflib.get_close_matches(_stem(str(value)[:99]), stems, n=1, cutoff=0.5)
+    name = _stem(str(value)[:99])
+    plain = name.replace("_", "").replace("-", "")
+    found = next((r for r in _refused if plain.startswith(r.begins)), None)
+    near = found.nearest if found else name
+    close = difflib.get_close_matches(near, stems, n=1, cutoff=0.5)
     runs = f"the nearest that does is {stems[close[0]]}" if close else f"{', '.join(known)} do"
+    why = f"{found.why}; {runs}" if found else runs
     return ValueError(
-        f"{field} {_shown(value)} does not run here: {runs}; docs/guide/models.md says where to ask for it"
+        f"{field} {_shown(value)} does not run here: {why}; docs/guide/models.md says where to ask for it"
     )
 
 

@@ -25,7 +25,7 @@ from fastslow.serve.engines.routing.request import may_take_long
 
 GRAMMAR = "the request failed: the grammar "  # of who asked for it, and no fault of the server
 # What templates call the variable that keeps thoughts of earlier turns, and the value that does.
-KEEPING = {"clear_thinking": False, "preserve_thinking": True}
+KEEPING = {"clear_thinking": False, "preserve_thinking": True, "keep_past_thinking": True}
 MOST_TRACES = 256  # of the last requests that asked for one
 
 

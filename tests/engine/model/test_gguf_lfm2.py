@@ -25,7 +25,12 @@ LFM2: dict[str, Any] = {name: value for name, value in ROTATED.items() if name !
 LFM2 |= {"architectures": ["Lfm2ForCausalLM"], "conv_L_cache": 3, "block_auto_adjust_ff_dim": False, "norm_eps": 1e-5}
 LFM2 |= {"layer_types": peers.conv_or_full("ccfc"), "hidden_size": 128, "head_dim": 32}
 MOE = LFM2 | {"architectures": ["Lfm2MoeForCausalLM"], "num_dense_layers": 1, "num_experts": 8, "conv_L_cache": 4}
-MOE |= {"num_experts_per_tok": 3, "moe_intermediate_size": 64, "routed_scaling_factor": 2.5, "tie_word_embeddings": True}
+MOE |= {
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 64,
+    "routed_scaling_factor": 2.5,
+    "tie_word_embeddings": True,
+}
 del MOE["block_auto_adjust_ff_dim"]
 ALONE = LFM2 | {"layer_types": None, "tie_word_embeddings": True}
 CONFIGS = {"dense": LFM2, "moe": MOE, "attention alone": ALONE}
@@ -84,7 +89,7 @@ def put(writer: gguf.GGUFWriter, name: str, value: Any) -> None:
         (kv_heads([0, 0, 2, 4]), r"attention.head_count_kv \[0, 0, 2, 4\] must have one number besides 0"),
         (kv_heads([0, 2, 0]), r"layer_types \['conv', 'full_attention', 'conv'\] must be a list of 4 types"),
         (lambda w: put(w, "expert_gating_func", 1), "expert_gating_func 1 is not supported, only 2, sigmoid, is"),
-        (lambda w: put(w, "shortconv.l_cache", 3), r"conv.conv.weight has shape \[128, 1, 4\].* asks for \[128, 1, 3\]"),
+        (lambda w: put(w, "shortconv.l_cache", 3), r"conv.weight has shape \[128, 1, 4\].* asks for \[128, 1, 3\]"),
         (lambda w: w.add_tensor("blk.1.exp_probs_b.weight", np.zeros(8, np.float32)), "no place in a lfm2moe model"),
         (lambda w: w.add_tensor("dense_2.weight", np.zeros((8, 8), np.float32)), "no place in a lfm2moe model"),
         (lambda w: w.add_sliding_window(128), "lfm2moe.attention.sliding_window 128 changes the model"),
@@ -96,3 +101,16 @@ def test_files_that_do_not_fit(tmp_path: Path, change: Callable[[gguf.GGUFWriter
     with pytest.raises(ValueError, match=said) as caught:
         load_model(file, progress=False)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "nearest"), [("lfm3", "lfm2"), ("qwen4exp", "qwen35moe")])
+def test_known_architectures_that_do_not_run_are_refused_with_the_reason(
+    tmp_path: Path, name: str, nearest: str
+) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", name)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ValueError, match=f"architecture '{name}' does not run here: it has .*; the .* is {nearest};"):
+        ModelConfig.from_folder(tmp_path / "m.gguf")

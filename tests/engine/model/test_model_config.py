@@ -44,6 +44,16 @@ def test_counts_are_the_published_ones() -> None:
         ("architectures", ["Qwen2MoeForCausalLM"], "the nearest that does is Qwen3MoeForCausalLM;"),
         ("architectures", ["Llama4ForConditionalGeneration"], "nearest .* is LlamaForCausalLM;"),
         ("architectures", ["PhiMoEForCausalLM"], r"here: PanguPro.*, .*GptOss\w+(, \w+)* do;"),
+        (
+            "architectures",
+            ["Lfm3ForCausalLM"],
+            "here: it has a gate for each head.*; the nearest .* is Lfm2ForCausalLM;",
+        ),
+        (
+            "architectures",
+            ["Qwen4ExpForConditionalGeneration"],
+            "hashed n-gram .*; the nearest that does is Qwen3_5Moe",
+        ),
         ("architectures", None, "architecture None does not run here"),
         ("hidden_act", "gelu", "hidden_act 'gelu' is not supported"),
         ("hidden_size", None, "hidden_size is missing"),
