@@ -40,8 +40,6 @@ def write_hybrid(folder: Path, name: str, seed: int = 0, **fields: Any) -> Path:
     for label, weight in table.items():
         if "norm" in label and "linear_attn" not in label:
             weight -= 1
-        elif label in ("lm_head.weight", "model.embed_tokens.weight"):
-            weight /= 2  # log-probabilities spread less, and so do errors
     return write(folder, config, table)
 
 
@@ -50,7 +48,7 @@ def converted(table: Mapping[str, Tensor], config: Mapping[str, Any], arch: MODE
     keys, layers = config["linear_num_key_heads"], config["num_hidden_layers"]
     width = config["linear_value_head_dim"]
     rest = dict(table)
-    for name in table:
+    for name, weight in table.items():
         if arch is MODEL_ARCH.QWEN3NEXT and name.endswith("in_proj_b.weight"):  # all of a key head together
             beside = rest.pop(other := name.replace("in_proj_b", "in_proj_a"))
             both = [side.unflatten(0, (keys, -1)) for side in (rest.pop(name), beside)]

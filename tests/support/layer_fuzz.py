@@ -15,6 +15,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import family_tools
 import pytest
 import torch
 from checkpoints import write
@@ -28,8 +29,6 @@ from fastslow.draft.ngram import NgramDraft
 from fastslow.draft.router import DrafterRouter
 from fastslow.draft.suffix.draft import SuffixDraft
 from fastslow.draft.suffix.sources import AnswerMemory
-from fastslow.engine.backends.loader import load_model
-from fastslow.engine.backends.torch.decoder import Decoder
 from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.request import EscalationState, EscalationTarget, Request
 from fastslow.engine.kv.cache import KVCache
@@ -49,11 +48,11 @@ FLOORS = {"drafted": 200, "accepted": 40, "preempted": 2, "cached": 40, "resumed
 FLOORS |= {"sampled": 10, "moved": 5}
 
 
-def load(folder: Path, config: Mapping[str, Any], table: Mapping[str, Tensor], dtype: str = "float32") -> Decoder:
-    """A checkpoint of these weights, on plain torch."""
-    model = load_model(write(folder, dict(config), dict(table)), dtype, "cpu", progress=False)
-    assert isinstance(model, Decoder)
-    return model
+def load(
+    folder: Path, config: Mapping[str, Any], table: Mapping[str, Tensor], dtype: str = "float32", kernels: bool = False
+) -> Model:
+    """A checkpoint of these weights, on plain torch or on the CPU kernels."""
+    return family_tools.load(write(folder, dict(config), dict(table)), kernels, dtype)
 
 
 def near(table: Mapping[str, Tensor], by: float = 0.02) -> dict[str, Tensor]:

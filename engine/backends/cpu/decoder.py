@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from fastslow.engine.backends.alike import AlikeLayers, grouped, unlike
+from fastslow.engine.backends.alike import AlikeLayers, Recurrent, unlike
 from fastslow.engine.backends.cpu import library, packed
 from fastslow.engine.backends.cpu.formats import (
     Format,
@@ -27,13 +27,17 @@ from fastslow.engine.backends.cpu.library import (
     address,
     tensor_address,
 )
-from fastslow.engine.backends.cpu.packed import Arena
+from fastslow.engine.backends.cpu.packed import KNOWN, Arena
+from fastslow.engine.backends.cpu.running import RunningArgs
 from fastslow.engine.backends.cpu.step import KernelStep, Tails
 from fastslow.engine.backends.cpu.store import PackedFile
 from fastslow.engine.checkpoint.row_file import OpenFile
 from fastslow.engine.model.base import MtpModel, check_layers, check_step
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.mixers.delta import GatedDelta
+from fastslow.engine.model.mixers.grouped import GroupedAttention
 from fastslow.engine.model.mixers.rope import Rotary
+from fastslow.engine.model.mixers.short_conv import ShortConv
 from fastslow.engine.model.ops import ACTIVATIONS, Activation, ClampedSwiglu
 from fastslow.engine.rows import Rows
 from fastslow.engine.types import Floats, Ints, ModelOutput
@@ -71,7 +75,7 @@ class CpuDecoder:
     ) -> None:
         self.config, self.formats, self.storage = config, formats, storage
         self._arena, self._memory = arena, memory
-        self._alike = AlikeLayers.of(config)
+        self._alike = AlikeLayers.of(config, KNOWN)
         self._rotary = Rotary(self._alike.rope)
         self._kernels = library.kernels()
         library.add_attention(KV_FORMATS[torch.int8 if storage is Int8Tiles else formats.kv])
@@ -161,6 +165,9 @@ class CpuDecoder:
             self._places[features] = wanted
         keys, values = kv.addresses(self.layers)
         logits, width, inputs = step.logits, len(features) * c.hidden_size, rows.inputs
+        running = None
+        if kv.running is not None and rows.running is not None:
+            running = RunningArgs.of(kv.running, self.layers, rows.running, rows.parents)
         args = library.StepArgs(
             threads=torch.get_num_threads(),
             rows=T,
@@ -193,6 +200,7 @@ class CpuDecoder:
             feature_layers=address("feature layers", wanted, INT64, len(features)),
             feature_values=address("features", step.features, FLOAT32, len(seen) * width),
             hidden=0 if inputs is None else tensor_address("inputs", inputs, T * c.hidden_size),
+            **({} if running is None else running.fields()),
         )
         if failed := self._kernels.fs_step(self._handle, ctypes.byref(args)):
             library.check(failed, f"a step of {T} rows")
@@ -232,16 +240,20 @@ class CpuDecoder:
 
     def _layer(self, n: int) -> library.CLayer:
         layer = self.config.layers[n]
+        mixer, gates = layer.mixer, {}
+        if isinstance(mixer, GroupedAttention):
+            gates = self._heads(f"{n}.qkv") | {"gates": self._matrix(f"{n}.gates")}
         first, second = self._at(f"{n}.expert0.gate_up"), self._at(f"{n}.expert1.gate_up")
         return library.CLayer(
-            window=grouped(layer).window,
+            window=mixer.window if isinstance(mixer, GroupedAttention) else 0,
             unrotated=layer.rope is None,
+            mixer=MIXERS[type(mixer)],
             **{k: self._at(f"{n}.{k}") for k in VECTORS},
             expert_gate_up=self._matrix(f"{n}.expert0.gate_up"),
             expert_down=self._matrix(f"{n}.expert0.down"),
             expert_bytes=second - first if layer.routed and first and second else 0,
-            **self._heads(f"{n}.qkv"),
-            **{k: self._matrix(f"{n}.{k}") for k in ("out", "router", "gate_up", "down")},
+            **gates,
+            **{k: self._matrix(f"{n}.{k}") for k in MATRICES},
         )
 
     def _shape(self) -> library.CShape:
@@ -266,6 +278,7 @@ class CpuDecoder:
             router=ROUTERS[None if router is None else router.kind],
             router_normed=router is not None and router.normed,
             router_factor=1.0 if router is None else router.scale,
+            router_eps=0.0 if router is None else router.weights_eps,
             activation=_activation(act),
             swiglu_alpha=swiglu.alpha,
             swiglu_limit=swiglu.limit,
@@ -274,6 +287,8 @@ class CpuDecoder:
             logit_cap=c.logit_cap,
             sinks=a.sinks,
             eps=alike.eps,
+            shared_gate=routed is not None and routed.shared_gate,
+            recurrence=_recurrence(alike.recurrent),
             embedding_format=form,
             embedding=self._at("embedding") if own else self._at("head"),
             embedding_at=self._arena.offsets["embedding"] if own else 0,
@@ -287,6 +302,15 @@ class CpuDecoder:
         )
 
 
+def _recurrence(mixer: Recurrent | None) -> library.CRecurrence:
+    if mixer is None:
+        return library.CRecurrence()
+    if isinstance(mixer, ShortConv):
+        return library.CRecurrence(mixer.channels, mixer.kernel)
+    heads = (mixer.key_heads, mixer.value_heads, mixer.key_dim, mixer.value_dim)
+    return library.CRecurrence(mixer.channels, mixer.kernel, *heads, mixer.tiled, mixer.eps)
+
+
 def _activation(activation: Activation) -> int:
     """Its number in kernels/model.h."""
     return 2 if isinstance(activation, ClampedSwiglu) else ACTIVATIONS.index(activation)
@@ -294,10 +318,10 @@ def _activation(activation: Activation) -> int:
 
 def unsupported(config: ModelConfig) -> str | None:
     """Say why the kernels cannot run a model; None = they run it."""
-    if (why := unlike(config)) is not None:
+    if (why := unlike(config, KNOWN)) is not None:
         return why
-    alike = AlikeLayers.of(config)
-    a, routed = alike.attention, alike.routed
+    alike = AlikeLayers.of(config, KNOWN)
+    a, routed, recurrent = alike.attention, alike.routed, alike.recurrent
     try:
         library.check_limits(
             layers=len(config.layers),
@@ -314,6 +338,13 @@ def unsupported(config: ModelConfig) -> str | None:
             sinks=a.sinks,
             expert_neurons=routed.expert.width if routed else 0,
         )
+        if recurrent is not None:
+            library.check_limits(inputs=3 * recurrent.channels, kernel=recurrent.kernel)
+        if isinstance(recurrent, GatedDelta):
+            for heads in (recurrent.key_heads, recurrent.value_heads):
+                library.check_limits(heads=heads)
+            for dim in (recurrent.key_dim, recurrent.value_dim):
+                library.check_limits(head_dim=dim)
     except ValueError as error:
         return f"they have no room for it: {error}"
     return None
@@ -327,6 +358,9 @@ KV_FORMATS = {
 VECTORS = (
     *("attention_norm", "attention_post_norm", "query_norm", "key_norm", "sink_logits"),
     *("sink_keys", "sink_values", "mlp_norm", "mlp_post_norm", "router_scale", "choice_bias"),
+    *("conv", "decay", "dt_bias", "value_norm"),
 )
+MATRICES = "out", "router", "gate_up", "down", "mixed", "z", "rates"
+MIXERS = {GroupedAttention: 0, GatedDelta: 1, ShortConv: 2}  # see kernels/model.h
 ROUTERS = {None: 0, "softmax": 1, "chosen": 2, "sigmoid": 3}  # by Router.kind, see kernels/model.h
 NOTHING: Floats = np.empty((0, 0), dtype=np.float32)

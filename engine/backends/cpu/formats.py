@@ -253,7 +253,8 @@ class MatrixRuns:
 
 @dataclass(frozen=True, slots=True)
 class Vector:
-    """Plain numbers, in `order` where given, plus `offset`: norms, biases, scales, the embedding."""
+    """Plain numbers, in `order` where given, plus `offset`: norms, biases, scales, the embedding. turn: what is made
+    of them first."""
 
     key: str
     count: int
@@ -261,6 +262,7 @@ class Vector:
     sources: tuple[str, ...]
     order: Ints | None = None
     offset: float = 0.0
+    turn: Callable[[Tensor], Tensor] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -268,6 +270,8 @@ class Vector:
 
     def write(self, into: Bytes, sources: Sources) -> None:
         values = torch.cat([sources.read(name).flatten() for name in self.sources]).to(self.dtype)
+        if self.turn is not None:
+            values = self.turn(values)
         if self.offset:
             values = values + self.offset
         if self.order is not None:

@@ -121,11 +121,19 @@ class CLayer(Checked):
     _fields_ = _fields(
         (c_void_p, "attention_norm mlp_norm attention_post_norm mlp_post_norm"),
         (c_void_p, "query_norm key_norm sink_logits sink_keys sink_values"),
-        (c_int32, "window unrotated"),
-        (CMatrix, "queries keys values out gate_up down router"),
+        (c_int32, "window unrotated mixer unused"),
+        (CMatrix, "queries keys values gates out gate_up down router"),
         (c_void_p, "router_scale choice_bias"),
         (CMatrix, "expert_gate_up expert_down"),
         (c_int64, "expert_bytes"),
+        (CMatrix, "mixed z rates"),
+        (c_void_p, "conv decay dt_bias value_norm"),
+    )
+
+
+class CRecurrence(Checked):
+    _fields_ = _fields(
+        (c_int32, "channels kernel key_heads value_heads key_dim value_dim tiled"), (c_float, "eps")
     )
 
 
@@ -133,9 +141,14 @@ class CShape(Checked):
     _fields_ = _fields(
         (c_int32, "layers hidden heads kv_heads head_dim value_dim neurons vocabulary"),
         (c_int32, "experts chosen expert_neurons router router_normed activation"),
-        (c_float, "router_factor swiglu_alpha swiglu_limit embedding_scale score_cap logit_cap"),
+        (
+            c_float,
+            "router_factor router_eps swiglu_alpha swiglu_limit embedding_scale score_cap logit_cap",
+        ),
         (c_int32, "sinks"),
         (c_float, "eps"),
+        (c_int32, "shared_gate"),
+        (CRecurrence, "recurrence"),
         (c_int32, "embedding_format"),
         (c_void_p, "embedding"),
         (c_int64, "embedding_at"),
@@ -156,6 +169,10 @@ class StepArgs(Checked):
         (c_void_p, "tokens slots groups cos sin starts contexts context_lengths chains"),
         (c_void_p, "tails tail_starts tail_lengths keys values wanted only_best best logits"),
         (c_void_p, "seen feature_layers feature_values fused hidden"),
+        (c_int64, "places spots"),
+        (c_void_p, "running parents before ring_rows passed"),
+        (c_int64, "before_size passed_size"),
+        (c_void_p, "states"),
     )
 
 

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
-from fastslow.engine.backends.alike import AlikeLayers
+from fastslow.engine.backends.alike import AlikeLayers, Known
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.formats import (
     EMBEDDING,
@@ -34,7 +34,9 @@ from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ffn.dense import DenseMlp
 from fastslow.engine.model.ffn.experts import RoutedExperts
 from fastslow.engine.model.ffn.router import GroupRouter, Router
+from fastslow.engine.model.mixers.delta import GatedDelta, decay_of
 from fastslow.engine.model.mixers.grouped import GroupedAttention
+from fastslow.engine.model.mixers.short_conv import ShortConv
 from fastslow.engine.model.norms import RmsNorm
 from fastslow.engine.model.shape import Layer, MtpLayer
 from fastslow.engine.types import Ints
@@ -45,6 +47,7 @@ NORMS = {  # of a layer, by use: names of the kernels
     "ffn": "mlp_norm",
     "ffn_added": "mlp_post_norm",
 }
+KNOWN = Known((GatedDelta, ShortConv), gates=True, weights_eps=True)  # what the kernels run
 COLD = ("embedding",)  # read a row at a time: it can stay in the file
 HALF = TILE // 2
 ALIGN, PAGE = 64, 4096  # bytes
@@ -120,7 +123,7 @@ class Arena:
 
 def pieces(config: ModelConfig, formats: Formats) -> Iterator[Piece]:
     """All that a model needs, in the order of a step: a core then reads one stream."""
-    alike = AlikeLayers.of(config.with_mtp)
+    alike = AlikeLayers.of(config.with_mtp, KNOWN)
     for n, layer in enumerate(config.layers):
         yield from _layer(layer, alike, config.hidden_size, formats, n, f"model.layers.{n}")
     hidden, vocabulary = config.hidden_size, config.vocab_size
@@ -159,7 +162,12 @@ def _layer(
         if use in layer.norms.names
     }
     yield norms.pop("mixer")
-    yield from _attention(alike, hidden, formats, n, f"{name}.self_attn")
+    if isinstance(layer.mixer, GroupedAttention):
+        yield from _attention(alike, hidden, formats, n, f"{name}.self_attn")
+    elif isinstance(layer.mixer, GatedDelta):
+        yield from _delta(layer.mixer, hidden, formats, n, f"{name}.linear_attn")
+    elif isinstance(layer.mixer, ShortConv):
+        yield from _short_conv(layer.mixer, hidden, formats, n, f"{name}.conv")
     if layer.norms.after:
         yield norms.pop("mixer_added")
     yield norms.pop("ffn")
@@ -201,10 +209,49 @@ def _attention(
     yield from _matrix(f"{n}.out", formats, width, rows, [f"{prefix}.o_proj"], a.out_bias)
 
 
+def _delta(m: GatedDelta, hidden: int, formats: Formats, n: int, prefix: str) -> Iterator[Piece]:
+    f32, values = torch.float32, m.value_heads * m.value_dim
+    for key, rows in (("qkv", m.channels), ("z", values)):
+        name = "mixed" if key == "qkv" else key
+        yield from _matrix(
+            f"{n}.{name}", formats, hidden, plain_order(rows), [f"{prefix}.in_proj_{key}"], False
+        )
+    rates = tuple(f"{prefix}.in_proj_{key}.weight" for key in "ab")
+    yield PackedMatrix(f"{n}.rates", Format.FLOAT32, hidden, plain_order(2 * m.value_heads), rates)
+    yield _taps(n, m.channels, m.kernel, f"{prefix}.conv1d.weight")
+    turn = None if m.decay_applied else decay_of
+    yield Vector(f"{n}.decay", m.value_heads, f32, (f"{prefix}.{m.decay}",), turn=turn)
+    yield Vector(f"{n}.dt_bias", m.value_heads, f32, (f"{prefix}.dt_bias",))
+    yield Vector(f"{n}.value_norm", m.value_dim, f32, (f"{prefix}.norm.weight",))
+    yield from _matrix(
+        f"{n}.out", formats, values, plain_order(hidden), [f"{prefix}.out_proj"], False
+    )
+
+
+def _short_conv(
+    m: ShortConv, hidden: int, formats: Formats, n: int, prefix: str
+) -> Iterator[Piece]:
+    rows = plain_order(3 * m.channels)
+    yield from _matrix(f"{n}.mixed", formats, hidden, rows, [f"{prefix}.in_proj"], False)
+    yield _taps(n, m.channels, m.kernel, f"{prefix}.conv.weight")
+    out = [f"{prefix}.out_proj"]
+    yield from _matrix(f"{n}.out", formats, m.channels, plain_order(hidden), out, False)
+
+
+def _taps(n: int, channels: int, kernel: int, source: str) -> Vector:
+    """Those of all channels side by side, of the oldest row first."""
+    order = np.arange(kernel * channels).reshape(channels, kernel).T.ravel()
+    return Vector(f"{n}.conv", len(order), torch.float32, (source,), order)
+
+
 def _routed(ffn: RoutedExperts, hidden: int, formats: Formats, n: int, mlp: str) -> Iterator[Piece]:
     f32, router = torch.float32, ffn.router
-    experts, gate = plain_order(ffn.experts), f"{mlp}.gate"
-    yield PackedMatrix(f"{n}.router", Format.FLOAT32, hidden, experts, (f"{gate}.weight",))
+    gate, sources = f"{mlp}.gate", [f"{mlp}.gate.weight"]
+    if ffn.shared_gate:
+        sources.append(f"{mlp}.shared_expert_gate.weight")
+    rows = plain_order(ffn.experts + ffn.shared_gate)
+    yield PackedMatrix(f"{n}.router", Format.FLOAT32, hidden, rows, tuple(sources))
+    experts = np.where(rows < ffn.experts, rows, -1)
     if isinstance(router, GroupRouter):
         scale = (f"{mlp}.router_scale",)
         yield Vector(f"{n}.router_scale", len(experts), f32, scale, experts)
@@ -226,12 +273,16 @@ def _qkv(
     sources, dim = [f"{prefix}.{x}_proj" for x in a.sides], a.head_dim
     missing = dim - a.value_width  # values narrower than keys are filled up with zeros
     values = np.pad(np.arange(a.value_width), (0, missing), constant_values=-1)
-    parts = ((a.heads, dim, dims), (a.kv_heads, dim, dims), (a.kv_heads, a.value_width, values))
+    each = dim * (1 + a.out_gate)  # rows of a query's head
+    parts = ((a.heads, each, dims), (a.kv_heads, dim, dims), (a.kv_heads, a.value_width, values))
     names, first, below = [f"{source}.weight" for source in sources], 0, []
     for count, rows, order in parts:
         below.append(heads_order(count, rows, order, first))
         first += count * rows
     heads = np.concatenate(below)
+    if a.out_gate:
+        gates = heads_order(a.heads, each, np.arange(dim, each))
+        yield from _matrix(f"{n}.gates", formats, hidden, gates, sources[:1], a.qkv_bias)
     if not formats.apart(names):
         yield from _matrix(f"{n}.qkv", formats, hidden, heads, sources, a.qkv_bias)
         return

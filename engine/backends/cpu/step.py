@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastslow.engine.rows import Rows
+from fastslow.engine.backends.cpu.running import cut
+from fastslow.engine.rows import Rows, RunningRows
 from fastslow.engine.types import Floats, Ints
 
-PER_ROW = ("tokens", "positions", "slots", "parents", "groups")
+PER_ROW = ("tokens", "positions", "slots", "groups")
 
 
 @dataclass(slots=True)
@@ -74,23 +75,27 @@ class KernelStep:
     def parts(self, most: int) -> Iterator[KernelStep]:
         """The rows at most `most` at a time; a part's results are put in their places once it has run."""
         rows, tails = self.rows, self.tails
-        for first in range(0, len(rows.tokens), most):
-            part = slice(first, min(first + most, len(rows.tokens)))
+        for part in self._slices(most):
+            first = part.start
             starts = np.clip(rows.starts, part.start, part.stop) - first
             owners = np.flatnonzero(np.diff(starts))
             picked, looked = (
                 np.flatnonzero((wanted >= part.start) & (wanted < part.stop))
                 for wanted in (rows.outputs, rows.feature_rows)
             )
+            began = np.maximum(first - rows.starts[owners], 0)  # rows of each that ran before
+            parents = rows.parents[part] - np.repeat(began, np.diff(starts)[owners])
             own = KernelStep(
                 Rows(
                     **{name: getattr(rows, name)[part] for name in PER_ROW},
+                    parents=np.maximum(parents, -1),
                     starts=np.append(starts[owners], part.stop - first),
                     outputs=rows.outputs[picked] - first,
                     only_best=rows.only_best[picked],
                     feature_rows=rows.feature_rows[looked] - first,
                     contexts=tuple(rows.contexts[b] for b in owners),
                     max_len=rows.max_len[owners],
+                    running=self._running(part, owners),
                     inputs=None if rows.inputs is None else rows.inputs[part],
                 ),
                 Tails(tails.slots, tails.starts[part], tails.lengths[part], tails.chains[owners]),
@@ -106,3 +111,27 @@ class KernelStep:
             if self.features.size:
                 self.features[looked] = own.features
             self.best[picked] = own.best
+
+    def _slices(self, most: int) -> Iterator[slice]:
+        """Parts of the rows. Drafted rows beside a running state stay with those that they follow."""
+        rows, first = self.rows, 0
+        while first < len(rows.tokens):
+            stop = min(first + most, len(rows.tokens))
+            if rows.running is not None:
+                b = int(np.searchsorted(rows.starts, stop, "right")) - 1
+                final = int(rows.starts[b]) + (
+                    rows.running[b].stable if b < len(rows.running) else 0
+                )
+                stop = min(stop, final)
+            yield slice(first, stop)
+            first = stop
+
+    def _running(self, part: slice, owners: Ints) -> tuple[RunningRows, ...] | None:
+        rows = self.rows
+        if rows.running is None:
+            return None
+        starts = rows.starts[owners].tolist()
+        return tuple(
+            cut(rows.running[b], max(part.start - start, 0), part.stop - start)
+            for b, start in zip(owners.tolist(), starts)
+        )

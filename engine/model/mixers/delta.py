@@ -81,26 +81,27 @@ class GatedDelta:
         for name, size in rows.items():
             yield from linear(f"{own}.in_proj_{name}", size, hidden, False)
         yield TensorSpec(f"{own}.conv1d.weight", (self.channels, 1, self.kernel))
-        yield TensorSpec(f"{own}.{self._decay}", (self.value_heads,))
+        yield TensorSpec(f"{own}.{self.decay}", (self.value_heads,))
         yield TensorSpec(f"{own}.dt_bias", (self.value_heads,))
         yield TensorSpec(f"{own}.norm.weight", (self.value_dim,))
         yield from linear(f"{own}.out_proj", hidden, values, False)
 
     @property
-    def _decay(self) -> str:
+    def decay(self) -> str:
+        """Name of what decays are made of in files."""
         return "decay" if self.decay_applied else "A_log"
 
     def load(self, prefix: str, reader: WeightReader[M, Any]) -> DeltaWeights[M]:
         own, sums = f"{prefix}.linear_attn", wide(reader.dtype)
         conv = reader.plain(f"{own}.conv1d.weight", dtype=sums)[:, 0]
-        decay = reader.plain(f"{own}.{self._decay}", dtype=sums)
+        decay = reader.plain(f"{own}.{self.decay}", dtype=sums)
         return DeltaWeights(
             reader.matrix(f"{own}.in_proj_qkv"),
             reader.matrix(f"{own}.in_proj_z"),
             reader.matrix(f"{own}.in_proj_b"),
             reader.matrix(f"{own}.in_proj_a"),
             conv.T.contiguous(),
-            decay if self.decay_applied else decay.exp().neg(),
+            decay if self.decay_applied else decay_of(decay),
             reader.plain(f"{own}.dt_bias", dtype=sums),
             reader.plain(f"{own}.norm.weight"),
             reader.matrix(f"{own}.out_proj"),
@@ -108,6 +109,11 @@ class GatedDelta:
 
     def module(self, weights: DeltaWeights[Linear], ops: Ops) -> DeltaModule:
         return DeltaModule(self, weights, ops)
+
+
+def decay_of(a_log: Tensor) -> Tensor:
+    """The rate of a gate's decay: -exp(A_log)."""
+    return a_log.exp().neg()
 
 
 @dataclass(slots=True)

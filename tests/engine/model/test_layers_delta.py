@@ -15,6 +15,7 @@ import pytest
 import texts
 import torch
 from checkpoints import DENSE, tensors, write
+from family_tools import KERNELS
 from layer_fuzz import LayerFuzz, load, near
 from torch import Tensor
 from torch.nn import functional as F
@@ -177,10 +178,13 @@ def logprobs(model: Model, tokens: list[int], sizes: Sequence[int], groups: int 
     return found.double().log_softmax(-1)
 
 
-@pytest.mark.parametrize(("dtype", "running"), [("float32", None), *(("float64", n) for n in (None, 1, 0))])
-def test_logprobs_are_the_references(dtype: str, running: int | None, tmp_path: Path) -> None:
-    own = table()
-    found = logprobs(load(tmp_path, CONFIG, own, dtype), TOKENS, [90, 1, 32, 4, 4, 1, 1, 7], running)
+@pytest.mark.parametrize(
+    ("dtype", "running", "kernels"),
+    [*(("float32", None, kernels) for kernels in KERNELS), *(("float64", n, False) for n in (None, 1, 0))],
+)
+def test_logprobs_are_the_references(dtype: str, running: int | None, kernels: bool, tmp_path: Path) -> None:
+    own, chunks = table(), [90, 1, 32, 4, 4, 1, 1, 7]
+    found = logprobs(load(tmp_path, CONFIG, own, dtype, kernels), TOKENS, chunks, running)
     torch.testing.assert_close(
         found, reference(own, TOKENS, running), rtol=0, atol=1e-4 if dtype == "float32" else 1e-9
     )
@@ -221,10 +225,11 @@ def test_heads_in_turn_and_applied_decays_are_the_same_model(tmp_path: Path) -> 
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
 
 
-@pytest.fixture(scope="module")
-def fuzz(tmp_path_factory: pytest.TempPathFactory) -> LayerFuzz:
-    folder, own = tmp_path_factory.mktemp("delta"), table()
-    return LayerFuzz(load(folder / "own", CONFIG, own), load(folder / "kin", CONFIG, near(own)))
+@pytest.fixture(scope="module", params=KERNELS, ids=["torch", "kernels"])
+def fuzz(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LayerFuzz:
+    folder, own, kernels = tmp_path_factory.mktemp("delta"), table(), request.param
+    models = (load(folder / str(n), CONFIG, each, kernels=kernels) for n, each in enumerate((own, near(own))))
+    return LayerFuzz(*models)
 
 
 def test_answers_are_those_of_plain_decoding(fuzz: LayerFuzz) -> None:

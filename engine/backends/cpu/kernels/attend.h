@@ -44,6 +44,12 @@ inline void finish(const Step& step, int layer, int row, int head, float most, f
     if (logits) total += std::exp(logits[head] - most);
     float* seen = step.model.space.seen + (size_t)row * step.model.attention_width + (size_t)head * dim;
     for (int d = 0; d < dim; d++) seen[d] = out[d] / total;
+    if (!step.model.layers[layer].qkv[3].outputs) return;
+    const float* gates = step.model.space.gates + ((size_t)row * step.model.shape.heads + head) * dim;
+    for (int d = 0; d < dim; d += W) {
+        const int some = dim - d;
+        store_some(seen + d, load_some(seen + d, some) * sigmoid(load_some(gates + d, some)), some);
+    }
 }
 
 template <class T>

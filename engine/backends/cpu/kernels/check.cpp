@@ -53,7 +53,7 @@ void check_routed(const Shape& s, const Layer& l) {
     if (s.chosen < 1 || s.chosen > s.experts) refuse("%d of %d experts cannot be chosen", s.chosen, s.experts);
     if (s.router == GROUPED && s.experts % s.chosen)
         refuse("%d experts are no multiple of %d groups", s.experts, s.chosen);
-    check_matrix("router", l.router, s.hidden, padded(s.experts, TILE));
+    check_matrix("router", l.router, s.hidden, padded(s.router_outputs(), TILE));
     if (s.router == GROUPED) check_vector("router_scale", l.router_scale);
     if (l.router.format != F32) refuse("the router is not float32");
     check_matrix("expert_gate_up", l.expert_gate_up, s.hidden, 2 * padded(s.expert_neurons, TILE / 2));
@@ -63,22 +63,88 @@ void check_routed(const Shape& s, const Layer& l) {
             refuse("experts lie %lld bytes apart, less than they take", (long long)l.expert_bytes);
 }
 
+void check_recurrence(const Recurrence& r) {
+    check(limits::INPUTS, r.channels);
+    check(limits::KERNEL, r.kernel);
+    if (!r.key_heads) return;
+    for (const int heads : {r.key_heads, r.value_heads}) check(limits::HEADS, heads);
+    for (const int dim : {r.key_dim, r.value_dim}) check(limits::HEAD_DIM, dim);
+    if (r.value_heads % r.key_heads)
+        refuse("%d value heads are no multiple of %d key heads", r.value_heads, r.key_heads);
+    const int64_t channels = 2 * (int64_t)r.key_heads * r.key_dim + (int64_t)r.value_heads * r.value_dim;
+    if (r.channels != channels) refuse("a convolution of %d channels has not %lld", r.channels, (long long)channels);
+}
+
+void check_recurrent(const Shape& s, const Layer& l) {
+    const Recurrence& r = s.recurrence;
+    const bool delta = l.mixer == DELTA;
+    if (l.mixer > SHORT_CONV || !r.kernel || delta != (r.key_heads > 0)) refuse("mixer %d is unknown", l.mixer);
+    check_vector("conv", l.conv);
+    const int64_t values = delta ? (int64_t)r.value_heads * r.value_dim : r.channels;
+    check(limits::INPUTS, 3 * (int64_t)r.channels);
+    check_matrix("mixed", l.mixed, s.hidden, padded((delta ? 1 : 3) * r.channels, TILE));
+    check_matrix("out", l.out, values, padded(s.hidden, TILE));
+    if (!delta) return;
+    check_matrix("z", l.z, s.hidden, padded((int)values, TILE));
+    check_matrix("rates", l.rates, s.hidden, padded(2 * r.value_heads, TILE));
+    if (l.rates.format != F32) refuse("rates are not float32");
+    check_vector("decay", l.decay);
+    check_vector("dt_bias", l.dt_bias);
+    check_vector("value_norm", l.value_norm);
+}
+
 void check_layer(const Shape& s, const Layer& l, bool reads_pair) {
-    const int64_t head = padded(s.head_dim, TILE), inputs = (reads_pair ? 2 : 1) * (int64_t)s.hidden;
     if (!reads_pair) check_vector("attention_norm", l.attention_norm);
     check_vector("mlp_norm", l.mlp_norm);
-    const char* names[] = {"queries", "keys", "values"};
-    for (int part = 0; part < 3; part++)
-        check_matrix(names[part], l.qkv[part], inputs, (part ? s.kv_heads : s.heads) * head);
+    const bool routed = l.router.outputs > 0;
+    if (!routed || l.down.outputs > 0) check_dense(s, l);
+    if (routed) check_routed(s, l);
+    if (l.mixer != ATTENTION) return check_recurrent(s, l);
+    const int64_t head = padded(s.head_dim, TILE), inputs = (reads_pair ? 2 : 1) * (int64_t)s.hidden;
+    const char* names[] = {"queries", "keys", "values", "gates"};
+    for (int part = 0; part < (l.qkv[3].outputs ? 4 : 3); part++)
+        check_matrix(names[part], l.qkv[part], inputs, (part % 3 ? s.kv_heads : s.heads) * head);
+    if (l.qkv[3].outputs && s.value_dim != s.head_dim) refuse("gates of %d values have no room", s.value_dim);
     check_matrix("out", l.out, (int64_t)s.heads * s.value_dim, padded(s.hidden, TILE));
     if (l.window < 0) refuse("window=%d must be at least 0", l.window);
     if (s.sinks) {
         check_vector("sink_keys", l.sink_keys);
         check_vector("sink_values", l.sink_values);
     }
-    const bool routed = l.router.outputs > 0;
-    if (!routed || l.down.outputs > 0) check_dense(s, l);
-    if (routed) check_routed(s, l);
+}
+
+// Rows of a text are a chain, and drafted ones hang on them or on each other.
+void check_running(const Model& model, const StepArgs& a) {
+    if (!a.running || !a.states) refuse("the rows have no running states");
+    check_all("ring row", a.before, a.before_size, 0, RING);
+    for (int64_t i = 0; i < a.passed_size; i++) check_all("place of a snapshot", &a.passed[i].place, 1, 0, a.spots);
+    for (size_t n = 0; n < model.layers.size(); n++) {
+        const RunningMemory& m = a.states[n];
+        const bool delta = model.layers[n].mixer == DELTA;
+        if (model.layers[n].mixer == ATTENTION) continue;
+        if (!m.window || !m.mixed || (delta && (!m.heads || !m.gates || !m.keys || !m.deltas)))
+            refuse("layer %d has no running states", (int)n);
+    }
+    for (int b = 0; b < a.requests; b++) {
+        const RunningRows& r = a.running[b];
+        const int64_t first = a.starts[b], count = a.starts[b + 1] - first;
+        check_all("place of a running state", &r.place, 1, 0, a.places);
+        check_all("final rows", &r.stable, 1, 0, count + 1);
+        check_all("rows that are not final", &count, 1, 0, r.stable + RING + 1);
+        check_all("ring row", a.ring_rows + first + r.stable, count - r.stable, 0, RING);
+        check_all("rows before", &r.before, 1, 0, a.before_size - r.before_count + 1);
+        check_all("rows to fold in", &r.folds, 1, 0, r.before_count + 1);
+        check_all("snapshots", &r.passed, 1, 0, a.passed_size - r.passed_count + 1);
+        if (r.before_count < 0 || r.passed_count < 0 || (r.folds != r.before_count && (r.folds || r.stable)))
+            refuse("%lld of %lld rows before cannot be folded in", (long long)r.folds, (long long)r.before_count);
+        for (int64_t i = 0; i < r.passed_count; i++)
+            check_all("row of a snapshot", &a.passed[r.passed + i].folded, 1, 1, r.folds + r.stable + 1);
+        for (int64_t i = 0; i < count; i++) {
+            const int64_t parent = a.parents[first + i];
+            if (parent < (i < r.stable ? i - 1 : r.stable - 1) || parent >= i)
+                refuse("row %lld follows row %lld, which it cannot", (long long)i, (long long)parent);
+        }
+    }
 }
 
 // Request b owns rows starts[b] : starts[b + 1].
@@ -142,6 +208,7 @@ void check_model(const Shape& s, const Layer* layers) {
     if (s.value_dim < 1 || s.value_dim > s.head_dim)
         refuse("value_dim=%d must be in 1..%d, head_dim", s.value_dim, s.head_dim);
     check(limits::INPUTS, (int64_t)s.heads * s.head_dim);
+    if (s.recurrence.kernel) check_recurrence(s.recurrence);
     const bool paired = s.fuse.outputs && !s.entry.outputs;  // the first layer reads a pair
     for (int n = 0; n < s.layers; n++) check_layer(s, layers[n], paired && !n);
     check_embedding(s);
@@ -178,6 +245,7 @@ void check_step(const Model& model, const StepArgs& a) {
             if (!a.groups[t]) refuse("row %d runs no expert, and the model has no shared ones", t);
     if (s.reads_hidden() && !a.hidden && !(a.fused && s.fuse.outputs)) refuse("the rows have no hidden states");
     check_starts(a);
+    if (model.mixed_width) check_running(model, a);
     check_all("length of a context", a.context_lengths, a.requests, 0, INT32_MAX);
     for (int b = 0; b < a.requests; b++)
         check_all("slot of a context", a.contexts[b], a.context_lengths[b], 0, a.slot_count);

@@ -84,7 +84,11 @@ void place_head(const Step& step, int layer, int head, int row, float* v) {
     const Shape& s = step.model.shape;
     const Layer& l = step.model.layers[layer];
     const StepArgs& a = step.args;
-    const int dim = s.head_dim, half = dim / 2;
+    const int dim = s.head_dim, half = dim / 2, gates = s.heads + 2 * s.kv_heads;
+    if (head >= gates) {
+        std::copy_n(v, dim, step.model.space.gates + ((size_t)row * s.heads + head - gates) * dim);
+        return;
+    }
     const float* weight = head < s.heads ? l.query_norm : head < s.heads + s.kv_heads ? l.key_norm : nullptr;
     if (weight) norm(v, dim, padded(dim, TILE), weight, s.eps, v);
     if (head < s.heads + s.kv_heads && !l.unrotated) {
@@ -115,7 +119,7 @@ void place_head(const Step& step, int layer, int head, int row, float* v) {
 void ask_place(const Step& step, int layer, int head, int row) {
     const Shape& s = step.model.shape;
     const StepArgs& a = step.args;
-    if (head < s.heads) return;
+    if (head < s.heads || head >= s.heads + 2 * s.kv_heads) return;
     const bool value = head >= s.heads + s.kv_heads;
     const int kv_head = head - s.heads - (value ? s.kv_heads : 0);
     const void* cache = (value ? a.values : a.keys)[layer];

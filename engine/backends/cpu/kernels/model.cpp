@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "attention.h"
+#include "running.h"
 #include "step.h"
 
 namespace fastslow {
@@ -17,7 +18,9 @@ Model::Model(const Shape& shape, const Layer* given)
     hidden_pad = padded(shape.hidden, TILE);
     neurons_pad = padded(shape.neurons, TILE / 2);
     expert_pad = padded(std::max(shape.expert_neurons, 1), TILE / 2);
-    attention_width = padded(shape.heads * shape.value_dim, TILE);
+    const Recurrence& r = shape.recurrence;
+    const int recurrent = r.key_heads ? r.value_heads * r.value_dim : r.channels;
+    attention_width = padded(std::max(shape.heads * shape.value_dim, recurrent), TILE);
     pair_width = shape.reads_hidden() ? padded(2 * shape.hidden, TILE) : 0;
     level_width = shape.fuse.outputs ? padded(shape.fuse.inputs, TILE) : 0;
     auto most = [&](const Matrix& m) {
@@ -31,7 +34,9 @@ Model::Model(const Shape& shape, const Layer* given)
         window_of.push_back((int)(known - windows.begin()));
         if (known == windows.end()) windows.push_back(l.window);
         for (const Matrix& m : l.qkv) most(m);
-        for (const Matrix* m : {&l.out, &l.gate_up, &l.down, &l.expert_gate_up}) most(*m);
+        for (const Matrix* m : {&l.out, &l.gate_up, &l.down, &l.expert_gate_up, &l.mixed, &l.z}) most(*m);
+        gates |= l.qkv[3].outputs > 0;
+        if (l.mixer != ATTENTION) mixed_width = std::max(mixed_width, Columns(l, r).width);
         if (!l.router.outputs) continue;
         const Matrix& down = l.expert_down;
         ready_expert_bytes =
@@ -84,10 +89,12 @@ void Model::make_room(int rows, int threads, size_t partial_floats) {
                                    [](const Layer& l) { return l.attention_post_norm || l.mlp_post_norm; });
     space.moved = floats(moved ? (size_t)rows * hidden_pad : 0);
     space.q = floats((size_t)rows * shape.heads * shape.head_dim);
+    space.gates = floats(gates ? (size_t)rows * shape.heads * shape.head_dim : 0);
+    space.mixed = floats((size_t)rows * mixed_width);
     space.seen = floats((size_t)rows * attention_width);
     space.h = floats((size_t)rows * neurons_pad);
     space.expert_h = floats(entries * expert_pad);
-    space.router_logits = floats((size_t)rows * padded(std::max(shape.experts, 1), TILE));
+    space.router_logits = floats((size_t)rows * padded(std::max(shape.router_outputs(), 1), TILE));
     space.partial = floats(partial_floats);
     space.pair = floats((size_t)rows * pair_width);
     space.level = floats((size_t)rows * level_width);
@@ -120,6 +127,7 @@ void Model::make_room(int rows, int threads, size_t partial_floats) {
         own.keys = floats(16 * width);
         own.values = floats(KEY_BLOCK * width);
         own.outs = floats(2 * QUERY_ROOM * width);
+        own.unit = floats(mixed_width ? unit_floats(shape.recurrence) : 0);
     }
     scratch = std::move(own_memory);
     space.rows = rows;

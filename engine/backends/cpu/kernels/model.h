@@ -24,6 +24,9 @@ struct Matrix {
     int32_t format, inputs, outputs, unused;
 };
 
+// What lets rows see each other.
+enum MixerKind { ATTENTION, DELTA, SHORT_CONV };
+
 struct Layer {
     const float *attention_norm, *mlp_norm;
     const float *attention_post_norm, *mlp_post_norm;  // of what a sublayer adds; may be null
@@ -32,7 +35,8 @@ struct Layer {
     const float *sink_keys, *sink_values;  // float32 tiles, see tile.h, that every row sees before its text
     int32_t window;     // keys that a row sees, itself the last; 0 = all
     int32_t unrotated;  // queries and keys are not turned
-    Matrix qkv[3];   // queries, keys, values: a head at a time, each padded to whole tiles
+    int32_t mixer, unused;  // a MixerKind; the next but `out` are those of attention
+    Matrix qkv[4];   // queries, keys, values: a head at a time, each padded to whole tiles; gates, if there are any
     Matrix out;      // bias included
     Matrix gate_up;  // tiles of 16 gates and their 16 ups; a routed layer's shared experts, if it has any
     Matrix down;
@@ -42,6 +46,12 @@ struct Layer {
     Matrix expert_gate_up;  // of expert 0; the others, and their biases, lie behind it at a fixed distance
     Matrix expert_down;
     int64_t expert_bytes;
+    // Of a recurrent mixer: what its convolution reads, and with a short one its gates; of a gated delta net the gates
+    // of what it gives, and in float32 the rates of all value heads' gates and then betas.
+    Matrix mixed, z, rates;
+    const float* conv;             // [kernel][channels]
+    const float *decay, *dt_bias;  // [value heads]
+    const float* value_norm;       // [value dim]
 };
 
 // How the routed experts of a row are chosen; see `Router` in engine/model/shape.py.
@@ -50,17 +60,28 @@ enum RouterKind { GROUPED, SOFTMAX, CHOSEN, SIGMOID };
 // What gates are turned to; see `Activation` in engine/model/shape.py.
 enum Activation { SILU, GELU_TANH, CLAMPED_SWIGLU };
 
+// What recurrent layers share.
+struct Recurrence {
+    int32_t channels, kernel;  // of the convolution, and the tokens that it sees; 0: there are no such layers
+    int32_t key_heads, value_heads, key_dim, value_dim;  // of a gated delta net; 0: a short convolution
+    int32_t tiled;             // value head n reads key head n % key_heads; else some in a row read the same
+    float eps;                 // of the norm of what value heads give
+};
+
 struct Shape {
     int32_t layers, hidden, heads, kv_heads, head_dim, value_dim, neurons, vocabulary;
     int32_t experts, chosen, expert_neurons;  // chosen: a row's most, one of each group or the best of all
     int32_t router, router_normed;            // a RouterKind; weights are divided by their sum
     int32_t activation;                       // an Activation
     float router_factor;                      // what the weights are multiplied by then
+    float router_eps;                         // beside the sum that they are divided by
     float swiglu_alpha, swiglu_limit;         // see `activate`
     float embedding_scale;                    // what embeddings are multiplied by; 0 as 1
     float score_cap, logit_cap;               // x becomes cap * tanh(x / cap); 0: it does not
     int32_t sinks;                            // learned keys before every text
     float eps;
+    int32_t shared_gate;                      // the router's last output gates the shared expert
+    Recurrence recurrence;
     int32_t embedding_format;
     const void* embedding;  // [V, H] in float32 or bfloat16; or tiles in any format, which may be the head's
     int64_t embedding_at;   // where the first row begins in a file, if `embedding` is null
@@ -78,6 +99,7 @@ struct Shape {
     int32_t normed_output;    // what the head put out before is normed when it comes in again
     int32_t hidden_first;     // in what `entry` reads
 
+    int router_outputs() const { return experts + (shared_gate ? 1 : 0); }
     bool reads_hidden() const { return fuse.outputs || entry.outputs; }
 };
 }
@@ -85,7 +107,7 @@ struct Shape {
 // Memory that the threads share during a step, for a number of rows.
 struct Workspace {
     int rows = 0;
-    float *x, *moved, *q, *seen, *h, *expert_h, *router_logits, *partial, *pair, *level;
+    float *x, *moved, *q, *gates, *seen, *h, *expert_h, *router_logits, *partial, *pair, *level, *mixed;
     uint8_t *ready, *ready_router, *ready_expert;
     size_t partial_floats = 0;
 };
@@ -93,7 +115,7 @@ struct Workspace {
 // Memory of one thread's own.
 struct Scratch {
     uint8_t *ready, *ready_router, *ready_expert, *gathered;
-    float *row, *head, *acc, *scores, *value_scales, *queries, *keys, *values, *outs;
+    float *row, *head, *acc, *scores, *value_scales, *queries, *keys, *values, *outs, *unit;
     uint8_t* masses;
 };
 
@@ -113,7 +135,7 @@ struct FileRows {
 };
 
 // Where the time of steps goes, on thread 0; it runs only when asked to.
-enum Part { EMBED, QKV, ATTENTION, OUT, GATE_UP, EXPERTS, DOWN, HEAD, PARTS };
+enum Part { EMBED, QKV, MIXING, OUT, GATE_UP, EXPERTS, DOWN, HEAD, PARTS };
 
 struct PartTimer {
     std::atomic<bool> on{false};
@@ -143,7 +165,8 @@ struct Model {
     bool shares = true;         // every layer with routed experts has shared ones
     std::vector<int> windows;   // all that layers have
     std::vector<int> window_of;  // layer -> which of them
-    int hidden_pad, neurons_pad, expert_pad, attention_width, pair_width, level_width;
+    bool gates = false;         // some layer gates what its heads saw
+    int hidden_pad, neurons_pad, expert_pad, attention_width, pair_width, level_width, mixed_width = 0;
     size_t ready_bytes, ready_expert_bytes, ready_router_bytes;  // of one row
     Workspace space;
     PartTimer timer;

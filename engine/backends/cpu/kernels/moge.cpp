@@ -14,13 +14,16 @@ void Choice::reserve(int rows_count, const Shape& s) {
     weight_.reserve(entries);
     rows.reserve(entries);
     weights.reserve(entries);
+    shared.reserve(rows_count);
     sizes_.reserve(s.experts + 1);
-    probs_.reserve(padded(s.experts, TILE));
+    probs_.reserve(padded(s.router_outputs(), TILE));
     jobs.reserve(s.experts);
 }
 
 void Choice::choose(const float* logits, const Shape& s, const Layer& l, const std::vector<int64_t>& groups) {
-    const int rows_count = (int)groups.size(), width = padded(s.experts, TILE);
+    const int rows_count = (int)groups.size(), width = padded(s.router_outputs(), TILE);
+    shared.resize(s.shared_gate ? rows_count : 0);
+    for (size_t t = 0; t < shared.size(); t++) shared[t] = sigmoid(splat(logits[t * width + s.experts]))[0];
     expert_.assign((size_t)rows_count * s.chosen, -1);
     weight_.resize(expert_.size());
     probs_.resize(width);
@@ -94,7 +97,7 @@ void Choice::best_of_all(const float* logits, const Shape& s, const float* bias,
     if (s.router_normed || s.router == CHOSEN)
         for (int i = 0; i < count; i++) total += weight[i];
     for (int i = 0; i < count; i++)
-        weight[i] = (total == 0.0f ? weight[i] : weight[i] / total) * s.router_factor;
+        weight[i] = (total == 0.0f ? weight[i] : weight[i] / (total + s.router_eps)) * s.router_factor;
 }
 
 void Choice::gather(int rows_count, int experts, int most) {
@@ -240,7 +243,10 @@ void combine(Step& step, int thread, int n, int& phase) {
             if (sharing)
                 multiply(l.down, l.down.tiles + tile * bytes, shared, model.ready_bytes, rows_count,
                          [&](int first, int got, float* out) {
-                             std::copy(out, out + got * TILE, sums(tile, first));
+                             float* to = sums(tile, first);
+                             std::copy(out, out + got * TILE, to);
+                             for (int i = 0; i < got * TILE && !choice.shared.empty(); i++)
+                                 to[i] *= choice.shared[first + i / TILE];
                          });
             else
                 std::fill_n(sums(tile, 0), (size_t)rows_count * TILE, 0.0f);

@@ -23,6 +23,7 @@ struct Choice {
     std::vector<Job> jobs;
     std::vector<int> rows;       // row of each entry
     std::vector<float> weights;  // that the expert's output is multiplied by
+    std::vector<float> shared;   // that each row's shared expert is multiplied by, where it has a gate
     std::atomic<int> tiles_done{0};
 
     // Memory for a step's decisions, so that making them needs none.

@@ -156,6 +156,19 @@ static inline vf exp(vf given) {
 #endif
 }
 
+// A vector of which `count` lanes are there; the others are 0, and are not written.
+static inline vf load_some(const float* from, int count) {
+    if (count >= W) return load<vf>(from);
+    vf v{};
+    std::memcpy(&v, from, sizeof(float) * count);
+    return v;
+}
+static inline void store_some(float* to, vf v, int count) {
+    if (count >= W) return store(to, v);
+    std::memcpy(to, &v, sizeof(float) * count);
+}
+static inline vf sigmoid(vf x) { return splat(1.0f) / (exp(-x) + 1.0f); }
+
 // Ask for a line that will be needed soon; past the end of an allocation this does nothing.
 static inline void prefetch(const void* at) { __builtin_prefetch(at, 0, 3); }
 

@@ -75,7 +75,7 @@ void Step::prepare(const StepArgs& given) {
     unreadable.store(false, std::memory_order_relaxed);
     threads = given.threads;
     groups.assign(given.groups, given.groups + given.rows);
-    routed = std::any_of(groups.begin(), groups.end(), [](int64_t g) { return g != 0; });
+    routed = model.shape.shared_gate || std::any_of(groups.begin(), groups.end(), [](int64_t g) { return g != 0; });
     plans.resize(model.windows.size());
     partial_floats = 0;
     for (size_t i = 0; i < plans.size(); i++) {
@@ -164,19 +164,17 @@ void Step::embed(int thread, int& phase) {
 
 void Step::layer(int thread, int n, int& phase) {
     const Layer& l = model.layers[n];
-    project(thread, n, phase);
-    mark(thread, QKV);
-    // only the keys and values of the last layer are read
-    if (n + 1 == model.shape.layers && !args.outputs && !args.seen_rows) return;
-    const AttentionPlan& attention = plan(n);
-    const int chunks = attention.chunks(model.shape.kv_heads);
-    phases.run(phase++, thread, chunks, [&](int c) { attend(*this, thread, n, c); },
-               stream_of(l.out).slice(thread, threads));
-    if (attention.split) {
-        int merges = (int)attention.groups.size() * model.shape.kv_heads;
-        phases.run(phase++, thread, merges, [&](int c) { merge(*this, thread, n, c); });
+    // of the last layer only what it keeps is read
+    const bool ends = n + 1 == model.shape.layers && !args.outputs && !args.seen_rows;
+    if (l.mixer == ATTENTION) {
+        project(thread, n, phase);
+        mark(thread, QKV);
+        if (!ends) attention(thread, n, phase);
+    } else {
+        run_recurrent(*this, thread, n, phase);
     }
-    mark(thread, ATTENTION);
+    mark(thread, MIXING);
+    if (ends) return;
     close_attention(thread, n, phase);
     mark(thread, OUT);
     if (l.router.outputs && routed)
@@ -186,19 +184,33 @@ void Step::layer(int thread, int n, int& phase) {
     mark(thread, DOWN);
 }
 
+void Step::attention(int thread, int n, int& phase) {
+    const Layer& l = model.layers[n];
+    const AttentionPlan& attention = plan(n);
+    const int chunks = attention.chunks(model.shape.kv_heads);
+    phases.run(phase++, thread, chunks, [&](int c) { attend(*this, thread, n, c); },
+               stream_of(l.out).slice(thread, threads));
+    if (attention.split) {
+        int merges = (int)attention.groups.size() * model.shape.kv_heads;
+        phases.run(phase++, thread, merges, [&](int c) { merge(*this, thread, n, c); });
+    }
+}
+
 void Step::project(int thread, int n, int& phase) {
     const Matrix* parts = model.layers[n].qkv;
-    for (int first = 0, last = 1; first < 3; first = last++) {  // at once what takes the same rows
-        while (last < 3 && same_rows(parts[first], parts[last])) last++;
+    const int count = parts[3].outputs ? 4 : 3;
+    for (int first = 0, last = 1; first < count; first = last++) {  // at once what takes the same rows
+        while (last < count && same_rows(parts[first], parts[last])) last++;
         project(thread, n, phase, first, last);
     }
 }
 
-// Queries (0), keys (1) and values (2) from first to before last, whose rows are alike.
+// Queries (0), keys (1), values (2) and gates (3) from first to before last, whose rows are alike.
 void Step::project(int thread, int n, int& phase, int first_part, int last_part) {
     const Layer& l = model.layers[n];
     const Shape& s = model.shape;
-    const int ends[] = {0, s.heads, s.heads + s.kv_heads, s.heads + 2 * s.kv_heads};
+    const int keys = s.heads + s.kv_heads, values = keys + s.kv_heads;
+    const int ends[] = {0, s.heads, keys, values, values + s.heads};
     const int first_head = ends[first_part], heads = ends[last_part] - first_head;
     const int tiles = (s.head_dim + TILE - 1) / TILE;
     Scratch& own = model.scratch[thread];
@@ -211,7 +223,7 @@ void Step::project(int thread, int n, int& phase, int first_part, int last_part)
               });
     const bool asks = narrow() || args.requests > 1;
     phases.run(phase++, thread, heads, [&](int c) {
-        const int head = first_head + c, part = head < ends[1] ? 0 : head < ends[2] ? 1 : 2;
+        const int head = first_head + c, part = head < ends[1] ? 0 : head < ends[2] ? 1 : head < ends[3] ? 2 : 3;
         const Matrix& m = l.qkv[part];
         const Format& format = format_of(m.format);
         const int tile = (head - ends[part]) * tiles;

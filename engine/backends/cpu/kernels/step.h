@@ -13,6 +13,7 @@
 #include "head.h"
 #include "model.h"
 #include "moge.h"
+#include "running.h"
 #include "simd.h"
 #include "threads.h"
 
@@ -45,6 +46,15 @@ struct StepArgs {
     // of a draft head: one of them, the other is null; of an MTP layer the second
     const float* fused;   // [T, features of the target]
     const float* hidden;  // [T, H] what the head put out before, or the state before each token
+    // Of a model with running states:
+    int64_t places, spots;          // of requests' states, and with those of snapshots
+    const RunningRows* running;     // [B]
+    const int64_t* parents;         // [T] row of its request that each follows, -1 = none
+    const int64_t* before;          // ring rows between states and the step
+    const int64_t* ring_rows;       // [T] where rows are kept that are not folded in
+    const Passed* passed;
+    int64_t before_size, passed_size;
+    const RunningMemory* states;    // [layers]
 };
 }
 
@@ -133,6 +143,7 @@ struct Step : Task {
 
 private:
     void layer(int thread, int n, int& phase);
+    void attention(int thread, int n, int& phase);
     void project(int thread, int n, int& phase);
     void project(int thread, int n, int& phase, int first, int last);
     void close_attention(int thread, int n, int& phase);
@@ -239,8 +250,9 @@ void multiply(const Matrix& m, const uint8_t* tile, const uint8_t* base, size_t 
                  [&](int, int first, int got, float* out) { done(first, got, out); });
 }
 
-// Queries, keys and values, which mostly lie in a row.
+// Queries, keys and values, which mostly lie in a row; or what a recurrent layer reads first.
 static inline Stream qkv_stream(const Layer& l) {
+    if (l.mixer != ATTENTION) return stream_of(l.mixed);
     const Stream first = stream_of(l.qkv[0]), last = stream_of(l.qkv[2]);
     const size_t all = first.bytes + stream_of(l.qkv[1]).bytes + last.bytes;
     const bool in_a_row = last.from > first.from && (size_t)(last.from - first.from) + last.bytes <= 2 * all;
