@@ -20,6 +20,7 @@ from fastslow.draft.suffix.documents import Documents
 from fastslow.draft.suffix.sealed import Sealed, read_sealed, write_sealed
 from fastslow.draft.suffix.sources import END, MAX_MATCH, MAX_PLACES, SuffixMatch
 from fastslow.engine.backends.cpu import library
+from fastslow.engine.backends.cpu.compiled import structures
 from fastslow.engine.host.files import shown
 
 FORMAT = "fastslow-corpus-1"
@@ -145,7 +146,7 @@ class KernelSearch:
             for name in ("tokens", "order", "buckets")
         ]
         counts = len(arrays["tokens"]), len(arrays["order"])
-        places = library.CPlaces(*given, *counts, int(arrays["tokens"].max()) + 1)
+        places = structures.CPlaces(*given, *counts, int(arrays["tokens"].max()) + 1)
         self._find = library.kernels().fs_find_runs
         self._places = ctypes.byref(places)
         self._make_room(0)

@@ -11,6 +11,7 @@ import torch
 
 from fastslow.engine.backends.alike import AlikeLayers, Recurrent, unlike
 from fastslow.engine.backends.cpu import library, packed
+from fastslow.engine.backends.cpu.compiled import structures
 from fastslow.engine.backends.cpu.formats import (
     Format,
     Formats,
@@ -84,7 +85,7 @@ class CpuDecoder:
         self._no_logits = torch.empty(0, config.vocab_size)
         self._places: dict[tuple[int, ...], Ints] = {}  # of layers among those that run
         self._layout = config.state_layout
-        running = (library.CLayer * len(self.layers))(*map(self._layer, self.layers))
+        running = (structures.CLayer * len(self.layers))(*map(self._layer, self.layers))
         made = ctypes.c_void_p()
         failed = self._kernels.fs_model_new(
             ctypes.byref(self._shape()), running, ctypes.byref(made)
@@ -168,7 +169,7 @@ class CpuDecoder:
         running = None
         if kv.running is not None and rows.running is not None:
             running = RunningArgs.of(kv.running, self.layers, rows.running, rows.parents)
-        args = library.StepArgs(
+        args = structures.StepArgs(
             threads=torch.get_num_threads(),
             rows=T,
             requests=B,
@@ -216,15 +217,15 @@ class CpuDecoder:
             return None
         return self._memory.address(self._arena.offsets[key], piece.nbytes)
 
-    def _matrix(self, key: str) -> library.CMatrix:
+    def _matrix(self, key: str) -> structures.CMatrix:
         piece = self._arena.pieces.get(key)
         if not isinstance(piece, PackedMatrix):
-            return library.CMatrix()
-        return library.CMatrix(
+            return structures.CMatrix()
+        return structures.CMatrix(
             self._at(key), self._at(f"{key}_bias"), piece.format, piece.inputs, piece.outputs
         )
 
-    def _heads(self, key: str) -> dict[str, library.CMatrix]:
+    def _heads(self, key: str) -> dict[str, structures.CMatrix]:
         """Queries, keys and values, from one matrix or one after the other from three."""
         a, piece = self._alike.attention, self._arena.pieces[key]
         if not isinstance(piece, MatrixRuns):
@@ -233,18 +234,18 @@ class CpuDecoder:
         found, tiles, bias = {}, self._at(key), self._at(f"{key}_bias")
         assert tiles is not None
         for name, run in zip(("queries", "keys", "values"), piece.runs, strict=True):
-            found[name] = library.CMatrix(tiles, bias, run.format, run.inputs, run.outputs)
+            found[name] = structures.CMatrix(tiles, bias, run.format, run.inputs, run.outputs)
             tiles += run.nbytes
             bias = None if bias is None else bias + 4 * run.outputs
         return found
 
-    def _layer(self, n: int) -> library.CLayer:
+    def _layer(self, n: int) -> structures.CLayer:
         layer = self.config.layers[n]
         mixer, gates = layer.mixer, {}
         if isinstance(mixer, GroupedAttention):
             gates = self._heads(f"{n}.qkv") | {"gates": self._matrix(f"{n}.gates")}
         first, second = self._at(f"{n}.expert0.gate_up"), self._at(f"{n}.expert1.gate_up")
-        return library.CLayer(
+        return structures.CLayer(
             window=mixer.window if isinstance(mixer, GroupedAttention) else 0,
             unrotated=layer.rope is None,
             mixer=MIXERS[type(mixer)],
@@ -256,14 +257,14 @@ class CpuDecoder:
             **{k: self._matrix(f"{n}.{k}") for k in MATRICES},
         )
 
-    def _shape(self) -> library.CShape:
+    def _shape(self) -> structures.CShape:
         c, cold, alike = self.config, self._memory.cold, self._alike
         a, act, routed, router = alike.attention, alike.activation, alike.routed, alike.router
         swiglu = act if isinstance(act, ClampedSwiglu) else ClampedSwiglu()
         own = "embedding" in self._arena.offsets  # else the head's tiles have it
         tiles = self.formats.tiles
         form = float_format(self.formats.embedding) if tiles is None else tiles
-        return library.CShape(
+        return structures.CShape(
             layers=len(self.layers),
             hidden=c.hidden_size,
             heads=a.heads,
@@ -302,13 +303,13 @@ class CpuDecoder:
         )
 
 
-def _recurrence(mixer: Recurrent | None) -> library.CRecurrence:
+def _recurrence(mixer: Recurrent | None) -> structures.CRecurrence:
     if mixer is None:
-        return library.CRecurrence()
+        return structures.CRecurrence()
     if isinstance(mixer, ShortConv):
-        return library.CRecurrence(mixer.channels, mixer.kernel)
+        return structures.CRecurrence(mixer.channels, mixer.kernel)
     heads = (mixer.key_heads, mixer.value_heads, mixer.key_dim, mixer.value_dim)
-    return library.CRecurrence(mixer.channels, mixer.kernel, *heads, mixer.tiled, mixer.eps)
+    return structures.CRecurrence(mixer.channels, mixer.kernel, *heads, mixer.tiled, mixer.eps)
 
 
 def _activation(activation: Activation) -> int:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastslow.engine.backends.cpu import library, packed
+from fastslow.engine.backends.cpu.compiled import structures
 from fastslow.engine.backends.cpu.formats import Format, float_format, pack_rows
 from fastslow.engine.backends.cpu.library import FLOAT32, FLOAT64, INT64, address
 from fastslow.engine.backends.cpu.store import PAGE, huge_pages
@@ -119,7 +120,7 @@ class _TreeRoom:
         self.tokens, self.parents = np.empty((2, count, most), dtype=np.int64)
         self.scores = np.empty((count, most), dtype=np.float32)
         start = address("texts, sizes and nodes", self.numbers, INT64, 3 * count)
-        self.args = library.DraftArgs(
+        self.args = structures.DraftArgs(
             requests=count,
             most=most,
             width=width,
@@ -189,10 +190,10 @@ class DraftKernels:
         turning = shape.rope_theta**-powers if paired is None else paired.frequencies
         gate_up = packed.gate_up_order(shape.neurons)
 
-        def pack(name: str, rows: Ints, inputs: int) -> library.CMatrix:
+        def pack(name: str, rows: Ints, inputs: int) -> structures.CMatrix:
             return self._pack(weights[name], rows, inputs, weights.get(f"{name}_bias"))
 
-        layer = library.CLayer(
+        layer = structures.CLayer(
             attention_norm=None if paired else self._vector(weights["attention_norm"]),
             mlp_norm=self._vector(weights["mlp_norm"]),
             query_norm=self._vector(weights.get("query_norm"), "head_dim"),
@@ -207,7 +208,7 @@ class DraftKernels:
             gate_up=pack("gate_up", gate_up, shape.hidden),
             down=pack("down", plain, shape.neurons),
         )
-        whole = library.CShape(
+        whole = structures.CShape(
             layers=1,
             hidden=shape.hidden,
             heads=shape.heads,
@@ -223,7 +224,7 @@ class DraftKernels:
             norm=self._vector(weights["norm"]),
             head=self._pack(weights["head"] if head is None else head, head_rows, shape.hidden),
             fuse=pack("fuse", plain, self.features),
-            entry=library.CMatrix() if paired else pack("entry", plain, 2 * shape.hidden),
+            entry=structures.CMatrix() if paired else pack("entry", plain, 2 * shape.hidden),
             embedding_norm=self._vector(weights["embedding_norm"]),
             hidden_norm=self._vector(weights["hidden_norm"]),
             level=shape.hidden if paired is None else paired.level,
@@ -261,7 +262,7 @@ class DraftKernels:
         numbers = np.array([*rows.texts, *rows.sizes], dtype=np.int64)
         start = address("texts and sizes", numbers, INT64, 2 * count)
         tokens, values = self._given(rows)
-        args = library.DraftArgs(
+        args = structures.DraftArgs(
             threads=torch.get_num_threads(),
             requests=count,
             rows=len(tokens),
@@ -338,7 +339,7 @@ class DraftKernels:
 
     def _pack(
         self, matrix: Tensor | RowFile, rows: Ints, inputs: int, bias: Tensor | None = None
-    ) -> library.CMatrix:
+    ) -> structures.CMatrix:
         tiles = self._room(len(rows) // library.TILE * library.tile_bytes(self.form, inputs))
         pack_rows(tiles, self.form, inputs, rows, matrix.__getitem__)
         at, biases = address("packed rows", tiles, tiles.dtype, tiles.size), None
@@ -346,7 +347,7 @@ class DraftKernels:
             added = self._room(4 * len(rows)).view(np.float32)
             added[rows >= 0] = bias.float().numpy()[rows[rows >= 0]]
             biases = address("biases", added, FLOAT32, len(rows))
-        return library.CMatrix(at, biases, self.form, inputs, len(rows))
+        return structures.CMatrix(at, biases, self.form, inputs, len(rows))
 
     def _vector(self, values: Tensor | None, size: str = "hidden") -> int | None:
         if values is None:
@@ -380,7 +381,7 @@ def as_floats(features: Features) -> Floats:
 
 
 def _place(embedding: Tensor | RowFile, width: int) -> dict[str, int]:
-    """Return the place of the embedding: fields of `library.CShape`."""
+    """Return the place of the embedding: fields of `structures.CShape`."""
     if embedding.shape[1] != width:
         raise ValueError(f"the target's embedding is {embedding.shape[1]} wide, not hidden={width}")
     if isinstance(embedding, Tensor):

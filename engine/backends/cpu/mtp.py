@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastslow.engine.backends.cpu import library
+from fastslow.engine.backends.cpu.compiled import structures
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.backends.cpu.formats import Formats
 from fastslow.engine.backends.cpu.packed import Arena
@@ -42,7 +42,7 @@ class MtpKernels(CpuDecoder):
         weight = self._memory.hot[at : at + 4 * size].view(np.float32)
         return plain_norm(x_TH, self._alike.eps, torch.from_numpy(weight))
 
-    def _shape(self) -> library.CShape:
+    def _shape(self) -> structures.CShape:
         shape = super()._shape()
         shape.norm = self._at("mtp.norm")
         shape.entry = self._matrix("mtp.entry")

@@ -16,6 +16,7 @@ import torch
 
 from fastslow.engine.backends.alike import AlikeLayers, Known
 from fastslow.engine.backends.cpu import library
+from fastslow.engine.backends.cpu.compiled import structures
 from fastslow.engine.backends.cpu.formats import (
     EMBEDDING,
     Bytes,
@@ -337,14 +338,14 @@ def heads_order(count: int, dim: int, dims: Ints | None = None, first: int = 0) 
 
 
 def head_matrices(
-    whole: library.CMatrix, heads: int, kv_heads: int, head_rows: int
-) -> dict[str, library.CMatrix]:
+    whole: structures.CMatrix, heads: int, kv_heads: int, head_rows: int
+) -> dict[str, structures.CMatrix]:
     """Queries, keys and values of one packed matrix, which lie in this order, `head_rows` rows a head."""
     found, first, counts = {}, 0, (heads, kv_heads, kv_heads)
     for name, count in zip(("queries", "keys", "values"), counts):
         tiles = whole.tiles + first // TILE * library.tile_bytes(whole.format, whole.inputs)
         bias = whole.bias + 4 * first if whole.bias else None
-        found[name] = library.CMatrix(tiles, bias, whole.format, whole.inputs, count * head_rows)
+        found[name] = structures.CMatrix(tiles, bias, whole.format, whole.inputs, count * head_rows)
         first += count * head_rows
     return found
 

@@ -15,6 +15,7 @@ from refusals import refused
 
 from fastslow.engine.backends.alike import AlikeLayers
 from fastslow.engine.backends.cpu import library
+from fastslow.engine.backends.cpu.compiled import structures
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.backends.cpu.formats import Format
 from fastslow.engine.backends.cpu.step import Tails
@@ -113,9 +114,9 @@ SIZES = (
 )
 
 
-def made(model: CpuDecoder, shape: library.CShape) -> None:
+def made(model: CpuDecoder, shape: structures.CShape) -> None:
     """Make a model of a shape on the kernels, and let it go."""
-    layers = (library.CLayer * len(model.layers))(*map(model._layer, model.layers))
+    layers = (structures.CLayer * len(model.layers))(*map(model._layer, model.layers))
     handle = ctypes.c_void_p()
     failed = library.kernels().fs_model_new(ctypes.byref(shape), layers, ctypes.byref(handle))
     library.check(failed, "making the model")
@@ -153,8 +154,8 @@ def test_shapes_that_do_not_fit_their_matrices_are_refused(
 
 
 def test_numbers_that_their_c_type_does_not_hold_are_refused() -> None:
-    refused("layers=2147483648 must be in -2147483648..2147483647", library.CShape, layers=2**31)
-    refused("expert_bytes=9223372036854775808 must be", library.CLayer, expert_bytes=2**63)
+    refused("layers=2147483648 must be in -2147483648..2147483647", structures.CShape, layers=2**31)
+    refused("expert_bytes=9223372036854775808 must be", structures.CLayer, expert_bytes=2**63)
     with pytest.raises(ctypes.ArgumentError, match="must be in -2147483648..2147483647"):
         library.kernels().fs_tile_bytes(Format.INT8, 2**32 + 64)
     refused(r"inputs=1048577 must be a whole number in 1\.\.1048576", library.tile_bytes, Format.INT8, 2**20 + 1)

@@ -55,8 +55,8 @@ def read(raw: ConfigJson) -> DecoderShape:
     heads = raw["num_attention_heads"], raw["num_key_value_heads"]
     attention = GroupedAttention(*heads, dim, rope, query_norm=norm, key_norm=norm)
     router = Router("softmax", raw["num_experts_per_tok"], normed=raw["norm_topk_prob"])
-    mlps = (DenseMlp(raw[f"{name}_intermediate_size"]) for name in ("moe", "shared_expert"))
-    experts = RoutedExperts(router, raw["num_experts"], *mlps)
+    expert, shared = (DenseMlp(raw[f"{name}_intermediate_size"]) for name in ("moe", "shared_expert"))
+    experts = RoutedExperts(router, raw["num_experts"], expert, shared)
     shape = decoder(raw, Layer(attention, experts))
 
     def one(n: int, layer: Layer) -> Layer:

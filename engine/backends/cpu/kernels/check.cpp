@@ -93,13 +93,7 @@ void check_recurrent(const Shape& s, const Layer& l) {
     check_vector("value_norm", l.value_norm);
 }
 
-void check_layer(const Shape& s, const Layer& l, bool reads_pair) {
-    if (!reads_pair) check_vector("attention_norm", l.attention_norm);
-    check_vector("mlp_norm", l.mlp_norm);
-    const bool routed = l.router.outputs > 0;
-    if (!routed || l.down.outputs > 0) check_dense(s, l);
-    if (routed) check_routed(s, l);
-    if (l.mixer != ATTENTION) return check_recurrent(s, l);
+void check_attention(const Shape& s, const Layer& l, bool reads_pair) {
     const int64_t head = padded(s.head_dim, TILE), inputs = (reads_pair ? 2 : 1) * (int64_t)s.hidden;
     const char* names[] = {"queries", "keys", "values", "gates"};
     for (int part = 0; part < (l.qkv[3].outputs ? 4 : 3); part++)
@@ -111,6 +105,16 @@ void check_layer(const Shape& s, const Layer& l, bool reads_pair) {
         check_vector("sink_keys", l.sink_keys);
         check_vector("sink_values", l.sink_values);
     }
+}
+
+void check_layer(const Shape& s, const Layer& l, bool reads_pair) {
+    if (!reads_pair) check_vector("attention_norm", l.attention_norm);
+    check_vector("mlp_norm", l.mlp_norm);
+    if (l.mixer == ATTENTION) check_attention(s, l, reads_pair);
+    else check_recurrent(s, l);
+    const bool routed = l.router.outputs > 0;
+    if (!routed || l.down.outputs > 0) check_dense(s, l);
+    if (routed) check_routed(s, l);
 }
 
 // Rows of a text are a chain, and drafted ones hang on them or on each other.
