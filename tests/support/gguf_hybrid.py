@@ -48,7 +48,7 @@ def converted(table: Mapping[str, Tensor], config: Mapping[str, Any], arch: MODE
     keys, layers = config["linear_num_key_heads"], config["num_hidden_layers"]
     width = config["linear_value_head_dim"]
     rest = dict(table)
-    for name, weight in table.items():
+    for name in table:
         if arch is MODEL_ARCH.QWEN3NEXT and name.endswith("in_proj_b.weight"):  # all of a key head together
             beside = rest.pop(other := name.replace("in_proj_b", "in_proj_a"))
             both = [side.unflatten(0, (keys, -1)) for side in (rest.pop(name), beside)]
