@@ -40,7 +40,7 @@ from fastslow.engine.checkpoint.gguf_shard import GgufShard
 from fastslow.engine.checkpoint.published.layout import Published
 from fastslow.engine.checkpoint.quantised import Scheme
 from fastslow.engine.host.files import is_file, shown
-from fastslow.engine.host.gguf_file import is_gguf
+from fastslow.engine.host.gguf_file import drafts_beside, is_gguf
 from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.config import ModelConfig
@@ -135,6 +135,8 @@ class _Source:
         others = checkpoint.fused.values()
         method = next((x.reader.label for x in others if isinstance(x, Published)), None)
         shard = GgufShard(folder) if is_gguf(folder) else None
+        if shard is not None:
+            _tell_drafts(folder, shard, config)
         return cls(folder, config, checkpoint, checkpoint.scheme, shard, method)
 
     def own_quantization(self, dtype: str | torch.dtype, device: str) -> str:
@@ -206,6 +208,18 @@ class _Source:
                 return None if found is None else found.numpy()
 
             yield array
+
+
+def _tell_drafts(path: Path, shard: GgufShard, config: ModelConfig) -> None:
+    """Log where a GGUF file's layer for multi-token prediction is, and which tensors beside it are not read."""
+    if config.mtp is not None and (beside := drafts_beside(path)) is not None:
+        logger.info("the layer for multi-token prediction is read from {}", beside.name)
+    known = mtp_shapes(config)
+    if others := [name for name in shard.types() if name.startswith("mtp.") and name not in known]:
+        said = (
+            "{} are not read: drafts are made by one layer, with the model's own embedding and head"
+        )
+        logger.info(said, ", ".join(others[:9]))
 
 
 def _on_cpu(

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 import torch
+from loguru import logger
 from rich.console import Console
 from rich.progress import BarColumn, Progress
 from safetensors import SafetensorError, safe_open
@@ -85,6 +86,10 @@ class Checkpoint:
         inside = _inside_others(folder, layouts, facts)
         known = expected | drafts | {n: x for fused in layouts for n, x in fused.tensors.items()}
         files: dict[Path, list[str]] = {}
+        left_out = sum(name.startswith(config.left_out) for name in holders)
+        if left_out:
+            said = "{} of the tensors in {} are not for text, and do not run"
+            logger.info(said, left_out, folder)
         for name, path in holders.items():
             if name in known:
                 _check(path, stored.get(name, name), facts[name], known[name])
@@ -306,7 +311,7 @@ def _check(path: Path, name: str, found: Fact, expected: Expected) -> None:
 
 def _check_count(folder: Path, config: ModelConfig, shards: Iterable[Path]) -> None:
     """A config may ask for more tensors than the files' headers have room for: names could fill the memory."""
-    alone = next(fused_tensors(config), None) is None  # else experts may lie in one tensor
+    alone = not any("experts" in kind for kind in config.fused)  # else they may lie in one tensor
     routed = [layer.routed.experts for layer in config.layers if layer.routed] if alone else []
     count = len(config.layers)
     least = count + 3 * sum(routed)
@@ -343,7 +348,8 @@ def _header_bytes(path: Path) -> int:
 def _ignorable(name: str, config: ModelConfig) -> bool:
     tied = name.startswith("lm_head.weight") and config.tie_word_embeddings
     drafts = name.startswith("mtp.") or _in_mtp_layer(name, config)
-    return tied or drafts or CONSTANT.fullmatch(name) is not None
+    beside = name.startswith(config.left_out)
+    return tied or drafts or beside or CONSTANT.fullmatch(name) is not None
 
 
 def _in_mtp_layer(name: str, config: ModelConfig) -> bool:

@@ -1,4 +1,4 @@
-"""Layouts that a file's tensors may have: one by one, or all experts of a layer in one.
+"""Layouts that a file's tensors may have: one by one, all experts of a layer in one, or matrices of a mixer in one.
 
 MXFP4 (OCP Microscaling Formats 1.0): 32 weights of 4 bits share a power of two. Files of safetensors hold the
 weights 2i and 2i + 1 of a block in byte i; GGUF files hold i and i + 16 there, after the exponent.
@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastslow.engine.model.shape import DecoderShape
+from fastslow.engine.model.mixers.delta import GatedDelta
+from fastslow.engine.model.shape import DecoderShape, Layer
 
 FLOATS = ("BF16", "F16", "F32", "F64")  # as safetensors spells them
 
@@ -45,19 +46,20 @@ class Fact(NamedTuple):
 
 Facts = Mapping[str, Fact]
 Slices = Callable[[str], Any]  # gives the slice of a file by a tensor's name
-Take = Callable[[Sequence[Tensor], slice], Tensor]
+Outputs = slice | Tensor  # a run of rows, or their numbers
+Take = Callable[[Sequence[Tensor], Any], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Fused:
-    """A layout that a file may have for tensors of several experts.
+    """A layout that a file may have for several tensors of the model.
 
-    tensors: of the file; [experts, ...] each. parts: the model's tensors in them: an expert's number, and
-    which of its outputs. take: a tensor of the model from what an expert has of the file's, and those
-    outputs. take_packed: the same as rows of GGUF's MXFP4; None where the file has floats."""
+    tensors: of the file; [experts, ...] each, or a matrix. parts: the model's tensors in them: an expert's number, or
+    all of a matrix, and which of its outputs. take: a tensor of the model from what an expert has of the file's, and
+    those outputs. take_packed: the same as rows of GGUF's MXFP4; None where the file has floats."""
 
     tensors: Mapping[str, Expected]
-    parts: Mapping[str, tuple[int, slice]]
+    parts: Mapping[str, tuple[int | slice, Outputs]]
     take: Take
     take_packed: Take | None = None
 
@@ -77,6 +79,7 @@ class Fused:
         return take([slices(tensor)[number] for tensor in self.tensors], outputs)
 
 
+IN_TURN = "experts in turn"
 STACKED_METHOD = "mxfp4"  # `quant_method` of files whose stacked experts are MXFP4
 BLOCK = 32
 BIAS = 127  # of the exponent
@@ -102,43 +105,91 @@ def gguf_rows(blocks_OG: Tensor, scales_OG: Tensor) -> Tensor:
 
 
 def fused_tensors(shape: DecoderShape) -> Iterator[Fused]:
+    """The layouts that the family says its files may have, `DecoderShape.fused`, of each layer."""
+    layers = [(f"model.layers.{n}", layer) for n, layer in enumerate(shape.layers)]
+    if shape.mtp is not None:
+        layers.append((shape.mtp.prefix, shape.mtp.layer))
+    for kind in shape.fused:
+        for prefix, layer in layers:
+            yield from LAYOUTS[kind](prefix, layer, shape.hidden_size)
+
+
+def _experts(prefix: str, layer: Layer, hidden: int) -> Iterator[Fused]:
+    """All experts of a layer in one tensor, gates above ups: floats [experts, out, in]."""
+    if (routed := layer.routed) is None:
+        return
+    inner, own = routed.expert.width, f"{prefix}.mlp.experts"
+    outputs = {"gate": slice(inner), "up": slice(inner, None), "down": slice(None)}
+    for stem, sides, size in (
+        ("gate_up_proj", ("gate", "up"), (2 * inner, hidden)),
+        ("down_proj", ("down",), (hidden, inner)),
+    ):
+        parts = {
+            f"{own}.{e}.{side}_proj.weight": (e, outputs[side])
+            for e in range(routed.experts)
+            for side in sides
+        }
+        whole = Expected(((routed.experts, *size),))
+        yield Fused({f"{own}.{stem}": whole}, parts, lambda x, at: x[0][at])
+
+
+def _experts_in_turn(prefix: str, layer: Layer, hidden: int) -> Iterator[Fused]:
     """All experts of a layer in one tensor, gates and ups in turn: floats [experts, in, out], or MXFP4
     [experts, out, in / 32, 16] with exponents; and their biases."""
-    if not shape.stacked_experts:
+    if (routed := layer.routed) is None:
         return
-    for n, layer in enumerate(shape.layers):
-        if (routed := layer.routed) is None:
-            continue
-        hidden, inner, experts = shape.hidden_size, routed.expert.width, routed.experts
-        prefix = f"model.layers.{n}.mlp.experts"
-        for stem, sides, inputs, outputs in (
-            ("gate_up_proj", ("gate", "up"), hidden, 2 * inner),
-            ("down_proj", ("down",), inner, hidden),
-        ):
-            weights, biases = (
-                {
-                    f"{prefix}.{e}.{side}_proj.{kind}": (e, slice(place, None, len(sides)))
-                    for e in range(experts)
-                    for place, side in enumerate(sides)
-                }
-                for kind in ("weight", "bias")
-            )
-            name = f"{prefix}.{stem}"
-            blocks = (experts, outputs, inputs // BLOCK)
-            yield Fused(
-                {name: Expected(((experts, inputs, outputs),))},
-                weights,
-                lambda x, at: x[0][:, at].T,
-            )
-            yield Fused(
-                {
-                    f"{name}_blocks": Expected(((*blocks, 16),), ("U8",)),
-                    f"{name}_scales": Expected((blocks,), ("U8",)),
-                },
-                weights,
-                lambda x, at: dequantised(x[0][at], x[1][at]),
-                lambda x, at: gguf_rows(x[0][at], x[1][at]),
-            )
-            yield Fused(
-                {f"{name}_bias": Expected(((experts, outputs),))}, biases, lambda x, at: x[0][at]
-            )
+    inner, experts, own = routed.expert.width, routed.experts, f"{prefix}.mlp.experts"
+    for stem, sides, inputs, outputs in (
+        ("gate_up_proj", ("gate", "up"), hidden, 2 * inner),
+        ("down_proj", ("down",), inner, hidden),
+    ):
+        weights, biases = (
+            {
+                f"{own}.{e}.{side}_proj.{kind}": (e, slice(place, None, len(sides)))
+                for e in range(experts)
+                for place, side in enumerate(sides)
+            }
+            for kind in ("weight", "bias")
+        )
+        name = f"{own}.{stem}"
+        blocks = (experts, outputs, inputs // BLOCK)
+        yield Fused(
+            {name: Expected(((experts, inputs, outputs),))},
+            weights,
+            lambda x, at: x[0][:, at].T,
+        )
+        yield Fused(
+            {
+                f"{name}_blocks": Expected(((*blocks, 16),), ("U8",)),
+                f"{name}_scales": Expected((blocks,), ("U8",)),
+            },
+            weights,
+            lambda x, at: dequantised(x[0][at], x[1][at]),
+            lambda x, at: gguf_rows(x[0][at], x[1][at]),
+        )
+        yield Fused(
+            {f"{name}_bias": Expected(((experts, outputs),))}, biases, lambda x, at: x[0][at]
+        )
+
+
+def _delta(prefix: str, layer: Layer, hidden: int) -> Iterator[Fused]:
+    """Two matrices of a gated delta net, in which each key head has its rows of all that they are of: query, key, values
+    and what gates outputs; betas and gates."""
+    if not isinstance(m := layer.mixer, GatedDelta):
+        return
+    own, each = f"{prefix}.linear_attn.in_proj", m.value_heads // m.key_heads
+    values = each * m.value_dim
+    for name, sizes, places in (
+        ("qkvz", (m.key_dim, m.key_dim, values, values), {"qkv": (0, 1, 2), "z": (3,)}),
+        ("ba", (each, each), {"b": (0,), "a": (1,)}),
+    ):
+        rows = torch.arange(m.key_heads * sum(sizes)).view(m.key_heads, -1).split(sizes, 1)
+        parts = {
+            f"{own}_{side}.weight": (slice(None), torch.cat([rows[i].flatten() for i in inside]))
+            for side, inside in places.items()
+        }
+        whole = Expected(((m.key_heads * sum(sizes), hidden),))
+        yield Fused({f"{own}_{name}.weight": whole}, parts, lambda x, at: x[0][at])
+
+
+LAYOUTS = {"experts": _experts, IN_TURN: _experts_in_turn, "delta": _delta}

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastslow.engine.checkpoint.fused import FLOATS, STACKED_METHOD, Expected
+from fastslow.engine.checkpoint.fused import FLOATS, IN_TURN, STACKED_METHOD, Expected
 from fastslow.engine.checkpoint.published.layout import METHODS
 from fastslow.engine.host.files import is_file, read_object, shown
 from fastslow.engine.model.config import ModelConfig
@@ -47,7 +47,7 @@ class Scheme:
         described = _description(folder)
         if section is not None:
             method = section.get("quant_method") if isinstance(section, dict) else section
-            stacked = method == STACKED_METHOD and ModelConfig.from_json(raw).stacked_experts
+            stacked = method == STACKED_METHOD and IN_TURN in ModelConfig.from_json(raw).fused
             if stacked or method in tuple(METHODS):
                 return None  # `fused_tensors` or `published_layouts` reads them
             if method != METHOD:

@@ -76,7 +76,7 @@ def read(raw: ConfigJson) -> DecoderShape:
         return replace(layer, mixer=replace(mixer, window=windows[n]))
 
     shape = decoder(raw, Layer(mixer, ffn)).each(one)
-    return replace(shape, stacked_experts=True, renames=((".mlp.router.", ".mlp.gate."),))
+    return replace(shape, fused=("experts in turn",), renames=((".mlp.router.", ".mlp.gate."),))
 
 
 FAMILY = Family(

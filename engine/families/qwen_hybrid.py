@@ -40,13 +40,15 @@ from fastslow.engine.model.norms import LayerNorms, RmsNorm
 from fastslow.engine.model.parts import FeedForward
 from fastslow.engine.model.shape import DecoderShape, Layer, MtpLayer
 
+# Most folders hold a model of text and images. Its text part alone runs.
+IMAGES, RENAMES = ("model.visual.", "visual."), (("model.language_model.", "model."),)
 MOST_KERNEL = 1024  # tokens that a convolution sees
 Ffns = Callable[
     [ConfigJson], list[FeedForward]
 ]  # of each layer, and last that of the layer that drafts
 
 
-def _decoder(raw: ConfigJson, ffns: Ffns) -> DecoderShape:
+def _decoder(raw: ConfigJson, ffns: Ffns, *fused: str) -> DecoderShape:
     """Every `full_attention_interval`-th layer has attention, where `layer_types` does not name those that have."""
     if activation_of(raw) != "silu":
         raise ValueError(f"hidden_act {shown(raw['hidden_act'])} is not supported, only 'silu' is")
@@ -82,7 +84,7 @@ def _decoder(raw: ConfigJson, ffns: Ffns) -> DecoderShape:
 
     shape = decoder(raw, Layer(attention, last, LayerNorms(norm)), norm=norm)
     mtp = MtpLayer.apart(shape.layers[0], norm) if _drafts(raw) else None
-    return replace(shape.each(one), mtp=mtp)
+    return replace(shape.each(one), mtp=mtp, fused=fused, left_out=IMAGES, renames=RENAMES)
 
 
 def _drafts(raw: ConfigJson) -> bool:
@@ -122,6 +124,18 @@ def _experts(raw: ConfigJson) -> list[FeedForward]:
     return [*(routed if n in sparse else dense for n in range(layers)), routed if sparse else dense]
 
 
-QWEN3_5 = Family(("Qwen3_5ForCausalLM",), lambda raw: _decoder(raw, _dense), QWEN35)
-QWEN3_5_MOE = Family(("Qwen3_5MoeForCausalLM",), lambda raw: _decoder(raw, _experts), QWEN35MOE)
-QWEN3_NEXT = Family(("Qwen3NextForCausalLM",), lambda raw: _decoder(raw, _experts), QWEN3NEXT)
+QWEN3_5 = Family(
+    ("Qwen3_5ForCausalLM", "Qwen3_5ForConditionalGeneration"),
+    lambda raw: _decoder(raw, _dense),
+    QWEN35,
+)
+QWEN3_5_MOE = Family(
+    ("Qwen3_5MoeForCausalLM", "Qwen3_5MoeForConditionalGeneration"),
+    lambda raw: _decoder(raw, _experts, "experts"),
+    QWEN35MOE,
+)
+QWEN3_NEXT = Family(
+    ("Qwen3NextForCausalLM",),
+    lambda raw: _decoder(raw, _experts, "experts", "delta"),
+    QWEN3NEXT,
+)

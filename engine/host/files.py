@@ -9,7 +9,7 @@ import mmap
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
@@ -160,3 +160,20 @@ def no_panic(said: str, *expected: type[Exception]) -> Iterator[None]:
         if not isinstance(error, expected) and type(error).__name__ != "PanicException":
             raise
         raise ValueError(f"{said}: {shown(' '.join(str(error).split()))[1:-1]}") from None
+
+
+TEXT, TIED = "text_config", "tie_word_embeddings"
+IMAGES = ("vision_", "image_", "video_")  # beginnings of fields that concern no text
+
+
+def text_part(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The fields of a config.json whose text part stands in `text_config`, as those of a model of text alone.
+
+    What both levels say counts as inside, but for tied embeddings, which the whole model's class looks at."""
+    if raw.get(TEXT) is None:
+        return raw
+    if not isinstance(raw[TEXT], Mapping):
+        raise ValueError(f"{TEXT} must be an object, got {shown(raw[TEXT])}")
+    outer = {n: v for n, v in raw.items() if n != TEXT and not n.startswith(IMAGES)}
+    inner = {n: v for n, v in raw[TEXT].items() if v is not None and n != "architectures"}
+    return outer | inner | {n: outer[n] for n in (TIED,) if n in outer}

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from fastslow.engine.host.files import about, read_object, shown
+from fastslow.engine.host.files import about, read_object, shown, text_part
 from fastslow.engine.host.gguf_file import BLOCKS, DRAFTS, GgufTensor, is_gguf, read_gguf
 from fastslow.engine.kv.state.layout import RowState, SharedState
 from fastslow.engine.model.family import (
@@ -68,7 +68,7 @@ class ModelConfig(DecoderShape):
         """From the fields of a config.json. ValueError names the field, its value, the limit."""
         name = architecture_in(raw)
         family = family_of(name)
-        known = ConfigJson(raw, name)
+        known = ConfigJson(text_part(raw), name)
         shape = family.read(known)
         known.check_rest()
         config = cls(**{x.name: getattr(shape, x.name) for x in fields(shape) if x.init})

@@ -81,7 +81,9 @@ class DecoderShape:
         logit_cap: logits x become cap * tanh(x / cap); 0: as they are.
         mtp: the layer that predicts further tokens; None: the checkpoint is not asked for one.
         drafts_inside: tensors of layers after the model's own belong to drafts.
-        stacked_experts: a file may hold all experts of a layer in one tensor, gates and ups in turn.
+        fused: layouts in which files may hold several tensors as one: "experts" of a layer, gates above ups; "experts
+            in turn", gates and ups in turn; "delta", matrices of a gated delta net (`checkpoint/fused.py`).
+        left_out: beginnings of names of tensors that files may hold beside the text's, such as those for images.
         renames: parts of tensors' names in files, and what stands for them here.
         ropes: the rotations of its layers, each once; drafters ask for them in every step.
     """
@@ -100,7 +102,8 @@ class DecoderShape:
     logit_cap: float = 0.0
     mtp: MtpLayer | None = None
     drafts_inside: bool = False
-    stacked_experts: bool = False
+    fused: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     renames: tuple[tuple[str, str], ...] = ()
     ropes: tuple[Rope, ...] = field(init=False, repr=False, compare=False)
 

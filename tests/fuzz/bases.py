@@ -22,6 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
 import checkpoints
 import eagle_tools
+import gguf_hybrid
 import gguf_tools
 import head_tools
 import pangu_v2_tools
@@ -220,6 +221,18 @@ def _gguf_mixture(folder: Path) -> None:
         shutil.rmtree(folder.with_name(name))
 
 
+def _gguf_hybrid(folder: Path) -> None:
+    """Gated delta nets with experts in Q8_0, and a file beside with the layer that drafts."""
+    vocab = len(gguf_tools.BYTE_TOKENS)
+    wide = {**SMALL, "moe_intermediate_size": 32, "linear_key_head_dim": 8, "linear_value_head_dim": 16}
+    types = {"layer_types": [gguf_hybrid.LINEAR, gguf_hybrid.FULL], "vocab_size": vocab}
+    source = gguf_hybrid.write_hybrid(folder.with_name("source"), "qwen35moe", **wide, **types)
+    kind = gguf_tools.matrices(gguf.GGMLQuantizationType.Q8_0)
+    vocabulary = partial(gguf_tools.add_byte_level, template=MARKS, pre="qwen35")
+    gguf_tools.write_apart(source, folder.with_name("m.gguf"), kind, vocabulary)
+    shutil.rmtree(source)
+
+
 HEADS = ((1, 1), (2, 1), (6, 2), (3, 3), (64, 1), (65, 1), (130, 1), (128, 2), (256, 1))
 SCALINGS: tuple[dict[str, Any] | None, ...] = (
     None,
@@ -315,6 +328,7 @@ KINDS: dict[str, Kind] = {
     "unigram": Kind(_unigram),
     "gguf": Kind(_gguf, target="m.gguf"),
     "gguf-mixture": Kind(_gguf_mixture, target="m.gguf"),
+    "gguf-hybrid": Kind(_gguf_hybrid, target="m.gguf", drafters=({"drafter": "mtp", "nodes": 3},)),
     "odd": Kind(_chatty, odd=odd_model),
     "odd-int8": Kind(_chatty, options=(("quantization", "int8"),), odd=odd_model),
     "odd-int4": Kind(_chatty, options=(("quantization", "int4"),), odd=odd_model),

@@ -51,12 +51,22 @@ def matrices(kind: Kind) -> Pick:
     return pick
 
 
-def write_gguf(folder: Path, path: Path, pick: Pick = f32, change: Change | None = None, parts: int = 1) -> Path:
+def write_gguf(
+    folder: Path,
+    path: Path,
+    pick: Pick = f32,
+    change: Change | None = None,
+    parts: int = 1,
+    keep: Callable[[str], bool] = lambda name: True,
+    rounded: Pick = f32,
+) -> Path:
     """The checkpoint in a folder as a GGUF file, or as several (`path` is the first's). pick: the type of each
-    tensor, by its GGUF name and shape. change: adds to the header, such as a tokenizer."""
+    tensor, by its GGUF name and shape. change: adds to the header, such as a tokenizer. keep: names that are written.
+    rounded: types that weights are taken to before they are written."""
     config = json.loads((folder / "config.json").read_text())
     arch = ARCHES[config["architectures"][0]]
-    every = list(arranged(load_file(folder / "model.safetensors"), config, arch).items())
+    whole = arranged(load_file(folder / "model.safetensors"), config, arch)
+    every = [(name, values) for name, values in whole.items() if keep(name)]
     for n in range(parts):
         writer = gguf.GGUFWriter(part_path(path, n, parts), gguf.MODEL_ARCH_NAMES[arch])
         if not n:
@@ -68,13 +78,30 @@ def write_gguf(folder: Path, path: Path, pick: Pick = f32, change: Change | None
             writer.add_uint16("split.count", parts)
             writer.add_int32("split.tensors.count", len(every))
         for name, values in every[n::parts]:
-            kind = pick(name, values.shape)
+            kind, before = pick(name, values.shape), rounded(name, values.shape)
+            values = gguf.quants.dequantize(gguf.quants.quantize(values, before), before)
             writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
     return part_path(path, 0, parts)
+
+
+def write_apart(folder: Path, path: Path, pick: Pick = f32, change: Change = lambda writer: None) -> tuple[Path, Path]:
+    """A model's file without its layer for multi-token prediction, and that layer's file beside it."""
+    config = json.loads((folder / "config.json").read_text())
+    arch = gguf.MODEL_ARCH_NAMES[ARCHES[config["architectures"][0]]]
+    own = f"blk.{config['num_hidden_layers']}."
+
+    def without(writer: gguf.GGUFWriter) -> None:
+        change(writer)
+        for key, value in (("nextn_predict_layers", None), ("block_count", config["num_hidden_layers"])):
+            setting(f"{arch}.{key}", value)(writer)
+
+    file = write_gguf(folder, path, pick, without, keep=lambda name: not name.startswith(own))
+    beside = path.with_name(f"mtp-{path.name}")
+    return file, write_gguf(folder, beside, pick, keep=lambda name: not name.startswith("blk.") or own in name)
 
 
 def part_path(path: Path, n: int, parts: int) -> Path:
@@ -161,6 +188,18 @@ def add_header(writer: gguf.GGUFWriter, config: Mapping[str, Any], arch: MODEL_A
         writer.add_rope_scaling_factor(scaling["factor"])
         if "original_max_position_embeddings" in scaling:
             writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
+
+
+def setting(key: str, value: Any) -> Change:
+    """Gives a header key another value; None: it has none."""
+
+    def change(writer: gguf.GGUFWriter) -> None:
+        writer.kv_data[0].pop(key, None)
+        kind = gguf.GGUFValueType.ARRAY if isinstance(value, list) else gguf.GGUFValueType.UINT32
+        if value is not None:
+            writer.add_key_value(key, value, kind)
+
+    return change
 
 
 def add_byte_level(writer: gguf.GGUFWriter, template: str, pre: str = "smollm") -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastslow.engine.host.files import MOST_DIGITS, about, read_object, shown
+from fastslow.engine.host.files import MOST_DIGITS, about, read_object, shown, text_part
 from fastslow.engine.host.gguf_file import Texts, is_gguf, read_gguf
 
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
@@ -34,7 +34,7 @@ class Settings:
 
 def read_settings(folder: Path) -> Settings:
     """From the JSON files of a folder; each may be missing. ValueError for broken ones."""
-    config = read_object(folder / "config.json")
+    config = text_part(read_object(folder / "config.json"))
     generation = read_object(folder / "generation_config.json")
     ours = read_object(folder / "special_tokens_map.json") | {
         key: value
