@@ -94,12 +94,17 @@ def drafts_beside(path: Path) -> Path | None:
         whole = all(isinstance(number, int) for number in (drafts, *blocks))
         if whole and drafts > 0 and blocks[0] - blocks[1] == drafts and file.like(model):
             found.append(other)
-    name = path.name.lower()
-    return max(
-        found,
-        key=lambda p: len(commonprefix((p.name.lower().removeprefix("mtp-"), name))),
-        default=None,
-    )
+    nearest = most_like(path.name, [other.name for other in found])
+    return None if nearest is None else path.with_name(nearest)
+
+
+def most_like(name: str, others: Sequence[str]) -> str | None:
+    """Of files mtp-NAME.gguf the one whose name begins most as another file's does."""
+
+    def alike(other: str) -> int:
+        return len(commonprefix((name.lower(), other.lower().removeprefix("mtp-"))))
+
+    return max(others, key=alike, default=None)
 
 
 @cache

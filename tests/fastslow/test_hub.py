@@ -214,6 +214,9 @@ def test_variants() -> None:
         assert chosen(every, variant=variant) == "M-Q4_K_M.gguf"
     assert chosen(every, variant="Q8_0") == "M.q8_0.gguf"
     assert chosen(every, variant="Q4_K_XL") == "M-UD-Q4_K_XL.gguf" and chosen(every, variant="BF16") == split
+    drafts = "mtp-M-Q8_0.gguf mtp-M-Q4_0.gguf BF16/mtp-M.gguf"
+    assert chosen(f"{every} {drafts}", variant="q4_k_m") == "M-Q4_K_M.gguf mtp-M-Q4_0.gguf"
+    assert chosen(f"{every} {drafts}", variant="BF16") == f"{split} BF16/mtp-M.gguf"
     listed = r": o/n:BF16 \(20 B\), o/n:Q4_K_M \(10 B\), "
     refusals = {"": "needs a choice", "Q2_K": "is not there", "K_M": "is not there"}
     for variant, words in (refusals | {"Q6_K": "has 1 of 3 files"}).items():

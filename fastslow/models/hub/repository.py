@@ -9,7 +9,7 @@ from typing import Any
 
 from fastslow.engine.checkpoint.checkpoint import INDEX, SINGLE
 from fastslow.engine.host.files import MOST_BYTES, shown
-from fastslow.engine.host.gguf_file import PART
+from fastslow.engine.host.gguf_file import PART, most_like
 from fastslow.engine.kv.budget import format_bytes
 from fastslow.models.hub.name import HubName
 
@@ -31,6 +31,7 @@ QUANT = re.compile(
     re.IGNORECASE,
 )
 NO_MODEL = re.compile(r"mmproj|imatrix|^mtp-", re.IGNORECASE)  # GGUF files beside one
+DRAFTS = re.compile(r"mtp-[^/]*\.gguf")  # a layer for multi-token prediction beside a model
 LISTED = 40  # variants that a message names
 
 
@@ -127,7 +128,10 @@ class Repository:
         split = PART.fullmatch(parts[0].path)
         if split is not None and int(split[3]) != len(parts):
             raise ValueError(f"{self.name} has {len(parts)} of {int(split[3])} files")
-        return parts
+        folder, slash, name = parts[0].path.rpartition("/")
+        near = (path.removeprefix(folder + slash) for path in self.files if path.startswith(folder))
+        beside = most_like(name, [path for path in near if DRAFTS.fullmatch(path)])
+        return parts if beside is None else [*parts, self.files[folder + slash + beside]]
 
 
 def _quant(stem: str) -> str:
