@@ -60,7 +60,7 @@ def _by_key_head(
     """Rows that lie by key heads, several tensors' in each: first `before` parts as wide as a key, then two alike."""
 
     def parts(rows: int, header: Fields) -> dict[str, NDArray[np.int64]]:
-        heads, key = header.get("ssm.group_count"), header.get("ssm.state_size")
+        heads, key = header["ssm.group_count"], header["ssm.state_size"]
         left = rows // heads - before * key
         if rows % heads or left < 2 or left % 2:
             raise ValueError(

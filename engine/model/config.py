@@ -164,7 +164,7 @@ def own_layers(names: GgufNames, header: Fields) -> int:
         raise ValueError(
             f"{names.architecture}.{DRAFTS} {drafts} must be less than block_count {every}"
         )
-    return every - drafts
+    return int(every - drafts)
 
 
 def _add_tensors(raw: dict[str, Any], tensors: Mapping[str, GgufTensor]) -> None:

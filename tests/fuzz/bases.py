@@ -224,9 +224,9 @@ def _gguf_mixture(folder: Path) -> None:
 def _gguf_hybrid(folder: Path) -> None:
     """Gated delta nets with experts in Q8_0, and a file beside with the layer that drafts."""
     vocab = len(gguf_tools.BYTE_TOKENS)
-    wide = {**SMALL, "moe_intermediate_size": 32, "linear_key_head_dim": 8, "linear_value_head_dim": 16}
-    types = {"layer_types": [gguf_hybrid.LINEAR, gguf_hybrid.FULL], "vocab_size": vocab}
-    source = gguf_hybrid.write_hybrid(folder.with_name("source"), "qwen35moe", **wide, **types)
+    wide: dict[str, Any] = {**SMALL, "moe_intermediate_size": 32, "linear_key_head_dim": 8, "linear_value_head_dim": 16}
+    wide |= {"layer_types": [gguf_hybrid.LINEAR, gguf_hybrid.FULL], "vocab_size": vocab}
+    source = gguf_hybrid.write_hybrid(folder.with_name("source"), "qwen35moe", **wide)
     kind = gguf_tools.matrices(gguf.GGMLQuantizationType.Q8_0)
     vocabulary = partial(gguf_tools.add_byte_level, template=MARKS, pre="qwen35")
     gguf_tools.write_apart(source, folder.with_name("m.gguf"), kind, vocabulary)

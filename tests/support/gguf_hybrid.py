@@ -101,4 +101,4 @@ def add_hybrid(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
 
 def blocks(config: Mapping[str, Any]) -> list[str]:
     """The types of all blocks, those that draft too."""
-    return config["layer_types"] + [FULL] * config.get("mtp_num_hidden_layers", 0)
+    return [*config["layer_types"]] + [FULL] * config.get("mtp_num_hidden_layers", 0)
