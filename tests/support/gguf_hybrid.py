@@ -41,7 +41,7 @@ def write_hybrid(folder: Path, name: str, seed: int = 0, **fields: Any) -> Path:
         if "norm" in label and "linear_attn" not in label:
             weight -= 1
         elif label in ("lm_head.weight", "model.embed_tokens.weight"):
-            weight /= 2  # log-probabilities spread less, and so do errors
+            weight /= 4  # log-probabilities spread less, and so do errors
     return write(folder, config, table)
 
 
