@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from loguru import logger
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastslow.engine.backends.accelerator.delta import SideBySideDelta
 from fastslow.engine.backends.accelerator.ops import (
     KNOWN,
     DeviceMatrix,
@@ -22,10 +24,11 @@ from fastslow.engine.backends.alike import AlikeLayers
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ffn.dense import MlpWeights
 from fastslow.engine.model.ffn.experts import MixtureWeights
+from fastslow.engine.model.mixers.delta import GatedDelta
 from fastslow.engine.model.mixers.grouped import GroupedAttention, GroupedWeights
 from fastslow.engine.model.norms import Norm, NormWeights, RmsNorm
 from fastslow.engine.model.ops import Read, ReadQuant, no_int8, wide
-from fastslow.engine.model.parts import MixerModule
+from fastslow.engine.model.parts import Mixer, MixerModule
 from fastslow.engine.model.shape import Layer, MtpLayer
 from fastslow.engine.model.tensors import EMBEDDING
 
@@ -186,8 +189,13 @@ class Stacked:
         }
         mixer, ffn = layer.mixer.load(prefix, reader), layer.ffn.load(prefix, reader)
         if not isinstance(layer.mixer, GroupedAttention):
-            return StackedLayer(layer.mixer.module(mixer, self.plain), ffn, norms, False)
+            return StackedLayer(self._module(layer.mixer, mixer), ffn, norms, False)
         return StackedLayer(mixer, ffn, norms, layer.rope is not None, self._front(mixer))
+
+    def _module(self, mixer: Mixer, weights: Any) -> MixerModule:
+        if isinstance(mixer, GatedDelta):
+            return SideBySideDelta(mixer, weights, self.plain)
+        return mixer.module(weights, self.plain)
 
     def _front(self, attention: GroupedWeights[DeviceMatrix]) -> Front | None:
         """Sinks, as wide as the cache's rows."""

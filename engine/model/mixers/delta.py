@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastslow.engine.kv.state.layout import RunningState
+from fastslow.engine.kv.state.running import RunningStates
 from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.norms import NormWeights, RmsNorm, normed
 from fastslow.engine.model.ops import Linear, Ops, wide
@@ -59,9 +60,9 @@ class GatedDelta:
         return RunningState(((self.kernel - 1, self.channels), head), inputs)
 
     def of_values(self, x_KD: Tensor) -> Tensor:
-        """The row of key heads that each value head reads."""
+        """The row of key heads that each value head reads; of a token, or of each of several."""
         r = self.value_heads // self.key_heads
-        return x_KD.repeat(r, 1) if self.tiled else x_KD.repeat_interleave(r, 0)
+        return torch.cat([x_KD] * r, -2) if self.tiled else x_KD.repeat_interleave(r, -2)
 
     def misfits(self) -> Iterator[str]:
         heads = {"linear_num_key_heads": self.key_heads, "linear_num_value_heads": self.value_heads}
@@ -157,16 +158,23 @@ class DeltaModule:
         """[P, hidden]. Folds in what was accepted since the last step, then runs the rows."""
         m, w, sums = self.mixer, self.weights, wide(x_PH.dtype)
         mixed, b, a = (self.ops.linear(x_PH, *part).to(sums) for part in (w.qkv, w.b, w.a))
-        out = mixed.new_zeros(len(x_PH), m.value_heads, m.value_dim)
         assert kv.running is not None
-        states = kv.running.state[n]
-        for running, own, parents in step.rows.each_running():
-            inputs = mixed[own], a[own], b[own]
-            rings = [part[running.place] for part in kv.running.rows[n]]
-            self._run(running, parents.tolist(), states, rings, inputs, out[own])
+        out = self._recur((mixed, a, b), kv.running, n, step).to(x_PH.dtype)
         z = self.ops.linear(x_PH, *w.z)
-        seen = normed(self.ops, RmsNorm(m.eps), NormWeights(w.norm), out.to(x_PH.dtype)).flatten(1)
+        seen = normed(self.ops, RmsNorm(m.eps), NormWeights(w.norm), out).flatten(1)
         return self.ops.linear(self.ops.gated(torch.cat((z, seen), -1), "silu"), *w.out)
+
+    def _recur(
+        self, projected: tuple[Tensor, Tensor, Tensor], kv: RunningStates, n: int, step: Step
+    ) -> Tensor:
+        """[P, value heads, value_dim]. projected: see `_run`, of all rows."""
+        mixed, heads = projected[0], (self.mixer.value_heads, self.mixer.value_dim)
+        out = mixed.new_zeros(len(mixed), *heads)
+        for running, own, parents in step.rows.each_running():
+            rings = [part[running.place] for part in kv.rows[n]]
+            inputs = tuple(part[own] for part in projected)
+            self._run(running, parents.tolist(), kv.state[n], rings, inputs, out[own])
+        return out
 
     def _run(
         self,
@@ -174,7 +182,7 @@ class DeltaModule:
         parents: Sequence[int],
         states: Sequence[Tensor],
         rings: Sequence[Tensor],
-        projected: tuple[Tensor, Tensor, Tensor],
+        projected: Sequence[Tensor],
         out: Tensor,
     ) -> None:
         """Run the rows of one request.
@@ -219,23 +227,23 @@ class DeltaModule:
         """Return the inputs of a row, its output [value heads, value_dim], and the state after it.
 
         Row by row, since the end of a vector may round otherwise than its middle."""
-        w = self.weights
+        w, m = self.weights, self.mixer
         gate, beta = (w.decay * F.softplus(a + w.dt_bias)).exp(), b.sigmoid()
-        m = self.mixer
-        seen = F.silu((torch.cat((above.window, mixed[None])) * w.conv).sum(0))
-        keys = m.key_heads * m.key_dim
-        q, k, v = seen.split((keys, keys, m.value_heads * m.value_dim))
-        q, k = (
-            x.view(-1, m.key_dim) * (x.view(-1, m.key_dim).square().sum(-1, True) + TINY).rsqrt()
-            for x in (q, k)
-        )
-        each = m.of_values(q * m.key_dim**-0.5)[..., None]
+        q, k, v = self._heads((torch.cat((above.window, mixed[None])) * w.conv).sum(0))
         kept = above.heads * gate[:, None, None]
         read = (kept * m.of_values(k)[..., None]).sum(1)
-        delta = (v.view(-1, m.value_dim) - read) * beta[:, None]
-        inputs = RowInputs(mixed, gate, k, delta)
+        inputs = RowInputs(mixed, gate, k, (v - read) * beta[:, None])
         made = self._folded(above, inputs)
-        return inputs, (made.heads * each).sum(1), made
+        return inputs, (made.heads * m.of_values(q)[..., None]).sum(1), made
+
+    def _heads(self, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries and keys [..., key heads, key_dim], and values, of the convolution's sums [..., channels]."""
+        m = self.mixer
+        keys = m.key_heads * m.key_dim
+        q, k, v = F.silu(sums).split((keys, keys, m.value_heads * m.value_dim), -1)
+        q, k = (x.unflatten(-1, (-1, m.key_dim)) for x in (q, k))
+        q, k = (x * (x.square().sum(-1, True) + TINY).rsqrt() for x in (q, k))
+        return q * m.key_dim**-0.5, k, v.unflatten(-1, (-1, m.value_dim))
 
     def _folded(self, state: State, row: RowInputs) -> State:
         """The state after a row, by the same operations wherever it is folded in."""
