@@ -9,7 +9,6 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
 from typing import (
-    Annotated,
     Any,
     Concatenate,
     ParamSpec,
@@ -22,13 +21,12 @@ from typing import (
     overload,
 )
 
-from pydantic import Field, ValidationError
+from pydantic import Field, StrictBool, ValidationError
 
 from fastslow.engine.checked import nearest, sentence, shown
 from fastslow.engine.params import SamplingParams
 from fastslow.output import Output
 from fastslow.request.options import (
-    FLAG,
     GenerateOptions,
     ListOf,
     ModeLike,
@@ -50,7 +48,7 @@ FIRST = inspect.Parameter.POSITIONAL_OR_KEYWORD
 class GenerateCall(GenerateOptions):
     """The keywords of `generate` and `chat`, which take lists of prompts, too."""
 
-    progress: Annotated[bool, FLAG] = Field(
+    progress: StrictBool = Field(
         default=True,
         description="for a list of prompts, draw a bar on a terminal: how many are answered",
     )
@@ -171,18 +169,14 @@ def _with_keywords(
 ) -> Callable[..., Any]:
     known = model.model_fields
     owner, first, _ = inspect.signature(method).parameters.values()
-    annotations = {
-        name: str(text).removeprefix("Annotated[").rpartition(", ")[0]  # without its check
-        for kind in reversed(model.__mro__)
-        for name, text in getattr(kind, "__annotations__", {}).items()
-    }
+    shown_as = inspect.signature(model).parameters  # without their checks
     ordered = sorted(known.items(), key=lambda item: item[0] != "sampling")  # which comes first
     keywords = [
         inspect.Parameter(
             name,
             FIRST if name == "sampling" else inspect.Parameter.KEYWORD_ONLY,
             default=field.default,
-            annotation=annotations[name],
+            annotation=shown_as[name].annotation,
         )
         for name, field in ordered
     ]

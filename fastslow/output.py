@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from fastslow.engine.core.spec_decode_stats import DraftCounts
+from fastslow.engine.params import Count
 from fastslow.engine.sampling.stop import Reason
 from fastslow.engine.sampling.thinking_limits import Ended
 
@@ -204,8 +205,8 @@ class Decided(NamedTuple):
 
     mode: str  # the preset that was chosen; "" where the call named its mode
     why: str  # in one line for people
-    units: int | None  # routed groups, or experts, that run; None = all
-    turn_left: int | None = None  # tokens of thought that were left of a turn that the call names
+    units: Count | None  # routed groups, or experts, that run; None = all
+    turn_left: Count | None = None  # tokens of thought that were left of a turn that the call names
 
 
 @dataclass(frozen=True, slots=True)

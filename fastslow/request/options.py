@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from threading import TIMEOUT_MAX
-from typing import Annotated, Any, Protocol, Self, SupportsIndex, TypeGuard, TypeVar
+from typing import Annotated, Any, Protocol, Self, SupportsIndex, TypeVar
 
-from pydantic import BaseModel, Field, PlainValidator
+from pydantic import BaseModel, Field, PlainValidator, StrictBool, StrictInt
 
 from fastslow.engine.checked import Params, kept_as, shown
 from fastslow.engine.host.files import read_object
-from fastslow.engine.params import MOST_PRIORITY, Mode, SamplingParams, Speculation
+from fastslow.engine.params import MOST_PRIORITY, Mode, Number, SamplingParams, Speculation
 from fastslow.engine.text.messages import Message
 from fastslow.policies.mode_router import ModeRouter
 from fastslow.request.resume import ResumeState
@@ -52,7 +52,12 @@ Sampling = SamplingParams | Mapping[str, Any] | None
 Samplings = Sampling | Sequence[Sampling]
 
 
-def _checked(fits: Callable[[Any], bool], words: str, schema: Any = Any) -> PlainValidator:
+Key = Annotated[str, Field(min_length=1, max_length=LONGEST_KEY)]
+Priority = Annotated[StrictInt, Field(ge=-MOST_PRIORITY, le=MOST_PRIORITY)]
+Seconds = Annotated[Number, Field(gt=0, le=LONGEST)]
+
+
+def _checked(fits: Callable[[Any], bool], words: str) -> PlainValidator:
     """For a field whose values are kept as they are, where they fit."""
 
     def check(value: object) -> object:
@@ -60,65 +65,39 @@ def _checked(fits: Callable[[Any], bool], words: str, schema: Any = Any) -> Plai
             return value
         raise ValueError(f"it should be {words}")
 
-    return PlainValidator(check, json_schema_input_type=schema)
-
-
-def _key(value: object) -> str | None:
-    if value is None or (isinstance(value, str) and 0 < len(value) <= LONGEST_KEY):
-        return value
-    has = f", and has {len(value)}" if isinstance(value, str) and value else ""
-    raise ValueError(f"it should be text of 1 to {LONGEST_KEY} characters, or None{has}")
+    return PlainValidator(check, json_schema_input_type=Any)
 
 
 def _named(value: object) -> bool:
     return isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
 
 
-def _answered(value: object) -> ResumeState | None:
-    if value is None or isinstance(value, ResumeState):
-        return value
-    if isinstance(value, Mapping):  # from another process
-        return ResumeState.of(value)
-    raise ValueError("it should be ResumeState, or None")
-
-
-_KEY = PlainValidator(_key, json_schema_input_type=str | None)
 _SAMPLING = _checked(
     lambda value: isinstance(value, SamplingParams | None) or _named(value),
     "SamplingParams, a dict of their fields by name, or None",
 )
 _FIELDS = _checked(_named, "a dict of fields of SamplingParams by name")
-_SECONDS = _checked(
-    lambda value: value is None or (_are_seconds(value) and value > 0),
-    f"seconds, above 0 and at most {LONGEST:g}, or None",
-)
-_PRIORITY = _checked(
-    lambda value: type(value) is int and abs(value) <= MOST_PRIORITY,
-    f"a whole number from {-MOST_PRIORITY} to {MOST_PRIORITY}",
-    int,
-)
 _VARIABLES = _checked(
     lambda value: value is None or _named(value),
     "a dict of the chat template's variables by name",
 )
 _TOOLS = _checked(lambda value: value is None or is_chat(value), "a list of dicts, or None")
-FLAG = _checked(lambda value: type(value) is bool, "True or False", bool)
 
 
 class ClientOptions(BaseModel):
     """Options that the body of an HTTP request has, too, under the same name and with the same checks."""
 
-    priority: Annotated[int, _PRIORITY] = Field(
+    priority: Priority = Field(
         default=0,
         description="-1000 to 1000; requests with a smaller number start before others that wait, and lose "
         "their pages after them. No token depends on it",
     )
-    turn: Annotated[str | None, _KEY] = Field(
+    turn: Key | None = Field(
         default=None,
         description="names the user's turn, whose calls share the mode's `turn_budget`. None: its thoughts are "
         "counted in the messages since the user's latest one",
     )
-    trace: Annotated[bool, FLAG] = Field(
+    trace: StrictBool = Field(
         default=False,
         description="note what each step does, for `trace` of the handle or the stream",
     )
@@ -149,23 +128,23 @@ class GenerateOptions(ClientOptions, Params):
         description='"auto", "off", a drafter\'s name, a `Speculation` or a dict of its fields, or the path of '
         'a settings file (*.json). None = "auto"',
     )
-    timeout: Annotated[float | None, _SECONDS] = Field(
+    timeout: Seconds | None = Field(
         default=None,
         description="seconds from the call after which a request ends, wherever it is, with what it has and "
         'finish_reason "timeout"',
     )
-    memory_key: Annotated[str | None, _KEY] = Field(
+    memory_key: Key | None = Field(
         default=None,
         description="names the caller, where an LLM serves several: text of at most 256 characters. "
         "Remembered answers and cached prefixes are shared among calls with the same key only. None: "
         'among all calls without a key, but for answers of `remember="by_key"`',
     )
-    share: Annotated[str | None, _KEY] = Field(
+    share: Key | None = Field(
         default=None,
         description="who asks, where several are to have fair shares: text of at most 256 characters. While calls of "
         "several shares run or wait, the answers of a step are dealt out among the shares. No token depends on it",
     )
-    allow_special: Annotated[bool, FLAG] = Field(
+    allow_special: StrictBool = Field(
         default=False,
         description="special tokens that a prompt spells, such as <|im_end|>, are marks; otherwise they are "
         "text, since a user may have written them",
@@ -185,10 +164,10 @@ class GenerateOptions(ClientOptions, Params):
         description='"auto", "none", "required" (at least one call), or {"type": "function", "function": {"name": ...}} '
         "(one call of this function)",
     )
-    parallel_tool_calls: Annotated[bool, FLAG] = Field(
+    parallel_tool_calls: StrictBool = Field(
         default=True, description="an answer may have several calls of `tools`"
     )
-    keep_thoughts: Annotated[bool, FLAG] = Field(
+    keep_thoughts: StrictBool = Field(
         default=False,
         description="thoughts of earlier turns (`reasoning` or `reasoning_content` of the assistant's messages) "
         "stay in the prompt, so that the next turn finds all of its past in the prefix cache. Else the chat "
@@ -199,7 +178,7 @@ class GenerateOptions(ClientOptions, Params):
         description="text or token ids that the answer probably repeats, such as a file that is to be edited. "
         "It is drafted from, for this request alone",
     )
-    answered: Annotated[ResumeState | None, PlainValidator(_answered)] = Field(
+    answered: ResumeState | None = Field(
         default=None, description="the tokens of the answer so far, see `ResumeState`"
     )
 
@@ -268,11 +247,12 @@ def spread(name: str, value: Any, count: int) -> list[Any]:
     return list(value)
 
 
-def as_wait(timeout: object) -> float | None:
+def as_wait(timeout: Any) -> float | None:
     """Return the seconds that a call waits, as locks take them; None: no limit. ValueError: it is neither."""
     if timeout is None:
         return None
-    if not _are_seconds(timeout):
+    number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+    if not (number and timeout <= LONGEST):  # so nan are not
         raise ValueError(f"timeout={shown(timeout)} must be seconds, at most {LONGEST:g}, or None")
     return float(max(0, min(timeout, TIMEOUT_MAX)))
 
@@ -295,11 +275,6 @@ def as_prompts(conversations: Any) -> Any:
     if several and all(isinstance(one, Sequence) for one in conversations):
         return [as_messages(one) for one in conversations]
     return as_messages(conversations)
-
-
-def _are_seconds(value: object) -> TypeGuard[float]:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and value <= LONGEST  # type: ignore[operator] # so nan are not
 
 
 def is_chat(value: Any) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from fastslow.engine.params import shown
+from pydantic import ConfigDict
+
+from fastslow.engine.params import Count, TokenId, shown
 from fastslow.output import Decided
 
 if TYPE_CHECKING:  # which import torch
@@ -30,55 +31,32 @@ class ResumeState:
     had the thought closed, see `RequestHandle.stop_thinking`; None = it did not, and () = of none.
     """
 
-    tokens: Sequence[Sequence[int]]
-    decided: Sequence[Decided | None] = ()
-    stopped: Sequence[int | None] = ()
+    __pydantic_config__ = ConfigDict(revalidate_instances="always")  # as a field of options
 
-    @classmethod
-    def of(cls, fields: Mapping[str, Any]) -> ResumeState:
-        """From plain JSON values, as another process sends them."""
-        try:
-            each = [None if one is None else Decided(*one) for one in fields.get("decided", ())]
-            return cls([list(some) for some in fields["tokens"]], each, fields.get("stopped", ()))
-        except (TypeError, KeyError):
-            raise ValueError(
-                "answered should have the tokens of each answer, and what was decided of it"
-            ) from None
+    tokens: Sequence[Sequence[TokenId]]
+    decided: Sequence[Decided | None] = ()
+    stopped: Sequence[Count | None] = ()
 
     def check(self, vocab_size: int, context: int) -> None:
         """Refuse what does not fit any call."""
-        for name, values in (
-            ("tokens", self.tokens), ("decided", self.decided), ("stopped", self.stopped)
-        ):  # fmt: skip
-            _check_list(f"answered.{name}", values)
         for place, tokens in enumerate(self.tokens):
-            _check_list(f"answered.tokens[{place}]", tokens)
             if len(tokens) > context:
                 raise ValueError(
                     f"answered.tokens[{place}] has {len(tokens)} tokens; the context is {context}"
                 )
-            for token in tokens:
-                if isinstance(token, bool) or not 0 <= _index(token) < vocab_size:
-                    raise ValueError(
-                        f"answered.tokens[{place}] holds {shown(token)}, not an id in 0..{vocab_size - 1}"
-                    )
+            if (largest := max(tokens, default=0)) >= vocab_size:
+                raise ValueError(
+                    f"answered.tokens[{place}] holds {largest}, not an id in 0..{vocab_size - 1}"
+                )
         for name, values in (("decided", self.decided), ("stopped", self.stopped)):
             if values and len(values) != len(self.tokens):
                 raise ValueError(
                     f"answered.{name} has {len(values)} entries for {len(self.tokens)} answers"
                 )
-        for place, decided in enumerate(self.decided):
-            if decided is not None and not _is_decided(decided):
+        for place, (tokens, stopped) in enumerate(zip(self.tokens, self.stopped)):
+            if stopped is not None and stopped > len(tokens):
                 raise ValueError(
-                    f"answered.decided[{place}]={shown(decided)} must be a `Decided` of two texts and numbers"
-                )
-        for place, stopped in enumerate(self.stopped):
-            most = len(self.tokens[place])
-            if stopped is not None and (
-                isinstance(stopped, bool) or not 0 <= _index(stopped) <= most
-            ):
-                raise ValueError(
-                    f"answered.stopped[{place}]={shown(stopped)} must be a number of its tokens, 0..{most}"
+                    f"answered.stopped[{place}]={stopped} must be a number of its tokens, 0..{len(tokens)}"
                 )
 
     @property
@@ -101,7 +79,7 @@ class ResumeState:
         request: of a call that is the same in all else.
         """
         mode, room = request.mode, request.max_len + 1 - request.prompt_length
-        tokens = [operator.index(token) for token in self.tokens[index]]
+        tokens = self.tokens[index]
         if mode.escalate is not None:
             raise ValueError(
                 f"answered: mode {shown(mode.name)} escalates, and how sure the model was of these tokens is "
@@ -143,24 +121,3 @@ def resume(request: Request, answered: Sequence[int]) -> None:
     last = request.known.answered[-1:]
     if request.grammar is not None and not request.grammar.fits(request.tokens, last):
         raise ValueError("answered holds tokens that the grammar of this call does not allow")
-
-
-def _index(token: object) -> int:
-    try:
-        return operator.index(token)  # type: ignore[arg-type]
-    except TypeError:
-        return -1
-
-
-def _check_list(name: str, values: object) -> None:
-    if not isinstance(values, list | tuple):
-        raise ValueError(f"{name}={shown(values)} must be a list")
-
-
-def _is_decided(value: object) -> bool:
-    if not isinstance(value, Decided) or not (
-        isinstance(value.mode, str) and isinstance(value.why, str)
-    ):
-        return False
-    counts = (n for n in (value.units, value.turn_left) if n is not None)
-    return all(not isinstance(n, bool) and _index(n) >= 0 for n in counts)

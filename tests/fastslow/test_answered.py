@@ -213,22 +213,24 @@ def test_what_ends_before_its_first_step_has_all_that_was_answered(llm: LLM) -> 
 
 
 MISFITS: list[tuple[dict[str, Any], Any, str]] = [
-    ({}, "tokens", "^answered='tokens' must be ResumeState, or None"),
+    ({}, "tokens", "^answered='tokens' must be a dictionary or an instance of ResumeState"),
     ({}, ResumeState([[5, 320]]), r"^answered.tokens\[0\] holds 320, not an id in 0..319"),
-    ({}, ResumeState([[True]]), r"^answered.tokens\[0\] holds True"),
+    ({}, ResumeState([[True]]), r"^answered.tokens\[0\]\[0\]=True must be a valid integer"),
     ({}, ResumeState([[5], [6]]), "^answered.tokens has 2 entries, and n=1"),
     ({}, ResumeState([[5]], [None, None]), "^answered.decided has 2 entries for 1 answers"),
     ({}, ResumeState([[5]], stopped=[1, 2]), "^answered.stopped has 2 entries for 1 answers"),
     ({}, ResumeState([[5] * 9]), r"has 9 tokens; this call's answer has room for 8"),
     ({}, ResumeState([[5] * 10_000]), r"has 10000 tokens; the context is"),
     ({"stop_token_ids": [7]}, ResumeState([[5, 7, 6]]), "this answer ends with token 2 of them"),
-    ({}, ResumeState(3), r"^answered.tokens=3 must be a list"),  # type: ignore[arg-type]
-    ({}, ResumeState(["ab"]), r"^answered.tokens\[0\]='ab' must be a list"),  # type: ignore[list-item]
-    ({}, ResumeState([[1.5]]), r"^answered.tokens\[0\] holds 1.5, not an id"),  # type: ignore[list-item]
-    ({}, ResumeState([[5]], 3), r"^answered.decided=3 must be a list"),  # type: ignore[arg-type]
-    ({}, ResumeState([[5]], ["x"]), r"^answered.decided\[0\]='x' must be a `Dec"),  # type: ignore[list-item]
-    ({}, ResumeState([[5]], [Decided("", "", True)]), r"^answered.decided\[0\]=Decided"),
-    ({}, ResumeState([[5]], (), [-1]), r"^answered.stopped\[0\]=-1 must be a number of its tok"),
+    ({}, ResumeState(3), r"^answered.tokens=3 must be an instance of Sequence"),  # type: ignore[arg-type]
+    ({}, ResumeState(["ab"]), r"^answered.tokens\[0\]='ab' must be valid"),  # type: ignore[list-item]
+    ({}, ResumeState([[1.5]]), r"^answered.tokens\[0\]\[0\]=1.5 must be a valid integer"),  # type: ignore[list-item]
+    ({}, ResumeState([[5]], 3), r"^answered.decided=3 must be an instance of Sequence"),  # type: ignore[arg-type]
+    ({}, ResumeState([[5]], ["x"]), r"^answered.decided\[0\]='x' must be a tuple, list, .* Decided"),  # type: ignore[list-item]
+    ({}, ResumeState([[5]], [Decided("", "", True)]), r"^answered.decided\[0\].units=True must be a valid integer"),
+    ({}, ResumeState([[5]], [Decided("", "", -1)]), r"^answered.decided\[0\].units=-1 must be greater"),
+    ({}, ResumeState([[5]], (), [-1]), r"^answered.stopped\[0\]=-1 must be greater than or equal to 0"),
+    ({}, ResumeState([[5]], (), [2]), r"^answered.stopped\[0\]=2 must be a number of its tokens, 0..1"),
     ({"grammar": {"regex": "[0-9]"}}, ResumeState([[5]]), "grammar of this call does not allow"),
 ]
 

@@ -49,7 +49,7 @@ def test_a_user_cannot_end_its_turn(llm: LLM) -> None:
     assert llm.tokenizer.decode(out.prompt_token_ids, skip_special=False) == out.prompt
     allowed = llm.chat(user(INJECTED), FEW, allow_special=True)
     assert allowed.prompt == out.prompt and allowed.prompt_token_ids == llm.tokenizer.encode(out.prompt, False)
-    refused("^allow_special=1 must be True or False$", llm.chat, user("hi"), FEW, allow_special=1)
+    refused("^allow_special=1 must be a valid boolean$", llm.chat, user("hi"), FEW, allow_special=1)
     both = llm.chat([user(INJECTED)] * 2, FEW, allow_special=[False, True])
     assert [o.prompt_token_ids for o in both] == [out.prompt_token_ids, allowed.prompt_token_ids]
     *_, last = llm.stream_chat(user(INJECTED), FEW, allow_special=True)
@@ -255,4 +255,4 @@ def test_a_template_that_cannot_says_so_once(tmp_path: Path, logged: list[str]) 
 def test_what_is_no_thought(abacus: LLM) -> None:
     said_so = r"^messages\[1\]\.reasoning is a int; it must be a string$"
     refused(said_so, abacus.tokenize, [QUESTION, said(5, "reasoning")])
-    refused("^keep_thoughts='yes' must be True or False$", abacus.tokenize, [QUESTION], keep_thoughts="yes")
+    refused("^keep_thoughts='yes' must be a valid boolean$", abacus.tokenize, [QUESTION], keep_thoughts="yes")

@@ -111,7 +111,7 @@ BAD: list[tuple[Any, dict[str, Any], str]] = [
     (None, {"tools": [{"type": "web"}]}, "tools.0..type is 'web'; only 'function' is taken"),
     (None, {"tools": TOOLS, "tool_choice": "any"}, "tool_choice is 'any'; it must be 'none', 'auto'"),
     (None, {"tools": "f"}, "tools='f' must be a list of dicts, or None"),
-    (None, {"tools": TOOLS, "parallel_tool_calls": 1}, "parallel_tool_calls=1 must be True or False"),
+    (None, {"tools": TOOLS, "parallel_tool_calls": 1}, "parallel_tool_calls=1 must be a valid boolean"),
 ]  # fmt: skip
 
 

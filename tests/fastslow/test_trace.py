@@ -112,7 +112,7 @@ def test_it_is_there_while_the_answer_comes_and_not_unless_asked(llm: LLM) -> No
         one = several.trace(n)
         assert one is not None and [t for step in one["steps"] for t in step["tokens"]] == choice.token_ids
     refused(r"^index=2 is outside 0\.\.1$", several.trace, 2)
-    refused("^trace=1 must be True or False$", llm.submit, PROMPT, LONG, trace=1)
+    refused("^trace=1 must be a valid boolean$", llm.submit, PROMPT, LONG, trace=1)
 
 
 @pytest.mark.parametrize("how", ["restart", "recompute", "keep"])

@@ -39,7 +39,7 @@ with LLM("abacus", kv_memory="16MiB", progress=False) as llm:
         answer = client.post("/v1/chat/completions", json=body).json()
         assert answer["metrics"]["drafter"] == drafter
     wrong = client.post("/v1/chat/completions", json={**asked, "no_drafts": 1})
-    assert wrong.status_code == 400 and "no_drafts=1 must be True or False" in wrong.text
+    assert wrong.status_code == 400 and "no_drafts=1 must be a valid boolean" in wrong.text
 """
 
 

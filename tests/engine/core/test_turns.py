@@ -263,8 +263,13 @@ def test_no_token_depends_on_priorities_and_shares(llm: LLM, wish: str) -> None:
 @pytest.mark.parametrize("wrong", [1001, -1001, 1.0, True, "high", None])
 def test_a_priority_is_a_number_in_a_range(llm: LLM, wrong: Any) -> None:
     for ask in (llm.generate, llm.stream, llm.submit):
-        refused("^priority=.* must be a whole number from -1000 to 1000$", ask, "one", priority=wrong)
+        refused(
+            "^priority=.* must be (a valid integer|greater than or equal to -1000|less than or equal to 1000)$",
+            ask,
+            "one",
+            priority=wrong,
+        )
 
 
 def test_a_share_is_a_short_text(llm: LLM) -> None:
-    refused("^share='' must be text of 1 to 256 characters", llm.generate, "one", share="")
+    refused("^share='' must have at least 1 character", llm.generate, "one", share="")
