@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import ConfigDict
 
 from fastslow.engine.checkpoint.identity import DIGEST, check_model, model_digest
-from fastslow.engine.host.files import is_file, read_object
-from fastslow.engine.params import Speculation, sentence
+from fastslow.engine.host.files import about, is_file, read_object
+from fastslow.engine.params import Params, Speculation
 
 VERSION = 1
+
+
+class TunedSettings(Params):
+    """The part of a settings file that says how to draft."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    version: Literal[1]  # VERSION
+    speculation: Speculation
 
 
 def write_settings(
@@ -66,27 +75,11 @@ def read_settings(path: str | Path, folder: Path | None = None) -> Speculation:
     """The speculation settings in a file of `write_settings`; other parts are ignored. `folder`: of the model that
     they are for; None = any. ValueError: the file and what is wrong with it, or that it was found with another model.
     """
+    where = f"settings file {str(path)!r}"
     if not is_file(Path(path)):
-        raise ValueError(f"settings file {str(path)!r} cannot be read: there is no such file")
-    try:
+        raise ValueError(f"{where} cannot be read: there is no such file")
+    with about(where):
         record = read_object(Path(path))
-        settings = _speculation(record)
-    except ValidationError as error:
-        reason = sentence(error, Speculation.model_fields)
-        raise ValueError(f"settings file {str(path)!r}: speculation {reason}") from error
-    except ValueError as error:
-        raise ValueError(f"settings file {str(path)!r}: {error}") from error
-    check_model(record, folder, f"settings file {str(path)!r}")
-    return settings
-
-
-def _speculation(record: dict[str, Any]) -> Speculation:
-    version = record.get("version")
-    if version != VERSION or isinstance(version, bool):
-        raise ValueError(f"version={version!r} is not {VERSION}, the only one that is known")
-    if not isinstance(record.get("speculation"), dict):
-        raise ValueError(
-            "speculation must be an object with the fields of Speculation; `fastslow tune --prompts` "
-            "writes one"
-        )
-    return Speculation.model_validate(record["speculation"])
+        found = TunedSettings(**record)
+    check_model(record, folder, where)
+    return found.speculation
