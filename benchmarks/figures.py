@@ -23,6 +23,7 @@ from rich.table import Table
 
 from fastslow import LLM
 from fastslow.engine.backends.cpu import library
+from fastslow.engine.host.machine import CONTENDED, Watch
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.text.templates import load_template
 from fastslow.engine.text.tokenizer import load_tokenizer
@@ -33,7 +34,6 @@ Row = dict[str, Any]  # what is measured, and its "samples"
 Samples = Sequence[Mapping[str, Any]]
 ENOUGH = 3  # uncontended samples that make a median
 PROBE_BYTES = 2**29  # far more than any cache
-CONTENDED = 0.05  # others may take this share of the machine before a sample is marked
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8")
 
 
@@ -182,11 +182,8 @@ def middle(samples: Samples, key: str = "rate", digits: int | None = None) -> st
 
 def percentiles(values: Iterable[float]) -> list[float]:
     """The 50th, the 95th and the 99th."""
-    ranked = sorted(values) or [float("nan")]
-    return [
-        statistics.median(ranked),
-        *(ranked[max(0, -(-p * len(ranked) // 100) - 1)] for p in (95, 99)),
-    ]
+    found: list[float] = np.percentile([*values] or [np.nan], (50, 95, 99)).tolist()
+    return found
 
 
 # Conditions
@@ -228,28 +225,13 @@ def with_conditions(
     """Return what `measure` gives, and the conditions it ran under; `own`: processes of the benchmark besides this one.
 
     `bandwidth` is the better of a probe before and one after; `others` is the share of all logical processors that
-    other processes and virtual machines took. /proc counts in ticks: a sample should last half a second.
+    other processes and virtual machines took. /proc counts in ticks: None, where a sample lasts less than half a second.
     """
-    pids = [os.getpid(), *own]
-    bandwidth = read_bandwidth(threads)
-    before = _ticks(pids)
-    measured = measure()
-    total, busy, mine = (b - a for a, b in zip(before, _ticks(pids), strict=True))
-    others = max(0, busy - mine) / max(1, total)
+    bandwidth, watch = read_bandwidth(threads), Watch(*own)
+    measured, others = measure(), watch.others()
+    contended = others is not None and others > CONTENDED
     best = max(bandwidth, read_bandwidth(threads))
-    return {**measured, "bandwidth": best, "others": others, "contended": others > CONTENDED}
-
-
-def _ticks(pids: Iterable[int]) -> tuple[int, int, int]:
-    """Ticks so far of everything, of what was busy, and of some processes."""
-    line = Path("/proc/stat").read_text("utf-8").partition("\n")[0]
-    user, nice, system, idle, wait, hard, soft, steal = map(int, line.split()[1:9])
-    busy = user + nice + system + hard + soft + steal
-    mine = 0
-    for pid in pids:  # a name may hold blanks, so fields are counted from its end
-        fields = Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()
-        mine += int(fields[11]) + int(fields[12])
-    return busy + idle + wait, busy, mine
+    return {**measured, "bandwidth": best, "others": others, "contended": contended}
 
 
 def memory(pid: int) -> dict[str, float]:

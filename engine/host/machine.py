@@ -108,30 +108,32 @@ STAT, OWN = Path("/proc/stat"), Path("/proc/self/stat")
 class Watch:
     """Processor time from its making to `others`. Linux only; elsewhere nothing is known."""
 
-    def __init__(self) -> None:
-        self._before = _ticks()
+    def __init__(self, *pids: int) -> None:
+        """pids: of other processes that count as this one."""
+        self._own = [OWN, *(Path(f"/proc/{pid}/stat") for pid in pids)]
+        self._before = self._ticks()
 
     def others(self) -> float | None:
         """Share of the machine that other processes, and other machines on it, took. None: unknown, as for
         less than half a second."""
-        after = _ticks()
+        after = self._ticks()
         if self._before is None or after is None:
             return None
         total, busy, own = (b - a for a, b in zip(self._before, after))
         long = total >= LEAST * (os.cpu_count() or 1)
         return max(0, busy - own) / total if long else None
 
-
-def _ticks() -> tuple[int, int, int] | None:
-    """Ticks so far: all, busy ones, and those of this process with all its threads."""
-    try:
-        line = STAT.read_text("utf-8").partition("\n")[0]
-        mine = OWN.read_text("utf-8").rpartition(")")[2].split()  # a name may hold blanks
-    except OSError:
-        return None
-    user, nice, system, idle, wait, hard, soft, steal = map(int, line.split()[1:9])
-    busy = user + nice + system + hard + soft + steal
-    return busy + idle + wait, busy, int(mine[11]) + int(mine[12])
+    def _ticks(self) -> tuple[int, int, int] | None:
+        """Ticks so far: all, busy ones, and those of its own processes with all their threads."""
+        try:
+            line = STAT.read_text("utf-8").partition("\n")[0]
+            texts = [path.read_text("utf-8").rpartition(")")[2] for path in self._own]
+        except OSError:
+            return None
+        user, nice, system, idle, wait, hard, soft, steal = map(int, line.split()[1:9])
+        busy = user + nice + system + hard + soft + steal
+        mine = (sum(map(int, text.split()[11:13])) for text in texts)  # a name may hold blanks
+        return busy + idle + wait, busy, sum(mine)
 
 
 class HomeProcess:
