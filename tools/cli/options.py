@@ -18,12 +18,13 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from fastslow.engine.checked import Params, sentence
+from fastslow.serve.api.config import MODEL, ModelArguments
 from fastslow.tools.job_options import field
 
 if TYPE_CHECKING:
     from fastslow.llm import LLM
 
-MODEL = "Model"
+LOADED = ("dtype", "quantization", "device", "kv_memory", "max_model_len")
 INTERRUPTED = 130  # the exit code after Ctrl-C: 128 + SIGINT, as shells count
 SIMPLE = (bool, int, float, str, Path)
 PLACED = "_placed"  # ends the name of an argument that stands for an option
@@ -225,17 +226,7 @@ class ModelOptions(Params):
         MODEL,
         names="MODEL --model",
     )
-    dtype: str = field("auto", "auto, bfloat16, float32 or float16", MODEL)
-    quantization: str = field(
-        "auto", "auto, none, int8, int4 or w8a8; auto runs a quantised model as it is", MODEL
-    )
-    device: str = field("auto", "auto, cpu, cuda or npu", MODEL)
-    kv_memory: str | None = field(
-        None, "memory for keys and values, such as 2GiB; default: 0.3 of free", MODEL
-    )
-    max_model_len: int | None = field(
-        None, "most tokens of prompt plus answer; default: all it can", MODEL
-    )
+    options: Annotated[ModelArguments, OptionFields(*LOADED)] = ModelArguments()
 
     @property
     def folder(self) -> Path:
@@ -248,16 +239,15 @@ class ModelOptions(Params):
         """The model, loaded. more: further arguments of `LLM`."""
         from fastslow.engine.backends.cpu.compiled.kernel_cache import prepare
 
-        prepare(self.device)  # beside the import of torch
+        prepare(self.options.device)  # beside the import of torch
         from fastslow.llm import LLM
 
         return LLM(self.model, **self.arguments, **more)
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of `LLM`."""
-        names = ModelOptions.model_fields.keys() - {"model"}
-        return {name: getattr(self, name) for name in names}
+        """Keyword arguments of `LLM`: those that were given."""
+        return self.options.model_dump(exclude_unset=True)
 
 
 def heed_sigterm() -> None:

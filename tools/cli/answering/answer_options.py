@@ -10,14 +10,15 @@ from pydantic import Field
 
 from fastslow.draft.registry import DRAFTERS, split_names
 from fastslow.engine.params import Mode, SamplingParams, Speculation
-from fastslow.tools.cli.options import MODEL, ModelOptions, OptionFields
+from fastslow.serve.api.config import HOW, MODEL, ModelArguments
+from fastslow.tools.cli.options import LOADED, ModelOptions, OptionFields
 from fastslow.tools.job_options import field
 from fastslow.tools.prompts import check_text, json_object, naming
 
 if TYPE_CHECKING:
     from fastslow.llm import LLM
 
-HOW, DRAW = "Thinking and speculation", "Sampling (default: the mode's own)"
+DRAW = "Sampling (default: the mode's own)"
 SAMPLING = (
     *("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
     *("seed", "stop"),
@@ -41,15 +42,14 @@ class AnswerOptions(ModelOptions):
     """Options of `generate` and `chat`; checked as far as that goes without a model. `changes`, `drafts` and
     `sampling` hold what the command line gave: see their `model_fields_set`."""
 
+    options: Annotated[ModelArguments, OptionFields(*LOADED, "kv_dtype", "modes", "auto")] = (
+        ModelArguments()
+    )
     mode: str = field(
         "deep",
         "deep, fast or another preset: see `fastslow modes`; or the fields of a mode, as JSON: "
         '\'{"base": "deep", "loop": true, "answer_room": 100}\'',
         HOW,
-    )
-    modes: str | Path | None = field(None, "JSON file with presets of your own", HOW)
-    auto: str | Path | None = field(
-        None, "file of `fastslow tune --modes`, which --mode auto goes by", HOW
     )
     changes: Annotated[Mode, CHANGES] = Mode()
     no_thinking: bool = field(
@@ -68,7 +68,6 @@ class AnswerOptions(ModelOptions):
     template_kwargs: str | None = field(
         None, 'variables of the chat template, as JSON: \'{"reasoning_effort": "low"}\'', HOW
     )
-    kv_dtype: str = field("auto", "keys and values: auto, int8 (half the memory) or model", MODEL)
     parallel: str = field(
         "auto", "share the model among ranks: ep=2,tp=1,dp=1; default: those of torchrun", MODEL
     )
@@ -87,14 +86,14 @@ class AnswerOptions(ModelOptions):
         if self._tuned is not None:
             self._read_tuned(None)
 
-    def load(self, **more: Any) -> LLM:
-        """The model, loaded. more: further arguments of `LLM`."""
-        names = ("kv_dtype", "parallel", "modes", "auto")
-        return super().load(**{name: getattr(self, name) for name in names}, **more)
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `LLM`."""
+        return {**super().arguments, "parallel": self.parallel}
 
     def context(self, llm: LLM) -> int:
         """Most tokens of a prompt and its answer."""
-        return self.max_model_len or llm.model.config.context
+        return self.options.max_model_len or llm.model.config.context
 
     def conversation(self) -> list[dict[str, str]]:
         """The start of a chat."""

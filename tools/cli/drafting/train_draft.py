@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from fastslow.serve.api.config import ModelArguments
 from fastslow.tools.cli.options import ModelOptions, OptionFields, expand_options, heed_sigterm
 from fastslow.tools.job_options import HeadOptions, TrainConfig
 
@@ -14,7 +15,7 @@ TRAINED = OptionFields("tokens", "rate", "rows", "steps", "taught", "seed", pane
 def train_draft(
     options: Annotated[HeadOptions, OptionFields(panel="Data")],
     training: Annotated[TrainConfig, TRAINED],
-    engine: Annotated[ModelOptions, OptionFields("dtype", "quantization", "device")],
+    engine: Annotated[ModelArguments, OptionFields("dtype", "quantization", "device")],
 ) -> None:
     """Train a head that drafts for a target, on the target's own answers.
 
@@ -32,7 +33,7 @@ def train_draft(
     heed_sigterm()
     quiet_log()
     prompts = read_prompts(options.data)
-    target = engine.model_copy(update={"model": options.target})
+    target = ModelOptions(model=options.target, options=engine)
     try:
         with target.load(max_running=options.batch) as llm, progress_bar() as report:
             found = train_head(
