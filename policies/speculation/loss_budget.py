@@ -108,8 +108,10 @@ class LossBudgets:
         slack = self._tuning.step_slack
         longer = min(max(step.seconds, usual / slack), usual * slack) / plain - 1
         drafting = min(step.drafting, self._tuning.held_up * self.drafting)
-        if asked:
-            self._drafting.add_time(step.drafting, self._tuning.held_up)
+        # a drafter that rested has nothing to say at first: that takes hardly any time
+        least = self._tuning.free_node * plain
+        if asked and (step.drafting >= least or not self._drafting.count):
+            self._drafting.add_time(max(step.drafting, least), self._tuning.held_up)
         active = sum(not budget.paused for budget in budgets)
         for budget in budgets:
             if nodes:

@@ -161,7 +161,9 @@ class StepCosts:
         if depth > 0 and not adaptive:
             known["node"].add_time(seconds / depth, held_up)
         if asked > 0 and not adaptive:
-            known["call"].add_time(seconds / asked, held_up)
+            each, usual = seconds / asked, known["call"]
+            if depth > 0 or (usual.count and each * held_up > usual.value):  # else it rested, and has nothing to say
+                usual.add_time(each, held_up)
 
     def forget(self, drafter: object) -> None:
         self._asking.pop(drafter, None)
