@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -27,6 +29,8 @@ from fastslow.engine.types import (
     Tree,
 )
 
+HELD_UP = 4.0  # times the usual seconds, as which a pass counts at most
+PASSES = 8  # after which the seconds of older ones fade
 MAX_WAITING = 64  # rows of a text that is not drafted for; then they run in any case
 
 
@@ -42,7 +46,7 @@ class MtpText:
         context: slots of the text's rows.
         free: slots after the text, which drafted rows take in turn.
         paths: of every drafted row, the slots from the text to it, its own the last.
-        tip, logits: [H] and [V] at the end of the chain.
+        tip, logits, likely: [H] and [V] at the end of the chain; log-probability of the likeliest tokens up to there.
     """
 
     request: RequestView
@@ -55,6 +59,7 @@ class MtpText:
     paths: list[list[int]] = field(default_factory=list)
     tip: Tensor | None = None
     logits: Tensor | None = None
+    likely: float = 0.0
 
     @property
     def first(self) -> int:
@@ -127,6 +132,15 @@ class MtpDraft(GrowingDraft[MtpText]):
         self._texts: dict[int, MtpText] = {}
         self._written = np.zeros(cache.storage.slots, dtype=np.int64)  # key of each slot's row
         self._latest = torch.empty(0)  # [R, V] of the rows that ran last
+        self._pass = 0.0  # seconds of a pass over drafted rows, lately
+        self._min_child = 0.0  # chance of a node from which a further pass pays
+
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
+        asked = sum(n > 0 for n in nodes)
+        if asked and self._marginal_value is not None:
+            value = self._marginal_value(batch)
+            self._min_child = min((value.row + self._pass / asked) / value.token, 1.0)
+        return super().propose(batch, nodes)
 
     def commit(
         self, batch: Sequence[RequestView], result: AcceptResult, features: Features | None
@@ -175,7 +189,12 @@ class MtpDraft(GrowingDraft[MtpText]):
         """Run tokens just drafted; see `DraftHead.step`."""
         rows = [(text, parent) for text, some in zip(kvs, parents) for parent in some]
         segments = [text.child(parent, token) for (text, parent), token in zip(rows, after)]
-        return self._forward(segments, hidden)
+        began = time.perf_counter()
+        states = self._forward(segments, hidden)
+        taken = time.perf_counter() - began
+        usual = self._pass or taken
+        self._pass = usual + (min(taken, HELD_UP * usual) - usual) / PASSES
+        return states
 
     def _known(self, request: RequestView, nodes: int) -> MtpText | None:
         text, size = self._texts.get(request.id), len(request.tokens)
@@ -195,9 +214,10 @@ class MtpDraft(GrowingDraft[MtpText]):
             number, room = text.request.id, self._cache.room(text.request.id)
             text.context = self._seen(text, text.end)
             text.free = self._cache.slots(number, text.end, room).copy()
-            text.paths, text.tip, text.logits = [], row, logits
+            text.paths, text.tip, text.logits, text.likely = [], row, logits, 0.0
             if nodes > 0:
-                growing[b] = GrowingTree(text, self._vocab, row, nodes, least, len(text.free))
+                room, child = len(text.free), self._min_child if least > 0 else 0.0
+                growing[b] = GrowingTree(text, self._vocab, row, nodes, least, room, child)
         self._latest = self._latest[list(growing)]
         trees = [Tree()] * len(states)
         grown = grow_trees(self, list(growing.values()), limits.width, limits.depth)
@@ -206,9 +226,14 @@ class MtpDraft(GrowingDraft[MtpText]):
         return trees
 
     def _append(self, chain: HeadChain[MtpText]) -> None:
-        logits = chain.state.logits
+        text, logits = chain.state, chain.state.logits
         assert logits is not None
         chain.extend(logits, logits.numpy(), self._target_probs)
+        if chain.request.speculation.nodes is None:  # it ends whatever its last token is
+            text.likely += float(logits.max() - logits.logsumexp(-1))
+            size = len(chain.drafted)
+            if text.likely * (size + 1) < math.log(self._min_child or 1e-9) * size:
+                chain.nodes = size
 
     def _advance(self, states: Sequence[MtpText], tokens: Sequence[int]) -> None:
         tips = [text.tip for text in states if text.tip is not None]

@@ -46,7 +46,8 @@ class TreeSource(Protocol[T_contra]):
 
 class GrowingTree(Generic[T]):
     """The tree of a text, at most `nodes` nodes, while it grows from `root` [H], the head's output at the text's last
-    row. Nodes less likely than `min_score` (0..1), with all before them, are left out.
+    row. Nodes less likely than `min_score` (0..1), with all before them, are left out. It grows no further where a child
+    would probably be less likely than `min_child`.
 
     scores: log-probability of each node and all before it. frontier: nodes that get children next. rows: node -> its
     row among the draft's, for nodes that got children; `room` at most, where it is given.
@@ -60,8 +61,11 @@ class GrowingTree(Generic[T]):
         nodes: int,
         min_score: float = 0.0,
         room: int | None = None,
+        min_child: float = 0.0,
     ) -> None:
         self._room = room
+        self._min_child = math.log(min_child) if min_child > 0 else -math.inf
+        self._level = 0
         self._min_score = math.log(min_score) if min_score > 0 else -math.inf
         self.kv = kv
         self.vocab = vocab
@@ -89,6 +93,8 @@ class GrowingTree(Generic[T]):
         bar = sorted(self.scores, reverse=True)[min(self.nodes, len(self.scores)) - 1]
         # A level costs a pass over the head, and a child has little more than half of its parent's chance.
         bar = max(bar, min(self._min_score + TWICE, self._min_score / 2))
+        self._level += 1  # a child's chance falls as those before it did
+        bar = max(bar, self._min_child * self._level / (self._level + 1))
         best = sorted(fresh, key=lambda node: -self.scores[node])[:width]
         if self._room is not None:
             best = best[: self._room + 1 - len(self.rows)]

@@ -29,9 +29,7 @@ WARM = 3  # steps that do not count: they find cold caches and sleeping threads
 ROUNDS = 5  # the fastest counts: what else runs on the machine comes and goes
 PATIENCE = 1.5  # seconds; larger steps are then left out
 FIRST_PATIENCE = 0.2  # seconds, where somebody waits for an answer
-DRAFTED = (
-    UNFOLDED * 2 // 3
-)  # rows of a step that are taken for a draft; with those accepted before they fit
+DRAFTED = UNFOLDED * 2 // 3  # most rows of a draft; with those accepted before they fit
 LEAST = 3  # row counts that are measured, however slow they are: one alone says nothing of what a row costs
 WORTH_KEEPING = 0.2  # seconds
 BUSY = 0.1  # share of the machine that others take, above which what was measured is not kept

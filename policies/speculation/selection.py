@@ -165,13 +165,19 @@ class AdaptiveSelection:
         return 1 if self._rows_cost_too_much(self._value_of(batch)) else self._count
 
     def judge(self, batch: Sequence[RequestView], result: AcceptResult) -> None:
-        for known in self._known(batch):  # also where nobody may draft
+        drafters, memory = self._known(batch), self._tuning.gain_memory
+        for known in drafters:  # also where nobody may draft
             known.rested += 1
             known.backoff.skip()
         for view, tokens in zip(batch, result.tokens, strict=True):
             request = self._requests.get(view.id)
             if request is None:
                 continue
+            asked = {made.drafter for made in request.proposals}
+            for n, known in enumerate(drafters):
+                if n not in asked:  # bad luck is forgotten, where others' drafts pay
+                    own, usual = request.gains[n].tokens, known.gains.of(view.memory_key).tokens
+                    own.value += (usual.value - own.value) / memory
             for made in request.proposals:
                 held = len(made.tree.match(tokens[:-1]))  # the last one is the target's
                 every = self._drafters[made.drafter].gains.of(view.memory_key)
@@ -194,8 +200,9 @@ class AdaptiveSelection:
             return asked
         price = now = 0.0
         if self._value is not None:
-            price = self._tuning.ask_overhead * known.price
-            now = self._tuning.ask_overhead * known.seconds.value if warm else price
+            step = value.token * len(nodes)
+            price = self._with_overhead(known.price, step)
+            now = self._with_overhead(known.seconds.value, step) if warm else price
         for b, (request, most) in enumerate(zip(requests, nodes)):
             gain = request.gains[drafter].tokens.value
             if most > 0 and gain * value.token > price:
@@ -212,6 +219,11 @@ class AdaptiveSelection:
             if warm:
                 known.backoff.again(2)
         return asked
+
+    def _with_overhead(self, seconds: float, step: float) -> float:
+        """The price of asking, from the seconds that it takes and those of a step."""
+        tuning = self._tuning
+        return seconds + min((tuning.ask_overhead - 1) * seconds, tuning.most_overhead * step)
 
     def _known(self, batch: Sequence[RequestView]) -> list[_Drafter]:
         """The drafters in batches of this size, and of this key or of several."""

@@ -162,7 +162,8 @@ class StepCosts:
             known["node"].add_time(seconds / depth, held_up)
         if asked > 0 and not adaptive:
             each, usual = seconds / asked, known["call"]
-            if depth > 0 or (usual.count and each * held_up > usual.value):  # else it rested, and has nothing to say
+            rested = not usual.count or each * held_up <= usual.value  # if it has nothing to say
+            if depth > 0 or not rested:
                 usual.add_time(each, held_up)
 
     def forget(self, drafter: object) -> None:

@@ -89,6 +89,9 @@ class SpeculationTuning:
     # prior of a drafter's burst length in proposals, and its weight in bursts: the first ask is slow
     prior_run: tuple[float, float] = (8.0, 2.0)
     ask_overhead: float = 1.5  # times the time of asking: features, and the work of larger steps
+    most_overhead: float = (
+        0.15  # of a plain step: slow drafters make steps no larger than fast ones
+    )
     # steps from one try of a drafter that pays for no request to the next
     select_wait: tuple[int, int] = (8, 128)
     waking: int = 4  # last steps of that wait, which gather its features: drafting needs some
