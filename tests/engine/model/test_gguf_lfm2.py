@@ -16,7 +16,9 @@ import torch
 from checkpoints import ROTATED, tensors, write
 from gguf import GGMLQuantizationType as Kind
 from gguf_tools import f32, matrices, write_gguf
+from kernel_tools import check_error, compiled
 
+from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.checkpoint.identity import model_digest
 from fastslow.engine.model.config import ModelConfig
@@ -72,6 +74,21 @@ def test_a_quantised_file_is_multiplied_out(tmp_path: Path, name: str, kind: Kin
     rounded = write(tmp_path / "rounded", CONFIGS[name], table)
     assert torch.equal(answers(file), answers(rounded))
     assert not torch.equal(answers(file), answers(folder))
+
+
+@compiled
+@pytest.mark.parametrize("kind", [Kind.Q8_0, Kind.Q5_1], ids=lambda kind: kind.name)
+@pytest.mark.parametrize("name", ["dense", "moe"])
+def test_a_quantised_file_runs_in_its_own_numbers(
+    tmp_path: Path, name: str, kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No coarser than activations in int8 are; all experts run, since a near tie would change more."""
+    config = CONFIGS[name] | ({"num_experts_per_tok": 8} if name == "moe" else {})
+    folder = write(tmp_path / "model", config, tensors(config, seed=1))
+    file = write_gguf(folder, tmp_path / "m.gguf", matrices(kind))
+    model = load_model(file, quantization="auto", progress=False)
+    assert isinstance(model, CpuDecoder) and model.formats.name == "gguf-bfloat16"
+    check_error(model, file, TOKENS[:20], kind != Kind.Q8_0, monkeypatch)
 
 
 def kv_heads(heads: list[int]) -> Callable[[gguf.GGUFWriter], object]:
