@@ -17,7 +17,7 @@ from fastslow.engine.rows import Rows
 from fastslow.engine.types import Ints
 
 
-class Lines:
+class RowDepths:
     """Rows of a step after those of earlier steps that are not folded in, as indices on the device.
 
     places: of the requests' states. before: ring rows of the earlier rows. order: all rows by depth, which is how many
@@ -93,7 +93,7 @@ class SideBySideDelta(DeltaModule):
         self, projected: tuple[Tensor, Tensor, Tensor], kv: RunningStates, n: int, step: Step
     ) -> Tensor:
         m, w, (mixed, a, b) = self.mixer, self.weights, projected
-        p = step.once(m, lambda: Lines(step.rows, m.kernel - 1, step.device))
+        p = step.once(m, lambda: RowDepths(step.rows, m.kernel - 1, step.device))
         (windows, heads), rings = kv.state[n], [ring.flatten(0, 1) for ring in kv.rows[n]]
         earlier, gates, keys, given = (ring.index_select(0, p.before) for ring in rings)
         inputs = torch.cat((windows.index_select(0, p.places).flatten(0, 1), earlier, mixed))
