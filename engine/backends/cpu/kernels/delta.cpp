@@ -16,22 +16,30 @@ namespace fastslow {
 namespace {
 
 constexpr int UNIT_ROWS = FINAL_ROWS + RING;
+constexpr int ROWS_AHEAD = 4;
 constexpr float TINY = 1e-6f;  // beside sums of squares of queries and keys
 
-// read = k S and seen = q S, of a block; meanwhile ask for what comes after it.
-void look(const float* s, int dim, const float* k, const float* q, float* read, float* seen, const float* soon) {
+// Compilers read from memory twice what is multiplied twice, unless they believe that it may change.
+static inline void hold(vf& x) {
+#if defined(__x86_64__)
+    asm("" : "+v"(x));
+#endif
+}
+
+// read = k S and seen = q S, of a block.
+void look(const float* s, int dim, const float* k, const float* q, float* read, float* seen) {
     for (int v = 0; v < TILE; v += 2 * W) {
         vf reads[2][2] = {}, sees[2][2] = {};
         auto take = [&](int i, int part) {
             UNROLL for (int u = 0; u < 2; u++) {
-                const vf x = load<vf>(s + i * TILE + v + u * W);
+                vf x = load<vf>(s + i * TILE + v + u * W);
+                hold(x);
                 reads[part][u] = fma(splat(k[i]), x, reads[part][u]);
                 sees[part][u] = fma(splat(q[i]), x, sees[part][u]);
             }
         };
         int i = 0;
         for (; i + 2 <= dim; i += 2) {
-            for (int line = 0; !v && line < 2 * TILE; line += 16) prefetch_to_l2(soon + i * TILE + line);
             take(i, 0);
             take(i + 1, 1);
         }
@@ -87,6 +95,7 @@ private:
     float* seen(int row, int j) const {
         return model_.space.seen + (size_t)(line_.first + row) * model_.attention_width + (size_t)head(j) * r_.value_dim;
     }
+    void ask(int row, int column, int count) const;
     void convolve(int row, int channel, int count, float* to) const;
     void make_ready(int i, int row);
     void plan(int at, int count);
@@ -123,6 +132,13 @@ Unit::Unit(Step& step, int thread, int layer, int request, int key_head)
       line_(step, layer, request, step.model.scratch[thread].unit) {
     rows_ = line_.window + padded((r_.kernel - 1) * r_.channels, TILE);
     blocks_ = rows_ + (size_t)UNIT_ROWS * width_;
+}
+
+// Ask for some numbers of a row that comes soon: rows lie far from each other.
+void Unit::ask(int row, int column, int count) const {
+    if (row >= line_.count) return;
+    const float* from = model_.space.mixed + (size_t)(line_.first + row) * model_.mixed_width + column;
+    for (int c = 0; c < count; c += 16) prefetch(from + c);
 }
 
 // silu of the convolution, zeros behind it.
@@ -208,7 +224,7 @@ void Unit::columns(int j, int column, int at, int count) {
         const int row = at + i, above = line_.parent(row) - at;
         const bool stable = row < work.stable, hangs = above >= 0 && at + above >= work.stable;
         const float* from = hangs ? slot(slot_[above]) : base;
-        look(from, dim, key(i), query(i), read, sees, memory + (size_t)dim * TILE);
+        look(from, dim, key(i), query(i), read, sees);
         const float g = gate(i, j), b = beta(i, j), qk = numbers(i)[0];
         const float* v = value(i, j) + column;
         for (int c = 0; c < TILE; c += W) {
@@ -252,11 +268,17 @@ void Unit::run() {
     each([&](int channel, int count) { line_.read_window(channel, count); });
     for (int at = 0, count; at < line_.count; at += count) {
         count = stable - at > FINAL_ROWS ? FINAL_ROWS : line_.count - at;
-        for (int i = 0; i < count; i++) make_ready(i, at + i);
+        for (int i = 0; i < count; i++) {
+            each([&](int channel, int size) { ask(at + i + ROWS_AHEAD, channel, size); });
+            make_ready(i, at + i);
+        }
         plan(at, count);
         for (int j = 0; j < ratio_; j++) {
             for (int column = 0; column < r_.value_dim; column += TILE) columns(j, column, at, count);
-            for (int i = 0; i < count; i++) close(at + i, j);
+            for (int i = 0; i < count; i++) {
+                ask(at + i + ROWS_AHEAD, at_.gates + head(j) * r_.value_dim, r_.value_dim);
+                close(at + i, j);
+            }
         }
         if (at + count < line_.count) continue;
         for (int i = std::max(stable - at, 0); i < count; i++) {  // kept until they are folded in
