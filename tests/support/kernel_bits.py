@@ -1,6 +1,6 @@
 """A program: what the kernels compute, bit for bit, a digest for each format. It prints JSON, the level first.
 
-Its models are tiny ones of random numbers: attention with keys and values in both formats, mixtures, every product.
+Its models are tiny ones of random numbers: attention with keys and values in both formats, mixtures, gated delta nets, every product.
 """
 
 import hashlib
@@ -13,6 +13,7 @@ import numpy as np
 import texts
 import torch
 from checkpoints import write_family, write_moge
+from gguf_hybrid import write_hybrid
 
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.formats import GGUF_FORMATS
@@ -31,8 +32,9 @@ def bits() -> dict[str, str]:
     torch.set_num_threads(2)
     found = {"level": library.level()}
     with TemporaryDirectory() as folder:
-        for path in [write_family(Path(folder, "qwen3"), "qwen3"), write_moge(Path(folder, "moge"))]:
-            for options in OPTIONS:
+        alone = [write_family(Path(folder, "qwen3"), "qwen3"), write_moge(Path(folder, "moge"))]
+        for path in [*alone, write_hybrid(Path(folder, "qwen35moe"), "qwen35moe")]:
+            for options in OPTIONS if path in alone else OPTIONS[:-1]:
                 model = load_model(path, progress=False, **options)
                 logits = texts.logits(model, texts.tokens_of(sum(SIZES)), SIZES)
                 found[f"{path.name} {options}"] = digest(logits.numpy().tobytes())

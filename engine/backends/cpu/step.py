@@ -113,16 +113,15 @@ class KernelStep:
             self.best[picked] = own.best
 
     def _slices(self, most: int) -> Iterator[slice]:
-        """Parts of the rows. Drafted rows beside a running state stay with those that they follow."""
-        rows, first = self.rows, 0
-        while first < len(rows.tokens):
-            stop = min(first + most, len(rows.tokens))
-            if rows.running is not None:
-                b = int(np.searchsorted(rows.starts, stop, "right")) - 1
-                final = int(rows.starts[b]) + (
-                    rows.running[b].stable if b < len(rows.running) else 0
-                )
-                stop = min(stop, final)
+        """Parts of the rows. Drafted rows beside a running state stay together."""
+        rows, first, count = self.rows, 0, len(self.rows.tokens)
+        while first < count:
+            stop = min(first + most, count)
+            if rows.running is not None and stop < count:
+                b = int(np.searchsorted(rows.starts, stop, "right")) - 1  # whose rows would be cut
+                final = int(rows.starts[b]) + rows.running[b].stable
+                if stop > final:
+                    stop = final if final > first else int(rows.starts[b + 1])
             yield slice(first, stop)
             first = stop
 

@@ -15,7 +15,7 @@ KERNEL_TESTS = [
     "engine/cpu/test_cpu_formats.py", "engine/cpu/test_gguf_formats.py", "engine/model/test_model.py",
     "engine/model/test_model_rows.py", "engine/cpu/test_only_best.py", "engine/cpu/test_kernel_checks.py",
     "engine/kv/test_kv_storage.py", "draft/test_draft_kernels.py", "draft/test_eagle.py", "draft/test_head.py",
-    "draft/test_suffix.py",
+    "draft/test_suffix.py", "engine/cpu/test_running_kernels.py",
 ]  # fmt: skip
 
 
