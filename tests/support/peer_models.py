@@ -21,6 +21,11 @@ OSS = {"num_local_experts": 8, "num_experts_per_tok": 3, "head_dim": 16, "slidin
 TYPES = ["full_attention", "sliding_attention", "full_attention", "sliding_attention"]
 LFM: dict[str, Any] = {"rms_norm_eps": None, "block_multiple_of": 16}
 LFM_MOE = {**LFM, "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "num_dense_layers": 1}
+DELTA: dict[str, Any] = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16}
+DELTA |= {"linear_value_head_dim": 32, "head_dim": 32, "max_position_embeddings": 1024}
+DELTA |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}
+DELTA_MOE = {**DELTA, "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
+DELTA_MOE |= {"shared_expert_intermediate_size": 48}
 TIED, BIASED = {"tie_word_embeddings": True}, {"attention_bias": True}
 STEP, UNTIED = {"decoder_sparse_step": 2}, {"tie_word_embeddings": False}
 
@@ -35,7 +40,13 @@ def yarn(factor: float, **fields: Any) -> dict[str, Any]:
 
 def conv_or_full(kinds: str) -> list[str]:
     """Types of layers by their first letters."""
-    return [{"c": "conv", "f": "full_attention"}[kind] for kind in kinds]
+    return [{"c": "conv", "f": "full_attention", "l": "linear_attention"}[kind] for kind in kinds]
+
+
+def delta(base: dict[str, Any], kinds: str, keys: int, values: int, **fields: Any) -> dict[str, Any]:
+    """Types of layers, and heads of gated delta nets."""
+    heads = {"linear_num_key_heads": keys, "linear_num_value_heads": values}
+    return {**base, "layer_types": conv_or_full(kinds), "num_hidden_layers": len(kinds), **heads, **fields}
 
 
 SCALES = {"mscale": 0.9, "mscale_all_dim": 0.4, "beta_fast": 20.0, "beta_slow": 2.0}
@@ -77,6 +88,20 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "lfm2_moe scaled": (
         "Lfm2Moe", {**LFM_MOE, "layer_types": conv_or_full("cffc"), "num_dense_layers": 3, "routed_scaling_factor": 2.5}
     ),
+    "qwen3_5": ("Qwen3_5", delta(DELTA, "lllf", 2, 4)), "qwen3_5 tied": ("Qwen3_5", delta(DELTA, "llfl", 4, 4, **TIED)),
+    "qwen3_5 attention first": ("Qwen3_5", delta(DELTA, "fllll", 1, 3)),
+    "qwen3_5 narrow": ("Qwen3_5", delta(DELTA, "lfffl", 2, 6, linear_value_head_dim=16, **BIASED)),
+    "qwen3_5 kernel of 2": ("Qwen3_5", delta(DELTA, "lfl", 2, 2, linear_conv_kernel_dim=2)),
+    "qwen3_5_moe": ("Qwen3_5Moe", delta(DELTA_MOE, "fllf", 2, 6)),
+    "qwen3_5_moe tied": ("Qwen3_5Moe", delta(DELTA_MOE, "lllfl", 2, 4, **TIED)),
+    "qwen3_5_moe one expert": ("Qwen3_5Moe", delta(DELTA_MOE, "llfl", 4, 4, num_experts_per_tok=1)),
+    "qwen3_5_moe all experts": ("Qwen3_5Moe", delta(DELTA_MOE, "lffl", 1, 2, num_experts_per_tok=8)),
+    "qwen3_5_moe yarn": ("Qwen3_5Moe", delta(DELTA_MOE, "lllf", 2, 4, **yarn(4.0, partial_rotary_factor=0.25))),
+    "qwen3_next": ("Qwen3Next", delta(DELTA_MOE, "lflf", 2, 4, mlp_only_layers=[1])),
+    "qwen3_next tied": ("Qwen3Next", delta(DELTA_MOE, "lllf", 4, 4, **TIED)),
+    "qwen3_next step": ("Qwen3Next", delta(DELTA_MOE, "flllf", 1, 3, **STEP)),
+    "qwen3_next as they are": ("Qwen3Next", delta(DELTA_MOE, "llfl", 2, 6, norm_topk_prob=False)),
+    "qwen3_next whole rotation": ("Qwen3Next", delta(DELTA_MOE, "ffl", 2, 2, **rope("default", partial_rotary_factor=1.0))),
 }  # fmt: skip
 FIRST = tuple({kind: name for name, (kind, _) in reversed(SHAPES.items())}.values())
 
@@ -95,13 +120,17 @@ def transformers() -> Any:
 def build(name: str, seed: int = 0, **fields: Any) -> Any:
     """A random model of transformers, float32, whose logits spread over several units."""
     library, (kind, own) = transformers(), SHAPES[name]
-    config = getattr(library, f"{kind}Config")(**{**SMALL, **own, **fields})
+    text = f"{kind}TextConfig" if kind.startswith("Qwen3_5") else f"{kind}Config"
+    config = getattr(library, text)(**{**SMALL, **own, **fields})
     config._attn_implementation = "eager"
     model = getattr(library, f"{kind}ForCausalLM")(config).eval()
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for label, weight in model.named_parameters():
             weight.copy_(_numbers(label, weight, random))
+            if own.keys() >= DELTA.keys():  # norms less one; and less of all, since errors grow along a state
+                weight *= 1 if weight.ndim == 1 else 0.4
+                weight -= float(label.endswith("norm.weight") and "linear_attn" not in label)
         for label, bias in model.named_buffers():
             if label.endswith("expert_bias"):
                 bias.copy_(_numbers(label, bias, random))

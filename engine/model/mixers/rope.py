@@ -110,7 +110,7 @@ class Rope:
     def rotation(
         self, positions: Ints, max_len: Ints, dtype: torch.dtype, device: torch.device
     ) -> tuple[Tensor, Tensor]:
-        """Cosines and signed sines, each [T, 1, dim] in `dtype`, times yarn's attention factor.
+        """Cosines and signed sines, each [T, 1, dim] in `dtype`; of dims that turn, times yarn's attention factor.
 
         positions and max_len: int64 [T]. The first half of the sines is negated, so that a rotation is
         `x * cos + roll(x, dim / 2) * sin` (half-split "rotate_half")."""
@@ -120,7 +120,9 @@ class Rope:
         angles = torch.from_numpy(positions).to(device, dtype)[:, None] * frequencies
         cos, sin = angles.cos(), angles.sin()
         if self.scaling is not None and self.scaling.attention_factor != 1:
-            cos, sin = cos * self.scaling.attention_factor, sin * self.scaling.attention_factor
+            turning = self.rotated // 2  # dims that stand still stay as they are
+            cos[..., :turning] *= self.scaling.attention_factor
+            sin[..., :turning] *= self.scaling.attention_factor
         return torch.cat((cos, cos), -1)[:, None], torch.cat((-sin, sin), -1)[:, None]
 
 

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import peer_models as peers
 import pytest
-import texts
-import torch
 from checkpoints import ROTATED, tensors, write
-from family_tools import KERNELS, load
+from family_tools import KERNELS, LONG, check_however_cut, load
 from layer_fuzz import LayerFuzz, near
-from torch import Tensor
 
-from fastslow.engine.kv.state import running
-from fastslow.engine.kv.state.layout import UNFOLDED
-from fastslow.engine.model.base import kv_cache_for
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ffn.dense import DenseMlp
 from fastslow.engine.model.mixers.grouped import GroupedAttention
 from fastslow.engine.model.mixers.short_conv import ShortConv
 
-TOKENS = texts.tokens_of(600)
 NAMES = [name for name in peers.SHAPES if name.startswith("lfm2")]
 SHAPES = [pytest.param(name, marks=() if name in peers.FIRST else pytest.mark.slow) for name in NAMES]
 LFM2: dict[str, Any] = {name: value for name, value in ROTATED.items() if name != "rms_norm_eps"}
@@ -35,41 +26,12 @@ MOE = LFM2 | {"architectures": ["Lfm2MoeForCausalLM"], "num_dense_layers": 1, "n
 MOE |= {"num_experts_per_tok": 3, "moe_intermediate_size": 32, "layer_types": peers.conv_or_full("fccf")}
 
 
-def cuts(total: int, most: int) -> list[int]:
-    """Random sizes of chunks, of which odd ones are not too long to be folded in a step later."""
-    random, sizes = Random(total), list[int]()
-    while total:
-        limit = UNFOLDED - 1 if len(sizes) % 2 else most
-        sizes.append(min(total, random.randint(1, limit)))
-        total -= sizes[-1]
-    return sizes
-
-
 @pytest.mark.parametrize("kernels", KERNELS)
 @pytest.mark.parametrize("name", SHAPES)
-def test_logprobs_are_those_of_transformers_however_a_text_is_cut(
-    name: str, kernels: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_logprobs_are_those_of_transformers_however_a_text_is_cut(name: str, kernels: bool, tmp_path: Path) -> None:
     theirs = peers.build(name, max_position_embeddings=1024)
-    model, expected = load(peers.write(tmp_path, theirs), kernels), peers.logprobs(theirs, TOKENS)
-    assert expected.std() > 1
-    monkeypatch.setattr(running, "EVERY", 64)
-
-    def check(kv: Any, tokens: list[int], sizes: Sequence[int], request: int = 0) -> Tensor:
-        found = texts.cached_logits(model, kv, tokens, sizes, request=request)
-        kv.close(request)
-        wanted = expected[len(tokens) - len(found) : len(tokens)]
-        torch.testing.assert_close(found.double().log_softmax(-1), wanted, rtol=0, atol=1e-4)
-        return found
-
-    whole = check(kv_cache_for(model, 40, 16, False), TOKENS, [600])
-    for sizes in ([1] * 600, cuts(600, 90)):
-        assert check(kv_cache_for(model, 40, 16, False), TOKENS, sizes).equal(whole)
-    kv = kv_cache_for(model, 40, 16)
-    check(kv, TOKENS[:300], [200, 30, 70])
-    # goes on from the last snapshot
-    assert check(kv, TOKENS, cuts(600 - 288, 90), request=1).equal(whole[288:])
-    kv.check_integrity()
+    model = load(peers.write(tmp_path, theirs), kernels)
+    check_however_cut(model, peers.logprobs(theirs, LONG), 40 if name in peers.FIRST else 600)
 
 
 @pytest.fixture(scope="module", params=product(("dense", "moe"), KERNELS), ids=str)
