@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import hybrid_model
 import pangu_v2_tools
 import torch
 from checkpoints import DENSE, tensors, write
@@ -62,6 +63,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "apart": {**DENSE, **SMALL, "architectures": ["MtpApartForCausalLM"]},
     "turned": {**DENSE, **SMALL, "architectures": ["MtpTurnedForCausalLM"]},
     "pangu v2": {**pangu_v2_tools.MOE, **SMALL},
+    "qwen hybrid": {**hybrid_model.CONFIG, "vocab_size": VOCAB},
 }
 
 
@@ -69,6 +71,8 @@ def table(kind: str) -> dict[str, Tensor]:
     """Random weights by their names in files."""
     if kind == "pangu v2":
         return pangu_v2_tools.tensors(CONFIGS[kind])
+    if kind == "qwen hybrid":
+        return hybrid_model.table(CONFIGS[kind])
     found = tensors(CONFIGS[kind])
     for name in found:
         if name.startswith("mtp.pre_fc_norm") or name == "mtp.norm.weight":
@@ -127,8 +131,9 @@ class ReferenceMtp:
     """The layer after the plain model: each draft from the whole text again."""
 
     def __init__(self, folder: Path) -> None:
-        self.plain = plain = ReferenceModel(folder)
         config = ModelConfig.from_folder(folder)
+        hybrid = config.architecture in hybrid_model.CONFIG["architectures"]
+        self.plain = plain = (hybrid_model.HybridReference if hybrid else ReferenceModel)(folder)
         assert config.mtp is not None
         self._mtp, self._layer = config.mtp, len(config.layers)
         plain.norm_offset = getattr(config.norm, "offset", 0.0)
