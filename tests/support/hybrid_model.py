@@ -18,8 +18,6 @@ CONFIG |= {"vocab_size": 32, "num_hidden_layers": 4, "layer_types": [LINEAR, LIN
 CONFIG |= {"partial_rotary_factor": 0.5, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
 CONFIG |= {"linear_conv_kernel_dim": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 32, "num_experts": 8}
 CONFIG |= {"num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
-UNGATED = {name: value for name, value in CONFIG.items() if "expert" not in name}
-UNGATED |= {"architectures": ["Qwen3_5ForCausalLM"], "attn_output_gate": False}
 NK, NV, DK, DV = (
     CONFIG[f"linear_{name}"] for name in ("num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim")
 )
@@ -47,7 +45,7 @@ class HybridReference(ReferenceModel):
         for name in [*self.tensors]:
             if name.endswith("self_attn.k_norm.weight"):
                 self.tensors[name.replace("k_norm", "k_layernorm")] = self.tensors[name]
-            if name.endswith("self_attn.q_proj.weight") and self.config.get("attn_output_gate", True):
+            if name.endswith("self_attn.q_proj.weight"):
                 sides = self.tensors[name].unflatten(0, (self.config["num_attention_heads"], 2, -1)).unbind(1)
                 self.tensors[name], self.tensors[name.replace("q_proj", "gate")] = (x.flatten(0, 1) for x in sides)
 

@@ -4,26 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import texts
 import torch
 from family_tools import KERNELS
-from hybrid_model import CONFIG, DV, NK, NV, UNGATED, HybridReference, table
+from hybrid_model import CONFIG, DV, NK, NV, HybridReference, table
 from layer_fuzz import LayerFuzz, load, near
 from torch import Tensor
 
-from fastslow.engine.backends.cpu.decoder import unsupported
 from fastslow.engine.model.base import Model, kv_cache_for
-from fastslow.engine.model.config import ModelConfig
 
 TOKENS = texts.tokens_of(140, vocab=32)  # longer than a block of attention
-
-
-def runs_on(kernels: bool) -> dict[str, Any]:
-    """The config, without gates and experts where the kernels do not run these."""
-    return UNGATED if kernels and unsupported(ModelConfig.from_json(CONFIG)) else CONFIG
 
 
 def logprobs(model: Model, tokens: list[int], sizes: Sequence[int], groups: int | None = None) -> Tensor:
@@ -37,8 +29,7 @@ def logprobs(model: Model, tokens: list[int], sizes: Sequence[int], groups: int 
     [*(("float32", None, kernels) for kernels in KERNELS), *(("float64", n, False) for n in (None, 1, 0))],
 )
 def test_logprobs_are_the_references(dtype: str, running: int | None, kernels: bool, tmp_path: Path) -> None:
-    config = runs_on(kernels)
-    model = load(tmp_path, config, table(config), dtype, kernels)
+    model = load(tmp_path, CONFIG, table(), dtype, kernels)
     found = logprobs(model, TOKENS, [90, 1, 32, 4, 4, 1, 1, 7], running)
     wanted = HybridReference(tmp_path).logits(TOKENS, running).log_softmax(-1)
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4 if dtype == "float32" else 1e-9)
@@ -74,10 +65,8 @@ def test_heads_in_turn_and_applied_decays_are_the_same_model(tmp_path: Path) -> 
 
 @pytest.fixture(scope="module", params=KERNELS, ids=["torch", "kernels"])
 def fuzz(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LayerFuzz:
-    folder, kernels = tmp_path_factory.mktemp("delta"), request.param
-    config = runs_on(kernels)
-    own = table(config)
-    models = (load(folder / str(n), config, each, kernels=kernels) for n, each in enumerate((own, near(own))))
+    folder, own, kernels = tmp_path_factory.mktemp("delta"), table(), request.param
+    models = (load(folder / str(n), CONFIG, each, kernels=kernels) for n, each in enumerate((own, near(own))))
     return LayerFuzz(*models)
 
 
