@@ -13,6 +13,8 @@ from fastslow.engine.params import shown
 
 DEFAULT_SHARE = 0.3  # of the memory that is free once the weights are loaded
 
+EACH = 4096  # tokens in pages for each snapshot of running states: a chat of 8,000 tokens has two
+
 MOST_BYTES = 1e30  # no machine has them
 
 _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
@@ -41,13 +43,14 @@ def page_budget(
 ) -> KVBudget:
     """Return how many pages of `page_bytes` bytes and `page_size` tokens to allocate.
 
-    request_bytes: running states of a request. First come places for `max_requests` of them, but in at most half of
-    the memory: then fewer requests run at a time. Of the rest snapshots of `snapshot_bytes` get an eighth.
+    request_bytes: running states of a request. There are places for `max_requests` of them, or for as many as find a
+    snapshot of `snapshot_bytes` and EACH tokens of pages beside: then fewer requests run at a time. The rest is
+    divided between snapshots and pages in this proportion.
 
     kv_memory: an int is bytes, and so is text such as "2GiB", "500MB" or "4096"; a float, at most
     1.0, is a share of the memory that is free on `device` now; None is a share of 0.3. A share is
-    cut at what `max_requests` requests of `context` tokens can use; bytes are taken as they are,
-    for more pages keep more prefixes cached.
+    cut at what `max_requests` requests of `context` tokens can use, with two snapshots each; bytes are taken as they
+    are, for more pages keep more prefixes cached.
     dp_ranks: data-parallel ranks that share the pages; a request's are all of one.
     Raises ValueError for an amount that is not understood, that cannot hold one request of `context`
     tokens, or that the device does not have.
@@ -65,9 +68,13 @@ def page_budget(
             raise too_much(kv_memory, device)
     needed, left, places, snapshots = one * dp_ranks * page_bytes, memory, 0, 0
     if request_bytes:
-        places = max(1, min(max_requests, min(left // 2, left - needed) // request_bytes))
+        each = snapshot_bytes + min(EACH // page_size, one) * page_bytes
+        able = left // (request_bytes + each), (left - needed) // (request_bytes + snapshot_bytes)
+        places = max(1, min(max_requests, *able))
         left -= places * request_bytes
-        snapshots = max(0, min(left // 8, left - needed) // snapshot_bytes) if snapshot_bytes else 0
+        if snapshot_bytes:
+            snapshots = max(0, min(left // each, (left - needed) // snapshot_bytes))
+        snapshots = snapshots if most is None else min(snapshots, 2 * max_requests)
         left -= snapshots * snapshot_bytes
     if page_bytes:
         pages = left // page_bytes if most is None else min(left // page_bytes, most)

@@ -50,21 +50,23 @@ def test_too_little_for_one_request_is_refused_with_numbers() -> None:
 
 @pytest.mark.usefixtures("ten_mib")
 def test_running_states_are_taken_off_first() -> None:
-    """In at most half of the memory, and so that one request of the longest text fits; snapshots get an eighth."""
+    """With a snapshot for each place and for each 4,096 tokens, and so that one request of the longest text fits."""
     sizes: dict[str, Any] = {"page_bytes": 1024, "page_size": 16, "context": 160, "device": "cpu"}
     states: dict[str, Any] = {"request_bytes": 2048, "snapshot_bytes": 512}
-    assert page_budget(102400, **sizes, **states, max_requests=8) == (73, 8, 21)
-    assert page_budget(102400, **sizes, **states, max_requests=80) == (44, 25, 12)
+    assert page_budget(102400, **sizes, **states, max_requests=8) == (80, 8, 8)
+    assert page_budget(102400, **sizes, **states, max_requests=80) == (80, 8, 8)
     assert page_budget(102400, **sizes, request_bytes=2048, max_requests=8) == (84, 8, 0)
     assert page_budget(12 * 1024, **sizes, **states, max_requests=8) == (10, 1, 0)
     with pytest.raises(ValueError, match=r"11\.0 KiB, but one request .* needs 12\.0 KiB"):
         page_budget(11 * 1024, **sizes, **states, max_requests=8)
+    assert page_budget(10 << 20, **{**sizes, "context": 1 << 15}, **states, max_requests=8) == (10204, 8, 39)
+    assert page_budget(1.0, **sizes, **states, max_requests=8) == (80, 8, 16), "of a share no more than can be used"
 
 
 def test_running_states_without_rows_get_pages_for_each_place() -> None:
     sizes: dict[str, Any] = {"page_bytes": 0, "page_size": 16, "context": 100, "device": "cpu"}
     states: dict[str, Any] = {"request_bytes": 1024, "snapshot_bytes": 512}
-    assert page_budget(102400, **sizes, **states, max_requests=8) == (7 * (8 + 23), 8, 23)
+    assert page_budget(102400, **sizes, **states, max_requests=8) == (7 * (8 + 184), 8, 184)
     assert page_budget(1024, **sizes, **states, max_requests=8) == (7, 1, 0)
     with pytest.raises(ValueError, match="^kv_memory is 1000 B, but one request .* needs 1.0 KiB$"):
         page_budget(1000, **sizes, **states, max_requests=8)
