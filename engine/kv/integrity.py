@@ -79,12 +79,14 @@ def _state_faults(
 ) -> Iterator[str]:
     held = [table.place for table in tables.values() if table.place >= 0]
     passed = [place for table in tables.values() for place in table.passed.values()]
-    size, states = places.states.places, [*held, *places.free]
-    if sorted(states) != list(range(size)):
-        yield f"{size} places of running states, and requests have {held}, {places.free} are free"
-    every, kept = size + places.states.snapshots, [*places.snapshots.values(), *passed]
-    if sorted([*kept, *places.spare]) != list(range(size, every)):
-        yield f"snapshots are at {kept}, {places.spare} are free, of {size}..{every - 1}"
+    kept, own = [*places.snapshots.values(), *passed], places.states.places
+    every = sorted([*held, *places.free, *kept, *places.spare])
+    apart = max([*held, *places.free], default=-1) < own <= min(places.spare, default=own)
+    if not apart or every != list(range(own + places.states.snapshots)):
+        yield (
+            f"of {own} places of running states requests have {held}, {places.free} are free; of "
+            f"{places.states.snapshots} more {places.spare} are; snapshots are at {kept}"
+        )
     for page in places.snapshots:
         if page not in index:
             yield f"page {page} has a snapshot, but is not published"

@@ -79,5 +79,5 @@ class Pins:
         for n, rank in enumerate(self._ranks):
             opened = [pin for pin in self.tables(n).values() if pin.for_all is not None]
             if rank.places is not None:
-                rank.places.kept = {pin.last for pin in pins}
+                rank.places.keep({pin.last for pin in pins})
             rank.prefix.open_to_all((pin.for_all, page) for pin in opened for page in pin.pages)

@@ -40,7 +40,7 @@ class RankPages:
     @property
     def has_place(self) -> bool:
         """Tell whether one more request could have running states, or needs none."""
-        return self.places is None or bool(self.places.free)
+        return self.places is None or self.places.able
 
     def match(
         self, tokens: Sequence[int], root: Hashable, most: int, for_all: Hashable = None

@@ -82,7 +82,9 @@ class StatePlaces:
     differ, whether its template repeats the answer as it was or not. A text keeps the latest of each kind.
     Marks where texts part: Pan et al. 2024, arXiv 2411.19379.
 
-    free, spare: places that no request has, and no snapshot. snapshots: by page, least recently used first. cheap: pages
+    Places that no request has are lent to snapshots; one of those makes room where a request begins.
+
+    free, spare: places of requests, and of snapshots, that nobody has. snapshots: by page, least recently used first. cheap: pages
     whose snapshots make room before others: another one of the text saves nearly as much. texts: how many are known to
     go on from a snapshot, by page. kept: pages whose snapshots make no room.
     """
@@ -92,7 +94,9 @@ class StatePlaces:
         self._page_size = page_size
         self._every = math.lcm(EVERY, page_size)
         self.free = list(range(states.places))
-        self.spare = list(range(states.places, states.places + states.snapshots))
+        self._lent = range(states.places)
+        self._own = range(states.places, states.places + states.snapshots)
+        self.spare = list(self._own)
         self.snapshots: OrderedDict[int, int] = OrderedDict()
         self.cheap, self.texts = set[int](), Counter[int]()
         self.kept: Collection[int] = ()
@@ -102,29 +106,52 @@ class StatePlaces:
         last = max((n for n, page in enumerate(pages) if page in self.snapshots), default=-1)
         return pages[: last + 1]
 
+    @property
+    def able(self) -> bool:
+        """Tell whether one more request could begin."""
+        return bool(self.free) or self._least(self._lent) >= 0
+
     def begin(self, table: PageTable) -> bool:
-        """Give the request of a table a place, with the state at the end of its pages. False: none is free."""
+        """Give the request of a table a place, with the state at the end of its pages. False: there is none."""
         if table.place >= 0:
             return True
-        if not self.free:
+        if not self.able:
             return False
-        table.place, table.folded = self.free.pop(), table.valid
+        source = -1
         if table.valid:
+            source = self.snapshots[table.last]
             self.snapshots.move_to_end(table.last)
             self.texts[table.last] += 1
             self._pass_over(table)
-            self.states.copy(self.snapshots[table.last], table.place)
-        else:
+        if not self.free:
+            self.forget(self._least(self._lent))
+        table.place, table.folded = self.free.pop(), table.valid
+        if source < 0:
             self.states.clear(table.place)
+        elif source != table.place:
+            self.states.copy(source, table.place)
         return True
 
     def end(self, table: PageTable) -> None:
         """Take the place of a request back, and those of snapshots that no page has yet."""
         if table.place >= 0:
-            self.free.append(table.place)
+            self._give(table.place)
             table.place = -1
-        self.spare += table.passed.values()
+        for place in table.passed.values():
+            self._give(place)
         table.passed.clear()
+
+    def keep(self, pages: Collection[int]) -> None:
+        """Let the snapshots of these pages make no room from now on. None stays where a request may begin."""
+        self.kept = pages
+        for page in pages:
+            if (place := self.snapshots.get(page, -1)) in self._lent:
+                if not self.spare:
+                    self.forget(self._least(self._own))
+                if self.spare:
+                    self.snapshots[page] = self.spare.pop()
+                    self.states.copy(place, self.snapshots[page])
+                    self._give(place)
 
     def rows(
         self, table: PageTable, rows: Sequence[int], fold_to: int, before: Sequence[int] | None
@@ -151,7 +178,7 @@ class StatePlaces:
         for position, place in table.passed.items():
             page = table.pages[position // self._page_size - 1]
             if page not in published or page in self.snapshots:
-                self.spare.append(place)
+                self._give(place)
                 continue
             self.snapshots[page] = place
             if position == table.parted:
@@ -172,7 +199,7 @@ class StatePlaces:
         self.cheap.discard(page)
         del self.texts[page]
         if (place := self.snapshots.pop(page, None)) is not None:
-            self.spare.append(place)
+            self._give(place)
 
     def _pass_over(self, table: PageTable) -> None:
         """Let the snapshots that a request has begun after make room first, but for those of several texts."""
@@ -217,11 +244,20 @@ class StatePlaces:
     def _spare(self, dear: bool) -> int:
         """A place for one more snapshot, which others make room for; -1: none does. dear: also those that are not
         cheap."""
-        if not self.spare:
-            able = [page for page in self.snapshots if page not in self.kept]
-            cheap = (page for page in able if page in self.cheap)
-            self.forget(next(cheap, able[0] if able and dear else -1))
-        return self.spare.pop() if self.spare else -1
+        if not self.spare and not self.free:
+            every = range(self._own.stop)
+            self.forget(self._least(every, dear))
+        free = self.spare or self.free
+        return free.pop() if free else -1
+
+    def _least(self, places: range, dear: bool = True) -> int:
+        """The page whose snapshot, in one of these places, makes room first; -1: none does."""
+        able = [p for p, place in self.snapshots.items() if place in places and p not in self.kept]
+        return next((p for p in able if p in self.cheap), able[0] if able and dear else -1)
+
+    def _give(self, place: int) -> None:
+        """Take a place back."""
+        (self.free if place in self._lent else self.spare).append(place)
 
 
 def _ring(positions: Sequence[int]) -> Ints:

@@ -16,10 +16,10 @@ OPENING = [3, 7]  # <|im_start|>assistant, and in thinking chats what opens a th
 THOUGHT = [8, 9]
 
 
-def made(snapshots: int, pages: int = 8000, *, running: bool = True) -> KVCache:
-    kind = {"page_size": PAGE, "dtype": torch.float32, "device": "cpu", "places": 3}
+def made(snapshots: int, places: int = 1, *, running: bool = True) -> KVCache:
+    kind = {"page_size": PAGE, "dtype": torch.float32, "device": "cpu", "places": places}
     layout = StateLayout((STATE if running else ROW, ROW))
-    return KVCache(layout=layout, pages=pages, snapshots=snapshots, **kind)  # type: ignore[arg-type]
+    return KVCache(layout=layout, pages=8000, snapshots=snapshots, **kind)  # type: ignore[arg-type]
 
 
 def ask(kv: KVCache, prompt: list[int], answer: list[int], request: int = 0) -> int:
@@ -117,3 +117,29 @@ def test_a_preempted_answer_goes_on_from_its_last_page() -> None:
     kv.advance(0, 1100, prompt + answer)
     kv.close(0)
     assert ask(kv, prompt, answer) == 1000 - 992, "as often as it is asked again"
+
+
+def test_places_that_no_request_has_are_lent_to_snapshots() -> None:
+    """One makes room where a request begins, and is the request's without a copy where that begins with it."""
+    kv, texts = made(2, 3), [[*range(n, n + 40)] for n in range(0, 500, 100)]
+    for text in texts[:4]:
+        ask(kv, text, [1])
+    places = kv._ranks[0].places
+    assert places is not None and len(places.snapshots) == 4 and len(places.free) == 1
+    copied = []
+    places.states.copy = lambda *pair: copied.append(pair)  # type: ignore[method-assign]
+    assert [kv.open(n, texts[n], None, 39) for n in (0, 3)] == [32, 32], "the first had a place of its own"
+    assert len(places.snapshots) == 3 and copied == [(4, 2)]
+    assert kv.open(1, texts[1], None, 39) == 32 and copied[1:] == [(3, 1)]
+    assert kv.open(2, texts[2], None, 39) == 0 and not kv.reserve(2, 40), "all three are in use"
+    kv.check_integrity()
+    for request in range(4):
+        kv.close(request)
+    for text in texts:
+        ask(kv, text, [1])
+    assert kv.pins.add(0, texts[4], None, 10) == 32
+    assert all(place >= 3 for page, place in places.snapshots.items() if page in places.kept)
+    for request, text in enumerate(texts[:3]):
+        kv.open(request, text, None, 39)
+        assert kv.reserve(request, 40), "what is pinned is in no request's way"
+    kv.check_integrity()
