@@ -194,10 +194,23 @@ LLAMA = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}
 """
+LFM2 = """\
+{{- bos_token }}
+{%- set keep_past_thinking = keep_past_thinking | default(false) %}
+{%- for message in messages %}
+    {%- set said = message.content %}
+    {%- if message.role == 'assistant' and '</think>' in said and not keep_past_thinking %}
+        {%- set said = said.split('</think>')[-1] | trim %}
+    {%- endif %}
+    {{- '<|im_start|>' + message.role + '\\n' + said + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
+"""
 TEMPLATES = {
     "qwen3": QWEN3, "qwen3-2507-thinking": QWEN3_THINKING, "qwen3-2507-instruct": INSTRUCT, "smollm3": SMOLLM3,
     "nemotron": NEMOTRON, "gpt-oss": GPT_OSS, "r1-distill": R1_DISTILL, "magistral": MAGISTRAL,
     "mistral-effort": MISTRAL_EFFORT, "seed": SEED, "glm": GLM, "deepseek": DEEPSEEK, "llama": LLAMA,
+    "lfm2": LFM2,
 }  # fmt: skip
 
 PARTS = ("start", "end", "message", "channel", "constrain", "return", "call")

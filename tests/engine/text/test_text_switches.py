@@ -14,6 +14,7 @@ from fastslow.engine.text.templates import JinjaTemplate, PlainTemplate, load_te
 from fastslow.engine.text.thought import HARMONY as CHANNELS
 from fastslow.engine.text.thought import ThoughtTags, tags_for
 from fastslow.engine.text.tokenizer import load_tokenizer
+from fastslow.serve.engines.local import KEEPING
 
 USER = {"role": "user", "content": "hi"}
 SYSTEM = {"role": "system", "content": "Be kind."}
@@ -130,6 +131,14 @@ def test_variables_of_the_callers_own_win() -> None:
 def test_variables_that_are_not_read_are_refused(template: Any, given: str, said: str) -> None:
     with pytest.raises(ValueError, match=f"^chat_template_kwargs: .*{said}"):
         template.render([USER], variables={given: True})
+
+
+def test_earlier_thoughts_are_kept_where_a_variable_says_so() -> None:
+    chat = [USER, {**SAID, "content": "<think>why</think>well"}, USER]
+    for name, wish in KEEPING.items():
+        template = jinja(TEMPLATES["lfm2"].replace("not keep_past_thinking", name if not wish else f"not {name}"))
+        kept = [template.render(chat, variables={name: value}) for value in (wish, not wish)]
+        assert ["why" in text for text in kept] == [True, False] and name in template.names
 
 
 def test_marks_in_a_variable_are_text(tmp_path: Path) -> None:
