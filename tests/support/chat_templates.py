@@ -37,6 +37,34 @@ QWEN3 = (
 """
 )
 QWEN3_THINKING = CHATML + "{{- '<think>\\n' }}\n{%- endif %}\n"
+# thinks unless told not to; calls have an element for each argument, results stand in a user's turn
+QWEN3_5 = """\
+{%- if not messages | selectattr('role', 'equalto', 'user') | list %}{{- raise_exception('nobody asked') }}{%- endif %}
+{%- if tools %}
+    {{- '<|im_start|>system\\n<tools>' }}{% for tool in tools %}{{ '\\n' ~ tool | tojson }}{% endfor %}
+    {{- '\\n</tools>\\n<tool_call>\\n<function=name>\\n<parameter=one>\\nvalue\\n</parameter>\\n' }}
+    {{- '</function>\\n</tool_call><|im_end|>\\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message.role == 'tool' %}
+        {{- '<|im_start|>user\\n<tool_response>\\n' + message.content + '\\n</tool_response>' }}
+    {%- else %}
+        {{- '<|im_start|>' + message.role + '\\n' + (message.content or '') | trim }}
+    {%- endif %}
+    {%- for call in message.tool_calls or [] %}
+        {{- '<tool_call>\\n<function=' + call.function.name + '>\\n' }}
+        {%- for name, value in call.function.arguments | items %}
+            {{- '<parameter=' + name + '>\\n' ~ (value if value is string else value | tojson) ~ '\\n</parameter>\\n' }}
+        {%- endfor %}
+        {{- '</function>\\n</tool_call>' }}
+    {%- endfor %}
+    {{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n<think>\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}{{- '\\n</think>\\n\\n' }}{%- endif %}
+{%- endif %}
+"""
 # says nothing of thoughts, though its vocabulary has the tags of its family
 INSTRUCT = """\
 {%- for message in messages %}
@@ -207,7 +235,7 @@ LFM2 = """\
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
 """
 TEMPLATES = {
-    "qwen3": QWEN3, "qwen3-2507-thinking": QWEN3_THINKING, "qwen3-2507-instruct": INSTRUCT, "smollm3": SMOLLM3,
+    "qwen3": QWEN3, "qwen3.5": QWEN3_5, "qwen3-2507-thinking": QWEN3_THINKING, "qwen3-2507-instruct": INSTRUCT, "smollm3": SMOLLM3,
     "nemotron": NEMOTRON, "gpt-oss": GPT_OSS, "r1-distill": R1_DISTILL, "magistral": MAGISTRAL,
     "mistral-effort": MISTRAL_EFFORT, "seed": SEED, "glm": GLM, "deepseek": DEEPSEEK, "llama": LLAMA,
     "lfm2": LFM2,

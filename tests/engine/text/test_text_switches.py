@@ -31,13 +31,13 @@ FLAG = ThinkingSwitch("flag", ("enable_thinking",))
 BOTH = ThinkingSwitch("flag", ("enable_thinking", "thinking"))
 EFFORT = ThinkingSwitch("effort", ("reasoning_effort",), ("low", "medium", "high"))
 NONE, WORD = ThinkingSwitch(), ThinkingSwitch("word", ("/no_think",))
-SWITCHED = ["qwen3", "smollm3", "glm", "deepseek", "gpt-oss", "mistral-effort", "nemotron"]
+SWITCHED = ["qwen3", "qwen3.5", "smollm3", "glm", "deepseek", "gpt-oss", "mistral-effort", "nemotron"]
 LOWER, UPPER = ("low", "medium"), ("medium", "high")
 NO_OR_HIGH = EFFORT._replace(levels=("none", "high"))
 
 
 @pytest.mark.parametrize(("source", "switch"), [
-    *((TEMPLATES[name], FLAG) for name in ("qwen3", "smollm3", "glm")),
+    *((TEMPLATES[name], FLAG) for name in ("qwen3", "qwen3.5", "smollm3", "glm")),
     (TEMPLATES["deepseek"], ThinkingSwitch("flag", ("thinking",))),
     (TEMPLATES["gpt-oss"], EFFORT),
     (TEMPLATES["mistral-effort"], NO_OR_HIGH),
@@ -77,6 +77,7 @@ Q = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
 
 @pytest.mark.parametrize(("name", "parts"), [
     ("qwen3", (Q + "<think>\n\n</think>\n\n", Q, Q)),
+    ("qwen3.5", (Q + "<think>\n\n</think>\n\n", Q + "<think>\n", Q + "<think>\n")),
     ("deepseek", ("<|Assistant|></think>", "<|Assistant|></think>", "<|Assistant|><think>")),
     ("nemotron", (TURN + "</think>", TURN + "\n", TURN + "\n")),
     ("gpt-oss", ("Reasoning: low\n", "Reasoning: medium\n", "Reasoning: high\n")),

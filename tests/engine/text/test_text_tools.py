@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_templates import INSTRUCT, write_marked
+from chat_templates import INSTRUCT, QWEN3_5, write_marked
 from tokenizers_tiny import write_spm
 from tool_templates import ASKED, CALL, CLOCK, TOOL_TEMPLATES, WEATHER
 
@@ -47,6 +47,17 @@ def test_the_format_is_found_in_the_template(tmp_path: Path, name: str) -> None:
     found = template(tmp_path, TOOL_TEMPLATES[name])
     assert found.reads_tools and found.calls is BY_NAME[name]
     assert format_of(TOOL_TEMPLATES[name]) is (BY_NAME[name] if name != "generic" else None)
+
+
+def test_a_template_that_thinks_by_itself_writes_calls_too(tmp_path: Path) -> None:
+    found = template(tmp_path, QWEN3_5)
+    assert found.reads_tools and found.calls is BY_NAME["qwen3-coder"]
+    said = (
+        "<tool_call>\n<function=get_weather>\n<parameter=city>\nKöln\n</parameter>\n<parameter=days>\n2\n</parameter>"
+    )
+    for thinking, end in (("auto", "<think>\n"), ("off", "<think>\n\n</think>\n\n")):
+        text = found.render(ASKED, thinking, variables={"tools": TOOLS})
+        assert f"{said}\n</function>\n</tool_call>" in text and text.endswith(f"assistant\n{end}")
 
 
 def test_a_template_without_tools_is_told_in_the_systems_turn(tmp_path: Path) -> None:
