@@ -131,6 +131,8 @@ class _Source:
             if len(absent) < len(mtp_shapes(config)):
                 said = "{} has a part of a layer for multi-token prediction, which does not run: tensor {} is missing"
                 logger.warning(said, folder, absent[0])
+            else:
+                logger.info("{} has no layer for multi-token prediction", folder)
             config = replace(config, mtp=None)
         others = checkpoint.fused.values()
         method = next((x.reader.label for x in others if isinstance(x, Published)), None)

@@ -28,10 +28,10 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "gpt-oss": (GPT_OSS, HARMONY), "gpt-oss-opened": (OPENED, HARMONY),
     "magistral": (TEMPLATES["magistral"], BRACKETS), "mistral-effort": (TEMPLATES["mistral-effort"], BRACKETS),
 }  # fmt: skip
-SWITCHED = ("qwen3", "smollm3", "nemotron", "glm", "deepseek", "mistral-effort")
+SWITCHED = ("qwen3", "qwen3.5", "smollm3", "nemotron", "glm", "deepseek", "mistral-effort")
 THINKERS = ("qwen3-2507-thinking", "r1-distill", "magistral")
 SILENT = ("qwen3-2507-instruct", "llama")
-OPENING = ("qwen3-2507-thinking", "r1-distill", "nemotron", "deepseek", "gpt-oss-opened")
+OPENING = ("qwen3.5", "qwen3-2507-thinking", "r1-distill", "nemotron", "deepseek", "gpt-oss-opened")
 
 
 @pytest.fixture(scope="module")
