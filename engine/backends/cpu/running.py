@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastslow.engine.backends.cpu.library import INT64, UINT64, address
 from fastslow.engine.kv.state.running import RunningStates
 from fastslow.engine.rows import RunningRows
 from fastslow.engine.types import Ints
 
-PARTS = 6  # addresses of a layer's memory: a window, heads, and what rows add to them; see kernels/running.h
+PARTS = 2, 4  # of a layer's state, and of what a row adds to it; see kernels/running.h
 
 
 @dataclass(slots=True)
@@ -22,23 +23,17 @@ class RunningArgs:
     places: int
     spots: int
     arrays: dict[str, Ints]
-    states: np.typing.NDArray[np.uint64]
+    states: NDArray[np.uint64]
 
     @classmethod
     def of(
         cls,
         states: RunningStates,
-        layers: Sequence[int],
+        layers: tuple[int, ...],
         rows: Sequence[RunningRows],
         parents: Ints,
     ) -> RunningArgs:
         """For the rows of each request, in layers by number."""
-        memory = np.zeros((len(layers), PARTS), dtype=np.uint64)
-        for n, layer in enumerate(layers):
-            parts = states.state.get(layer, ())
-            memory[n, : len(parts)] = [part.data_ptr() for part in parts]
-            added = states.rows.get(layer, ())
-            memory[n, 2 : 2 + len(added)] = [part.data_ptr() for part in added]
         each, before, passed = list[tuple[int, ...]](), list[Ints](), list[tuple[int, int]]()
         count = 0
         for r in rows:
@@ -55,6 +50,7 @@ class RunningArgs:
             "ring_rows": np.concatenate([r.at for r in rows]),
             "passed": np.array(passed, dtype=np.int64).reshape(-1),
         }
+        memory = states.addresses(layers, *PARTS)
         return cls(states.places, states.places + states.snapshots, arrays, memory)
 
     def fields(self) -> dict[str, int]:

@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fastslow.engine.host.lazy_memory import lazy_zeros
 from fastslow.engine.kv.pages import PageTable
@@ -49,6 +50,17 @@ class RunningStates:
             n: tuple(lazy_zeros((places, UNFOLDED, *shape), dtype, device) for shape in s.inputs)
             for n, s in layout.running.items()
         }
+        self._addresses: dict[tuple[int, ...], NDArray[np.uint64]] = {}
+
+    def addresses(self, layers: tuple[int, ...], parts: int, added: int) -> NDArray[np.uint64]:
+        """Where the parts of these layers begin, and then those that a row adds: [layers, parts + added]; 0: there is
+        none."""
+        if (known := self._addresses.get(layers)) is None:
+            known = self._addresses[layers] = np.zeros((len(layers), parts + added), np.uint64)
+            for row, n in zip(known, layers, strict=True):
+                for first, some in ((0, self.state.get(n, ())), (parts, self.rows.get(n, ()))):
+                    row[first : first + len(some)] = [part.data_ptr() for part in some]
+        return known
 
     def clear(self, place: int) -> None:
         """Let the state be that of no text."""
