@@ -9,6 +9,7 @@ from typing import Any
 
 import figures
 import pytest
+import random_gguf
 import texts
 import torch
 from exact import Judge
@@ -17,6 +18,7 @@ from head_tools import tiny_weights, write_head
 from kernel_tools import wanted
 from tune_tools import write_model, write_prompts
 
+from fastslow import LLM, SamplingParams
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.backends.torch.decoder import Decoder
@@ -45,7 +47,7 @@ CASES = {  # may name {model}, {prompts}, {out} and {folder}
 }
 FIGURES = {"drafting": "cells", "thinking": "figures", "bystander": "times"}  # of the file; of the others: rows
 PRINTED = {"replay": "--model {model} --dtype float32 --prompts {prompts} --limit 2 --tokens 8"}
-OWN = {"checkouts", "peers"}  # have separate tests
+OWN = {"checkouts", "peers", "random_gguf"}  # have separate tests
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +129,22 @@ def test_replay_says_what_it_found(place: Place, capsys: pytest.CaptureFixture[s
     place.run("replay", PRINTED["replay"])
     printed = capsys.readouterr().out
     assert all(words in printed for words in ("suffix", "head", "auto"))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("0.8B", "Q4_1"), ("35B-A3B", "Q4_K")])
+def test_random_files_of_a_models_shape_run(name: str, kind: str, place: Place) -> None:
+    small = {"vocab_size": 512, "head_dim": 64, "linear_num_key_heads": 2}
+    small |= {"linear_key_head_dim": 32, "linear_value_head_dim": 32}
+    place.patch.setitem(random_gguf.SHAPES, name, (256, 8, 4, 2, 8, 256))
+    place.patch.setattr(random_gguf, "USUAL", random_gguf.USUAL | small)
+    for field in ("moe_intermediate_size", "shared_expert_intermediate_size"):
+        place.patch.setitem(random_gguf.EXPERTS, field, 256)
+    place.run("random_gguf", f"{name} --type {kind} --layers 4 --out {{folder}}/m.gguf")
+    with LLM(place.out.with_name("m.gguf")) as llm:
+        assert len(llm.model.config.layers) == 4 and llm.model.mtp is not None
+        ask = SamplingParams(max_tokens=8, ignore_eos=True)
+        plain, drafted = (llm.generate("the", ask, speculation=drafter) for drafter in ("off", "mtp"))
+    assert len(plain.token_ids) == 8 and plain.token_ids == drafted.token_ids
 
 
 def test_where_answers_differ_the_place_is_judged(tiny_moge: Path, monkeypatch: pytest.MonkeyPatch) -> None:

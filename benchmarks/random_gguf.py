@@ -1,0 +1,145 @@
+"""A GGUF file of random weights in the shape of a Qwen3.5 model: what speed is measured with, here and beside others.
+
+    python benchmarks/random_gguf.py 0.8B --out q.gguf
+    python benchmarks/random_gguf.py 35B-A3B --layers 8 --type Q4_K --out moe.gguf
+    python benchmarks/peers.py --gguf q.gguf --model q.gguf --engines fastslow:file,llama.cpp:file
+
+Matrices are random blocks of --type, embedding and head those of --head; norms, convolutions and routers are float32.
+The tokenizer knows single bytes, and is filled up to the model's vocabulary. The layer for multi-token prediction is
+in the file, unless --no-mtp is given; its drafts are hardly ever right.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGUFWriter, TokenType
+from gguf import GGMLQuantizationType as Kind
+from numpy.typing import NDArray
+from tokenizers.pre_tokenizers import ByteLevel
+
+from fastslow.engine.checkpoint.gguf_shard import SCALES
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.family import GGUF_FIELDS, GGUF_TOP, family_of
+from fastslow.engine.model.tensors import mtp_shapes, tensor_shapes
+
+FIELDS = (  # hidden, layers, heads, heads of keys, value heads of a delta net, ffn or expert
+    *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *("linear_num_value_heads", "intermediate_size"),
+)
+SHAPES = {
+    "0.8B": (1024, 24, 8, 2, 16, 3584),
+    "4B": (2560, 32, 16, 4, 32, 9216),
+    "35B-A3B": (2048, 40, 16, 2, 32, 512),
+}
+USUAL = {
+    "vocab_size": 248_320, "max_position_embeddings": 262_144, "head_dim": 256,
+    "linear_num_key_heads": 16, "linear_key_head_dim": 128, "linear_value_head_dim": 128,
+    "linear_conv_kernel_dim": 4, "full_attention_interval": 4,
+}  # fmt: skip
+EXPERTS = {"num_experts": 256, "num_experts_per_tok": 8}
+EXPERTS |= dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 512)
+MARKS = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+Shapes = dict[str, tuple[int, ...]]
+
+
+def tensors(config: ModelConfig) -> Shapes:
+    """Shapes by name in the file, the experts of a layer in one tensor."""
+    names, last, found = family_of(config.architecture).gguf, len(config.layers), Shapes()
+    assert names is not None
+    layer = {place: name for name, place in (*names.layer.items(), *GGUF_TOP.items())}
+    whole = {place: f"blk.{last}.{name}" for name, place in names.drafts.items()}
+    for name, shape in (tensor_shapes(config) | mtp_shapes(config)).items():
+        place = re.sub(r"^mtp\.layers\.0", f"model.layers.{last}", name).removesuffix(".weight")
+        block = re.match(r"model\.layers\.(\d+)\.(.*)", re.sub(r"experts\.\d+", "experts.*", place))
+        at, inner = (f"blk.{block[1]}.", block[2]) if block else ("", place)
+        ending = ".weight" if name.endswith(".weight") else ""
+        if name in whole or inner in layer:
+            shape = (EXPERTS["num_experts"], *shape) if "*" in inner else shape
+            found[whole.get(name) or f"{at}{layer[inner]}{ending}"] = shape
+    return found
+
+
+def blocks(name: str, shape: tuple[int, ...], kind: Kind) -> NDArray[Any]:
+    """Random blocks whose numbers are about as large as a trained model's; the same few, again and again."""
+    draws, spread = np.random.default_rng(0), shape[-1] ** -0.5
+    if kind is Kind.F32:
+        fill = np.full(shape, -1 if name.endswith("ssm_a") else 1, np.float32)
+        return fill if len(shape) < 2 else draws.normal(0, spread, shape).astype(np.float32)
+    inputs, size = GGML_QUANT_SIZES[kind]
+    some = draws.integers(0, 256, (min(prod(shape) // inputs, 1 << 17), size), dtype=np.uint8)
+    levels = {"Q4_K": 155, "Q5_K": 310, "Q6_K": 1150, "Q8_0": 74}.get(kind.name, 4.6)
+    factors = 1, -7.5 if kind is Kind.Q4_1 else 7.5
+    for at, factor in zip(SCALES[kind.name], factors, strict=False):
+        some[:, at : at + 2] = np.array([factor * spread / levels], np.float16).view(np.uint8)
+    return np.resize(some, (*shape[:-1], shape[-1] // inputs * size))
+
+
+def add_header(writer: GGUFWriter, raw: Mapping[str, Any], known: Mapping[str, str]) -> None:
+    for key, field in known.items():
+        if isinstance(raw.get(field), int) and key != "block_count":
+            writer.add_uint32(f"{writer.arch}.{key}", raw[field])
+    writer.add_block_count(raw["num_hidden_layers"] + raw["mtp_num_hidden_layers"])
+    writer.add_ssm_inner_size(raw["linear_num_value_heads"] * raw["linear_value_head_dim"])
+    writer.add_rope_dimension_count(64)
+    writer.add_value_length(raw["head_dim"])
+    writer.add_rope_dimension_sections([11, 11, 10, 0])
+    writer.add_rope_freq_base(1e7)
+    writer.add_layer_norm_rms_eps(1e-6)
+    tokens = [*MARKS, *sorted(ByteLevel.alphabet()), "he", "Ġt"]
+    count = raw["vocab_size"] - len(tokens)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("qwen35")
+    writer.add_token_list([*tokens, *(f"[PAD{n}]" for n in range(count))])
+    kinds = [TokenType.CONTROL] * len(MARKS) + [TokenType.NORMAL] * (len(tokens) - len(MARKS))
+    writer.add_token_types(kinds + [TokenType.UNUSED] * count)
+    writer.add_token_merges(["h e", "Ġ t"])
+    writer.add_eos_token_id(2)
+    writer.add_chat_template(TURNS + "<|im_start|>assistant\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("model", choices=SHAPES)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--type", choices=sorted(SCALES), default="Q4_1")
+    parser.add_argument("--head", choices=sorted(SCALES), default="Q6_K")
+    parser.add_argument("--layers", type=int, help="fewer than the model has")
+    parser.add_argument("--no-mtp", action="store_true")
+    args = parser.parse_args()
+    mixed = "A3B" in args.model
+    names = family_of(f"Qwen3_5{'Moe' * mixed}ForCausalLM").gguf
+    assert names is not None
+    raw: dict[str, Any] = dict(zip(FIELDS, SHAPES[args.model])) | USUAL | (EXPERTS if mixed else {})
+    raw |= {"num_hidden_layers": args.layers or raw["num_hidden_layers"], **names.given}
+    raw |= {"mtp_num_hidden_layers": int(not args.no_mtp), "tie_word_embeddings": not mixed}
+    config = ModelConfig.from_json(raw | {"architectures": [f"Qwen3_5{'Moe' * mixed}ForCausalLM"]})
+    writer = GGUFWriter(args.out, names.architecture)
+    add_header(writer, raw, {**GGUF_FIELDS, **names.fields})
+    shapes, kinds = tensors(config), dict[str, Kind]()
+    for name, shape in shapes.items():
+        shape = shapes[name] = tuple(n for n in shape if n > 1)
+        exact = len(shape) < 2 or "ssm_conv1d" in name or "ffn_gate_inp" in name
+        kind = Kind[args.head if shape[0] == config.vocab_size else args.type]
+        kinds[name] = kind = Kind.F32 if exact else kind
+        inputs, size = (1, 1) if exact else GGML_QUANT_SIZES[kind]
+        stored = (*shape[:-1], shape[-1] // inputs * size)
+        dtype = np.dtype(np.float32 if exact else np.uint8)
+        writer.add_tensor_info(name, stored, dtype, prod(stored) * dtype.itemsize, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for name, shape in shapes.items():
+        writer.write_tensor_data(blocks(name, shape, kinds[name]))
+    writer.close()
+
+
+if __name__ == "__main__":
+    main()
