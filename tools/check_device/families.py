@@ -15,7 +15,7 @@ from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.loader import DTYPES, load_model
 from fastslow.engine.model.base import Model, kv_cache_for
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.tensors import tensor_shapes
+from fastslow.engine.model.tensors import mtp_shapes, tensor_shapes
 from fastslow.engine.rows import Rows
 from fastslow.tools.check_device.finding import CheckPlan, Finding
 from fastslow.tools.forward import chain
@@ -41,18 +41,25 @@ COMMON: dict[str, Any] = {
     "torch_dtype": "bfloat16",
 }
 EXPERTS = {"num_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 64}
+DELTA = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32,
+}
+SHARED = {**EXPERTS, "shared_expert_intermediate_size": 64}
+CONV = {"rms_norm_eps": None, "layer_types": ["conv", "full_attention", "conv", "conv"]}
 FAMILIES: dict[str, dict[str, Any]] = {
     "LlamaForCausalLM": {},
     "PanguEmbeddedForCausalLM": {},
-    "PanguProMoEForCausalLM": {**EXPERTS, "shared_expert_intermediate_size": 64},
+    "PanguProMoEForCausalLM": SHARED,
     "PanguProMoEV2ForCausalLM": {
-        **EXPERTS,
+        **SHARED,
         "qk_nope_dim": 32,
         "qk_rope_dim": 16,
         "v_channels": 32,
         "head_dim": None,
         "mlp_only_layers": [0],
-        "shared_expert_intermediate_size": 64,
         "router_enable_expert_bias": True,
         "sandwich_norm": True,
         "param_sink_number": 5,
@@ -69,6 +76,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 4,
         "sliding_window": 20,
     },
+    "Qwen3_5ForCausalLM": DELTA,
+    "Qwen3_5MoeForCausalLM": {**DELTA, **SHARED},
+    "Qwen3NextForCausalLM": {**DELTA, **SHARED},
+    "Lfm2ForCausalLM": CONV,
+    "Lfm2MoeForCausalLM": {**CONV, **EXPERTS, "num_dense_layers": 1},
 }
 
 
@@ -111,7 +123,8 @@ def write_random(folder: Path, architecture: str) -> Path:
     fields = {name: value for name, value in fields.items() if value is not None}
     random = torch.Generator().manual_seed(0)
     table: dict[str, Tensor] = {}
-    for name, shape in tensor_shapes(ModelConfig.from_json(fields)).items():
+    config = ModelConfig.from_json(fields)
+    for name, shape in (tensor_shapes(config) | mtp_shapes(config)).items():
         numbers = torch.randn(shape, generator=random)
         if name.endswith("norm.weight"):
             numbers = 1 + 0.2 * numbers
