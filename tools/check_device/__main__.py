@@ -14,14 +14,14 @@ import typer
 
 from fastslow.engine.backends.device import choose_device
 from fastslow.engine.backends.loader import DTYPES
-from fastslow.tools.check_device.exactness import exactness
+from fastslow.tools.check_device.exactness import exactness, recurrent
 from fastslow.tools.check_device.families import families
 from fastslow.tools.check_device.finding import CheckPlan, Finding
 from fastslow.tools.cli.screen import complain, quiet_log
 from fastslow.tools.machine import circumstances
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
-PARTS: tuple[Callable[[CheckPlan], Finding], ...] = (exactness, families)
+PARTS: tuple[Callable[[CheckPlan], Finding], ...] = (exactness, recurrent, families)
 
 
 def check_device(
@@ -37,8 +37,9 @@ def check_device(
     """Prove a device on the spot, in under five minutes. Nothing is downloaded.
 
     \b
-    exact     every drafter says what plain decoding says, in fast and deep mode, in mixed batches
-    families  a small model of every family computes what plain torch computes, recorded steps included
+    exact      every drafter says what plain decoding says, in fast and deep mode, in mixed batches
+    recurrent  the same where layers keep a running state, and the checkpoint's own layer drafts
+    families   a small model of every family computes what plain torch computes, recorded steps included
 
     \b
     python -m fastslow.tools.check_device cuda
