@@ -119,8 +119,12 @@ class GgufShard:
     """ValueError for a tensor that its architecture does not have."""
 
     def __init__(self, path: Path) -> None:
+        self._slices: dict[str, GgufSlice] = {}
         with about(path):
-            self._slices = dict(_slices(read_gguf(path)))
+            for name, found in _slices(read_gguf(path)):
+                if name in self._slices:
+                    raise ValueError(f"tensor {name} is there twice")
+                self._slices[name] = found
 
     def keys(self) -> list[str]:
         return list(self._slices)
@@ -164,9 +168,10 @@ def _slices(file: GgufFile) -> Iterator[tuple[str, GgufSlice]]:
             each = [(place.replace("*", str(n)), shape[1:], part) for n, part in every]
         for one, size, part in each:
             if inner in names.parts:
+                *before, _, ending = one.split(".")
                 for end, order in names.parts[inner](size[0], header).items():
-                    at = f"{one.rpartition('.')[0].rpartition('.')[0]}.{end}.weight"
                     count = len(np.arange(size[0])[order])
+                    at = ".".join((*before, end, ending))
                     yield at, GgufSlice(tensor.kind, (count, *size[1:]), part, order)
             else:
                 heads = _interleaved(inner, names, header)

@@ -28,10 +28,7 @@ from fastslow.engine.model.family import (
 # Fields that these files stand for, and no config.json has.
 APPLIED, TILED = "weights_applied", "value_heads_in_turn"
 INNER, RECURRENT = "linear_values", "recurrent_layers"
-COPIES = (
-    "embed_tokens",
-    "shared_head_head",
-)  # of the model's embedding and head, beside the layer that drafts
+COPIES = "embed_tokens", "shared_head_head"  # of the model's, beside the layer that drafts
 
 
 def _header(raw: dict[str, Any]) -> None:
@@ -134,12 +131,6 @@ QWEN35 = GgufNames(
         **{f"nextn.{name}.weight": f"mtp.{name}.weight" for name in COPIES},
     },
 )
-EXPERT_FIELDS = {
-    "expert_count": "num_experts",
-    "expert_used_count": "num_experts_per_tok",
-    "expert_feed_forward_length": "moe_intermediate_size",
-    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
-}
 MOE_FIELDS = {
     "expert_count": "num_experts",
     "expert_used_count": "num_experts_per_tok",

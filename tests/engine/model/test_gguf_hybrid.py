@@ -251,3 +251,10 @@ def test_heads_in_an_unknown_order_are_refused(tmp_path: Path) -> None:
     refused("general.architecture 'qwen36moe' does not run here", load_model, file)
     uneven = write_gguf(folder, file, change=setting("qwen3next.ssm.group_count", 5))
     refused("linear_num_value_heads 6 must be a multiple of linear_num_key_heads 5", load_model, uneven)
+
+
+def test_a_tensor_in_two_forms_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_hybrid(tmp_path / "model", "qwen3next")
+    monkeypatch.setattr("gguf_tools.arranged", lambda *arguments: arranged(*arguments) | older(arranged(*arguments)))
+    refused(r"tensor model.layers.\d.linear_attn.in_proj_\w+.weight is there twice", load_model,
+            write_gguf(folder, tmp_path / "m.gguf"))  # fmt: skip
