@@ -17,6 +17,7 @@ first token, if not the share: how sure it is, right or wrong, is what the adapt
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import log
@@ -55,7 +56,9 @@ class AcceptanceTable:
 
     def learn(self, output: Output) -> None:
         text = [*output.prompt_token_ids, *output.token_ids]
-        self._next.update({(n, token): after for n, (token, after) in enumerate(zip(text, text[1:]))})
+        self._next.update(
+            {(n, token): after for n, (token, after) in enumerate(itertools.pairwise(text))}
+        )
 
     def choices(self, place: int, token: int, size: int) -> tuple[int, int]:
         """The first and the second token after one."""
@@ -155,7 +158,9 @@ def main() -> None:
     runs: dict[Speculation, list[Steps]] = {setting: [] for setting in (PLAIN, *drafted)}
     load = {"dtype": args.dtype, "quantization": args.quantization, "max_running": args.batch}
     with LLM(args.model, remember=False, **load) as llm:
-        draws = np.random.default_rng(0).integers(5, llm.model.config.vocab_size, (args.batch, args.context))
+        draws = np.random.default_rng(0).integers(
+            5, llm.model.config.vocab_size, (args.batch, args.context)
+        )
         prompts = draws.tolist()
         plain = llm.generate(prompts, sampling, speculation=PLAIN, progress=False)
         for output in plain:
@@ -164,7 +169,10 @@ def main() -> None:
             for setting in shuffled([PLAIN, *drafted], turn):
                 outputs = llm.generate(prompts, sampling, speculation=setting, progress=False)
                 runs[setting].append(steps_of(outputs, plain))
-    best = {setting: min(some, key=lambda run: run.step / run.tokens) for setting, some in runs.items()}
+    del DRAFTERS[NAME]
+    best = {
+        setting: min(some, key=lambda run: run.step / run.tokens) for setting, some in runs.items()
+    }
     rows = []
     for setting, run in best.items():
         nodes, chain = setting.nodes or 0, setting.width == 1 and not free
@@ -174,11 +182,29 @@ def main() -> None:
             "chain" if chain else "tree", f"{1e3 * run.step:.2f}", f"{1e3 * run.drafting:.2f}",
             f"{run.tokens:.2f}", f"{run.rate / best[PLAIN].rate:.2f}", f"{pays:.2f}" if chain and nodes else "",
         ])  # fmt: skip
-    notes = [f"OTHER TOKENS: {setting}" for setting, some in runs.items() if not all(r.same for r in some)]
-    titles = ["rows", "shape", "step ms", "drafting ms", "tokens a step", "times plain", "pays from"]
-    show(titles, rows, *notes, title=f"{args.model}, batch {args.batch}, acceptance {args.accept:g}")
-    cells = [{**s.model_dump(mode="json"), "runs": [asdict(r) for r in some]} for s, some in runs.items()]
-    write(args.out, model=args.model, accept=args.accept, claim=claim, batch=args.batch, cells=cells)
+    notes = [
+        f"OTHER TOKENS: {setting}"
+        for setting, some in runs.items()
+        if not all(r.same for r in some)
+    ]
+    titles = [
+        "rows",
+        "shape",
+        "step ms",
+        "drafting ms",
+        "tokens a step",
+        "times plain",
+        "pays from",
+    ]
+    show(
+        titles, rows, *notes, title=f"{args.model}, batch {args.batch}, acceptance {args.accept:g}"
+    )
+    cells = [
+        {**s.model_dump(mode="json"), "runs": [asdict(r) for r in some]} for s, some in runs.items()
+    ]
+    write(
+        args.out, model=args.model, accept=args.accept, claim=claim, batch=args.batch, cells=cells
+    )
 
 
 if __name__ == "__main__":

@@ -90,6 +90,13 @@ class Checkpoint:
         if left_out:
             said = "{} of the tensors in {} are not for text, and do not run"
             logger.info(said, left_out, folder)
+        if config.mtp is not None:
+            base, _, number = config.mtp.prefix.rpartition(".")
+            if any(name.startswith(f"{base}.{int(number) + 1}.") for name in holders):
+                said = (
+                    "{} has several layers for multi-token prediction: the first drafts all tokens"
+                )
+                logger.info(said, folder)
         for name, path in holders.items():
             if name in known:
                 _check(path, stored.get(name, name), facts[name], known[name])

@@ -149,11 +149,16 @@ class AdaptiveSelection:
                 known = self._drafters[drafter]
                 warm = known.begin()
                 trees, seconds = ask(drafter, asked)
-                if any(tree.tokens for tree in trees):  # else it hardly took any time
+                unsure = not any(tree.tokens for tree in trees)
+                took = seconds > self._tuning.free_node * value.token * len(batch)
+                if not unsure or took:  # else it rested, and had nothing to say
                     known.took(seconds / sum(most > 0 for most in asked), warm)
-                for request, tree in zip(requests, trees, strict=True):
+                for view, request, tree, most in zip(batch, requests, trees, asked, strict=True):
                     if tree.tokens:
                         request.add(drafter, tree, value.row / value.token)
+                    elif unsure and took and most > 0:
+                        for gain in (request.gains[drafter], known.gains.of(view.memory_key)):
+                            gain.tokens.add(0.0)
         for request in requests:
             request.proposals = _compatible(request.proposals)
         return [[(made.drafter, made.tree) for made in request.proposals] for request in requests]

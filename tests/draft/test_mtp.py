@@ -13,11 +13,16 @@ import torch
 from engine_tools import Ask, Bench, RandomDraft, Setting, answer
 from family_tools import check_drafts
 from fastapi.testclient import TestClient
+from gguf import GGMLQuantizationType as Kind
+from gguf_hybrid import write_hybrid
+from gguf_tools import matrices, write_gguf
 from mtp_tools import BACKENDS, CONFIGS, VOCAB, ReferenceMtp, SpiedMtp
 from refusals import refused
 
 from fastslow import LLM, Speculation
 from fastslow.draft.registry import check_drafter
+from fastslow.engine.backends.cpu.decoder import CpuDecoder
+from fastslow.engine.backends.cpu.formats import Format, PackedMatrix
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.config import ModelConfig
@@ -199,6 +204,33 @@ def test_without_the_tensors_there_is_no_layer(tmp_path: Path, logged: list[str]
     assert model.config.mtp is None and model.mtp is None and len(model.config.state_layout.layers) == 2
     with LLM(folder, kv_memory="8MiB") as llm:
         refused("^drafter='mtp' needs a model with a layer", llm.generate, [[5, 6]], speculation="mtp")
+
+
+@pytest.mark.parametrize(("kind", "own"), [("apart", "mtp.layers"), ("numbered", "model.layers")])
+def test_of_several_layers_the_first_drafts(kind: str, own: str, tmp_path: Path, logged: list[str]) -> None:
+    first = {"mtp.layers": 0, "model.layers": 2}[own]
+    found = mtp_tools.table(kind)
+    more = {
+        n.replace(f"{own}.{first}", f"{own}.{first + 1}"): x.clone() for n, x in found.items() if f"{own}.{first}." in n
+    }
+    for number, tensors in enumerate((found, found | more)):
+        model = load_model(checkpoints.write(tmp_path / f"{number}", CONFIGS[kind], tensors), progress=False)
+        assert model.mtp is not None
+        assert ("layers for multi-token prediction: the first drafts all" in "".join(logged)) == bool(number)
+
+
+def test_the_layer_is_packed_as_the_others_are(tmp_path: Path) -> None:
+    """4 bits beside 4 bits, and in the numbers of a file."""
+    folder = write_hybrid(tmp_path / "folder", "qwen35")
+    file = write_gguf(folder, tmp_path / "m.gguf", matrices(Kind.Q4_0))
+    for model, kind in (
+        (load_model(folder, quantization="int4"), Format.INT4),
+        (load_model(file, "auto", quantization="auto"), Format.Q4_0),
+    ):
+        assert isinstance(model, CpuDecoder) and model.mtp is not None
+        found = {key: x.format for key, x in model._arena.pieces.items() if isinstance(x, PackedMatrix)}
+        own = {key: format for key, format in found.items() if key.startswith(("4.", "mtp."))}
+        assert len(own) >= 4 and {*own.values()} == {kind} == {found["2.qkv"], found["2.down"]}
 
 
 def test_ranks_have_no_layer() -> None:

@@ -43,9 +43,15 @@ CASES = {  # may name {model}, {prompts}, {out} and {folder}
         " --prompts {prompts} --limit 2 --tokens 6 --threads 1 -o {out}"
     ),
     "thinking": "--count 3 --out {out}",
+    "steps": "--model {model} --dtype float32 --rows 2,4 --widths 1,2 --tokens 8 --repeat 1 --context 8 -o {out}",
     "bystander": "--model abacus --attacks plain --count 2 --repeat 1 --out {out}",
 }
-FIGURES = {"drafting": "cells", "thinking": "figures", "bystander": "times"}  # of the file; of the others: rows
+FIGURES = {
+    "drafting": "cells",
+    "steps": "cells",
+    "thinking": "figures",
+    "bystander": "times",
+}  # of the file; of the others: rows
 PRINTED = {"replay": "--model {model} --dtype float32 --prompts {prompts} --limit 2 --tokens 8"}
 OWN = {"checkouts", "peers", "random_gguf"}  # have separate tests
 
@@ -120,6 +126,9 @@ def test_its_file_holds_what_it_promises(name: str, place: Place) -> None:
         rows = found["rows"]
         assert all(row["errors"] == row["ties"] == 0 for row in rows) and sum(row["accepted"] for row in rows)
         assert len({row["case"] for row in rows}) == len(rows)
+    if name == "steps":
+        assert all(run["same"] for cell in found["cells"] for run in cell["runs"])
+        assert min(run["tokens"] for cell in found["cells"][1:] for run in cell["runs"]) > 1.2
     if name == "decode" and wanted():
         shares = [bool(row["bytes"]) for row in found["rows"][:6]]
         assert shares == [True, False, True, True, False, False], "of one row, of the bandwidth"
