@@ -159,16 +159,13 @@ def read_ends(folder: Path) -> Ends:
 
 
 def fingerprint(folder: Path) -> str:
-    """A digest of the target's shape, its norms and the queries of its last layer."""
+    """A digest of the target's shape, its norms and the first matrix of its last layer."""
     config = ModelConfig.from_folder(folder)
     count, experts = len(config.layers), config.routed.experts if config.routed else 0
     last = f"model.layers.{count - 1}"
-    names = (
-        "model.norm.weight",
-        f"{last}.input_layernorm.weight",
-        f"{last}.post_attention_layernorm.weight",
-        f"{last}.self_attn.q_proj.weight",
-    )
+    matrix = next(iter(config.layers[-1].mixer.tensors(last, config.hidden_size))).name
+    norms = "model.norm", f"{last}.input_layernorm", f"{last}.post_attention_layernorm"
+    names = (*(f"{norm}.weight" for norm in norms), matrix)
     shape = (config.architecture, count, config.hidden_size, experts)
     digest = hashlib.sha256(repr(shape).encode())
     with floats(folder, config) as read:
