@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import peer_models as peers
 import pytest
 import texts
@@ -19,6 +20,7 @@ from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.mixers.delta import GatedDelta
 from fastslow.engine.model.mixers.grouped import GroupedAttention
+from fastslow.engine.model.mixers.rope import Rope, RopeScaling
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.text.tokenizer_files.config import read_settings
 
@@ -34,6 +36,14 @@ def test_logprobs_are_those_of_transformers_however_a_text_is_cut(name: str, ker
     theirs = peers.build(name)
     model = load(peers.write(tmp_path, theirs), kernels)
     check_however_cut(model, peers.logprobs(theirs, LONG), 40 if name in peers.FIRST else 600)
+
+
+def test_dims_that_stand_still_are_not_scaled() -> None:
+    """YaRN's factor is of those that rotate."""
+    rope = Rope(32, 10000.0, 64, RopeScaling("yarn", 4.0, attention_factor=1.5), width=16)
+    cos, sin = rope.rotation(np.arange(3), np.zeros(3, dtype=np.int64), torch.float64, torch.device("cpu"))
+    assert (cos[0, 0].reshape(2, 2, 8) == torch.tensor([1.5, 1.0])[:, None]).all()
+    assert not sin.view(3, 2, 2, 8)[:, :, 1].any() and sin[2].any()
 
 
 @pytest.mark.parametrize("stacked", [False, True])

@@ -9,6 +9,7 @@ from chat_templates import INSTRUCT, QWEN3_5, write_marked
 from tokenizers_tiny import write_spm
 from tool_templates import ASKED, CALL, CLOCK, TOOL_TEMPLATES, WEATHER
 
+from fastslow.engine.params import Thinking
 from fastslow.engine.text.chat_parts import Marks, chat_parts
 from fastslow.engine.text.messages import check_messages
 from fastslow.engine.text.templates import ChatTemplate, load_template
@@ -55,7 +56,8 @@ def test_a_template_that_thinks_by_itself_writes_calls_too(tmp_path: Path) -> No
     said = (
         "<tool_call>\n<function=get_weather>\n<parameter=city>\nKöln\n</parameter>\n<parameter=days>\n2\n</parameter>"
     )
-    for thinking, end in (("auto", "<think>\n"), ("off", "<think>\n\n</think>\n\n")):
+    ends: dict[Thinking, str] = {"auto": "<think>\n", "off": "<think>\n\n</think>\n\n"}
+    for thinking, end in ends.items():
         text = found.render(ASKED, thinking, variables={"tools": TOOLS})
         assert f"{said}\n</function>\n</tool_call>" in text and text.endswith(f"assistant\n{end}")
 
