@@ -86,10 +86,10 @@ class Checkpoint:
         inside = _inside_others(folder, layouts, facts)
         known = expected | drafts | {n: x for fused in layouts for n, x in fused.tensors.items()}
         files: dict[Path, list[str]] = {}
-        left_out = sum(name.startswith(config.left_out) for name in holders)
-        if left_out:
-            said = "{} of the tensors in {} are not for text, and do not run"
-            logger.info(said, left_out, folder)
+        if left_out := sum(name.startswith(config.left_out) for name in holders):
+            logger.info(
+                "{} of the tensors in {} are not for text, and do not run", left_out, folder
+            )
         if config.mtp is not None:
             base, _, number = config.mtp.prefix.rpartition(".")
             if any(name.startswith(f"{base}.{int(number) + 1}.") for name in holders):
