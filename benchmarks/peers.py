@@ -94,6 +94,7 @@ class PeerBench:
                 "format": format, "file": str(args.gguf.resolve()), "model": args.model,
                 "folder": str(resolve_model(args.model)), "cache": str(args.venvs),
                 "threads": args.threads, "context": CONTEXT, "room": self._room,
+                "requests": max(self._batches),
             }  # fmt: skip
             log = args.venvs / f"{name}-{format}.log"
             threads = {"OMP_NUM_THREADS": str(args.threads)}

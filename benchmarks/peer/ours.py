@@ -26,12 +26,15 @@ class Fastslow:
         model = options["file"] if format == "file" else options["model"]
         config = ModelConfig.from_folder(resolve_model(model))
         # As much room as every other engine gets, so that their memory can be compared.
+        # A recurrent model also gets places for running states, which may be half of it.
         kept = torch.float32 if format == "float32" else torch.bfloat16
+        layout = config.state_layout
+        places = 2 * options["requests"] * layout.request_bytes(kept)
         self.llm = LLM(
             model,
             max_model_len=options["context"],
             prompt_rows=options["room"],  # the others read all prompts before the time that counts
-            kv_memory=options["room"] * config.state_layout.token_bytes(kept),
+            kv_memory=options["room"] * layout.token_bytes(kept) + places,
             progress=False,
             **({} if format == "file" else options_of(format)),
         )
