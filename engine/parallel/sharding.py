@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field, StrictInt
 
-from fastslow.engine.backends.alike import AlikeLayers, grouped
+from fastslow.engine.backends.alike import AlikeLayers, grouped, unlike
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ffn.dense import DenseMlp
 from fastslow.engine.model.ffn.experts import RoutedExperts
@@ -226,7 +226,7 @@ def attention_ranks(alike: AlikeLayers, parallel: Parallel) -> int:
 def usual(config: ModelConfig, ranks: int) -> Parallel:
     """The layout of a number of ranks: as many as can hold whole groups of experts, or experts where there are no
     groups, the rest by tensors. ValueError: neither heads nor rows can be shared so."""
-    alike = AlikeLayers.of(config)
+    alike = _alike(config)
     ep = gcd(_groups(alike) or _experts(alike) or 1, ranks)
     choices = (Parallel(ep=ep, tp=ranks // ep), Parallel(ep=ep, dp=ranks // ep))
     for choice in choices:
@@ -239,8 +239,14 @@ def usual(config: ModelConfig, ranks: int) -> Parallel:
     raise ValueError(f"{ranks} ranks cannot share this model: {why}")
 
 
+def _alike(config: ModelConfig) -> AlikeLayers:
+    if (why := unlike(config)) is not None:
+        raise ValueError(f"several ranks cannot share {config.architecture}: {why}")
+    return AlikeLayers.of(config)
+
+
 def _check(config: ModelConfig, parallel: Parallel) -> None:
-    attention_ranks(AlikeLayers.of(config), parallel)
+    attention_ranks(_alike(config), parallel)
     if wrong := next(_misfits(config, parallel), None):
         raise ValueError(wrong)
 

@@ -26,6 +26,7 @@ from fastslow.engine.backends.torch.decoder import Decoder
 from fastslow.engine.backends.torch.weights import TorchReader, Weights
 from fastslow.engine.model.base import kv_cache_for
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.parallel.sharding import Parallel, RankShard, usual
 from fastslow.engine.params import SamplingParams
 from fastslow.engine.sampling.probs import only_best, probs_at
 
@@ -106,6 +107,12 @@ def test_heads_too_wide_for_a_chip_run_on_plain_torch(tmp_path: Path, logged: li
         model = load_model(write(tmp_path, config, tensors(config)), "auto", "npu", progress=False)
     assert isinstance(model, Decoder)
     assert any("need head_dim of at most 192, not 256" in line for line in logged)
+
+
+def test_several_ranks_refuse_it() -> None:
+    for ask in (lambda config: RankShard.all(config, Parallel(tp=2)), lambda config: usual(config, 2)):
+        with pytest.raises(ValueError, match="^several ranks cannot share Qwen3_5ForCausalLM: they have no Gated"):
+            ask(read("qwen")[0])
 
 
 def check(name: str, ops: PagedOps, requests: int) -> None:
