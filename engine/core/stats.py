@@ -133,7 +133,7 @@ class EngineTotals:
     def snapshot(self, scheduler: Scheduler, kv: KVCache) -> EngineStats:
         """The counters now, with the queue and the pages."""
         pages, free, empty = kv.pages, kv.free_pages, kv.empty_pages
-        modes, file = _copied(self.modes), kv.evicted.file
+        modes, file, states = _copied(self.modes), kv.evicted.file, kv.states
         each = list(modes.values())
         here = [*list(scheduler.running), *list(scheduler.waiting)]  # copies: its thread moves them
         for name, evicted in dict(kv.evicted.by_mode).items():
@@ -153,6 +153,11 @@ class EngineTotals:
             drafters=_copied(self.drafters),
             modes=modes,
             pages_pinned=kv.pins.pages,
+            states=states.places,
+            states_used=states.used,
+            states_cached=states.cached,
+            states_free=states.places - states.used - states.cached,
+            state_bytes=states.bytes,
             pages_spilled=0 if file is None else len(file),
             pages_restored=0 if file is None else file.restored,
         )
@@ -176,6 +181,11 @@ class EngineStats:
     drafters: dict[str, DrafterStats]  # by the drafter that drafted; after 64 names "other"
     modes: dict[str, ModeStats]  # by the mode that was asked for; after 64 names "other"
     pages_pinned: int = 0  # kept for prefixes, whether a request uses them or not
+    states: int = 0  # places of running states; the next three add up to it
+    states_used: int = 0  # by requests
+    states_cached: int = 0  # snapshots, kept for prompts to come
+    states_free: int = 0
+    state_bytes: int = 0  # of those in use and of snapshots
     pages_spilled: int = 0  # in the file of `kv_spill`
     pages_restored: int = 0  # read back from there so far
 

@@ -14,7 +14,7 @@ from fastslow.engine.kv.pages import PageTable
 from fastslow.engine.kv.pins import Pins
 from fastslow.engine.kv.rank_pages import RankPages
 from fastslow.engine.kv.state.layout import UNFOLDED, StateLayout
-from fastslow.engine.kv.state.running import RunningStates
+from fastslow.engine.kv.state.running import RunningStates, StateCounts
 from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.rows import RunningRows
 from fastslow.engine.types import Ints
@@ -86,6 +86,12 @@ class KVCache:
     def empty_pages(self) -> int:
         """Pages that hold nothing."""
         return sum(rank.pool.free for rank in self._ranks)
+
+    @property
+    def states(self) -> StateCounts:
+        """Running states that are in use."""
+        each = [rank.places.counts for rank in self._ranks if rank.places is not None]
+        return StateCounts(*map(sum, zip(*each))) if each else StateCounts()
 
     def free_for(self, request: int) -> int:
         """Pages that `reserve` could hand out now to this request."""

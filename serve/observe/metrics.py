@@ -200,6 +200,8 @@ class ServerMetrics:
         counts.labelled("vllm:kv_cache_usage_perc").set(used)
         for state in ("used", "cached", "free"):
             counts.labelled("fastslow:kv_pages", state=state).set(stats[f"pages_{state}"])
+            places = stats.get(f"states_{state}", 0)
+            counts.labelled("fastslow:running_states", state=state).set(places)
         replicas = stats.get("replicas", {})
         for metric in _of("replica"):
             for id in sorted(replicas)[:MOST_VALUES]:

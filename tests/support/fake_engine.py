@@ -55,6 +55,7 @@ class FakeEngine:
         self.figures |= {"pages": 10, "pages_used": 4, "pages_free": 5, "pages_cached": 1}
         modes = {"deep": {"evicted_pages": 2}, "of its own": {"evicted_pages": 3}}
         self.figures |= {"pages_pinned": 1, "modes": modes}
+        self.figures |= {"states": 9, "states_used": 2, "states_cached": 4, "states_free": 3, "state_bytes": 600}
 
     @property
     def card(self) -> ModelCard:

@@ -19,6 +19,7 @@ def planned_costs(setting: Setting, source: str = "") -> ReplicaCosts:
     not fit."""
     work = setting.work
     room = setting.cards * (setting.device.memory * USABLE - setting.memory(0, 0))
+    room -= min(room / 2, MAX_RUNNING * work.request)
     pages = int(room / (work.kv * setting.precision.kv * PAGE))
     if pages < 1:
         raise ValueError(

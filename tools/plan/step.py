@@ -6,8 +6,12 @@ from dataclasses import asdict, astuple, dataclass, replace
 from math import prod
 from operator import add
 
-from fastslow.engine.backends.alike import AlikeLayers
+import torch
+
+from fastslow.engine.backends.alike import AlikeLayers, Known
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.mixers.delta import GatedDelta
+from fastslow.engine.model.mixers.short_conv import ShortConv
 from fastslow.engine.model.tensors import tensor_shapes
 from fastslow.tools.plan.device import Device
 
@@ -67,6 +71,8 @@ class ForwardWork:
     kv: float  # keys and values of a token
     attention: float  # operations of a row for each token it sees
     stored: float  # weights that lie in memory
+    state: float = 0  # bytes of a request's running states, which a step reads and writes once
+    request: float = 0  # bytes of these and of rows that are not folded in
 
     @classmethod
     def of(cls, config: ModelConfig) -> ForwardWork:
@@ -78,7 +84,12 @@ class ForwardWork:
         head = every.get("lm_head.weight", embedding)
         total = sum(every.values())
         ends = embedding + (0 if config.tie_word_embeddings else head)
-        a, experts = AlikeLayers.of(config).attention, config.routed.experts if config.routed else 0
+        known = Known((GatedDelta, ShortConv), gates=True, weights_eps=True)
+        a, experts = (
+            AlikeLayers.of(config, known).attention,
+            config.routed.experts if config.routed else 0,
+        )
+        layout = config.state_layout
         return cls(
             layers=len(config.layers),
             hidden=config.hidden_size,
@@ -87,9 +98,11 @@ class ForwardWork:
             expert=routed / experts if experts else 0,
             experts=experts,
             chosen=config.chosen,
-            kv=config.state_layout.token_numbers,
-            attention=4 * len(config.layers) * a.query_width,
+            kv=layout.token_numbers,
+            attention=4 * len(layout.rows) * a.query_width,
             stored=total,
+            state=layout.snapshot_bytes(torch.float32),
+            request=layout.request_bytes(torch.float32),
         )
 
     def distinct(self, rows: float) -> float:
@@ -104,7 +117,7 @@ class ForwardWork:
         names = ("always", "expert", "kv", "attention")
         parts = {name: getattr(self, name) * share for name in names}
         stored = (self.always + self.expert * self.experts) * share
-        return replace(self, layers=layers, stored=stored, **parts)
+        return replace(self, layers=layers, stored=stored, state=0, request=0, **parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,16 +184,16 @@ class Setting:
         crossing = (self.cards - 1) / self.cards * rows * w.hidden * ACTIVATION
         return Terms(
             weights=weight / memory,
-            kv=read * context * w.kv * p.kv / memory,
+            kv=read * (context * w.kv * p.kv + 2 * w.state) / memory,
             compute=products / self.cards / e.compute,
             links=COLLECTIVES * w.layers * crossing / (d.link(self.cards) * e.link),
             fixed=w.layers * e.layer,
         )
 
     def memory(self, requests: float, context: float) -> float:
-        """Bytes of each card: its part of weights, and of keys and values of the requests."""
+        """Bytes of each card: its part of weights, and of keys, values and running states of the requests."""
         w, p = self.work, self.precision
         ends = min(w.stored, 2 * w.head)  # embedding and head; a tied one lies there once as well
         inner = w.always + w.expert * w.experts
         weights = p.weight * inner + HEAD * min(ends, w.stored - inner)
-        return (weights + requests * context * w.kv * p.kv) / self.cards
+        return (weights + requests * (context * w.kv * p.kv + w.request)) / self.cards

@@ -116,7 +116,6 @@ class Int8Tiles(Tiles):
     """
 
     def _allocate(self) -> tuple[Tensor, ...]:
-        self.layout.refuse_running("kv_dtype='int8'")
         shape, dim = self._tiles(), self.head_dim
         if (misfit := self.misfit(self.layout)) is not None:
             raise ValueError(f"keys and values in int8 need {misfit}")

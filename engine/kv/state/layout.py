@@ -100,8 +100,12 @@ class StateLayout:
 
     def request_bytes(self, dtype: torch.dtype) -> int:
         """Bytes that a request takes besides its rows: running states, and inputs that are not folded in yet."""
+        return self.snapshot_bytes(dtype) + UNFOLDED * self.row_bytes(dtype)
+
+    def row_bytes(self, dtype: torch.dtype) -> int:
+        """Bytes of what a row adds to running states, over all layers: kept until it is folded in."""
         inputs = sum(prod(shape) for state in self.running.values() for shape in state.inputs)
-        return self.snapshot_bytes(dtype) + UNFOLDED * inputs * wide(dtype).itemsize
+        return inputs * wide(dtype).itemsize
 
     def alike(self, name: str) -> tuple[int, int, int]:
         """The number of layers with rows, and their KV heads and head size, the same in all. ValueError for others, with

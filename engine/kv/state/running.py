@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -62,6 +63,15 @@ class RunningStates:
                     row[first : first + len(some)] = [part.data_ptr() for part in some]
         return known
 
+    @property
+    def bytes(self) -> tuple[int, int]:
+        """Of a snapshot, and of a request: its state, and rows that are not folded in."""
+        each = (
+            [part for parts in some.values() for part in parts] for some in (self.state, self.rows)
+        )
+        state, rows = (sum(part[0].nbytes for part in parts) for parts in each)
+        return state, state + rows
+
     def clear(self, place: int) -> None:
         """Let the state be that of no text."""
         for parts in self.state.values():
@@ -80,6 +90,15 @@ class RunningStates:
         for parts in self.rows.values():
             for part in parts:
                 part[place, written] = part[place, read]
+
+
+class StateCounts(NamedTuple):
+    """Places of running states, those that requests have, and those of snapshots; the bytes of both together."""
+
+    places: int = 0
+    used: int = 0
+    cached: int = 0
+    bytes: int = 0
 
 
 class StatePlaces:
@@ -112,6 +131,14 @@ class StatePlaces:
         self.snapshots: OrderedDict[int, int] = OrderedDict()
         self.cheap, self.texts = set[int](), Counter[int]()
         self.kept: Collection[int] = ()
+
+    @property
+    def counts(self) -> StateCounts:
+        """What is in use now. Any thread may ask."""
+        places, cached = self._own.stop, len(self.snapshots)
+        used = max(0, places - cached - len(self.free) - len(self.spare))
+        state, request = self.states.bytes
+        return StateCounts(places, used, cached, used * request + cached * state)
 
     def covered(self, pages: Sequence[int]) -> Sequence[int]:
         """These pages of a text, up to the last one that has a snapshot."""

@@ -32,7 +32,7 @@ CONV |= {"block_auto_adjust_ff_dim": False, "num_attention_heads": 3, "num_key_v
 del CONV["rms_norm_eps"]
 FORMS: dict[str, dict[str, str]] = {
     "float32": {"dtype": "float32"}, "bfloat16": {"dtype": "bfloat16"}, "int8": {"quantization": "int8"},
-    "int4": {"quantization": "int4"},
+    "int4": {"quantization": "int4"}, "int8 keys": {"quantization": "int4", "kv_dtype": "int8"},
 }  # fmt: skip
 TOKENS = texts.tokens_of(150)
 

@@ -8,7 +8,7 @@ import torch
 from schedule_tools import small_cache
 
 from fastslow.engine.backends.cpu.kv import Int8Tiles, TiledStorage
-from fastslow.engine.kv.state.layout import RowState, RunningState, SharedState, State, StateLayout
+from fastslow.engine.kv.state.layout import RowState, SharedState, State, StateLayout
 from fastslow.engine.kv.state.storage import KVStorage
 
 LATENT = RowState(1, 12, 8, values_in_keys=True)
@@ -78,11 +78,10 @@ def test_one_layer_is_seen_alone(kind: type[KVStorage]) -> None:
 
 def test_what_a_storage_cannot_keep_is_refused() -> None:
     uneven, latent = StateLayout((RowState(2, 4, 4), RowState(1, 4, 4))), StateLayout((LATENT,))
-    hybrid = StateLayout((RunningState(((2, 2),), ((2,),)), RowState(1, 4, 4)))
     for kind, layout, said in (
         (TiledStorage, uneven, "TiledStorage needs alike keys and values in all layers, and layer 1 has 1 heads, keys"),
         (TiledStorage, latent, "layer 0 has 1 heads, keys of 12 and values in its keys"),
-        (Int8Tiles, hybrid, "kv_dtype='int8' keeps no running states, and layer 0 has one: leave it out"),
+        (Int8Tiles, uneven, "Int8Tiles needs alike keys and values in all layers"),
     ):
         with pytest.raises(ValueError, match=said):
             kind(layout, 16, torch.float32, "cpu")

@@ -190,6 +190,47 @@ def test_texts_of_one_beginning_share_it_once_they_parted() -> None:
     assert places is not None and len(places.snapshots) < 20
 
 
+def test_drafts_copy_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state is written where a request begins and at snapshots: at most one for each page of a text. Of drafted rows
+    what each of them adds is moved, where a branch was accepted past another."""
+    begun, moved, kept = [0], [0], [0]
+    states, plan = running.RunningStates, running.StatePlaces.rows
+    clear, copy, move = states.clear, states.copy, states.move
+
+    def counted(count: list[int], size: Callable[..., int], call: Callable[..., Any]) -> Callable[..., Any]:
+        def made(*given: Any) -> Any:
+            found = call(*given)
+            count[0] += size(found, *given)
+            return found
+
+        return made
+
+    state, request = hybrid(4, 1, 1).storage.running.bytes  # type: ignore[union-attr]
+    row = (request - state) // running.UNFOLDED
+    monkeypatch.setattr(states, "clear", counted(begun, lambda *_: state, clear))
+    monkeypatch.setattr(states, "copy", counted(begun, lambda *_: state, copy))
+    monkeypatch.setattr(states, "move", counted(moved, lambda _, __, place, src, dst: len(src) * row, move))
+    passed = counted(kept, lambda found, *_: state * len(found.snapshots), plan)
+    monkeypatch.setattr(running.StatePlaces, "rows", passed)
+    engine = Engine(1)
+    for number in range(4):
+        tokens = [engine.random.randrange(3, VOCAB) for _ in range(30)]
+        stopper = Stopper(SamplingParams(max_tokens=40), frozenset({EOS}), 40, None)
+        engine.asked.append(new_request(
+            number, 30, 40, tokens=tokens, stopper=stopper, speculation=Speculation(drafter="self tree"),
+            policy=FixedLength(9), end_ids=frozenset({EOS}),
+        ))  # fmt: skip
+        engine.core.add(engine.asked[-1])
+    while not engine.core.idle:
+        engine.core.step()
+    spec = [request.spec_stats for request in engine.asked]
+    accepted, answered = sum(one.accepted for one in spec), sum(len(one.tokens) - 30 for one in engine.asked)
+    assert sum(one.drafted for one in spec) > 200 and accepted > 20
+    assert begun[0] == state * (len(spec) + sum(one.preemptions for one in spec))
+    assert 0 < moved[0] <= accepted * row and moved[0] % row == 0
+    assert 0 < kept[0] <= state * ((30 * len(spec) + answered) // 4 + len(spec))
+
+
 @pytest.mark.parametrize(
     ("said", "fault"),
     [

@@ -54,11 +54,14 @@ class CheckpointFacts:
         with called(model, folder):
             config, tokenizer = ModelConfig.from_folder(folder), find_tokenizer(folder)
         weights = parameters(config)
+        layout = config.state_layout
         memory = {
             name: {
                 "weights": weights * DTYPES[name].itemsize,
-                "kv_per_token": config.state_layout.token_bytes(DTYPES[name]),
-                "state_per_request": config.state_layout.request_bytes(DTYPES[name]),
+                "kv_per_token": layout.token_bytes(DTYPES[name]),
+                "state_per_request": layout.request_bytes(DTYPES[name]),
+                "state_per_snapshot": layout.snapshot_bytes(DTYPES[name]),
+                "state_per_drafted_row": layout.row_bytes(DTYPES[name]),
             }
             for name in SHOWN
         }
@@ -116,12 +119,17 @@ class CheckpointFacts:
         for name, value in self._shape().items():
             shape.add_row(name, value)
         yield shape
-        memory = Table("dtype", "weights", "KV per token", "KV of a full context")
+        states = {"request": "a request", "snapshot": "a snapshot", "drafted_row": "a drafted row"}
+        if not self.config.state_layout.running:
+            states.clear()
+        columns = [f"state of {said}" for said in states.values()]
+        memory = Table("dtype", "weights", "KV per token", "KV of a full context", *columns)
         own = FILE if FILE in self.memory else self.config.dtype
         for name, cost in self.memory.items():
             token = cost["kv_per_token"]
             whole = token * self.config.context + cost["state_per_request"]
-            sizes = map(format_bytes, (cost["weights"], token, whole))
+            each = [cost[f"state_per_{name}"] for name in states]
+            sizes = map(format_bytes, (cost["weights"], token, whole, *each))
             memory.add_row(f"{name} (its own)" if name == own else name, *sizes)
         yield memory
 

@@ -112,6 +112,10 @@ def plan(options: PlanOptions) -> None:
         f"prefill of one prompt: {1000 * prefill.seconds:.1f} ms, "
         f"{sequence / prefill.seconds / setting.cards:.0f} tokens/s per card, most of it {_part(prefill)}"
     )
+    if work.request:
+        console().print(
+            f"running states: {work.request / 1e6:.1f} MB a request, {work.state / 1e6:.1f} MB a snapshot"
+        )
     console().print(
         f"reckoned with {CARDS.memory:.0%} of the memory's bandwidth, {CARDS.compute:.0%} of the "
         f"products, {CARDS.link:.0%} of the links, {1e6 * CARDS.layer:.0f} us a layer; acceptance "
@@ -161,6 +165,8 @@ def _record(
         "device": asdict(setting.device),
         "cards": setting.cards,
         "sequence": sequence,
+        "state_per_request": setting.work.request,
+        "state_per_snapshot": setting.work.state,
         "efficiency": asdict(setting.efficiency),
         "choices": [one(choice) for choice in choices],
         "best": one(top),
