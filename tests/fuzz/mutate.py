@@ -9,6 +9,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import gguf
+import numpy as np
+
 from fastslow.draft.suffix import sealed
 
 DEEP, LONG = "@deep@", "@long@"  # become text that json.dumps does not write
@@ -203,62 +206,18 @@ def tensor_values(path: Path, random: Random) -> str:
     return f"{name} {step} {fill[:8]!r}"
 
 
-SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # of GGUF
-
-
-def gguf_numbers(data: bytes) -> Iterator[tuple[str, int, int]]:
-    """Name, place and bytes of every number in a GGUF header."""
-    tensors, fields = struct.unpack_from("<QQ", data, 8)
-    yield from (("magic", 0, 4), ("version", 4, 4), ("tensors", 8, 8), ("fields", 16, 8))
-    at = 24
-
-    def text() -> str:
-        nonlocal at
-        size = struct.unpack_from("<Q", data, at)[0]
-        at += 8 + size
-        if at > len(data):
-            raise ValueError("an earlier damage made it longer than the file")
-        return data[at - size : at].decode()
-
-    for _ in range(fields):
-        yield "length", at, 8
-        key = text()
-        yield f"{key} type", at, 4
-        kind, at = struct.unpack_from("<I", data, at)[0], at + 4
-        count = 1
-        if kind == 9:
-            yield from ((f"{key} element", at, 4), (f"{key} count", at + 4, 8))
-            kind, count = struct.unpack_from("<IQ", data, at)
-            at += 12
-        for n in range(count):
-            if n < 4:
-                yield f"{key} value", at, 8 if kind == 8 else SIZES[kind]
-            if kind == 8:
-                text()
-            else:
-                at += SIZES[kind]
-    for _ in range(tensors):
-        yield "length", at, 8
-        key = text()
-        axes = struct.unpack_from("<I", data, at)[0]
-        yield f"{key} axes", at, 4
-        for n in range(min(axes, 8)):  # an earlier damage may have made it larger
-            yield f"{key} size", at + 4 + 8 * n, 8
-        at += 4 + 8 * axes
-        yield from ((f"{key} type", at, 4), (f"{key} offset", at + 4, 8))
-        at += 12
-
-
 def gguf_number(path: Path, random: Random) -> str:
-    """Any number of the header: a count, a length, a type, a size, an offset, a value."""
-    data = bytearray(path.read_bytes())
-    name, at, size = random.choice(list(gguf_numbers(bytes(data))))
-    old = int.from_bytes(data[at : at + size], "little")
+    """Any number of the header: a count, a length, a type, a size, an offset, a value; or a letter of a name."""
+    reader = gguf.GGUFReader(path, "r+")
+    field = random.choice([*reader.fields.values(), *(tensor.field for tensor in reader.tensors)])
+    part = random.choice([part for part in field.parts if part.size])
+    at = random.randrange(part.size)
+    old = int(part[at])
     near = (old + 1, old - 1, 2 * old, old // 2, old ^ 0xFF, old + 32)
-    new = random.choice(random.choice((near, INTEGERS, EDGES, range(45)))) % 2 ** (8 * size)
-    data[at : at + size] = new.to_bytes(size, "little")
-    path.write_bytes(data)
-    return f"{name}: {old} -> {new}"
+    new = random.choice(random.choice((near, INTEGERS, EDGES, range(45))))
+    part[at] = np.asarray(new % 2**64, np.uint64).astype(part.dtype)
+    reader.data.flush()
+    return f"{field.name}: {old} -> {part[at]}"
 
 
 def gguf_text(path: Path, random: Random) -> str:

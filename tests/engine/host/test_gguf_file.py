@@ -8,7 +8,6 @@ from pathlib import Path
 
 import bases
 import gguf
-import mutate
 import numpy as np
 import pytest
 from safetensors.torch import load_file
@@ -24,10 +23,14 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return (folder / "m.gguf").read_bytes()
 
 
-def number(data: bytes, name: str, value: int) -> bytes:
-    """The file with another number at a named place of its header."""
-    at, size = {key: (at, size) for key, at, size in reversed(list(mutate.gguf_numbers(data)))}[name]
-    return data[:at] + value.to_bytes(size, "little") + data[at + size :]
+def changed(path: Path, data: bytes, name: str, part: int, value: int) -> bytes:
+    """The file with another number in the header: the first of a part of a field or a tensor."""
+    path.write_bytes(data)
+    reader = gguf.GGUFReader(path, "r+")
+    named = reader.fields | {tensor.name: tensor.field for tensor in reader.tensors}
+    named[name].parts[part][0] = value
+    reader.data.flush()
+    return path.read_bytes()
 
 
 def refused(path: Path, data: bytes, message: str, mode: str = "wb") -> None:
@@ -43,35 +46,32 @@ def refused(path: Path, data: bytes, message: str, mode: str = "wb") -> None:
     assert peak < 4 << 20 and not (path.parent / "out").exists()
 
 
-NAME = "llama.block_count"
-
-
-@pytest.mark.parametrize(("place", "value", "message"), [
-    ("magic", 0, "does not begin with GGUF"),
-    ("version", 1, "version 1 is not 2 or 3"),
-    ("tensors", 2**40, "1099511627776 tensors are more than there is room for"),
-    ("fields", 2**63, "9223372036854775808 fields are more than there is room for"),
-    ("length", 2**62, "a field's name reaches past the end"),
-    (f"{NAME} type", 77, "field llama.block_count is of the unknown type 77"),
-    (f"{NAME} value", 50_000_000, "num_hidden_layers 50000000 must be at most 4096"),
-    (f"{NAME} value", 2, "lacks tensor model.layers.1"),
-    ("tokenizer.ggml.tokens count", 2**60, "texts of field tokenizer.ggml.tokens are more"),
-    ("tokenizer.ggml.tokens element", 9, "of the unknown type 9"),
-    ("tokenizer.ggml.token_type count", 2**62, "numbers of field tokenizer.ggml.token_type"),
-    ("llama.embedding_length value", 64, r"has shape \[261, 32\], but its header asks"),
-    ("blk.0.attn_q.weight axes", 2**31, "has 2147483648 axes, not 1 to 4"),
-    ("blk.0.attn_q.weight size", 2**62, "ends at byte"),
-    ("blk.0.attn_q.weight size", 33, "last size must be a multiple of 32"),
-    ("blk.0.attn_q.weight type", 999, "is of the unknown type 999"),
-    ("blk.0.attn_q.weight offset", 2**63, "ends at byte"),
-    ("blk.0.attn_q.weight offset", 0, "overlap"),
+@pytest.mark.parametrize(("name", "part", "value", "message"), [
+    ("GGUF.version", 0, 1, "version 1 is not 2 or 3"),
+    ("GGUF.tensor_count", 0, 2**40, "1099511627776 tensors are more than there is room for"),
+    ("GGUF.kv_count", 0, 2**63, "9223372036854775808 fields are more than there is room for"),
+    ("general.architecture", 0, 2**62, "a field's name reaches past the end"),
+    ("llama.block_count", 2, 77, "field llama.block_count is of the unknown type 77"),
+    ("llama.block_count", 3, 50_000_000, "num_hidden_layers 50000000 must be at most 4096"),
+    ("llama.block_count", 3, 2, "lacks tensor model.layers.1"),
+    ("tokenizer.ggml.tokens", 4, 2**60, "texts of field tokenizer.ggml.tokens are more"),
+    ("tokenizer.ggml.tokens", 3, 9, "of the unknown type 9"),
+    ("tokenizer.ggml.token_type", 4, 2**62, "numbers of field tokenizer.ggml.token_type"),
+    ("llama.embedding_length", 3, 64, r"has shape \[261, 32\], but its header asks"),
+    ("blk.0.attn_q.weight", 2, 2**31, "has 2147483648 axes, not 1 to 4"),
+    ("blk.0.attn_q.weight", 3, 2**62, "ends at byte"),
+    ("blk.0.attn_q.weight", 3, 33, "last size must be a multiple of 32"),
+    ("blk.0.attn_q.weight", 4, 999, "is of the unknown type 999"),
+    ("blk.0.attn_q.weight", 5, 2**63, "ends at byte"),
+    ("blk.0.attn_q.weight", 5, 0, "overlap"),
 ])  # fmt: skip
-def test_a_number_that_cannot_be(tmp_path: Path, good: bytes, place: str, value: int, message: str) -> None:
-    refused(tmp_path / "bad.gguf", number(good, place, value), message)
+def test_a_number_that_cannot_be(tmp_path: Path, good: bytes, name: str, part: int, value: int, message: str) -> None:
+    refused(tmp_path / "bad.gguf", changed(tmp_path / "new.gguf", good, name, part, value), message)
 
 
 @pytest.mark.parametrize(("change", "message"), [
     (lambda data: b"", "cannot be read"),
+    (lambda data: bytes(4) + data[4:], "does not begin with GGUF"),
     (lambda data: data[:100], "no sound GGUF file"),
     (lambda data: data[:-1], "ends at byte"),
     (lambda data: data.replace(b"llama.block_count", b"llama.block_cou\xff\xff"), "not UTF-8"),
