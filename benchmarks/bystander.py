@@ -17,7 +17,7 @@ from typing import Any
 
 from figures import options, percentiles, show, write
 from serve_load.clients import WAIT, ask, chat
-from serve_load.front import Front
+from serve_load.front import served
 
 OTHER = "127.0.0.2"  # where attacks come from
 PAUSE = 0.1  # seconds between two requests of the bystander, on average
@@ -80,10 +80,10 @@ def main() -> int:
     args = parser.parse_args()
     said, names = set[str](), args.attacks.split(",")
     times: dict[str, list[float]] = {name: [] for name in ("alone", *names)}
-    with Front(args.model) as front:
-        asyncio.run(turn(front.address, "alone", args.count, said))  # what is made on first use
+    with served(args.model) as address:
+        asyncio.run(turn(address, "alone", args.count, said))  # what is made on first use
         for one in [one for name in names * args.repeat for one in ("alone", name)]:
-            times[one] += (made := asyncio.run(turn(front.address, one, args.count, said)))
+            times[one] += (made := asyncio.run(turn(address, one, args.count, said)))
             print(f"{one}:", *(f"{ms:.0f}" for ms in made), flush=True)
     figures = {name: (*percentiles(ms)[::2], max(ms)) for name, ms in times.items()}
     most = 2 * figures["alone"][0]

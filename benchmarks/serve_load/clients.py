@@ -9,44 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-TAIL = 64 * 1024  # bytes of an answer's end that are kept
 WAIT = 120.0  # seconds after which a request hangs
 
 
 @dataclass(slots=True)
 class Reply:
-    """The outcome of a request."""
+    """The outcome of a request. status: 0 where the connection broke."""
 
     status: int = 0
     whole: bool = False  # its stream came to its end
     error: str = ""  # the body, of a status other than 200
-
-
-class Stream(asyncio.Protocol):
-    """A request on a connection of its own."""
-
-    def __init__(self, request: bytes) -> None:
-        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.reply = Reply()
-        self._request = request
-        self._tail = bytearray()
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport.write(self._request)  # type: ignore[attr-defined]
-
-    def data_received(self, data: bytes) -> None:
-        if not self.reply.status:
-            self.reply.status = int(data[9:12])
-        self._tail += data
-        if len(self._tail) > 2 * TAIL:
-            del self._tail[:-TAIL]
-        self.reply.whole |= b"data: [DONE]" in self._tail[-len(data) - 16 :]
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self.reply.status != 200:
-            self.reply.error = self._tail[-2000:].decode(errors="replace")
-        if not self.over.done():
-            self.over.set_result(None)
 
 
 def request_of(body: Mapping[str, Any]) -> bytes:
@@ -74,16 +46,16 @@ def chat(prompt: str, tokens: int, **fields: Any) -> dict[str, Any]:
 
 async def ask(address: str, body: Mapping[str, Any], source: str = "") -> Reply:
     """Send a request and read its answer. source: the address that it comes from. TimeoutError: it hangs."""
-    loop, where = asyncio.get_running_loop(), urlsplit(address)
-    assert where.hostname is not None and where.port is not None
-    transport, stream = await loop.create_connection(
-        lambda: Stream(request_of(body)),
-        where.hostname,
-        where.port,
-        local_addr=(source, 0) if source else None,
-    )
+    where = urlsplit(address)
+    local = (source, 0) if source else None
+    reader, writer = await asyncio.open_connection(where.hostname, where.port, local_addr=local)
     try:
-        await asyncio.wait_for(stream.over, WAIT)
+        writer.write(request_of(body))
+        answer = await asyncio.wait_for(reader.read(), WAIT)
+    except ConnectionError:
+        return Reply()
     finally:
-        transport.abort()  # where nobody waits any more
-    return stream.reply
+        writer.transport.abort()  # where nobody waits any more
+    status = int(answer[9:12] or 0)
+    error = "" if status == 200 else answer[-2000:].decode(errors="replace")
+    return Reply(status, b"data: [DONE]" in answer[-64:], error)
