@@ -10,7 +10,7 @@ import texts
 import torch
 from family_tools import KERNELS
 from hybrid_model import CONFIG, DV, NK, NV, HybridReference, table
-from layer_fuzz import LayerFuzz, load, near
+from layer_fuzz import FEW_AND_MANY, LayerFuzz, load, near
 from torch import Tensor
 
 from fastslow.engine.model.base import Model, kv_cache_for
@@ -70,10 +70,6 @@ def fuzz(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return LayerFuzz(*models)
 
 
-def test_answers_are_those_of_plain_decoding(fuzz: LayerFuzz) -> None:
-    fuzz.check(60)
-
-
-@pytest.mark.slow
-def test_many_answers_are_those_of_plain_decoding(fuzz: LayerFuzz) -> None:
-    fuzz.check(2000, seed=1)
+@FEW_AND_MANY
+def test_answers_are_those_of_plain_decoding(fuzz: LayerFuzz, count: int) -> None:
+    fuzz.check(count)

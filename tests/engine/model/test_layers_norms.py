@@ -15,7 +15,7 @@ import pytest
 import texts
 import torch
 from checkpoints import DENSE, tensors
-from layer_fuzz import LayerFuzz, load, near
+from layer_fuzz import FEW_AND_MANY, LayerFuzz, load, near
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -126,10 +126,6 @@ def fuzz(tmp_path_factory: pytest.TempPathFactory) -> LayerFuzz:
     return LayerFuzz(load(folder / "own", CONFIG, table), load(folder / "kin", CONFIG, near(table)))
 
 
-def test_answers_are_those_of_plain_decoding(fuzz: LayerFuzz) -> None:
-    fuzz.check(60)
-
-
-@pytest.mark.slow
-def test_many_answers_are_those_of_plain_decoding(fuzz: LayerFuzz) -> None:
-    fuzz.check(2000, seed=1)
+@FEW_AND_MANY
+def test_answers_are_those_of_plain_decoding(fuzz: LayerFuzz, count: int) -> None:
+    fuzz.check(count)
