@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
-from fastslow.engine.params import Effort, shown
-from fastslow.serve.api.fields import Count, Ignored, SharedFields, format_grammar
+from fastslow.engine.params import Effort, Positive, shown
+from fastslow.serve.api.fields import Ignored, SharedFields, format_grammar
 from fastslow.serve.api.mode_fields import optional
 from fastslow.serve.api.turns import Parts, needed, texts_of
 
@@ -93,7 +93,7 @@ class PromptRequest(SharedFields):
 class MessagesRequest(PromptRequest):
     """The body of /v1/messages."""
 
-    max_tokens: Count
+    max_tokens: Positive
     stop_sequences: (
         Annotated[list[Annotated[str, Field(min_length=1)]], Field(fail_fast=True)] | None
     ) = None

@@ -37,7 +37,6 @@ KINDS = {"json": "json_schema", "regex": "regex", "choice": "choice", "grammar":
 AUTO = "auto"  # the mode that chooses for each request
 MODE = ":"  # stands between a model's name and a mode's
 Ignored = Annotated[Any, Field(description="accepted; has no effect here")]
-Count = Annotated[StrictInt, Field(ge=1, le=MOST)]
 Penalty = Annotated[Number, Field(ge=-2, le=2)]
 # a text is read as JSON, whatever it holds
 Schema = Annotated[str, Field(max_length=2**17)] | dict[str, Any]

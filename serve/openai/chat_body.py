@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
-from fastslow.engine.params import shown
+from fastslow.engine.params import Positive, shown
 from fastslow.serve.api.config import ServerSettings
-from fastslow.serve.api.fields import Count, Ignored, SharedFields, format_grammar
+from fastslow.serve.api.fields import Ignored, SharedFields, format_grammar
 from fastslow.serve.api.mode_fields import optional
 from fastslow.serve.api.turns import Parts, texts_of
 
@@ -52,7 +52,7 @@ class OpenAIFields(AccountFields, SharedFields):
     stream_options: StreamOptions | None = None
     n: Annotated[StrictInt, Field(ge=1, le=128)] | None = 1
     stop: str | Annotated[list[str], Field(fail_fast=True)] | None = None
-    max_tokens: Count | None = None
+    max_tokens: Positive | None = None
     include_reasoning: StrictBool | None = optional("false leaves the thought out of the answer")
     metadata: Ignored = None
 
@@ -128,7 +128,7 @@ class ChatRequest(OpenAIFields):
     messages: Annotated[list[ChatMessage], Field(min_length=1, fail_fast=True)]
     logprobs: StrictBool | None = None
     top_logprobs: Annotated[StrictInt, Field(ge=0)] | None = None
-    max_completion_tokens: Count | None = None
+    max_completion_tokens: Positive | None = None
     response_format: ResponseFormat | None = None
     prediction: Prediction | None = None
     tools: Tools | None = None

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
-from fastslow.engine.params import shown
-from fastslow.serve.api.fields import Count, Ignored, SharedFields, format_grammar
+from fastslow.engine.params import Positive, shown
+from fastslow.serve.api.fields import Ignored, SharedFields, format_grammar
 from fastslow.serve.api.mode_fields import optional
 from fastslow.serve.api.turns import Parts, needed, texts_of
 from fastslow.serve.openai.chat_body import ROLES, AccountFields, JsonSchemaFormat, Tools
@@ -55,7 +55,7 @@ class ResponsesRequest(AccountFields, SharedFields):
 
     input: str | Annotated[list[InputItem], Field(min_length=1, fail_fast=True)]
     instructions: str | None = None
-    max_output_tokens: Count | None = None
+    max_output_tokens: Positive | None = None
     text: TextConfig | None = None
     tools: Tools | None = None
     tool_choice: str | dict[str, Any] | None = None
