@@ -87,7 +87,7 @@ def _inputs(link: Ints, rows: Sequence[int] | Ints, count: int) -> Ints:
 
 
 class SideBySideDelta(DeltaModule):
-    """A gated delta net by the sums of `DeltaModule`, of many rows at once."""
+    """A gated delta net by the formulas of `DeltaModule`, of many rows at once: equal to it up to rounding."""
 
     def _recur(
         self, projected: tuple[Tensor, Tensor, Tensor], kv: RunningStates, n: int, step: Step
