@@ -13,6 +13,7 @@ from fastslow.engine.core.request import Request
 from fastslow.engine.core.scheduler import ScheduledChunk, Scheduler
 from fastslow.engine.core.spec_decode_stats import DraftCounts
 from fastslow.engine.kv.cache import KVCache
+from fastslow.engine.kv.state.running import StateCounts
 from fastslow.engine.sampling.stop import Reason
 
 MOST_NAMES = 64  # drafters and modes counted by name: requests may name their own
@@ -133,7 +134,7 @@ class EngineTotals:
     def snapshot(self, scheduler: Scheduler, kv: KVCache) -> EngineStats:
         """The counters now, with the queue and the pages."""
         pages, free, empty = kv.pages, kv.free_pages, kv.empty_pages
-        modes, file, states = _copied(self.modes), kv.evicted.file, kv.states
+        modes, file, states = _copied(self.modes), kv.evicted.file, StateCounts.of(kv.states)
         each = list(modes.values())
         here = [*list(scheduler.running), *list(scheduler.waiting)]  # copies: its thread moves them
         for name, evicted in dict(kv.evicted.by_mode).items():

@@ -14,7 +14,7 @@ from fastslow.engine.kv.pages import PageTable
 from fastslow.engine.kv.pins import Pins
 from fastslow.engine.kv.rank_pages import RankPages
 from fastslow.engine.kv.state.layout import UNFOLDED, StateLayout
-from fastslow.engine.kv.state.running import RunningStates, StateCounts
+from fastslow.engine.kv.state.running import RunningStates
 from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.rows import RunningRows
 from fastslow.engine.types import Ints
@@ -73,6 +73,7 @@ class KVCache:
         self._ranks = [
             RankPages(rank, each, page_size, self.evicted, self.storage.running) for rank in ranks
         ]
+        self.states = [rank.places for rank in self._ranks if rank.places is not None]
         self.pins = Pins(self._ranks)
         self._tables: dict[int, PageTable] = {}
         self.requests = self._tables.keys()  # that are open
@@ -86,12 +87,6 @@ class KVCache:
     def empty_pages(self) -> int:
         """Pages that hold nothing."""
         return sum(rank.pool.free for rank in self._ranks)
-
-    @property
-    def states(self) -> StateCounts:
-        """Running states that are in use."""
-        each = [rank.places.counts for rank in self._ranks if rank.places is not None]
-        return StateCounts(*map(sum, zip(*each))) if each else StateCounts()
 
     def free_for(self, request: int) -> int:
         """Pages that `reserve` could hand out now to this request."""

@@ -100,6 +100,11 @@ class StateCounts(NamedTuple):
     cached: int = 0
     bytes: int = 0
 
+    @classmethod
+    def of(cls, each: Sequence[StatePlaces]) -> StateCounts:
+        """Those of all ranks together."""
+        return cls(*map(sum, zip(*(one.counts for one in each)))) if each else cls()
+
 
 class StatePlaces:
     """Who has which place of the running states.

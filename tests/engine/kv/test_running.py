@@ -23,6 +23,7 @@ from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.integrity import IntegrityError
 from fastslow.engine.kv.page_file import PageFile
 from fastslow.engine.kv.state import running
+from fastslow.engine.kv.state.layout import UNFOLDED
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.rows import ALL_GROUPS
 from fastslow.engine.sampling.probs import probs_at
@@ -206,7 +207,7 @@ def test_drafts_copy_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
         return made
 
     state, request = hybrid(4, 1, 1).storage.running.bytes  # type: ignore[union-attr]
-    row = (request - state) // running.UNFOLDED
+    row = (request - state) // UNFOLDED
     monkeypatch.setattr(states, "clear", counted(begun, lambda *_: state, clear))
     monkeypatch.setattr(states, "copy", counted(begun, lambda *_: state, copy))
     monkeypatch.setattr(states, "move", counted(moved, lambda _, __, place, src, dst: len(src) * row, move))
