@@ -109,6 +109,7 @@ QWEN35 = GgufNames(
         "ssm.group_count": "linear_num_key_heads",
         "ssm.time_step_rank": "linear_num_value_heads",
         "ssm.inner_size": INNER,
+        "ssm.v_head_reordered": TILED,  # of some converters
         "full_attention_interval": "full_attention_interval",
         "attention.recurrent_layers": RECURRENT,
         "rope.dimension_count": ROTATED,

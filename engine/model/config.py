@@ -135,7 +135,8 @@ def header_config(path: Path) -> dict[str, Any]:
             )
     for name, value in names.given.items():
         outer, point, _ = name.partition(".")
-        if not point or outer in raw:  # nothing is given of an object that is not there
+        # nothing is given that a header says, or of an object that is not there
+        if name not in raw and (not point or outer in raw):
             _put(raw, name, value)
     if names.drafts:
         raw["num_hidden_layers"] = own_layers(names, header)

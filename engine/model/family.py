@@ -261,8 +261,9 @@ class GgufNames:
     architecture: `general.architecture`. layer: from what stands after "blk.N." to what stands after
     "model.layers.N.", both without ".weight" or ".bias", or both with all endings. interleaved: rows of q and k lie
     in pairs (2i, 2i + 1) of a head, not half a head apart. fields: further header keys after "<architecture>.", and
-    the fields of config.json that they stand for; "a.b" is field b of object a. given: fields of all such files.
-    finish: changes the fields of config.json where theirs mean something else. axes: axes of 1 that files leave out.
+    the fields of config.json that they stand for; "a.b" is field b of object a. given: fields of all such files that
+    do not say else. finish: changes the fields of config.json where theirs mean something else. axes: axes of 1 that
+    files leave out.
     top: as `layer`, for tensors outside of layers that have other names than usual ones.
     parts: for a tensor that holds the rows of several, a function of their number and the header: the place of each
     and which rows it has. drafts: as `layer`, of whole names, in blocks after the model's own, which are of a layer for

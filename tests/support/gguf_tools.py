@@ -195,7 +195,8 @@ def setting(key: str, value: Any) -> Change:
 
     def change(writer: gguf.GGUFWriter) -> None:
         writer.kv_data[0].pop(key, None)
-        kind = gguf.GGUFValueType.ARRAY if isinstance(value, list) else gguf.GGUFValueType.UINT32
+        kinds = {list: gguf.GGUFValueType.ARRAY, bool: gguf.GGUFValueType.BOOL}
+        kind = kinds.get(type(value), gguf.GGUFValueType.UINT32)
         if value is not None:
             writer.add_key_value(key, value, kind)
 

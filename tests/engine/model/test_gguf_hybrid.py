@@ -26,6 +26,7 @@ from fastslow.engine.checkpoint.identity import model_digest
 from fastslow.engine.host.gguf_file import gguf_files
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.mixers.delta import GatedDelta
 from fastslow.engine.params import SamplingParams
 
 LONG = texts.tokens_of(150)
@@ -71,6 +72,15 @@ def test_an_interval_stands_for_a_list_of_layers(tmp_path: Path) -> None:
     file, without = (write_gguf(folder, tmp_path / f"{n}.gguf", change=setting(key, None)) for n in "ab")
     assert ModelConfig.from_folder(file).layers == ModelConfig.from_folder(without).layers
     assert torch.equal(logprobs(load_model(file)), logprobs(load_model(without)))
+
+
+@pytest.mark.parametrize(("name", "usual"), [("qwen35", True), ("qwen3next", False)])
+def test_a_header_may_say_the_order_of_value_heads(tmp_path: Path, name: str, usual: bool) -> None:
+    folder = write_hybrid(tmp_path / "model", name)
+    for said, wanted in ((None, usual), (True, True), (False, False)):
+        file = write_gguf(folder, tmp_path / "m.gguf", change=setting(f"{name}.ssm.v_head_reordered", said))
+        mixer = ModelConfig.from_folder(file).layers[0].mixer
+        assert isinstance(mixer, GatedDelta) and mixer.tiled is wanted
 
 
 @pytest.mark.parametrize(("name", "kind"), [(name, Kind.Q8_0) for name in HYBRID] + [("qwen35", Kind.Q4_0)])
