@@ -23,8 +23,8 @@ class RowDepths:
     places: of the requests' states. before: ring rows of the earlier rows. order: all rows by depth, which is how many
     rows lie between one and its state; back: the way back. seen: of the inputs that states hold and then of all rows',
     those that each row of the step sees. held: those that states hold when they are copied to places `to`. later: rows
-    that are not folded in, and `later_to` the ring rows that take them. sizes: rows of each depth. depths: of each, which
-    of the states before its rows follow (None: each its own), and which of the states after them are copied where."""
+    that are not folded in, and `later_to` the ring rows that take them. sizes: rows of each depth. depths: of each,
+    which of the states before its rows follow (None: each its own), and which of those after them are copied where."""
 
     def __init__(self, rows: Rows, tail: int, device: torch.device) -> None:
         """tail: inputs of each request that a state holds."""
