@@ -143,3 +143,20 @@ def test_places_that_no_request_has_are_lent_to_snapshots() -> None:
         kv.open(request, text, None, 39)
         assert kv.reserve(request, 40), "what is pinned is in no request's way"
     kv.check_integrity()
+
+
+def test_a_prompt_that_finds_no_pages_copies_no_state() -> None:
+    """It is opened and closed again in each step in which it waits."""
+    kv, text = made(2, 2), [*range(1000)]
+    ask(kv, text, [1])
+    written: list[object] = []
+    places = kv._ranks[0].places
+    assert places is not None
+    places.states.copy = places.states.clear = lambda *given: written.append(given)  # type: ignore[method-assign]
+    assert kv.open(0, [5], None, 0) == 0 and kv.reserve(0, 16 * 7900) and len(written) == 1
+    assert kv.open(1, [*range(1000), *range(5000, 6000)], None, 1999) == 0 and len(written) == 1
+    assert not kv.reserve(1, 2000)
+    kv.close(1)
+    kv.close(0)
+    kv.check_integrity()
+    assert kv.open(2, text, None, 999) > 900 and len(written) == 2
