@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from fastslow import SamplingParams
 from fastslow.engine.backends.loader import load_model
+from fastslow.engine.checkpoint.checkpoint import floats
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.mixers.delta import GatedDelta
 from fastslow.engine.model.mixers.grouped import GroupedAttention
@@ -86,6 +87,20 @@ def test_the_text_part_of_a_model_for_images_runs(name: str, stacked: bool, tmp_
         f"{tmp_path} has no layer for multi-token prediction",
     ]
     assert model.config.eos_ids == (2,) and read_settings(tmp_path).eos_ids == {2}
+
+
+def test_stacked_experts_of_the_layer_that_drafts_are_read(tmp_path: Path) -> None:
+    own, prefix = table(), "mtp.layers.0.mlp.experts"
+    kept = {label: weight for label, weight in own.items() if not label.startswith(prefix)}
+    gates, ups, downs = (
+        torch.stack([own[f"{prefix}.{e}.{side}_proj.weight"] for e in range(CONFIG["num_experts"])])
+        for side in ("gate", "up", "down")
+    )
+    kept |= {f"{prefix}.gate_up_proj": torch.cat((gates, ups), 1), f"{prefix}.down_proj": downs}
+    write(tmp_path, CONFIG, kept)
+    with floats(tmp_path, ModelConfig.from_folder(tmp_path)) as read_one:
+        assert all(read_one(label).equal(weight) for label, weight in own.items())
+    assert load(tmp_path, False).mtp is not None
 
 
 def test_modes_run_half_of_the_experts_or_the_shared_one_alone(tmp_path: Path) -> None:
