@@ -95,6 +95,8 @@ class GrowingTree(Generic[T]):
         bar = max(bar, min(self._min_score + TWICE, self._min_score / 2))
         self._level += 1  # a child's chance falls as those before it did
         bar = max(bar, self._min_child * self._level / (self._level + 1))
+        if len(self.scores) >= self.nodes:  # nor has the last of the best
+            bar = math.nextafter(bar, math.inf)
         best = sorted(fresh, key=lambda node: -self.scores[node])[:width]
         if self._room is not None:
             best = best[: self._room + 1 - len(self.rows)]
