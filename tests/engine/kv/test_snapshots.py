@@ -152,7 +152,8 @@ def test_a_prompt_that_finds_no_pages_copies_no_state() -> None:
     written: list[object] = []
     places = kv._ranks[0].places
     assert places is not None
-    places.states.copy = places.states.clear = lambda *given: written.append(given)  # type: ignore[method-assign]
+    places.states.copy = lambda *given: written.append(given)  # type: ignore[method-assign]
+    places.states.clear = lambda *given: written.append(given)  # type: ignore[method-assign]
     assert kv.open(0, [5], None, 0) == 0 and kv.reserve(0, 16 * 7900) and len(written) == 1
     assert kv.open(1, [*range(1000), *range(5000, 6000)], None, 1999) == 0 and len(written) == 1
     assert not kv.reserve(1, 2000)
