@@ -30,6 +30,7 @@ from mutate import mutate
 from trial import Finding, Trial
 
 from fastslow.engine.backends.cpu import library
+from fastslow.engine.backends.cpu.formats import Format
 
 SECONDS = 10  # of the processor, which others may use as well
 WAIT = 60  # seconds of a case that sleeps
@@ -89,7 +90,8 @@ def child(plan: Plan) -> None:
     logger.remove()
     torch.set_num_threads(1)
     faulthandler.register(signal.SIGPROF, chain=True)  # says where it was, and ends
-    library.available()  # from the usual cache; what cases make goes elsewhere
+    if library.available():  # from the usual cache; what cases make goes elsewhere
+        library.kernels_with(Format.Q8_0)  # the part for GGUF files, too
     status, peaks = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     with tempfile.TemporaryDirectory(prefix="fuzz.") as cache:
         os.environ["FASTSLOW_CACHE"] = cache
