@@ -84,7 +84,7 @@ def blocks(name: str, shape: tuple[int, ...], kind: Kind) -> NDArray[Any]:
 
 def add_header(writer: GGUFWriter, raw: Mapping[str, Any], known: Mapping[str, str]) -> None:
     for key, field in known.items():
-        if isinstance(raw.get(field), int) and key != "block_count":
+        if type(raw.get(field)) is int and key != "block_count":
             writer.add_uint32(f"{writer.arch}.{key}", raw[field])
     writer.add_block_count(raw["num_hidden_layers"] + raw["mtp_num_hidden_layers"])
     writer.add_ssm_inner_size(raw["linear_num_value_heads"] * raw["linear_value_head_dim"])

@@ -104,7 +104,7 @@ def test_tokens_of_thoughts_that_the_template_opens(tmp_path: Path, opening: str
     ({"thought": {"temperature": 1000}}, "thought.temperature=1000 must be"),
     ({"mode": {"answer": {"temperature": 3}}}, "answer.temperature=3 must be less than or equal"),
     ({"answer": {"max_tokens": 3}}, "answer.max_tokens' is unknown"),
-    ({"turn": ""}, "turn='' must be text"),
+    ({"turn": ""}, "turn='' must have at least 1 character"),
 ], ids=str)  # fmt: skip
 def test_one_sentence_for_what_does_not_fit(client: TestClient, fields: dict[str, Any], said: str) -> None:
     answer = client.post("/v1/chat/completions", json={"model": "tiny", "messages": USER, **fields})
