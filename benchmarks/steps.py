@@ -133,7 +133,7 @@ def steps_of(outputs: Sequence[Output], plain: Sequence[Output]) -> Steps:
 def break_even(nodes: int, times: float) -> float:
     """The acceptance from which a chain in a step that takes so many plain steps pays; above 1: never."""
     shares = np.linspace(0, 1, 1001)
-    made = sum(shares**n for n in range(nodes + 1))
+    made = np.sum([shares**n for n in range(nodes + 1)], axis=0)
     return float(shares[np.searchsorted(made, times)]) if made[-1] >= times else np.inf
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from checkpoints import write_dense
@@ -93,7 +94,11 @@ def test_a_head_is_bound_to_the_weights_that_it_was_trained_for(
     monkeypatch.setattr(drafters, "SHIPPED", shipped)
     assert own_head(named) == path
     assert own_head(write_dense(tmp_path / "smollm2-0123456789ab", hidden_size=32)) is None
-    conv = {"architectures": ["Lfm2ForCausalLM"], "layer_types": ["full_attention", "conv"], "rms_norm_eps": None}
+    conv: dict[str, Any] = {
+        "architectures": ["Lfm2ForCausalLM"],
+        "layer_types": ["full_attention", "conv"],
+        "rms_norm_eps": None,
+    }
     kin = write_dense(tmp_path / "conv", hidden_size=config.hidden, block_multiple_of=16, **conv)
     assert own_head(kin) is None, "its last layer has no queries"
     (named / "draft_head.safetensors").write_bytes(b"")
