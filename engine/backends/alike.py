@@ -34,6 +34,7 @@ class Known:
 
 
 NO_MORE = Known()
+KNOWN = Known((GatedDelta, ShortConv), gates=True, weights_eps=True)  # of kernels and accelerators
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,9 @@ from loguru import logger
 from numpy.typing import NDArray
 
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
-from fastslow.engine.backends.accelerator.ops import KNOWN, PagedOps
+from fastslow.engine.backends.accelerator.ops import PagedOps
 from fastslow.engine.backends.accelerator.weights import Stacked
-from fastslow.engine.backends.alike import unlike
+from fastslow.engine.backends.alike import KNOWN, unlike
 from fastslow.engine.backends.cpu import library, store
 from fastslow.engine.backends.cpu.decoder import CpuDecoder, unsupported
 from fastslow.engine.backends.cpu.formats import (

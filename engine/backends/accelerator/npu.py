@@ -18,7 +18,6 @@ from torch import Tensor
 
 from fastslow.engine.backends.accelerator.kv import BLOCK, BlockTables, WideStorage
 from fastslow.engine.backends.accelerator.ops import (
-    KNOWN,
     DeviceMatrix,
     DeviceMlp,
     DeviceTables,
@@ -31,7 +30,7 @@ from fastslow.engine.backends.accelerator.ops import (
     merged,
     only_run,
 )
-from fastslow.engine.backends.alike import AlikeLayers
+from fastslow.engine.backends.alike import KNOWN, AlikeLayers
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ffn.router import ExpertChoice
 from fastslow.engine.types import Ints

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from fastslow.engine.backends.accelerator.kv import BlockTables, FractalStorage
 from fastslow.engine.backends.accelerator.npu import MASK, NpuGraph, NpuOps, need
 from fastslow.engine.backends.accelerator.ops import (
-    KNOWN,
     DeviceMatrix,
     DeviceMlp,
     DeviceTables,
@@ -21,7 +20,7 @@ from fastslow.engine.backends.accelerator.ops import (
     LayerKV,
     only_run,
 )
-from fastslow.engine.backends.alike import AlikeLayers
+from fastslow.engine.backends.alike import KNOWN, AlikeLayers
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ffn.router import ExpertChoice
 from fastslow.engine.types import Ints

@@ -13,16 +13,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastslow.engine.backends.accelerator.kv import BlockStorage, BlockTables
-from fastslow.engine.backends.alike import AlikeLayers, Known
+from fastslow.engine.backends.alike import KNOWN, AlikeLayers
 from fastslow.engine.backends.torch.reference import ReferenceOps
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ffn.router import ExpertChoice
-from fastslow.engine.model.mixers.delta import GatedDelta
-from fastslow.engine.model.mixers.short_conv import ShortConv
 from fastslow.engine.model.ops import Activation, ClampedSwiglu, wide
 from fastslow.engine.types import Ints
-
-KNOWN = Known((GatedDelta, ShortConv), gates=True, weights_eps=True)
 
 
 class DeviceMatrix(NamedTuple):

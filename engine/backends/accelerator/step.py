@@ -19,8 +19,8 @@ from fastslow.engine.backends.accelerator.kv import (
     HostLayout,
     attention_layout,
 )
-from fastslow.engine.backends.accelerator.ops import KNOWN, DeviceTables, Event, PagedOps
-from fastslow.engine.backends.alike import AlikeLayers
+from fastslow.engine.backends.accelerator.ops import DeviceTables, Event, PagedOps
+from fastslow.engine.backends.alike import KNOWN, AlikeLayers
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.mixers.grouped import GroupedAttention
 from fastslow.engine.model.parts import Step

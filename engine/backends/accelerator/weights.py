@@ -14,13 +14,12 @@ from torch.nn import functional as F
 
 from fastslow.engine.backends.accelerator.delta import SideBySideDelta
 from fastslow.engine.backends.accelerator.ops import (
-    KNOWN,
     DeviceMatrix,
     Front,
     ModuleOps,
     PagedOps,
 )
-from fastslow.engine.backends.alike import AlikeLayers
+from fastslow.engine.backends.alike import KNOWN, AlikeLayers
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ffn.dense import MlpWeights
 from fastslow.engine.model.ffn.experts import MixtureWeights

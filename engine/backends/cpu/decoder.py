@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from fastslow.engine.backends.alike import AlikeLayers, Recurrent, unlike
+from fastslow.engine.backends.alike import KNOWN, AlikeLayers, Recurrent, unlike
 from fastslow.engine.backends.cpu import library, packed
 from fastslow.engine.backends.cpu.compiled import structures
 from fastslow.engine.backends.cpu.formats import (
@@ -28,7 +28,7 @@ from fastslow.engine.backends.cpu.library import (
     address,
     tensor_address,
 )
-from fastslow.engine.backends.cpu.packed import KNOWN, Arena
+from fastslow.engine.backends.cpu.packed import Arena
 from fastslow.engine.backends.cpu.running import RunningArgs
 from fastslow.engine.backends.cpu.step import KernelStep, Tails
 from fastslow.engine.backends.cpu.store import PackedFile

@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
-from fastslow.engine.backends.alike import AlikeLayers, Known
+from fastslow.engine.backends.alike import KNOWN, AlikeLayers
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.compiled import structures
 from fastslow.engine.backends.cpu.formats import (
@@ -48,7 +48,6 @@ NORMS = {  # of a layer, by use: names of the kernels
     "ffn": "mlp_norm",
     "ffn_added": "mlp_post_norm",
 }
-KNOWN = Known((GatedDelta, ShortConv), gates=True, weights_eps=True)  # what the kernels run
 COLD = ("embedding",)  # read a row at a time: it can stay in the file
 HALF = TILE // 2
 ALIGN, PAGE = 64, 4096  # bytes
