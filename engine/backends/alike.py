@@ -21,6 +21,12 @@ from fastslow.engine.model.ops import Activation
 from fastslow.engine.model.shape import DecoderShape, Layer
 
 Recurrent = GatedDelta | ShortConv
+NOT_YET = {  # fields of `GroupedAttention` that no backend but plain torch runs
+    "norms_whole": "norms of all heads together",
+    "norm_turned": "norms of heads after rotation",
+    "score_scale": "a factor of scores of its own",
+    "position_scale": "a factor of queries by position",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +137,10 @@ def _unlike(config: DecoderShape, known: Known) -> Iterator[str]:
     if any(isinstance(mixer, ShortConv) and mixer.bias for mixer in recurrent):
         yield "their short convolutions have no biases"
     first = attending[0]
+    if config.logit_scale != 1:
+        yield "they multiply no logits"
+    if any(layer.residual_scale != 1 for layer in config.layers):
+        yield "they multiply nothing that a sublayer adds"
     if any(layer.norms != first.norms for layer in config.layers):
         yield "its layers have norms in several places"
     for layer in attending:
@@ -142,6 +152,9 @@ def _unlike(config: DecoderShape, known: Known) -> Iterator[str]:
             yield "they have no layers that share the keys of another"
         if mixer.out_gate and not known.gates:
             yield "they have no gates of what a head of attention saw"
+        yield from (
+            f"they have no {part}" for name, part in NOT_YET.items() if getattr(mixer, name)
+        )
         norms |= {kind for kind in (mixer.query_norm, mixer.key_norm) if kind is not None}
         bare = replace(mixer, rope=None, window=0)
         if bare != replace(grouped(first), rope=None, window=0):

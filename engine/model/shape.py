@@ -17,11 +17,14 @@ from fastslow.engine.model.parts import FeedForward, Mixer
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A decoder layer: what lets rows see each other, what is made of each row, and the norms around both."""
+    """A decoder layer: what lets rows see each other, what is made of each row, and the norms around both.
+
+    residual_scale: what each of the two adds to the residual stream is multiplied with it."""
 
     mixer: Mixer
     ffn: FeedForward
     norms: LayerNorms = USUAL_NORMS
+    residual_scale: float = 1.0
 
     @property
     def rope(self) -> Rope | None:
@@ -78,6 +81,7 @@ class DecoderShape:
         norm: after the last layer.
         dtype: the checkpoint's, as config.json spells it.
         embedding_scale: embeddings are multiplied with it where they enter the first layer.
+        logit_scale: logits are multiplied with it, before a cap.
         logit_cap: logits x become cap * tanh(x / cap); 0: as they are.
         mtp: the layer that predicts further tokens; None: the checkpoint is not asked for one.
         drafts_inside: tensors of layers after the model's own belong to drafts.
@@ -99,6 +103,7 @@ class DecoderShape:
     eos_ids: tuple[int, ...] = ()
     dtype: str | None = None
     embedding_scale: float = 1.0
+    logit_scale: float = 1.0
     logit_cap: float = 0.0
     mtp: MtpLayer | None = None
     drafts_inside: bool = False

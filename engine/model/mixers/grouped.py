@@ -33,13 +33,16 @@ class GroupedAttention:
         rope: None where queries and keys are not rotated.
         value_dim: dims of a head's values; 0: head_dim.
         window: tokens that a row sees, itself included; 0: all.
-        query_norm, key_norm: every head is normed before it is rotated.
+        query_norm, key_norm: every head is normed before it is rotated. norms_whole: all heads are normed together.
+        norm_turned: they are normed after they are rotated.
         qkv_fused: the file has one matrix `qkv_proj` for queries, keys and values.
         sink_logits: every query head has a learned logit that takes its share of the softmax, and no value.
         sinks: learned keys that every token sees before its text. sink_values: their values are learned, too.
         score_cap: scores x become cap * tanh(x / cap).
         shares: an earlier layer, whose keys and values this one reads; it has none of its own.
         out_gate: `q_proj` has a gate after each head's query; what the head saw is multiplied by its sigmoid.
+        score_scale: factor of the products of queries and keys; 0: head_dim ** -0.5.
+        position_scale: (beta, length): queries at position p are multiplied by 1 + beta * ln(1 + p // length).
     """
 
     heads: int
@@ -59,6 +62,10 @@ class GroupedAttention:
     score_cap: float = 0.0
     shares: int | None = None
     out_gate: bool = False
+    norms_whole: bool = False
+    norm_turned: bool = False
+    score_scale: float = 0.0
+    position_scale: tuple[float, int] | None = None
 
     @property
     def value_width(self) -> int:
@@ -68,7 +75,7 @@ class GroupedAttention:
     @property
     def scale(self) -> float:
         """Factor of the products of queries and keys."""
-        return float(self.head_dim**-0.5)
+        return self.score_scale or float(self.head_dim**-0.5)
 
     @property
     def query_width(self) -> int:

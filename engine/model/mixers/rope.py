@@ -25,13 +25,15 @@ ROTARY_LAYOUTS = ("halves-first", "interleaved-first", "halves-last")
 
 @dataclass(frozen=True, slots=True)
 class RopeScaling:
-    """Scaling of rotary frequencies: `kind` is "linear", "dynamic", "llama3", "yarn" or "factors".
+    """Scaling of rotary frequencies: `kind` is "linear", "dynamic", "llama3", "yarn", "longrope" or "factors".
 
     llama3: wavelengths above original_max_positions / low_frequency_factor are stretched by `factor`, those
     below original_max_positions / high_frequency_factor are left alone, those between are blended. yarn (Peng
     et al., arXiv 2309.00071): the same by turns in original_max_positions, between `slow_turns` and
     `fast_turns`, between whole pairs where `whole_pairs`; cosines and sines are multiplied by
-    `attention_factor`. factors: each pair's frequency is divided by its factor, as GGUF files have them."""
+    `attention_factor`. factors: each pair's frequency is divided by its factor, as GGUF files have them. longrope
+    (Ding et al., arXiv 2402.13753): the same by `long_factors` in requests that may become longer than
+    original_max_positions, by `factors` in others; with `attention_factor`."""
 
     kind: str
     factor: float
@@ -43,6 +45,7 @@ class RopeScaling:
     whole_pairs: bool = True
     attention_factor: float = 1.0
     factors: tuple[float, ...] = ()
+    long_factors: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
