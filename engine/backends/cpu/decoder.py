@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -225,9 +225,9 @@ class CpuDecoder:
             self._at(key), self._at(f"{key}_bias"), piece.format, piece.inputs, piece.outputs
         )
 
-    def _heads(self, key: str) -> dict[str, structures.CMatrix]:
+    def _heads(self, a: GroupedAttention, key: str) -> dict[str, structures.CMatrix]:
         """Queries, keys and values, from one matrix or one after the other from three."""
-        a, piece = self._alike.attention, self._arena.pieces[key]
+        piece = self._arena.pieces[key]
         if not isinstance(piece, MatrixRuns):
             rows = len(packed.plain_order(a.head_dim))
             return packed.head_matrices(self._matrix(key), a.heads, a.kv_heads, rows)
@@ -241,12 +241,13 @@ class CpuDecoder:
 
     def _layer(self, n: int) -> structures.CLayer:
         layer = self.config.layers[n]
-        mixer, gates = layer.mixer, {}
+        mixer, gates = layer.mixer, dict[str, Any]()
         if isinstance(mixer, GroupedAttention):
-            gates = self._heads(f"{n}.qkv") | {"gates": self._matrix(f"{n}.gates")}
+            gates = self._heads(mixer, f"{n}.qkv") | {"gates": self._matrix(f"{n}.gates")}
+            gates |= {k: getattr(mixer, k) for k in ("window", "heads", "kv_heads", "head_dim")}
+            gates["value_dim"] = mixer.value_width
         first, second = self._at(f"{n}.expert0.gate_up"), self._at(f"{n}.expert1.gate_up")
         return structures.CLayer(
-            window=mixer.window if isinstance(mixer, GroupedAttention) else 0,
             unrotated=layer.rope is None,
             mixer=MIXERS[type(mixer)],
             **{k: self._at(f"{n}.{k}") for k in VECTORS},
@@ -267,10 +268,6 @@ class CpuDecoder:
         return structures.CShape(
             layers=len(self.layers),
             hidden=c.hidden_size,
-            heads=a.heads,
-            kv_heads=a.kv_heads,
-            head_dim=a.head_dim,
-            value_dim=a.value_width,
             neurons=alike.widest,
             vocabulary=c.vocab_size,
             experts=routed.experts if routed else 0,

@@ -194,6 +194,10 @@ class DraftKernels:
             return self._pack(weights[name], rows, inputs, weights.get(f"{name}_bias"))
 
         layer = structures.CLayer(
+            heads=shape.heads,
+            kv_heads=shape.kv_heads,
+            head_dim=shape.head_dim,
+            value_dim=shape.head_dim,
             attention_norm=None if paired else self._vector(weights["attention_norm"]),
             mlp_norm=self._vector(weights["mlp_norm"]),
             query_norm=self._vector(weights.get("query_norm"), "head_dim"),
@@ -211,10 +215,6 @@ class DraftKernels:
         whole = structures.CShape(
             layers=1,
             hidden=shape.hidden,
-            heads=shape.heads,
-            kv_heads=shape.kv_heads,
-            head_dim=shape.head_dim,
-            value_dim=shape.head_dim,
             neurons=shape.neurons,
             vocabulary=len(self._ids),
             eps=shape.eps,

@@ -114,9 +114,14 @@ SIZES = (
 )
 
 
-def made(model: CpuDecoder, shape: structures.CShape) -> None:
-    """Make a model of a shape on the kernels, and let it go."""
+def made(model: CpuDecoder, **changes: Any) -> None:
+    """Make a model on the kernels, with changes to its shape or all its layers, and let it go."""
     layers = (structures.CLayer * len(model.layers))(*map(model._layer, model.layers))
+    shape = model._shape()
+    shape.embedding_file = -1
+    for field, value in changes.items():
+        for changed in [shape] if hasattr(shape, field) else layers:
+            setattr(changed, field, value)
     handle = ctypes.c_void_p()
     failed = library.kernels().fs_model_new(ctypes.byref(shape), layers, ctypes.byref(handle))
     library.check(failed, "making the model")
@@ -128,10 +133,8 @@ def test_the_kernels_hold_the_limits_that_python_reads(model: CpuDecoder, field:
     name = "vocabulary" if field == "embedding_rows" else field
     least, most = library.LIMITS[name]
     for value in (least - 1, most + 1):
-        shape = model._shape()
-        made(model, shape)
-        setattr(shape, field, value)
-        refused(rf"{name}={value} must be in {least}\.\.{most}", made, model, shape)
+        made(model)
+        refused(rf"{name}={value} must be in {least}\.\.{most}", made, model, **{field: value})
 
 
 @pytest.mark.parametrize(("field", "value", "sentence"), [
@@ -147,10 +150,7 @@ def test_the_kernels_hold_the_limits_that_python_reads(model: CpuDecoder, field:
 def test_shapes_that_do_not_fit_their_matrices_are_refused(
     model: CpuDecoder, field: str, value: Any, sentence: str
 ) -> None:
-    shape = model._shape()
-    shape.embedding_file = -1
-    setattr(shape, field, value)
-    refused(sentence, made, model, shape)
+    refused(sentence, made, model, **{field: value})
 
 
 def test_numbers_that_their_c_type_does_not_hold_are_refused() -> None:

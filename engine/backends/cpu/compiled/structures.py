@@ -62,7 +62,7 @@ class CLayer(Checked):
     _fields_ = _fields(
         (c_void_p, "attention_norm mlp_norm attention_post_norm mlp_post_norm"),
         (c_void_p, "query_norm key_norm sink_logits sink_keys sink_values"),
-        (c_int32, "window unrotated mixer unused"),
+        (c_int32, "window unrotated mixer heads kv_heads head_dim value_dim unused"),
         (CMatrix, "queries keys values gates out gate_up down router"),
         (c_void_p, "router_scale choice_bias"),
         (CMatrix, "expert_gate_up expert_down"),
@@ -80,7 +80,7 @@ class CRecurrence(Checked):
 
 class CShape(Checked):
     _fields_ = _fields(
-        (c_int32, "layers hidden heads kv_heads head_dim value_dim neurons vocabulary"),
+        (c_int32, "layers hidden neurons vocabulary"),
         (c_int32, "experts chosen expert_neurons router router_normed activation"),
         (
             c_float,

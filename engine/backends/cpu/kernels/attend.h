@@ -31,21 +31,22 @@ inline void join(float& most, float& total, float* out, float next_most, float n
 }
 
 // A part of a row's softmax.
-inline float* partial_of(const Step& step, const AttentionPlan& plan, int row, int part, int head) {
-    const Shape& s = step.model.shape;
-    const size_t size = padded(s.head_dim, LANES) + LANES;
+inline float* partial_of(const Step& step, const AttentionPlan& plan, const Layer& l, int row, int part,
+                         int head) {
+    const size_t size = padded(l.head_dim, LANES) + LANES;
     return step.model.space.partial +
-           (((size_t)row * plan.most_parts + part) * s.heads + head) * size;
+           (((size_t)row * plan.most_parts + part) * l.heads + head) * size;
 }
 
 inline void finish(const Step& step, int layer, int row, int head, float most, float total, const float* out) {
-    const int dim = step.model.shape.value_dim;
-    const float* logits = step.model.layers[layer].sink_logits;
+    const Layer& l = step.model.layers[layer];
+    const int dim = l.value_dim;
+    const float* logits = l.sink_logits;
     if (logits) total += std::exp(logits[head] - most);
     float* seen = step.model.space.seen + (size_t)row * step.model.attention_width + (size_t)head * dim;
     for (int d = 0; d < dim; d++) seen[d] = out[d] / total;
-    if (!step.model.layers[layer].qkv[3].outputs) return;
-    const float* gates = step.model.space.gates + ((size_t)row * step.model.shape.heads + head) * dim;
+    if (!l.qkv[3].outputs) return;
+    const float* gates = step.model.space.gates + ((size_t)row * l.heads + head) * dim;
     for (int d = 0; d < dim; d += W) {
         const int some = dim - d;
         store_some(seen + d, load_some(seen + d, some) * sigmoid(load_some(gates + d, some)), some);
@@ -63,17 +64,17 @@ void run_part(const Chunk<T>& c, int part, Scratch& own, float* most, float* tot
 
 template <class T> void attend_as(Step& step, int thread, int layer, int chunk) {
     const AttentionPlan& plan = step.plan(layer);
-    const int parts = step.model.shape.kv_heads / plan.heads_at_once, work = chunk / parts;
+    const int parts = step.model.layers[layer].kv_heads / plan.heads_at_once, work = chunk / parts;
     const int number = plan.split ? plan.items[work].group : work;
     const int kv_head = chunk % parts * plan.heads_at_once;
     const Chunk<T> c{step, plan, plan.groups[number], layer, kv_head, plan.heads_at_once};
-    const int width = padded(c.shape().head_dim, LANES), count = c.queries();
+    const int width = padded(c.kind().head_dim, LANES), count = c.queries();
     Scratch& own = step.model.scratch[thread];
     float most[MOST_QUERIES], total[MOST_QUERIES];
     if (plan.split) {
         run_part(c, plan.items[work].part, own, most, total);
         for (int i = 0; i < count; i++) {
-            float* part = partial_of(step, plan, c.row(i), plan.items[work].part, c.head(i));
+            float* part = partial_of(step, plan, c.kind(), c.row(i), plan.items[work].part, c.head(i));
             part[0] = most[i];
             part[1] = total[i];
             std::copy(own.outs + (size_t)i * width, own.outs + (size_t)(i + 1) * width, part + LANES);

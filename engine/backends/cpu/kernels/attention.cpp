@@ -13,11 +13,11 @@ Attend attending[FORMATS] = {nullptr, attend_halves};
 
 }  // namespace
 
-void AttentionPlan::plan(const StepArgs& a, const Shape& shape, int keys) {
-    window = keys;
+void AttentionPlan::plan(const StepArgs& a, const Shape& shape, const Layer& l) {
+    window = l.window;
     groups.clear();
     items.clear();
-    const int most_rows = std::max(1, MOST_QUERIES / (shape.heads / shape.kv_heads));
+    const int most_rows = std::max(1, MOST_QUERIES / (l.heads / l.kv_heads));
     sink_blocks = (shape.sinks + KEY_BLOCK - 1) / KEY_BLOCK;
     most_parts = 1;
     for (int b = 0; b < a.requests; b++) {
@@ -34,16 +34,16 @@ void AttentionPlan::plan(const StepArgs& a, const Shape& shape, int keys) {
             groups.push_back(group);
         }
     }
-    const bool few = (int)groups.size() * shape.kv_heads < 4 * a.threads;
-    const size_t size = padded(shape.head_dim, LANES) + LANES;
-    partial_floats = (size_t)a.rows * most_parts * shape.heads * size;
+    const bool few = (int)groups.size() * l.kv_heads < 4 * a.threads;
+    const size_t size = padded(l.head_dim, LANES) + LANES;
+    partial_floats = (size_t)a.rows * most_parts * l.heads * size;
     split = few && a.threads > 1 && items.size() > groups.size() && partial_floats <= MOST_PARTIALS;
     if (!split) partial_floats = 0;
     int most_count = 1;
     for (const RowGroup& group : groups) most_count = std::max(most_count, group.count);
     const bool enough = (int)(split ? items.size() : groups.size()) >= 4 * a.threads || a.threads == 1;
-    const bool fits = most_count * shape.heads <= MOST_QUERIES;
-    heads_at_once = enough && fits ? shape.kv_heads : 1;
+    const bool fits = most_count * l.heads <= MOST_QUERIES;
+    heads_at_once = enough && fits ? l.kv_heads : 1;
 }
 
 bool attends(int kv_format) { return kv_format >= 0 && kv_format < FORMATS && attending[kv_format]; }
@@ -56,18 +56,18 @@ void attend(Step& step, int thread, int layer, int chunk) {
 }
 
 void merge(Step& step, int thread, int layer, int chunk) {
-    const Shape& s = step.model.shape;
+    const Layer& l = step.model.layers[layer];
     const AttentionPlan& plan = step.plan(layer);
-    const int kv_head = chunk % s.kv_heads, ratio = s.heads / s.kv_heads;
-    const RowGroup& group = plan.groups[chunk / s.kv_heads];
-    const int width = padded(s.head_dim, LANES);
+    const int kv_head = chunk % l.kv_heads, ratio = l.heads / l.kv_heads;
+    const RowGroup& group = plan.groups[chunk / l.kv_heads];
+    const int width = padded(l.head_dim, LANES);
     const int parts = plan.parts(group);
     float* sums = step.model.scratch[thread].outs;
     for (int row = group.first; row < group.first + group.count; row++)
         for (int head = kv_head * ratio; head < (kv_head + 1) * ratio; head++) {
             float most = 0.0f, total = 0.0f;
             for (int p = 0; p < parts; p++) {
-                const float* part = partial_of(step, plan, row, p, head);
+                const float* part = partial_of(step, plan, l, row, p, head);
                 join(most, total, sums, part[0], part[1], part + LANES, width);
             }
             finish(step, layer, row, head, most, total, sums);

@@ -9,6 +9,7 @@ namespace fastslow {
 
 struct StepArgs;
 struct Shape;
+struct Layer;
 struct Step;
 
 constexpr int KEY_BLOCK = 256;  // keys per partial softmax; fixed, since sums depend on it
@@ -28,10 +29,10 @@ struct RowGroup {
     int blocks() const { return (int)((longest + KEY_BLOCK - 1) / KEY_BLOCK) - first_block(); }
 };
 
-// How a step's attention is cut into chunks, in layers of one window. The cut decides who works, never a sum's
+// How a step's attention is cut into chunks, in layers of one kind. The cut decides who works, never a sum's
 // order: blocks of keys begin at fixed places of the text, and learned sinks come before them.
 struct AttentionPlan {
-    void plan(const StepArgs& args, const Shape& shape, int window);
+    void plan(const StepArgs& args, const Shape& shape, const Layer& layer);
     int chunks(int kv_heads) const {
         return (int)(split ? items.size() : groups.size()) * (kv_heads / heads_at_once);
     }

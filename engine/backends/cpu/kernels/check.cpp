@@ -94,12 +94,21 @@ void check_recurrent(const Shape& s, const Layer& l) {
 }
 
 void check_attention(const Shape& s, const Layer& l, bool reads_pair) {
-    const int64_t head = padded(s.head_dim, TILE), inputs = (reads_pair ? 2 : 1) * (int64_t)s.hidden;
+    check(limits::HEADS, l.heads);
+    check(limits::KV_HEADS, l.kv_heads);
+    check(limits::HEAD_DIM, l.head_dim);
+    if (l.heads % l.kv_heads || l.head_dim % 2)
+        refuse("heads=%d must be a multiple of kv_heads=%d, and head_dim=%d even", l.heads, l.kv_heads, l.head_dim);
+    check(limits::RATIO, l.heads / l.kv_heads);
+    if (l.value_dim < 1 || l.value_dim > l.head_dim)
+        refuse("value_dim=%d must be in 1..%d, head_dim", l.value_dim, l.head_dim);
+    check(limits::INPUTS, (int64_t)l.heads * l.head_dim);
+    const int64_t head = padded(l.head_dim, TILE), inputs = (reads_pair ? 2 : 1) * (int64_t)s.hidden;
     const char* names[] = {"queries", "keys", "values", "gates"};
     for (int part = 0; part < (l.qkv[3].outputs ? 4 : 3); part++)
-        check_matrix(names[part], l.qkv[part], inputs, (part % 3 ? s.kv_heads : s.heads) * head);
-    if (l.qkv[3].outputs && s.value_dim != s.head_dim) refuse("gates of %d values have no room", s.value_dim);
-    check_matrix("out", l.out, (int64_t)s.heads * s.value_dim, padded(s.hidden, TILE));
+        check_matrix(names[part], l.qkv[part], inputs, (part % 3 ? l.kv_heads : l.heads) * head);
+    if (l.qkv[3].outputs && l.value_dim != l.head_dim) refuse("gates of %d values have no room", l.value_dim);
+    check_matrix("out", l.out, (int64_t)l.heads * l.value_dim, padded(s.hidden, TILE));
     if (l.window < 0) refuse("window=%d must be at least 0", l.window);
     if (s.sinks) {
         check_vector("sink_keys", l.sink_keys);
@@ -197,21 +206,12 @@ void check_different(const char* name, const int64_t* numbers, int64_t count) {
 void check_model(const Shape& s, const Layer* layers) {
     check(limits::LAYERS, s.layers);
     check(limits::HIDDEN, s.hidden);
-    check(limits::HEADS, s.heads);
-    check(limits::KV_HEADS, s.kv_heads);
-    check(limits::HEAD_DIM, s.head_dim);
     check(limits::NEURONS, s.neurons);
     check(limits::VOCABULARY, s.vocabulary);
     check(limits::EXPERTS, s.experts);
     check(limits::CHOSEN, s.chosen);
     check(limits::SINKS, s.sinks);
     check(limits::EXPERT_NEURONS, s.expert_neurons);
-    if (s.heads % s.kv_heads || s.head_dim % 2)
-        refuse("heads=%d must be a multiple of kv_heads=%d, and head_dim=%d even", s.heads, s.kv_heads, s.head_dim);
-    check(limits::RATIO, s.heads / s.kv_heads);
-    if (s.value_dim < 1 || s.value_dim > s.head_dim)
-        refuse("value_dim=%d must be in 1..%d, head_dim", s.value_dim, s.head_dim);
-    check(limits::INPUTS, (int64_t)s.heads * s.head_dim);
     if (s.recurrence.kernel) check_recurrence(s.recurrence);
     const bool paired = s.fuse.outputs && !s.entry.outputs;  // the first layer reads a pair
     for (int n = 0; n < s.layers; n++) check_layer(s, layers[n], paired && !n);
@@ -239,8 +239,10 @@ void check_step(const Model& model, const StepArgs& a) {
     check(limits::ROWS, a.requests);
     if (a.outputs < 0 || a.outputs > a.rows || a.seen_rows < 0 || a.seen_rows > a.rows || a.features < 0)
         refuse("%d outputs or %d rows to see are more than the %d rows", a.outputs, a.seen_rows, a.rows);
-    if (!attends(a.kv_format) || (a.kv_format == INT8 && s.head_dim % 4))
-        refuse("keys and values of format %d with head_dim=%d are unknown", a.kv_format, s.head_dim);
+    if (!attends(a.kv_format)) refuse("keys and values of format %d are unknown", a.kv_format);
+    for (const Layer& l : model.layers)
+        if (a.kv_format == INT8 && l.mixer == ATTENTION && l.head_dim % 4)
+            refuse("keys and values of format %d with head_dim=%d are unknown", a.kv_format, l.head_dim);
     check_all("token", a.tokens, a.rows, 0, s.embedding_rows);
     check_all("slot", a.slots, a.rows, 0, a.slot_count);
     check_all("routed groups", a.groups, a.rows, -1, INT64_MAX);

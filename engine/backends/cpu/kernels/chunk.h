@@ -25,7 +25,8 @@ template <class T> struct Chunk {
     }
 
     const Shape& shape() const { return step.model.shape; }
-    int ratio() const { return shape().heads / shape().kv_heads; }
+    const Layer& kind() const { return step.model.layers[layer]; }
+    int ratio() const { return kind().heads / kind().kv_heads; }
     int each() const { return group.count * ratio(); }  // queries of a KV head
     int queries() const { return each() * kv_heads; }
     bool chain() const { return step.args.chains[group.request]; }
@@ -35,17 +36,17 @@ template <class T> struct Chunk {
     int row(int query) const { return group.first + query % each() / ratio(); }
     int head(int query) const { return (kv_head + query / each()) * ratio() + query % ratio(); }
 
-    // Whether scores and sums of values are those of matrix tiles: always, or never, with a model.
+    // Whether scores and sums of values are those of matrix tiles: always, or never, in a layer.
     bool in_tiles() const {
 #if defined(FASTSLOW_AMX)
-        return sizeof(T) == 2 && shape().head_dim % LANES == 0;
+        return sizeof(T) == 2 && kind().head_dim % LANES == 0;
 #else
         return false;
 #endif
     }
 
     const float* q(int query) const {
-        return step.model.space.q + ((size_t)row(query) * shape().heads + head(query)) * shape().head_dim;
+        return step.model.space.q + ((size_t)row(query) * kind().heads + head(query)) * kind().head_dim;
     }
 
     int64_t slot(int row, int64_t place) const {
@@ -69,19 +70,19 @@ template <class T> struct Chunk {
     const T* keys() const { return (const T*)step.args.keys[layer]; }
     const T* values() const { return (const T*)step.args.values[layer]; }
     const T* key_tile(int64_t slot, int head) const {
-        return keys() + Tile<T>::key_start(slot, kv_head + head, shape().kv_heads, shape().head_dim);
+        return keys() + Tile<T>::key_start(slot, kv_head + head, kind().kv_heads, kind().head_dim);
     }
     const T* value_tile(int64_t slot, int head) const {
-        return values() + Tile<T>::value_start(slot, kv_head + head, shape().kv_heads, shape().head_dim);
+        return values() + Tile<T>::value_start(slot, kv_head + head, kind().kv_heads, kind().head_dim);
     }
     const T* keys_at(const Places& places, int head, Scratch& own) const {
         if (places.one_tile) return key_tile(places.slots[0], head);
-        gather_keys(keys(), places, kv_head + head, shape().kv_heads, shape().head_dim, (T*)own.keys);
+        gather_keys(keys(), places, kv_head + head, kind().kv_heads, kind().head_dim, (T*)own.keys);
         return (const T*)own.keys;
     }
     const T* values_at(const Places& places, int head, T* copy) const {
         if (places.one_tile) return value_tile(places.slots[0], head);
-        gather_values(values(), places, kv_head + head, shape().kv_heads, shape().head_dim, copy);
+        gather_values(values(), places, kv_head + head, kind().kv_heads, kind().head_dim, copy);
         return copy;
     }
 };

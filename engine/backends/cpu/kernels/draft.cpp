@@ -16,7 +16,7 @@ namespace {
 constexpr int64_t MOST_FRESH = 512;  // rows taken in at once
 constexpr int64_t ZERO = 0;          // the one layer that gives features
 
-size_t block_bytes(const Shape& s) { return sizeof(uint16_t) * LANES * s.kv_heads * s.head_dim; }
+size_t block_bytes(const Layer& l) { return sizeof(uint16_t) * LANES * l.kv_heads * l.head_dim; }
 
 }  // namespace
 
@@ -27,7 +27,7 @@ const uint8_t* OwnWords::packed() const {
 DraftHead::DraftHead(const Shape& shape, const Layer& layer, const int64_t* ids, int64_t window,
                      const double* frequencies)
     : model_(shape, &layer), ids_(ids), window_(window),
-      frequencies_(frequencies, frequencies + shape.head_dim / 2), pool_(block_bytes(shape)) {}
+      frequencies_(frequencies, frequencies + layer.head_dim / 2), pool_(block_bytes(layer)) {}
 
 int64_t DraftHead::open(int64_t position) {
     check(limits::POSITION, position);
@@ -112,7 +112,7 @@ void DraftHead::add_words(int64_t context, const int64_t* ids, const float* rows
 }
 
 void DraftHead::turn(int64_t position) {
-    const int half = shape().head_dim / 2;
+    const int half = model_.layers[0].head_dim / 2;
     for (int64_t p = (int64_t)cos_.size() / half; p <= position; p++)
         for (int k = 0; k < half; k++) {
             const double angle = (double)p * frequencies_[k];
@@ -124,7 +124,7 @@ void DraftHead::turn(int64_t position) {
 void DraftHead::run(const std::vector<Row>& rows, const std::vector<int64_t>& wanted, int threads,
                     const float* features, const float* hidden) {
     const Shape& s = shape();
-    const size_t count = rows.size(), half = s.head_dim / 2, outputs = wanted.size();
+    const size_t count = rows.size(), half = model_.layers[0].head_dim / 2, outputs = wanted.size();
     std::vector<int64_t> tokens, slots, starts, lengths, tails, tail_starts, tail_lengths;
     std::vector<const int64_t*> contexts;
     std::vector<uint8_t> chains, only_best(outputs, 0);

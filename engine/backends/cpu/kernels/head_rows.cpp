@@ -26,9 +26,9 @@ void put_halves(uint32_t* words, const uint16_t* some, bool upper) {
 
 // Write one head of a key or value to its lane of a tile.
 template <class T>
-void keep(const float* v, T* layer, bool value, int64_t slot, int kv_head, const Shape& s) {
-    const int dim = s.head_dim, lane = slot % LANES;
-    T* tile = layer + Tile<T>::value_start(slot, kv_head, s.kv_heads, dim);  // keys start there, too
+void keep(const float* v, T* layer, bool value, int64_t slot, int kv_head, const Layer& l) {
+    const int dim = l.head_dim, lane = slot % LANES;
+    T* tile = layer + Tile<T>::value_start(slot, kv_head, l.kv_heads, dim);  // keys start there, too
     for (int d = 0; d < dim; d += W) {
         T some[W];
         const int count = std::min(W, dim - d);
@@ -48,10 +48,10 @@ void keep(const float* v, T* layer, bool value, int64_t slot, int kv_head, const
 
 // Ask for the lines that a head of a key or value is written to: a key's words lie a line apart.
 template <class T>
-void ask(const void* layer, bool value, int64_t slot, int kv_head, const Shape& s) {
-    const int dim = s.head_dim, lane = slot % LANES;
-    const T* tile = (const T*)layer + (value ? Tile<T>::value_start(slot, kv_head, s.kv_heads, dim)
-                                             : Tile<T>::key_start(slot, kv_head, s.kv_heads, dim));
+void ask(const void* layer, bool value, int64_t slot, int kv_head, const Layer& l) {
+    const int dim = l.head_dim, lane = slot % LANES;
+    const T* tile = (const T*)layer + (value ? Tile<T>::value_start(slot, kv_head, l.kv_heads, dim)
+                                             : Tile<T>::key_start(slot, kv_head, l.kv_heads, dim));
     const char* from = (const char*)(tile + (value ? Tile<T>::value(lane, 0, dim) : 0));
     const size_t bytes = value ? 4 * (size_t)dim : sizeof(T) * Tile<T>::key_size(dim);
     for (size_t at = 0; at < bytes; at += 64) prefetch_to_write(from + at);
@@ -59,11 +59,11 @@ void ask(const void* layer, bool value, int64_t slot, int kv_head, const Shape& 
 
 // The same in int8: the lane's bytes, and its scale among the keys'.
 void keep_int8(const float* v, uint8_t* keys, uint8_t* values, bool value, int64_t slot, int kv_head,
-               const Shape& s) {
+               const Layer& l) {
     using ByteTile = Tile<uint8_t>;
-    const int dim = s.head_dim, lane = slot % LANES;
-    uint8_t* key_tile = keys + ByteTile::key_start(slot, kv_head, s.kv_heads, dim);
-    uint8_t* tile = value ? values + ByteTile::value_start(slot, kv_head, s.kv_heads, dim) : key_tile;
+    const int dim = l.head_dim, lane = slot % LANES;
+    uint8_t* key_tile = keys + ByteTile::key_start(slot, kv_head, l.kv_heads, dim);
+    uint8_t* tile = value ? values + ByteTile::value_start(slot, kv_head, l.kv_heads, dim) : key_tile;
     float most = 0.0f;
     for (int d = 0; d < dim; d++) {
         const float magnitude = std::fabs(v[d]);
@@ -84,14 +84,14 @@ void place_head(const Step& step, int layer, int head, int row, float* v) {
     const Shape& s = step.model.shape;
     const Layer& l = step.model.layers[layer];
     const StepArgs& a = step.args;
-    const int dim = s.head_dim, half = dim / 2, gates = s.heads + 2 * s.kv_heads;
+    const int dim = l.head_dim, half = dim / 2, gates = l.heads + 2 * l.kv_heads;
     if (head >= gates) {
-        std::copy_n(v, dim, step.model.space.gates + ((size_t)row * s.heads + head - gates) * dim);
+        std::copy_n(v, dim, step.model.space.gates + ((size_t)row * l.heads + head - gates) * dim);
         return;
     }
-    const float* weight = head < s.heads ? l.query_norm : head < s.heads + s.kv_heads ? l.key_norm : nullptr;
+    const float* weight = head < l.heads ? l.query_norm : head < l.heads + l.kv_heads ? l.key_norm : nullptr;
     if (weight) norm(v, dim, padded(dim, TILE), weight, s.eps, v);
-    if (head < s.heads + s.kv_heads && !l.unrotated) {
+    if (head < l.heads + l.kv_heads && !l.unrotated) {
         const float *cos = a.cos + (size_t)row * half, *sin = a.sin + (size_t)row * half;
         for (int d = 0; d < half; d++) {
             float x = v[d], y = v[d + half];
@@ -99,33 +99,33 @@ void place_head(const Step& step, int layer, int head, int row, float* v) {
             v[d + half] = y * cos[d] + x * sin[d];
         }
     }
-    if (head < s.heads) {
-        float* q = step.model.space.q + ((size_t)row * s.heads + head) * dim;
+    if (head < l.heads) {
+        float* q = step.model.space.q + ((size_t)row * l.heads + head) * dim;
         const float scale = 1.0f / std::sqrt((float)dim);
         for (int d = 0; d < dim; d++) q[d] = v[d] * scale;
         return;
     }
-    const bool value = head >= s.heads + s.kv_heads;
-    const int kv_head = head - s.heads - (value ? s.kv_heads : 0);
+    const bool value = head >= l.heads + l.kv_heads;
+    const int kv_head = head - l.heads - (value ? l.kv_heads : 0);
     void* cache = (value ? a.values : a.keys)[layer];
     if (a.kv_format == INT8)
-        keep_int8(v, (uint8_t*)a.keys[layer], (uint8_t*)a.values[layer], value, a.slots[row], kv_head, s);
+        keep_int8(v, (uint8_t*)a.keys[layer], (uint8_t*)a.values[layer], value, a.slots[row], kv_head, l);
     else if (a.kv_format == F32)
-        keep(v, (float*)cache, value, a.slots[row], kv_head, s);
+        keep(v, (float*)cache, value, a.slots[row], kv_head, l);
     else
-        keep(v, (uint16_t*)cache, value, a.slots[row], kv_head, s);
+        keep(v, (uint16_t*)cache, value, a.slots[row], kv_head, l);
 }
 
 void ask_place(const Step& step, int layer, int head, int row) {
-    const Shape& s = step.model.shape;
+    const Layer& l = step.model.layers[layer];
     const StepArgs& a = step.args;
-    if (head < s.heads || head >= s.heads + 2 * s.kv_heads) return;
-    const bool value = head >= s.heads + s.kv_heads;
-    const int kv_head = head - s.heads - (value ? s.kv_heads : 0);
+    if (head < l.heads || head >= l.heads + 2 * l.kv_heads) return;
+    const bool value = head >= l.heads + l.kv_heads;
+    const int kv_head = head - l.heads - (value ? l.kv_heads : 0);
     const void* cache = (value ? a.values : a.keys)[layer];
-    if (a.kv_format == INT8) ask<uint8_t>(cache, value, a.slots[row], kv_head, s);
-    else if (a.kv_format == F32) ask<float>(cache, value, a.slots[row], kv_head, s);
-    else ask<uint16_t>(cache, value, a.slots[row], kv_head, s);
+    if (a.kv_format == INT8) ask<uint8_t>(cache, value, a.slots[row], kv_head, l);
+    else if (a.kv_format == F32) ask<float>(cache, value, a.slots[row], kv_head, l);
+    else ask<uint16_t>(cache, value, a.slots[row], kv_head, l);
 }
 
 }  // namespace fastslow

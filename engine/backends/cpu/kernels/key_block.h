@@ -39,7 +39,7 @@ template <class T> void find_block(const Chunk<T>& c, int64_t from, int64_t to, 
     block.shared = (int)std::clamp<int64_t>(alike, 0, block.tiles);
     for (int t = block.first; t < block.tiles; t++) c.find(last, from + t * LANES, block.places[t]);
     // the text's next block; else the next chunk's first: other heads of this text, or another text
-    const bool on = to < c.group.longest, heads = c.kv_head + c.kv_heads < c.shape().kv_heads;
+    const bool on = to < c.group.longest, heads = c.kv_head + c.kv_heads < c.kind().kv_heads;
     const RowGroup& next = on || heads ? c.group : c.following();
     const Chunk<T> soon{c.step, c.plan, next, c.layer, c.kv_head, c.kv_heads};
     const int row = next.first + next.count - 1;
@@ -66,7 +66,7 @@ template <class T> const char* after_values(const Chunk<T>& c, const KeyBlock& b
 
 // Queries as the keys are multiplied by them, each `query_bytes` long.
 template <class T> void turn_queries(const Chunk<T>& c, Scratch& own, const typename Inner<T>::Query** q) {
-    const int dim = c.shape().head_dim;
+    const int dim = c.kind().head_dim;
     for (int i = 0; i < c.queries(); i++) {
         auto* to = (typename Inner<T>::Query*)((char*)own.queries + i * Inner<T>::query_bytes(dim));
         Inner<T>::turn(c.q(i), dim, to, own.outs);
@@ -76,7 +76,7 @@ template <class T> void turn_queries(const Chunk<T>& c, Scratch& own, const type
 
 // Scores of a block's keys: scores[query][KEY_BLOCK].
 template <class T> void score_block(const Chunk<T>& c, const KeyBlock& block, Scratch& own) {
-    const int ratio = c.ratio(), dim = c.shape().head_dim, each = c.each();
+    const int ratio = c.ratio(), dim = c.kind().head_dim, each = c.each();
     const typename Inner<T>::Query* q[MOST_QUERIES];
     float* out[MOST_QUERIES];
     turn_queries(c, own, q);
@@ -113,7 +113,7 @@ template <class T> void score_block(const Chunk<T>& c, const KeyBlock& block, Sc
 template <class T>
 void weigh_shared(const Chunk<T>& c, const KeyBlock& block, const int* low, const int* seen, Scratch& own,
                   const typename Inner<T>::Mass* const* mass, float* const* out) {
-    const int dim = c.shape().head_dim, each = c.each(), span = c.kv_heads > 1 ? 1 : TILES;
+    const int dim = c.kind().head_dim, each = c.each(), span = c.kv_heads > 1 ? 1 : TILES;
     for (int first = block.first; first < block.shared; first += span) {
         const int count = std::min(span, block.shared - first), from = first * LANES;
         for (int head = 0; head < c.kv_heads; head++) {
@@ -156,7 +156,7 @@ void weigh_shared(const Chunk<T>& c, const KeyBlock& block, const int* low, cons
 template <class T>
 void weigh_apart(const Chunk<T>& c, const KeyBlock& block, const int* low, Scratch& own,
                  const typename Inner<T>::Mass* const* mass, float* const* out) {
-    const int dim = c.shape().head_dim, each = c.each(), ratio = c.ratio();
+    const int dim = c.kind().head_dim, each = c.each(), ratio = c.ratio();
     for (int i = 0; i < c.queries(); i += ratio)
         for (int t = std::max(block.shared, low[i] / LANES); t < block.tiles; t++) {
             Places places;
@@ -176,7 +176,7 @@ void weigh_apart(const Chunk<T>& c, const KeyBlock& block, const int* low, Scrat
 template <class T>
 void weigh_shared_tiles(const Chunk<T>& c, const KeyBlock& block, int i, int n, const int* low, const int* seen,
                         Scratch& own, const uint16_t* const* mass, float* const* out) {
-    const int dim = c.shape().head_dim, head = i / c.each();
+    const int dim = c.kind().head_dim, head = i / c.each();
     const auto [least, most] = std::minmax_element(seen + i, seen + i + n);
     const auto [begin, latest] = std::minmax_element(low + i, low + i + n);
     const int first = std::max(block.first, *begin / LANES), end = std::min(*most, block.shared * LANES);
@@ -201,7 +201,7 @@ void weigh_shared_tiles(const Chunk<T>& c, const KeyBlock& block, int i, int n, 
 template <class T>
 void weigh_apart_tiles(const Chunk<T>& c, const KeyBlock& block, int i, const int* low, Scratch& own,
                        const uint16_t* const* mass, float* const* out) {
-    const int dim = c.shape().head_dim, width = padded(dim, LANES), first = std::max(block.shared, low[i] / LANES);
+    const int dim = c.kind().head_dim, width = padded(dim, LANES), first = std::max(block.shared, low[i] / LANES);
     const uint16_t* tiles[TILES];
     int count = 0;
     for (int t = first; t < block.tiles; t++, count++) {
@@ -244,7 +244,7 @@ void weigh_tiles(const Chunk<T>& c, const KeyBlock& block, const int* low, const
 template <class T>
 void run_block(const Chunk<T>& c, int64_t from, int64_t to, Scratch& own, float* most, float* total,
                float* out) {
-    const int width = padded(c.shape().head_dim, LANES);
+    const int width = padded(c.kind().head_dim, LANES);
     KeyBlock block;
     find_block(c, from, to, block);
     score_block(c, block, own);

@@ -20,7 +20,6 @@ Model::Model(const Shape& shape, const Layer* given)
     expert_pad = padded(std::max(shape.expert_neurons, 1), TILE / 2);
     const Recurrence& r = shape.recurrence;
     const int recurrent = r.key_heads ? r.value_heads * r.value_dim : r.channels;
-    attention_width = padded(std::max(shape.heads * shape.value_dim, recurrent), TILE);
     pair_width = shape.reads_hidden() ? padded(2 * shape.hidden, TILE) : 0;
     level_width = shape.fuse.outputs ? padded(shape.fuse.inputs, TILE) : 0;
     auto most = [&](const Matrix& m) {
@@ -30,9 +29,17 @@ Model::Model(const Shape& shape, const Layer* given)
     ready_expert_bytes = 64;
     for (const Layer& l : layers) {
         if (l.router.outputs && !l.down.outputs) shares = false;
-        const auto known = std::find(windows.begin(), windows.end(), l.window);
-        window_of.push_back((int)(known - windows.begin()));
-        if (known == windows.end()) windows.push_back(l.window);
+        kind_of.push_back(0);
+        if (l.mixer == ATTENTION) {
+            const auto known =
+                std::find_if(kinds.begin(), kinds.end(), [&](int k) { return same_attention(layers[k], l); });
+            kind_of.back() = (int)(known - kinds.begin());
+            if (known == kinds.end()) kinds.push_back((int)kind_of.size() - 1);
+            query_width = std::max(query_width, l.heads * l.head_dim);
+            head_width = std::max(head_width, padded(l.head_dim, TILE));
+        }
+        const int seen = l.mixer == ATTENTION ? l.heads * l.value_dim : recurrent;
+        attention_width = std::max(attention_width, padded(seen, TILE));
         for (const Matrix& m : l.qkv) most(m);
         for (const Matrix* m : {&l.out, &l.gate_up, &l.down, &l.expert_gate_up, &l.mixed, &l.z}) most(*m);
         gates |= l.qkv[3].outputs > 0;
@@ -45,6 +52,11 @@ Model::Model(const Shape& shape, const Layer* given)
     for (const Matrix* m : {&shape.head, &shape.screen, &shape.fuse, &shape.entry}) most(*m);
     ready_router_bytes = spread(format_of(F32).row_bytes(shape.hidden));
     for (int i = 0; i < Crew::TASKS; i++) steps.emplace_back(new Step(*this));
+}
+
+// Whether attention is cut in the same way.
+bool Model::same_attention(const Layer& a, const Layer& b) {
+    return a.window == b.window && a.heads == b.heads && a.kv_heads == b.kv_heads && a.head_dim == b.head_dim;
 }
 
 Model::~Model() {
@@ -88,8 +100,8 @@ void Model::make_room(int rows, int threads, size_t partial_floats) {
     const bool moved = std::any_of(layers.begin(), layers.end(),
                                    [](const Layer& l) { return l.attention_post_norm || l.mlp_post_norm; });
     space.moved = floats(moved ? (size_t)rows * hidden_pad : 0);
-    space.q = floats((size_t)rows * shape.heads * shape.head_dim);
-    space.gates = floats(gates ? (size_t)rows * shape.heads * shape.head_dim : 0);
+    space.q = floats((size_t)rows * query_width);
+    space.gates = floats(gates ? (size_t)rows * query_width : 0);
     space.mixed = floats((size_t)rows * mixed_width);
     space.seen = floats((size_t)rows * attention_width);
     space.h = floats((size_t)rows * neurons_pad);
@@ -110,7 +122,7 @@ void Model::make_room(int rows, int threads, size_t partial_floats) {
         for (int i = 0; i < threads; i++)
             file_rows.emplace_back((int)std::max<size_t>(FILE_ROWS / threads / bytes, 1), bytes);
     }
-    const size_t width = padded(shape.head_dim, TILE);
+    const size_t width = head_width;
     std::vector<Scratch> own_memory(threads);
     for (Scratch& own : own_memory) {
         own.ready = bytes(NARROW * ready_bytes);

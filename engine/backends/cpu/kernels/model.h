@@ -35,7 +35,8 @@ struct Layer {
     const float *sink_keys, *sink_values;  // float32 tiles, see tile.h, that every row sees before its text
     int32_t window;     // keys that a row sees, itself the last; 0 = all
     int32_t unrotated;  // queries and keys are not turned
-    int32_t mixer, unused;  // a MixerKind; the next but `out` are those of attention
+    int32_t mixer;      // a MixerKind; the next but `out` are those of attention
+    int32_t heads, kv_heads, head_dim, value_dim, unused;
     Matrix qkv[4];   // queries, keys, values: a head at a time, each padded to whole tiles; gates, if there are any
     Matrix out;      // bias included
     Matrix gate_up;  // tiles of 16 gates and their 16 ups; a routed layer's shared experts, if it has any
@@ -69,7 +70,7 @@ struct Recurrence {
 };
 
 struct Shape {
-    int32_t layers, hidden, heads, kv_heads, head_dim, value_dim, neurons, vocabulary;
+    int32_t layers, hidden, neurons, vocabulary;
     int32_t experts, chosen, expert_neurons;  // chosen: a row's most, one of each group or the best of all
     int32_t router, router_normed;            // a RouterKind; weights are divided by their sum
     int32_t activation;                       // an Activation
@@ -163,10 +164,11 @@ struct Model {
     Shape shape;
     std::vector<Layer> layers;
     bool shares = true;         // every layer with routed experts has shared ones
-    std::vector<int> windows;   // all that layers have
-    std::vector<int> window_of;  // layer -> which of them
+    std::vector<int> kinds;     // of layers' attention, which differ in heads or windows: the first layer of each
+    std::vector<int> kind_of;   // layer -> which of them
     bool gates = false;         // some layer gates what its heads saw
-    int hidden_pad, neurons_pad, expert_pad, attention_width, pair_width, level_width, mixed_width = 0;
+    int hidden_pad, neurons_pad, expert_pad, pair_width, level_width, mixed_width = 0;
+    int attention_width = 0, query_width = 0, head_width = 0;  // the widest: what heads see, queries, a head
     size_t ready_bytes, ready_expert_bytes, ready_router_bytes;  // of one row
     Workspace space;
     PartTimer timer;
@@ -178,6 +180,7 @@ struct Model {
 private:
     std::vector<void*> owned_;
     static size_t spread(size_t bytes);
+    static bool same_attention(const Layer& a, const Layer& b);
     void* take(size_t bytes);
     void release();
 };

@@ -14,10 +14,10 @@ void run_sink_block(const Chunk<T>& c, int from, int count, Scratch& own, float*
     using Floats = Inner<float>;
     const Shape& s = c.shape();
     const Layer& l = c.step.model.layers[c.layer];
-    const int dim = s.head_dim, width = padded(dim, LANES), each = c.each();
+    const int dim = l.head_dim, width = padded(dim, LANES), each = c.each();
     const int tiles = (count + LANES - 1) / LANES;
     auto start = [&](int t, int head) {
-        return Tile<float>::value_start(from + t * LANES, c.kv_head + head, s.kv_heads, dim);  // keys start there, too
+        return Tile<float>::value_start(from + t * LANES, c.kv_head + head, l.kv_heads, dim);  // keys start there, too
     };
     const float *query[MOST_QUERIES], *mass[MOST_QUERIES];
     float *scores[MOST_QUERIES], *sums[MOST_QUERIES], unused;

@@ -76,10 +76,10 @@ void Step::prepare(const StepArgs& given) {
     threads = given.threads;
     groups.assign(given.groups, given.groups + given.rows);
     routed = model.shape.shared_gate || std::any_of(groups.begin(), groups.end(), [](int64_t g) { return g != 0; });
-    plans.resize(model.windows.size());
+    plans.resize(model.kinds.size());
     partial_floats = 0;
     for (size_t i = 0; i < plans.size(); i++) {
-        plans[i].plan(args, model.shape, model.windows[i]);
+        plans[i].plan(args, model.shape, model.layers[model.kinds[i]]);
         partial_floats = std::max(partial_floats, plans[i].partial_floats);
     }
     if (routed) {
@@ -187,11 +187,11 @@ void Step::layer(int thread, int n, int& phase) {
 void Step::attention(int thread, int n, int& phase) {
     const Layer& l = model.layers[n];
     const AttentionPlan& attention = plan(n);
-    const int chunks = attention.chunks(model.shape.kv_heads);
+    const int chunks = attention.chunks(l.kv_heads);
     phases.run(phase++, thread, chunks, [&](int c) { attend(*this, thread, n, c); },
                stream_of(l.out).slice(thread, threads));
     if (attention.split) {
-        int merges = (int)attention.groups.size() * model.shape.kv_heads;
+        int merges = (int)attention.groups.size() * l.kv_heads;
         phases.run(phase++, thread, merges, [&](int c) { merge(*this, thread, n, c); });
     }
 }
@@ -209,10 +209,10 @@ void Step::project(int thread, int n, int& phase) {
 void Step::project(int thread, int n, int& phase, int first_part, int last_part) {
     const Layer& l = model.layers[n];
     const Shape& s = model.shape;
-    const int keys = s.heads + s.kv_heads, values = keys + s.kv_heads;
-    const int ends[] = {0, s.heads, keys, values, values + s.heads};
+    const int keys = l.heads + l.kv_heads, values = keys + l.kv_heads;
+    const int ends[] = {0, l.heads, keys, values, values + l.heads};
     const int first_head = ends[first_part], heads = ends[last_part] - first_head;
-    const int tiles = (s.head_dim + TILE - 1) / TILE;
+    const int tiles = (l.head_dim + TILE - 1) / TILE;
     Scratch& own = model.scratch[thread];
     const int width = l.qkv[first_part].inputs;
     const uint8_t* rows =

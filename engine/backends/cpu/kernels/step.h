@@ -128,12 +128,12 @@ struct Step : Task {
         note_features(layer, -1, tile * TILE, std::min((tile + 1) * TILE, (int)model.shape.hidden));
     }
 
-    const AttentionPlan& plan(int layer) const { return plans[model.window_of[layer]]; }
+    const AttentionPlan& plan(int layer) const { return plans[model.kind_of[layer]]; }
 
     Model& model;
     StepArgs args{};
     Phases phases;
-    std::vector<AttentionPlan> plans;  // of attention, for each of the model's windows
+    std::vector<AttentionPlan> plans;  // of attention, for each of the model's kinds
     HeadPlan head_plan;
     std::vector<int64_t> groups;                   // late threads read these, so they are copies
     std::vector<std::unique_ptr<Choice>> choices;  // of each layer: late threads read these too
