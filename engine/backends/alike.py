@@ -7,7 +7,7 @@ Compiled kernels, accelerators and several ranks run these; any other model runs
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from fastslow.engine.model.ffn.dense import DenseMlp
 from fastslow.engine.model.ffn.experts import RoutedExperts
@@ -21,26 +21,32 @@ from fastslow.engine.model.ops import Activation
 from fastslow.engine.model.shape import DecoderShape, Layer
 
 Recurrent = GatedDelta | ShortConv
-NOT_YET = {  # fields of `GroupedAttention` that no backend but plain torch runs
-    "norms_whole": "norms of all heads together",
-    "norm_turned": "norms of heads after rotation",
-    "score_scale": "a factor of scores of its own",
-    "position_scale": "a factor of queries by position",
-}
 
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """Parts that a backend runs beside those that all run. recurrent: kinds of mixers. gates: of what heads saw, and of
-    shared experts. weights_eps: see `Router`."""
+    """Parts that a backend runs beside those that all run. recurrent: kinds of mixers. parts: of PARTS."""
 
     recurrent: tuple[type[Recurrent], ...] = ()
-    gates: bool = False
-    weights_eps: bool = False
+    parts: frozenset[str] = frozenset()
 
 
+PARTS = {  # fields of shapes, layers and their parts that not every backend knows, and what they stand for
+    "out_gate": "gates of what a head of attention saw",
+    "norms_whole": "norms of all heads together",
+    "norm_turned": "norms of heads after rotation",
+    "score_scale": "factor of scores of its own",
+    "position_scale": "factor of queries by position",
+    "residual_scale": "factor of what sublayers add",
+    "logit_scale": "factor of logits",
+    "shared_gate": "gate of the shared expert",
+    "weights_eps": "number beside the sum that weights of experts are divided by",
+    "ropes": "layers that rotate in several ways",
+    "before": "layers without norms before sublayers",
+}
 NO_MORE = Known()
-KNOWN = Known((GatedDelta, ShortConv), gates=True, weights_eps=True)  # of kernels and accelerators
+ACCELERATORS = Known((GatedDelta, ShortConv), frozenset(("out_gate", "shared_gate", "weights_eps")))
+KERNELS = Known((GatedDelta, ShortConv), frozenset(PARTS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,10 +143,6 @@ def _unlike(config: DecoderShape, known: Known) -> Iterator[str]:
     if any(isinstance(mixer, ShortConv) and mixer.bias for mixer in recurrent):
         yield "their short convolutions have no biases"
     first = attending[0]
-    if config.logit_scale != 1:
-        yield "they multiply no logits"
-    if any(layer.residual_scale != 1 for layer in config.layers):
-        yield "they multiply nothing that a sublayer adds"
     if any(layer.norms != first.norms for layer in config.layers):
         yield "its layers have norms in several places"
     for layer in attending:
@@ -150,19 +152,13 @@ def _unlike(config: DecoderShape, known: Known) -> Iterator[str]:
             return
         if mixer.shares is not None:
             yield "they have no layers that share the keys of another"
-        if mixer.out_gate and not known.gates:
-            yield "they have no gates of what a head of attention saw"
-        yield from (
-            f"they have no {part}" for name, part in NOT_YET.items() if getattr(mixer, name)
-        )
         norms |= {kind for kind in (mixer.query_norm, mixer.key_norm) if kind is not None}
         bare = replace(mixer, rope=None, window=0)
         if bare != replace(grouped(first), rope=None, window=0):
             yield "its layers of attention differ in more than windows and rotation"
-    if len(config.ropes) > 1:
-        yield "its layers rotate in several ways"
-    if not first.norms.before or not isinstance(first.norms.kind, RmsNorm) or len(norms) > 1:
-        yield "they have one RMSNorm for all places, before each sublayer"
+    if not isinstance(first.norms.kind, RmsNorm) or len(norms) > 1 or not first.norms.names:
+        yield "they have one RMSNorm for all places, before or after each sublayer"
+    yield from (f"they have no {PARTS[name]}" for name in sorted(_parts(config) - known.parts))
     ffns = {layer.ffn for layer in config.layers}
     for kind in (DenseMlp, RoutedExperts):
         if len([ffn for ffn in ffns if isinstance(ffn, kind)]) > 1:
@@ -175,13 +171,20 @@ def _unlike(config: DecoderShape, known: Known) -> Iterator[str]:
                 yield "they have no router that chooses groups first"
             if isinstance(router, Router) and router.choice_bias and router.kind != "sigmoid":
                 yield f"they have no bias of the choice beside a router of kind {router.kind}"
-            if isinstance(router, Router) and router.weights_eps and not known.weights_eps:
-                yield "they add nothing to the sum that weights of experts are divided by"
-            if ffn.shared_gate and not known.gates:
-                yield "they have no gate of the shared expert"
             if ffn.shared is not None and (
                 ffn.shared.bias or ffn.shared.activation != ffn.expert.activation
             ):
                 yield "their shared expert is as the routed ones, without biases"
             if mlps and any(activation != ffn.expert.activation for activation, _ in mlps):
                 yield "its MLPs have several activations"
+
+
+def _parts(config: DecoderShape) -> set[str]:
+    """The PARTS that a model has."""
+    layers = config.layers
+    places = {config, *layers, *(part for layer in layers for part in (layer.mixer, layer.ffn))}
+    places |= {ffn.router for layer in layers if (ffn := layer.routed) is not None}
+    places |= {layer.norms for layer in layers}
+    each = [(place, one) for place in places for one in fields(place) if one.name in PARTS]
+    found = {one.name for place, one in each if getattr(place, one.name) != one.default}
+    return found if len(config.ropes) > 1 else found - {"ropes"}

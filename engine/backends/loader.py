@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.accelerator.ops import PagedOps
 from fastslow.engine.backends.accelerator.weights import Stacked
-from fastslow.engine.backends.alike import KNOWN, unlike
+from fastslow.engine.backends.alike import ACCELERATORS, unlike
 from fastslow.engine.backends.cpu import library, store
 from fastslow.engine.backends.cpu.decoder import CpuDecoder, unsupported
 from fastslow.engine.backends.cpu.formats import (
@@ -105,7 +105,7 @@ def load_model(
     with source.checkpoint.quantised(progress) as tensors:
         int8 = tensors.linear if quantization == W8A8 else no_int8
         if ops is not None and picked != torch.float64 and _on_device(config, ops, picked):
-            known = _with_known_mtp(config, partial(unlike, known=KNOWN))
+            known = _with_known_mtp(config, partial(unlike, known=ACCELERATORS))
             return PagedDecoder(Stacked(known, ops, picked, place.device, tensors.read, int8))
         where = place.device
         reader = TorchReader(ops_for(place.kind), picked, where, tensors.read, int8)
@@ -291,7 +291,7 @@ def _on_kernels(config: ModelConfig, dtype: torch.dtype, device: str, quantizati
 def _on_device(config: ModelConfig, ops: PagedOps, dtype: torch.dtype) -> bool:
     """Tell whether an accelerator's kernels know the layers; else plain torch runs, and says so. ValueError where they
     know them, but not their sizes, and no layer is recurrent."""
-    if (why := unlike(config, KNOWN)) is None and config.state_layout.running:
+    if (why := unlike(config, ACCELERATORS)) is None and config.state_layout.running:
         try:
             ops.check(config, dtype)
         except (

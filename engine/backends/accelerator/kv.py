@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastslow.engine.kv.state.layout import StateLayout
-from fastslow.engine.kv.state.storage import KVStorage
+from fastslow.engine.kv.state.storage import KVStorage, Sides
 from fastslow.engine.rows import Rows
 from fastslow.engine.types import Ints
 
@@ -62,13 +62,13 @@ class BlockStorage(KVStorage):
     def _block_shape(self, blocks: int, kv_heads: int, width: int) -> tuple[int, ...]:
         return blocks, BLOCK, kv_heads, width
 
-    def read(self, slots: Ints) -> tuple[Tensor, Tensor]:
+    def _read(self, part: Sides, slots: Ints) -> Sides:
         at, dim = self._places(slots), self.dim
-        return self.sides[0][:, *at][..., :dim], self.sides[1][:, *at][..., :dim]
+        return tuple(side[:, *at][..., :dim] for side in part)
 
-    def write(self, slots: Ints, *sides: Tensor) -> None:
+    def _write(self, part: Sides, slots: Ints, given: Sides) -> None:
         at, dim = self._places(slots), self.dim
-        for side, fresh in zip(self.sides, sides, strict=True):
+        for side, fresh in zip(part, given, strict=True):
             side[:, *at, :, :dim] = fresh.to(self.dtype)
 
     def _places(self, slots: Ints) -> tuple[Tensor, Tensor]:
@@ -94,14 +94,13 @@ class FractalStorage(WideStorage):
     def _block_shape(self, blocks: int, kv_heads: int, width: int) -> tuple[int, ...]:
         return blocks, kv_heads * width // 16, BLOCK, 16
 
-    def read(self, slots: Ints) -> tuple[Tensor, Tensor]:
-        blocks, places = self._places(slots)
-        keys, values = self.sides
-        return self._rows(keys, blocks, places), self._rows(values, blocks, places)
+    def _read(self, part: Sides, slots: Ints) -> Sides:
+        at = self._places(slots)
+        return tuple(self._rows(side, *at) for side in part)
 
-    def write(self, slots: Ints, *sides: Tensor) -> None:
+    def _write(self, part: Sides, slots: Ints, given: Sides) -> None:
         blocks, places = self._places(slots)
-        for side, fresh in zip(self.sides, sides, strict=True):
+        for side, fresh in zip(part, given, strict=True):
             room = self.width(self.dim) - self.dim
             padded = torch.nn.functional.pad(fresh.to(self.dtype), (0, room))
             # two index tensors apart from each other: their axis comes first

@@ -30,7 +30,7 @@ from fastslow.engine.backends.accelerator.ops import (
     merged,
     only_run,
 )
-from fastslow.engine.backends.alike import KNOWN, AlikeLayers
+from fastslow.engine.backends.alike import ACCELERATORS, AlikeLayers
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ffn.router import ExpertChoice
 from fastslow.engine.types import Ints
@@ -111,7 +111,7 @@ class NpuOps(PagedOps):
         super().check(config, dtype)
         names = " or ".join(str(d).removeprefix("torch.") for d in self.dtypes)
         need(dtype in self.dtypes, f"dtype {names}, not {str(dtype).removeprefix('torch.')}")
-        alike, routed = AlikeLayers.of(config, KNOWN), config.routed
+        alike, routed = AlikeLayers.of(config, ACCELERATORS), config.routed
         a = alike.attention
         most, group = self.storage.widths[-1], a.heads // a.kv_heads
         need(a.head_dim <= most, f"head_dim of at most {most}, not {a.head_dim}")

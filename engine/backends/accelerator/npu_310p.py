@@ -20,7 +20,7 @@ from fastslow.engine.backends.accelerator.ops import (
     LayerKV,
     only_run,
 )
-from fastslow.engine.backends.alike import KNOWN, AlikeLayers
+from fastslow.engine.backends.alike import ACCELERATORS, AlikeLayers
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ffn.router import ExpertChoice
 from fastslow.engine.types import Ints
@@ -56,7 +56,7 @@ class Npu310pOps(NpuOps):
 
     def check(self, config: ModelConfig, dtype: torch.dtype) -> None:
         super().check(config, dtype)
-        for name, size in AlikeLayers.of(config, KNOWN).mlps.items():
+        for name, size in AlikeLayers.of(config, ACCELERATORS).mlps.items():
             need(size % 16 == 0, f"{name} to be a multiple of 16, not {size}")
 
     def pack(self, weight_OI: Tensor) -> Tensor:

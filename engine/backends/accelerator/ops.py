@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastslow.engine.backends.accelerator.kv import BlockStorage, BlockTables
-from fastslow.engine.backends.alike import KNOWN, AlikeLayers
+from fastslow.engine.backends.alike import ACCELERATORS, AlikeLayers
 from fastslow.engine.backends.torch.reference import ReferenceOps
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ffn.router import ExpertChoice
@@ -135,7 +135,7 @@ class PagedOps(ABC):
 
     def check(self, config: ModelConfig, dtype: torch.dtype) -> None:
         """ValueError in one sentence for a model that the kernels cannot run."""
-        alike = AlikeLayers.of(config, KNOWN)
+        alike = AlikeLayers.of(config, ACCELERATORS)
         a = alike.attention
         self.shape = AttentionShape(a.heads, a.kv_heads, a.scale)
         self.activation = alike.activation

@@ -20,7 +20,7 @@ from fastslow.engine.backends.accelerator.kv import (
     attention_layout,
 )
 from fastslow.engine.backends.accelerator.ops import DeviceTables, Event, PagedOps
-from fastslow.engine.backends.alike import KNOWN, AlikeLayers
+from fastslow.engine.backends.alike import ACCELERATORS, AlikeLayers
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.mixers.grouped import GroupedAttention
 from fastslow.engine.model.parts import Step
@@ -102,7 +102,7 @@ class StepPlan:
         each = [x.window if isinstance(x, GroupedAttention) else None for x in mixers]
         windows = tuple(dict.fromkeys(size for size in each if size is not None))
         places = tuple(None if size is None else windows.index(size) for size in each)
-        a = AlikeLayers.of(config, KNOWN).attention
+        a = AlikeLayers.of(config, ACCELERATORS).attention
         fronts = ops.merges or not (a.sink_logits or a.sinks)
         chained = tuple(fronts and (ops.windows or not size) for size in windows)
         return cls(ops, windows, places, config.chosen, chained)

@@ -19,7 +19,7 @@ from fastslow.engine.backends.accelerator.ops import (
     ModuleOps,
     PagedOps,
 )
-from fastslow.engine.backends.alike import KNOWN, AlikeLayers
+from fastslow.engine.backends.alike import ACCELERATORS, AlikeLayers
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ffn.dense import MlpWeights
 from fastslow.engine.model.ffn.experts import MixtureWeights
@@ -142,7 +142,7 @@ class Stacked:
         read: Read,
         int8: ReadQuant = no_int8,
     ) -> None:
-        self.alike = AlikeLayers.of(config.with_mtp, KNOWN)
+        self.alike = AlikeLayers.of(config.with_mtp, ACCELERATORS)
         ops.check(config.with_mtp, dtype)
         if int8 is not no_int8 and not ops.runs_int8:
             logger.warning("int8 weights do not run on this device, they are multiplied out")

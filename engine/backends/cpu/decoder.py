@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fastslow.engine.backends.alike import KNOWN, AlikeLayers, Recurrent, unlike
+from fastslow.engine.backends.alike import KERNELS, AlikeLayers, Recurrent, unlike
 from fastslow.engine.backends.cpu import library, packed
 from fastslow.engine.backends.cpu.compiled import structures
 from fastslow.engine.backends.cpu.formats import (
@@ -76,8 +76,8 @@ class CpuDecoder:
     ) -> None:
         self.config, self.formats, self.storage = config, formats, storage
         self._arena, self._memory = arena, memory
-        self._alike = AlikeLayers.of(config, KNOWN)
-        self._rotary = Rotary(self._alike.rope)
+        self._alike = AlikeLayers.of(config, KERNELS)
+        self._rotary = Rotary(*config.ropes)
         self._kernels = library.kernels()
         library.add_attention(KV_FORMATS[torch.int8 if storage is Int8Tiles else formats.kv])
         self.layers = check_layers(layers, range(len(config.layers)))
@@ -154,7 +154,7 @@ class CpuDecoder:
             if kv.layout != c.state_layout:
                 raise ValueError(f"kv of {kv.layout} is not that of this model")
             self._layout = kv.layout
-        T, M, half = len(rows.tokens), len(rows.outputs), self._alike.attention.head_dim // 2
+        T, M, angles = len(rows.tokens), len(rows.outputs), self._rotary.width
         B, seen = len(rows.contexts), rows.feature_rows if features else rows.feature_rows[:0]
         contexts = [np.ascontiguousarray(slots) for slots in rows.contexts]
         sizes = [len(slots) for slots in contexts]
@@ -165,6 +165,9 @@ class CpuDecoder:
             wanted = np.array([self.layers.index(n) for n in features], dtype=np.int64)
             self._places[features] = wanted
         keys, values = kv.addresses(self.layers)
+        growth, scale = self._alike.attention.position_scale, None
+        if growth is not None:
+            scale = (1 + growth[0] * np.log1p(rows.positions // growth[1])).astype(np.float32)
         logits, width, inputs = step.logits, len(features) * c.hidden_size, rows.inputs
         running = None
         if kv.running is not None and rows.running is not None:
@@ -182,8 +185,9 @@ class CpuDecoder:
             tokens=address("tokens", rows.tokens, INT64, T),
             slots=address("slots", rows.slots, INT64, T),
             groups=address("groups", rows.groups, INT64, T),
-            cos=address("cos", step.cos, FLOAT32, T * half),
-            sin=address("sin", step.sin, FLOAT32, T * half),
+            cos=address("cos", step.cos, FLOAT32, T * angles),
+            sin=address("sin", step.sin, FLOAT32, T * angles),
+            query_scale=0 if scale is None else address("query_scale", scale, FLOAT32, T),
             starts=address("starts", rows.starts, INT64, B + 1),
             contexts=at,
             context_lengths=at + 8 * B,
@@ -241,20 +245,23 @@ class CpuDecoder:
 
     def _layer(self, n: int) -> structures.CLayer:
         layer = self.config.layers[n]
-        mixer, gates = layer.mixer, dict[str, Any]()
+        mixer, own = layer.mixer, dict[str, Any]()
         if isinstance(mixer, GroupedAttention):
-            gates = self._heads(mixer, f"{n}.qkv") | {"gates": self._matrix(f"{n}.gates")}
-            gates |= {k: getattr(mixer, k) for k in ("window", "heads", "kv_heads", "head_dim")}
-            gates["value_dim"] = mixer.value_width
+            own = self._heads(mixer, f"{n}.qkv") | {"gates": self._matrix(f"{n}.gates")}
+            names = "window", "heads", "kv_heads", "head_dim", "score_scale"
+            own |= {name: getattr(mixer, name) for name in names}
+            own["value_dim"] = mixer.value_width
+            own["head_norms"] = 2 if mixer.norms_whole else int(mixer.norm_turned)
         first, second = self._at(f"{n}.expert0.gate_up"), self._at(f"{n}.expert1.gate_up")
         return structures.CLayer(
-            unrotated=layer.rope is None,
+            rope_at=self._rotary.starts[layer.rope],
             mixer=MIXERS[type(mixer)],
+            residual_scale=layer.residual_scale,
             **{k: self._at(f"{n}.{k}") for k in VECTORS},
             expert_gate_up=self._matrix(f"{n}.expert0.gate_up"),
             expert_down=self._matrix(f"{n}.expert0.down"),
             expert_bytes=second - first if layer.routed and first and second else 0,
-            **gates,
+            **own,
             **{k: self._matrix(f"{n}.{k}") for k in MATRICES},
         )
 
@@ -268,6 +275,7 @@ class CpuDecoder:
         return structures.CShape(
             layers=len(self.layers),
             hidden=c.hidden_size,
+            angles=self._rotary.width,
             neurons=alike.widest,
             vocabulary=c.vocab_size,
             experts=routed.experts if routed else 0,
@@ -316,9 +324,9 @@ def _activation(activation: Activation) -> int:
 
 def unsupported(config: ModelConfig) -> str | None:
     """Say why the kernels cannot run a model; None = they run it."""
-    if (why := unlike(config, KNOWN)) is not None:
+    if (why := unlike(config, KERNELS)) is not None:
         return why
-    alike = AlikeLayers.of(config, KNOWN)
+    alike = AlikeLayers.of(config, KERNELS)
     a, routed, recurrent = alike.attention, alike.routed, alike.recurrent
     try:
         library.check_limits(

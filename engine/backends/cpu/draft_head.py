@@ -215,6 +215,7 @@ class DraftKernels:
         whole = structures.CShape(
             layers=1,
             hidden=shape.hidden,
+            angles=shape.head_dim // 2,
             neurons=shape.neurons,
             vocabulary=len(self._ids),
             eps=shape.eps,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.host.lazy_memory import lazy_zeros
 from fastslow.engine.kv.state.layout import StateLayout
-from fastslow.engine.kv.state.storage import KVStorage
+from fastslow.engine.kv.state.storage import KVStorage, Sides
 from fastslow.engine.model.ops import quantise_tokens
 from fastslow.engine.types import Ints
 
@@ -23,12 +24,13 @@ class Tiles(KVStorage):
 
     tile = LANES
 
-    def _tiles(self) -> tuple[int, int, int]:
-        """Layers, tiles, KV heads."""
+    def _tiles(self) -> Iterator[tuple[tuple[int, int, int], int]]:
+        """Layers, tiles and KV heads of layers that are alike, and their head size."""
         if self.device.type != "cpu":
             raise ValueError(f"device of tiles is {self.device}, but must be the CPU")
-        layers, self.kv_heads, self.head_dim = self.layout.alike(type(self).__name__)
-        return layers, -(-self.slots // LANES), self.kv_heads
+        self.layout.alike(type(self).__name__)
+        for row, layers in self._alike().items():
+            yield (len(layers), -(-self.slots // LANES), row.heads), row.key_dim
 
 
 class TiledStorage(Tiles):
@@ -44,58 +46,59 @@ class TiledStorage(Tiles):
     other than the CPU.
     """
 
-    def _allocate(self) -> tuple[Tensor, ...]:
+    def _allocate(self) -> Sides:
         if self.dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(f"dtype of tiles is {self.dtype}, but must be float32 or bfloat16")
-        shape, pack, dim = self._tiles(), 4 // self.dtype.itemsize, self.head_dim
-        if dim % 2:
-            raise ValueError(f"head_dim of tiles is {dim}, but must be even")
-        side = math.prod(shape) * LANES * dim
-        # the kernels read whole vectors, which may pass the end of the last tile
-        whole = lazy_zeros((2 * side + 16 * pack,), self.dtype, self.device)
-        return (
-            whole[:side].view(*shape, dim // pack, LANES, pack),
-            whole[side : 2 * side].view(*shape, LANES // pack, dim, pack),
-        )
+        pack, found = 4 // self.dtype.itemsize, list[Tensor]()
+        for shape, dim in self._tiles():
+            if dim % 2:
+                raise ValueError(f"head_dim of tiles is {dim}, but must be even")
+            side = math.prod(shape) * LANES * dim
+            # the kernels read whole vectors, which may pass the end of the last tile
+            whole = lazy_zeros((2 * side + 16 * pack,), self.dtype, self.device)
+            found.append(whole[:side].view(*shape, dim // pack, LANES, pack))
+            found.append(whole[side : 2 * side].view(*shape, LANES // pack, dim, pack))
+        return tuple(found)
 
-    def read(self, slots: Ints) -> tuple[Tensor, Tensor]:
+    def _read(self, part: Sides, slots: Ints) -> Sides:
         tiles, lanes, rows, halves = self._places(slots)
-        keys = self.sides[0][:, tiles, :, :, lanes].flatten(-2)
-        values = self.sides[1][:, tiles, :, rows, :, halves]
+        keys = part[0][:, tiles, :, :, lanes].flatten(-2)
+        values = part[1][:, tiles, :, rows, :, halves]
         return keys.transpose(0, 1), values.transpose(0, 1)
 
-    def write(self, slots: Ints, *sides: Tensor) -> None:
+    def _write(self, part: Sides, slots: Ints, given: Sides) -> None:
         tiles, lanes, rows, halves = self._places(slots)
-        keys, values = (side.transpose(0, 1).to(self.dtype) for side in sides)
-        pack = self.sides[0].shape[-1]
-        self.sides[0][:, tiles, :, :, lanes] = keys.reshape(*keys.shape[:-1], -1, pack)
-        self.sides[1][:, tiles, :, rows, :, halves] = values
+        keys, values = (side.transpose(0, 1).to(self.dtype) for side in given)
+        pack = part[0].shape[-1]
+        part[0][:, tiles, :, :, lanes] = keys.reshape(*keys.shape[:-1], -1, pack)
+        part[1][:, tiles, :, rows, :, halves] = values
 
     def move(self, src: Ints, dst: Ints) -> None:
         if not library.available():
             super().move(src, dst)
             return
-        read, written = (np.ascontiguousarray(slots, dtype=np.int64) for slots in (src, dst))
-        count, layers = len(read), len(self.layout.rows)
-        keys, values = self.addresses(tuple(self.layout.rows))
-        failed = library.kernels().fs_move(
-            keys,
-            values,
-            layers,
-            library.address("src", read, library.INT64, count),
-            library.address("dst", written, library.INT64, count),
-            count,
-            self.slots,
-            self.kv_heads,
-            self.head_dim,
-            self.dtype == torch.float32,
-        )
-        library.check(failed, f"moving {count} rows of keys and values")
+        count = len(src)
+        ways = zip(self._alike().values(), self._parts(src), self._parts(dst))
+        for layers, (part, old), (_, new) in ways:
+            read, written = (np.ascontiguousarray(slots, dtype=np.int64) for slots in (old, new))
+            keys, values = self.addresses(tuple(layers))
+            failed = library.kernels().fs_move(
+                keys,
+                values,
+                len(layers),
+                library.address("src", read, library.INT64, count),
+                library.address("dst", written, library.INT64, count),
+                count,
+                part[0].shape[1] * LANES,
+                part[1].shape[2],
+                part[1].shape[-2],
+                self.dtype == torch.float32,
+            )
+            library.check(failed, f"moving {count} rows of keys and values")
 
     def _places(self, slots: Ints) -> tuple[Tensor, ...]:
         """Of each slot its tile, its lane, and among values its row of words and part of a word."""
-        at = torch.as_tensor(slots)
-        pack = self.sides[0].shape[-1]
+        at, pack = torch.as_tensor(slots), 4 // self.dtype.itemsize
         lanes = at % LANES
         return at // LANES, lanes, lanes // pack, lanes % pack
 
@@ -115,19 +118,18 @@ class Int8Tiles(Tiles):
     Raises ValueError for a head_dim that is no multiple of 4, and a device other than the CPU.
     """
 
-    def _allocate(self) -> tuple[Tensor, ...]:
-        shape, dim = self._tiles(), self.head_dim
+    def _allocate(self) -> Sides:
         if (misfit := self.misfit(self.layout)) is not None:
             raise ValueError(f"keys and values in int8 need {misfit}")
-        size = LANES * dim
-        count = math.prod(shape)
-        # the kernels read whole vectors, which may pass the end of the last tile
-        whole = lazy_zeros((count * (2 * size + SCALES) + 64,), torch.uint8, self.device)
-        keys, values = count * (size + SCALES), count * size
-        return (
-            whole[:keys].view(*shape, size + SCALES),
-            whole[keys : keys + values].view(*shape, LANES // PACK, dim, PACK),
-        )
+        found = list[Tensor]()
+        for shape, dim in self._tiles():
+            size, count = LANES * dim, math.prod(shape)
+            # the kernels read whole vectors, which may pass the end of the last tile
+            whole = lazy_zeros((count * (2 * size + SCALES) + 64,), torch.uint8, self.device)
+            keys, values = count * (size + SCALES), count * size
+            found.append(whole[:keys].view(*shape, size + SCALES))
+            found.append(whole[keys : keys + values].view(*shape, LANES // PACK, dim, PACK))
+        return tuple(found)
 
     @classmethod
     def misfit(cls, layout: StateLayout) -> str | None:
@@ -144,53 +146,59 @@ class Int8Tiles(Tiles):
     def memory_dtype(self) -> torch.dtype:
         return torch.int8
 
-    def read(self, slots: Ints) -> tuple[Tensor, Tensor]:
-        *sides, scales = self._raw(slots)
+    def _read(self, part: Sides, slots: Ints) -> Sides:
+        *sides, scales = _raw(part, slots)
         keys, values = (
             ((side.to(torch.int16) - OFFSET).float() * scale[..., None]).to(self.dtype)
             for side, scale in zip(sides, scales)
         )
         return keys, values
 
-    def write(self, slots: Ints, *sides: Tensor) -> None:
+    def _write(self, part: Sides, slots: Ints, given: Sides) -> None:
         rounded, scales = [], []
-        for side in sides:
-            flat, scale = quantise_tokens(side.reshape(-1, self.head_dim))
+        for side in given:
+            flat, scale = quantise_tokens(side.reshape(-1, side.shape[-1]))
             rounded.append((flat.to(torch.int16) + OFFSET).to(torch.uint8).view(side.shape))
             scales.append(scale.view(side.shape[:-1]))
-        self._put(slots, rounded[0], rounded[1], torch.stack(scales))
+        _put(part, slots, rounded[0], rounded[1], torch.stack(scales))
 
     def move(self, src: Ints, dst: Ints) -> None:
-        self._put(dst, *self._raw(src))
+        for (part, read), (_, written) in zip(self._parts(src), self._parts(dst)):
+            _put(part, written, *_raw(part, read))
 
-    def _raw(self, slots: Ints) -> tuple[Tensor, Tensor, Tensor]:
-        """Bytes [layers, n, kv_heads, D] of keys and of values, and scales [2, layers, n, kv_heads]."""
-        tiles, lanes = self._places(slots)
-        keys = self._key_words()[:, tiles, :, :, lanes].flatten(-2).transpose(0, 1)
-        values = self.sides[1][:, tiles, :, lanes // PACK, :, lanes % PACK].transpose(0, 1)
-        scales = self._scales()[:, tiles, :, :, lanes].permute(3, 1, 0, 2)
-        return keys, values, scales
 
-    def _put(self, slots: Ints, keys: Tensor, values: Tensor, scales: Tensor) -> None:
-        tiles, lanes = self._places(slots)
-        words = keys.transpose(0, 1)
-        self._key_words()[:, tiles, :, :, lanes] = words.reshape(*words.shape[:-1], -1, PACK)
-        self.sides[1][:, tiles, :, lanes // PACK, :, lanes % PACK] = values.transpose(0, 1)
-        self._scales()[:, tiles, :, :, lanes] = scales.permute(2, 1, 3, 0)
+def _raw(part: Sides, slots: Ints) -> tuple[Tensor, Tensor, Tensor]:
+    """Bytes [layers, n, kv_heads, D] of keys and of values, and scales [2, layers, n, kv_heads]."""
+    tiles, lanes = _places(slots)
+    keys = _key_words(part)[:, tiles, :, :, lanes].flatten(-2).transpose(0, 1)
+    values = part[1][:, tiles, :, lanes // PACK, :, lanes % PACK].transpose(0, 1)
+    scales = _scales(part)[:, tiles, :, :, lanes].permute(3, 1, 0, 2)
+    return keys, values, scales
 
-    def _key_words(self) -> Tensor:
-        """[layers, tiles, kv_heads, D / 4, 16, 4]."""
-        size, step = self.sides[0].shape[:-1], self.sides[0].stride()
-        shape = (*size, self.head_dim // PACK, LANES, PACK)
-        return self.sides[0].as_strided(shape, (*step[:-1], LANES * PACK, PACK, 1))
 
-    def _scales(self) -> Tensor:
-        """[layers, tiles, kv_heads, 2, 16]: of keys, of values."""
-        floats = self.sides[0].view(torch.float32)[..., -SCALES // 4 :]
-        step = floats.stride()
-        shape, strides = (*floats.shape[:-1], 2, LANES), (*step[:-1], LANES, 1)
-        return floats.as_strided(shape, strides, floats.storage_offset())
+def _put(part: Sides, slots: Ints, keys: Tensor, values: Tensor, scales: Tensor) -> None:
+    tiles, lanes = _places(slots)
+    words = keys.transpose(0, 1)
+    _key_words(part)[:, tiles, :, :, lanes] = words.reshape(*words.shape[:-1], -1, PACK)
+    part[1][:, tiles, :, lanes // PACK, :, lanes % PACK] = values.transpose(0, 1)
+    _scales(part)[:, tiles, :, :, lanes] = scales.permute(2, 1, 3, 0)
 
-    def _places(self, slots: Ints) -> tuple[Tensor, Tensor]:
-        at = torch.as_tensor(slots)
-        return at // LANES, at % LANES
+
+def _key_words(part: Sides) -> Tensor:
+    """[layers, tiles, kv_heads, D / 4, 16, 4]."""
+    size, step, dim = part[0].shape[:-1], part[0].stride(), part[1].shape[-2]
+    shape = (*size, dim // PACK, LANES, PACK)
+    return part[0].as_strided(shape, (*step[:-1], LANES * PACK, PACK, 1), part[0].storage_offset())
+
+
+def _scales(part: Sides) -> Tensor:
+    """[layers, tiles, kv_heads, 2, 16]: of keys, of values."""
+    floats = part[0].view(torch.float32)[..., -SCALES // 4 :]
+    step = floats.stride()
+    shape, strides = (*floats.shape[:-1], 2, LANES), (*step[:-1], LANES, 1)
+    return floats.as_strided(shape, strides, floats.storage_offset())
+
+
+def _places(slots: Ints) -> tuple[Tensor, Tensor]:
+    at = torch.as_tensor(slots)
+    return at // LANES, at % LANES

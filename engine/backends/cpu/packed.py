@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from mmap import mmap
 from threading import Lock, local
 from typing import BinaryIO
@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
-from fastslow.engine.backends.alike import KNOWN, AlikeLayers
+from fastslow.engine.backends.alike import KERNELS, AlikeLayers
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.compiled import structures
 from fastslow.engine.backends.cpu.formats import (
@@ -123,12 +123,12 @@ class Arena:
 
 def pieces(config: ModelConfig, formats: Formats) -> Iterator[Piece]:
     """All that a model needs, in the order of a step: a core then reads one stream."""
-    alike = AlikeLayers.of(config.with_mtp, KNOWN)
+    alike = AlikeLayers.of(config.with_mtp, KERNELS)
     for n, layer in enumerate(config.layers):
         yield from _layer(layer, alike, config.hidden_size, formats, n, f"model.layers.{n}")
     hidden, vocabulary = config.hidden_size, config.vocab_size
     tied = config.tie_word_embeddings
-    yield _norm(alike, "norm", hidden, "model.norm")
+    yield _norm(alike, "norm", hidden, "model.norm", factor=config.logit_scale)
     head = EMBEDDING if tied else "lm_head.weight"
     if formats.screens:
         yield PackedMatrix("screen", Format.INT8, hidden, plain_order(vocabulary), (head,))
@@ -161,16 +161,18 @@ def _layer(
         for use, key in NORMS.items()
         if use in layer.norms.names
     }
-    yield norms.pop("mixer")
+    if layer.norms.before:
+        yield norms.pop("mixer")
     if isinstance(layer.mixer, GroupedAttention):
-        yield from _attention(alike, hidden, formats, n, f"{name}.self_attn")
+        yield from _attention(layer.mixer, alike, hidden, formats, n, f"{name}.self_attn")
     elif isinstance(layer.mixer, GatedDelta):
         yield from _delta(layer.mixer, hidden, formats, n, f"{name}.linear_attn")
     elif isinstance(layer.mixer, ShortConv):
         yield from _short_conv(layer.mixer, hidden, formats, n, f"{name}.conv")
     if layer.norms.after:
         yield norms.pop("mixer_added")
-    yield norms.pop("ffn")
+    if layer.norms.before:
+        yield norms.pop("ffn")
     if (routed := layer.routed) is not None:
         yield from _routed(routed, hidden, formats, n, f"{name}.mlp")
     elif (dense := alike.dense) is not None:
@@ -179,21 +181,34 @@ def _layer(
 
 
 def _norm(
-    alike: AlikeLayers, key: str, size: int, source: str, order: Ints | None = None
+    alike: AlikeLayers,
+    key: str,
+    size: int,
+    source: str,
+    order: Ints | None = None,
+    factor: float = 1.0,
 ) -> Vector:
     kind = alike.norms.kind
-    offset = kind.offset if isinstance(kind, RmsNorm) else 0.0
-    return Vector(key, size, torch.float32, (f"{source}.weight",), order, offset)
+    offset = kind.offset * factor if isinstance(kind, RmsNorm) else 0.0
+    turn = None if factor == 1 else partial(torch.mul, factor)
+    return Vector(key, size, torch.float32, (f"{source}.weight",), order, offset, turn)
 
 
 def _attention(
-    alike: AlikeLayers, hidden: int, formats: Formats, n: int, prefix: str
+    a: GroupedAttention,
+    alike: AlikeLayers,
+    hidden: int,
+    formats: Formats,
+    n: int,
+    prefix: str,
 ) -> Iterator[Piece]:
-    a, f32 = alike.attention, torch.float32
-    dims = np.array(a.order)
+    f32, dims = torch.float32, np.array(a.order)
     for side, normed in (("query", a.query_norm), ("key", a.key_norm)):
         if normed is not None:
-            yield _norm(alike, f"{n}.{side}_norm", a.head_dim, f"{prefix}.{side[0]}_norm", dims)
+            heads = a.heads if side == "query" else a.kv_heads
+            order = heads_order(heads, a.head_dim, dims) if a.norms_whole else dims
+            order = order[order >= 0]
+            yield _norm(alike, f"{n}.{side}_norm", len(order), f"{prefix}.{side[0]}_norm", order)
     if a.sink_logits:
         yield Vector(f"{n}.sink_logits", a.heads, f32, (f"{prefix}.sinks",))
     if a.sinks:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, ClassVar, Self
+from itertools import islice
+from typing import Any, ClassVar, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -15,6 +16,9 @@ from fastslow.engine.host.lazy_memory import lazy_zeros, take_memory
 from fastslow.engine.kv.state.layout import RowState, StateLayout
 from fastslow.engine.kv.state.running import RunningStates
 from fastslow.engine.types import Ints
+
+Sides: TypeAlias = tuple[torch.Tensor, ...]
+"""Keys, and where they are kept apart values, of some layers."""
 
 
 class KVStorage:
@@ -55,7 +59,7 @@ class KVStorage:
         ]
         self._unwritten = np.ones(slots, dtype=np.bool_)
 
-    def _allocate(self) -> tuple[torch.Tensor, ...]:
+    def _allocate(self) -> Sides:
         """Keys and values of all layers, alike ones together."""
         found: list[torch.Tensor] = []
         for row, layers in self._alike().items():
@@ -154,20 +158,34 @@ class KVStorage:
                 for layer in layers:
                     take_memory(layer + first * size, (stop - first) * size)
 
-    def page(self, page: int, page_size: int) -> tuple[torch.Tensor, ...]:
+    def page(self, page: int, page_size: int) -> Sides:
         """A page of each side, in the order and numbers of the memory: views."""
         places = slice(page * page_size // self.tile, (page + 1) * page_size // self.tile)
         return tuple(side[:, places] for side in self.sides)
 
-    def read(self, slots: Ints) -> tuple[torch.Tensor, ...]:
+    def _parts(self, slots: Ints) -> Iterator[tuple[Sides, Ints]]:
+        """The sides of layers that are alike, and where slots lie in them."""
+        sides = iter(self.sides)
+        for row in self._alike():
+            yield tuple(islice(sides, 1 if row.values_in_keys else 2)), slots
+
+    def read(self, slots: Ints) -> Sides:
         """A copy of slots i64 [n]: of each side [layers, n, kv_heads, dim]."""
-        at = torch.as_tensor(slots, device=self.device)
-        return tuple(side.index_select(1, at) for side in self.sides)
+        return tuple(rows for part, at in self._parts(slots) for rows in self._read(part, at))
 
     def write(self, slots: Ints, *sides: torch.Tensor) -> None:
         """Fill slots i64 [n], all different, with rows as `read` gives them."""
+        given = iter(sides)
+        for part, at in self._parts(slots):
+            self._write(part, at, tuple(islice(given, len(part))))
+
+    def _read(self, part: Sides, slots: Ints) -> Sides:
         at = torch.as_tensor(slots, device=self.device)
-        for side, rows in zip(self.sides, sides, strict=True):
+        return tuple(side.index_select(1, at) for side in part)
+
+    def _write(self, part: Sides, slots: Ints, given: Sides) -> None:
+        at = torch.as_tensor(slots, device=self.device)
+        for side, rows in zip(part, given, strict=True):
             side.index_copy_(1, at, rows.to(self.dtype))
 
     def move(self, src: Ints, dst: Ints) -> None:

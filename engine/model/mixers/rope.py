@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -195,7 +196,28 @@ FIRST = 1024  # positions of the first table
 
 
 class Rotary:
-    """A table of cosines and sines by position, which grows with the texts."""
+    """Tables of cosines and sines of several rotations. starts: where the angles of each begin in a row; None: -1."""
+
+    def __init__(self, *ropes: Rope) -> None:
+        self._tables = [_Table(rope) for rope in ropes]
+        ends = accumulate(rope.dim // 2 for rope in ropes)
+        *begins, self.width = 0, *ends
+        self.starts = dict(zip((None, *ropes), (-1, *begins), strict=True))
+
+    def at(self, rows: Rows) -> tuple[Floats, Floats]:
+        """float32 [T, width] each."""
+        each = [table.at(rows) for table in self._tables]
+        if len(each) == 1:
+            return each[0]
+        none = np.empty((len(rows.tokens), 0), dtype=np.float32)
+        cos, sin = (
+            (np.concatenate((none, *some), 1) for some in zip(*each)) if each else (none, none)
+        )
+        return cos, sin
+
+
+class _Table:
+    """Cosines and sines by position, which grow with the texts."""
 
     def __init__(self, rope: Rope) -> None:
         self._rope = rope

@@ -76,7 +76,7 @@ def test_a_step_that_reaches_outside_is_refused_and_the_next_one_runs(
 ) -> None:
     tails, angles = Tails.of(step()), model._rotary.at(step())  # of the rows as they should be
     monkeypatch.setattr(Tails, "of", lambda rows: tails)
-    monkeypatch.setattr(model, "_rotary", SimpleNamespace(at=lambda rows: angles))
+    monkeypatch.setattr(model, "_rotary", SimpleNamespace(at=lambda rows: angles, width=model._rotary.width))
     kv = texts.storage(model, 32)
     want = model.forward(step(), kv, (0, 2))
     rows = step()

@@ -62,7 +62,8 @@ class CLayer(Checked):
     _fields_ = _fields(
         (c_void_p, "attention_norm mlp_norm attention_post_norm mlp_post_norm"),
         (c_void_p, "query_norm key_norm sink_logits sink_keys sink_values"),
-        (c_int32, "window unrotated mixer heads kv_heads head_dim value_dim unused"),
+        (c_int32, "window rope_at mixer head_norms heads kv_heads head_dim value_dim"),
+        (c_float, "score_scale residual_scale"),
         (CMatrix, "queries keys values gates out gate_up down router"),
         (c_void_p, "router_scale choice_bias"),
         (CMatrix, "expert_gate_up expert_down"),
@@ -88,7 +89,7 @@ class CShape(Checked):
         ),
         (c_int32, "sinks"),
         (c_float, "eps"),
-        (c_int32, "shared_gate"),
+        (c_int32, "shared_gate angles"),
         (CRecurrence, "recurrence"),
         (c_int32, "embedding_format"),
         (c_void_p, "embedding"),
@@ -107,7 +108,10 @@ class StepArgs(Checked):
     _fields_ = _fields(
         (c_int32, "threads rows requests outputs seen_rows features kv_format"),
         (c_int64, "slot_count tail_count"),
-        (c_void_p, "tokens slots groups cos sin starts contexts context_lengths chains"),
+        (
+            c_void_p,
+            "tokens slots groups cos sin query_scale starts contexts context_lengths chains",
+        ),
         (c_void_p, "tails tail_starts tail_lengths keys values wanted only_best best logits"),
         (c_void_p, "seen feature_layers feature_values fused hidden"),
         (c_int64, "places spots"),

@@ -110,6 +110,9 @@ void check_attention(const Shape& s, const Layer& l, bool reads_pair) {
     if (l.qkv[3].outputs && l.value_dim != l.head_dim) refuse("gates of %d values have no room", l.value_dim);
     check_matrix("out", l.out, (int64_t)l.heads * l.value_dim, padded(s.hidden, TILE));
     if (l.window < 0) refuse("window=%d must be at least 0", l.window);
+    if (l.head_norms < BEFORE_ROPE || l.head_norms > WHOLE) refuse("norms of heads of kind %d are unknown", l.head_norms);
+    if (l.rope_at < -1 || l.rope_at > s.angles - l.head_dim / 2)
+        refuse("angles from %d on leave the %d of a row", l.rope_at, s.angles);
     if (s.sinks) {
         check_vector("sink_keys", l.sink_keys);
         check_vector("sink_values", l.sink_values);
@@ -117,8 +120,8 @@ void check_attention(const Shape& s, const Layer& l, bool reads_pair) {
 }
 
 void check_layer(const Shape& s, const Layer& l, bool reads_pair) {
-    if (!reads_pair) check_vector("attention_norm", l.attention_norm);
-    check_vector("mlp_norm", l.mlp_norm);
+    if (!reads_pair && !l.attention_post_norm) check_vector("attention_norm", l.attention_norm);
+    if (!l.mlp_post_norm) check_vector("mlp_norm", l.mlp_norm);
     if (l.mixer == ATTENTION) check_attention(s, l, reads_pair);
     else check_recurrent(s, l);
     const bool routed = l.router.outputs > 0;

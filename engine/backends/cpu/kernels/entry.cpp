@@ -32,7 +32,7 @@ void multiply_rows(Step& step, int thread, int& phase, const Matrix& m, const fl
                                       format_of(m.format), m.inputs, model.ready_bytes, model.space.ready,
                                       model.scratch[thread].ready,
                                       [&](int i) { return rows + (size_t)i * width; });
-    step.add_to_x(thread, phase, m, ready, model.ready_bytes, -1, nullptr, next);
+    step.add_to_x(thread, phase, m, ready, model.ready_bytes, -1, false, nullptr, next);
 }
 
 }  // namespace

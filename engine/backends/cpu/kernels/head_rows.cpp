@@ -78,30 +78,28 @@ void keep_int8(const float* v, uint8_t* keys, uint8_t* values, bool value, int64
     }
 }
 
-}  // namespace
+// Rotate pairs half a head apart.
+void turn(const StepArgs& a, const Shape& s, const Layer& l, int row, float* v) {
+    if (l.rope_at < 0) return;
+    const int half = l.head_dim / 2;
+    const size_t at = (size_t)row * s.angles + l.rope_at;
+    const float *cos = a.cos + at, *sin = a.sin + at;
+    for (int d = 0; d < half; d++) {
+        float x = v[d], y = v[d + half];
+        v[d] = x * cos[d] - y * sin[d];
+        v[d + half] = y * cos[d] + x * sin[d];
+    }
+}
 
-void place_head(const Step& step, int layer, int head, int row, float* v) {
-    const Shape& s = step.model.shape;
+// A head that is normed and turned: a query is scaled and kept, a key or value goes to its page.
+void put_head(const Step& step, int layer, int head, int row, const float* v) {
     const Layer& l = step.model.layers[layer];
     const StepArgs& a = step.args;
-    const int dim = l.head_dim, half = dim / 2, gates = l.heads + 2 * l.kv_heads;
-    if (head >= gates) {
-        std::copy_n(v, dim, step.model.space.gates + ((size_t)row * l.heads + head - gates) * dim);
-        return;
-    }
-    const float* weight = head < l.heads ? l.query_norm : head < l.heads + l.kv_heads ? l.key_norm : nullptr;
-    if (weight) norm(v, dim, padded(dim, TILE), weight, s.eps, v);
-    if (head < l.heads + l.kv_heads && !l.unrotated) {
-        const float *cos = a.cos + (size_t)row * half, *sin = a.sin + (size_t)row * half;
-        for (int d = 0; d < half; d++) {
-            float x = v[d], y = v[d + half];
-            v[d] = x * cos[d] - y * sin[d];
-            v[d + half] = y * cos[d] + x * sin[d];
-        }
-    }
+    const int dim = l.head_dim;
     if (head < l.heads) {
         float* q = step.model.space.q + ((size_t)row * l.heads + head) * dim;
-        const float scale = 1.0f / std::sqrt((float)dim);
+        float scale = l.score_scale == 0.0f ? 1.0f / std::sqrt((float)dim) : l.score_scale;
+        if (a.query_scale) scale *= a.query_scale[row];
         for (int d = 0; d < dim; d++) q[d] = v[d] * scale;
         return;
     }
@@ -114,6 +112,51 @@ void place_head(const Step& step, int layer, int head, int row, float* v) {
         keep(v, (float*)cache, value, a.slots[row], kv_head, l);
     else
         keep(v, (uint16_t*)cache, value, a.slots[row], kv_head, l);
+}
+
+// Where a row's queries lie that are normed together, and behind them its keys.
+float* whole_of(const Step& step, const Layer& l, int row, bool keys) {
+    const int queries = padded(l.heads * l.head_dim, TILE);
+    return step.model.space.whole + (size_t)row * step.model.whole_width + (keys ? queries : 0);
+}
+
+}  // namespace
+
+void place_head(const Step& step, int layer, int head, int row, float* v) {
+    const Shape& s = step.model.shape;
+    const Layer& l = step.model.layers[layer];
+    const int dim = l.head_dim, keys = l.heads + l.kv_heads, gates = keys + l.kv_heads;
+    if (head >= gates) {
+        std::copy_n(v, dim, step.model.space.gates + ((size_t)row * l.heads + head - gates) * dim);
+        return;
+    }
+    if (head >= keys) return put_head(step, layer, head, row, v);
+    const bool key = head >= l.heads;
+    if (l.head_norms == WHOLE) {
+        std::copy_n(v, dim, whole_of(step, l, row, key) + (size_t)(head - (key ? l.heads : 0)) * dim);
+        return;
+    }
+    if (l.head_norms == AFTER_ROPE) turn(step.args, s, l, row, v);
+    const float* weight = key ? l.key_norm : l.query_norm;
+    if (weight) norm(v, dim, padded(dim, TILE), weight, s.eps, v);
+    if (l.head_norms == BEFORE_ROPE) turn(step.args, s, l, row, v);
+    put_head(step, layer, head, row, v);
+}
+
+void place_whole(const Step& step, int layer, int row) {
+    const Shape& s = step.model.shape;
+    const Layer& l = step.model.layers[layer];
+    for (const bool key : {false, true}) {
+        const int heads = key ? l.kv_heads : l.heads, count = heads * l.head_dim;
+        float* all = whole_of(step, l, row, key);
+        const float* weight = key ? l.key_norm : l.query_norm;
+        std::fill(all + count, all + padded(count, TILE), 0.0f);
+        if (weight) norm(all, count, padded(count, TILE), weight, s.eps, all);
+        for (int head = 0; head < heads; head++, all += l.head_dim) {
+            turn(step.args, s, l, row, all);
+            put_head(step, layer, head + (key ? l.heads : 0), row, all);
+        }
+    }
 }
 
 void ask_place(const Step& step, int layer, int head, int row) {

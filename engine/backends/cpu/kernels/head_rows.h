@@ -9,6 +9,9 @@ struct Step;
 // its page.
 void place_head(const Step& step, int layer, int head, int row, float* v);
 
+// The queries and keys of a row that are normed together, once all heads are there.
+void place_whole(const Step& step, int layer, int row);
+
 // Before the product: stores to lines that are far away would hold up the stores after them.
 void ask_place(const Step& step, int layer, int head, int row);
 

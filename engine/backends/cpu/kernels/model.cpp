@@ -43,6 +43,8 @@ Model::Model(const Shape& shape, const Layer* given)
         for (const Matrix& m : l.qkv) most(m);
         for (const Matrix* m : {&l.out, &l.gate_up, &l.down, &l.expert_gate_up, &l.mixed, &l.z}) most(*m);
         gates |= l.qkv[3].outputs > 0;
+        if (l.mixer == ATTENTION && l.head_norms == WHOLE)
+            whole_width = std::max(whole_width, padded(l.heads * l.head_dim, TILE) + padded(l.kv_heads * l.head_dim, TILE));
         if (l.mixer != ATTENTION) mixed_width = std::max(mixed_width, Columns(l, r).width);
         if (!l.router.outputs) continue;
         const Matrix& down = l.expert_down;
@@ -103,6 +105,7 @@ void Model::make_room(int rows, int threads, size_t partial_floats) {
     space.q = floats((size_t)rows * query_width);
     space.gates = floats(gates ? (size_t)rows * query_width : 0);
     space.mixed = floats((size_t)rows * mixed_width);
+    space.whole = floats((size_t)rows * whole_width);
     space.seen = floats((size_t)rows * attention_width);
     space.h = floats((size_t)rows * neurons_pad);
     space.expert_h = floats(entries * expert_pad);

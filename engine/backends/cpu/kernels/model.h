@@ -27,16 +27,21 @@ struct Matrix {
 // What lets rows see each other.
 enum MixerKind { ATTENTION, DELTA, SHORT_CONV };
 
+// Which norms queries and keys have: of each head before or after it is turned, or of all of a row together before.
+enum HeadNorms { BEFORE_ROPE, AFTER_ROPE, WHOLE };
+
 struct Layer {
-    const float *attention_norm, *mlp_norm;
+    const float *attention_norm, *mlp_norm;  // of what a sublayer reads; may be null
     const float *attention_post_norm, *mlp_post_norm;  // of what a sublayer adds; may be null
-    const float *query_norm, *key_norm;  // [D] of every head before it is turned; may be null
+    const float *query_norm, *key_norm;  // [D] of every head, or of all [heads * D] together; may be null
     const float* sink_logits;            // [heads] what a head's softmax has beside its keys; may be null
     const float *sink_keys, *sink_values;  // float32 tiles, see tile.h, that every row sees before its text
     int32_t window;     // keys that a row sees, itself the last; 0 = all
-    int32_t unrotated;  // queries and keys are not turned
-    int32_t mixer;      // a MixerKind; the next but `out` are those of attention
-    int32_t heads, kv_heads, head_dim, value_dim, unused;
+    int32_t rope_at;    // where a row's angles begin that turn queries and keys; -1: they are not turned
+    int32_t mixer, head_norms;  // a MixerKind, a HeadNorms; the next but `out` are those of attention
+    int32_t heads, kv_heads, head_dim, value_dim;
+    float score_scale;     // of queries; 0 = 1 / sqrt(D)
+    float residual_scale;  // of what sublayers add; 0 = 1
     Matrix qkv[4];   // queries, keys, values: a head at a time, each padded to whole tiles; gates, if there are any
     Matrix out;      // bias included
     Matrix gate_up;  // tiles of 16 gates and their 16 ups; a routed layer's shared experts, if it has any
@@ -82,6 +87,7 @@ struct Shape {
     int32_t sinks;                            // learned keys before every text
     float eps;
     int32_t shared_gate;                      // the router's last output gates the shared expert
+    int32_t angles;                           // of a row, for all the ways in which layers turn heads
     Recurrence recurrence;
     int32_t embedding_format;
     const void* embedding;  // [V, H] in float32 or bfloat16; or tiles in any format, which may be the head's
@@ -108,7 +114,7 @@ struct Shape {
 // Memory that the threads share during a step, for a number of rows.
 struct Workspace {
     int rows = 0;
-    float *x, *moved, *q, *gates, *seen, *h, *expert_h, *router_logits, *partial, *pair, *level, *mixed;
+    float *x, *moved, *q, *gates, *seen, *h, *expert_h, *router_logits, *partial, *pair, *level, *mixed, *whole;
     uint8_t *ready, *ready_router, *ready_expert;
     size_t partial_floats = 0;
 };
@@ -167,6 +173,7 @@ struct Model {
     std::vector<int> kinds;     // of layers' attention, which differ in heads or windows: the first layer of each
     std::vector<int> kind_of;   // layer -> which of them
     bool gates = false;         // some layer gates what its heads saw
+    int whole_width = 0;  // of a row's queries, and behind them keys, that are normed together
     int hidden_pad, neurons_pad, expert_pad, pair_width, level_width, mixed_width = 0;
     int attention_width = 0, query_width = 0, head_width = 0;  // the widest: what heads see, queries, a head
     size_t ready_bytes, ready_expert_bytes, ready_router_bytes;  // of one row

@@ -222,6 +222,7 @@ void combine(Step& step, int thread, int n, int& phase) {
         [&](int i) { return model.space.expert_h + (size_t)i * model.expert_pad; });
     const size_t bytes = sharing ? tile_bytes(l.down) : 0, expert_bytes = tile_bytes(l.expert_down);
     float* into = step.sums(l.mlp_post_norm);
+    const vf scale = l.mlp_post_norm ? splat(1.0f) : step.added_scale(n);
     const bool last_layer = n + 1 == model.shape.layers;
     Stream next = last_layer ? step.head_stream() : qkv_stream(model.layers[n + 1]);
     // an expert's run is short: what is asked for meanwhile is that of an expert some jobs later, and in
@@ -274,12 +275,12 @@ void combine(Step& step, int thread, int n, int& phase) {
             for (int i = 0; i < rows_count; i++) {
                 float* x = step.columns(into, i, tile);
                 for (int k = 0; k < TILE; k += W)
-                    store(x + k, load<vf>(x + k) + load<vf>(sums(tile, i) + k));
+                    store(x + k, fma(load<vf>(sums(tile, i) + k), scale, load<vf>(x + k)));
             }
             if (!l.mlp_post_norm) step.note_features(n, tile);
         }
     }, next.slice(thread, step.threads));
-    step.add_normed(thread, phase, n, l.mlp_post_norm, next.slice(thread, step.threads));
+    step.add_normed(thread, phase, n, true, l.mlp_post_norm, next.slice(thread, step.threads));
 }
 
 }  // namespace

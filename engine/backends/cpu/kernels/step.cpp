@@ -13,10 +13,10 @@
 
 namespace fastslow {
 
-// The most that a layer takes: qkv, attention, merge, out, shared and routed experts, down, two norms behind
+// The most that a layer takes: qkv, norms of all heads, attention, merge, out, shared and routed experts, down, two norms behind
 // them, and seven times rows made ready; keys and values of other formats than queries, twice two more. The
 // rest: embedding or entry, and the head with its rows.
-constexpr int LAYER_PHASES = 20, OTHER_PHASES = 2 + ENTRY_PHASES;
+constexpr int LAYER_PHASES = 21, OTHER_PHASES = 2 + ENTRY_PHASES;
 
 int tiles_per_chunk(int tiles, int threads) {
     return std::clamp(tiles / (threads * 16), 1, 8);
@@ -65,6 +65,7 @@ void norm(const float* x, int count, int width, const float* weight, float eps, 
 
 const float* Step::normed(int thread, int i, const float* weight) const {
     const int width = model.hidden_pad;
+    if (!weight) return model.space.x + (size_t)i * width;
     float* row = model.scratch[thread].row;
     norm(model.space.x + (size_t)i * width, model.shape.hidden, width, weight, model.shape.eps, row);
     return row;
@@ -203,6 +204,8 @@ void Step::project(int thread, int n, int& phase) {
         while (last < count && same_rows(parts[first], parts[last])) last++;
         project(thread, n, phase, first, last);
     }
+    if (model.layers[n].head_norms == WHOLE)
+        phases.run(phase++, thread, args.rows, [&](int i) { place_whole(*this, n, i); });
 }
 
 // Queries (0), keys (1), values (2) and gates (3) from first to before last, whose rows are alike.
@@ -259,9 +262,10 @@ void Step::project(int thread, int n, int& phase, int first_part, int last_part)
 }
 
 void Step::add_to_x(int thread, int& phase, const Matrix& m, const uint8_t* rows, size_t stride,
-                    int layer, const float* post_norm, Stream next) {
+                    int layer, bool ends, const float* post_norm, Stream next) {
     const size_t bytes = tile_bytes(m);
     float* into = sums(post_norm);
+    const vf scale = post_norm || layer < 0 ? splat(1.0f) : added_scale(layer);
     phases.run(phase++, thread, tiles_of(m), [&](int tile) {
         if (narrow())  // others have read it since, so it is not this core's to write
             for (int i = 0; i < args.rows; i++) ask_columns(into, i, tile);
@@ -271,25 +275,26 @@ void Step::add_to_x(int thread, int& phase, const Matrix& m, const uint8_t* rows
                      for (int i = 0; i < got; i++) {
                          float* x = columns(into, first + i, tile);
                          for (int j = 0; j < TILE; j += W)
-                             store(x + j, load<vf>(x + j) + load<vf>(out + i * TILE + j));
+                             store(x + j, fma(load<vf>(out + i * TILE + j), scale, load<vf>(x + j)));
                      }
                  });
-        if (layer >= 0 && !post_norm) note_features(layer, tile);
+        if (ends && !post_norm) note_features(layer, tile);
     }, next);
-    add_normed(thread, phase, layer, post_norm, next);
+    add_normed(thread, phase, layer, ends, post_norm, next);
 }
 
-void Step::add_normed(int thread, int& phase, int layer, const float* post_norm, Stream next) {
+void Step::add_normed(int thread, int& phase, int layer, bool ends, const float* post_norm, Stream next) {
     if (!post_norm) return;
     const int hidden = model.shape.hidden, width = model.hidden_pad;
+    const vf scale = added_scale(layer);
     phases.run(phase++, thread, args.rows, [&](int i) {
         float *moved = columns(model.space.moved, i, 0), *x = columns(model.space.x, i, 0);
         norm(moved, hidden, width, post_norm, model.shape.eps, moved);
         for (int k = 0; k < width; k += W) {
-            store(x + k, load<vf>(x + k) + load<vf>(moved + k));
+            store(x + k, fma(load<vf>(moved + k), scale, load<vf>(x + k)));
             store(moved + k, vf{});
         }
-        if (layer >= 0) note_features(layer, i, 0, hidden);
+        if (ends) note_features(layer, i, 0, hidden);
     }, next);
 }
 
@@ -316,7 +321,7 @@ void Step::close_attention(int thread, int n, int& phase) {
         thread, phase, tiles_of(l.out), args.rows, narrow(), format_of(l.out.format), l.out.inputs,
         model.ready_bytes, model.space.ready, model.scratch[thread].ready,
         [&](int i) { return model.space.seen + (size_t)i * model.attention_width; });
-    add_to_x(thread, phase, l.out, rows, model.ready_bytes, -1, l.attention_post_norm,
+    add_to_x(thread, phase, l.out, rows, model.ready_bytes, n, false, l.attention_post_norm,
              stream_of(l.gate_up).slice(thread, threads));
 }
 
@@ -346,7 +351,7 @@ void Step::dense(int thread, int n, int& phase) {
                  [&](int i) { return model.space.h + (size_t)i * model.neurons_pad; });
     const bool last = n + 1 == s.layers;
     Stream next = last ? head_stream() : qkv_stream(model.layers[n + 1]);
-    add_to_x(thread, phase, l.down, rows, model.ready_bytes, n, l.mlp_post_norm, next.slice(thread, threads));
+    add_to_x(thread, phase, l.down, rows, model.ready_bytes, n, true, l.mlp_post_norm, next.slice(thread, threads));
 }
 
 }  // namespace fastslow

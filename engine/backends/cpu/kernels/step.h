@@ -27,7 +27,8 @@ struct StepArgs {
     const int64_t* tokens;     // [T]
     const int64_t* slots;      // [T] where each row's keys and values go
     const int64_t* groups;     // [T] routed groups to run, -1 = all
-    const float *cos, *sin;    // [T, D / 2]
+    const float *cos, *sin;    // [T, angles]
+    const float* query_scale;  // [T] of rows' queries; may be null
     const int64_t* starts;     // [B + 1] request b owns rows starts[b] : starts[b + 1]
     const int64_t* const* contexts;  // [B] slots of the committed tokens
     const int64_t* context_lengths;  // [B]
@@ -89,11 +90,18 @@ struct Step : Task {
         return shared;
     }
 
-    // RMS norm of row i of x, into the thread's own scratch. Zhang and Sennrich, arXiv 1910.07467.
+    // RMS norm of row i of x, into the thread's own scratch; without a norm the row itself. Zhang and Sennrich, arXiv
+    // 1910.07467.
     const float* normed(int thread, int i, const float* weight) const;
 
     // The embedding of row i's token, into x.
     void embed_row(int thread, int i);
+
+    // Of what a sublayer adds to x.
+    vf added_scale(int layer) const {
+        const float scale = model.layers[layer].residual_scale;
+        return splat(scale == 0.0f ? 1.0f : scale);
+    }
 
     // What a sublayer adds to: x; or, where its sum is normed before x gets it, zeros.
     float* sums(const float* post_norm) const { return post_norm ? model.space.moved : model.space.x; }
@@ -106,13 +114,13 @@ struct Step : Task {
         for (int j = 0; j < TILE; j += 16) prefetch_to_write(columns(sums, i, tile) + j);
     }
 
-    // x += a matrix times the rows, a tile of columns at a time, normed where there is a norm for it; `layer`
-    // has features to note, or is -1.
-    void add_to_x(int thread, int& phase, const Matrix& m, const uint8_t* rows, size_t stride, int layer,
+    // x += the layer's scale * a matrix times the rows, a tile of columns at a time, normed where there is a norm for
+    // it; the layer's features are noted where it `ends`. layer: -1 = none.
+    void add_to_x(int thread, int& phase, const Matrix& m, const uint8_t* rows, size_t stride, int layer, bool ends,
                   const float* post_norm, Stream next);
 
     // The rows' sums, normed, go to x, and are zeros again; nothing is done without a norm.
-    void add_normed(int thread, int& phase, int layer, const float* post_norm, Stream next);
+    void add_normed(int thread, int& phase, int layer, bool ends, const float* post_norm, Stream next);
 
     // Books the time since the last call on this part.
     void mark(int thread, Part part) {
