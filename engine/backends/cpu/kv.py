@@ -20,7 +20,7 @@ LANES = 16  # slots of a tile; kernels/tile.h has the same
 
 
 class Tiles(KVStorage):
-    """Rows in tiles of sixteen slots, alike in all layers that have any."""
+    """Rows in tiles of sixteen slots; those of layers that keep alike rows lie together."""
 
     tile = LANES
 
@@ -28,9 +28,19 @@ class Tiles(KVStorage):
         """Layers, tiles and KV heads of layers that are alike, and their head size."""
         if self.device.type != "cpu":
             raise ValueError(f"device of tiles is {self.device}, but must be the CPU")
-        self.layout.alike(type(self).__name__)
+        paired(self.layout, type(self).__name__)
         for row, layers in self._alike().items():
             yield (len(layers), -(-self.slots // LANES), row.heads), row.key_dim
+
+
+def paired(layout: StateLayout, name: str) -> None:
+    """Raise ValueError for rows without values of their own, or of another size than the keys', which the storage with
+    this name cannot keep."""
+    for n, row in layout.rows.items():
+        if row.values_in_keys or row.value_dim != row.key_dim:
+            raise ValueError(
+                f"{name} keeps values as wide as keys, and layer {n} has others: {row}"
+            )
 
 
 class TiledStorage(Tiles):
@@ -134,13 +144,13 @@ class Int8Tiles(Tiles):
     @classmethod
     def misfit(cls, layout: StateLayout) -> str | None:
         """Say what it needs that a layout is not; None: it can keep it."""
-        dim = layout.alike(cls.__name__)[2]
-        return f"a head_dim that is a multiple of 4, not {dim}" if dim % PACK else None
+        paired(layout, cls.__name__)
+        odd = next((row.key_dim for row in layout.rows.values() if row.key_dim % PACK), None)
+        return None if odd is None else f"a head_dim that is a multiple of 4, not {odd}"
 
     @classmethod
     def token_bytes(cls, layout: StateLayout, dtype: torch.dtype) -> int:
-        layers, kv_heads, dim = layout.alike(cls.__name__)
-        return 2 * layers * kv_heads * (dim + 4)
+        return sum(2 * row.heads * (row.key_dim + 4) for row in layout.rows.values())
 
     @property
     def memory_dtype(self) -> torch.dtype:

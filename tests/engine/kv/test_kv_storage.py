@@ -17,34 +17,48 @@ from kernel_tools import compiled
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.kv import Int8Tiles, TiledStorage
 from fastslow.engine.backends.loader import load_model
+from fastslow.engine.kv.state.layout import RowState, SharedState, StateLayout
 from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.rows import Rows
 from fastslow.llm import LLM
 
 LAYOUT = texts.alike(3, 2, 8)
+WIDE, NARROW = RowState(1, 16, 16), RowState(2, 8, 8, 4)
+MIXED = StateLayout((NARROW, WIDE, NARROW, SharedState(1)))
 DTYPES = (torch.float32, torch.bfloat16)
 KINDS = [*((kind, dtype) for kind in (KVStorage, TiledStorage) for dtype in DTYPES)]
 
 
-def make(kind: type[KVStorage], slots: int, dtype: torch.dtype = torch.float32) -> KVStorage:
-    return kind(LAYOUT, slots, dtype, "cpu")
+def make(
+    kind: type[KVStorage], slots: int, dtype: torch.dtype = torch.float32, layout: StateLayout = LAYOUT
+) -> KVStorage:
+    return kind(layout, slots, dtype, "cpu")
 
 
-def some(slots: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
-    rows = torch.randn(2, 3, slots, 2, 8, generator=torch.Generator().manual_seed(5))
-    rows *= torch.linspace(0.1, 30, slots)[:, None, None]
-    return rows[0].to(dtype), rows[1].to(dtype)
+def some(slots: int, dtype: torch.dtype, layout: StateLayout) -> list[torch.Tensor]:
+    """Rows of each side."""
+    random = torch.Generator().manual_seed(5)
+    shapes = [(3, slots, 2, 8)] if layout is LAYOUT else [(2, slots, 2, 8), (1, slots, 1, 16)]
+    each = [torch.randn(2, *shape, generator=random) for shape in shapes]
+    return [(side * torch.linspace(0.1, 30, slots)[:, None, None]).to(dtype) for both in each for side in both]
 
 
+@pytest.mark.parametrize("layout", [LAYOUT, MIXED])
 @pytest.mark.parametrize(("kind", "dtype"), [*KINDS, (Int8Tiles, torch.float32)])
-def test_what_was_written_is_read_back_and_moved(kind: type[KVStorage], dtype: torch.dtype) -> None:
+def test_what_was_written_is_read_back_and_moved(
+    kind: type[KVStorage], dtype: torch.dtype, layout: StateLayout
+) -> None:
     """Int8 keeps rows to half a step, and moves them bit for bit."""
-    storage, (keys, values) = make(kind, 40, dtype), some(40, dtype)
+    storage, sides = make(kind, 40, dtype, layout), some(40, dtype, layout)
     order = np.random.default_rng(0).permutation(40)
-    storage.write(order, keys, values)
+    storage.write(order, *sides)
     found = storage.read(order)
-    for got, given in zip(found, (keys, values), strict=True):
+    assert len({tuple(side.data_ptr() for side in (storage.k[n], storage.v[n])) for n in range(3)}) == 3
+    assert layout is LAYOUT or (
+        storage.k[3] is storage.k[1] and storage.pointers[:, 3].tolist() == storage.pointers[:, 1].tolist()
+    )
+    for got, given in zip(found, sides, strict=True):
         step = given.abs().amax(-1, keepdim=True) / 127
         assert torch.equal(got, given) == (kind is not Int8Tiles)
         assert ((got - given).abs() <= 0.501 * step).all()
@@ -52,6 +66,11 @@ def test_what_was_written_is_read_back_and_moved(kind: type[KVStorage], dtype: t
     for got, before in zip(storage.read(order), found, strict=True):
         assert torch.equal(got[:, [16, 17, 2, 33]], before[:, [15, 16, 17, 3]])
         assert torch.equal(got[:, :2], before[:, :2])
+    alone = storage.only(1).read(order)
+    assert all(
+        torch.equal(got, side[-1:] if layout is MIXED else side[1:2])
+        for got, side in zip(alone, storage.read(order)[-2:])
+    )
     assert storage.dtype == dtype and storage.slots == 40
     assert storage.memory_dtype == (torch.int8 if kind is Int8Tiles else dtype)
 
@@ -84,7 +103,9 @@ def test_populated_slots_are_written_without_faults(kind: type[KVStorage]) -> No
 
 
 def test_a_token_takes_a_byte_a_number_and_its_scales() -> None:
-    assert make(Int8Tiles, 48).nbytes == 48 * Int8Tiles.token_bytes(LAYOUT, torch.bfloat16)
+    for layout in (LAYOUT, MIXED):
+        token = Int8Tiles.token_bytes(layout, torch.bfloat16)
+        assert make(Int8Tiles, 48, layout=layout).nbytes == 48 * token
     layout = texts.alike(30, 3, 64)
     wide = KVStorage.token_bytes(layout, torch.bfloat16)
     slim = Int8Tiles.token_bytes(layout, torch.bfloat16)
@@ -99,6 +120,9 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
     ):
         with pytest.raises(ValueError, match=said):
             kind(texts.alike(1, 1, width), 1, dtype, "cpu")
+    for kind, row in ((Int8Tiles, RowState(1, 8, 4)), (TiledStorage, RowState(1, 8, 8, 0, True))):
+        with pytest.raises(ValueError, match=f"{kind.__name__} keeps values as wide as keys, and layer 0 has others"):
+            kind(StateLayout((row,)), 1, torch.float32, "cpu")
     folder = checkpoints.write_dense(tmp_path)
     with pytest.raises(ValueError, match="kv_dtype 'int9' is not one of auto, int8, model"):
         load_model(folder, kv_dtype="int9")
