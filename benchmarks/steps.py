@@ -29,7 +29,7 @@ import torch
 from figures import numbers, options, show, write
 
 from fastslow import LLM, Output, SamplingParams, Speculation
-from fastslow.draft.mtp import MtpDraft
+from fastslow.draft.mtp.draft import MtpDraft
 from fastslow.draft.registry import DRAFTERS, DrafterDeps, DrafterKind
 from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.base import MtpModel

@@ -113,7 +113,7 @@ def _check_head(settings: Speculation, units: RoutedUnits, own: Collection[str])
 
 
 def _mtp(settings: Speculation, deps: DrafterDeps) -> Drafter:
-    from fastslow.draft.mtp import MtpDraft
+    from fastslow.draft.mtp.draft import MtpDraft
     from fastslow.engine.sampling.probs import only_best, probs_at
 
     width = 1 if settings.drafter == "auto" else settings.width

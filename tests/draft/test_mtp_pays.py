@@ -12,7 +12,7 @@ import torch
 from engine_tools import Ask, Bench, cache_for
 from steps import AcceptanceTable, TableLayer
 
-from fastslow.draft.mtp import MtpDraft
+from fastslow.draft.mtp.draft import MtpDraft
 from fastslow.draft.router import DrafterRouter
 from fastslow.draft.several import AdaptiveDrafter
 from fastslow.draft.suffix.draft import SuffixDraft

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.model.kv import BorrowedKV, OwnKV
-from fastslow.draft.mtp import MtpDraft
+from fastslow.draft.mtp.draft import MtpDraft
 from fastslow.draft.ngram import NgramDraft
 from fastslow.draft.router import DrafterRouter
 from fastslow.draft.suffix.draft import SuffixDraft

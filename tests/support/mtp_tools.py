@@ -16,7 +16,7 @@ from family_tools import load
 from reference_model import ReferenceModel
 from torch import Tensor
 
-from fastslow.draft.mtp import MtpDraft
+from fastslow.draft.mtp.draft import MtpDraft
 from fastslow.engine.backends.accelerator.cuda import CudaOps
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.accelerator.weights import Stacked

@@ -16,7 +16,7 @@ from npu_tools import CHIPS, simulated
 from peer_models import conv_or_full
 from torch import Tensor
 
-from fastslow.draft.mtp import MtpDraft
+from fastslow.draft.mtp.draft import MtpDraft
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.accelerator.ops import PagedOps
 from fastslow.engine.backends.accelerator.weights import Stacked
