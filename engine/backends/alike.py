@@ -43,10 +43,17 @@ PARTS = {  # fields of shapes, layers and their parts that not every backend kno
     "weights_eps": "number beside the sum that weights of experts are divided by",
     "ropes": "layers that rotate in several ways",
     "before": "layers without norms before sublayers",
+    "value_norm": "norms of values",
+    "keys_as_values": "values made of keys",
+    "per_layer_embedding": "per-layer embeddings",
+    "scaled": "factor of a layer's output",
+    "input_norm": "router with a norm of its own",
+    "per_expert_scale": "learned factor of an expert",
 }
+TORCH_ALONE = frozenset([*PARTS][-6:])
 NO_MORE = Known()
 ACCELERATORS = Known((GatedDelta, ShortConv), frozenset(("out_gate", "shared_gate", "weights_eps")))
-KERNELS = Known((GatedDelta, ShortConv), frozenset(PARTS))
+KERNELS = Known((GatedDelta, ShortConv), frozenset(PARTS) - TORCH_ALONE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +167,10 @@ def _unlike(config: DecoderShape, known: Known) -> Iterator[str]:
         yield "they have one RMSNorm for all places, before or after each sublayer"
     yield from (f"they have no {PARTS[name]}" for name in sorted(_parts(config) - known.parts))
     ffns = {layer.ffn for layer in config.layers}
+    for ffn in ffns:
+        if not isinstance(ffn, DenseMlp | RoutedExperts):
+            yield f"they have no {type(ffn).__name__}"
+            return
     for kind in (DenseMlp, RoutedExperts):
         if len([ffn for ffn in ffns if isinstance(ffn, kind)]) > 1:
             yield f"its layers have {kind.__name__} of several shapes"

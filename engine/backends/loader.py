@@ -108,7 +108,8 @@ def load_model(
             known = _with_known_mtp(config, partial(unlike, known=ACCELERATORS))
             return PagedDecoder(Stacked(known, ops, picked, place.device, tensors.read, int8))
         where = place.device
-        reader = TorchReader(ops_for(place.kind), picked, where, tensors.read, int8)
+        table = source.checkpoint.table
+        reader = TorchReader(ops_for(place.kind), picked, where, tensors.read, int8, table)
         return Decoder(Weights(config, reader))
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fastslow.engine.checkpoint.fused import Expected, Fact, Facts, Fused, Slices, fused_tensors
-from fastslow.engine.checkpoint.gguf_shard import GgufShard
+from fastslow.engine.checkpoint.gguf_shard import GgufShard, GgufSlice
 from fastslow.engine.checkpoint.published.layout import Published, published_layouts
 from fastslow.engine.checkpoint.quantised import (
     QuantReader,
@@ -28,18 +28,16 @@ from fastslow.engine.checkpoint.quantised import (
     quantised_tensors,
 )
 from fastslow.engine.checkpoint.row_file import RowFile
-from fastslow.engine.host.files import is_file, no_panic, open_file, read_object, shown
+from fastslow.engine.checkpoint.shards import INDEX, shards_of
+from fastslow.engine.host.files import is_file, no_panic, open_file, shown
 from fastslow.engine.host.gguf_file import is_gguf
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ops import QuantLinear, Read
 from fastslow.engine.model.tensors import canonical, mtp_shapes, tensor_shapes
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 BLOCKS = "q4_1.blocks"  # safetensors beside the weights: the 4-bit blocks they were made from
 DRAFT_LAYER = re.compile(r"model\.layers\.(\d+)\.")  # copies of embedding and head lie there
 BLOCK_INPUTS, BLOCK_BYTES = 32, 20  # scale and minimum in float16, then two inputs a byte
-EXPORT = "quant_model_weight*.safetensors"  # how exporters of W8A8 name their files
 MOST_HEADER = 100_000_000  # bytes, as the library has it
 LAST_BYTE = re.compile(rb'"data_offsets"\s*:\s*\[\s*\d+\s*,\s*(\d{1,18})\s*\]')
 PLAIN = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -69,7 +67,7 @@ class Checkpoint:
     @classmethod
     def open(cls, folder: Path, config: ModelConfig, scheme: Scheme | None = None) -> Checkpoint:
         """Check the name, shape and dtype of every tensor. ValueError in one sentence. scheme: what is quantised."""
-        shards = _shards(folder)
+        shards = shards_of(folder)
         _check_count(folder, config, shards)
         if scheme is not None:
             scheme = scheme.renamed(lambda name: canonical(name, config))
@@ -166,6 +164,13 @@ class Checkpoint:
 
     def _slices(self, shards: Mapping[str, Any]) -> Slices:
         return lambda name: shards[name].get_slice(self.stored.get(name, name))
+
+    def table(self, name: str) -> RowFile | GgufSlice | None:
+        """A matrix whose rows are read by number, i64 [n], in the memory of its file; None where they cannot be."""
+        path = next((path for path, names in self.files.items() if name in names), None)
+        if path is not None and is_gguf(path):
+            return GgufShard(path).get_slice(name)
+        return self.rows(name)
 
     def rows(self, name: str) -> RowFile | None:
         """A matrix to read single rows of; None where they cannot be read so (see `RowFile`)."""
@@ -360,40 +365,3 @@ def _ignorable(name: str, config: ModelConfig) -> bool:
 def _in_mtp_layer(name: str, config: ModelConfig) -> bool:
     layer = DRAFT_LAYER.match(name) if config.drafts_inside else None
     return layer is not None and int(layer[1]) >= len(config.layers)
-
-
-def _shards(folder: Path) -> dict[Path, set[str] | None]:
-    """The files to read, and the tensors that the index puts in each (None without an index)."""
-    if is_gguf(folder):
-        return {folder: None}
-    if is_file(folder / SINGLE):
-        return {folder / SINGLE: None}
-    index = folder / INDEX
-    if not is_file(index):
-        exported, alone = list(folder.glob(f"{EXPORT}.index.json")), list(folder.glob(EXPORT))
-        if len(alone) == 1 and not exported:
-            return {alone[0]: None}
-        if len(exported) != 1:
-            raise ValueError(f"{folder} has neither {SINGLE} nor {INDEX}")
-        index = exported[0]
-    weight_map = read_object(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f"{index} must hold an object weight_map from tensor names to files")
-    shards: dict[str, set[str]] = {}
-    for name, file in weight_map.items():
-        if not isinstance(file, str) or not _inside(file):
-            raise ValueError(
-                f"{index}: tensor {name:.99} points to {shown(file)}, outside the folder"
-            )
-        shards.setdefault(file, set()).add(name)
-    for file, names in shards.items():
-        if not is_file(folder / file):
-            raise ValueError(
-                f"{index}: tensor {min(names):.99} is in {file:.99}, which does not exist"
-            )
-    return {folder / file: names for file, names in shards.items()}
-
-
-def _inside(file: str) -> bool:
-    path = PurePosixPath(file.replace("\\", "/"))
-    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts

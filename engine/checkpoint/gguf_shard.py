@@ -55,8 +55,9 @@ class GgufSlice:
         return list(self.shape)
 
     def __getitem__(self, part: Any) -> Tensor:
-        """A slice of each axis, or of the first."""
+        """A slice of each axis, or of the first; or rows by number, i64 [n]."""
         first, *others = part if isinstance(part, tuple) else (part,)
+        first = first.numpy() if isinstance(first, Tensor) else first
         if len(self.shape) > 1:
             return _floats(self.rows()[first], self.kind)[(slice(None), *others)].contiguous()
         whole = _floats(self.data, self.kind)

@@ -16,7 +16,7 @@ from torch import Tensor
 from fastslow.engine.host.files import MOST_BYTES, parse_object
 from fastslow.engine.types import Floats
 
-DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32}
+DTYPES = {"BF16": torch.bfloat16, "F32": torch.float32, "F16": torch.float16}
 
 
 class OpenFile:
@@ -30,7 +30,7 @@ class OpenFile:
 
 @dataclass(frozen=True, slots=True)
 class RowFile:
-    """A matrix of bfloat16 or float32, its first row at byte `at`. Rows are read as they are asked for, and not
+    """A matrix of bfloat16, float16 or float32, its first row at byte `at`. Rows are read as they are asked for, and not
     kept: a mapped file would keep them, and some fifteen pages around each."""
 
     file: OpenFile
@@ -51,6 +51,8 @@ class RowFile:
         found = self._read(rows)
         if self.dtype == torch.bfloat16:
             found = found.view(np.uint16).astype(np.uint32) << 16
+        elif self.dtype == torch.float16:
+            found = found.view(np.float16).astype(np.float32)
         return found.view(np.float32).reshape(len(rows), self.shape[1])
 
     def _read(self, rows: Sequence[int]) -> NDArray[np.generic]:

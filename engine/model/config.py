@@ -90,6 +90,17 @@ class ModelConfig(DecoderShape):
         if not self.layers:
             yield "a decoder has at least one layer"
         parts = dict.fromkeys(x for layer in every for x in (layer.mixer, layer.ffn))
+        if (table := self.per_layer_embedding) is not None:
+            yield from table.misfits()
+            if table.rows < self.vocab_size or table.layers != len(self.layers):
+                yield (
+                    f"vocab_size_per_layer_input {table.rows} must be at least vocab_size {self.vocab_size}"
+                )
+        if any(
+            (x := layer.token_input) and (table is None or x.width != table.width)
+            for layer in every
+        ):
+            yield "layers that add something by token need per-layer embeddings of their width"
         for part in parts:  # those that are alike are looked at once
             yield from part.misfits()
         for n, layer in enumerate(self.layers):

@@ -36,6 +36,8 @@ class Step:
     dtype: torch.dtype
     device: torch.device
     slots: slice | Tensor = field(init=False)  # int64 [T], or the run that they are
+    token_inputs: Tensor | None = field(init=False, default=None)
+    """Per-layer embeddings [P, layers, width]; see `ffn/token_input.py`."""
     _made: dict[Hashable, Any] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -118,8 +120,9 @@ class MixerModule(Protocol):
 class FfnModule(Protocol):
     """A feed-forward part with its weights, on plain torch."""
 
-    def __call__(self, x_PH: Tensor, wanted: Ints) -> Tensor:
-        """[P, H] of normed rows [P, H]. wanted: int64 [P], routed groups or experts that run for each row."""
+    def __call__(self, x_PH: Tensor, wanted: Ints, stream_PH: Tensor | None = None) -> Tensor:
+        """[P, H] of normed rows [P, H]. wanted: int64 [P], routed groups or experts that run for each row. stream_PH: the
+        rows before the norm, of which some parts make more."""
 
 
 class Mixer(Protocol):

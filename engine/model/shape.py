@@ -8,6 +8,8 @@ from typing import Self
 
 from fastslow.engine.kv.state.layout import StateLayout
 from fastslow.engine.model.ffn.experts import RoutedExperts
+from fastslow.engine.model.ffn.parallel import ParallelFfn
+from fastslow.engine.model.ffn.token_input import PerLayerEmbedding, TokenInput
 from fastslow.engine.model.mixers.grouped import GroupedAttention
 from fastslow.engine.model.mixers.latent import LatentAttention
 from fastslow.engine.model.mixers.rope import Rope
@@ -19,12 +21,16 @@ from fastslow.engine.model.parts import FeedForward, Mixer
 class Layer:
     """A decoder layer: what lets rows see each other, what is made of each row, and the norms around both.
 
-    residual_scale: what each of the two adds to the residual stream is multiplied with it."""
+    residual_scale: what each of the two adds to the residual stream is multiplied with it. token_input: what it
+    adds then by the row's token; `DecoderShape.per_layer_embedding` is there. scaled: last, all of its output is
+    multiplied by a learned number, `layer_scalar` [1]."""
 
     mixer: Mixer
     ffn: FeedForward
     norms: LayerNorms = USUAL_NORMS
     residual_scale: float = 1.0
+    token_input: TokenInput | None = None
+    scaled: bool = False
 
     @property
     def rope(self) -> Rope | None:
@@ -35,7 +41,8 @@ class Layer:
     @property
     def routed(self) -> RoutedExperts | None:
         """Its routed experts, if it has any."""
-        return self.ffn if isinstance(self.ffn, RoutedExperts) else None
+        ffn = self.ffn.routed if isinstance(self.ffn, ParallelFfn) else self.ffn
+        return ffn if isinstance(ffn, RoutedExperts) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +90,7 @@ class DecoderShape:
         embedding_scale: embeddings are multiplied with it where they enter the first layer.
         logit_scale: logits are multiplied with it, before a cap.
         logit_cap: logits x become cap * tanh(x / cap); 0: as they are.
+        per_layer_embedding: what every layer's `token_input` reads; None: no layer has one.
         mtp: the layer that predicts further tokens; None: the checkpoint is not asked for one.
         drafts_inside: tensors of layers after the model's own belong to drafts.
         fused: layouts in which files may hold several tensors as one: "experts" of a layer, gates above ups; "experts
@@ -105,6 +113,7 @@ class DecoderShape:
     embedding_scale: float = 1.0
     logit_scale: float = 1.0
     logit_cap: float = 0.0
+    per_layer_embedding: PerLayerEmbedding | None = None
     mtp: MtpLayer | None = None
     drafts_inside: bool = False
     fused: tuple[str, ...] = ()

@@ -17,6 +17,8 @@ def tensor_specs(config: DecoderShape) -> Iterator[TensorSpec]:
     """Every tensor that a checkpoint of this config holds."""
     ends, rows = (config.vocab_size, config.hidden_size), ShardRule(ShardAxis.ALL, 0)
     yield TensorSpec(EMBEDDING, ends, rows)
+    if config.per_layer_embedding is not None:
+        yield from config.per_layer_embedding.tensors(config.hidden_size)
     for n, layer in enumerate(config.layers):
         yield from layer_tensors(layer, f"model.layers.{n}", config.hidden_size)
     yield from norm_tensors("model.norm", config.norm, config.hidden_size)
@@ -37,6 +39,10 @@ def layer_tensors(layer: Layer, prefix: str, hidden: int) -> Iterator[TensorSpec
     for name in names[first:]:
         yield from norm_tensors(name, kind, hidden)
     yield from layer.ffn.tensors(prefix, hidden)
+    if layer.token_input is not None:
+        yield from layer.token_input.tensors(prefix, hidden)
+    if layer.scaled:
+        yield TensorSpec(f"{prefix}.layer_scalar", (1,))
 
 
 def layer_names(config: DecoderShape, n: int) -> list[str]:

@@ -11,8 +11,8 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fastslow.engine.checkpoint.checkpoint import INDEX, SINGLE
 from fastslow.engine.checkpoint.quantised import DESCRIPTION, KV_TYPE, METHOD, QuantKind
+from fastslow.engine.checkpoint.shards import INDEX, SINGLE
 from fastslow.engine.host.files import read_object
 from fastslow.engine.model.ops import QuantLinear
 

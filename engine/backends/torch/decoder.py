@@ -28,6 +28,8 @@ class Decoder(LayeredModel[Weights]):
         check_step(rows, kv, self.storage, features, self.layers)
         w, step = self.weights, self.weights.step(rows)
         x_PH = self._start(step)
+        if w.per_layer is not None:
+            step.token_inputs = w.per_layer(step.tokens, x_PH)
         groups = padded(rows.groups, step.padded)  # padding rows run no routed expert
         wanted, looked = (
             torch.from_numpy(x).to(self.device) for x in (rows.outputs, rows.feature_rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
@@ -13,6 +13,7 @@ from torch import Tensor
 from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.base import best_tokens
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.ffn.token_input import TABLE, PerLayerModule, Table, TokenInputModule
 from fastslow.engine.model.norms import (
     Norm,
     NormWeights,
@@ -44,14 +45,15 @@ from fastslow.engine.types import Ints, ModelOutput
 class TorchReader:
     """A `WeightReader` for plain torch: tensors in `dtype` on `device`, matrices as `Ops.pack` makes them.
 
-    linear: gives matrices that are to run in int8, None for the others. Matrices are stacked and packed one
-    by one as they are read, so that beside the finished ones no more than one lies in memory."""
+    linear: gives matrices that are to run in int8, None for the others. rows: see `Checkpoint.table`. Matrices are
+    stacked and packed one by one as they are read, so that beside the finished ones no more than one lies in memory."""
 
     ops: Ops
     dtype: torch.dtype
     device: torch.device
     read: Read
     linear: ReadQuant = no_int8
+    rows: Callable[[str], Table | None] | None = None
     _buffer: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -73,6 +75,11 @@ class TorchReader:
         return NormWeights(
             self.plain(f"{name}.weight"), self.plain(f"{name}.bias") if kind.bias else None
         )
+
+    def table(self, name: str) -> Table:
+        """A matrix of which single rows are read."""
+        found = None if self.rows is None else self.rows(name)
+        return self.plain(name).cpu() if found is None else found
 
     def matrix(self, *names: str, bias: bool = False) -> Linear:
         weight = self.weight(*(f"{name}.weight" for name in names))
@@ -114,12 +121,14 @@ def _fill(whole: Tensor, parts: list[Tensor]) -> Tensor:
 
 @dataclass(slots=True)
 class LayerModule:
-    """A layer with its weights: its two sublayers, and its norms by use."""
+    """A layer with its weights: its two sublayers, its norms by use, its part by token, and its scalar [1]."""
 
     layer: Layer
     mixer: MixerModule
     ffn: FfnModule
     norms: dict[str, Sublayer]
+    token_input: TokenInputModule | None = None
+    scalar: Tensor | None = None
 
     @classmethod
     def load(cls, layer: Layer, prefix: str, reader: TorchReader) -> LayerModule:
@@ -129,7 +138,13 @@ class LayerModule:
             for use, name in layer.norms.names.items()
         }
         mixer = layer.mixer.module(layer.mixer.load(prefix, reader), ops)
-        return cls(layer, mixer, layer.ffn.module(layer.ffn.load(prefix, reader), ops), norms)
+        ffn, part = layer.ffn.module(layer.ffn.load(prefix, reader), ops), layer.token_input
+        found = cls(layer, mixer, ffn, norms)
+        if part is not None:
+            found.token_input = TokenInputModule(part, part.load(prefix, reader), ops)
+        if layer.scaled:
+            found.scalar = reader.plain(f"{prefix}.layer_scalar")
+        return found
 
     def around(self, sublayer: str) -> tuple[Sublayer, Sublayer]:
         """The norms before and after a sublayer, "mixer" or "ffn"."""
@@ -139,7 +154,12 @@ class LayerModule:
         """The residual stream [P, H] after the layer, whose rows are those of layer `n` of the storage."""
         before, after = self.around("ffn")
         mixed_PH = self.mix(x_PH, kv, n, step)
-        return residual(mixed_PH, before, partial(self.ffn, wanted=wanted), after)
+        ffn = partial(self.ffn, wanted=wanted, stream_PH=mixed_PH)
+        x_PH = residual(mixed_PH, before, ffn, after)
+        if self.token_input is not None:
+            assert step.token_inputs is not None
+            x_PH = self.token_input(x_PH, step.token_inputs[:, n])
+        return x_PH if self.scalar is None else x_PH * self.scalar
 
     def mix(self, x_PH: Tensor, kv: KVStorage, n: int, step: Step) -> Tensor:
         """The residual stream [P, H] before the ffn: all that later rows read is kept."""
@@ -178,6 +198,7 @@ class Weights:
     norm: Sublayer = field(init=False)
     head: Tensor = field(init=False)
     mtp: MtpWeights | None = field(init=False)
+    per_layer: PerLayerModule | None = field(init=False)
 
     def __post_init__(self) -> None:
         c, reader = self.config, self.reader
@@ -186,6 +207,10 @@ class Weights:
             LayerModule.load(layer, f"model.layers.{n}", reader) for n, layer in enumerate(c.layers)
         ]
         self.norm = partial(normed, reader.ops, c.norm, reader.norm("model.norm", c.norm))
+        self.per_layer = None
+        if (part := c.per_layer_embedding) is not None:
+            weights = part.load(reader, reader.table(TABLE))
+            self.per_layer = PerLayerModule(part, weights, reader.ops)
         self.mtp = None if c.mtp is None else MtpWeights.load(c.mtp, reader)
         name = EMBEDDING if c.tie_word_embeddings else HEAD
         plain = c.tie_word_embeddings and reader.linear(name) is None

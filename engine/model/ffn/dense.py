@@ -72,7 +72,9 @@ class MlpModule:
     weights: MlpWeights[Linear]
     ops: Ops
 
-    def __call__(self, x_PH: Tensor, wanted: Ints | None = None) -> Tensor:
+    def __call__(
+        self, x_PH: Tensor, wanted: Ints | None = None, stream_PH: Tensor | None = None
+    ) -> Tensor:
         both = self.ops.linear(x_PH, *self.weights.gate_up)
         inner = self.ops.gated(both, self.mlp.activation)
         return self.ops.linear(inner, *self.weights.down)

@@ -54,8 +54,13 @@ class RoutedExperts:
         yield from linear(f"{own}.gate", self.experts, hidden, isinstance(r, Router) and r.bias)
         if isinstance(r, GroupRouter):
             yield TensorSpec(f"{own}.router_scale", (1, self.experts))
-        elif r.choice_bias:
-            yield TensorSpec(f"{own}.gate.e_score_correction_bias", (self.experts,))
+        else:
+            if r.choice_bias:
+                yield TensorSpec(f"{own}.gate.e_score_correction_bias", (self.experts,))
+            if r.input_norm is not None:
+                yield TensorSpec(f"{own}.gate.scale", (hidden,))
+            if r.per_expert_scale:
+                yield TensorSpec(f"{own}.gate.per_expert_scale", (self.experts,))
         if self.shared is not None:
             yield from self.shared.inside(f"{own}.shared_expert", hidden)
         if self.shared_gate:
@@ -70,7 +75,7 @@ class RoutedExperts:
     def load(self, prefix: str, reader: WeightReader[M, E]) -> MixtureWeights[M, E]:
         own, sums, r = f"{prefix}.mlp", wide(reader.dtype), self.router
         names = [f"{own}.experts.{e}" for e in range(self.experts)]
-        scale = bias = choice = gate = None
+        scale = bias = choice = gate = inputs = None
         if self.shared_gate:
             gate = reader.plain(f"{own}.shared_expert_gate.weight", dtype=sums)[0]
         if isinstance(r, GroupRouter):
@@ -79,6 +84,11 @@ class RoutedExperts:
             bias = reader.plain(f"{own}.gate.bias", dtype=sums) if r.bias else None
             name = f"{own}.gate.e_score_correction_bias"
             choice = reader.plain(name, dtype=sums) if r.choice_bias else None
+            if r.input_norm is not None:
+                inputs = reader.plain(f"{own}.gate.scale", dtype=sums)
+                inputs *= len(inputs) ** -0.5
+            if r.per_expert_scale:
+                scale = reader.plain(f"{own}.gate.per_expert_scale", dtype=sums)
         return MixtureWeights(
             reader.plain(f"{own}.gate.weight", dtype=sums),
             reader.experts(names, ("gate", "up"), self.expert.bias),
@@ -88,6 +98,7 @@ class RoutedExperts:
             bias,
             choice,
             gate,
+            inputs,
         )
 
     def module(self, weights: MixtureWeights[Linear, ExpertMatrices], ops: Ops) -> ExpertsModule:
@@ -97,8 +108,9 @@ class RoutedExperts:
 @dataclass(slots=True)
 class MixtureWeights(Generic[M, E]):
     """gate_up, down: of all routed experts. router: [E, H]; router_bias is added to its logits, choice_bias to what an
-    expert is chosen by, and a MoGE's scale multiplies its weight; each [E]. shared_gate: [H]. All of these are float32
-    (float64 for float64)."""
+    expert is chosen by, and a MoGE's scale, or `per_expert_scale`, multiplies its weight; each [E]. shared_gate: [H].
+    router_input: [H], what the router's normed input is multiplied with, H^-0.5 in it. All of these are float32 (float64
+    for float64)."""
 
     router: Tensor
     gate_up: E
@@ -108,6 +120,7 @@ class MixtureWeights(Generic[M, E]):
     router_bias: Tensor | None = None
     choice_bias: Tensor | None = None
     shared_gate: Tensor | None = None
+    router_input: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -132,8 +145,9 @@ class ExpertsModule:
         ffn = self.ffn.shared
         self.shared = ffn.module(w.shared, self.ops) if ffn is not None and w.shared else None
 
-    def __call__(self, x_PH: Tensor, wanted: Ints) -> Tensor:
-        """[P, H] in the dtype of x. wanted: int64 [P], groups or experts to run per row."""
+    def __call__(self, x_PH: Tensor, wanted: Ints, stream_PH: Tensor | None = None) -> Tensor:
+        """[P, H] in the dtype of x. wanted: int64 [P], groups or experts to run per row. stream_PH: see `FfnModule`; what
+        a router with an input norm reads."""
         y_PH, sums = torch.zeros_like(x_PH), wide(x_PH.dtype)
         if self.shared is not None:
             y_PH = self.shared(x_PH)
@@ -141,7 +155,11 @@ class ExpertsModule:
             y_PH = (y_PH * sigmoid((x_PH * gate).sum(-1, keepdim=True))).to(x_PH.dtype)
         if not wanted.any():
             return y_PH
-        logits_PE = self.ops.linear(x_PH.to(sums), *self.router)
+        read_PH, router = x_PH.to(sums), self.ffn.router
+        if isinstance(router, Router) and (norm := router.input_norm) is not None:
+            assert stream_PH is not None and self.weights.router_input is not None
+            read_PH = self.ops.rms_norm(stream_PH.to(sums), self.weights.router_input, norm.eps)
+        logits_PE = self.ops.linear(read_PH, *self.router)
         found = self._choose(logits_PE, torch.from_numpy(wanted).to(x_PH.device))
         numbers, weights = found.numbers.cpu().numpy(), found.weights
         if (held := self.held_groups) is not None:
@@ -178,7 +196,12 @@ class ExpertsModule:
         if isinstance(router, GroupRouter):
             assert w.scale is not None
             return choose(logits_PE, w.scale, router.groups, wanted_P)
-        return choose_best(logits_PE, router, w.choice_bias, wanted_P)
+        found = choose_best(logits_PE, router, w.choice_bias, wanted_P)
+        if w.scale is None:
+            return found
+        experts = found.numbers.clamp(max=logits_PE.shape[1] - 1).flatten()
+        each = w.scale.index_select(0, experts).view(found.weights.shape)
+        return ExpertChoice(found.numbers, found.weights * each)
 
 
 def _dispatch(

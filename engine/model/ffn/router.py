@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from fastslow.engine.model.norms import RmsNorm
 from fastslow.engine.model.ops import sigmoid
 
 ROUTER_KINDS = "softmax", "chosen", "sigmoid"
@@ -45,7 +46,10 @@ class Router:
     chosen weights are divided by their sum. scale: what they are multiplied with then. bias: of the logits.
     weights_eps: of a sigmoid router, what is added to that sum.
     groups, kept_groups: experts lie in groups, and those of the best `kept_groups` groups can be chosen
-    (DeepSeek-V3, arXiv 2412.19437); 0: all. group_best: experts of a group whose scores, added, rank it."""
+    (DeepSeek-V3, arXiv 2412.19437); 0: all. group_best: experts of a group whose scores, added, rank it.
+    input_norm: the router reads rows of the residual stream, not those that the experts read: x / sqrt(mean(x^2) + eps)
+    * gate.scale * H^-0.5, a learned scale [H]. per_expert_scale: what a chosen expert weighs, divided by the sum, is
+    multiplied by a learned number of it, gate.per_expert_scale [E]."""
 
     unit: ClassVar[Literal["groups", "experts"]] = "experts"
     kind: str
@@ -58,6 +62,8 @@ class Router:
     kept_groups: int = 0
     group_best: int = 2
     weights_eps: float = 0.0
+    input_norm: RmsNorm | None = None
+    per_expert_scale: bool = False
 
     @property
     def chosen(self) -> int:

@@ -14,7 +14,7 @@ from fastslow.engine.kv.state.layout import RowState, SharedState
 from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.mixers.lines import RowFront, attend
 from fastslow.engine.model.mixers.rope import Rope, rotation
-from fastslow.engine.model.norms import Norm, NormWeights, norm_tensors, normed
+from fastslow.engine.model.norms import Norm, NormWeights, RmsNorm, norm_tensors, normed
 from fastslow.engine.model.ops import Linear, Ops, Sinks, sigmoid, wide
 from fastslow.engine.model.parts import Step, WeightReader, too_small
 from fastslow.engine.model.tensor_spec import ShardAxis, ShardRule, TensorSpec, linear
@@ -35,6 +35,8 @@ class GroupedAttention:
         window: tokens that a row sees, itself included; 0: all.
         query_norm, key_norm: every head is normed before it is rotated. norms_whole: all heads are normed together.
         norm_turned: they are normed after they are rotated.
+        value_norm: every head of values is normed, without a weight: v / sqrt(mean(v^2) + eps), before it is kept.
+        keys_as_values: there is no `v_proj`; values are what `k_proj` gives, before norms and rotation.
         qkv_fused: the file has one matrix `qkv_proj` for queries, keys and values.
         sink_logits: every query head has a learned logit that takes its share of the softmax, and no value.
         sinks: learned keys that every token sees before its text. sink_values: their values are learned, too.
@@ -66,6 +68,8 @@ class GroupedAttention:
     norm_turned: bool = False
     score_scale: float = 0.0
     position_scale: tuple[float, int] | None = None
+    value_norm: RmsNorm | None = None
+    keys_as_values: bool = False
 
     @property
     def value_width(self) -> int:
@@ -113,6 +117,8 @@ class GroupedAttention:
             return {"q": queries}
         if self.qkv_fused:
             return {"qkv": queries + keys + values}
+        if self.keys_as_values:
+            return {"q": queries, "k": keys}
         return {"q": queries, "k": keys, "v": values}
 
     def misfits(self) -> Iterator[str]:
@@ -132,6 +138,10 @@ class GroupedAttention:
             yield f"value_dim {self.value_dim} must be at most {self.head_dim}, the keys' size"
         if self.out_gate and (self.value_dim or self.shares is not None or self.qkv_fused):
             yield "gates of attention need heads of one size, and keys and matrices of their own"
+        if (self.keys_as_values or self.value_norm) and (
+            not self.heads_as_stored or self.qkv_fused or self.sinks
+        ):
+            yield "values that are normed, or made of keys, need heads of one size, in whole, and neither gates nor sinks"
 
     def tensors(self, prefix: str, hidden: int) -> Iterator[TensorSpec]:
         own = f"{prefix}.self_attn"
@@ -225,8 +235,8 @@ class GroupedAttention:
 
 @dataclass(slots=True)
 class GroupedWeights(Generic[M]):
-    """q, k, v and gates stacked into one matrix [(heads + 2 kv_heads + heads if gated) * head_dim, hidden]; norms of
-    heads, before rotation.
+    """q, k, v and gates stacked into one matrix [(heads + 2 kv_heads + heads if gated) * head_dim, hidden], without v
+    where values are made of keys, and q alone where the layer shares keys; norms of heads, before rotation.
 
     sink_logits: [heads], float32 (float64 for float64). sink_keys, sink_values: [sinks, kv_heads, head_dim]."""
 
@@ -269,12 +279,17 @@ class GroupedModule:
         m, w = self.mixer, self.weights
         mixed = self.ops.linear(x_PH, *w.qkv).view(len(x_PH), -1, m.head_dim)
         turning = m.heads if m.shares is not None else m.heads + m.kv_heads
+        if m.keys_as_values and m.shares is None:
+            mixed = torch.cat((mixed, mixed[:, m.heads :]), 1)
         parts = [m.heads] if m.shares is not None else [m.heads, m.kv_heads, m.kv_heads]
         sides = mixed.split(parts + [m.heads] * m.out_gate, 1)
         kinds = (m.query_norm, w.query_norm), (m.key_norm, w.key_norm)
         for side, (kind, norm) in zip(sides, kinds, strict=False):
             if kind is not None and norm is not None:
                 side.copy_(normed(self.ops, kind, norm, side.contiguous()))
+        if m.value_norm is not None and m.shares is None:
+            ones = sides[2].new_ones(m.head_dim)
+            sides[2].copy_(self.ops.rms_norm(sides[2].contiguous(), ones, m.value_norm.eps))
         turned = mixed[:, :turning].to(wide(x_PH.dtype))
         if (rope := m.rope) is not None:
             turned = self.ops.rotate(turned, *rotation(rope, step))

@@ -26,7 +26,8 @@ ROTARY_LAYOUTS = ("halves-first", "interleaved-first", "halves-last")
 
 @dataclass(frozen=True, slots=True)
 class RopeScaling:
-    """Scaling of rotary frequencies: `kind` is "linear", "dynamic", "llama3", "yarn", "longrope" or "factors".
+    """Scaling of rotary frequencies: `kind` is "linear", "dynamic", "llama3", "yarn", "longrope", "factors" or
+    "proportional".
 
     llama3: wavelengths above original_max_positions / low_frequency_factor are stretched by `factor`, those
     below original_max_positions / high_frequency_factor are left alone, those between are blended. yarn (Peng
@@ -34,7 +35,9 @@ class RopeScaling:
     `fast_turns`, between whole pairs where `whole_pairs`; cosines and sines are multiplied by
     `attention_factor`. factors: each pair's frequency is divided by its factor, as GGUF files have them. longrope
     (Ding et al., arXiv 2402.13753): the same by `long_factors` in requests that may become longer than
-    original_max_positions, by `factors` in others; with `attention_factor`."""
+    original_max_positions, by `factors` in others; with `attention_factor`. proportional: the
+    first `pairs` pairs (i, i + dim / 2) of the head turn as those of a whole rotation, stretched by `factor`; the
+    others stand still (frequency 0). `Rope.width` is 0 then, and dims stay in their order."""
 
     kind: str
     factor: float
@@ -47,6 +50,7 @@ class RopeScaling:
     attention_factor: float = 1.0
     factors: tuple[float, ...] = ()
     long_factors: tuple[float, ...] = ()
+    pairs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +95,7 @@ class Rope:
     def context(self) -> int:
         """The longest text in tokens."""
         scaling = self.scaling
-        if scaling is None or scaling.kind in ("llama3", "factors"):
+        if scaling is None or scaling.kind in ("llama3", "factors", "proportional"):
             return self.max_positions
         if scaling.kind == "yarn":
             return max(self.max_positions, int(scaling.original_max_positions * scaling.factor))
@@ -164,6 +168,9 @@ def _turning(rope: Rope, max_len: int) -> Tensor:
         return frequencies
     if scaling.kind == "linear":
         return frequencies / scaling.factor
+    if scaling.kind == "proportional":
+        turning = torch.arange(len(frequencies)) < scaling.pairs
+        return torch.where(turning, frequencies / scaling.factor, 0.0)
     if scaling.kind == "factors":
         return frequencies / torch.tensor(scaling.factors, dtype=torch.float64)
     if scaling.kind == "yarn":

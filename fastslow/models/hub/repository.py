@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fastslow.engine.checkpoint.checkpoint import INDEX, SINGLE
+from fastslow.engine.checkpoint.shards import INDEX, SINGLE
 from fastslow.engine.host.files import MOST_BYTES, shown
 from fastslow.engine.host.gguf_file import PART, most_like
 from fastslow.engine.kv.budget import format_bytes
