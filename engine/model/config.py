@@ -86,6 +86,8 @@ class ModelConfig(DecoderShape):
                 f"max_position_embeddings {self.max_positions}, times the rope_scaling factor, must be "
                 f"at most {MOST}"
             )
+        if sum(rope.dynamic for rope in self.ropes) > 1:
+            yield "several of its rotations depend on how long a text may become"
         every = self.with_mtp.layers
         if not self.layers:
             yield "a decoder has at least one layer"

@@ -90,9 +90,12 @@ USUAL_NORMS = LayerNorms()
 Sublayer = Callable[[Tensor], Tensor]
 
 
-def residual(x_TH: Tensor, before: Sublayer, sublayer: Sublayer, after: Sublayer) -> Tensor:
-    """x + after(sublayer(before(x))): the one spelling of the residual stream."""
-    return x_TH + after(sublayer(before(x_TH)))
+def residual(
+    x_TH: Tensor, before: Sublayer, sublayer: Sublayer, after: Sublayer, scale: float = 1.0
+) -> Tensor:
+    """x + scale * after(sublayer(before(x))): the one spelling of the residual stream."""
+    added_TH = after(sublayer(before(x_TH)))
+    return x_TH + (added_TH if scale == 1 else added_TH * scale)
 
 
 def same(x_TH: Tensor) -> Tensor:

@@ -143,8 +143,7 @@ class DecoderShape:
 
     def rope_length(self, max_len: int) -> int:
         """Return what decides the rotary base of a request that may become this long: equal numbers, equal keys."""
-        dynamic = any(rope.dynamic for rope in self.ropes)
-        return max(max_len, self.max_positions) if dynamic else 0
+        return max((rope.length(max_len) for rope in self.ropes), default=0)
 
     @property
     def context(self) -> int:

@@ -155,7 +155,7 @@ class LayerModule:
         before, after = self.around("ffn")
         mixed_PH = self.mix(x_PH, kv, n, step)
         ffn = partial(self.ffn, wanted=wanted, stream_PH=mixed_PH)
-        x_PH = residual(mixed_PH, before, ffn, after)
+        x_PH = residual(mixed_PH, before, ffn, after, self.layer.residual_scale)
         if self.token_input is not None:
             assert step.token_inputs is not None
             x_PH = self.token_input(x_PH, step.token_inputs[:, n])
@@ -164,7 +164,8 @@ class LayerModule:
     def mix(self, x_PH: Tensor, kv: KVStorage, n: int, step: Step) -> Tensor:
         """The residual stream [P, H] before the ffn: all that later rows read is kept."""
         before, after = self.around("mixer")
-        return residual(x_PH, before, partial(self.mixer, kv=kv, n=n, step=step), after)
+        mixer, scale = partial(self.mixer, kv=kv, n=n, step=step), self.layer.residual_scale
+        return residual(x_PH, before, mixer, after, scale)
 
 
 @dataclass(slots=True)
@@ -245,5 +246,7 @@ class Weights:
             logits_MV = self.ops.linear(last_MH, self.head).to(dtype)
         else:
             logits_MV = torch.empty(0, self.config.vocab_size, dtype=dtype, device=self.device)
+        if (scale := self.config.logit_scale) != 1:
+            logits_MV *= scale
         best = best_tokens(logits_MV, rows.only_best | bool(cap))
         return ModelOutput(soft_cap(logits_MV, cap), seen, best)

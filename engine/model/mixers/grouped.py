@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,7 +17,7 @@ from fastslow.engine.model.mixers.lines import RowFront, attend
 from fastslow.engine.model.mixers.rope import Rope, rotation
 from fastslow.engine.model.norms import Norm, NormWeights, RmsNorm, norm_tensors, normed
 from fastslow.engine.model.ops import Linear, Ops, Sinks, sigmoid, wide
-from fastslow.engine.model.parts import Step, WeightReader, too_small
+from fastslow.engine.model.parts import Step, WeightReader, padded, too_small
 from fastslow.engine.model.tensor_spec import ShardAxis, ShardRule, TensorSpec, linear
 
 M = TypeVar("M")
@@ -136,6 +137,10 @@ class GroupedAttention:
             yield f"head_dim {self.head_dim} must be an even number of at least 4"
         if not 0 <= self.value_dim <= self.head_dim:
             yield f"value_dim {self.value_dim} must be at most {self.head_dim}, the keys' size"
+        if self.norms_whole and self.sinks:
+            yield "sinks need norms of each head of keys"
+        if self.norm_turned and self.norms_whole:
+            yield "norms of all heads together come before rotation"
         if self.out_gate and (self.value_dim or self.shares is not None or self.qkv_fused):
             yield "gates of attention need heads of one size, and keys and matrices of their own"
         if (self.keys_as_values or self.value_norm) and (
@@ -152,7 +157,8 @@ class GroupedAttention:
         yield from linear(f"{own}.o_proj", hidden, inner, self.out_bias, out, first)
         for side, kind in (("q", self.query_norm), ("k", self.key_norm)):
             if kind is not None:
-                yield from norm_tensors(f"{own}.{side}_norm", kind, self.head_dim)
+                heads = (self.heads if side == "q" else self.kv_heads) if self.norms_whole else 1
+                yield from norm_tensors(f"{own}.{side}_norm", kind, heads * self.head_dim)
         if self.sink_logits:
             yield TensorSpec(f"{own}.sinks", (self.heads,), QUERIES)
         if self.sinks:
@@ -189,8 +195,10 @@ class GroupedAttention:
         return GroupedModule(self, weights, ops)
 
     def _ordered(self, norm: NormWeights) -> NormWeights:
-        bias = None if norm.bias is None else norm.bias[self.order]
-        return NormWeights(norm.weight[self.order], bias)
+        def ordered(x: Tensor) -> Tensor:
+            return x.unflatten(0, (-1, self.head_dim))[:, self.order].flatten()
+
+        return NormWeights(ordered(norm.weight), None if norm.bias is None else ordered(norm.bias))
 
     def _qkv(self, own: str, reader: WeightReader[M, Any]) -> M:
         names = [f"{own}.{side}_proj" for side in self.sides]
@@ -268,6 +276,11 @@ class GroupedModule:
         for cache, rows in zip((k_SKD, v_SKD), fresh, strict=self.mixer.shares is None):
             step.store(cache, rows)
         q_PHD = q_PHD * self.mixer.scale
+        if self.mixer.position_scale is not None:
+            q_PHD *= step.once(
+                self.mixer.position_scale,
+                lambda: position_scales(self.mixer, step).to(q_PHD),
+            )
         seen = attend(q_PHD, k_SKD, v_SKD, step, self.mixer.window, self.front)
         if gates is not None:
             seen = seen * sigmoid(gates.flatten(1).to(seen.dtype))
@@ -283,19 +296,35 @@ class GroupedModule:
             mixed = torch.cat((mixed, mixed[:, m.heads :]), 1)
         parts = [m.heads] if m.shares is not None else [m.heads, m.kv_heads, m.kv_heads]
         sides = mixed.split(parts + [m.heads] * m.out_gate, 1)
-        kinds = (m.query_norm, w.query_norm), (m.key_norm, w.key_norm)
-        for side, (kind, norm) in zip(sides, kinds, strict=False):
-            if kind is not None and norm is not None:
-                side.copy_(normed(self.ops, kind, norm, side.contiguous()))
+        if not m.norm_turned:
+            self._norm_heads(sides)
         if m.value_norm is not None and m.shares is None:
             ones = sides[2].new_ones(m.head_dim)
             sides[2].copy_(self.ops.rms_norm(sides[2].contiguous(), ones, m.value_norm.eps))
         turned = mixed[:, :turning].to(wide(x_PH.dtype))
         if (rope := m.rope) is not None:
             turned = self.ops.rotate(turned, *rotation(rope, step))
-        if m.shares is not None:
-            return [turned]
-        return turned[:, : m.heads], turned[:, m.heads :], *sides[2:]
+        heads = turned.split(parts[:2], 1)
+        if m.norm_turned:
+            self._norm_heads(heads)
+        return *heads, *sides[len(heads) :]
+
+    def _norm_heads(self, sides: Sequence[Tensor]) -> None:
+        """Norm queries, and keys where there are some, in place."""
+        m, w = self.mixer, self.weights
+        kinds = (m.query_norm, w.query_norm), (m.key_norm, w.key_norm)
+        for side, (kind, norm) in zip(sides, kinds, strict=False):
+            if kind is not None and norm is not None:
+                rows = side.flatten(1) if m.norms_whole else side.contiguous()
+                side.copy_(normed(self.ops, kind, norm, rows).view(side.shape))
 
     def _normed(self, x: Tensor, kind: Norm | None, weights: NormWeights | None) -> Tensor:
         return x if kind is None or weights is None else normed(self.ops, kind, weights, x)
+
+
+def position_scales(mixer: GroupedAttention, step: Step) -> Tensor:
+    """float64 [P, 1, 1]: what the queries of each row are multiplied with by `position_scale`, padding too."""
+    assert mixer.position_scale is not None
+    beta, length = mixer.position_scale
+    positions = padded(step.rows.positions, step.padded)
+    return torch.from_numpy(1 + beta * np.log1p(positions // length))[:, None, None]

@@ -52,6 +52,12 @@ class RopeScaling:
     long_factors: tuple[float, ...] = ()
     pairs: int = 0
 
+    @property
+    def lists(self) -> tuple[tuple[float, ...], ...]:
+        """Its lists of one factor for each pair."""
+        every = {"factors": (self.factors,), "longrope": (self.factors, self.long_factors)}
+        return every.get(self.kind, ())
+
 
 @dataclass(frozen=True, slots=True)
 class Rope:
@@ -89,13 +95,22 @@ class Rope:
     @property
     def dynamic(self) -> bool:
         """True where a row depends on the longest text that its request may become."""
-        return self.scaling is not None and self.scaling.kind == "dynamic"
+        return self.scaling is not None and self.scaling.kind in ("dynamic", "longrope")
+
+    def length(self, max_len: int) -> int:
+        """Return what decides the frequencies of a request that may become this long; 0: no length does."""
+        if not self.dynamic or self.scaling is None:
+            return 0
+        if self.scaling.kind == "dynamic":
+            return max(max_len, self.max_positions)
+        original = self.scaling.original_max_positions
+        return min(max(max_len, original), original + 1)
 
     @property
     def context(self) -> int:
         """The longest text in tokens."""
         scaling = self.scaling
-        if scaling is None or scaling.kind in ("llama3", "factors", "proportional"):
+        if scaling is None or scaling.kind in ("llama3", "factors", "longrope", "proportional"):
             return self.max_positions
         if scaling.kind == "yarn":
             return max(self.max_positions, int(scaling.original_max_positions * scaling.factor))
@@ -104,11 +119,12 @@ class Rope:
     def misfits(self) -> Iterator[str]:
         """Yield a sentence for each field that does not fit the others."""
         scaling, half = self.scaling, self.rotated // 2
-        if scaling is not None and scaling.kind == "factors" and len(scaling.factors) != half:
-            yield (
-                f"rope_scaling has {len(scaling.factors)} factors, but half a head of "
-                f"{self.rotated} rotates"
-            )
+        for factors in () if scaling is None else scaling.lists:
+            if len(factors) != half:
+                yield (
+                    f"rope_scaling has {len(factors)} factors, but half a head of {self.rotated} "
+                    "rotates"
+                )
         if self.width % 2 or not 0 <= self.width <= self.dim:
             yield f"rotary_dim {self.width} must be even and at most {self.dim}"
         if self.layout not in ROTARY_LAYOUTS:
@@ -122,7 +138,7 @@ class Rope:
 
         positions and max_len: int64 [T]. The first half of the sines is negated, so that a rotation is
         `x * cos + roll(x, dim / 2) * sin` (half-split "rotate_half")."""
-        max_lens = max_len.tolist() if self.dynamic else [0]
+        max_lens = map(self.length, max_len.tolist()) if self.dynamic else [0]
         frequencies = torch.stack([inverse_frequencies(self, r) for r in max_lens])
         frequencies = frequencies.to(device, dtype)
         angles = torch.from_numpy(positions).to(device, dtype)[:, None] * frequencies
@@ -150,8 +166,8 @@ def rotation(rope: Rope, step: Step) -> tuple[Tensor, Tensor]:
 def inverse_frequencies(rope: Rope, max_len: int = 0) -> Tensor:
     """float64 [dim / 2], radians per position, on the CPU.
 
-    max_len: tokens, the longest text the request may become. Only dynamic NTK looks at it, so that a
-    request keeps one base from its first token to its last; <= 0 means unscaled."""
+    max_len: tokens, the longest text the request may become. Only dynamic NTK and longrope look at it, so that a
+    request keeps its frequencies from its first token to its last; <= 0 means unscaled."""
     turning = _turning(rope, max_len)
     still = torch.zeros(rope.dim // 2 - len(turning), dtype=torch.float64)
     return torch.cat((turning, still))  # `Rope.order` puts dims that stand still at the zeros
@@ -171,8 +187,10 @@ def _turning(rope: Rope, max_len: int) -> Tensor:
     if scaling.kind == "proportional":
         turning = torch.arange(len(frequencies)) < scaling.pairs
         return torch.where(turning, frequencies / scaling.factor, 0.0)
-    if scaling.kind == "factors":
-        return frequencies / torch.tensor(scaling.factors, dtype=torch.float64)
+    if scaling.kind in ("factors", "longrope"):
+        far = scaling.kind == "longrope" and max_len > scaling.original_max_positions
+        factors = scaling.long_factors if far else scaling.factors
+        return frequencies / torch.tensor(factors, dtype=torch.float64)
     if scaling.kind == "yarn":
         return _yarn(frequencies, theta, scaling)
     low, high = scaling.low_frequency_factor, scaling.high_frequency_factor
