@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGUFWriter, TokenType
 from gguf import GGMLQuantizationType as Kind
+from gguf.quants import quant_shape_to_byte_shape
 from numpy.typing import NDArray
 from tokenizers.pre_tokenizers import ByteLevel
 
@@ -123,21 +124,19 @@ def main() -> None:
     config = ModelConfig.from_json(raw | {"architectures": [f"Qwen3_5{'Moe' * mixed}ForCausalLM"]})
     writer = GGUFWriter(args.out, names.architecture)
     add_header(writer, raw, {**GGUF_FIELDS, **names.fields})
-    shapes, kinds = tensors(config), dict[str, Kind]()
-    for name, shape in shapes.items():
-        shape = shapes[name] = tuple(n for n in shape if n > 1)
+    every = dict[str, tuple[tuple[int, ...], Kind]]()
+    for name, whole in tensors(config).items():
+        shape = tuple(n for n in whole if n > 1)
         exact = len(shape) < 2 or "ssm_conv1d" in name or "ffn_gate_inp" in name
-        kind = Kind[args.head if shape[0] == config.vocab_size else args.type]
-        kinds[name] = kind = Kind.F32 if exact else kind
-        inputs, size = (1, 1) if exact else GGML_QUANT_SIZES[kind]
-        stored = (*shape[:-1], shape[-1] // inputs * size)
-        dtype = np.dtype(np.float32 if exact else np.uint8)
-        writer.add_tensor_info(name, stored, dtype, prod(stored) * dtype.itemsize, raw_dtype=kind)
+        usual = Kind[args.head if shape[0] == config.vocab_size else args.type]
+        every[name] = shape, (kind := Kind.F32 if exact else usual)
+        stored = quant_shape_to_byte_shape(shape, kind)
+        writer.add_tensor_info(name, stored, np.dtype(np.uint8), prod(stored), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    for name, shape in shapes.items():
-        writer.write_tensor_data(blocks(name, shape, kinds[name]))
+    for name, facts in every.items():
+        writer.write_tensor_data(blocks(name, *facts))
     writer.close()
 
 

@@ -292,12 +292,11 @@ def _on_kernels(config: ModelConfig, dtype: torch.dtype, device: str, quantizati
 def _on_device(config: ModelConfig, ops: PagedOps, dtype: torch.dtype) -> bool:
     """Tell whether an accelerator's kernels know the layers; else plain torch runs, and says so. ValueError where they
     know them, but not their sizes, and no layer is recurrent."""
-    if (why := unlike(config, ACCELERATORS)) is None and config.state_layout.running:
-        try:
+    why = unlike(config, ACCELERATORS)
+    if why is None and config.state_layout.running:
+        try:  # the heads of most such models are wider than an NPU's kernels take
             ops.check(config, dtype)
-        except (
-            ValueError
-        ) as error:  # the heads of most such models are wider than an NPU's kernels take
+        except ValueError as error:
             why = str(error)
     if why is not None:
         logger.warning("plain torch runs instead of the device's kernels: {}", why)

@@ -114,23 +114,25 @@ def fused_tensors(shape: DecoderShape) -> Iterator[Fused]:
             yield from LAYOUTS[kind](prefix, layer, shape.hidden_size)
 
 
+def _each(
+    own: str, experts: int, sides: Mapping[str, slice], kind: str = "weight"
+) -> dict[str, tuple[int | slice, Outputs]]:
+    """Parts of a tensor with all experts: which outputs each side of an expert has."""
+    names = [(f"{own}.{e}.{side}_proj.{kind}", e, side) for e in range(experts) for side in sides]
+    return {name: (e, sides[side]) for name, e, side in names}
+
+
 def _experts(prefix: str, layer: Layer, hidden: int) -> Iterator[Fused]:
     """All experts of a layer in one tensor, gates above ups: floats [experts, out, in]."""
     if (routed := layer.routed) is None:
         return
     inner, own = routed.expert.width, f"{prefix}.mlp.experts"
-    outputs = {"gate": slice(inner), "up": slice(inner, None), "down": slice(None)}
-    for stem, sides, size in (
-        ("gate_up_proj", ("gate", "up"), (2 * inner, hidden)),
-        ("down_proj", ("down",), (hidden, inner)),
+    for stem, size, sides in (
+        ("gate_up_proj", (2 * inner, hidden), {"gate": slice(inner), "up": slice(inner, None)}),
+        ("down_proj", (hidden, inner), {"down": slice(None)}),
     ):
-        parts = {
-            f"{own}.{e}.{side}_proj.weight": (e, outputs[side])
-            for e in range(routed.experts)
-            for side in sides
-        }
-        whole = Expected(((routed.experts, *size),))
-        yield Fused({f"{own}.{stem}": whole}, parts, lambda x, at: x[0][at])
+        whole = {f"{own}.{stem}": Expected(((routed.experts, *size),))}
+        yield Fused(whole, _each(own, routed.experts, sides), lambda x, at: x[0][at])
 
 
 def _experts_in_turn(prefix: str, layer: Layer, hidden: int) -> Iterator[Fused]:
@@ -139,18 +141,12 @@ def _experts_in_turn(prefix: str, layer: Layer, hidden: int) -> Iterator[Fused]:
     if (routed := layer.routed) is None:
         return
     inner, experts, own = routed.expert.width, routed.experts, f"{prefix}.mlp.experts"
-    for stem, sides, inputs, outputs in (
-        ("gate_up_proj", ("gate", "up"), hidden, 2 * inner),
-        ("down_proj", ("down",), inner, hidden),
+    gate_up = {"gate": slice(None, None, 2), "up": slice(1, None, 2)}
+    for stem, inputs, outputs, sides in (
+        ("gate_up_proj", hidden, 2 * inner, gate_up),
+        ("down_proj", inner, hidden, {"down": slice(None)}),
     ):
-        weights, biases = (
-            {
-                f"{own}.{e}.{side}_proj.{kind}": (e, slice(place, None, len(sides)))
-                for e in range(experts)
-                for place, side in enumerate(sides)
-            }
-            for kind in ("weight", "bias")
-        )
+        weights, biases = (_each(own, experts, sides, kind) for kind in ("weight", "bias"))
         name = f"{own}.{stem}"
         blocks = (experts, outputs, inputs // BLOCK)
         yield Fused(

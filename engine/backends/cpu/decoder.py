@@ -29,7 +29,7 @@ from fastslow.engine.backends.cpu.library import (
     tensor_address,
 )
 from fastslow.engine.backends.cpu.packed import Arena
-from fastslow.engine.backends.cpu.running import RunningArgs
+from fastslow.engine.backends.cpu.running import running_args
 from fastslow.engine.backends.cpu.step import KernelStep, Tails
 from fastslow.engine.backends.cpu.store import PackedFile
 from fastslow.engine.checkpoint.row_file import OpenFile
@@ -169,9 +169,9 @@ class CpuDecoder:
         if growth is not None:
             scale = (1 + growth[0] * np.log1p(rows.positions // growth[1])).astype(np.float32)
         logits, width, inputs = step.logits, len(features) * c.hidden_size, rows.inputs
-        running = None
+        running, _alive = dict[str, int](), dict[str, Ints]()
         if kv.running is not None and rows.running is not None:
-            running = RunningArgs.of(kv.running, self.layers, rows.running, rows.parents)
+            running, _alive = running_args(kv.running, self.layers, rows.running, rows.parents)
         args = structures.StepArgs(
             threads=torch.get_num_threads(),
             rows=T,
@@ -205,7 +205,7 @@ class CpuDecoder:
             feature_layers=address("feature layers", wanted, INT64, len(features)),
             feature_values=address("features", step.features, FLOAT32, len(seen) * width),
             hidden=0 if inputs is None else tensor_address("inputs", inputs, T * c.hidden_size),
-            **({} if running is None else running.fields()),
+            **running,
         )
         if failed := self._kernels.fs_step(self._handle, ctypes.byref(args)):
             library.check(failed, f"a step of {T} rows")

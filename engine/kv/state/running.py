@@ -26,7 +26,7 @@ OPENING = 8  # tokens at a prompt's end that a chat's next turn may leave out: t
 class RunningStates:
     """The memory of running states, in places: each of the first has the state of a request, the others snapshots.
 
-    `state[layer]`: its parts, each [places + snapshots, ...]. `rows[layer]`: the parts that a row adds, each
+    bytes: of a snapshot, and of a request, which has rows that are not folded in, too. `state[layer]`: its parts, each [places + snapshots, ...]. `rows[layer]`: the parts that a row adds, each
     [places, UNFOLDED, ...]: those of the row at position p of a request are at p % UNFOLDED, until it is folded in.
 
     The model folds. It has one order for it, row by row, and one rounding: a state is then the same, bit for bit,
@@ -42,6 +42,7 @@ class RunningStates:
         device: torch.device | str,
     ) -> None:
         self.places, self.snapshots = places, snapshots
+        self.bytes = layout.snapshot_bytes(dtype), layout.request_bytes(dtype)
         dtype = wide(dtype)
         self.state = {
             n: tuple(lazy_zeros((places + snapshots, *shape), dtype, device) for shape in s.shapes)
@@ -51,6 +52,9 @@ class RunningStates:
             n: tuple(lazy_zeros((places, UNFOLDED, *shape), dtype, device) for shape in s.inputs)
             for n, s in layout.running.items()
         }
+        self._parts, self._rings = (
+            [part for parts in some.values() for part in parts] for some in (self.state, self.rows)
+        )
         self._addresses: dict[tuple[int, ...], NDArray[np.uint64]] = {}
 
     def addresses(self, layers: tuple[int, ...], parts: int, added: int) -> NDArray[np.uint64]:
@@ -63,33 +67,20 @@ class RunningStates:
                     row[first : first + len(some)] = [part.data_ptr() for part in some]
         return known
 
-    @property
-    def bytes(self) -> tuple[int, int]:
-        """Of a snapshot, and of a request: its state, and rows that are not folded in."""
-        each = (
-            [part for parts in some.values() for part in parts] for some in (self.state, self.rows)
-        )
-        state, rows = (sum(part[0].nbytes for part in parts) for parts in each)
-        return state, state + rows
-
     def clear(self, place: int) -> None:
         """Let the state be that of no text."""
-        for parts in self.state.values():
-            for part in parts:
-                part[place].zero_()
+        for part in self._parts:
+            part[place].zero_()
 
     def copy(self, source: int, target: int) -> None:
         """Copy the state of one place to another."""
-        for parts in self.state.values():
-            for part in parts:
-                part[target].copy_(part[source])
+        for part in self._parts:
+            part[target].copy_(part[source])
 
     def move(self, place: int, src: Sequence[int], dst: Sequence[int]) -> None:
         """Copy the row of position src[i] to dst[i], as if all were read before any is written."""
-        read, written = ([position % UNFOLDED for position in some] for some in (src, dst))
-        for parts in self.rows.values():
-            for part in parts:
-                part[place, written] = part[place, read]
+        for part in self._rings:
+            part[place, _ring(dst)] = part[place, _ring(src)]
 
 
 class StateCounts(NamedTuple):

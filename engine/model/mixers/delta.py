@@ -190,21 +190,16 @@ class DeltaModule:
         states: see `RunningStates`. rings: the request's. projected: of the rows, the convolution's inputs [T, channels], and those
         of gates and betas [T, value heads]. out: [T, value heads, value_dim]."""
         state = State(*(part[running.place].clone() for part in states))
-        marks, folded = dict(running.snapshots), 0
+        copies = (*running.snapshots, (running.folds + running.stable, running.place))
 
-        def keep(found: State, place: int) -> None:
-            for part, value in zip(states, found, strict=True):
-                part[place] = value
+        def keep(found: State, folded: int) -> None:
+            for place in [to for count, to in copies if count == folded]:
+                for part, value in zip(states, found, strict=True):
+                    part[place] = value
 
-        for at in running.before[: running.folds].tolist():
+        for folded, at in enumerate(running.before.tolist(), 1):
             state = self._folded(state, RowInputs(*(ring[at] for ring in rings)))
-            folded += 1
-            if folded in marks:
-                keep(state, marks[folded])
-        if running.folds:
-            keep(state, running.place)
-        for at in running.before[running.folds :].tolist():
-            state = self._folded(state, RowInputs(*(ring[at] for ring in rings)))
+            keep(state, folded)
         after, last = {-1: state}, {parent: i for i, parent in enumerate(parents)}
         for i, parent in enumerate(parents):
             above = after[parent] if last[parent] > i else after.pop(parent)
@@ -212,14 +207,10 @@ class DeltaModule:
             if i in last:
                 after[i] = made
             if i < running.stable:
-                folded += 1
-                if folded in marks:
-                    keep(made, marks[folded])
-                if i + 1 == running.stable:
-                    keep(made, running.place)
-            else:
-                for ring, value in zip(rings, inputs, strict=True):
-                    ring[running.at[i]] = value
+                keep(made, running.folds + i + 1)
+                continue
+            for ring, value in zip(rings, inputs, strict=True):
+                ring[running.at[i]] = value
 
     def _row(
         self, above: State, mixed: Tensor, a: Tensor, b: Tensor
