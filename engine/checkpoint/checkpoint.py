@@ -89,10 +89,7 @@ class Checkpoint:
         if config.mtp is not None:
             base, _, number = config.mtp.prefix.rpartition(".")
             if any(name.startswith(f"{base}.{int(number) + 1}.") for name in holders):
-                said = (
-                    "{} has several layers for multi-token prediction: the first drafts all tokens"
-                )
-                logger.info(said, folder)
+                logger.info("{} has several MTP layers: the first drafts all tokens", folder)
         for name, path in holders.items():
             if name in known:
                 _check(path, stored.get(name, name), facts[name], known[name])
