@@ -40,7 +40,6 @@ PARTS = {  # fields of shapes, layers and their parts that not every backend kno
     "residual_scale": "factor of what sublayers add",
     "logit_scale": "factor of logits",
     "shared_gate": "gate of the shared expert",
-    "weights_eps": "number beside the sum that weights of experts are divided by",
     "ropes": "layers that rotate in several ways",
     "before": "layers without norms before sublayers",
     "value_norm": "norms of values",
@@ -52,7 +51,7 @@ PARTS = {  # fields of shapes, layers and their parts that not every backend kno
 }
 TORCH_ALONE = frozenset([*PARTS][-6:])
 NO_MORE = Known()
-ACCELERATORS = Known((GatedDelta, ShortConv), frozenset(("out_gate", "shared_gate", "weights_eps")))
+ACCELERATORS = Known((GatedDelta, ShortConv), frozenset(("out_gate", "shared_gate")))
 KERNELS = Known((GatedDelta, ShortConv), frozenset(PARTS) - TORCH_ALONE)
 
 
@@ -177,11 +176,6 @@ def _unlike(config: DecoderShape, known: Known) -> Iterator[str]:
     mlps = {(x.activation, x.bias) for x in ffns if isinstance(x, DenseMlp)}
     for ffn in ffns:
         if isinstance(ffn, RoutedExperts):
-            router = ffn.router
-            if isinstance(router, Router) and router.groups:
-                yield "they have no router that chooses groups first"
-            if isinstance(router, Router) and router.choice_bias and router.kind != "sigmoid":
-                yield f"they have no bias of the choice beside a router of kind {router.kind}"
             if ffn.shared is not None and (
                 ffn.shared.bias or ffn.shared.activation != ffn.expert.activation
             ):

@@ -188,4 +188,18 @@ def _delta(prefix: str, layer: Layer, hidden: int) -> Iterator[Fused]:
         yield Fused({f"{own}_{name}.weight": whole}, parts, lambda x, at: x[0][at])
 
 
-LAYOUTS = {"experts": _experts, IN_TURN: _experts_in_turn, "delta": _delta}
+def _choice_row(prefix: str, layer: Layer, hidden: int) -> Iterator[Fused]:
+    """The bias of the choice as a matrix of one row."""
+    if (routed := layer.routed) is None:
+        return
+    whole = {f"{prefix}.mlp.moe_statics.e_score_correction_bias": Expected(((1, routed.experts),))}
+    parts = {f"{prefix}.mlp.gate.e_score_correction_bias": (0, slice(None))}
+    yield Fused(whole, parts, lambda x, at: x[0][at])
+
+
+LAYOUTS = {
+    "experts": _experts,
+    IN_TURN: _experts_in_turn,
+    "delta": _delta,
+    "choice row": _choice_row,
+}

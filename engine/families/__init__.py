@@ -2,6 +2,7 @@
 `DecoderShape`; one more is registered as these are, from wherever it is written."""
 
 from fastslow.engine.families import gpt_oss, lfm2, llama, pangu, qwen, qwen_hybrid
+from fastslow.engine.families.mixtures import ernie, glm
 from fastslow.engine.families.refused import REFUSED
 from fastslow.engine.model.family import Family, refuse
 
@@ -21,6 +22,8 @@ FAMILIES: tuple[Family, ...] = (
     gpt_oss.FAMILY,
     lfm2.LFM2,
     lfm2.LFM2_MOE,
+    glm.GLM4_MOE,
+    ernie.ERNIE4_5_MOE,
 )
 
 refuse(*REFUSED)

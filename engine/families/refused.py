@@ -1,17 +1,45 @@
-"""Architectures that are known and do not run: what they have that no part here computes."""
+"""Models that are known and do not run: what they have that no part here computes."""
 
 from fastslow.engine.model.family import Refusal
 
-REFUSED = (
-    Refusal(
-        ("qwen4exp", "qwen38flashnext"),
-        "it has several residual streams (hyper-connections), hashed n-gram embeddings and block-sparse attention",
-        "qwen3_5moe",
-    ),
-    Refusal(
-        ("lfm3",),
-        "it has a gate for each head of attention, windows that rotate otherwise than full attention, convolutions of "
-        "7 tokens and norms after sublayers",
-        "lfm2",
-    ),
-)
+# How names of architectures begin, in small letters without marks (a point ends a whole name); models; the reason;
+# what the nearest architecture that runs is called, up to "For".
+TABLE = """\
+mamba falconmamba nemotronh falconh1 bamba jamba zamba plamo2 | Mamba 1 and 2, Nemotron-H, Nemotron 3 Nano, \
+Falcon-H1, Bamba, Jamba, Zamba, PLaMo 2 | it has Mamba layers | qwen3_5
+granitemoehybrid granitehybrid | Granite 4 H | it has Mamba layers | granite
+rwkv arwkv | RWKV | it has RWKV layers | qwen3_5
+recurrentgemma | RecurrentGemma | it has gated linear recurrences (RG-LRU) | gemma3
+kimilinear bailinghybrid | Kimi-Linear, Ling and Ring 2.5 and later | it has delta nets with a decay for each channel \
+of keys (KDA), and attention with latent keys | qwen3next
+glm5next | GLM-5.3-Flash | it has delta nets with a decay for each channel of keys (KDA), several residual streams \
+(hyper-connections) and sparse attention | glm4moe
+minimax. minimaxtext minimaxm1 | MiniMax-Text-01, MiniMax-M1 | it has lightning attention | minimaxm2
+deepseekv4 deepseek4 | DeepSeek V4 | it has several residual streams (hyper-connections), and attention over \
+compressed rows | glm4moe
+hyv4 | Hunyuan 4 | it has several residual streams (hyper-connections) and sparse attention | glm4moe
+openpangu | openPangu 2.0 | it has several residual streams (hyper-connections), sparse attention, and convolutions \
+beside latent keys | pangupromoev2
+qwen4exp qwen38flashnext | Qwen3.8-Flash-Next | it has several residual streams (hyper-connections), hashed n-gram \
+embeddings and block-sparse attention | qwen3_5moe
+lfm3 | LFM3 | it has a gate for each head of attention, windows that rotate otherwise than full attention, \
+convolutions of 7 tokens and norms after sublayers | lfm2
+deepseekv2 deepseekv3 deepseek2 kimik2 glm4moelite glmmoedsa glmdsa mistral4 minicpm3 longcat youtu | DeepSeek V2 to \
+V3.2 and R1, Kimi K2, GLM-4.7-Flash, GLM-5, Mistral 4, MiniCPM3, LongCat-Flash, Youtu | no family reads its attention \
+with latent keys (MLA) yet | glm4moe
+gemma3n | Gemma 3n | it has several residual streams (AltUp) and sparse MLPs | gemma3
+llama4 | Llama 4 | it attends in chunks, and weighs what an expert reads instead of what it says | qwen3moe
+mllama | Llama 3.2 Vision | it has layers that attend to images | llama
+cohere command | Command R, R7B and A, Aya | its layers have attention and an MLP side by side | llama
+falcon gptneo gptj gpt2 gptbigcode opt bloom mpt phi. phi2 starcoder nemotron arcee apertus | GPT-2, GPT-J, GPT-NeoX, \
+OPT, BLOOM, MPT, Falcon 1 and 2, Phi-1 and 2, StarCoder, Nemotron-4, Arcee, Apertus | its MLPs have no gate | llama
+phimoe | Phi-3.5-MoE | its router leaves out experts far from the best one (SparseMixer) | qwen3moe
+phi4mm phi4multimodal | Phi-4-multimodal | its matrices change with what a prompt holds | phi3
+bitnet | BitNet | it has norms inside its MLPs | llama
+llada dream diffusiongemma | LLaDA, Dream, DiffusionGemma | it fills in masks instead of adding tokens | qwen3
+t5 mt5 umt5 bart whisper | T5, BART, Whisper | it has an encoder | qwen3
+"""
+REFUSED = [
+    Refusal(tuple(names.split()), *rest)
+    for names, *rest in (line.split(" | ") for line in TABLE.splitlines())
+]

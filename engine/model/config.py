@@ -151,13 +151,14 @@ def header_config(path: Path) -> dict[str, Any]:
         # nothing is given that a header says, or of an object that is not there
         if name not in raw and (not point or outer in raw):
             _put(raw, name, value)
-    if names.drafts:
+    if DRAFTS in names.fields:
         raw["num_hidden_layers"] = own_layers(names, header)
         if not any(name.startswith("blk.0.") for name in tensors):
             raise ValueError(
                 "it has a layer for multi-token prediction alone: open the model's own file beside it"
             )
     _add_tensors(raw, tensors)
+    raw |= {name: True for part, name in names.present.items() if f"blk.0.{part}" in tensors}
     # a header says all: what config.json's reader would assume where nothing is said does not hold
     raw.setdefault("rope_scaling", {"rope_type": "default"})
     _check_heads(raw, header, names.architecture)

@@ -265,6 +265,7 @@ class GgufNames:
     do not say else. finish: changes the fields of config.json where theirs mean something else. axes: axes of 1 that
     files leave out.
     top: as `layer`, for tensors outside of layers that have other names than usual ones.
+    present: tensors of the first block, and fields of config.json that are true where a file has them.
     parts: for a tensor that holds the rows of several, a function of their number and the header: the place of each
     and which rows it has. drafts: as `layer`, of whole names, in blocks after the model's own, which are of a layer for
     multi-token prediction; none: such blocks are not known."""
@@ -277,6 +278,7 @@ class GgufNames:
     finish: Callable[[dict[str, Any]], None] = field(default=lambda _: None)
     axes: Mapping[str, int] = field(default_factory=dict)
     top: Mapping[str, str] = field(default_factory=dict)
+    present: Mapping[str, str] = field(default_factory=dict)
     parts: Mapping[str, Callable[[int, Fields], Mapping[str, Any]]] = field(default_factory=dict)
     drafts: Mapping[str, str] = field(default_factory=dict)
 
@@ -298,10 +300,11 @@ class Family:
 
 
 class Refusal(NamedTuple):
-    """Architectures that do not run, by how their names begin in either kind of file, in small letters without marks; why;
-    and how the nearest that does is called, up to "For"."""
+    """Architectures that do not run, by how their names begin in either kind of file, in small letters without marks (a
+    point ends a whole name); which models these are; why; and how the nearest that does is called, up to "For"."""
 
     begins: tuple[str, ...]
+    models: str
     why: str
     nearest: str
 
@@ -358,18 +361,28 @@ def gguf_family(file: GgufFile) -> tuple[Family, GgufNames]:
     return spelled[architecture]
 
 
+def refusals() -> list[tuple[str, str]]:
+    """Models that are known and do not run; why, and the nearest architecture that does."""
+    known = _known()
+    return [(r.models, f"{r.why}; {_nearest(r.nearest, known)}") for r in _refused]
+
+
 def _unknown(field: str, value: object, known: Iterable[str]) -> ValueError:
-    stems = {_stem(name): name for name in known}  # all end alike, which makes none of them near
     name = _stem(str(value)[:99])
-    plain = name.replace("_", "").replace("-", "")
+    plain = name.replace("_", "").replace("-", "") + "."
     found = next((r for r in _refused if plain.startswith(r.begins)), None)
-    near = found.nearest if found else name
-    close = difflib.get_close_matches(near, stems, n=1, cutoff=0.5)
-    runs = f"the nearest that does is {stems[close[0]]}" if close else f"{', '.join(known)} do"
+    runs = _nearest(found.nearest if found else name, known)
     why = f"{found.why}; {runs}" if found else runs
     return ValueError(
         f"{field} {_shown(value)} does not run here: {why}; docs/guide/models.md says where to ask for it"
     )
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    # all end alike, which makes none of them near; of several names of a model the first counts
+    stems = {_stem(one): one for one in reversed([*known])}
+    close = difflib.get_close_matches(name, stems, n=1)
+    return f"the nearest that does is {stems[close[0]]}" if close else f"{', '.join(known)} do"
 
 
 def _stem(architecture: str) -> str:

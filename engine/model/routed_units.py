@@ -30,7 +30,7 @@ class RoutedUnits(NamedTuple):
     def of(cls, config: DecoderShape) -> RoutedUnits:
         if (routed := config.routed) is None:
             return cls("groups", 0)
-        return cls(routed.router.unit, routed.router.chosen, int(routed.shared is None))
+        return cls(routed.router.unit, routed.router.units, int(routed.shared is None))
 
     @property
     def drafted(self) -> int:

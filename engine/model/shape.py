@@ -94,7 +94,8 @@ class DecoderShape:
         mtp: the layer that predicts further tokens; None: the checkpoint is not asked for one.
         drafts_inside: tensors of layers after the model's own belong to drafts.
         fused: layouts in which files may hold several tensors as one: "experts" of a layer, gates above ups; "experts
-            in turn", gates and ups in turn; "delta", matrices of a gated delta net (`checkpoint/fused.py`).
+            in turn", gates and ups in turn; "delta", matrices of a gated delta net; "choice row", a matrix of one row
+            for the bias of a router's choice (`checkpoint/fused.py`).
         left_out: beginnings of names of tensors that files may hold beside the text's, such as those for images.
         renames: parts of tensors' names in files, and what stands for them here.
         ropes: the rotations of its layers, each once; drafters ask for them in every step.

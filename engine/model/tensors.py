@@ -83,10 +83,8 @@ def active_parameters(config: DecoderShape, groups: int | None = None) -> int:
     idle = 0
     for layer in config.layers:
         if (routed := layer.routed) is not None:
-            chosen = routed.router.chosen
-            running = chosen if groups is None else min(groups, chosen)
             one = sum(prod(s.shape) for s in routed.expert.inside("", config.hidden_size))
-            idle += (routed.experts - running) * one
+            idle += (routed.experts - routed.router.running(groups)) * one
     return parameters(config) - idle
 
 

@@ -24,6 +24,7 @@ from pages import LOG, PAGES, ROOT, blocks, commands, named, ours, prose
 
 import fastslow
 from fastslow import LLM, AsyncLLM, Mode, SamplingParams, Speculation
+from fastslow.engine.model.family import refusals
 from fastslow.tools.cli.serve import ASKED
 
 GUIDES = sorted((ROOT / "docs" / "guide").glob("*.md"))
@@ -130,6 +131,13 @@ def test_the_python_of_all_pages_has_right_types_and_mistakes_are_seen(tmp_path:
     errors = [line.split(":") for line in done.stdout.splitlines() if ": error: " in line]
     found = {(Path(file).name, int(line)) for file, line, *_ in errors}
     assert found == {(wrong.name, 2 + n) for n in range(len(MISTAKES))}, done.stdout + done.stderr
+
+
+def test_the_page_of_models_says_why_some_do_not_run() -> None:
+    text, every = (ROOT / "docs" / "guide" / "models.md").read_text("utf-8"), refusals()
+    for models, why in every:
+        assert f"| {models} | {why.partition('; ')[0]} |" in text
+    assert len(every) > 20 and text.count("ForCausalLM` |\n") == len(every)
 
 
 def test_signatures_are_for_people() -> None:

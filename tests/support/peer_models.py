@@ -103,6 +103,18 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_next as they are": ("Qwen3Next", delta(DELTA_MOE, "llfl", 2, 6, norm_topk_prob=False)),
     "qwen3_next whole rotation": ("Qwen3Next", delta(DELTA_MOE, "ffl", 2, 2, **rope("default", partial_rotary_factor=1.0))),
 }  # fmt: skip
+GLM: dict[str, Any] = {"n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "head_dim": 16}
+ERNIE: dict[str, Any] = {"moe_num_experts": 8, "moe_k": 3, "moe_intermediate_size": 32, "moe_layer_start_index": 0}
+
+# Mixtures that tests/engine/model/test_mixtures.py runs over longer texts.
+MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "glm": ("Glm4Moe", {**GLM, **BIASED, "use_qk_norm": True, "routed_scaling_factor": 2.5}),
+    "glm groups": ("Glm4Moe", {**GLM, **BIASED, "n_routed_experts": 16, "n_group": 4, "topk_group": 2}),
+    "glm sparse": ("Glm4Moe", {**GLM, **TIED, "norm_topk_prob": False, "first_k_dense_replace": 0, "n_shared_experts": 2}),
+    "ernie": ("Ernie4_5_Moe", {**ERNIE, "moe_layer_start_index": 1}),
+    "ernie interval": ("Ernie4_5_Moe", {**ERNIE, **UNTIED, "moe_layer_interval": 2, "moe_num_shared_experts": 1}),
+    "ernie no shared": ("Ernie4_5_Moe", {**ERNIE, "moe_layer_end_index": 2, "moe_num_shared_experts": 0}),
+}  # fmt: skip
 FIRST = tuple({kind: name for name, (kind, _) in reversed(SHAPES.items())}.values())
 
 
@@ -119,7 +131,7 @@ def transformers() -> Any:
 
 def build(name: str, seed: int = 0, **fields: Any) -> Any:
     """A random model of transformers, float32, whose logits spread over several units."""
-    library, (kind, own) = transformers(), SHAPES[name]
+    library, (kind, own) = transformers(), (SHAPES | MIXTURES)[name]
     text = f"{kind}TextConfig" if kind.startswith("Qwen3_5") else f"{kind}Config"
     config = getattr(library, text)(**{**SMALL, **own, **fields})
     config._attn_implementation = "eager"
@@ -128,11 +140,13 @@ def build(name: str, seed: int = 0, **fields: Any) -> Any:
     with torch.no_grad():
         for label, weight in model.named_parameters():
             weight.copy_(_numbers(label, weight, random))
+            if name in MIXTURES and label.endswith(("q_proj.weight", "k_proj.weight")):
+                weight *= 0.4  # sharp attention magnifies the rounding of angles
             if own.keys() >= DELTA.keys():  # norms less one; and less of all, since errors grow along a state
                 weight *= 1 if weight.ndim == 1 else 0.4
                 weight -= float(label.endswith("norm.weight") and "linear_attn" not in label)
         for label, bias in model.named_buffers():
-            if label.endswith("expert_bias"):
+            if label.endswith(("expert_bias", "correction_bias")):
                 bias.copy_(_numbers(label, bias, random))
     model.tie_weights()
     return model

@@ -54,6 +54,8 @@ def test_what_is_here_and_what_would_fit(found: dict[str, dict[str, Any]]) -> No
     assert chat["here"] and chat["runs"] and chat["fits"] and chat["size"] > 10_000
     assert "PanguProMoEForCausalLM" in chat["said"] and file["runs"] and file["said"].startswith("GGUF ")
     assert not odd["runs"] and "OddForCausalLM" in odd["said"]
+    lfm3 = found["LFM3"]
+    assert not lfm3["runs"] and lfm3["said"].endswith("the nearest that does is Lfm2ForCausalLM")
     assert found["smollm2-moge"]["here"] and not {"a/head", "an/eagle"} & found.keys()
     small, large = found["Qwen/Qwen3-0.6B"], found["unsloth/Qwen3-30B-A3B-GGUF:Q4_K_M"]
     assert small["fits"] and not large["fits"] and not small["here"] and large["runs"]

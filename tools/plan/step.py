@@ -84,7 +84,7 @@ class ForwardWork:
         head = every.get("lm_head.weight", embedding)
         total = sum(every.values())
         ends = embedding + (0 if config.tie_word_embeddings else head)
-        known = Known((GatedDelta, ShortConv), gates=True, weights_eps=True)
+        known = Known((GatedDelta, ShortConv), gates=True)
         a, experts = (
             AlikeLayers.of(config, known).attention,
             config.routed.experts if config.routed else 0,

@@ -24,6 +24,7 @@ from fastslow.engine.backends.alike import ACCELERATORS, AlikeLayers
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.mixers.grouped import GroupedAttention
 from fastslow.engine.model.parts import Step
+from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.rows import Rows
 from fastslow.engine.types import Floats
 
@@ -105,7 +106,7 @@ class StepPlan:
         a = AlikeLayers.of(config, ACCELERATORS).attention
         fronts = ops.merges or not (a.sink_logits or a.sinks)
         chained = tuple(fronts and (ops.windows or not size) for size in windows)
-        return cls(ops, windows, places, config.chosen, chained)
+        return cls(ops, windows, places, RoutedUnits.of(config).most, chained)
 
     def layouts(self, rows: Rows, most: int) -> list[HostLayout]:
         """Of a step, for each window, in runs of at most `most` rows."""

@@ -105,7 +105,8 @@ class CpuDecoder:
 
     def bytes_for(self, groups: int | None = None) -> int:
         """Bytes of weights that a greedy token's step reads, with this number of routed groups."""
-        running = self.config.chosen if groups is None else min(groups, self.config.chosen)
+        routed = self.config.routed
+        running = 0 if routed is None else routed.router.running(groups)
         pieces = {k: piece.nbytes for k, piece in self._arena.pieces.items() if self._runs(k)}
         left_out = ("embedding", *(("head",) if self.formats.screens else ()))
         every = sum(
@@ -283,6 +284,9 @@ class CpuDecoder:
             expert_neurons=routed.expert.width if routed else 0,
             router=ROUTERS[None if router is None else router.kind],
             router_normed=router is not None and router.normed,
+            router_groups=0 if router is None else router.groups,
+            kept_groups=0 if router is None else router.kept_groups,
+            group_best=0 if router is None else router.group_best,
             router_factor=1.0 if router is None else router.scale,
             router_eps=0.0 if router is None else router.weights_eps,
             activation=_activation(act),

@@ -29,6 +29,15 @@ class GroupRouter:
         """Experts that a token runs."""
         return self.groups
 
+    @property
+    def units(self) -> int:
+        """What modes may run less of."""
+        return self.groups
+
+    def running(self, units: int | None) -> int:
+        """Experts that a token runs under a mode; None: it cuts nothing."""
+        return self.groups if units is None else min(units, self.groups)
+
     def misfits(self, experts: int) -> Iterator[str]:
         if self.groups < 1 or experts % self.groups:
             yield (
@@ -46,12 +55,12 @@ class Router:
     chosen weights are divided by their sum. scale: what they are multiplied with then. bias: of the logits.
     weights_eps: of a sigmoid router, what is added to that sum.
     groups, kept_groups: experts lie in groups, and those of the best `kept_groups` groups can be chosen
-    (DeepSeek-V3, arXiv 2412.19437); 0: all. group_best: experts of a group whose scores, added, rank it.
+    (DeepSeek-V3, arXiv 2412.19437); 0: all. group_best: experts of a group whose scores, added, rank it. A mode keeps
+    fewer groups, and their share of the experts, rounded up.
     input_norm: the router reads rows of the residual stream, not those that the experts read: x / sqrt(mean(x^2) + eps)
     * gate.scale * H^-0.5, a learned scale [H]. per_expert_scale: what a chosen expert weighs, divided by the sum, is
     multiplied by a learned number of it, gate.per_expert_scale [E]."""
 
-    unit: ClassVar[Literal["groups", "experts"]] = "experts"
     kind: str
     top_k: int
     normed: bool = True
@@ -69,6 +78,21 @@ class Router:
     def chosen(self) -> int:
         """Experts that a token runs."""
         return self.top_k
+
+    @property
+    def unit(self) -> Literal["groups", "experts"]:
+        """The kind of what modes may run less of."""
+        return "groups" if self.groups else "experts"
+
+    @property
+    def units(self) -> int:
+        """Groups that are kept, or experts."""
+        return self.kept_groups if self.groups else self.top_k
+
+    def running(self, units: int | None) -> int:
+        """Experts that a token runs under a mode; None: it cuts nothing."""
+        kept = self.units if units is None else min(units, self.units)
+        return -(-kept * self.top_k // self.units)
 
     def misfits(self, experts: int) -> Iterator[str]:
         if self.kind not in ROUTER_KINDS:
@@ -122,38 +146,40 @@ def choose_best(
 ) -> ExpertChoice:
     """The `router.top_k` best experts of each row, the best first, the lower number on an exact tie.
 
-    choice_bias_E: counts for the choice alone. wanted_T: as in `choose`, of the experts. Where the router
+    choice_bias_E: counts for the choice alone. wanted_T: as in `choose`, of `router.units`. Where the router
     divides weights by their sum, or takes a softmax of the chosen, it is that of those that run."""
     scores = router_scores(logits_TE, router)
     ranked = scores if choice_bias_E is None else scores + choice_bias_E
+    kept = _limits(wanted_T, router.units)
     if router.groups:
-        ranked = _of_best_groups(ranked, router)
+        ranked = _of_best_groups(ranked, router, kept)
     order = ranked.sort(dim=-1, descending=True, stable=True).indices
     experts = order[:, : router.top_k].contiguous()
     place = torch.arange(router.top_k, device=experts.device)
-    idle = place >= _limits(wanted_T, router.top_k)
+    idle = place >= -(-kept * router.top_k // router.units)
     weights = (scores if router.kind == "sigmoid" else logits_TE).gather(-1, experts)
     if router.kind == "softmax" and not router.normed:
         weights = logits_TE.softmax(-1).gather(-1, experts)
     elif router.kind in ("softmax", "chosen"):  # what those that are not chosen have cancels out
         weights = weights.masked_fill(idle, -torch.inf).softmax(-1)
     elif router.normed:
-        kept = weights.masked_fill(idle, 0.0)
-        weights = kept / (kept.sum(-1, keepdim=True) + router.weights_eps)
+        weights = weights.masked_fill(idle, 0.0)
+        weights = weights / (weights.sum(-1, keepdim=True) + router.weights_eps)
     numbers = experts.to(torch.int32).masked_fill(idle, logits_TE.shape[1])
     return ExpertChoice(numbers, (weights * router.scale).masked_fill(idle, 0.0))
 
 
 def _limits(wanted_T: Tensor, most: int) -> Tensor:
-    return torch.where(wanted_T < 0, most, wanted_T)[:, None]
+    return torch.where(wanted_T < 0, most, wanted_T.clamp(max=most))[:, None]
 
 
-def _of_best_groups(ranked_TE: Tensor, router: Router) -> Tensor:
+def _of_best_groups(ranked_TE: Tensor, router: Router, kept_T1: Tensor) -> Tensor:
     """The ranks, -inf outside the groups that are kept; of equal groups the lower number is."""
     grouped = ranked_TE.unflatten(-1, (router.groups, -1))
     best = grouped.topk(min(router.group_best, grouped.shape[-1]), dim=-1).values.sum(-1)
     order = best.sort(dim=-1, descending=True, stable=True).indices[:, : router.kept_groups]
-    kept = torch.zeros_like(best, dtype=torch.bool).scatter_(-1, order, True)
+    runs = torch.arange(router.kept_groups, device=best.device) < kept_T1
+    kept = torch.zeros_like(best, dtype=torch.bool).scatter_(-1, order, runs)
     found: Tensor = grouped.masked_fill(~kept[..., None], -torch.inf).flatten(-2)
     return found
 

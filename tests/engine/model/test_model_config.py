@@ -15,7 +15,10 @@ from pangu_v2_tools import MOE
 
 from fastslow.engine.backends.alike import AlikeLayers, grouped
 from fastslow.engine.checkpoint.quantised import Scheme
+from fastslow.engine.families import FAMILIES
+from fastslow.engine.families.refused import REFUSED
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.family import family_of
 from fastslow.engine.model.ffn.router import Router
 from fastslow.engine.model.tensors import active_parameters, parameters
 from fastslow.tools.plan.published import KNOWN
@@ -40,10 +43,11 @@ def test_counts_are_the_published_ones() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("architectures", ["GPT2LMHeadModel"], "'GPT2LMHeadModel' does not run here: Pangu"),
+        ("architectures", ["XyzLMHeadModel"], "'XyzLMHeadModel' does not run here: Pangu"),
         ("architectures", ["Qwen2MoeForCausalLM"], "the nearest that does is Qwen3MoeForCausalLM;"),
-        ("architectures", ["Llama4ForConditionalGeneration"], "nearest .* is LlamaForCausalLM;"),
-        ("architectures", ["PhiMoEForCausalLM"], r"here: PanguPro.*, .*GptOss\w+(, \w+)* do;"),
+        ("architectures", ["Llama5ForConditionalGeneration"], "nearest .* is LlamaForCausalLM;"),
+        ("architectures", ["GPT2LMHeadModel"], "its MLPs have no gate; the nearest .* is LlamaForCausalLM;"),
+        ("architectures", ["NemotronHForCausalLM"], "it has Mamba layers; the nearest .* is Qwen3_5ForCausalLM;"),
         (
             "architectures",
             ["Lfm3ForCausalLM"],
@@ -258,3 +262,29 @@ def test_only_stacked_experts_are_in_mxfp4(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(raw))
     with pytest.raises(ValueError, match="quant_method 'mxfp4', which is not one of the known"):
         Scheme.from_folder(tmp_path)
+
+
+# Names in config.json and in headers of GGUF files.
+REFUSED_NAMES = """
+Mamba2ForCausalLM NemotronHForCausalLM nemotron_h_moe falcon-h1 FalconMambaForCausalLM BambaForCausalLM jamba plamo2
+GraniteMoeHybridForCausalLM granitehybrid RwkvForCausalLM rwkv7 KimiLinearForCausalLM kimi-linear deepseek2
+DeepseekV4ForCausalLM Glm5NextForConditionalGeneration Glm4MoeLiteForCausalLM glm-dsa MiniMaxM1ForCausalLM openpangu
+Qwen4ExpForConditionalGeneration LFM3 gemma3n Gemma3nForConditionalGeneration Llama4ForConditionalGeneration command-r
+Cohere2ForCausalLM falcon PhiForCausalLM phi2 PhimoeForCausalLM Phi4MMForCausalLM bitnet LLaDAModelLM T5ForConditionalGeneration
+"""
+
+
+def test_names_that_are_known_to_not_run() -> None:
+    """Each has a reason; names of families that run, and of those near to one, have none."""
+    ours = {name for family in FAMILIES for name in family.architectures}
+    for name in REFUSED_NAMES.split():
+        if name not in ours:  # some Granite 4 run
+            with pytest.raises(ValueError, match=r"does not run here: (it|its|no) \w+ .*; .* do"):
+                family_of(name)
+    for name in ours - {"GraniteMoeHybridForCausalLM"} | {
+        "Phi3ForCausalLM",
+        "MiniMaxM2ForCausalLM",
+        "Gemma4ForCausalLM",
+    }:
+        plain = name.lower().replace("_", "")
+        assert not [refusal for refusal in REFUSED if plain.startswith(refusal.begins)]

@@ -29,7 +29,7 @@ class KnownModel(NamedTuple):
 @expand_options
 def models(as_json: JsonLines = False) -> None:
     """List the models that were fetched or made, those that could be fetched, and whether they fit into the memory
-    that is free now.
+    that is free now; and others that do not run, with the reason.
 
     Every name works wherever a model is named: `fastslow chat NAME`, `fastslow serve NAME`, `LLM("NAME")`. A model
     that is not here is fetched at its first use.
@@ -46,7 +46,9 @@ def models(as_json: JsonLines = False) -> None:
     here = [*(KnownModel(name, 0, said) for name, said in BUILTIN.items()), *_fetched()]
     names = {one.name for one in here}
     there = [one for one in _recommended() if one.name not in names]
-    for title, some in (("here", here), ("to be fetched, with about these sizes", there)):
+    kinds = {"here": here, "to be fetched, with about these sizes": there}
+    kinds["that are known, and do not run"] = [*_refused()]
+    for title, some in kinds.items():
         if some and not as_json:
             screen.console().print(f"{title}:")
         for one in some:
@@ -62,6 +64,13 @@ def models(as_json: JsonLines = False) -> None:
             screen.console().print(f"  {one.name:<36} {size:>9}  {said}")
     if not as_json:
         screen.console().print(f"{format_bytes(free)} of memory are free now")
+
+
+def _refused() -> Iterator[KnownModel]:
+    from fastslow.engine.model.family import refusals
+
+    for name, why in refusals():
+        yield KnownModel(name, 0, "", why)
 
 
 def _fetched() -> Iterator[KnownModel]:

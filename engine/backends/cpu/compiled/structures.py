@@ -82,7 +82,8 @@ class CRecurrence(Checked):
 class CShape(Checked):
     _fields_ = _fields(
         (c_int32, "layers hidden neurons vocabulary"),
-        (c_int32, "experts chosen expert_neurons router router_normed activation"),
+        (c_int32, "experts chosen expert_neurons router router_normed"),
+        (c_int32, "router_groups kept_groups group_best activation"),
         (
             c_float,
             "router_factor router_eps swiglu_alpha swiglu_limit embedding_scale score_cap logit_cap",

@@ -53,6 +53,11 @@ void check_routed(const Shape& s, const Layer& l) {
     if (s.chosen < 1 || s.chosen > s.experts) refuse("%d of %d experts cannot be chosen", s.chosen, s.experts);
     if (s.router == GROUPED && s.experts % s.chosen)
         refuse("%d experts are no multiple of %d groups", s.experts, s.chosen);
+    if (s.router_groups && (s.router_groups < 1 || s.experts % s.router_groups || s.kept_groups < 1 ||
+                            s.kept_groups > s.router_groups || s.group_best < 1 ||
+                            s.chosen > s.kept_groups * (s.experts / s.router_groups)))
+        refuse("%d of %d experts cannot be chosen from %d of %d groups by the %d best", s.chosen, s.experts,
+               s.kept_groups, s.router_groups, s.group_best);
     check_matrix("router", l.router, s.hidden, padded(s.router_outputs(), TILE));
     if (s.router == GROUPED) check_vector("router_scale", l.router_scale);
     if (l.router.format != F32) refuse("the router is not float32");

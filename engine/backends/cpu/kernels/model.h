@@ -78,6 +78,7 @@ struct Shape {
     int32_t layers, hidden, neurons, vocabulary;
     int32_t experts, chosen, expert_neurons;  // chosen: a row's most, one of each group or the best of all
     int32_t router, router_normed;            // a RouterKind; weights are divided by their sum
+    int32_t router_groups, kept_groups, group_best;  // see `Router`; 0 groups: all can be chosen
     int32_t activation;                       // an Activation
     float router_factor;                      // what the weights are multiplied by then
     float router_eps;                         // beside the sum that they are divided by

@@ -16,7 +16,7 @@ void Choice::reserve(int rows_count, const Shape& s) {
     weights.reserve(entries);
     shared.reserve(rows_count);
     sizes_.reserve(s.experts + 1);
-    probs_.reserve(padded(s.router_outputs(), TILE));
+    for (auto* some : {&probs_, &ranked_, &group_, &sums_}) some->reserve(padded(s.router_outputs(), TILE));
     jobs.reserve(s.experts);
 }
 
@@ -30,12 +30,14 @@ void Choice::choose(const float* logits, const Shape& s, const Layer& l, const s
     for (int t = 0; t < rows_count; t++) {
         if (!groups[t]) continue;
         const size_t at = (size_t)t * s.chosen;
-        const int64_t running = groups[t] < 0 ? s.chosen : std::min<int64_t>(groups[t], s.chosen);
+        const int units = s.router_groups ? s.kept_groups : s.chosen;
+        const int kept = groups[t] < 0 ? units : (int)std::min<int64_t>(groups[t], units);
+        const int64_t running = ((int64_t)kept * s.chosen + units - 1) / units;
         const float* row = logits + (size_t)t * width;
         if (s.router == GROUPED)
             by_group(row, s, l.router_scale, running, &expert_[at], &weight_[at]);
         else
-            best_of_all(row, s, l.choice_bias, running, &expert_[at], &weight_[at]);
+            best_of_all(row, s, l.choice_bias, kept, running, &expert_[at], &weight_[at]);
     }
     gather(rows_count, s.experts, s.chosen);
 }
@@ -45,10 +47,7 @@ void Choice::choose(const float* logits, const Shape& s, const Layer& l, const s
 void Choice::by_group(const float* logits, const Shape& s, const float* scale, int64_t running, int* chosen,
                       float* weight) {
     const int size = s.experts / s.chosen;
-    const float most = *std::max_element(logits, logits + s.experts);
-    float total = 0.0f;
-    for (size_t e = 0; e < probs_.size(); e += W) store(&probs_[e], exp(load<vf>(logits + e) - splat(most)));
-    for (int e = 0; e < s.experts; e++) total += probs_[e];
+    const float total = exponentials(logits, s.experts, *std::max_element(logits, logits + s.experts));
     for (int g = 0; g < s.chosen; g++) {
         const float* first = &probs_[g * size];
         chosen[g] = (int)(std::max_element(first, first + size) - &probs_[0]);
@@ -62,19 +61,52 @@ void Choice::by_group(const float* logits, const Shape& s, const float* scale, i
     }
 }
 
-// The `running` best of all, the lower number on a tie: by the logits, or by their sigmoids and the bias. Their
-// weights are probabilities over all, over themselves, or the sigmoids.
-void Choice::best_of_all(const float* logits, const Shape& s, const float* bias, int64_t running, int* chosen,
-                         float* weight) {
+float Choice::exponentials(const float* logits, int experts, float most) {
+    float total = 0.0f;
+    for (size_t e = 0; e < probs_.size(); e += W) store(&probs_[e], exp(load<vf>(logits + e) - splat(most)));
+    for (int e = 0; e < experts; e++) total += probs_[e];
+    return total;
+}
+
+// A group counts as much as its `group_best` best ranks together; the lower group is kept on a tie.
+void Choice::keep_groups(const Shape& s, int kept) {
+    const int size = s.experts / s.router_groups, count = std::min(s.group_best, size);
+    sums_.assign(s.router_groups, 0.0f);
+    for (int g = 0; g < s.router_groups; g++) {
+        group_.assign(&ranked_[g * size], &ranked_[g * size] + size);
+        for (int i = 0; i < count; i++) {
+            const auto best = std::max_element(group_.begin(), group_.end());
+            sums_[g] += *best;
+            *best = -INFINITY;
+        }
+    }
+    for (int g = 0; g < s.router_groups; g++) {
+        int ahead = 0;
+        for (int o = 0; o < s.router_groups; o++) ahead += sums_[o] > sums_[g] || (sums_[o] == sums_[g] && o < g);
+        if (ahead >= kept) std::fill_n(&ranked_[g * size], size, -INFINITY);
+    }
+}
+
+// The `running` best of all, or of all in the best groups, the lower number on a tie: by the logits, or by their
+// sigmoids or probabilities and the bias. Their weights are probabilities over all, over themselves, or the sigmoids.
+void Choice::best_of_all(const float* logits, const Shape& s, const float* bias, int kept, int64_t running,
+                         int* chosen, float* weight) {
     const float* by = logits;
     if (s.router == SIGMOID) {
         for (size_t e = 0; e < probs_.size(); e += W)
             store(&probs_[e], splat(1.0f) / (exp(-load<vf>(logits + e)) + 1.0f));
         by = probs_.data();
+    } else if (s.router == SOFTMAX && (bias || s.router_groups)) {  // else it keeps the order of the logits
+        const float all = exponentials(logits, s.experts, *std::max_element(logits, logits + s.experts));
+        for (float& prob : probs_) prob /= all;
+        by = probs_.data();
     }
+    ranked_.assign(by, by + s.experts);
+    for (int e = 0; bias && e < s.experts; e++) ranked_[e] += bias[e];
+    if (s.router_groups) keep_groups(s, kept);
     int count = 0;
     for (int e = 0; e < s.experts; e++) {
-        const float score = bias ? by[e] + bias[e] : by[e];
+        const float score = ranked_[e];
         if (count == running && !(score > weight[count - 1])) continue;
         int at = count < running ? count++ : count - 1;
         for (; at > 0 && score > weight[at - 1]; at--) {
@@ -88,11 +120,13 @@ void Choice::best_of_all(const float* logits, const Shape& s, const float* bias,
     if (s.router == SIGMOID) {
         for (int i = 0; i < count; i++) weight[i] = probs_[chosen[i]];
     } else {
-        const float most = *std::max_element(logits, logits + s.experts);
-        for (size_t e = 0; e < probs_.size(); e += W) store(&probs_[e], exp(load<vf>(logits + e) - splat(most)));
+        const bool whole = s.router == SOFTMAX && !s.router_normed;
+        float most = logits[chosen[0]];  // of those that weights are divided among: a bias may leave out the largest
+        for (int i = 1; i < count; i++) most = std::max(most, logits[chosen[i]]);
+        if (whole) most = *std::max_element(logits, logits + s.experts);
+        const float all = exponentials(logits, s.experts, most);
+        if (whole) total = all;
         for (int i = 0; i < count; i++) weight[i] = probs_[chosen[i]];
-        if (s.router == SOFTMAX && !s.router_normed)
-            for (int e = 0; e < s.experts; e++) total += probs_[e];
     }
     if (s.router_normed || s.router == CHOSEN)
         for (int i = 0; i < count; i++) total += weight[i];

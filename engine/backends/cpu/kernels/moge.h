@@ -38,13 +38,17 @@ private:
     // counts.
     void by_group(const float* logits, const Shape& shape, const float* scale, int64_t running, int* chosen,
                   float* weight);
-    void best_of_all(const float* logits, const Shape& shape, const float* bias, int64_t running, int* chosen,
-                     float* weight);
+    void best_of_all(const float* logits, const Shape& shape, const float* bias, int kept, int64_t running,
+                     int* chosen, float* weight);
+    // Exponentials of the logits less `most` in `probs_`; their sum over all experts.
+    float exponentials(const float* logits, int experts, float most);
+    // Leaves the ranks of the best groups' experts, and makes all others the lowest.
+    void keep_groups(const Shape& shape, int kept);
     // Sorts what the rows chose.
     void gather(int rows, int experts, int most);
 
     std::vector<int> expert_, sizes_;
-    std::vector<float> weight_, probs_;
+    std::vector<float> weight_, probs_, ranked_, group_, sums_;
 };
 
 // The MLP of a layer whose routed experts some row runs.
