@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from fastslow.draft.suffix.corpus import Corpus
     from fastslow.draft.suffix.sources import AnswerMemory
     from fastslow.engine.kv.cache import KVCache
-    from fastslow.engine.model.base import Model
+    from fastslow.engine.model.base import Model, MtpModel
     from fastslow.engine.model.routed_units import RoutedUnits
     from fastslow.engine.params import Speculation
     from fastslow.engine.text.vocabulary import Tokenizer
@@ -48,7 +48,7 @@ class DrafterDeps:
     target: Model  # verifies
     cache: KVCache  # the target's
     load_model: Callable[[str], LoadedModel]  # the draft model at a path
-    load_head: Callable[[Path | None], HeadRunner]  # at a path; None: the target's own
+    load_head: Callable[[Path | None], HeadRunner | MtpModel]  # at a path; None: the target's own
     load_corpus: Callable[[Path], Corpus]
     memory: AnswerMemory | None  # earlier answers; None: they are not stored
     own: Collection[str]  # those of `OWN` that the target has
@@ -96,11 +96,15 @@ def _ngram(settings: Speculation, deps: DrafterDeps) -> Drafter:
 
 def _head(settings: Speculation, deps: DrafterDeps) -> Drafter:
     from fastslow.draft.head.draft import HeadDraft
+    from fastslow.draft.mtp.assistant import AssistantDraft
+    from fastslow.engine.model.base import MtpModel
     from fastslow.engine.sampling.probs import only_best, probs_at
 
     runner = deps.load_head(None if settings.head is None else Path(settings.head))
     width = AUTO_WIDTH if settings.drafter == "auto" else settings.width
     value = deps.marginal_value
+    if isinstance(runner, MtpModel):
+        return AssistantDraft(runner, deps.target, deps.cache, probs_at, width, 6, only_best, value)
     return HeadDraft(runner, probs_at, width, only_best=only_best, marginal_value=value)
 
 
@@ -108,7 +112,8 @@ def _check_head(settings: Speculation, units: RoutedUnits, own: Collection[str])
     if "head" not in own and settings.head is None:
         raise ValueError(
             "drafter='head' needs head=PATH, a head trained for this model by "
-            "`fastslow train-draft`, or the folder or hub name of a published EAGLE-3 head"
+            "`fastslow train-draft`, or the folder or hub name of a published EAGLE-3 head or "
+            "Gemma 4 assistant"
         )
 
 

@@ -25,11 +25,12 @@ from fastslow.draft.registry import (
 from fastslow.draft.several import on_each
 from fastslow.draft.suffix.corpus import Corpus
 from fastslow.draft.suffix.sources import AnswerMemory
+from fastslow.engine.backends.assistant import is_assistant, load_assistant
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.host.files import is_file
 from fastslow.engine.host.machine import give_back
 from fastslow.engine.kv.cache import KVCache
-from fastslow.engine.model.base import Model
+from fastslow.engine.model.base import Model, MtpModel
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.params import Speculation, shown
 from fastslow.engine.sampling.stop import Stopper
@@ -95,8 +96,8 @@ class DrafterFactory:
         self._models: WeakValueDictionary[str, Model] = WeakValueDictionary()
         self._tokenizers: WeakKeyDictionary[Model, tuple[Tokenizer, Tokenizer] | None]
         self._tokenizers = WeakKeyDictionary()
-        self._heads: WeakValueDictionary[Path | None, HeadRunner] = WeakValueDictionary()
-        self._stays: HeadRunner | None = None
+        self._heads: WeakValueDictionary[Path | None, HeadRunner | MtpModel] = WeakValueDictionary()
+        self._stays: HeadRunner | MtpModel | None = None
         self._corpora: WeakValueDictionary[Path, Corpus] = WeakValueDictionary()
         self._own_head = own_head(folder)
         self._units = RoutedUnits.of(target.config)
@@ -236,12 +237,15 @@ class DrafterFactory:
             )
         return model, both if differs else None
 
-    def _head(self, path: Path | None) -> HeadRunner:
+    def _head(self, path: Path | None) -> HeadRunner | MtpModel:
         if (head := self._heads.get(path)) is not None:
             return head
         found = self._own_head or Path(HEAD) if path is None else resolve_head(path)
         with called(path or found, found):
-            head = load_head(found, self.folder)
+            if is_assistant(found):
+                head = load_assistant(found, self._deps.target)
+            else:
+                head = load_head(found, self.folder)
         give_back()  # matrices were in float32 before they were packed
         self._heads[path] = head
         if path is None:

@@ -137,7 +137,7 @@ class LayerDraft(GrowingDraft[T]):
         return states
 
     @abstractmethod
-    def _take(self, request: RequestView, position: int, states: Tensor) -> None:
+    def _take(self, request: RequestView, position: int, states: Tensor) -> T:
         """Note the target's hidden states of a text's rows from `position` on."""
 
     @abstractmethod

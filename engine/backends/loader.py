@@ -82,6 +82,10 @@ def load_model(
         raise ValueError(f"kv_dtype {shown(kv_dtype)} is not one of {', '.join(KV_DTYPES)}")
     folder = Path(folder)
     config, place = ModelConfig.from_folder(folder), choose_device(device)
+    if (assists := config.assists) is not None:
+        raise ValueError(
+            f"{folder} drafts for a {assists.target} model, and does not run alone: give it as head"
+        )
     source = _Source.open(folder, config)
     config = source.config
     ops = paged_ops_for(place) if place.kind != "cpu" else None

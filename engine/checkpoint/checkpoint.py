@@ -33,7 +33,7 @@ from fastslow.engine.host.files import is_file, no_panic, open_file, shown
 from fastslow.engine.host.gguf_file import is_gguf
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ops import QuantLinear, Read
-from fastslow.engine.model.tensors import canonical, mtp_shapes, tensor_shapes
+from fastslow.engine.model.tensors import TOKEN_ORDER, canonical, mtp_shapes, tensor_shapes
 
 BLOCKS = "q4_1.blocks"  # safetensors beside the weights: the 4-bit blocks they were made from
 DRAFT_LAYER = re.compile(r"model\.layers\.(\d+)\.")  # copies of embedding and head lie there
@@ -74,6 +74,8 @@ class Checkpoint:
         expected = expected_tensors(
             config, scheme and scheme.only(lambda n: not _in_mtp_layer(n, config))
         )
+        if config.assists is not None and config.assists.clusters:
+            expected[TOKEN_ORDER] = Expected(((config.vocab_size,),), ("I64", "I32"))
         shapes = mtp_shapes(config)
         drafts = {name: Expected((shape,)) for name, shape in shapes.items()}
         drafts |= quantised_tensors(shapes, scheme and scheme.only(shapes.__contains__))

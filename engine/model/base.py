@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Generic, Protocol, Self, TypeVar
+from typing import Generic, Protocol, Self, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,9 +18,12 @@ from fastslow.engine.rows import Rows
 from fastslow.engine.types import Features, Ints, ModelOutput
 
 
+@runtime_checkable
 class MtpModel(Protocol):
     """The layer of `DecoderShape.mtp` with the model's embedding and head. Its rows are the last layer of the model's
-    storage. The row of a token reads the hidden state of the token before it, and predicts the token after it."""
+    storage. The row of a token reads the hidden state of the token before it, and predicts the token after it.
+
+    An assistant is one, too: its rows are no rows of the storage, and all have the place of the text's last token."""
 
     def states(self, features: Features) -> Tensor:
         """Hidden states [S, H] for rows to read, from the model's features [S, H] of its last layer."""

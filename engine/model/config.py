@@ -106,8 +106,10 @@ class ModelConfig(DecoderShape):
         for part in parts:  # those that are alike are looked at once
             yield from part.misfits()
         for n, layer in enumerate(self.layers):
-            if isinstance(layer.mixer.state, SharedState):
+            if isinstance(layer.mixer.state, SharedState) and self.assists is None:
                 yield from self._shared(n, layer.mixer.state)
+        if (own := self.assists) is not None and own.clusters and self.vocab_size % own.clusters:
+            yield f"num_centroids {own.clusters} must divide vocab_size {self.vocab_size}"
         if self.mtp is not None and not isinstance(self.mtp.layer.mixer.state, RowState):
             yield "the layer for multi-token prediction must keep rows of its own, not a running state or shared ones"
 

@@ -81,6 +81,22 @@ class MtpLayer:
 
 
 @dataclass(frozen=True, slots=True)
+class Assistance:
+    """What a decoder has that drafts for another, its target, whose keys and values all its layers read.
+
+    `pre_projection` of the target's embedding of a token, beside the target's hidden state before it, is what the first
+    layer takes; `post_projection` of the output stands for the hidden state of the next token.
+
+    target: how the target's architecture begins. hidden: of the target. clusters: of the vocabulary, all of one size; 0:
+    there are none. chosen: of these, those whose centroids fit best; other tokens have no logits."""
+
+    target: str
+    hidden: int
+    clusters: int = 0
+    chosen: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class DecoderShape:
     """The layers of a decoder, and what all of them share. Sizes are in elements, positions in tokens.
 
@@ -92,6 +108,7 @@ class DecoderShape:
         logit_cap: logits x become cap * tanh(x / cap); 0: as they are.
         per_layer_embedding: what every layer's `token_input` reads; None: no layer has one.
         mtp: the layer that predicts further tokens; None: the checkpoint is not asked for one.
+        assists: what it has as the assistant of another model, without which it does not run; None: it is none.
         drafts_inside: tensors of layers after the model's own belong to drafts.
         fused: layouts in which files may hold several tensors as one: "experts" of a layer, gates above ups; "experts
             in turn", gates and ups in turn; "delta", matrices of a gated delta net; "choice row", a matrix of one row
@@ -116,6 +133,7 @@ class DecoderShape:
     logit_cap: float = 0.0
     per_layer_embedding: PerLayerEmbedding | None = None
     mtp: MtpLayer | None = None
+    assists: Assistance | None = None
     drafts_inside: bool = False
     fused: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()

@@ -10,6 +10,10 @@ from fastslow.engine.model.shape import DecoderShape, Layer
 from fastslow.engine.model.tensor_spec import ShardAxis, ShardRule, TensorSpec
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+PRE, POST, CENTROIDS = "pre_projection", "post_projection", "masked_embedding.centroids"
+TOKEN_ORDER = (
+    "masked_embedding.token_ordering"  # whole numbers [vocabulary], a cluster after the other
+)
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -24,6 +28,13 @@ def tensor_specs(config: DecoderShape) -> Iterator[TensorSpec]:
     yield from norm_tensors("model.norm", config.norm, config.hidden_size)
     if not config.tie_word_embeddings:
         yield TensorSpec(HEAD, ends, rows)
+    if (assists := config.assists) is not None:
+        hidden = config.hidden_size
+        yield TensorSpec(f"{PRE}.weight", (hidden, 2 * assists.hidden))
+        yield TensorSpec(f"{POST}.weight", (assists.hidden, hidden))
+        if assists.clusters:
+            yield TensorSpec(f"{CENTROIDS}.weight", (assists.clusters, hidden))
+            yield TensorSpec(TOKEN_ORDER, (config.vocab_size,))
 
 
 def layer_tensors(layer: Layer, prefix: str, hidden: int) -> Iterator[TensorSpec]:
