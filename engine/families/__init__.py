@@ -2,7 +2,7 @@
 `DecoderShape`; one more is registered as these are, from wherever it is written."""
 
 from fastslow.engine.families import gpt_oss, lfm2, llama, pangu, qwen, qwen_hybrid
-from fastslow.engine.families.mixtures import ernie, glm
+from fastslow.engine.families.mixtures import ernie, glm, minimax
 from fastslow.engine.families.refused import REFUSED
 from fastslow.engine.model.family import Family, refuse
 
@@ -24,6 +24,7 @@ FAMILIES: tuple[Family, ...] = (
     lfm2.LFM2_MOE,
     glm.GLM4_MOE,
     ernie.ERNIE4_5_MOE,
+    minimax.MINIMAX_M2,
 )
 
 refuse(*REFUSED)

@@ -25,10 +25,26 @@ ARCHES = {
     "SmolLM3ForCausalLM": MODEL_ARCH.SMOLLM3, "GptOssForCausalLM": MODEL_ARCH.GPT_OSS,
     "Qwen3_5ForCausalLM": MODEL_ARCH.QWEN35, "Qwen3_5MoeForCausalLM": MODEL_ARCH.QWEN35MOE,
     "Qwen3NextForCausalLM": MODEL_ARCH.QWEN3NEXT, "Lfm2ForCausalLM": MODEL_ARCH.LFM2,
-    "Lfm2MoeForCausalLM": MODEL_ARCH.LFM2MOE,
+    "Lfm2MoeForCausalLM": MODEL_ARCH.LFM2MOE, "Glm4MoeForCausalLM": MODEL_ARCH.GLM4_MOE,
+    "Ernie4_5_MoeForCausalLM": MODEL_ARCH.ERNIE4_5_MOE, "MiniMaxM2ForCausalLM": MODEL_ARCH.MINIMAXM2,
+    "GraniteMoeForCausalLM": MODEL_ARCH.GRANITE_MOE, "GraniteMoeSharedForCausalLM": MODEL_ARCH.GRANITE_MOE,
+    "HunYuanMoEV1ForCausalLM": MODEL_ARCH.HUNYUAN_MOE,
+}  # fmt: skip
+SOFTMAX, SIGMOID = gguf.ExpertGatingFuncType.SOFTMAX, gguf.ExpertGatingFuncType.SIGMOID
+GATES = {MODEL_ARCH.GLM4_MOE: SIGMOID, MODEL_ARCH.MINIMAXM2: SIGMOID, MODEL_ARCH.ERNIE4_5_MOE: SOFTMAX}
+GATES |= {MODEL_ARCH.GRANITE_MOE: None, MODEL_ARCH.HUNYUAN_MOE: None}  # of mixtures; files do not say all
+MIXTURE = {  # of their config.json, and what writes it
+    "n_routed_experts": "expert_count", "moe_num_experts": "expert_count", "moe_k": "expert_used_count",
+    "n_shared_experts": "expert_shared_count", "moe_num_shared_experts": "expert_shared_count",
+    "first_k_dense_replace": "leading_dense_block_count", "moe_layer_start_index": "leading_dense_block_count",
+    "moe_layer_interval": "interleave_moe_layer_step", "routed_scaling_factor": "expert_weights_scale",
+    "norm_topk_prob": "expert_weights_norm", "num_nextn_predict_layers": "nextn_predict_layers",
+    "attention_multiplier": "attention_scale", "embedding_multiplier": "embedding_scale",
+    "residual_multiplier": "residual_scale", "logits_scaling": "logit_scale",
+    "shared_intermediate_size": "expert_shared_feed_forward_length", "rotary_dim": "rope_dimension_count",
 }  # fmt: skip
 HYBRID = (MODEL_ARCH.QWEN35, MODEL_ARCH.QWEN35MOE, MODEL_ARCH.QWEN3NEXT)
-INTERLEAVED = (MODEL_ARCH.LLAMA, MODEL_ARCH.SMOLLM3)
+INTERLEAVED = (MODEL_ARCH.LLAMA, MODEL_ARCH.SMOLLM3, MODEL_ARCH.GRANITE_MOE)
 EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(.*)")
 MARKS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 BYTE_TOKENS = [*MARKS, *sorted(ByteLevel.alphabet()), "he", "Ġt"]
@@ -139,10 +155,9 @@ def _named(names: gguf.TensorNameMap, name: str, arch: MODEL_ARCH) -> str:
         return name
     if arch is MODEL_ARCH.GPT_OSS:
         name = name.replace(".mlp.gate.", ".mlp.router.")
+    name = name.replace("e_score_correction_", "e_score_correction.")
     if arch in (MODEL_ARCH.LFM2, MODEL_ARCH.LFM2MOE):
-        name = name.replace("model.norm.", "model.embedding_norm.").replace(
-            "e_score_correction_", "e_score_correction."
-        )
+        name = name.replace("model.norm.", "model.embedding_norm.")
     if name.endswith(".sinks"):
         name += ".weight"
     found = names.get_name(name, try_suffixes=(".weight", ".bias"))
@@ -151,7 +166,8 @@ def _named(names: gguf.TensorNameMap, name: str, arch: MODEL_ARCH) -> str:
 
 
 def add_header(writer: gguf.GGUFWriter, config: Mapping[str, Any], arch: MODEL_ARCH) -> None:
-    writer.add_block_count(config["num_hidden_layers"] + config.get("mtp_num_hidden_layers", 0))
+    drafts = config.get("mtp_num_hidden_layers", 0) + config.get("num_nextn_predict_layers", 0)
+    writer.add_block_count(config["num_hidden_layers"] + drafts)
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_embedding_length(config["hidden_size"])
     writer.add_head_count(config["num_attention_heads"])
@@ -175,9 +191,16 @@ def add_header(writer: gguf.GGUFWriter, config: Mapping[str, Any], arch: MODEL_A
         writer.add_leading_dense_block_count(config["num_dense_layers"])
         writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
         writer.add_expert_weights_scale(config.get("routed_scaling_factor", 1.0))
-    if "num_experts_per_tok" in config:
-        writer.add_expert_count(config.get("num_experts") or config["num_local_experts"])
-        writer.add_expert_used_count(config["num_experts_per_tok"])
+    if arch in GATES:
+        for name, key in MIXTURE.items():
+            if config.get(name) is not None:
+                getattr(writer, f"add_{key}")(config[name])
+        if (gate := GATES[arch]) is not None:
+            writer.add_expert_gating_func(gate)
+    if "num_experts_per_tok" in config or "moe_k" in config:
+        if (experts := config.get("num_experts") or config.get("num_local_experts")) is not None:
+            writer.add_expert_count(experts)
+        writer.add_expert_used_count(config.get("num_experts_per_tok") or config["moe_k"])
         writer.add_expert_feed_forward_length(config.get("moe_intermediate_size", config["intermediate_size"]))
     if arch is MODEL_ARCH.GPT_OSS:
         writer.add_sliding_window(config["sliding_window"])

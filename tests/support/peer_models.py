@@ -105,6 +105,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 GLM: dict[str, Any] = {"n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "head_dim": 16}
 ERNIE: dict[str, Any] = {"moe_num_experts": 8, "moe_k": 3, "moe_intermediate_size": 32, "moe_layer_start_index": 0}
+MINIMAX = {"num_local_experts": 8, "num_experts_per_tok": 3, "head_dim": 16, "rotary_dim": 8, "intermediate_size": 32}
 
 # Mixtures that tests/engine/model/test_mixtures.py runs over longer texts.
 MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -114,6 +115,8 @@ MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "ernie": ("Ernie4_5_Moe", {**ERNIE, "moe_layer_start_index": 1}),
     "ernie interval": ("Ernie4_5_Moe", {**ERNIE, **UNTIED, "moe_layer_interval": 2, "moe_num_shared_experts": 1}),
     "ernie no shared": ("Ernie4_5_Moe", {**ERNIE, "moe_layer_end_index": 2, "moe_num_shared_experts": 0}),
+    "minimax": ("MiniMaxM2", MINIMAX), "minimax whole": ("MiniMaxM2", {**MINIMAX, "rotary_dim": None, **TIED}),
+    "minimax one expert": ("MiniMaxM2", {**MINIMAX, "head_dim": 24, "rotary_dim": 8, "num_experts_per_tok": 1}),
 }  # fmt: skip
 FIRST = tuple({kind: name for name, (kind, _) in reversed(SHAPES.items())}.values())
 

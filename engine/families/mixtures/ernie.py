@@ -12,6 +12,7 @@ from fastslow.engine.families.mixtures.mixture import (
     SOFTMAX,
     TENSORS,
     check_gate,
+    expect,
     mixture,
     with_dense,
 )
@@ -40,8 +41,7 @@ def _read(raw: ConfigJson) -> DecoderShape:
         raw.get(name)
     if (least := number(raw, "moe_norm_min", 1e-12)) > LEAST_SUM:
         raise ValueError(f"moe_norm_min {least} is not supported, it is at most {LEAST_SUM}")
-    if not boolean(raw, "use_rmsnorm", True):
-        raise ValueError("use_rmsnorm false is not supported")
+    expect(raw, {"use_rmsnorm": True})
     bias, mixer = boolean(raw, "use_bias", False), attending(raw, theta=500000.0)
     assert mixer.rope is not None
     rope = replace(mixer.rope, layout="interleaved-first")

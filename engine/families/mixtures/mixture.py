@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +33,16 @@ FIELDS = {  # of their headers
     GATE: GATE,
 }
 SOFTMAX, SIGMOID = 1, 2  # what a header's GATE may be
+
+
+def expect(raw: ConfigJson, values: Mapping[str, Any]) -> None:
+    """Check fields that may have one value only, where they are there: lists of it, too, one for each layer."""
+    for name, value in values.items():
+        found = raw.get(name)
+        if found is not None and any(
+            x != value for x in (found if isinstance(found, list) else [found])
+        ):
+            raise ValueError(f"{name} {shown(found)} is not supported, only {value} is")
 
 
 def mixture(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import json
+from dataclasses import asdict, fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ import torch
 from checkpoints import DENSE, random_table, tensors, write
 from engine_tools import Ask, Bench, answer
 from family_tools import KERNELS, LONG, check_however_cut, load
+from gguf_tools import write_gguf
 from kernel_tools import compiled
 from mtp_tools import SpiedMtp
 from pairs import pairwise
 from safetensors.torch import load_file, save_file
 
+from fastslow.engine.checkpoint.identity import model_digest
 from fastslow.engine.families.reading import attending, decoder
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.config import ModelConfig
@@ -105,3 +108,46 @@ def test_drafts_of_glm_are_those_of_transformers(kernels: bool, tmp_path: Path) 
     both = made.keys() & found.keys()
     assert len(both) > 30 and {n: made[n] for n in both} == {n: found[n] for n in both}
     assert 0 < request.spec_stats.accepted
+
+
+BASE: dict[str, Any] = {**DENSE, "num_hidden_layers": 3, "vocab_size": 64}
+SIZED = {"moe_intermediate_size": 32, "num_experts_per_tok": 3, "partial_rotary_factor": 0.5}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "glm": {
+        **BASE, **SIZED, "architectures": ["Glm4MoeForCausalLM"], "n_routed_experts": 8, "n_shared_experts": 2,
+        "attention_bias": True, "use_qk_norm": True, "routed_scaling_factor": 2.5, "num_nextn_predict_layers": 1,
+    },
+    "glm air": {
+        **BASE, **SIZED, "architectures": ["Glm4MoeForCausalLM"], "n_routed_experts": 8, "first_k_dense_replace": 2,
+        "tie_word_embeddings": True, "num_nextn_predict_layers": 0, "norm_topk_prob": False,
+    },
+    "ernie": {
+        **BASE, "architectures": ["Ernie4_5_MoeForCausalLM"], "moe_num_experts": 8, "moe_k": 3,
+        "moe_num_shared_experts": 2, "moe_intermediate_size": 32, "moe_layer_start_index": 1, "moe_layer_interval": 1,
+        "shared_intermediate_size": 48,  # what headers say, and nothing has
+    },
+    "minimax": {
+        **BASE, "architectures": ["MiniMaxM2ForCausalLM"], "num_local_experts": 8, "num_experts_per_tok": 3,
+        "rotary_dim": 8, "intermediate_size": 32,
+    },
+}  # fmt: skip
+UNSAID = ("bos_id", "eos_ids")  # the tokenizer's, which these files have none of
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_gguf_file_is_the_folder_that_it_was_made_from(tmp_path: Path, name: str) -> None:
+    config = CONFIGS[name]
+    if "ernie" in name:
+        config = {k: v for k, v in config.items() if k != "shared_intermediate_size"}
+    table = tensors(config)
+    folder = write(tmp_path / "model", config, table)
+    (folder / "config.json").write_text(json.dumps(CONFIGS[name]))
+    file = write_gguf(folder, tmp_path / "m.gguf")
+    (folder / "config.json").write_text(json.dumps(config))
+    ours, theirs = ModelConfig.from_folder(file), ModelConfig.from_folder(folder)
+    assert {f.name for f in fields(ours) if getattr(ours, f.name) != getattr(theirs, f.name)} <= {*UNSAID}
+    tokens = texts.tokens_of(40, vocab=64)
+    first, second = (load(path, False) for path in (file, folder))
+    assert torch.equal(texts.logits(first, tokens), texts.logits(second, tokens))
+    assert (first.mtp is None) == (second.mtp is None) == (name != "glm")
+    assert model_digest(file) == model_digest(folder)

@@ -1,0 +1,80 @@
+"""MiniMax-M2: norms over all heads together, rotation of half a head, and a sigmoid router whose choice has a bias."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from fastslow.engine.families.mixtures.mixture import (
+    FIELDS,
+    SIGMOID,
+    TENSORS,
+    check_gate,
+    expect,
+    mixture,
+)
+from fastslow.engine.families.reading import attending, decoder, norm_of
+from fastslow.engine.host.files import shown
+from fastslow.engine.model.config import ROTATED
+from fastslow.engine.model.family import (
+    GGUF_HEAD_NORMS,
+    GGUF_LAYER,
+    ConfigJson,
+    Family,
+    GgufNames,
+    integer,
+)
+from fastslow.engine.model.ffn.router import Router
+from fastslow.engine.model.shape import DecoderShape, Layer
+
+EXPECTED = {
+    "use_qk_norm": True,
+    "qk_norm_type": "per_layer",
+    "use_routing_bias": True,
+    "scoring_func": "sigmoid",
+    "shared_intermediate_size": 0,
+    "attn_type_list": 1,
+    **{f"layernorm_{part}_beta": 1 for part in ("full_attention", "linear_attention", "mlp")},
+}
+RENAMES = (
+    (".block_sparse_moe.", ".mlp."),
+    (".mlp.e_score_correction_bias", ".mlp.gate.e_score_correction_bias"),
+    (".w1.", ".gate_proj."),
+    (".w3.", ".up_proj."),
+    (".w2.", ".down_proj."),
+)
+
+
+def _read(raw: ConfigJson) -> DecoderShape:
+    """`rotary_dim` of a head's dims are rotated, where that field is there."""
+    expect(raw, EXPECTED)
+    mixer, norm = attending(raw, theta=5e6, head_dim=128, partial=1.0), norm_of(raw)
+    assert mixer.rope is not None
+    if raw.get("rotary_dim") is not None:
+        turned = integer(raw, "rotary_dim", most=mixer.head_dim)
+        mixer = replace(mixer, rope=replace(mixer.rope, width=turned % mixer.head_dim))
+    mixer = replace(mixer, query_norm=norm, key_norm=norm, norms_whole=True)
+    router = Router("sigmoid", integer(raw, "num_experts_per_tok", 8), choice_bias=True)
+    shape = decoder(
+        raw, Layer(mixer, mixture(raw, router, "num_local_experts", "intermediate_size"))
+    )
+    return replace(shape, drafts_inside=True, fused=("experts",), renames=RENAMES)
+
+
+def _header(raw: dict[str, Any]) -> None:
+    check_gate(raw, SIGMOID)
+    raw["rotary_dim"] = raw.pop(ROTATED)
+    if raw.pop("moe_intermediate_size", None) != (width := raw.get("intermediate_size")):
+        raise ValueError(f"expert_feed_forward_length must be feed_forward_length {shown(width)}")
+
+
+MINIMAX_M2 = Family(
+    ("MiniMaxM2ForCausalLM",),
+    _read,
+    GgufNames(
+        "minimax-m2",
+        GGUF_LAYER | GGUF_HEAD_NORMS | TENSORS,
+        fields={**FIELDS, "expert_count": "num_local_experts", "rope.dimension_count": ROTATED},
+        finish=_header,
+    ),
+)
