@@ -2,6 +2,7 @@
 `DecoderShape`; one more is registered as these are, from wherever it is written."""
 
 from fastslow.engine.families import gpt_oss, lfm2, llama, pangu, qwen, qwen_hybrid
+from fastslow.engine.families.gemma import gemma3, gemma4
 from fastslow.engine.families.mixtures import ernie, glm, minimax
 from fastslow.engine.families.refused import REFUSED
 from fastslow.engine.model.family import Family, refuse
@@ -20,6 +21,9 @@ FAMILIES: tuple[Family, ...] = (
     qwen_hybrid.QWEN3_NEXT,
     llama.SMOLLM3,
     gpt_oss.FAMILY,
+    gemma3.GEMMA_3,
+    gemma4.GEMMA_4,
+    gemma4.GEMMA_4_UNIFIED,
     lfm2.LFM2,
     lfm2.LFM2_MOE,
     glm.GLM4_MOE,

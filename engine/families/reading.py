@@ -34,7 +34,7 @@ from fastslow.engine.model.shape import DecoderShape, Layer
 
 FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 HIDDEN_ACTS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
-SCALINGS = ("default", "linear", "dynamic", "llama3", "yarn", "factors")
+SCALINGS = ("default", "linear", "dynamic", "llama3", "yarn", "factors", "proportional")
 
 
 def layer_count(raw: ConfigJson) -> int:
@@ -65,13 +65,16 @@ def attending(
     positions = integer(raw, "max_position_embeddings")
     base, scaling, share = _rope(raw, theta, partial, positions)
     turning = int(dim * share)
+    width = 0 if share == 1 else turning
+    if scaling is not None and scaling.kind == "proportional":
+        scaling, width = replace(scaling, pairs=turning // 2), 0
     if share != 1 and turning < 2:
         raise ValueError(f"partial_rotary_factor {share} of head_dim {dim} must be at least 2 dims")
     return GroupedAttention(
         heads,
         integer(raw, "num_key_value_heads", default=heads),
         dim,
-        Rope(dim, base, positions, scaling, 0 if share == 1 else turning),
+        Rope(dim, base, positions, scaling, width),
     )
 
 
@@ -137,7 +140,8 @@ def _rope(
     based = [place for place in (*places, raw) if "rope_theta" in place] or [raw]
     place = rope if "partial_rotary_factor" in rope else raw
     partial = number(place, "partial_rotary_factor", usual or 1.0)
-    if usual is None and partial != 1 or partial > 1:
+    proportional = rope.get("rope_type") == "proportional"
+    if usual is None and partial != 1 and not proportional or partial > 1:
         allowed = "only 1 is" if usual is None else "it is at most 1"
         raise ValueError(f"partial_rotary_factor {partial} is not supported, {allowed}")
     base = number(based[0], "rope_theta", theta, LEAST_THETA, MOST_THETA)
@@ -165,7 +169,8 @@ def rope_scaling(rope: Mapping[str, Any], max_positions: int) -> RopeScaling | N
         some = each if isinstance(each, list) else []
         read = [number({"factors": x}, "factors", most=MOST_STRETCH) for x in some]
         return RopeScaling(kind, 1.0, factors=tuple(read))
-    factor = number(rope, "factor", most=MOST_STRETCH)
+    usual = 1.0 if kind == "proportional" else None
+    factor = number(rope, "factor", usual, most=MOST_STRETCH)
     if factor < 1:
         raise ValueError(f"rope_scaling factor {factor} must be at least 1")
     if kind == "llama3":

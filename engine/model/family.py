@@ -171,6 +171,12 @@ class ConfigJson(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._raw)
 
+    def changed(self, **fields: Any) -> ConfigJson:
+        """The same with other values; what is read of it counts as read here."""
+        found = ConfigJson({**self._raw, **fields}, self._owner, self._prefix, self._strict)
+        found._seen = self._seen
+        return found
+
     def inside(self, name: str) -> ConfigJson:
         """The fields of an object in here, of which none may stay unread; none where it is missing."""
         value = self.get(name)

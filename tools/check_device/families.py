@@ -48,6 +48,17 @@ DELTA = {
     "linear_value_head_dim": 32,
 }
 SHARED = {**EXPERTS, "shared_expert_intermediate_size": 64}
+EXPERTS_BESIDE = {"enable_moe_block": True, "top_k_experts": 4, "num_experts_per_tok": None}
+WINDOWED = {
+    "sliding_window": 20,
+    "sliding_window_pattern": 2,
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "hidden_size_per_layer_input": 16,
+    "vocab_size_per_layer_input": 512,
+    "tie_word_embeddings": True,
+    "rope_theta": None,
+}
 CONV = {"rms_norm_eps": None, "layer_types": ["conv", "full_attention", "conv", "conv"]}
 FAMILIES: dict[str, dict[str, Any]] = {
     "LlamaForCausalLM": {},
@@ -79,6 +90,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Qwen3_5ForCausalLM": DELTA,
     "Qwen3_5MoeForCausalLM": {**DELTA, **SHARED},
     "Qwen3NextForCausalLM": {**DELTA, **SHARED},
+    "Gemma3ForCausalLM": {"sliding_window": 20, "sliding_window_pattern": 2},
+    "Gemma4ForCausalLM": {**WINDOWED, **EXPERTS, **EXPERTS_BESIDE, "num_kv_shared_layers": 2},
+    "Gemma4UnifiedForCausalLM": {**WINDOWED, "attention_k_eq_v": True},
     "Lfm2ForCausalLM": CONV,
     "Lfm2MoeForCausalLM": {**CONV, **EXPERTS, "num_dense_layers": 1},
 }
@@ -126,7 +140,7 @@ def write_random(folder: Path, architecture: str) -> Path:
     config = ModelConfig.from_json(fields)
     for name, shape in (tensor_shapes(config) | mtp_shapes(config)).items():
         numbers = torch.randn(shape, generator=random)
-        if name.endswith("norm.weight"):
+        if name.endswith("norm.weight") or "norm_" in name or "scal" in name:
             numbers = 1 + 0.2 * numbers
         elif name.endswith("router_scale"):
             numbers = 1 + numbers.abs()
