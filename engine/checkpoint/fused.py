@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastslow.engine.model.ffn.dense import DenseMlp
 from fastslow.engine.model.mixers.delta import GatedDelta
 from fastslow.engine.model.shape import DecoderShape, Layer
 
@@ -188,6 +189,19 @@ def _delta(prefix: str, layer: Layer, hidden: int) -> Iterator[Fused]:
         yield Fused({f"{own}_{name}.weight": whole}, parts, lambda x, at: x[0][at])
 
 
+def _gate_up(prefix: str, layer: Layer, hidden: int) -> Iterator[Fused]:
+    """The gate and up matrices of a dense MLP, below each other."""
+    if not isinstance(layer.ffn, DenseMlp):
+        return
+    inner, own = layer.ffn.width, f"{prefix}.mlp"
+    parts = {
+        f"{own}.{side}_proj.weight": (slice(None), slice(n * inner, (n + 1) * inner))
+        for n, side in enumerate(("gate", "up"))
+    }
+    whole = Expected(((2 * inner, hidden),))
+    yield Fused({f"{own}.gate_up_proj.weight": whole}, parts, lambda x, at: x[0][at])
+
+
 def _choice_row(prefix: str, layer: Layer, hidden: int) -> Iterator[Fused]:
     """The bias of the choice as a matrix of one row."""
     if (routed := layer.routed) is None:
@@ -202,4 +216,5 @@ LAYOUTS = {
     IN_TURN: _experts_in_turn,
     "delta": _delta,
     "choice row": _choice_row,
+    "gate_up": _gate_up,
 }

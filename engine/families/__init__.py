@@ -2,8 +2,10 @@
 `DecoderShape`; one more is registered as these are, from wherever it is written."""
 
 from fastslow.engine.families import gpt_oss, lfm2, llama, pangu, qwen, qwen_hybrid
+from fastslow.engine.families.dense import ernie, granite, hunyuan, ministral, olmo, phi, seed_oss
 from fastslow.engine.families.gemma import gemma3, gemma4
-from fastslow.engine.families.mixtures import ernie, glm, minimax
+from fastslow.engine.families.mixtures import ernie as ernie_moe
+from fastslow.engine.families.mixtures import glm, minimax
 from fastslow.engine.families.refused import REFUSED
 from fastslow.engine.model.family import Family, refuse
 
@@ -27,8 +29,19 @@ FAMILIES: tuple[Family, ...] = (
     lfm2.LFM2,
     lfm2.LFM2_MOE,
     glm.GLM4_MOE,
-    ernie.ERNIE4_5_MOE,
+    ernie_moe.ERNIE4_5_MOE,
     minimax.MINIMAX_M2,
+    phi.PHI3,
+    granite.GRANITE,
+    granite.HYBRID,
+    ernie.ERNIE4_5,
+    seed_oss.SEED_OSS,
+    hunyuan.HUNYUAN_DENSE,
+    olmo.OLMO2,
+    olmo.OLMO3,
+    olmo.EXAONE4,
+    ministral.MINISTRAL3,
+    qwen.MIMO,
 )
 
 refuse(*REFUSED)

@@ -12,7 +12,7 @@ from fastslow.engine.families.reading import (
     attending,
     decoder,
     layer_count,
-    rope_scaling,
+    rope_fields,
     window_of,
     windows_by_type,
 )
@@ -48,10 +48,9 @@ YARN = {
 
 def read(raw: ConfigJson) -> DecoderShape:
     """Softmax over the logits of the chosen experts. Missing fields have the values of transformers."""
+    if not rope_fields(raw):
+        raw = raw.changed(rope_scaling=YARN)
     mixer = attending(raw, theta=THETA, head_dim=64)
-    if not (raw.get("rope_scaling") or raw.get("rope_parameters")) and mixer.rope is not None:
-        scaling = rope_scaling(YARN, mixer.rope.max_positions)
-        mixer = replace(mixer, rope=replace(mixer.rope, scaling=scaling))
     if activation_of(raw) != "silu":
         raise ValueError(
             f"hidden_act {shown(raw.get('hidden_act'))} is not supported, only 'silu' is"

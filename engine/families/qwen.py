@@ -34,7 +34,7 @@ from fastslow.engine.model.ffn.dense import DenseMlp
 from fastslow.engine.model.ffn.experts import RoutedExperts
 from fastslow.engine.model.ffn.router import Router
 from fastslow.engine.model.mixers.grouped import GroupedAttention
-from fastslow.engine.model.shape import DecoderShape, Layer
+from fastslow.engine.model.shape import DecoderShape, Layer, MtpLayer
 
 
 def _qwen2(raw: ConfigJson) -> DecoderShape:
@@ -95,6 +95,21 @@ def _qwen3_moe(raw: ConfigJson) -> DecoderShape:
     return decoder(raw, Layer(mixer, routed)).each(one)
 
 
+def _mimo(raw: ConfigJson) -> DecoderShape:
+    """Qwen2 with a layer that drafts; it reads the hidden state first."""
+    if not boolean(raw, "attention_bias", True):
+        raise ValueError("attention_bias false is not supported")
+    shape, p = _qwen2(raw), "model.mtp_layers.0"
+    token, hidden, entry, last = (
+        f"{p}.{name}"
+        for name in ("token_layernorm", "hidden_layernorm", "input_proj", "final_layernorm")
+    )
+    layer, kind = shape.layers[0], shape.norm
+    mtp = MtpLayer(layer, p, token, hidden, entry, last, kind, embedding_first=False)
+    return replace(shape, mtp=mtp if count(raw, "num_nextn_predict_layers", most=1) else None)
+
+
+MIMO = Family(("MiMoForCausalLM",), _mimo)
 QWEN2 = Family(("Qwen2ForCausalLM",), _qwen2, GgufNames("qwen2", GGUF_LAYER))
 QWEN3 = Family(("Qwen3ForCausalLM",), _qwen3, GgufNames("qwen3", GGUF_LAYER | GGUF_HEAD_NORMS))
 QWEN3_MOE = Family(

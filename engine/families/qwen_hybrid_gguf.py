@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastslow.engine.families.reading import FULL, LINEAR
+from fastslow.engine.families.reading import FULL, LINEAR, share_rotated
 from fastslow.engine.host.files import shown
 from fastslow.engine.model.config import ROTATED
 from fastslow.engine.model.family import (
@@ -43,12 +43,7 @@ def _header(raw: dict[str, Any]) -> None:
             f"ssm.inner_size {shown(inner)} must be a multiple of ssm.time_step_rank {shown(heads)}"
         )
     raw["linear_value_head_dim"] = inner // heads
-    rotated, dim = raw.pop(ROTATED, None), raw.get("head_dim")
-    if not isinstance(rotated, int) or not isinstance(dim, int) or not 0 < rotated <= dim:
-        raise ValueError(
-            f"rope.dimension_count {shown(rotated)} must be from 1 to attention.key_length {shown(dim)}"
-        )
-    raw["partial_rotary_factor"] = rotated / dim
+    share_rotated(raw)
 
 
 def _by_key_head(

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from fastslow.engine.host.files import shown
+from fastslow.engine.model.config import ROTATED
 from fastslow.engine.model.family import (
     LEAST_EPS,
     LEAST_THETA,
@@ -34,7 +35,8 @@ from fastslow.engine.model.shape import DecoderShape, Layer
 
 FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 HIDDEN_ACTS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
-SCALINGS = ("default", "linear", "dynamic", "llama3", "yarn", "factors", "proportional")
+SCALINGS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "factors", "proportional")
+ORIGINAL = "original_max_position_embeddings"
 
 
 def layer_count(raw: ConfigJson) -> int:
@@ -42,9 +44,9 @@ def layer_count(raw: ConfigJson) -> int:
     return integer(raw, "num_hidden_layers", most=MOST_LAYERS)
 
 
-def norm_of(raw: ConfigJson) -> RmsNorm:
+def norm_of(raw: ConfigJson, usual: float = 1e-6) -> RmsNorm:
     """An RMSNorm with `rms_norm_eps`."""
-    return RmsNorm(number(raw, "rms_norm_eps", 1e-6, LEAST_EPS, MOST_EPS))
+    return RmsNorm(number(raw, "rms_norm_eps", usual, LEAST_EPS, MOST_EPS))
 
 
 def attending(
@@ -132,6 +134,12 @@ def _head_dim(raw: ConfigJson, hidden: int, heads: int) -> int | None:
     return hidden // heads or None
 
 
+def rope_fields(raw: ConfigJson) -> dict[str, Any]:
+    """The fields of `rope_scaling`, else of `rope_parameters`; the base of the second counts for both."""
+    first, second = raw.inside("rope_scaling"), raw.inside("rope_parameters")
+    return {**{n: x for n, x in second.items() if n == "rope_theta" or not first}, **first}
+
+
 def _rope(
     raw: ConfigJson, theta: float, usual: float | None, positions: int
 ) -> tuple[float, RopeScaling | None, float]:
@@ -145,7 +153,7 @@ def _rope(
         allowed = "only 1 is" if usual is None else "it is at most 1"
         raise ValueError(f"partial_rotary_factor {partial} is not supported, {allowed}")
     base = number(based[0], "rope_theta", theta, LEAST_THETA, MOST_THETA)
-    scaling = rope_scaling(rope, positions)
+    scaling = _scaling(raw, rope, positions)
     if (
         usual is not None
     ):  # of the places of a token in images and films: a text has one place for all three
@@ -154,21 +162,20 @@ def _rope(
     return base, scaling, partial
 
 
-def rope_scaling(rope: Mapping[str, Any], max_positions: int) -> RopeScaling | None:
-    """From the object `rope_scaling` or `rope_parameters`; None where it stretches nothing."""
+def _scaling(raw: ConfigJson, rope: Mapping[str, Any], max_positions: int) -> RopeScaling | None:
+    """None where it stretches nothing."""
     older = rope.get("type")
     kind = rope.get("rope_type") or older or "default"
     if kind in ("default", "none"):
         return None
+    if kind in ("longrope", "su"):  # the second is an older name
+        return _longrope(raw, rope, max_positions)
     if kind not in SCALINGS:
         raise ValueError(
             f"rope_scaling type {shown(kind)} is not one of the known {', '.join(SCALINGS)}"
         )
     if kind == "factors":
-        each = rope.get("factors")
-        some = each if isinstance(each, list) else []
-        read = [number({"factors": x}, "factors", most=MOST_STRETCH) for x in some]
-        return RopeScaling(kind, 1.0, factors=tuple(read))
+        return RopeScaling(kind, 1.0, factors=_factors(rope, kind))
     usual = 1.0 if kind == "proportional" else None
     factor = number(rope, "factor", usual, most=MOST_STRETCH)
     if factor < 1:
@@ -177,7 +184,7 @@ def rope_scaling(rope: Mapping[str, Any], max_positions: int) -> RopeScaling | N
         return _llama3(rope, factor)
     if kind == "yarn":
         return _yarn(rope, factor, max_positions)
-    rope.get("original_max_position_embeddings")  # often there, and means nothing
+    rope.get(ORIGINAL)  # often there, and means nothing
     return RopeScaling(kind, factor)
 
 
@@ -186,7 +193,7 @@ def _llama3(rope: Mapping[str, Any], factor: float) -> RopeScaling:
     high = number(rope, "high_freq_factor", most=MOST_STRETCH)
     if high <= low:
         raise ValueError(f"high_freq_factor {high} must be above low_freq_factor {low}")
-    original = integer(rope, "original_max_position_embeddings")
+    original = integer(rope, ORIGINAL)
     return RopeScaling("llama3", factor, low, high, original)
 
 
@@ -205,7 +212,7 @@ def _yarn(rope: Mapping[str, Any], factor: float, max_positions: int) -> RopeSca
     return RopeScaling(
         "yarn",
         factor,
-        original_max_positions=integer(rope, "original_max_position_embeddings", max_positions),
+        original_max_positions=integer(rope, ORIGINAL, max_positions),
         fast_turns=fast,
         slow_turns=slow,
         whole_pairs=boolean(rope, "truncate", True),
@@ -213,8 +220,43 @@ def _yarn(rope: Mapping[str, Any], factor: float, max_positions: int) -> RopeSca
     )
 
 
+def _longrope(raw: ConfigJson, rope: Mapping[str, Any], max_positions: int) -> RopeScaling:
+    """The length before scaling stands outside of the object, else inside."""
+    inside = rope.get(ORIGINAL)
+    original = integer(raw, ORIGINAL, inside, least=2)
+    factor = number(rope, "factor", max_positions / original, most=MOST_STRETCH)
+    usual = math.sqrt(1 + math.log(max(factor, 1.0)) / math.log(original))
+    return RopeScaling(
+        "longrope",
+        factor,
+        original_max_positions=original,
+        attention_factor=number(rope, "attention_factor", usual, most=MOST_STRETCH),
+        factors=_factors(rope, "short_factor"),
+        long_factors=_factors(rope, "long_factor"),
+    )
+
+
+def _factors(rope: Mapping[str, Any], name: str) -> tuple[float, ...]:
+    each = rope.get(name)
+    some = each if isinstance(each, list) else []
+    return tuple(number({name: x}, name, most=MOST_STRETCH) for x in some)
+
+
 def _stretch(factor: float, mscale: float) -> float:
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1
+
+
+def share_rotated(raw: dict[str, Any]) -> None:
+    """Make the rotated dims of a header's heads the share that config.json says."""
+    hidden, heads = raw.get("hidden_size"), raw.get("num_attention_heads")
+    dim, rotated = raw.get("head_dim"), raw.pop(ROTATED, None)
+    if dim is None and isinstance(hidden, int) and isinstance(heads, int) and heads > 0:
+        dim = hidden // heads
+    if not isinstance(rotated, int) or not isinstance(dim, int) or not 0 < rotated <= dim:
+        raise ValueError(
+            f"rope.dimension_count {shown(rotated)} must be from 1 to attention.key_length {shown(dim)}"
+        )
+    raw["partial_rotary_factor"] = rotated / dim
 
 
 def window_of(raw: ConfigJson, usual: int | None = None, *, switch: bool = True) -> int:

@@ -118,6 +118,48 @@ MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "minimax": ("MiniMaxM2", MINIMAX), "minimax whole": ("MiniMaxM2", {**MINIMAX, "rotary_dim": None, **TIED}),
     "minimax one expert": ("MiniMaxM2", {**MINIMAX, "head_dim": 24, "rotary_dim": 8, "num_experts_per_tok": 1}),
 }  # fmt: skip
+ALPHA = {"alpha": 50.0, "factor": 1.0, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0}
+FACTORS = {"short_factor": [1.0 + 0.1 * i for i in range(6)], "long_factor": [2.0 + 2.5 * i for i in range(6)]}
+LONG = {"original_max_position_embeddings": 256, **rope("longrope", partial_rotary_factor=0.75, **FACTORS)}
+SCALED = {"embedding_multiplier": 3.0, "logits_scaling": 2.0, "residual_multiplier": 0.6, "attention_multiplier": 0.35}
+HYBRID: dict[str, Any] = {**SCALED, "num_local_experts": 0, "shared_intermediate_size": 80, "mamba_n_heads": 4}
+HYBRID |= {"layer_types": ["full_attention"] * 4, "num_experts_per_tok": 0, "mamba_expand": 2}
+BETA = {"llama_4_scaling_beta": 0.4, "mscale": 1.0, "mscale_all_dim": 1.0}
+BY_TYPE = {"full_attention": rope("linear", factor=2.0)["rope_parameters"], "sliding_attention": {"rope_theta": 5e3}}
+WINDOW = {"sliding_window": 9}
+SHARP = tuple(
+    f"{name}.weight"
+    for name in ("q_proj", "k_proj", "qkv_proj", "q_norm", "k_norm", "query_layernorm", "key_layernorm")
+)
+
+# Dense models near Llama that tests/engine/model/test_near_llamas.py runs over longer texts.
+NEAR: dict[str, tuple[str, dict[str, Any]]] = {
+    "phi3": ("Phi3", {"sliding_window": 70, **rope("default")}),
+    "phi3 long": ("Phi3", LONG),
+    "phi3 part": ("Phi3", {**TIED, **rope("default", partial_rotary_factor=0.5)}),
+    "granite": ("Granite", {**SCALED, **TIED}), "granite biases": ("Granite", {**SCALED, **BIASED, "mlp_bias": True}),
+    "granite yarn": ("Granite", {"attention_multiplier": 0.3, **yarn(4.0)}),
+    "hybrid": ("GraniteMoeHybrid", {**HYBRID, "position_embedding_type": "rope"}),
+    "hybrid still": ("GraniteMoeHybrid", HYBRID), "hybrid biases": ("GraniteMoeHybrid", {**HYBRID, **BIASED, **TIED}),
+    "ernie4_5": ("Ernie4_5", {"head_dim": 24}), "ernie4_5 biases": ("Ernie4_5", {**UNTIED, "use_bias": True}),
+    "ernie4_5 null": ("Ernie4_5", {"head_dim": None}), "seed_oss": ("SeedOss", {"head_dim": 24}),
+    "seed_oss biases": ("SeedOss", {"head_dim": 16, "attention_out_bias": True, "mlp_bias": True, **TIED}),
+    "seed_oss none": ("SeedOss", {"head_dim": 8, "attention_bias": False}),
+    "hunyuan": ("HunYuanDenseV1", {"head_dim": 24, **rope("dynamic", **ALPHA)}),
+    "hunyuan plain": ("HunYuanDenseV1", {"head_dim": 16, **TIED}),
+    "hunyuan biases": ("HunYuanDenseV1", {"head_dim": 16, **BIASED, **yarn(4.0)}),
+    "olmo2": ("Olmo2", {}), "olmo2 biases": ("Olmo2", {**BIASED, **TIED}), "olmo2 yarn": ("Olmo2", yarn(4.0)),
+    "olmo3": ("Olmo3", {**WINDOW, "rope_parameters": None, "rope_scaling": yarn(8.0)["rope_parameters"]}),
+    "olmo3 types": ("Olmo3", {**WINDOW, "layer_types": TYPES, **BIASED}),
+    "olmo3 rotations": ("Olmo3", {**WINDOW, "rope_parameters": BY_TYPE}),
+    "exaone4": ("Exaone4", {**WINDOW, "sliding_window_pattern": 2}),
+    "exaone4 whole": ("Exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 4, **TIED}),
+    "exaone4 types": ("Exaone4", {**WINDOW, "layer_types": TYPES, "sliding_window_pattern": "GL"}),
+    "ministral3": ("Ministral3", {"head_dim": 24, **yarn(8.0, **BETA)}),
+    "ministral3 usual": ("Ministral3", {"head_dim": 16, **TIED}),
+    "ministral3 windows": ("Ministral3", {**WINDOW, "head_dim": 16, **yarn(2.0, **{**BETA, "mscale": 0.7})}),
+    "mimo": ("Qwen2", {}),
+}  # fmt: skip
 FIRST = tuple({kind: name for name, (kind, _) in reversed(SHAPES.items())}.values())
 
 
@@ -134,7 +176,7 @@ def transformers() -> Any:
 
 def build(name: str, seed: int = 0, **fields: Any) -> Any:
     """A random model of transformers, float32, whose logits spread over several units."""
-    library, (kind, own) = transformers(), (SHAPES | MIXTURES)[name]
+    library, (kind, own) = transformers(), (SHAPES | MIXTURES | NEAR)[name]
     text = f"{kind}TextConfig" if kind.startswith("Qwen3_5") else f"{kind}Config"
     config = getattr(library, text)(**{**SMALL, **own, **fields})
     config._attn_implementation = "eager"
@@ -143,7 +185,7 @@ def build(name: str, seed: int = 0, **fields: Any) -> Any:
     with torch.no_grad():
         for label, weight in model.named_parameters():
             weight.copy_(_numbers(label, weight, random))
-            if name in MIXTURES and label.endswith(("q_proj.weight", "k_proj.weight")):
+            if name not in SHAPES and label.endswith(SHARP):
                 weight *= 0.4  # sharp attention magnifies the rounding of angles
             if own.keys() >= DELTA.keys():  # norms less one; and less of all, since errors grow along a state
                 weight *= 1 if weight.ndim == 1 else 0.4

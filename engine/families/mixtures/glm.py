@@ -15,7 +15,7 @@ from fastslow.engine.families.mixtures.mixture import (
     mixture,
     with_dense,
 )
-from fastslow.engine.families.reading import attending, decoder, norm_of
+from fastslow.engine.families.reading import attending, decoder, norm_of, share_rotated
 from fastslow.engine.model.config import ROTATED
 from fastslow.engine.model.family import (
     GGUF_HEAD_NORMS,
@@ -69,7 +69,7 @@ def _read(raw: ConfigJson) -> DecoderShape:
 
 def _header(raw: dict[str, Any]) -> None:
     check_gate(raw, SIGMOID)
-    raw["partial_rotary_factor"] = raw.pop(ROTATED) / raw["head_dim"]
+    share_rotated(raw)
 
 
 GLM4_MOE = Family(

@@ -71,7 +71,7 @@ def test_counts_are_the_published_ones() -> None:
         ("rms_norm_eps", float("nan"), "rms_norm_eps nan must be a finite number"),
         ("rope_theta", "big", "rope_theta 'big' must be a number"),
         ("tie_word_embeddings", "yes", "tie_word_embeddings 'yes' must be true or false"),
-        ("rope_scaling", {"type": "longrope", "factor": 2.0}, "'longrope' is not one of the kno"),
+        ("rope_scaling", {"type": "ntk", "factor": 2.0}, "'ntk' is not one of the kno"),
         ("rope_scaling", {"type": "linear"}, "factor is missing"),
         ("rope_scaling", "linear", "rope_scaling must be an object"),
         ("rope_scaling", {"type": "llama3", "factor": 2.0}, "low_freq_factor is missing"),
@@ -121,9 +121,9 @@ CHANGED: list[tuple[str, Any]] = [
     ("rope_scaling", {"rope_type": "linear", "factor": 2.0, "mrope_section": [1, 2]}),
     ("rope_parameters", {"full_attention": {"rope_theta": 1e4}}),
     ("rope_parameters", {"rope_theta": 1e4, "partial_rotary_factor": 0.5}),
-    ("rope_scaling", {"rope_type": "longrope", "factor": 2.0}),
+    ("rope_scaling", {"rope_type": "ntk", "factor": 2.0}),
 ]
-NAMED = ("mrope_section", "full_attention", "partial_rotary_factor", "longrope")
+NAMED = ("mrope_section", "full_attention", "partial_rotary_factor", "ntk")
 NEUTRAL: list[tuple[str, Any]] = [
     ("sliding_window", None),
     ("use_sliding_window", False),
