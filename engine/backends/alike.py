@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from fastslow.engine.model.ffn.dense import DenseMlp
 from fastslow.engine.model.ffn.experts import RoutedExperts
+from fastslow.engine.model.ffn.parallel import ParallelFfn
 from fastslow.engine.model.ffn.router import Router
 from fastslow.engine.model.mixers.delta import GatedDelta
 from fastslow.engine.model.mixers.grouped import GroupedAttention
 from fastslow.engine.model.mixers.rope import Rope
 from fastslow.engine.model.mixers.short_conv import ShortConv
-from fastslow.engine.model.norms import LayerNorms, RmsNorm
+from fastslow.engine.model.norms import LayerNorms, Norm, RmsNorm
 from fastslow.engine.model.ops import Activation
+from fastslow.engine.model.parts import Mixer
 from fastslow.engine.model.shape import DecoderShape, Layer
 
 Recurrent = GatedDelta | ShortConv
@@ -48,18 +51,21 @@ PARTS = {  # fields of shapes, layers and their parts that not every backend kno
     "scaled": "factor of a layer's output",
     "input_norm": "router with a norm of its own",
     "per_expert_scale": "learned factor of an expert",
+    "shares": "layers that share the keys of another",
+    "attention": "layers of attention that differ in more than windows and rotation",
+    "mlps": "MLPs of several widths",
+    "parallel": "MLP beside routed experts",
 }
-TORCH_ALONE = frozenset([*PARTS][-6:])
 NO_MORE = Known()
 ACCELERATORS = Known((GatedDelta, ShortConv), frozenset(("out_gate", "shared_gate")))
-KERNELS = Known((GatedDelta, ShortConv), frozenset(PARTS) - TORCH_ALONE)
+KERNELS = Known((GatedDelta, ShortConv), frozenset(PARTS))
 
 
 @dataclass(frozen=True, slots=True)
 class AlikeLayers:
     """The common parts of a model's layers. attention: of each that has it, but for its window and where it is not
-    rotated. recurrent: the mixer of the others; None = there are none. dense, routed: the ffn of those layers that have
-    such a one; None = none has."""
+    rotated; of the first, where they differ in more. recurrent: the mixer of the others; None = there are none. dense,
+    routed: of those layers that have such a one, the widest MLP; None = none has."""
 
     attention: GroupedAttention
     norms: LayerNorms
@@ -76,12 +82,12 @@ class AlikeLayers:
         mixers = [mixer for mixer in every if isinstance(mixer, GroupedAttention)]
         ropes = config.ropes
         attention = replace(mixers[0], rope=ropes[0] if ropes else None, window=0)
-        ffns = [layer.ffn for layer in config.layers]
+        mlps = [mlp for layer in config.layers if (mlp := dense(layer)) is not None]
         return cls(
             attention,
             config.layers[0].norms,
-            next((x for x in ffns if isinstance(x, DenseMlp)), None),
-            next((x for x in ffns if isinstance(x, RoutedExperts)), None),
+            max(mlps, key=lambda mlp: mlp.width, default=None),
+            config.routed,
             next((x for x in every if isinstance(x, known.recurrent)), None),
         )
 
@@ -137,8 +143,14 @@ def grouped(layer: Layer) -> GroupedAttention:
     return layer.mixer
 
 
+def dense(layer: Layer) -> DenseMlp | None:
+    """The MLP of a layer that every row runs, but for shared experts; None: it has none."""
+    ffn = layer.ffn.dense if isinstance(layer.ffn, ParallelFfn) else layer.ffn
+    return ffn if isinstance(ffn, DenseMlp) else None
+
+
 def _unlike(config: DecoderShape, known: Known) -> Iterator[str]:
-    norms = {config.norm, *(layer.norms.kind for layer in config.layers)}
+    norms = {config.norm, *_norms(config)}
     recurrent = {x.mixer for x in config.layers if isinstance(x.mixer, known.recurrent)}
     attending = [layer for layer in config.layers if layer.mixer not in recurrent]
     if not attending:
@@ -156,26 +168,22 @@ def _unlike(config: DecoderShape, known: Known) -> Iterator[str]:
         if not isinstance(mixer, GroupedAttention):
             yield f"they have no {type(mixer).__name__}"
             return
-        if mixer.shares is not None:
-            yield "they have no layers that share the keys of another"
-        norms |= {kind for kind in (mixer.query_norm, mixer.key_norm) if kind is not None}
-        bare = replace(mixer, rope=None, window=0)
-        if bare != replace(grouped(first), rope=None, window=0):
-            yield "its layers of attention differ in more than windows and rotation"
+        if _common(mixer) != _common(first.mixer):
+            yield "its layers of attention differ in caps, learned keys or factors by position"
     if not isinstance(first.norms.kind, RmsNorm) or len(norms) > 1 or not first.norms.names:
         yield "they have one RMSNorm for all places, before or after each sublayer"
     yield from (f"they have no {PARTS[name]}" for name in sorted(_parts(config) - known.parts))
-    ffns = {layer.ffn for layer in config.layers}
-    for ffn in ffns:
-        if not isinstance(ffn, DenseMlp | RoutedExperts):
-            yield f"they have no {type(ffn).__name__}"
+    for layer in config.layers:
+        if not isinstance(layer.ffn, DenseMlp | RoutedExperts | ParallelFfn):
+            yield f"they have no {type(layer.ffn).__name__}"
             return
-    for kind in (DenseMlp, RoutedExperts):
-        if len([ffn for ffn in ffns if isinstance(ffn, kind)]) > 1:
+    ffns = {layer.routed for layer in config.layers} - {None}
+    mlps = {(x.activation, x.bias) for layer in config.layers if (x := dense(layer)) is not None}
+    for kind, shapes in ((DenseMlp, mlps), (RoutedExperts, ffns)):
+        if len(shapes) > 1:
             yield f"its layers have {kind.__name__} of several shapes"
-    mlps = {(x.activation, x.bias) for x in ffns if isinstance(x, DenseMlp)}
     for ffn in ffns:
-        if isinstance(ffn, RoutedExperts):
+        if ffn is not None:
             if ffn.shared is not None and (
                 ffn.shared.bias or ffn.shared.activation != ffn.expert.activation
             ):
@@ -187,9 +195,41 @@ def _unlike(config: DecoderShape, known: Known) -> Iterator[str]:
 def _parts(config: DecoderShape) -> set[str]:
     """The PARTS that a model has."""
     layers = config.layers
-    places = {config, *layers, *(part for layer in layers for part in (layer.mixer, layer.ffn))}
-    places |= {ffn.router for layer in layers if (ffn := layer.routed) is not None}
-    places |= {layer.norms for layer in layers}
+    routed = {ffn for layer in layers if (ffn := layer.routed) is not None}
+    places: set[Any] = {config, *layers, *routed, *(ffn.router for ffn in routed)}
+    places |= {part for layer in layers for part in (layer.mixer, layer.ffn, layer.norms)}
     each = [(place, one) for place in places for one in fields(place) if one.name in PARTS]
     found = {one.name for place, one in each if getattr(place, one.name) != one.default}
-    return found if len(config.ropes) > 1 else found - {"ropes"}
+    mixers = [x for layer in layers if isinstance(x := layer.mixer, GroupedAttention)]
+    several = {
+        "ropes": len(config.ropes) > 1,
+        "attention": len({replace(mixer, rope=None, window=0) for mixer in mixers}) > 1,
+        "mlps": len({mlp.width for layer in layers if (mlp := dense(layer)) is not None}) > 1,
+        "parallel": any(isinstance(layer.ffn, ParallelFfn) for layer in layers),
+    }
+    return found - {"ropes"} | {name for name, there in several.items() if there}
+
+
+def _norms(config: DecoderShape) -> Iterator[Norm]:
+    """The kinds of all norms in layers."""
+    for layer in config.layers:
+        mixer, ffn, routed = layer.mixer, layer.ffn, layer.routed
+        found: list[Norm | None] = [layer.norms.kind]
+        if isinstance(mixer, GroupedAttention):
+            found += mixer.query_norm, mixer.key_norm, mixer.value_norm
+        if isinstance(ffn, ParallelFfn):
+            found.append(ffn.norm)
+        if routed is not None and isinstance(routed.router, Router):
+            found.append(routed.router.input_norm)
+        if layer.token_input is not None:
+            found.append(layer.token_input.norm)
+        yield from (kind for kind in found if kind is not None)
+    if config.per_layer_embedding is not None:
+        yield config.per_layer_embedding.norm
+
+
+def _common(mixer: Mixer) -> tuple[object, ...] | None:
+    """Fields of attention that all layers share, whatever a backend knows."""
+    if not isinstance(mixer, GroupedAttention):
+        return None
+    return mixer.score_cap, mixer.sinks, mixer.position_scale

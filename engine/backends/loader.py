@@ -44,6 +44,7 @@ from fastslow.engine.host.gguf_file import drafts_beside, is_gguf
 from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.ffn.token_input import TABLE, Table
 from fastslow.engine.model.ops import no_int8
 from fastslow.engine.model.tensors import mtp_shapes
 
@@ -183,6 +184,15 @@ class _Source:
         types = {name: GGUF_FORMATS.get(kind, Format.Q8_0) for name, kind in kinds.items()}
         return Formats.of_file(types, dtype, head)
 
+    def table(self) -> Table | None:
+        """Return the per-layer embeddings, in their file where single rows of it can be read; None: there are none."""
+        if self.config.per_layer_embedding is None:
+            return None
+        if (found := self.checkpoint.table(TABLE)) is not None:
+            return found
+        with self.checkpoint.quantised(False) as tensors:
+            return tensors.read(TABLE)
+
     def storage(self, kv_dtype: str, quantization: str) -> type[KVStorage]:
         """Return the storage of keys and values; ValueError where int8 is asked for and cannot be."""
         misfit = Int8Tiles.misfit(self.config.state_layout)
@@ -249,7 +259,7 @@ def _on_cpu(
             at_once = 1 if source.scheme or source.method else PACKERS
             sources = Sources(tensors.read, read, tensors.linear, at_once)
             memory = store.create(path, arena, sources, packed_path)
-    model = CpuDecoder(config, formats, arena, memory, storage=storage)
+    model = CpuDecoder(config, formats, arena, memory, storage=storage, table=source.table())
     if config.mtp is not None:
         model.mtp = CpuMtp(MtpKernels(config, formats, arena, memory, storage))
     return model

@@ -11,7 +11,7 @@ import torch
 
 from fastslow.engine.backends.alike import KERNELS, AlikeLayers, Recurrent, unlike
 from fastslow.engine.backends.cpu import library, packed
-from fastslow.engine.backends.cpu.compiled import structures
+from fastslow.engine.backends.cpu.compiled import orders, structures
 from fastslow.engine.backends.cpu.formats import (
     Format,
     Formats,
@@ -35,6 +35,7 @@ from fastslow.engine.backends.cpu.store import PackedFile
 from fastslow.engine.checkpoint.row_file import OpenFile
 from fastslow.engine.model.base import MtpModel, check_layers, check_step
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.ffn.token_input import Table
 from fastslow.engine.model.mixers.delta import GatedDelta
 from fastslow.engine.model.mixers.grouped import GroupedAttention
 from fastslow.engine.model.mixers.rope import Rotary
@@ -61,6 +62,7 @@ class CpuDecoder:
         arena: where the pieces lie in `memory`, which this object keeps alive.
         layers: those that run, the others are skipped; None = all.
         storage: of keys and values: `TiledStorage`, or `Int8Tiles`.
+        table: per-layer embeddings, where there are any: it stays in its file.
     """
 
     device = torch.device("cpu")
@@ -73,8 +75,11 @@ class CpuDecoder:
         memory: PackedFile,
         layers: Sequence[int] | None = None,
         storage: type[KVStorage] = TiledStorage,
+        table: Table | None = None,
     ) -> None:
         self.config, self.formats, self.storage = config, formats, storage
+        self._table, token = table, config.per_layer_embedding
+        self._token_inputs = token.layers * token.width if token else 0
         self._arena, self._memory = arena, memory
         self._alike = AlikeLayers.of(config, KERNELS)
         self._rotary = Rotary(*config.ropes)
@@ -123,7 +128,8 @@ class CpuDecoder:
     def layer_subset(self, layers: Sequence[int]) -> CpuDecoder:
         """See `Model.layer_subset`; the weights are shared."""
         some = check_layers(layers, self.layers)
-        return CpuDecoder(self.config, self.formats, self._arena, self._memory, some, self.storage)
+        memory = self._arena, self._memory
+        return CpuDecoder(self.config, self.formats, *memory, some, self.storage, self._table)
 
     def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> ModelOutput:
         """See `Model.forward`; logits and features are float32."""
@@ -169,6 +175,10 @@ class CpuDecoder:
         growth, scale = self._alike.attention.position_scale, None
         if growth is not None:
             scale = (1 + growth[0] * np.log1p(rows.positions // growth[1])).astype(np.float32)
+        by_token, token_rows = 0, None
+        if self._table is not None:
+            token_rows = self._table[torch.from_numpy(rows.tokens)].float().contiguous()
+            by_token = tensor_address("per-layer embeddings", token_rows, T * self._token_inputs)
         logits, width, inputs = step.logits, len(features) * c.hidden_size, rows.inputs
         running, _alive = dict[str, int](), dict[str, Ints]()
         if kv.running is not None and rows.running is not None:
@@ -206,6 +216,7 @@ class CpuDecoder:
             feature_layers=address("feature layers", wanted, INT64, len(features)),
             feature_values=address("features", step.features, FLOAT32, len(seen) * width),
             hidden=0 if inputs is None else tensor_address("inputs", inputs, T * c.hidden_size),
+            token_rows=by_token,
             **running,
         )
         if failed := self._kernels.fs_step(self._handle, ctypes.byref(args)):
@@ -234,11 +245,11 @@ class CpuDecoder:
         """Queries, keys and values, from one matrix or one after the other from three."""
         piece = self._arena.pieces[key]
         if not isinstance(piece, MatrixRuns):
-            rows = len(packed.plain_order(a.head_dim))
-            return packed.head_matrices(self._matrix(key), a.heads, a.kv_heads, rows)
+            rows = len(orders.plain_order(a.head_dim))
+            return packed.head_matrices(self._matrix(key), packed.head_counts(a), rows)
         found, tiles, bias = {}, self._at(key), self._at(f"{key}_bias")
         assert tiles is not None
-        for name, run in zip(("queries", "keys", "values"), piece.runs, strict=True):
+        for name, run in zip(packed.SIDES, piece.runs):
             found[name] = structures.CMatrix(tiles, bias, run.format, run.inputs, run.outputs)
             tiles += run.nbytes
             bias = None if bias is None else bias + 4 * run.outputs
@@ -248,11 +259,15 @@ class CpuDecoder:
         layer = self.config.layers[n]
         mixer, own = layer.mixer, dict[str, Any]()
         if isinstance(mixer, GroupedAttention):
-            own = self._heads(mixer, f"{n}.qkv") | {"gates": self._matrix(f"{n}.gates")}
+            own |= self._heads(mixer, f"{n}.qkv") | {"gates": self._matrix(f"{n}.gates")}
             names = "window", "heads", "kv_heads", "head_dim", "score_scale"
             own |= {name: getattr(mixer, name) for name in names}
-            own["value_dim"] = mixer.value_width
+            own |= {"value_dim": mixer.value_width, "values_normed": mixer.value_norm is not None}
             own["head_norms"] = 2 if mixer.norms_whole else int(mixer.norm_turned)
+        if (token := layer.token_input) is not None:
+            every, rows = self._matrix("token_projection"), len(orders.plain_order(token.width))
+            own["token_projection"] = packed.part_of(every, n * rows, rows)
+            own["token_at"] = n * token.width
         first, second = self._at(f"{n}.expert0.gate_up"), self._at(f"{n}.expert1.gate_up")
         return structures.CLayer(
             rope_at=self._rotary.starts[layer.rope],
@@ -298,6 +313,9 @@ class CpuDecoder:
             sinks=a.sinks,
             eps=alike.eps,
             shared_gate=routed is not None and routed.shared_gate,
+            token_width=self._token_inputs // len(c.layers),
+            token_inputs=self._token_inputs,
+            token_projection_norm=self._at("token_projection_norm"),
             recurrence=_recurrence(alike.recurrent),
             embedding_format=form,
             embedding=self._at("embedding") if own else self._at("head"),
@@ -331,22 +349,27 @@ def unsupported(config: ModelConfig) -> str | None:
     if (why := unlike(config, KERNELS)) is not None:
         return why
     alike = AlikeLayers.of(config, KERNELS)
-    a, routed, recurrent = alike.attention, alike.routed, alike.recurrent
+    routed, recurrent = alike.routed, alike.recurrent
+    token = config.per_layer_embedding
     try:
+        for a in {x.mixer for x in config.layers if isinstance(x.mixer, GroupedAttention)}:
+            library.check_limits(
+                heads=a.heads,
+                kv_heads=a.kv_heads,
+                heads_per_kv_head=a.heads // a.kv_heads,
+                head_dim=a.head_dim,
+                inputs=a.heads * a.head_dim,
+                sinks=a.sinks,
+            )
         library.check_limits(
             layers=len(config.layers),
             hidden=config.hidden_size,
-            heads=a.heads,
-            kv_heads=a.kv_heads,
-            heads_per_kv_head=a.heads // a.kv_heads,
-            head_dim=a.head_dim,
-            inputs=a.heads * a.head_dim,
             neurons=alike.widest,
             vocabulary=config.vocab_size,
             experts=routed.experts if routed else 0,
             chosen=config.chosen,
-            sinks=a.sinks,
             expert_neurons=routed.expert.width if routed else 0,
+            token_width=token.width if token else 0,
         )
         if recurrent is not None:
             library.check_limits(inputs=3 * recurrent.channels, kernel=recurrent.kernel)
@@ -368,9 +391,10 @@ KV_FORMATS = {
 VECTORS = (
     *("attention_norm", "attention_post_norm", "query_norm", "key_norm", "sink_logits"),
     *("sink_keys", "sink_values", "mlp_norm", "mlp_post_norm", "router_scale", "choice_bias"),
-    *("conv", "decay", "dt_bias", "value_norm"),
+    *("conv", "decay", "dt_bias", "value_norm", "router_norm", "expert_norm", "dense_post_norm"),
+    *("expert_post_norm", "layer_scale", "token_norm"),
 )
-MATRICES = "out", "router", "gate_up", "down", "mixed", "z", "rates"
+MATRICES = "out", "router", "gate_up", "down", "mixed", "z", "rates", "token_gate", "token_up"
 MIXERS = {GroupedAttention: 0, GatedDelta: 1, ShortConv: 2}  # see kernels/model.h
 ROUTERS = {None: 0, "softmax": 1, "chosen": 2, "sigmoid": 3}  # by Router.kind, see kernels/model.h
 NOTHING: Floats = np.empty((0, 0), dtype=np.float32)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastslow.engine.backends.cpu import library, packed
-from fastslow.engine.backends.cpu.compiled import structures
+from fastslow.engine.backends.cpu.compiled import orders, structures
 from fastslow.engine.backends.cpu.formats import Format, float_format, pack_rows
 from fastslow.engine.backends.cpu.library import FLOAT32, FLOAT64, INT64, address
 from fastslow.engine.backends.cpu.store import PAGE, huge_pages
@@ -182,13 +182,13 @@ class DraftKernels:
         self._free = np.empty(0, dtype=np.uint8)
         self._trees = _TreeRoom(1, 1, 1, 1)
         inner = shape.queries
-        heads = packed.heads_order(shape.heads + 2 * shape.kv_heads, shape.head_dim)
-        plain, head_rows = packed.plain_order(shape.hidden), packed.plain_order(len(ids)).copy()
+        heads = orders.heads_order(shape.heads + 2 * shape.kv_heads, shape.head_dim)
+        plain, head_rows = orders.plain_order(shape.hidden), orders.plain_order(len(ids)).copy()
         if head is not None:
             head_rows[head_rows >= 0] = self._ids
         powers = torch.arange(0, shape.head_dim, 2, dtype=torch.float64) / shape.head_dim
         turning = shape.rope_theta**-powers if paired is None else paired.frequencies
-        gate_up = packed.gate_up_order(shape.neurons)
+        gate_up = orders.gate_up_order(shape.neurons)
 
         def pack(name: str, rows: Ints, inputs: int) -> structures.CMatrix:
             return self._pack(weights[name], rows, inputs, weights.get(f"{name}_bias"))
@@ -204,9 +204,8 @@ class DraftKernels:
             key_norm=self._vector(weights.get("key_norm"), "head_dim"),
             **packed.head_matrices(
                 pack("qkv", heads, 2 * shape.hidden if paired else shape.hidden),
-                shape.heads,
-                shape.kv_heads,
-                len(packed.plain_order(shape.head_dim)),
+                (shape.heads, shape.kv_heads, shape.kv_heads),
+                len(orders.plain_order(shape.head_dim)),
             ),
             out=pack("out", plain, inner),
             gate_up=pack("gate_up", gate_up, shape.hidden),

@@ -38,6 +38,7 @@ from fastslow.engine.backends.cpu.compiled.kernel_cache import (
     load,
     prebuilt,
 )
+from fastslow.engine.backends.cpu.compiled.orders import TILE
 from fastslow.engine.backends.cpu.compiled.structures import (
     CLayer,
     CPlaces,
@@ -49,10 +50,9 @@ from fastslow.engine.backends.cpu.compiled.structures import (
 )
 from fastslow.engine.host.files import shown
 
-__all__ = ["VARIABLE", "build", "find_compiler", "level", "prebuilt"]  # beside what is here
+__all__ = ["TILE", "VARIABLE", "build", "find_compiler", "level", "prebuilt"]  # beside what is here
 # Measured with 135 M parameters in bfloat16, one answer, two cores of an Intel Xeon: 5.4 to 6.3 times.
 SLOWER = "plain torch runs instead of the CPU kernels, about 6 times slower"
-TILE = 32
 OWN = 0, 1, 2, 3, 12  # numbers of the formats that no part has, see kernels/format.h
 NO_MEMORY, UNREADABLE, REFUSED = 1, 2, 3  # what the kernels' functions return; see check.h
 INT64, INT32, INT8, UINT64, UINT8, BOOL, FLOAT32, FLOAT64 = map(

@@ -1,12 +1,11 @@
-"""Pieces that a model's weights are packed to, where each lies in memory or in a file, and in which order the
-kernels want the rows of a matrix, by number; -1 is a row of zeros."""
+"""Pieces that a model's weights are packed to, and where each lies in memory or in a file."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from mmap import mmap
 from threading import Lock, local
 from typing import BinaryIO
@@ -14,9 +13,10 @@ from typing import BinaryIO
 import numpy as np
 import torch
 
-from fastslow.engine.backends.alike import KERNELS, AlikeLayers
+from fastslow.engine.backends.alike import KERNELS, AlikeLayers, dense
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.compiled import structures
+from fastslow.engine.backends.cpu.compiled.orders import gate_up_order, heads_order, plain_order
 from fastslow.engine.backends.cpu.formats import (
     EMBEDDING,
     Bytes,
@@ -34,7 +34,9 @@ from fastslow.engine.backends.cpu.library import TILE
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ffn.dense import DenseMlp
 from fastslow.engine.model.ffn.experts import RoutedExperts
+from fastslow.engine.model.ffn.parallel import ParallelFfn
 from fastslow.engine.model.ffn.router import GroupRouter, Router
+from fastslow.engine.model.ffn.token_input import PROJECTION, PROJECTION_NORM
 from fastslow.engine.model.mixers.delta import GatedDelta, decay_of
 from fastslow.engine.model.mixers.grouped import GroupedAttention
 from fastslow.engine.model.mixers.short_conv import ShortConv
@@ -48,8 +50,9 @@ NORMS = {  # of a layer, by use: names of the kernels
     "ffn": "mlp_norm",
     "ffn_added": "mlp_post_norm",
 }
+PARALLEL_NORMS = "dense_post_norm", "expert_norm", "expert_post_norm"  # as in ParallelFfn.norms
+SIDES = "queries", "keys", "values"
 COLD = ("embedding",)  # read a row at a time: it can stay in the file
-HALF = TILE // 2
 ALIGN, PAGE = 64, 4096  # bytes
 
 
@@ -128,6 +131,10 @@ def pieces(config: ModelConfig, formats: Formats) -> Iterator[Piece]:
         yield from _layer(layer, alike, config.hidden_size, formats, n, f"model.layers.{n}")
     hidden, vocabulary = config.hidden_size, config.vocab_size
     tied = config.tie_word_embeddings
+    if (table := config.per_layer_embedding) is not None:
+        rows = heads_order(table.layers, table.width)
+        yield from _matrix("token_projection", formats, hidden, rows, [PROJECTION], False)
+        yield _norm(alike, "token_projection_norm", table.width, PROJECTION_NORM)
     yield _norm(alike, "norm", hidden, "model.norm", factor=config.logit_scale)
     head = EMBEDDING if tied else "lm_head.weight"
     if formats.screens:
@@ -173,11 +180,24 @@ def _layer(
         yield norms.pop("mixer_added")
     if layer.norms.before:
         yield norms.pop("ffn")
+    if (mlp := dense(layer)) is not None:
+        yield from _mlp(n, "", formats, hidden, mlp, f"{name}.mlp")
     if (routed := layer.routed) is not None:
         yield from _routed(routed, hidden, formats, n, f"{name}.mlp")
-    elif (dense := alike.dense) is not None:
-        yield from _mlp(n, "", formats, hidden, dense, f"{name}.mlp")
+    if isinstance(layer.ffn, ParallelFfn):
+        for key, source in zip(PARALLEL_NORMS, layer.ffn.norms(name), strict=True):
+            yield _norm(alike, f"{n}.{key}", hidden, source)
     yield from norms.values()
+    if (part := layer.token_input) is not None:
+        for key, source, outputs, inputs in (
+            ("token_gate", "per_layer_input_gate", part.width, hidden),
+            ("token_up", "per_layer_projection", hidden, part.width),
+        ):
+            rows = plain_order(outputs)
+            yield from _matrix(f"{n}.{key}", formats, inputs, rows, [f"{name}.{source}"], False)
+        yield _norm(alike, f"{n}.token_norm", hidden, f"{name}.post_per_layer_input_norm")
+    if layer.scaled:
+        yield Vector(f"{n}.layer_scale", 1, torch.float32, (f"{name}.layer_scalar",))
 
 
 def _norm(
@@ -212,11 +232,11 @@ def _attention(
     if a.sink_logits:
         yield Vector(f"{n}.sink_logits", a.heads, f32, (f"{prefix}.sinks",))
     if a.sinks:
-        size, order = (a.sinks, a.kv_heads, a.head_dim), tuple(dims.tolist())
+        size = a.sinks, a.kv_heads, a.head_dim
         norm = f"{prefix}.k_norm.weight" if a.key_norm else ""
         offset = a.key_norm.offset if isinstance(a.key_norm, RmsNorm) else 0.0
         learned = f"{prefix}.param_sink_key"
-        yield SinkTiles(f"{n}.sink_keys", *size, learned, order, norm, offset, alike.eps)
+        yield SinkTiles(f"{n}.sink_keys", *size, learned, tuple(a.order), norm, offset, alike.eps)
         values = f"{prefix}.param_sink_value" if a.sink_values else ""
         yield SinkTiles(f"{n}.sink_values", *size, values)
     yield from _qkv(a, hidden, formats, n, prefix, dims)
@@ -275,6 +295,12 @@ def _routed(ffn: RoutedExperts, hidden: int, formats: Formats, n: int, mlp: str)
     if isinstance(router, Router) and router.choice_bias:
         source = (f"{gate}.e_score_correction_bias",)
         yield Vector(f"{n}.choice_bias", len(experts), f32, source, experts)
+    if isinstance(router, Router) and router.input_norm is not None:
+        turn = partial(torch.mul, hidden**-0.5)
+        yield Vector(f"{n}.router_norm", hidden, f32, (f"{gate}.scale",), turn=turn)
+    if isinstance(router, Router) and router.per_expert_scale:
+        scale = (f"{gate}.per_expert_scale",)
+        yield Vector(f"{n}.router_scale", len(experts), f32, scale, experts)
     if ffn.shared is not None:
         yield from _mlp(n, "", formats, hidden, ffn.shared, f"{mlp}.shared_expert")
     alike = formats.alike(f"{mlp}.experts.{e}" for e in range(ffn.experts))
@@ -289,9 +315,10 @@ def _qkv(
     missing = dim - a.value_width  # values narrower than keys are filled up with zeros
     values = np.pad(np.arange(a.value_width), (0, missing), constant_values=-1)
     each = dim * (1 + a.out_gate)  # rows of a query's head
-    parts = ((a.heads, each, dims), (a.kv_heads, dim, dims), (a.kv_heads, a.value_width, values))
+    parts = ((each, dims), (dim, dims), (a.value_width, values))
     names, first, below = [f"{source}.weight" for source in sources], 0, []
-    for count, rows, order in parts:
+    counts = head_counts(a)
+    for count, (rows, order) in zip(counts, parts):
         below.append(heads_order(count, rows, order, first))
         first += count * rows
     heads = np.concatenate(below)
@@ -302,8 +329,8 @@ def _qkv(
         yield from _matrix(f"{n}.qkv", formats, hidden, heads, sources, a.qkv_bias)
         return
     runs = (
-        PackedMatrix("", formats.matrix((name,)), hidden, heads_order(*part), (name,))
-        for name, part in zip(names, parts, strict=True)
+        PackedMatrix("", formats.matrix((name,)), hidden, heads_order(count, *part), (name,))
+        for name, count, part in zip(names, counts, parts)
     )
     yield MatrixRuns(f"{n}.qkv", tuple(runs))
     if a.qkv_bias:
@@ -334,46 +361,26 @@ def _bias(key: str, rows: Ints, sources: Sequence[str]) -> Vector:
     return Vector(f"{key}_bias", len(rows), torch.float32, names, rows)
 
 
-@cache
-def plain_order(rows: int) -> Ints:
-    """As they are, up to whole tiles. Shared by all who ask, so nobody can write to it."""
-    order = _padded(np.arange(rows), TILE)
-    order.flags.writeable = False
-    return order
-
-
-def heads_order(count: int, dim: int, dims: Ints | None = None, first: int = 0) -> Ints:
-    """Every head of `dim` rows padded to whole tiles, so that a kernel holds a head at a time.
-
-    dims: a head's rows in the kernels' order; None: as they are. first: the first head's first row.
-    """
-    own = _padded(np.arange(dim) if dims is None else dims, TILE)
-    return np.concatenate([np.where(own < 0, -1, own + first + n * dim) for n in range(count)])
+def head_counts(a: GroupedAttention) -> list[int]:
+    """Heads of queries, keys and values, as far as a layer has matrices of its own for them."""
+    if a.shares is not None:
+        return [a.heads]
+    return [a.heads, a.kv_heads] + [a.kv_heads] * (not a.keys_as_values)
 
 
 def head_matrices(
-    whole: structures.CMatrix, heads: int, kv_heads: int, head_rows: int
+    whole: structures.CMatrix, counts: Sequence[int], head_rows: int
 ) -> dict[str, structures.CMatrix]:
-    """Queries, keys and values of one packed matrix, which lie in this order, `head_rows` rows a head."""
-    found, first, counts = {}, 0, (heads, kv_heads, kv_heads)
-    for name, count in zip(("queries", "keys", "values"), counts):
-        tiles = whole.tiles + first // TILE * library.tile_bytes(whole.format, whole.inputs)
-        bias = whole.bias + 4 * first if whole.bias else None
-        found[name] = structures.CMatrix(tiles, bias, whole.format, whole.inputs, count * head_rows)
+    """Queries, keys and values of one packed matrix, so many heads in this order, `head_rows` rows a head."""
+    found, first = {}, 0
+    for name, count in zip(SIDES, counts):
+        found[name] = part_of(whole, first, count * head_rows)
         first += count * head_rows
     return found
 
 
-@cache
-def gate_up_order(neurons: int) -> Ints:
-    """Sixteen gates and then their sixteen ups, of a source that has all gates and then all ups: a tile holds both
-    sides of a product."""
-    gates = _padded(np.arange(neurons), HALF).reshape(-1, 1, HALF)
-    ups = np.where(gates < 0, -1, gates + neurons)
-    order = np.concatenate([gates, ups], axis=1).reshape(-1)
-    order.flags.writeable = False
-    return order
-
-
-def _padded(rows: Ints, step: int) -> Ints:
-    return np.pad(rows, (0, -len(rows) % step), constant_values=-1)
+def part_of(whole: structures.CMatrix, first: int, rows: int) -> structures.CMatrix:
+    """Rows of a packed matrix, whole tiles of them."""
+    tiles = whole.tiles + first // TILE * library.tile_bytes(whole.format, whole.inputs)
+    bias = whole.bias + 4 * first if whole.bias else None
+    return structures.CMatrix(tiles, bias, whole.format, whole.inputs, rows)

@@ -70,6 +70,10 @@ class CLayer(Checked):
         (c_int64, "expert_bytes"),
         (CMatrix, "mixed z rates"),
         (c_void_p, "conv decay dt_bias value_norm"),
+        (c_void_p, "router_norm expert_norm dense_post_norm expert_post_norm layer_scale"),
+        (c_void_p, "token_norm"),
+        (CMatrix, "token_projection token_gate token_up"),
+        (c_int32, "token_at values_normed"),
     )
 
 
@@ -90,7 +94,8 @@ class CShape(Checked):
         ),
         (c_int32, "sinks"),
         (c_float, "eps"),
-        (c_int32, "shared_gate angles"),
+        (c_int32, "shared_gate angles token_width token_inputs"),
+        (c_void_p, "token_projection_norm"),
         (CRecurrence, "recurrence"),
         (c_int32, "embedding_format"),
         (c_void_p, "embedding"),
@@ -118,7 +123,7 @@ class StepArgs(Checked):
         (c_int64, "places spots"),
         (c_void_p, "running parents before ring_rows passed"),
         (c_int64, "before_size passed_size"),
-        (c_void_p, "states"),
+        (c_void_p, "states token_rows"),
     )
 
 

@@ -110,8 +110,15 @@ void check_attention(const Shape& s, const Layer& l, bool reads_pair) {
     check(limits::INPUTS, (int64_t)l.heads * l.head_dim);
     const int64_t head = padded(l.head_dim, TILE), inputs = (reads_pair ? 2 : 1) * (int64_t)s.hidden;
     const char* names[] = {"queries", "keys", "values", "gates"};
-    for (int part = 0; part < (l.qkv[3].outputs ? 4 : 3); part++)
+    for (int part = 0, last = 1; part < 4; part++) {
+        if (part && !l.qkv[part].outputs) continue;
+        if (part > last) refuse("a layer has %s and no %s", names[part], names[part - 1]);
         check_matrix(names[part], l.qkv[part], inputs, (part % 3 ? l.kv_heads : l.heads) * head);
+        last = part + 1;
+    }
+    const bool own = l.qkv[2].outputs > 0;
+    if ((l.values_normed || !own) && l.value_dim != l.head_dim && l.qkv[1].outputs)
+        refuse("value_dim=%d of values that are normed, or made of keys, must be head_dim=%d", l.value_dim, l.head_dim);
     if (l.qkv[3].outputs && l.value_dim != l.head_dim) refuse("gates of %d values have no room", l.value_dim);
     check_matrix("out", l.out, (int64_t)l.heads * l.value_dim, padded(s.hidden, TILE));
     if (l.window < 0) refuse("window=%d must be at least 0", l.window);
@@ -124,6 +131,16 @@ void check_attention(const Shape& s, const Layer& l, bool reads_pair) {
     }
 }
 
+void check_token_input(const Shape& s, const Layer& l) {
+    const int64_t width = padded(s.token_width, TILE);
+    check_matrix("token_projection", l.token_projection, s.hidden, width);
+    check_matrix("token_gate", l.token_gate, s.hidden, width);
+    check_matrix("token_up", l.token_up, s.token_width, padded(s.hidden, TILE));
+    check_vector("token_norm", l.token_norm);
+    if (l.token_at < 0 || l.token_at > s.token_inputs - s.token_width)
+        refuse("per-layer embeddings from %d on leave the %d of a row", l.token_at, s.token_inputs);
+}
+
 void check_layer(const Shape& s, const Layer& l, bool reads_pair) {
     if (!reads_pair && !l.attention_post_norm) check_vector("attention_norm", l.attention_norm);
     if (!l.mlp_post_norm) check_vector("mlp_norm", l.mlp_norm);
@@ -132,6 +149,13 @@ void check_layer(const Shape& s, const Layer& l, bool reads_pair) {
     const bool routed = l.router.outputs > 0;
     if (!routed || l.down.outputs > 0) check_dense(s, l);
     if (routed) check_routed(s, l);
+    if (l.expert_post_norm) {
+        if (!routed || !l.down.outputs) refuse("a layer has norms of what experts add beside an MLP, and no such two");
+        for (const float* norm : {l.dense_post_norm, l.mlp_post_norm}) check_vector("dense_post_norm", norm);
+    }
+    if (l.layer_scale && !l.token_norm && !l.mlp_post_norm) refuse("a layer has a scale, and no norm before it");
+    if (s.token_width) check_token_input(s, l);
+    else if (l.token_up.outputs) refuse("a layer has per-layer embeddings, and the model none");
 }
 
 // Rows of a text are a chain, and drafted ones hang on them or on each other.
@@ -221,8 +245,14 @@ void check_model(const Shape& s, const Layer* layers) {
     check(limits::SINKS, s.sinks);
     check(limits::EXPERT_NEURONS, s.expert_neurons);
     if (s.recurrence.kernel) check_recurrence(s.recurrence);
+    check(limits::TOKEN_WIDTH, s.token_width);
+    if (s.token_width) check_vector("token_projection_norm", s.token_projection_norm);
     const bool paired = s.fuse.outputs && !s.entry.outputs;  // the first layer reads a pair
-    for (int n = 0; n < s.layers; n++) check_layer(s, layers[n], paired && !n);
+    for (int n = 0; n < s.layers; n++) {
+        check_layer(s, layers[n], paired && !n);
+        if (layers[n].token_projection.format != layers[0].token_projection.format)
+            refuse("projections of per-layer embeddings differ in format");
+    }
     check_embedding(s);
     check_vector("norm", s.norm);
     const int64_t tokens = padded(s.vocabulary, TILE);
@@ -248,9 +278,14 @@ void check_step(const Model& model, const StepArgs& a) {
     if (a.outputs < 0 || a.outputs > a.rows || a.seen_rows < 0 || a.seen_rows > a.rows || a.features < 0)
         refuse("%d outputs or %d rows to see are more than the %d rows", a.outputs, a.seen_rows, a.rows);
     if (!attends(a.kv_format)) refuse("keys and values of format %d are unknown", a.kv_format);
-    for (const Layer& l : model.layers)
-        if (a.kv_format == INT8 && l.mixer == ATTENTION && l.head_dim % 4)
+    for (int n = 0; n < s.layers; n++) {
+        const Layer& l = model.layers[n];
+        if (l.mixer != ATTENTION) continue;
+        if (a.kv_format == INT8 && l.head_dim % 4)
             refuse("keys and values of format %d with head_dim=%d are unknown", a.kv_format, l.head_dim);
+        if (!a.keys[n] || !a.values[n]) refuse("layer %d has no keys and values", n);
+    }
+    if (s.token_width && !a.token_rows) refuse("the rows have no per-layer embeddings");
     check_all("token", a.tokens, a.rows, 0, s.embedding_rows);
     check_all("slot", a.slots, a.rows, 0, a.slot_count);
     check_all("routed groups", a.groups, a.rows, -1, INT64_MAX);

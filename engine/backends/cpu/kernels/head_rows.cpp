@@ -130,8 +130,16 @@ void place_head(const Step& step, int layer, int head, int row, float* v) {
         std::copy_n(v, dim, step.model.space.gates + ((size_t)row * l.heads + head - gates) * dim);
         return;
     }
-    if (head >= keys) return put_head(step, layer, head, row, v);
+    if (head >= keys) {
+        if (l.values_normed) norm(v, dim, padded(dim, TILE), nullptr, s.eps, v);
+        return put_head(step, layer, head, row, v);
+    }
     const bool key = head >= l.heads;
+    if (key && !l.qkv[2].outputs) {
+        float values[limits::HEAD_DIM.most];
+        std::copy_n(v, padded(dim, TILE), values);
+        place_head(step, layer, head + l.kv_heads, row, values);
+    }
     if (l.head_norms == WHOLE) {
         std::copy_n(v, dim, whole_of(step, l, row, key) + (size_t)(head - (key ? l.heads : 0)) * dim);
         return;

@@ -16,7 +16,8 @@ constexpr size_t FILE_ROWS = 4 << 20;  // bytes of an embedding in a file that a
 Model::Model(const Shape& shape, const Layer* given)
     : shape(shape), layers(given, given + shape.layers) {
     hidden_pad = padded(shape.hidden, TILE);
-    neurons_pad = padded(shape.neurons, TILE / 2);
+    token_pad = padded(shape.token_width, TILE);
+    neurons_pad = std::max(padded(shape.neurons, TILE / 2), token_pad);
     expert_pad = padded(std::max(shape.expert_neurons, 1), TILE / 2);
     const Recurrence& r = shape.recurrence;
     const int recurrent = r.key_heads ? r.value_heads * r.value_dim : r.channels;
@@ -41,7 +42,9 @@ Model::Model(const Shape& shape, const Layer* given)
         const int seen = l.mixer == ATTENTION ? l.heads * l.value_dim : recurrent;
         attention_width = std::max(attention_width, padded(seen, TILE));
         for (const Matrix& m : l.qkv) most(m);
-        for (const Matrix* m : {&l.out, &l.gate_up, &l.down, &l.expert_gate_up, &l.mixed, &l.z}) most(*m);
+        for (const Matrix* m : {&l.out, &l.gate_up, &l.down, &l.expert_gate_up, &l.mixed, &l.z, &l.token_projection,
+                                &l.token_gate, &l.token_up})
+            most(*m);
         gates |= l.qkv[3].outputs > 0;
         if (l.mixer == ATTENTION && l.head_norms == WHOLE)
             whole_width = std::max(whole_width, padded(l.heads * l.head_dim, TILE) + padded(l.kv_heads * l.head_dim, TILE));
@@ -99,9 +102,13 @@ void Model::make_room(int rows, int threads, size_t partial_floats) {
     auto floats = [&](size_t count) { return (float*)take(count * sizeof(float)); };
     auto bytes = [&](size_t count) { return (uint8_t*)take(count); };
     space.x = floats((size_t)rows * hidden_pad);
-    const bool moved = std::any_of(layers.begin(), layers.end(),
-                                   [](const Layer& l) { return l.attention_post_norm || l.mlp_post_norm; });
+    auto some = [&](auto has) { return std::any_of(layers.begin(), layers.end(), has); };
+    const bool moved =
+        some([](const Layer& l) { return l.attention_post_norm || l.mlp_post_norm || l.token_norm; });
     space.moved = floats(moved ? (size_t)rows * hidden_pad : 0);
+    const bool beside = some([](const Layer& l) { return l.expert_post_norm != nullptr; });
+    space.beside = floats(beside ? (size_t)rows * hidden_pad : 0);
+    space.tokens = floats((size_t)rows * layers.size() * token_pad);
     space.q = floats((size_t)rows * query_width);
     space.gates = floats(gates ? (size_t)rows * query_width : 0);
     space.mixed = floats((size_t)rows * mixed_width);

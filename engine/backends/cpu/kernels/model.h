@@ -42,12 +42,14 @@ struct Layer {
     int32_t heads, kv_heads, head_dim, value_dim;
     float score_scale;     // of queries; 0 = 1 / sqrt(D)
     float residual_scale;  // of what sublayers add; 0 = 1
-    Matrix qkv[4];   // queries, keys, values: a head at a time, each padded to whole tiles; gates, if there are any
+    // Queries, keys, values: a head at a time, each padded to whole tiles; gates, if there are any. Without values the
+    // keys' matrix gives them, too, before norms and turns; without keys the layer reads those of another.
+    Matrix qkv[4];
     Matrix out;      // bias included
     Matrix gate_up;  // tiles of 16 gates and their 16 ups; a routed layer's shared experts, if it has any
     Matrix down;
     Matrix router;               // float32; outputs 0 in a dense layer
-    const float* router_scale;   // [E] of a router by groups
+    const float* router_scale;   // [E] what an expert's weight is multiplied by; may be null but in a router by groups
     const float* choice_bias;    // [E] what only the choice of experts sees; may be null
     Matrix expert_gate_up;  // of expert 0; the others, and their biases, lie behind it at a fixed distance
     Matrix expert_down;
@@ -58,6 +60,15 @@ struct Layer {
     const float* conv;             // [kernel][channels]
     const float *decay, *dt_bias;  // [value heads]
     const float* value_norm;       // [value dim]
+    // Of routed experts beside a dense MLP, [H] each, or all null: what the router and the experts read is x normed by
+    // these, not by the MLP's; and what the MLP and the experts add is normed before it is added up.
+    const float *router_norm, *expert_norm, *dense_post_norm, *expert_post_norm;
+    const float* layer_scale;  // [1] what all of x is multiplied by in the end; may be null
+    // Per-layer embeddings p: last, x += normed (up * (gate turned * p)). Without outputs there are none.
+    const float* token_norm;
+    Matrix token_projection, token_gate, token_up;
+    int32_t token_at;       // where the layer's part of a row of the table begins
+    int32_t values_normed;  // every head of values is normed, without a weight
 };
 
 // How the routed experts of a row are chosen; see `Router` in engine/model/shape.py.
@@ -89,6 +100,8 @@ struct Shape {
     float eps;
     int32_t shared_gate;                      // the router's last output gates the shared expert
     int32_t angles;                           // of a row, for all the ways in which layers turn heads
+    int32_t token_width, token_inputs;        // of per-layer embeddings: numbers of a layer, and of a row of the table
+    const float* token_projection_norm;       // [token_width]
     Recurrence recurrence;
     int32_t embedding_format;
     const void* embedding;  // [V, H] in float32 or bfloat16; or tiles in any format, which may be the head's
@@ -115,7 +128,7 @@ struct Shape {
 // Memory that the threads share during a step, for a number of rows.
 struct Workspace {
     int rows = 0;
-    float *x, *moved, *q, *gates, *seen, *h, *expert_h, *router_logits, *partial, *pair, *level, *mixed, *whole;
+    float *x, *moved, *beside, *tokens, *q, *gates, *seen, *h, *expert_h, *router_logits, *partial, *pair, *level, *mixed, *whole;
     uint8_t *ready, *ready_router, *ready_expert;
     size_t partial_floats = 0;
 };
@@ -174,6 +187,7 @@ struct Model {
     std::vector<int> kinds;     // of layers' attention, which differ in heads or windows: the first layer of each
     std::vector<int> kind_of;   // layer -> which of them
     bool gates = false;         // some layer gates what its heads saw
+    int token_pad = 0;          // of a row's per-layer embedding in a layer
     int whole_width = 0;  // of a row's queries, and behind them keys, that are normed together
     int hidden_pad, neurons_pad, expert_pad, pair_width, level_width, mixed_width = 0;
     int attention_width = 0, query_width = 0, head_width = 0;  // the widest: what heads see, queries, a head

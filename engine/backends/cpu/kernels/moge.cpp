@@ -37,7 +37,7 @@ void Choice::choose(const float* logits, const Shape& s, const Layer& l, const s
         if (s.router == GROUPED)
             by_group(row, s, l.router_scale, running, &expert_[at], &weight_[at]);
         else
-            best_of_all(row, s, l.choice_bias, kept, running, &expert_[at], &weight_[at]);
+            best_of_all(row, s, l, kept, running, &expert_[at], &weight_[at]);
     }
     gather(rows_count, s.experts, s.chosen);
 }
@@ -89,9 +89,9 @@ void Choice::keep_groups(const Shape& s, int kept) {
 
 // The `running` best of all, or of all in the best groups, the lower number on a tie: by the logits, or by their
 // sigmoids or probabilities and the bias. Their weights are probabilities over all, over themselves, or the sigmoids.
-void Choice::best_of_all(const float* logits, const Shape& s, const float* bias, int kept, int64_t running,
+void Choice::best_of_all(const float* logits, const Shape& s, const Layer& l, int kept, int64_t running,
                          int* chosen, float* weight) {
-    const float* by = logits;
+    const float *by = logits, *bias = l.choice_bias;
     if (s.router == SIGMOID) {
         for (size_t e = 0; e < probs_.size(); e += W)
             store(&probs_[e], splat(1.0f) / (exp(-load<vf>(logits + e)) + 1.0f));
@@ -132,6 +132,7 @@ void Choice::best_of_all(const float* logits, const Shape& s, const float* bias,
         for (int i = 0; i < count; i++) total += weight[i];
     for (int i = 0; i < count; i++)
         weight[i] = (total == 0.0f ? weight[i] : weight[i] / (total + s.router_eps)) * s.router_factor;
+    for (int i = 0; i < count && l.router_scale; i++) weight[i] *= l.router_scale[chosen[i]];
 }
 
 void Choice::gather(int rows_count, int experts, int most) {
@@ -172,18 +173,23 @@ void route(Step& step, int thread, int n, int& phase) {
     const int router_tiles = tiles_of(l.router), width = router_tiles * TILE;
     const int tiles = tiles_of(l.gate_up), batch = tiles_per_chunk(tiles, step.threads);
     const int chunks = router_tiles + (tiles + batch - 1) / batch;
-    auto norm = [&](int i) { return step.normed(thread, i, l.mlp_norm); };
+    // what each of them reads: x normed by weights of its own, or by the layer's
+    auto norm = [&](const float* weight) {
+        return [&step, thread, from = weight ? weight : l.mlp_norm](int i) { return step.normed(thread, i, from); };
+    };
     const int rows_count = step.args.rows;
     const bool few = step.narrow();
     const uint8_t* exact = step.ready(thread, phase, chunks, rows_count, few, format_of(F32), s.hidden,
                                       model.ready_router_bytes, model.space.ready_router,
-                                      own.ready_router, norm);
-    auto ready_rows = [&](int readers, const Matrix& m) {
+                                      own.ready_router, norm(l.router_norm));
+    auto ready_rows = [&](int readers, const Matrix& m, const float* weight) {
         return step.ready(thread, phase, readers, rows_count, few, format_of(m.format), s.hidden,
-                          model.ready_bytes, model.space.ready, own.ready, norm);
+                          model.ready_bytes, model.space.ready, own.ready, norm(weight));
     };
-    const bool sharing = tiles > 0, alike = !sharing || same_rows(l.gate_up, l.expert_gate_up);
-    const uint8_t* rows = ready_rows(chunks, sharing ? l.gate_up : l.expert_gate_up);
+    const bool sharing = tiles > 0;
+    const bool alike = !sharing || (same_rows(l.gate_up, l.expert_gate_up) && !l.expert_norm);
+    const uint8_t* rows = sharing ? ready_rows(chunks, l.gate_up, nullptr)
+                                  : ready_rows(chunks, l.expert_gate_up, l.expert_norm);
     const size_t router_bytes = tile_bytes(l.router), bytes = sharing ? tile_bytes(l.gate_up) : 0;
     step.phases.run(phase++, thread, chunks, [&](int c) {
         if (c < router_tiles) {
@@ -216,7 +222,7 @@ void route(Step& step, int thread, int n, int& phase) {
     };
     step.mark(thread, GATE_UP);
     // the experts mostly read the same rows; a thread that came too late for the shared ones lacks them
-    if (!rows || !alike) rows = ready_rows(count, l.expert_gate_up);
+    if (!rows || !alike) rows = ready_rows(count, l.expert_gate_up, l.expert_norm);
     step.phases.run(phase++, thread, count, [&](int c) {
         if (c + 1 < count) fetch(start(c + 1), AHEAD);
         const Job& job = choice.jobs[c / per_job];
@@ -255,10 +261,11 @@ void combine(Step& step, int thread, int n, int& phase) {
         model.ready_expert_bytes, model.space.ready_expert, own.ready_expert,
         [&](int i) { return model.space.expert_h + (size_t)i * model.expert_pad; });
     const size_t bytes = sharing ? tile_bytes(l.down) : 0, expert_bytes = tile_bytes(l.expert_down);
-    float* into = step.sums(l.mlp_post_norm);
+    const bool apart = l.expert_post_norm;  // the MLP's sums, which go to the layer's own
+    float *whole = step.sums(l.mlp_post_norm), *into = apart ? model.space.beside : whole;
     const vf scale = l.mlp_post_norm ? splat(1.0f) : step.added_scale(n);
-    const bool last_layer = n + 1 == model.shape.layers;
-    Stream next = last_layer ? step.head_stream() : qkv_stream(model.layers[n + 1]);
+    const bool ends = !l.token_up.outputs;
+    const Stream next = ends ? step.next_stream(n) : stream_of(l.token_gate);
     // an expert's run is short: what is asked for meanwhile is that of an expert some jobs later, and in
     // the end of the first ones in the next chunk
     const int later = (int)(AHEAD / (tiles_at_once * expert_bytes)) + 1;
@@ -285,6 +292,10 @@ void combine(Step& step, int thread, int n, int& phase) {
                          });
             else
                 std::fill_n(sums(tile, 0), (size_t)rows_count * TILE, 0.0f);
+        for (int tile = first_tile; tile < last_tile && apart; tile++) {
+            for (int i = 0; i < rows_count; i++) std::copy_n(sums(tile, i), TILE, step.columns(whole, i, tile));
+            std::fill_n(sums(tile, 0), (size_t)rows_count * TILE, 0.0f);
+        }
         for (int j = 0; j < jobs; j++) {
             const Job& job = choice.jobs[j];
             const int* row = &choice.rows[job.start];
@@ -311,10 +322,10 @@ void combine(Step& step, int thread, int n, int& phase) {
                 for (int k = 0; k < TILE; k += W)
                     store(x + k, fma(load<vf>(sums(tile, i) + k), scale, load<vf>(x + k)));
             }
-            if (!l.mlp_post_norm) step.note_features(n, tile);
+            if (ends && !l.mlp_post_norm) step.note_features(n, tile);
         }
     }, next.slice(thread, step.threads));
-    step.add_normed(thread, phase, n, true, l.mlp_post_norm, next.slice(thread, step.threads));
+    step.add_normed(thread, phase, n, ends, l.mlp_post_norm, next.slice(thread, step.threads));
 }
 
 }  // namespace

@@ -38,7 +38,7 @@ private:
     // counts.
     void by_group(const float* logits, const Shape& shape, const float* scale, int64_t running, int* chosen,
                   float* weight);
-    void best_of_all(const float* logits, const Shape& shape, const float* bias, int kept, int64_t running,
+    void best_of_all(const float* logits, const Shape& shape, const Layer& layer, int kept, int64_t running,
                      int* chosen, float* weight);
     // Exponentials of the logits less `most` in `probs_`; their sum over all experts.
     float exponentials(const float* logits, int experts, float most);

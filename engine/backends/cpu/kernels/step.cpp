@@ -13,10 +13,10 @@
 
 namespace fastslow {
 
-// The most that a layer takes: qkv, norms of all heads, attention, merge, out, shared and routed experts, down, two norms behind
-// them, and seven times rows made ready; keys and values of other formats than queries, twice two more. The
-// rest: embedding or entry, and the head with its rows.
-constexpr int LAYER_PHASES = 21, OTHER_PHASES = 2 + ENTRY_PHASES;
+// The most that a layer takes: qkv, norms of all heads, attention, merge, out, shared and routed experts, down, two
+// norms behind them, and seven times rows made ready; keys and values of other formats than queries, twice two more;
+// five of per-layer embeddings. The rest: embedding or entry, twice two more, and the head with its rows.
+constexpr int LAYER_PHASES = 26, OTHER_PHASES = 4 + ENTRY_PHASES;
 
 int tiles_per_chunk(int tiles, int threads) {
     return std::clamp(tiles / (threads * 16), 1, 8);
@@ -59,8 +59,8 @@ void norm(const float* x, int count, int width, const float* weight, float eps, 
     }
     vf scale = splat(1.0f / std::sqrt(sum(squares) / (float)count + eps));
     int k = 0;
-    for (; k + W <= count; k += W) store(to + k, load<vf>(x + k) * scale * load<vf>(weight + k));
-    for (; k < count; k++) to[k] = x[k] * scale[0] * weight[k];
+    for (; k + W <= count && weight; k += W) store(to + k, load<vf>(x + k) * scale * load<vf>(weight + k));
+    for (; k < count; k++) to[k] = x[k] * scale[0] * (weight ? weight[k] : 1.0f);
 }
 
 const float* Step::normed(int thread, int i, const float* weight) const {
@@ -93,6 +93,10 @@ void Step::prepare(const StepArgs& given) {
         }
     }
     head_plan.prepare(*this);
+    layers = model.shape.layers;
+    if (!args.outputs && !args.seen_rows)
+        while (layers && model.layers[layers - 1].mixer == ATTENTION && !model.layers[layers - 1].qkv[1].outputs)
+            layers--;
     phases.reset(model.shape.layers * LAYER_PHASES + OTHER_PHASES, threads);
 }
 
@@ -112,8 +116,9 @@ void Step::work(int thread) {
     int phase = 0;
     if (!thread) model.timer.start();
     embed(thread, phase);
+    embed_layers(thread, phase);
     mark(thread, EMBED);
-    for (int n = 0; n < model.shape.layers; n++) layer(thread, n, phase);
+    for (int n = 0; n < layers; n++) layer(thread, n, phase);
     if (args.outputs) run_head(*this, thread, phase);
     mark(thread, HEAD);
 }
@@ -166,7 +171,7 @@ void Step::embed(int thread, int& phase) {
 void Step::layer(int thread, int n, int& phase) {
     const Layer& l = model.layers[n];
     // of the last layer only what it keeps is read
-    const bool ends = n + 1 == model.shape.layers && !args.outputs && !args.seen_rows;
+    const bool ends = n + 1 == layers && !args.outputs && !args.seen_rows;
     if (l.mixer == ATTENTION) {
         project(thread, n, phase);
         mark(thread, QKV);
@@ -182,6 +187,7 @@ void Step::layer(int thread, int n, int& phase) {
         run_moge(*this, thread, n, phase);
     else
         dense(thread, n, phase);
+    if (l.token_up.outputs) add_token_input(thread, n, phase);
     mark(thread, DOWN);
 }
 
@@ -199,7 +205,8 @@ void Step::attention(int thread, int n, int& phase) {
 
 void Step::project(int thread, int n, int& phase) {
     const Matrix* parts = model.layers[n].qkv;
-    const int count = parts[3].outputs ? 4 : 3;
+    int count = 4;
+    while (!parts[count - 1].outputs) count--;
     for (int first = 0, last = 1; first < count; first = last++) {  // at once what takes the same rows
         while (last < count && same_rows(parts[first], parts[last])) last++;
         project(thread, n, phase, first, last);
@@ -286,16 +293,31 @@ void Step::add_to_x(int thread, int& phase, const Matrix& m, const uint8_t* rows
 void Step::add_normed(int thread, int& phase, int layer, bool ends, const float* post_norm, Stream next) {
     if (!post_norm) return;
     const int hidden = model.shape.hidden, width = model.hidden_pad;
-    const vf scale = added_scale(layer);
+    const Layer& l = model.layers[layer];
+    const vf scale = added_scale(layer), all = splat(ends && l.layer_scale ? *l.layer_scale : 1.0f);
+    const bool both = l.expert_post_norm && post_norm == l.mlp_post_norm;
     phases.run(phase++, thread, args.rows, [&](int i) {
         float *moved = columns(model.space.moved, i, 0), *x = columns(model.space.x, i, 0);
+        if (both) {
+            float* beside = columns(model.space.beside, i, 0);
+            norm(moved, hidden, width, l.dense_post_norm, model.shape.eps, moved);
+            norm(beside, hidden, width, l.expert_post_norm, model.shape.eps, beside);
+            for (int k = 0; k < width; k += W) {
+                store(moved + k, load<vf>(moved + k) + load<vf>(beside + k));
+                store(beside + k, vf{});
+            }
+        }
         norm(moved, hidden, width, post_norm, model.shape.eps, moved);
         for (int k = 0; k < width; k += W) {
-            store(x + k, fma(load<vf>(moved + k), scale, load<vf>(x + k)));
+            store(x + k, fma(load<vf>(moved + k), scale, load<vf>(x + k)) * all);
             store(moved + k, vf{});
         }
         if (ends) note_features(layer, i, 0, hidden);
     }, next);
+}
+
+Stream Step::next_stream(int layer) const {
+    return layer + 1 == model.shape.layers ? head_stream() : qkv_stream(model.layers[layer + 1]);
 }
 
 Stream Step::head_stream() const {
@@ -349,9 +371,9 @@ void Step::dense(int thread, int n, int& phase) {
     rows = ready(thread, phase, tiles_of(l.down), args.rows, narrow(), format_of(l.down.format), l.down.inputs,
                  model.ready_bytes, model.space.ready, own.ready,
                  [&](int i) { return model.space.h + (size_t)i * model.neurons_pad; });
-    const bool last = n + 1 == s.layers;
-    Stream next = last ? head_stream() : qkv_stream(model.layers[n + 1]);
-    add_to_x(thread, phase, l.down, rows, model.ready_bytes, n, true, l.mlp_post_norm, next.slice(thread, threads));
+    const bool ends = !l.token_up.outputs;
+    const Stream next = ends ? next_stream(n) : stream_of(l.token_gate);
+    add_to_x(thread, phase, l.down, rows, model.ready_bytes, n, ends, l.mlp_post_norm, next.slice(thread, threads));
 }
 
 }  // namespace fastslow

@@ -56,6 +56,7 @@ struct StepArgs {
     const Passed* passed;
     int64_t before_size, passed_size;
     const RunningMemory* states;    // [layers]
+    const float* token_rows;        // [T, token_inputs] rows of the table of per-layer embeddings
 };
 }
 
@@ -94,6 +95,11 @@ struct Step : Task {
     // 1910.07467.
     const float* normed(int thread, int i, const float* weight) const;
 
+    // A row's per-layer embedding in a layer.
+    float* token_input(int i, int layer) const {
+        return model.space.tokens + ((size_t)i * model.layers.size() + layer) * model.token_pad;
+    }
+
     // The embedding of row i's token, into x.
     void embed_row(int thread, int i);
 
@@ -119,7 +125,8 @@ struct Step : Task {
     void add_to_x(int thread, int& phase, const Matrix& m, const uint8_t* rows, size_t stride, int layer, bool ends,
                   const float* post_norm, Stream next);
 
-    // The rows' sums, normed, go to x, and are zeros again; nothing is done without a norm.
+    // The rows' sums, normed, go to x, and are zeros again; nothing is done without a norm. Where the layer `ends`, all
+    // of x is multiplied by its scale.
     void add_normed(int thread, int& phase, int layer, bool ends, const float* post_norm, Stream next);
 
     // Books the time since the last call on this part.
@@ -127,7 +134,8 @@ struct Step : Task {
         if (!thread && model.timer.on.load(std::memory_order_relaxed)) model.timer.note(part);
     }
 
-    // What the head reads first.
+    // What the layer after this one, or the head, reads first.
+    Stream next_stream(int layer) const;
     Stream head_stream() const;
 
     // Copy columns first .. last - 1 of x to the features, if they want this layer: of one row, or of all (-1).
@@ -146,6 +154,7 @@ struct Step : Task {
     std::vector<int64_t> groups;                   // late threads read these, so they are copies
     std::vector<std::unique_ptr<Choice>> choices;  // of each layer: late threads read these too
     bool routed = false;                           // some row runs routed experts
+    int layers = 0;                                // that run: the last ones keep nothing and nobody may read them
     std::size_t partial_floats = 0;                // that its attention needs
     std::atomic<bool> unreadable{false};           // the file of the embedding
 
@@ -157,6 +166,8 @@ private:
     void close_attention(int thread, int n, int& phase);
     void dense(int thread, int n, int& phase);
     void embed(int thread, int& phase);
+    void embed_layers(int thread, int& phase);
+    void add_token_input(int thread, int n, int& phase);
 };
 
 static inline int tiles_of(const Matrix& m) { return (m.outputs + TILE - 1) / TILE; }
@@ -261,13 +272,13 @@ void multiply(const Matrix& m, const uint8_t* tile, const uint8_t* base, size_t 
 // Queries, keys and values, which mostly lie in a row; or what a recurrent layer reads first.
 static inline Stream qkv_stream(const Layer& l) {
     if (l.mixer != ATTENTION) return stream_of(l.mixed);
-    const Stream first = stream_of(l.qkv[0]), last = stream_of(l.qkv[2]);
+    const Stream first = stream_of(l.qkv[0]), last = stream_of(l.qkv[l.qkv[2].outputs ? 2 : 1]);
     const size_t all = first.bytes + stream_of(l.qkv[1]).bytes + last.bytes;
     const bool in_a_row = last.from > first.from && (size_t)(last.from - first.from) + last.bytes <= 2 * all;
     return in_a_row ? Stream{first.from, (size_t)(last.from - first.from) + last.bytes} : first;
 }
 
-// RMS norm of `count` numbers, to `to`, which may be x; behind them x has zeros up to `width`.
+// RMS norm of `count` numbers, to `to`, which may be x; behind them x has zeros up to `width`. weight: null is ones.
 // Zhang and Sennrich, arXiv 1910.07467.
 void norm(const float* x, int count, int width, const float* weight, float eps, float* to);
 
