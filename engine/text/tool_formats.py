@@ -20,10 +20,11 @@ class ToolFormat:
 
     Attributes:
         kind: what reads and writes it. "json": objects with a name and arguments; "messages": a message to the
-            function; "xml": one element for each argument.
+            function; "xml": an element for each argument; "pairs": elements for its name and its value; "invoke":
+            as "xml", with names in quotes.
         begin, end: marks around a call, or around a list of calls. No `end`: to the end of the answer.
         key: what holds the arguments of an object.
-        listed: all calls of an answer are one JSON list between the marks.
+        listed: all calls of an answer are between one pair of marks, as a JSON list where they are JSON.
         bare: an answer may be calls from its first character on, without `begin`.
         shown, stops: further special tokens that the text must show; those that end an answer with calls.
         id_length: letters of a call's id, where a template insists.
@@ -31,7 +32,7 @@ class ToolFormat:
     """
 
     name: str
-    kind: Literal["json", "messages", "xml"]
+    kind: Literal["json", "messages", "xml", "pairs", "invoke"]
     begin: str
     end: str = ""
     key: str = "arguments"
@@ -80,6 +81,22 @@ FORMATS = (  # the first one whose signs a template holds
         shown=("<|channel|>", "<|message|>", "<|constrain|>", "<|call|>"),
         stops=("<|call|>",),
         signs=(("<|channel|>", "<|message|>"),),
+    ),
+    ToolFormat(
+        "glm",
+        "pairs",
+        "<tool_call>",
+        "</tool_call>",
+        shown=("<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
+        signs=(("<tool_call>", "<arg_key>", "<arg_value>"),),
+    ),
+    ToolFormat(
+        "minimax",
+        "invoke",
+        "<minimax:tool_call>",
+        "</minimax:tool_call>",
+        listed=True,
+        signs=(("<minimax:tool_call>", "<invoke name="),),
     ),
     ToolFormat(
         "qwen3-coder",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastslow.engine.text.thought import BODY, CHANNEL, END, START
 from fastslow.engine.text.tool_formats import ToolFormat
@@ -14,6 +14,52 @@ TEXT = "TEXT: /(.|\\n)*/"
 BARE = '{"name": "'  # where calls need no mark, an answer that begins so is one
 CONSTRAIN = "<|constrain|>"
 NEEDED = START, CHANNEL, BODY, END, CONSTRAIN
+
+
+def quoted(text: str) -> str:
+    """A text as the grammar writes it."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+class ElementGrammar(NamedTuple):
+    """What the grammar writes around a function's name, around a parameter's, after its value, and at the end of the
+    function; `begin`: after the mark."""
+
+    begin: str
+    name: tuple[str, str]
+    key: tuple[str, str]
+    value: str
+    next: str  # after the end of a value
+    end: str
+
+
+LINE = quoted("\n")
+ELEMENTS = {  # of formats with elements
+    "xml": ElementGrammar(
+        LINE,
+        (quoted("<function="), quoted(">\n")),
+        (quoted("<parameter="), quoted(">\n")),
+        quoted("\n</parameter>\n"),
+        "",
+        quoted("</function>\n"),
+    ),
+    "pairs": ElementGrammar(  # some versions write it in one line
+        "",
+        ("", f"{LINE}?"),
+        (quoted("<arg_key>"), f"{quoted('</arg_key>')} {LINE}? {quoted('<arg_value>')}"),
+        quoted("</arg_value>"),
+        f"{LINE}?",
+        "",
+    ),
+    "invoke": ElementGrammar(
+        LINE,
+        (quoted('<invoke name="'), quoted('">\n')),
+        (quoted('<parameter name="'), quoted('">')),
+        quoted("</parameter>"),
+        LINE,
+        quoted("</invoke>\n"),
+    ),
+}
 
 
 class CallGrammar:
@@ -29,7 +75,7 @@ class CallGrammar:
         self._has_token = form.begin in tokens
         self._parallel = parallel
         self._many = parallel and not form.listed and not form.bare  # each call has its own marks
-        functions = self._element if form.kind == "xml" else self._object
+        functions = self._element if form.kind in ELEMENTS else self._object
         self._rules = [TEXT, f"call: {_each('f', schemas)}"]
         for place, (name, schema) in enumerate(schemas.items()):
             functions(place, name, schema)
@@ -71,8 +117,9 @@ class CallGrammar:
     def _body(self) -> str:
         """Return the grammar of what stands between the marks of a call."""
         form, other = self._form, f"{quoted(BARE)} call"
-        if form.kind == "xml":
-            return f"{quoted(chr(10))} call {self._end}"
+        if form.kind in ELEMENTS:
+            more = "+" if form.listed and self._parallel else ""
+            return f"{ELEMENTS[form.kind].begin} call{more} {self._end}"
         if form.bare:
             return f"call ({quoted('; ')} {other})*" if self._parallel else "call"
         if form.listed:
@@ -90,18 +137,19 @@ class CallGrammar:
     def _element(self, place: int, name: str, schema: Mapping[str, Any]) -> None:
         """A function with an element for each of its parameters."""
         properties, required = schema.get("properties"), schema.get("required")
-        parts = [quoted(f"<function={name}>\n")]
+        written = ELEMENTS[self._form.kind]
+        parts = [written.name[0], quoted(name), written.name[1]]
         known = properties if isinstance(properties, Mapping) else {}
         for number, (key, inner) in enumerate(known.items()):
             rule = f"p{place}_{number}"
-            self._rules.append(f"{rule}: {quoted(f'<parameter={key}>{chr(10)}')} {rule}v")
-            self._value(f"{rule}v", inner, schema)
+            before = f"{written.key[0]} {quoted(key)} {written.key[1]}"
+            self._rules.append(f"{rule}: {before} {rule}v {written.next}")
+            self._value(f"{rule}v", inner, schema, written.value)
             parts.append(rule if isinstance(required, list) and key in required else f"{rule}?")
-        self._rules.append(f"f{place}: {' '.join(parts)} {quoted('</function>' + chr(10))}")
+        self._rules.append(f"f{place}: {' '.join(parts)} {written.end}")
 
-    def _value(self, rule: str, inner: Any, schema: Mapping[str, Any]) -> None:
+    def _value(self, rule: str, inner: Any, schema: Mapping[str, Any], end: str) -> None:
         """The value of one parameter and the end of its element."""
-        end = quoted("\n</parameter>\n")
         known = inner if isinstance(inner, Mapping) else {}
         words = [known["const"]] if "const" in known else known.get("enum")
         if isinstance(words, list) and words and all(isinstance(word, str) for word in words):
@@ -141,11 +189,6 @@ class ChannelGrammar:
 
     def _whole(self, start: str) -> str:
         return "\n".join([f"start: {start}", *self._rules])
-
-
-def quoted(text: str) -> str:
-    """A text as the grammar writes it."""
-    return json.dumps(text, ensure_ascii=False)
 
 
 def _mark(mark: str, tokens: Mapping[str, int]) -> str:

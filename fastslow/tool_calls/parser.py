@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from fastslow.engine.text.tool_formats import ToolFormat
 from fastslow.engine.text.vocabulary import hold_back
@@ -26,10 +26,38 @@ HEADS = {
         r"(?:<\|constrain\|>)?\w{0,20}<\|message\|>(?=\{)"
     ),
     "xml": re.compile(r"\s{0,9}<function=([\w-]{1,64})>\n"),
+    "pairs": re.compile(r"\s{0,9}([\w-]{1,64})\s{0,9}(?=<)"),
+    "invoke": re.compile(r'\s{0,9}<invoke name="([\w-]{1,64})">'),
 }
 STRUCTURE, IN_STRING = re.compile(r'["{}\[\]]'), re.compile(r'["\\]')
-PARAMETER = re.compile(r"\s*<parameter=([^<>\n]+)>\n")
-VALUE_ENDS, FUNCTION_ENDS = "\n</parameter>\n", re.compile(r"\s*</function>")
+
+
+class ElementPatterns(NamedTuple):
+    """What stands before a value, with its parameter's name; what ends the value; and what ends the function."""
+
+    parameter: re.Pattern[str]
+    value_ends: str
+    ends: re.Pattern[str]
+
+
+ELEMENTS = {
+    "xml": ElementPatterns(
+        re.compile(r"\s*<parameter=([^<>\n]+)>\n"),
+        "\n</parameter>\n",
+        re.compile(r"\s*</function>"),
+    ),
+    "pairs": ElementPatterns(
+        re.compile(r"\s*<arg_key>([^<>\n]+)</arg_key>\s*<arg_value>"),
+        "</arg_value>",
+        re.compile(r"\s*(?=</tool_call>)"),
+    ),
+    "invoke": ElementPatterns(
+        re.compile(r'\s*<parameter name="([^<>"\n]+)">'),
+        "</parameter>",
+        re.compile(r"\s*</invoke>"),
+    ),
+}
+AGAIN = {"json": "{", "invoke": "<invoke "}  # begins one more call between the same marks
 BETWEEN = " \t\r\n}],;"  # after the arguments of a call
 
 
@@ -93,7 +121,7 @@ class ToolParser:
             self._name, self._text = found[1], self._text[found.end() :]
             self._calls += 1
             self._events.append(("call", self._name))
-            if self.form.kind == "xml":
+            if self.form.kind in ELEMENTS:
                 self._more("{")
                 self._read, self._searched, self._comma = self._element, 0, ""
             else:
@@ -131,17 +159,18 @@ class ToolParser:
 
     def _element(self) -> bool:
         """Read one argument between its tags, or the end of the function. False: nothing was read."""
-        if found := PARAMETER.match(self._text):
-            end = self._text.find(VALUE_ENDS, max(found.end() - 1, self._searched))
+        parameter, value_ends, ends = ELEMENTS[self.form.kind]
+        if found := parameter.match(self._text):
+            end = self._text.find(value_ends, max(found.end() - 1, self._searched))
             if end < 0:
-                self._searched = len(self._text) - len(VALUE_ENDS)
+                self._searched = len(self._text) - len(value_ends)
                 return False
             value = _typed(self._text[found.end() : end], self._functions[self._name], found[1])
             self._more(f"{self._comma}{json.dumps(found[1])}: {value}")
-            self._text, self._searched = self._text[end + len(VALUE_ENDS) :], 0
+            self._text, self._searched = self._text[end + len(value_ends) :], 0
             self._comma = ", "
             return True
-        if found := FUNCTION_ENDS.match(self._text):
+        if found := ends.match(self._text):
             self._more("}")
             self._text = self._text[found.end() :]
         elif self._ended or len(self._text) < LONGEST_HEAD:
@@ -151,11 +180,11 @@ class ToolParser:
 
     def _after(self) -> bool:
         """Between a call and the next one, or the mark that ends them."""
-        self._text = self._text.lstrip(BETWEEN)
-        if any(mark.startswith(self._text) and mark != self._text for mark in ("{", *self._ends)):
+        self._text, again = self._text.lstrip(BETWEEN), AGAIN.get(self.form.kind, "")
+        if any(mark.startswith(self._text) and mark != self._text for mark in (again, *self._ends)):
             self._text = "" if self._ended else self._text
             return False
-        if self.form.kind == "json" and self._text.startswith("{"):
+        if again and self._text.startswith(again):
             self._mark, self._read = "", self._call
             return True
         end = next((mark for mark in self._ends if self._text.startswith(mark)), "")

@@ -45,6 +45,9 @@ GA = '{"a": "é\\n\\"</tool_call>"}'
 B5 = '{"b": 5}'
 F, BOTH = [("f", B5)], [("f", B5), ("get_it-2", GA)]
 XML = '<function=f>\n<parameter=a>\n1\n2 "x"\n</parameter>\n<parameter=b>\n5\n</parameter>\n</function>\n</tool_call>'
+PAIRS = '<arg_key>a</arg_key>\n<arg_value>1\n2 "x"</arg_value>\n<arg_key>b</arg_key>\n<arg_value>5</arg_value>\n</tool_call>'
+INVOKE = '<invoke name="f">\n<parameter name="b">5</parameter>\n</invoke>\n'
+BEGIN, END = "<minimax:tool_call>", "</minimax:tool_call>"
 PLAIN = {
     "hermes": [
         *("", " \nhello \n", F5, "<tool_call>{bad}</tool_call> x", "<tool_call></tool_call>"),
@@ -54,6 +57,8 @@ PLAIN = {
     "llama3": [*("<|python_tag|>print(1)", '{"answer": {"name": "f"}}', '{"name": "Zoe", "age": 5}'), f"So: {F5}"],
     "harmony": [f"{MARK}g<|message|>{B5}<|call|>", f"{MARK}f json"],
     "qwen3-coder": [*("<tool_call><function=g></function></tool_call>", f"<tool_call>{F5}</tool_call>")],
+    "glm": ["<tool_call>g\n<arg_key>a</arg_key>", "<tool_call>f", f"<tool_call>{F5}</tool_call>"],
+    "minimax": [f"{BEGIN}<invoke name=f></invoke>{END}", "<tool_call>f\n</tool_call>"],
 }
 CASES: dict[str, list[tuple[str, str, Calls]]] = {
     "hermes": [
@@ -86,6 +91,17 @@ CASES: dict[str, list[tuple[str, str, Calls]]] = {
         ("<tool_call><function=f>\n<parameter=b>\n5\n", "", [("f", "{")]),
         ("<tool_call><function=f>\n<parameter=c>\n1\n</parameter>\n</function>", "", [("f", '{"c": "1"}')]),
     ],
+    "glm": [
+        (f"A\n<tool_call>f\n{PAIRS}", "A", [("f", '{"a": "1\\n2 \\"x\\"", "b": 5}')]),
+        (f"<tool_call>f{PAIRS.replace(chr(10), '')}", "", [("f", '{"a": "12 \\"x\\"", "b": 5}')]),  # as 4.7 writes it
+        ("<tool_call>f\n</tool_call>\n<tool_call>get_it-2</tool_call>B", "\nB", [("f", "{}"), ("get_it-2", "{}")]),
+        ("<tool_call>f\n<arg_key>b</arg_key>\n<arg_value>5", "", [("f", "{")]),
+    ],
+    "minimax": [
+        (f"A\n{BEGIN}\n{INVOKE}{END}", "A", F), (f"{BEGIN}{INVOKE}{INVOKE}{END}B", "B", F + F),
+        (f"{BEGIN}\n{INVOKE}<invoke name='f'>", "<invoke name='f'>", F),
+        (f'{BEGIN}\n<invoke name="f">\n</invoke>', "", [("f", "{}")]),
+    ],
 }  # fmt: skip
 ALL: list[tuple[str, str, str, Calls]] = []
 ALL += [(name, text, text, []) for name, texts in PLAIN.items() for text in texts]
@@ -106,6 +122,8 @@ PARTS = {
         *("<tool_call>", "<function=f>\n", "<parameter=a>\n", "<parameter=b>\n", "5", "x"),
         *("\n</parameter>\n", "</function>\n", "</tool_call>", "<", "\n", XML),
     ],
+    "glm": [*("<tool_call>", "f", "<arg_key>a</arg_key>", "<arg_value>", "</arg_value>", "</tool_call>", "\n", PAIRS)],
+    "minimax": [*(BEGIN, '<invoke name="f">', '<parameter name="a">', "x</parameter>", "</invoke>", END, "\n", INVOKE)],
 }
 
 
@@ -175,6 +193,7 @@ LONGS = {
     "unfit": ("hermes", f'<tool_call>{{"x": "{LONG}'), "content": ("hermes", "a <tool_cal <" * 5000),
     "many": ("pangu", f"[unused11][{F5}][unused12]" * 1000), "bare": ("llama3", "; ".join([F5] * 1500)),
     "channels": ("harmony", f"{MARK}f<|message|>{LONG}<|"), "header": ("harmony", f"{MARK}{LONG}"),
+    "pairs": ("glm", f"<tool_call>f\n{PAIRS.replace('1', LONG)}"), "invoke": ("minimax", BEGIN + INVOKE * 5000),
     "xml": ("qwen3-coder", f"<tool_call>{XML.replace('1', LONG)}"), "spaces": ("hermes", "a" + " \n" * 30_000),
 }  # fmt: skip
 

@@ -31,7 +31,11 @@ ARCHES = {
     "HunYuanMoEV1ForCausalLM": MODEL_ARCH.HUNYUAN_MOE,
 }  # fmt: skip
 SOFTMAX, SIGMOID = gguf.ExpertGatingFuncType.SOFTMAX, gguf.ExpertGatingFuncType.SIGMOID
-GATES = {MODEL_ARCH.GLM4_MOE: SIGMOID, MODEL_ARCH.MINIMAXM2: SIGMOID, MODEL_ARCH.ERNIE4_5_MOE: SOFTMAX}
+GATES: dict[MODEL_ARCH, gguf.ExpertGatingFuncType | None] = {
+    MODEL_ARCH.GLM4_MOE: SIGMOID,
+    MODEL_ARCH.MINIMAXM2: SIGMOID,
+    MODEL_ARCH.ERNIE4_5_MOE: SOFTMAX,
+}
 GATES |= {MODEL_ARCH.GRANITE_MOE: None, MODEL_ARCH.HUNYUAN_MOE: None}  # of mixtures; files do not say all
 MIXTURE = {  # of their config.json, and what writes it
     "n_routed_experts": "expert_count", "moe_num_experts": "expert_count", "moe_k": "expert_used_count",

@@ -54,6 +54,29 @@ QWEN3_CODER = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
 """
+
+
+def _respelled(*pairs: tuple[str, str]) -> str:
+    """The last one, whose calls have other texts around them."""
+    source = QWEN3_CODER
+    for old, new in pairs:
+        assert old in source
+        source = source.replace(old, new)
+    return source
+
+
+GLM = _respelled(
+    (r"\n<function=name>\n<parameter=one>\nvalue\n</parameter>\n</function>", r"name\n<arg_key>one</arg_key>\n<arg_value>1"),
+    (r"\n<function=' + call.function.name + '>", "' + call.function.name + '"),
+    (r"'<parameter=' + name + '>\n'", r"'<arg_key>' + name + '</arg_key>\n<arg_value>'"),
+    (r"\n</parameter>", "</arg_value>"), (r"</function>\n</tool_call>", "</tool_call>"),
+)  # fmt: skip
+MINIMAX = _respelled(
+    ("tool_call>", "minimax:tool_call>"), ("<function=name>", '<invoke name="name">'),
+    ("<function=' + call.function.name + '>", "<invoke name=\"' + call.function.name + '\">"),
+    (r"<parameter=' + name + '>\n", "<parameter name=\"' + name + '\">"),
+    (r"'\n</parameter>", "'</parameter>"), (r"</function>\n</minimax", r"</invoke>\n</minimax"),
+)  # fmt: skip
 LLAMA3 = """\
 {{- bos_token }}
 {%- if custom_tools is defined %}{%- set tools = custom_tools %}{%- endif %}
@@ -161,7 +184,7 @@ MISTRAL = """\
 {%- endfor %}
 """
 TOOL_TEMPLATES = {
-    "hermes": HERMES, "qwen3-coder": QWEN3_CODER, "llama3": LLAMA3, "harmony": GPT_OSS, "pangu": PANGU,
+    "hermes": HERMES, "qwen3-coder": QWEN3_CODER, "glm": GLM, "minimax": MINIMAX, "llama3": LLAMA3, "harmony": GPT_OSS, "pangu": PANGU,
     "mistral": MISTRAL, "generic": DEEPSEEK,
 }  # fmt: skip
 WEATHER: dict[str, Any] = {

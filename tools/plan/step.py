@@ -8,10 +8,8 @@ from operator import add
 
 import torch
 
-from fastslow.engine.backends.alike import AlikeLayers, Known
+from fastslow.engine.backends.alike import KERNELS, AlikeLayers
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.mixers.delta import GatedDelta
-from fastslow.engine.model.mixers.short_conv import ShortConv
 from fastslow.engine.model.tensors import tensor_shapes
 from fastslow.tools.plan.device import Device
 
@@ -84,9 +82,8 @@ class ForwardWork:
         head = every.get("lm_head.weight", embedding)
         total = sum(every.values())
         ends = embedding + (0 if config.tie_word_embeddings else head)
-        known = Known((GatedDelta, ShortConv), gates=True)
         a, experts = (
-            AlikeLayers.of(config, known).attention,
+            AlikeLayers.of(config, KERNELS).attention,
             config.routed.experts if config.routed else 0,
         )
         layout = config.state_layout
