@@ -175,11 +175,12 @@ CASED = (
 TRIPLES = r"\p{N}{1,3}"
 MARKED = rf"{SHORT_FORMS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{SPACES}"
 QWEN = ("qwen2", "deepseek-r1-qwen", "qwen35")  # qwen35: combining marks belong to words
+O200K = rf"{CASED}|{TRIPLES}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{SPACES}"
 PATTERNS = {
-    **dict.fromkeys(LLAMA3, f"{WORDS}|{TRIPLES}|{OTHERS}|{SPACES}"),
-    **dict.fromkeys(QWEN, rf"{WORDS}|\p{{N}}|{OTHERS}|{SPACES}"),
+    **dict.fromkeys((*LLAMA3, "chatglm-bpe", "glm4"), f"{WORDS}|{TRIPLES}|{OTHERS}|{SPACES}"),
+    **dict.fromkeys((*QWEN, "hunyuan"), rf"{WORDS}|\p{{N}}|{OTHERS}|{SPACES}"),
     "qwen35": MARKED,
-    "gpt-4o": rf"{CASED}|{TRIPLES}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{SPACES}",
+    **dict.fromkeys(("gpt-4o", "minimax-m2"), O200K),
 }
 PLAIN = ("gpt-2", "gpt2", "default")  # as GPT-2 splits
 WHOLE_WORDS = (*LLAMA3, "gpt-4o")  # kinds that take a word that is a token as it is

@@ -65,6 +65,7 @@ PLAIN = pre.ByteLevel(add_prefix_space=False)
 SPLITS: dict[str, pre.PreTokenizer] = {
     "llama-bpe": split(LLAMA3), "lfm2": split(LLAMA3), "qwen2": split(QWEN2), "deepseek-r1-qwen": split(QWEN2), "qwen35": split(QWEN35),
     "smollm": pre.Sequence([pre.Digits(individual_digits=True), PLAIN]), "gpt-4o": split(O200K), "gpt-2": PLAIN,
+    "glm4": split(LLAMA3), "hunyuan": split(QWEN2), "minimax-m2": split(O200K),
 }  # fmt: skip
 
 
