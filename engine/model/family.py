@@ -182,7 +182,7 @@ class ConfigJson(Mapping[str, Any]):
         value = self.get(name)
         if value is not None and not isinstance(value, Mapping):
             raise ValueError(f"{name} must be an object, got {_shown(value)}")
-        return ConfigJson(value or {}, self._owner, f"{name}.", strict=True)
+        return ConfigJson(value or {}, self._owner, f"{self._prefix}{name}.", strict=True)
 
     def check_rest(self) -> None:
         """ValueError for a field that was not read and changes the forward; warns of unknown ones."""

@@ -21,7 +21,7 @@ def _read(raw: ConfigJson) -> DecoderShape:
             "use_bidirectional_attention true is not supported: a row sees no later one"
         )
     norm = RmsNorm(norm_of(raw).eps, offset=float(not boolean(raw, APPLIED, False)))
-    bias, cap = boolean(raw, "attention_bias", False), raw.get("attn_logit_softcapping")
+    bias = boolean(raw, "attention_bias", False)
     scale, window = number(raw, "query_pre_attn_scalar", 256.0) ** -0.5, window_of(raw, 4096)
 
     def layers() -> Iterator[Layer]:
@@ -34,7 +34,6 @@ def _read(raw: ConfigJson) -> DecoderShape:
                 out_bias=bias,
                 window=window if kind == SLIDING else 0,
                 score_scale=scale,
-                score_cap=0.0 if cap is None else number(raw, "attn_logit_softcapping"),
             )
             yield Layer(mixer, feeding(raw), LayerNorms(norm, after=True))
 
