@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastslow.engine.host.files import about, shown
 from fastslow.engine.host.gguf_file import GgufFile, GgufTensor, read_gguf
-from fastslow.engine.model.config import ROPE_FACTORS, own_layers
+from fastslow.engine.model.config import LISTS, ROPE_FACTORS, own_layers
 from fastslow.engine.model.family import (
     GGUF_TOP,
     MOST_EXPERTS,
@@ -157,7 +157,7 @@ def _slices(file: GgufFile) -> Iterator[tuple[str, GgufSlice]]:
     _, names = gguf_family(file)
     header = names.header(file)
     for tensor in file.tensors:
-        if tensor.name == ROPE_FACTORS:
+        if tensor.name == ROPE_FACTORS or tensor.name in LISTS:
             continue
         place, inner = _place(tensor.name, names, header)
         shape, data = tensor.shape, tensor.data

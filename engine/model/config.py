@@ -28,6 +28,7 @@ from fastslow.engine.model.shape import DecoderShape
 from fastslow.engine.text.tokenizer_files.config import GgufVocabulary
 
 ROPE_FACTORS = "rope_freqs.weight"  # float32 [head_dim / 2]: what rotary frequencies are divided by
+LISTS = {"rope_factors_short.weight": "short_factor", "rope_factors_long.weight": "long_factor"}
 OWN_DTYPES = {"F32": "float32", "F16": "float16"}  # a file of other numbers runs as bfloat16 does
 ROTATED = "rotated_dims"  # of a head, where a family rotates a part of it
 HARMLESS = (  # fields after the architecture's name that are checked elsewhere, or change nothing
@@ -196,13 +197,19 @@ def _add_tensors(raw: dict[str, Any], tensors: Mapping[str, GgufTensor]) -> None
         raw["attention_bias"] = True
     if "blk.0.ffn_down.bias" in tensors:
         raw["mlp_bias"] = True
-    if (factors := tensors.get(ROPE_FACTORS)) is not None:
+    for name in (ROPE_FACTORS, *LISTS):
+        if (factors := tensors.get(name)) is None:
+            continue
         if factors.kind.name != "F32":
-            raise ValueError(f"tensor {ROPE_FACTORS} is of type {factors.kind.name}, not F32")
-        if raw.get("rope_scaling", {}).get("rope_type", "none") != "none":
-            raise ValueError(f"tensor {ROPE_FACTORS} beside rope.scaling.type is not supported")
-        values = factors.data.reshape(-1).view(np.float32).tolist()
-        raw["rope_scaling"] = {"rope_type": "factors", "factors": values}
+            raise ValueError(f"tensor {name} is of type {factors.kind.name}, not F32")
+        kind = raw.get("rope_scaling", {}).get("rope_type", "none")
+        if kind != "none" and not (kind == "longrope" and name in LISTS):
+            raise ValueError(f"tensor {name} beside rope.scaling.type is not supported")
+        values = [_plain(x) for x in factors.data.reshape(-1).view(np.float32).tolist()]
+        said = raw.setdefault("rope_scaling", {})
+        said |= {"rope_type": "factors", "factors": values}
+        if name in LISTS:
+            said |= {"rope_type": "longrope", LISTS[name]: said.pop("factors")}
 
 
 def _check_heads(raw: Mapping[str, Any], header: Fields, architecture: str) -> None:

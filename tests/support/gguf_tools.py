@@ -12,6 +12,7 @@ from typing import Any
 import gguf
 import gguf_hybrid
 import numpy as np
+import torch
 from gguf import MODEL_ARCH
 from gguf import GGMLQuantizationType as Kind
 from numpy.typing import NDArray
@@ -28,7 +29,11 @@ ARCHES = {
     "Lfm2MoeForCausalLM": MODEL_ARCH.LFM2MOE, "Glm4MoeForCausalLM": MODEL_ARCH.GLM4_MOE,
     "Ernie4_5_MoeForCausalLM": MODEL_ARCH.ERNIE4_5_MOE, "MiniMaxM2ForCausalLM": MODEL_ARCH.MINIMAXM2,
     "GraniteMoeForCausalLM": MODEL_ARCH.GRANITE_MOE, "GraniteMoeSharedForCausalLM": MODEL_ARCH.GRANITE_MOE,
-    "HunYuanMoEV1ForCausalLM": MODEL_ARCH.HUNYUAN_MOE,
+    "HunYuanMoEV1ForCausalLM": MODEL_ARCH.HUNYUAN_MOE, "Phi3ForCausalLM": MODEL_ARCH.PHI3,
+    "GraniteForCausalLM": MODEL_ARCH.GRANITE, "Ernie4_5ForCausalLM": MODEL_ARCH.ERNIE4_5,
+    "SeedOssForCausalLM": MODEL_ARCH.SEED_OSS, "HunYuanDenseV1ForCausalLM": MODEL_ARCH.HUNYUAN_DENSE,
+    "Olmo2ForCausalLM": MODEL_ARCH.OLMO2, "Olmo3ForCausalLM": MODEL_ARCH.OLMO2,
+    "Exaone4ForCausalLM": MODEL_ARCH.EXAONE4, "Ministral3ForCausalLM": MODEL_ARCH.MISTRAL3,
 }  # fmt: skip
 SOFTMAX, SIGMOID = gguf.ExpertGatingFuncType.SOFTMAX, gguf.ExpertGatingFuncType.SIGMOID
 GATES: dict[MODEL_ARCH, gguf.ExpertGatingFuncType | None] = {
@@ -36,7 +41,7 @@ GATES: dict[MODEL_ARCH, gguf.ExpertGatingFuncType | None] = {
     MODEL_ARCH.MINIMAXM2: SIGMOID,
     MODEL_ARCH.ERNIE4_5_MOE: SOFTMAX,
 }
-GATES |= {MODEL_ARCH.GRANITE_MOE: None, MODEL_ARCH.HUNYUAN_MOE: None}  # of mixtures; files do not say all
+GATES |= dict.fromkeys((MODEL_ARCH.GRANITE_MOE, MODEL_ARCH.HUNYUAN_MOE, MODEL_ARCH.GRANITE))  # not said, or none
 MIXTURE = {  # of their config.json, and what writes it
     "n_routed_experts": "expert_count", "moe_num_experts": "expert_count", "moe_k": "expert_used_count",
     "n_shared_experts": "expert_shared_count", "moe_num_shared_experts": "expert_shared_count",
@@ -48,7 +53,7 @@ MIXTURE = {  # of their config.json, and what writes it
     "shared_intermediate_size": "expert_shared_feed_forward_length", "rotary_dim": "rope_dimension_count",
 }  # fmt: skip
 HYBRID = (MODEL_ARCH.QWEN35, MODEL_ARCH.QWEN35MOE, MODEL_ARCH.QWEN3NEXT)
-INTERLEAVED = (MODEL_ARCH.LLAMA, MODEL_ARCH.SMOLLM3, MODEL_ARCH.GRANITE_MOE)
+INTERLEAVED = (MODEL_ARCH.LLAMA, MODEL_ARCH.SMOLLM3, MODEL_ARCH.GRANITE_MOE, MODEL_ARCH.GRANITE, MODEL_ARCH.MISTRAL3)
 EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(.*)")
 MARKS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 BYTE_TOKENS = [*MARKS, *sorted(ByteLevel.alphabet()), "he", "Ġt"]
@@ -135,6 +140,10 @@ def arranged(
     names = gguf.get_tensor_name_map(arch, config["num_hidden_layers"] + 1)
     if arch in HYBRID:
         tensors = dict(gguf_hybrid.converted(tensors, config, arch))
+    if arch is MODEL_ARCH.PHI3:
+        gates = {n.replace(".gate_proj.", ".up_proj."): x for n, x in tensors.items() if ".gate_proj." in n}
+        kept = {n: x for n, x in tensors.items() if ".gate_proj." not in n}
+        tensors = {n: torch.cat((gates[n], x)) if n in gates else x for n, x in kept.items()}
     found: dict[str, NDArray[np.float32]] = {}
     experts: dict[str, dict[int, NDArray[np.float32]]] = {}
     heads = {"q": config["num_attention_heads"], "k": config["num_key_value_heads"]}
@@ -206,6 +215,8 @@ def add_header(writer: gguf.GGUFWriter, config: Mapping[str, Any], arch: MODEL_A
             writer.add_expert_count(experts)
         writer.add_expert_used_count(config.get("num_experts_per_tok") or config["moe_k"])
         writer.add_expert_feed_forward_length(config.get("moe_intermediate_size", config["intermediate_size"]))
+    if arch in (MODEL_ARCH.PHI3, MODEL_ARCH.OLMO2, MODEL_ARCH.EXAONE4):
+        add_near(writer, config, arch)
     if arch is MODEL_ARCH.GPT_OSS:
         writer.add_sliding_window(config["sliding_window"])
     scaling = config.get("rope_scaling") or {}
@@ -215,6 +226,34 @@ def add_header(writer: gguf.GGUFWriter, config: Mapping[str, Any], arch: MODEL_A
         writer.add_rope_scaling_factor(scaling["factor"])
         if "original_max_position_embeddings" in scaling:
             writer.add_rope_scaling_orig_ctx_len(scaling["original_max_position_embeddings"])
+        if "llama_4_scaling_beta" in scaling:
+            writer.add_rope_scaling_yarn_log_mul(scaling["mscale_all_dim"])
+            writer.add_attn_temperature_scale(scaling["llama_4_scaling_beta"])
+    if "alpha" in scaling:  # the base is stretched
+        dim = config["head_dim"]
+        writer.kv_data[0].pop(f"{writer.arch}.rope.freq_base")
+        writer.add_rope_freq_base(rope["rope_theta"] * scaling["alpha"] ** (dim / (dim - 2)))
+        writer.add_rope_scaling_type(gguf.RopeScalingType.NONE)
+        writer.add_rope_scaling_factor(1)
+        writer.add_rope_scaling_orig_ctx_len(config["max_position_embeddings"])
+
+
+def add_near(writer: gguf.GGUFWriter, config: Mapping[str, Any], arch: MODEL_ARCH) -> None:
+    """Windows of layers; of Phi-3 the two lists of factors, and a window that is none."""
+    window, scaling = config.get("sliding_window"), config.get("rope_scaling") or {}
+    if arch is MODEL_ARCH.PHI3:
+        window = window or 0
+        writer.add_rope_scaling_orig_ctx_len(config.get("original_max_position_embeddings", 4096))
+        for length in ("long", "short"):
+            if (factors := scaling.get(f"{length}_factor")) is not None:
+                writer.add_tensor(f"rope_factors_{length}.weight", np.array(factors, np.float32))
+    elif window is not None:
+        writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in config["layer_types"]])
+    if window is not None:
+        writer.add_sliding_window(window)
+    if "attention_factor" in scaling:
+        name = "attn" if arch is MODEL_ARCH.PHI3 else "yarn_attn"
+        writer.add_float32(f"{writer.arch}.rope.scaling.{name}_factor", scaling["attention_factor"])
 
 
 def setting(key: str, value: Any) -> Change:

@@ -125,7 +125,7 @@ NAMES = GgufNames(
     fields={
         "attention.sliding_window": "sliding_window",
         "attention.sliding_window_pattern": PATTERN,
-        "rope.scaling.attn_factor": "rope_scaling.attention_factor",
+        "rope.scaling.yarn_attn_factor": "rope_scaling.attention_factor",
     },
     finish=_header,
 )

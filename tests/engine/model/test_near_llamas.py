@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,13 @@ import peer_models as peers
 import pytest
 import texts
 import torch
+from checkpoints import DENSE, tensors, write
 from family_tools import KERNELS, LONG, load
+from gguf_tools import write_gguf
 from torch import Tensor
 
 from fastslow.engine.model.base import Model
+from fastslow.engine.model.config import ModelConfig
 
 FIRST = tuple({kind: name for name, (kind, _) in reversed(peers.NEAR.items())}.values())
 SHAPES = [pytest.param(name, marks=() if name in FIRST else pytest.mark.slow) for name in peers.NEAR]
@@ -42,3 +46,37 @@ def test_logprobs_are_those_of_transformers(name: str, kernels: bool, tmp_path: 
     whole = texts.logits(model, LONG, max_len=600)
     near(whole, peers.logprobs(theirs, LONG))
     assert texts.logits(model, LONG, [37, 200, 343] + [1] * 20, max_len=600).equal(whole)
+
+
+BASE: dict[str, Any] = {**DENSE, "num_hidden_layers": 4}
+LONGROPE = {"type": "longrope", "short_factor": [1.0, 1.5, 2.0, 2.5, 3.0, 3.5], "long_factor": [1.5, 2, 3, 4, 5, 6]}
+LONGROPE |= {"attention_factor": 1.25}
+SCALING = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+ALPHA = {"type": "dynamic", "alpha": 50.0, "factor": 1.0}
+LOCAL = {"sliding_window": 9, "layer_types": peers.TYPES}
+FILES: dict[str, dict[str, Any]] = {
+    "Phi3": {"original_max_position_embeddings": 64, "partial_rotary_factor": 0.75, "rope_scaling": LONGROPE},
+    "Phi3 window": {"sliding_window": 12}, "Granite": peers.SCALED, "Ernie4_5": {"tie_word_embeddings": True},
+    "SeedOss": {}, "HunYuanDenseV1": {"rope_scaling": ALPHA}, "Olmo2": {"attention_bias": True},
+    "Olmo3": {**LOCAL, "rope_scaling": {**SCALING, "attention_factor": 1.25}}, "Exaone4": LOCAL,
+    "Exaone4 whole": {"sliding_window": None}, "Ministral3": {"rope_scaling": {**SCALING, **peers.BETA}},
+}  # fmt: skip
+UNSAID = {"architecture", "bos_id", "eos_ids", "renames", "fused", "left_out"}
+
+
+def stored(folder: Path, name: str, **fields: Any) -> tuple[Path, Path]:
+    """A folder, and a GGUF file of the same."""
+    config = {**BASE, "architectures": [f"{name.split()[0]}ForCausalLM"], **FILES[name], **fields}
+    write(folder / "model", config, tensors(config))
+    return folder / "model", write_gguf(folder / "model", folder / "m.gguf")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_gguf_file_is_the_folder_that_it_was_made_from(tmp_path: Path, name: str) -> None:
+    folder, file = stored(tmp_path, name)
+    ours, theirs = ModelConfig.from_folder(file), ModelConfig.from_folder(folder)
+    different = {f.name for f in fields(ours) if getattr(ours, f.name) != getattr(theirs, f.name)}
+    assert different <= UNSAID | ({"layers", "ropes"} if name in ("Ernie4_5", "HunYuanDenseV1") else set())
+    tokens = texts.tokens_of(80)
+    found, wanted = (texts.logits(load(path, False), tokens, max_len=80) for path in (file, folder))
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0 if different <= UNSAID else 1e-5)

@@ -123,7 +123,7 @@ void check_attention(const Shape& s, const Layer& l, bool reads_pair) {
     check_matrix("out", l.out, (int64_t)l.heads * l.value_dim, padded(s.hidden, TILE));
     if (l.window < 0) refuse("window=%d must be at least 0", l.window);
     if (l.head_norms < BEFORE_ROPE || l.head_norms > WHOLE) refuse("norms of heads of kind %d are unknown", l.head_norms);
-    if (l.rope_at < -1 || l.rope_at > s.angles - l.head_dim / 2)
+    if (l.rope_at < -1 || (l.rope_at >= 0 && l.rope_at > s.angles - l.head_dim / 2))
         refuse("angles from %d on leave the %d of a row", l.rope_at, s.angles);
     if (s.sinks) {
         check_vector("sink_keys", l.sink_keys);
