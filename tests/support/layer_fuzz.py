@@ -89,7 +89,7 @@ class LayerFuzz:
     def __init__(self, model: Model, kin: Model, plain: Model | None = None) -> None:
         self.model, routed = model, model.config.routed
         self.plain = model if plain is None else plain
-        self.most = 0 if routed is None else routed.router.chosen
+        self.most = 0 if routed is None else routed.router.units
         own = model if routed else model.layer_subset(range(len(model.config.layers) - 1))
         fewer = 1 if routed else None
         self.known: dict[int, list[int]] = {}  # answers that an oracle tells

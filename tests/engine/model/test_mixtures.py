@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, fields
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from engine_tools import Ask, Bench, answer
 from family_tools import KERNELS, LONG, check_however_cut, load
 from gguf_tools import write_gguf
 from kernel_tools import compiled
+from layer_fuzz import LayerFuzz, near
 from mtp_tools import SpiedMtp
 from pairs import pairwise
 from safetensors.torch import load_file, save_file
@@ -151,3 +153,29 @@ def test_a_gguf_file_is_the_folder_that_it_was_made_from(tmp_path: Path, name: s
     assert torch.equal(texts.logits(first, tokens), texts.logits(second, tokens))
     assert (first.mtp is None) == (second.mtp is None) == (name != "glm")
     assert model_digest(file) == model_digest(folder)
+
+
+FUZZED = [  # plain torch takes long
+    pytest.param((name, kernels), marks=() if kernels else pytest.mark.slow, id=f"{name}-{kernels}")
+    for name, kernels in product(("glm groups", "ernie", "minimax"), KERNELS)
+]
+
+
+@pytest.fixture(scope="module", params=FUZZED)
+def fuzz(request: Any, tmp_path_factory: pytest.TempPathFactory) -> LayerFuzz:
+    name, kernels = request.param
+    config = CONFIGS[name.partition(" ")[0]] | {"vocab_size": 32}
+    if "groups" in name:
+        config |= {"n_group": 4, "topk_group": 2}
+    folder, own = tmp_path_factory.mktemp("mixture"), tensors(config)
+    both = {"own": own, "kin": near(own)}
+    return LayerFuzz(*(load(write(folder / n, config, table), kernels) for n, table in both.items()))
+
+
+def test_answers_are_those_of_plain_decoding(fuzz: LayerFuzz) -> None:
+    fuzz.check(20)
+
+
+@pytest.mark.slow
+def test_many_answers_are_those_of_plain_decoding(fuzz: LayerFuzz) -> None:
+    fuzz.check(2000, seed=1)
