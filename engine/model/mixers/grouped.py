@@ -196,7 +196,7 @@ class GroupedAttention:
 
     def _ordered(self, norm: NormWeights) -> NormWeights:
         def ordered(x: Tensor) -> Tensor:
-            return x.unflatten(0, (-1, self.head_dim))[:, self.order].flatten()
+            return x.view(-1, self.head_dim)[:, self.order].flatten()
 
         return NormWeights(ordered(norm.weight), None if norm.bias is None else ordered(norm.bias))
 

@@ -147,7 +147,7 @@ class GgufVocabulary:
 
     @property
     def add_bos(self) -> bool:
-        usual = self.model == "llama" or self.pre in LLAMA3
+        usual = self.model == "llama" or self.pre in (*LLAMA3, "tekken")
         return self.flag("add_bos_token", usual)
 
     def flag(self, name: str, default: bool) -> bool:

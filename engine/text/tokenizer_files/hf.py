@@ -175,30 +175,48 @@ CASED = (
 TRIPLES = r"\p{N}{1,3}"
 MARKED = rf"{SHORT_FORMS}|[^\r\n\p{{L}}\p{{N}}]?[\p{{L}}\p{{M}}]+|\p{{N}}| ?[^\s\p{{L}}\p{{M}}\p{{N}}]+[\r\n]*|{SPACES}"
 QWEN = ("qwen2", "deepseek-r1-qwen", "qwen35")  # qwen35: combining marks belong to words
+ALIKE = rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*"
+TEKKEN = rf"{ALIKE}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{SPACES}"
+MARKS = r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~]"  # of ASCII
+BY_SCRIPT = (  # one after the other
+    TRIPLES,
+    "[一-龥぀-ゟ゠-ヿ]+",
+    rf"{MARKS}[A-Za-z]+|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+| ?[\p{{P}}\p{{S}}]+[\r\n]*|{SPACES}",
+)
 O200K = rf"{CASED}|{TRIPLES}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{SPACES}"
-PATTERNS = {
-    **dict.fromkeys((*LLAMA3, "chatglm-bpe", "glm4"), f"{WORDS}|{TRIPLES}|{OTHERS}|{SPACES}"),
+PATTERNS: dict[str, str | tuple[str, ...]] = {
+    "tekken": TEKKEN,
+    "seed-coder": rf"{WORDS}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{SPACES}",
+    **dict.fromkeys(("hunyuan-dense", "deepseek-v3"), BY_SCRIPT),
+    **dict.fromkeys(
+        (*LLAMA3, "chatglm-bpe", "glm4", "dbrx"), f"{WORDS}|{TRIPLES}|{OTHERS}|{SPACES}"
+    ),
     **dict.fromkeys((*QWEN, "hunyuan"), rf"{WORDS}|\p{{N}}|{OTHERS}|{SPACES}"),
     "qwen35": MARKED,
     **dict.fromkeys(("gpt-4o", "minimax-m2"), O200K),
 }
-PLAIN = ("gpt-2", "gpt2", "default")  # as GPT-2 splits
-WHOLE_WORDS = (*LLAMA3, "gpt-4o")  # kinds that take a word that is a token as it is
+PLAIN = ("gpt-2", "gpt2", "default", "olmo", "exaone4")  # as GPT-2 splits
+DIGITS = ("smollm", "refact", "starcoder", "exaone")  # the same, and every digit apart
+WHOLE_WORDS = (*LLAMA3, "gpt-4o", "tekken")  # kinds that take a word that is a token as it is
 
 
 def pre_tokenizer(kind: str) -> PreTokenizer:
     """Return the splitter of texts that a `tokenizer.ggml.pre` names; ValueError for one that is not known."""
     if kind in PLAIN:
         return pre_tokenizers.ByteLevel(add_prefix_space=False)
-    if kind == "smollm":
+    if kind in DIGITS:
         digits = pre_tokenizers.Digits(individual_digits=True)
         return pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     if kind not in PATTERNS:
-        known = ", ".join(("smollm", *PATTERNS, *PLAIN))
+        known = ", ".join((*DIGITS, *PATTERNS, *PLAIN))
         raise ValueError(f"{PREFIX}pre {shown(kind)} is not one of the known {known}")
-    split = pre_tokenizers.Split(Regex(PATTERNS[kind]), behavior="isolated")
+    found = PATTERNS[kind]
+    each = [found] if isinstance(found, str) else found
+    splits: list[PreTokenizer] = [
+        pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in each
+    ]
     by_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    return pre_tokenizers.Sequence([split, by_bytes])
+    return pre_tokenizers.Sequence([*splits, by_bytes])
 
 
 def build_bpe(vocabulary: GgufVocabulary) -> tokenizers.Tokenizer:

@@ -49,7 +49,11 @@ def test_logprobs_are_those_of_transformers(name: str, kernels: bool, tmp_path: 
 
 
 BASE: dict[str, Any] = {**DENSE, "num_hidden_layers": 4}
-LONGROPE = {"type": "longrope", "short_factor": [1.0, 1.5, 2.0, 2.5, 3.0, 3.5], "long_factor": [1.5, 2, 3, 4, 5, 6]}
+LONGROPE: dict[str, Any] = {
+    "type": "longrope",
+    "short_factor": [1.0, 1.5, 2.0, 2.5, 3.0, 3.5],
+    "long_factor": [1.5, 2, 3, 4, 5, 6],
+}
 LONGROPE |= {"attention_factor": 1.25}
 SCALING = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
 ALPHA = {"type": "dynamic", "alpha": 50.0, "factor": 1.0}

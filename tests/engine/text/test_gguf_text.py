@@ -33,6 +33,19 @@ O200K = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|"
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|"
+    r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+SEED = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|"
+    r"\s+(?!\S)|\s+"
+)
+BY_SCRIPT = (
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|"
+    r" ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 MARKS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 WORDS = (
     "the quick Brown fox JUMPS don't WE'LL I'm naïve café 你好 世界 今天的天气很好 こんにちは 안녕하세요 привет мир "
@@ -56,9 +69,9 @@ def lines() -> list[str]:
     return made
 
 
-def split(pattern: str) -> pre.PreTokenizer:
-    cut = pre.Split(Regex(pattern), behavior="isolated", invert=False)
-    return pre.Sequence([cut, pre.ByteLevel(add_prefix_space=False, use_regex=False)])
+def split(*patterns: str) -> pre.PreTokenizer:
+    cuts = [pre.Split(Regex(pattern), behavior="isolated", invert=False) for pattern in patterns]
+    return pre.Sequence([*cuts, pre.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 PLAIN = pre.ByteLevel(add_prefix_space=False)
@@ -66,16 +79,18 @@ SPLITS: dict[str, pre.PreTokenizer] = {
     "llama-bpe": split(LLAMA3), "lfm2": split(LLAMA3), "qwen2": split(QWEN2), "deepseek-r1-qwen": split(QWEN2), "qwen35": split(QWEN35),
     "smollm": pre.Sequence([pre.Digits(individual_digits=True), PLAIN]), "gpt-4o": split(O200K), "gpt-2": PLAIN,
     "glm4": split(LLAMA3), "hunyuan": split(QWEN2), "minimax-m2": split(O200K),
+    "tekken": split(TEKKEN), "seed-coder": split(SEED), "dbrx": split(LLAMA3), "exaone4": PLAIN,
+    "hunyuan-dense": split(r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", BY_SCRIPT),
 }  # fmt: skip
 
 
 def set_up(library: Tokenizer, kind: str) -> None:
     """As the published files of a kind do."""
     library.pre_tokenizer = SPLITS[kind]
-    library.model.ignore_merges = kind in ("llama-bpe", "lfm2", "gpt-4o")
+    library.model.ignore_merges = kind in ("llama-bpe", "lfm2", "gpt-4o", "tekken")
     if "qwen" in kind:
         library.normalizer = normalizers.NFC()
-    if kind in ("llama-bpe", "lfm2"):
+    if kind in ("llama-bpe", "lfm2", "tekken"):
         library.post_processor = processors.TemplateProcessing(
             single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
         )
