@@ -45,12 +45,13 @@ SANITIZER = (  # Python leaks on purpose; gcc 12 misaligns 64-byte locals on its
 
 @dataclass(frozen=True)
 class Plan:
-    """The cases to run, their folder, and whether under the address sanitizer."""
+    """The cases to run, their folder, whether under the address sanitizer, and their kinds."""
 
     folder: Path
     cases: range
     seed: int
     sanitize: bool = True
+    kinds: tuple[str, ...] = tuple(sorted(KINDS))
 
     def case(self, number: int) -> Path:
         return self.folder / "cases" / f"{self.seed}-{number}"
@@ -73,7 +74,7 @@ def sanitized() -> dict[str, str] | None:
 def make_case(plan: Plan, number: int) -> tuple[Path, str, list[str]]:
     """Write the folder of a case; its kind, and how it was damaged."""
     random = Random(f"{plan.seed} {number}")
-    kind = random.choice(sorted(KINDS))
+    kind = random.choice(plan.kinds)
     folder = plan.case(number)
     shutil.rmtree(folder, ignore_errors=True)
     if (odd := KINDS[kind].odd) is None:
@@ -164,7 +165,7 @@ def _watched(plan: Plan, outcome: Outcome) -> None:
     variables |= (sanitized() or {}) if plan.sanitize else {}
     left, log = plan.cases, plan.folder / f"log-{plan.cases.start}"
     while left:
-        share = [str(plan.folder), plan.seed, left.start, left.stop, left.step]
+        share = [str(plan.folder), plan.seed, plan.kinds, left.start, left.stop, left.step]
         command = [sys.executable, __file__, "--child", json.dumps(share)]
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "env": variables, "cwd": ROOT}
         last: int | None = None
@@ -189,8 +190,8 @@ def _watched(plan: Plan, outcome: Outcome) -> None:
 
 def main() -> None:
     if sys.argv[1:2] == ["--child"]:
-        folder, seed, *cases = json.loads(sys.argv[2])
-        child(Plan(Path(folder), range(*cases), seed))
+        folder, seed, kinds, *cases = json.loads(sys.argv[2])
+        child(Plan(Path(folder), range(*cases), seed, kinds=tuple(kinds)))
         return
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=5000, help="up to this number")
@@ -198,10 +199,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where findings are kept; default: a new one")
     parser.add_argument("--plain", action="store_true", help="without the sanitizer")
+    parser.add_argument("--kinds", default=",".join(sorted(KINDS)), help="of these alone, such as gguf,mtp")
     given = parser.parse_args()
     cases = range(given.cases) if given.only is None else range(given.only, given.only + 1)
     folder = given.folder or Path(tempfile.mkdtemp(prefix="fz"))
-    outcome = fuzz(Plan(folder, cases, given.seed, not given.plain))
+    outcome = fuzz(Plan(folder, cases, given.seed, not given.plain, tuple(given.kinds.split(","))))
     counts = f"{outcome.ran} cases, {outcome.refused} refused in part or whole, {outcome.answered}"
     print(f"{counts} answered, {len(outcome.findings)} findings; folder {folder}")
     sys.exit(bool(outcome.findings))

@@ -109,14 +109,15 @@ def plain(request: Request, size: int) -> list[int]:
     return tokens[request.prompt_length :]
 
 
-def test_each_row_of_any_schedule_has_the_bits_of_plain_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("seeds", [4, pytest.param(40, marks=pytest.mark.slow)])
+def test_each_row_of_any_schedule_has_the_bits_of_plain_decoding(monkeypatch: pytest.MonkeyPatch, seeds: int) -> None:
     """Trees, chunks, probes, rows that run again, prefix hits, preemption, pins and too few places."""
     monkeypatch.setattr(running, "EVERY", 8)
     probes = [SimpleNamespace(rows=[4] * n, sure=0, draft=[]) for n in (0, 1, 5)]
     asks = property(lambda r: probes[len(r.tokens) % 3] if (r.id + len(r.tokens)) % 4 == 0 else None)
     monkeypatch.setattr(Request, "answer_probe", asks)
     rows = hits = preempted = accepted = 0
-    for seed in range(12):
+    for seed in range(seeds):
         engine = Engine(seed)
         while len(engine.asked) < 15 or not engine.core.idle:
             if len(engine.asked) < 15 and engine.random.random() < 0.6:
@@ -135,7 +136,8 @@ def test_each_row_of_any_schedule_has_the_bits_of_plain_decoding(monkeypatch: py
         hits += sum(r.spec_stats.cached for r in engine.asked)
         preempted += sum(r.spec_stats.preemptions for r in engine.asked)
         accepted += sum(r.spec_stats.accepted for r in engine.asked)
-    assert rows > 20000 and hits > 300 and preempted > 10 and accepted > 1000, (rows, hits, preempted, accepted)
+    counts = rows, hits, preempted, accepted
+    assert all(count > least * seeds for count, least in zip(counts, (1600, 25, 1, 80), strict=True)), counts
 
 
 def test_a_prompt_begins_with_the_deepest_snapshot() -> None:
