@@ -87,7 +87,7 @@ class Checkpoint:
         known = expected | drafts | {n: x for fused in layouts for n, x in fused.tensors.items()}
         files: dict[Path, list[str]] = {}
         if left_out := sum(name.startswith(config.left_out) for name in holders):
-            logger.info("{}: {} tensors are not for text, and do not run", folder, left_out)
+            logger.info("{}: text alone runs, and {} other tensors do not", folder, left_out)
         if config.mtp is not None:
             base, _, number = config.mtp.prefix.rpartition(".")
             if any(name.startswith(f"{base}.{int(number) + 1}.") for name in holders):

@@ -41,7 +41,7 @@ from fastslow.engine.model.parts import FeedForward
 from fastslow.engine.model.shape import DecoderShape, Layer, MtpLayer
 
 # Most folders hold a model of text and images. Its text part alone runs.
-IMAGES, RENAMES = ("model.visual.", "visual."), (("model.language_model.", "model."),)
+RENAMES = (("model.language_model.", "model."),)
 MOST_KERNEL = 1024  # tokens that a convolution sees
 Ffns = Callable[
     [ConfigJson], list[FeedForward]
@@ -84,7 +84,7 @@ def _decoder(raw: ConfigJson, ffns: Ffns, *fused: str) -> DecoderShape:
 
     shape = decoder(raw, Layer(attention, last, LayerNorms(norm)), norm=norm)
     mtp = MtpLayer.apart(shape.layers[0], norm) if _drafts(raw) else None
-    return replace(shape.each(one), mtp=mtp, fused=fused, left_out=IMAGES, renames=RENAMES)
+    return replace(shape.each(one), mtp=mtp, fused=fused, renames=RENAMES)
 
 
 def _drafts(raw: ConfigJson) -> bool:

@@ -34,6 +34,14 @@ from fastslow.engine.model.ops import Activation
 from fastslow.engine.model.shape import DecoderShape, Layer
 
 FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
+TOWERS = tuple(  # beginnings of names of tensors for images and sound, which files have beside the text's
+    f"{before}{name}."
+    for before in ("", "model.")
+    for name in (
+        *("visual", "vision_tower", "vision_model", "vision_embedder", "embed_vision"),
+        *("audio_tower", "embed_audio", "multi_modal_projector"),
+    )
+)
 HIDDEN_ACTS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 SCALINGS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "factors", "proportional")
 ORIGINAL = "original_max_position_embeddings"
@@ -113,6 +121,7 @@ def decoder(
         bos_id=next(iter(integers(raw, "bos_token_id")), None),
         eos_ids=integers(raw, "eos_token_id"),
         dtype=text(raw, "dtype", default=text(raw, "torch_dtype", default=None)),
+        left_out=TOWERS,
     )
 
 

@@ -348,7 +348,7 @@ def family_of(architecture: object) -> Family:
     known = _known()
     family = known.get(architecture) if isinstance(architecture, str) else None
     if family is None:
-        raise _unknown("architecture", architecture, known)
+        raise refusal("architecture", architecture, known)
     return family
 
 
@@ -363,7 +363,7 @@ def gguf_family(file: GgufFile) -> tuple[Family, GgufNames]:
     architecture = str(file.fields.get(GGUF_ARCHITECTURE))
     spelled = {f.gguf.architecture: (f, f.gguf) for f in _known().values() if f.gguf is not None}
     if architecture not in spelled:
-        raise _unknown(GGUF_ARCHITECTURE, architecture, spelled)
+        raise refusal(GGUF_ARCHITECTURE, architecture, spelled)
     return spelled[architecture]
 
 
@@ -373,7 +373,8 @@ def refusals() -> list[tuple[str, str]]:
     return [(r.models, f"{r.why}; {_nearest(r.nearest, known)}") for r in _refused]
 
 
-def _unknown(field: str, value: object, known: Iterable[str]) -> ValueError:
+def refusal(field: str, value: object, known: Iterable[str]) -> ValueError:
+    """The error for an architecture that does not run: why, and the nearest of those that are known."""
     name = _stem(str(value)[:99])
     plain = name.replace("_", "").replace("-", "") + "."
     found = next((r for r in _refused if plain.startswith(r.begins)), None)

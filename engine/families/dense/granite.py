@@ -23,6 +23,7 @@ from fastslow.engine.model.family import (
     count,
     integer,
     number,
+    refusal,
     text,
 )
 from fastslow.engine.model.ffn.dense import DenseMlp
@@ -59,7 +60,9 @@ def _granite(raw: ConfigJson) -> DecoderShape:
 
 def _hybrid(raw: ConfigJson) -> DecoderShape:
     """Of Granite 4, those whose layers all have attention, and one MLP that files call a shared one."""
-    layer_types(raw, ATTENTION, ["mamba"] * layer_count(raw))
+    mamba = ["mamba"] * layer_count(raw)
+    if "mamba" in layer_types(raw, (*ATTENTION, "mamba"), mamba):
+        raise refusal("architecture", HYBRID.architectures[0], GRANITE.architectures)
     if count(raw, "num_local_experts"):
         raise ValueError(
             f"num_local_experts {shown(raw['num_local_experts'])} is not supported, only 0 is"

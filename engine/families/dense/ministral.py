@@ -33,7 +33,6 @@ YARN = {
     "mscale_all_dim": 1.0,
     BETA: 0.1,
 }
-IMAGES = "vision_tower.", "multi_modal_projector."
 RENAMES = (("language_model.model.", "model."), ("language_model.lm_head.", "lm_head."))
 RENAMES_NEW = (("model.language_model.", "model."),)
 
@@ -51,9 +50,7 @@ def _ministral3(raw: ConfigJson) -> DecoderShape:
         )
     mixer = replace(mixer, window=window_of(raw), position_scale=scale)
     shape = decoder(raw, Layer(mixer, feeding(raw)), norm=norm_of(raw, 1e-5))
-    return replace(
-        shape, left_out=(*IMAGES, *(f"model.{x}" for x in IMAGES)), renames=RENAMES + RENAMES_NEW
-    )
+    return replace(shape, renames=RENAMES + RENAMES_NEW)
 
 
 MINISTRAL3 = Family(

@@ -16,10 +16,6 @@ USUAL: dict[str, Any] = {"hidden_size": 2304, "intermediate_size": 9216, "num_at
 USUAL |= {"num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 131072}
 USUAL |= {"bos_token_id": 2, "eos_token_id": 1, "hidden_activation": "gelu_pytorch_tanh"}
 BASES = {FULL: ("rope_theta", 1e6), SLIDING: ("rope_local_base_freq", 1e4)}
-TOWERS = ("vision_tower", "audio_tower", "vision_embedder", "embed_vision", "embed_audio")
-LEFT_OUT = tuple(
-    f"{p}{name}." for p in ("", "model.") for name in (*TOWERS, "multi_modal_projector")
-)
 RENAMES = (
     ("language_model.model.", "model."),
     ("model.language_model.", "model."),
@@ -70,6 +66,6 @@ def shape_of(raw: ConfigJson, layers: Iterable[Layer], norm: RmsNorm, *unread: s
         embedding_scale=shape.hidden_size**0.5,
         logit_cap=0.0 if cap is None else number(raw, "final_logit_softcapping"),
         fused=("experts",),
-        left_out=(*LEFT_OUT, *unread),
+        left_out=(*shape.left_out, *unread),
         renames=RENAMES,
     )

@@ -59,7 +59,10 @@ def _read(raw: ConfigJson) -> DecoderShape:
     dense = every - {n for n in range(first, last) if (n + 1) % step == 0}
     shape = with_dense(raw, decoder(raw, Layer(mixer, ffn), tied=True), dense, bias)
     return replace(
-        shape, fused=("experts", "choice row"), left_out=("model.mtp_",), renames=(SHARED,)
+        shape,
+        fused=("experts", "choice row"),
+        left_out=(*shape.left_out, "model.mtp_"),
+        renames=(SHARED,),
     )
 
 

@@ -15,7 +15,7 @@ import pytest
 import texts
 import torch
 from kernel_tools import compiled
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fastslow.engine.backends.cpu.library import build
@@ -96,6 +96,16 @@ def test_missing_parts(tmp_path: Path) -> None:
     folder = checkpoints.write_dense(tmp_path / "bare")
     (folder / "model.safetensors").unlink()
     refused(folder, "has neither model.safetensors nor model.safetensors.index.json")
+
+
+def test_towers_for_images_and_sound_are_left_out_in_one_line(tmp_path: Path, logged: list[str]) -> None:
+    folder = checkpoints.write_dense(tmp_path)
+    others = {f"{name}.weight": torch.zeros(2) for name in ("vision_tower.patch", "model.audio_tower.conv")}
+    save_file(load_file(folder / "model.safetensors") | others, folder / "model.safetensors")
+    load_model(folder, progress=False)
+    assert [line for line in logged if "other tensors" in line] == [
+        f"{folder}: text alone runs, and 2 other tensors do not\n"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,7 @@ def test_counts_are_the_published_ones() -> None:
         ("architectures", ["Qwen2MoeForCausalLM"], "the nearest that does is Qwen3MoeForCausalLM;"),
         ("architectures", ["Llama5ForConditionalGeneration"], "nearest .* is LlamaForCausalLM;"),
         ("architectures", ["GPT2LMHeadModel"], "its MLPs have no gate; the nearest .* is LlamaForCausalLM;"),
+        ("architectures", ["GraniteMoeHybridForCausalLM"], "it has Mamba layers; the .* is GraniteForCausalLM;"),
         ("architectures", ["NemotronHForCausalLM"], "it has Mamba layers; the nearest .* is Qwen3_5ForCausalLM;"),
         (
             "architectures",
