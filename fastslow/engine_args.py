@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
+from loguru import logger
 from pydantic import ConfigDict, Field, InstanceOf
 from pydantic.dataclasses import dataclass
 
 from fastslow.engine.checked import kept_as
 from fastslow.engine.host.files import cache_folder
-from fastslow.engine.kv.budget import page_budget, parse_bytes, too_much
+from fastslow.engine.kv.budget import page_budget, parse_bytes, too_much, window_ring
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.page_file import PageFile
 from fastslow.engine.model.base import Model, kv_cache_for
@@ -112,25 +113,37 @@ class EngineArgs:
         context: int,
         prefix_caching: bool = True,
         spill: int | str | None = None,
+        rows: int = 0,
     ) -> KVCache:
         """KV pages for a model, for texts that fit it and `context`; with a file for those that have no
-        room, if it may take that many bytes."""
+        room, if it may take that many bytes. rows: most rows of text in a step; 0: texts are read at once."""
         config, kind = model.config, model.storage
-        layout = config.state_layout
+        layout, longest = config.state_layout, min(context, config.context)
+        ring = window_ring(layout, kind.page_size, longest, rows)
+        if ring and (spill is not None or not kind.has_windows):
+            why = "kv_spill" if kind.has_windows else "this device, or several ranks"
+            logger.info("layers with windows keep all their pages, which {} needs", why)
+            ring = 0
         page_bytes = kind.page_size * kind.token_bytes(layout, model.dtype)
-        pages, *states = page_budget(
+        window_bytes = 0
+        if ring:
+            window_bytes = kind.page_size * kind.token_bytes(layout.within(True), model.dtype)
+        snapshot_bytes = layout.snapshot_bytes(model.dtype)
+        snapshot_bytes += -(-layout.window // kind.page_size) * window_bytes
+        budget = page_budget(
             self.kv_memory,
-            page_bytes=int(page_bytes * kind.share),
+            page_bytes=int((page_bytes - window_bytes) * kind.share),
             page_size=kind.page_size,
-            context=min(context, config.context),
+            context=longest,
             max_requests=self.max_running,
             device=model.device,
             dp_ranks=kind.dp_ranks,
-            request_bytes=layout.request_bytes(model.dtype),
-            snapshot_bytes=layout.snapshot_bytes(model.dtype) if prefix_caching else 0,
+            request_bytes=layout.request_bytes(model.dtype) + ring * window_bytes,
+            snapshot_bytes=snapshot_bytes if prefix_caching else 0,
         )
         try:
-            kv = kv_cache_for(model, pages, kind.page_size, prefix_caching, *states)
+            pages, places, snapshots = budget
+            kv = kv_cache_for(model, pages, kind.page_size, prefix_caching, places, snapshots, ring)
         except (MemoryError, OSError, OverflowError, torch.OutOfMemoryError):
             raise too_much(self.kv_memory, model.device) from None
         if spill is not None:

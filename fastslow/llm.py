@@ -96,7 +96,9 @@ class LLM:
             self.modes = load_modes(folder, units, modes, self.thinks)
 
         pages = partial(args.pages, context=context)
-        self._kv = pages(self.model, prefix_caching=args.prefix_caching, spill=args.kv_spill)
+        self._kv = args.pages(
+            self.model, context, args.prefix_caching, args.kv_spill, args.prompt_rows
+        )
         identity = f"{folder.resolve()} {args.quantization}{getattr(self.model, 'parallel', '')}"
         identity += f" {args.kv_dtype}" if args.kv_dtype != "auto" else ""
         controller = SpeculationController(partial(_curve_of, weakref.ref(self.model), identity))

@@ -14,6 +14,7 @@ from fastslow.engine.core.scheduler import ScheduledChunk, Scheduler
 from fastslow.engine.core.spec_decode_stats import DraftCounts
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.state.running import StateCounts
+from fastslow.engine.kv.state.windows import WindowCounts
 from fastslow.engine.sampling.stop import Reason
 
 MOST_NAMES = 64  # drafters and modes counted by name: requests may name their own
@@ -135,6 +136,7 @@ class EngineTotals:
         """The counters now, with the queue and the pages."""
         pages, free, empty = kv.pages, kv.free_pages, kv.empty_pages
         modes, file, states = _copied(self.modes), kv.evicted.file, StateCounts.of(kv.states)
+        windows = WindowCounts() if kv.windows is None else kv.windows.counts
         each = list(modes.values())
         here = [*list(scheduler.running), *list(scheduler.waiting)]  # copies: its thread moves them
         for name, evicted in dict(kv.evicted.by_mode).items():
@@ -159,6 +161,10 @@ class EngineTotals:
             states_cached=states.cached,
             states_free=states.places - states.used - states.cached,
             state_bytes=states.bytes,
+            windows=windows.pages,
+            windows_used=windows.used,
+            windows_cached=windows.cached,
+            windows_free=windows.pages - windows.used - windows.cached,
             pages_spilled=0 if file is None else len(file),
             pages_restored=0 if file is None else file.restored,
         )
@@ -187,6 +193,12 @@ class EngineStats:
     states_cached: int = 0  # snapshots, kept for prompts to come
     states_free: int = 0
     state_bytes: int = 0  # of those in use and of snapshots
+    windows: int = (
+        0  # pages of layers with windows, where these have their own; the next three add up to it
+    )
+    windows_used: int = 0  # that requests still see
+    windows_cached: int = 0  # kept for prompts to come
+    windows_free: int = 0
     pages_spilled: int = 0  # in the file of `kv_spill`
     pages_restored: int = 0  # read back from there so far
 

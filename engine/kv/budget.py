@@ -9,6 +9,8 @@ import torch
 from pydantic import ByteSize
 
 from fastslow.engine.host.machine import free_memory, whole_memory
+from fastslow.engine.kv.state.layout import UNFOLDED, StateLayout
+from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.params import shown
 
 DEFAULT_SHARE = 0.3  # of the memory that is free once the weights are loaded
@@ -87,6 +89,23 @@ def page_budget(
             f"tokens{where} needs {format_bytes(needed + request_bytes)}"
         )
     return KVBudget(pages, places, min(snapshots, pages))
+
+
+def window_ring(layout: StateLayout, page_size: int, context: int, rows: int) -> int:
+    """Most pages that a request needs in layers with windows, where a step reads so many rows of text (0: whole texts);
+    0: they would save less than half of a context's, or there are no such layers."""
+    ring = 2 + -(-(layout.window + rows + UNFOLDED) // page_size)
+    pays = rows and layout.window and not layout.running and 2 * ring * page_size <= context
+    return ring if pays else 0
+
+
+def context_bytes(layout: StateLayout, dtype: torch.dtype, context: int, rows: int) -> int:
+    """Bytes of the rows of a request of so many tokens on a CPU, in steps of so many rows of text."""
+    size = KVStorage.page_size
+    if not (ring := window_ring(layout, size, context, rows)):
+        return context * layout.token_bytes(dtype)
+    all_rows, few = (layout.within(windows).token_bytes(dtype) for windows in (False, True))
+    return context * all_rows + ring * size * few
 
 
 def parse_bytes(text: str, name: str = "kv_memory") -> int:

@@ -16,6 +16,7 @@ from fastslow.engine.kv.rank_pages import RankPages
 from fastslow.engine.kv.state.layout import UNFOLDED, StateLayout
 from fastslow.engine.kv.state.running import RunningStates
 from fastslow.engine.kv.state.storage import KVStorage
+from fastslow.engine.kv.state.windows import PageMap, WindowPages
 from fastslow.engine.rows import RunningRows
 from fastslow.engine.types import Ints
 
@@ -43,6 +44,8 @@ class KVCache:
         layout, dtype, device: what is kept of a text, and where, see `KVStorage`.
         pages: of all ranks together, see `page_budget`.
         places, snapshots: running states of requests, and copies of them at the ends of cached pages.
+        ring: most pages that a request needs in layers with windows, which then have pages of their own: so many for
+            each of the places, and those of a window for each of the snapshots. 0: they keep all pages.
         page_size: tokens in a page.
         prefix_caching: False = no page is published.
         storage: how rows lie in memory.
@@ -60,18 +63,27 @@ class KVCache:
         storage: type[KVStorage] = KVStorage,
         places: int = 64,
         snapshots: int = 16,
+        ring: int = 0,
     ) -> None:
         each, ranks = pages // storage.dp_ranks, range(storage.dp_ranks)
         self.pages = each * len(ranks)
         self.page_size = page_size
         slots = self.pages * page_size
-        self.storage = storage(layout, slots, dtype, device)
+        self.windows: WindowPages | None = None
+        if ring:
+            count = 1 + places * ring + snapshots * self.pages_for(layout.window)
+            where = PageMap(self.pages, page_size, count)
+            self.storage = storage(layout, slots, dtype, device, where)
+            self.windows = WindowPages(where, layout.window, ring)
+        else:
+            self.storage = storage(layout, slots, dtype, device)
         if layout.running:
             self.storage.running = RunningStates(layout, places, snapshots, dtype, device)
         self.prefix_caching = prefix_caching
         self.evicted = EvictedPages()
         self._ranks = [
-            RankPages(rank, each, page_size, self.evicted, self.storage.running) for rank in ranks
+            RankPages(rank, each, page_size, self.evicted, self.storage.running, self.windows)
+            for rank in ranks
         ]
         self.states = [rank.places for rank in self._ranks if rank.places is not None]
         self.pins = Pins(self._ranks)
@@ -90,7 +102,8 @@ class KVCache:
 
     def free_for(self, request: int) -> int:
         """Pages that `reserve` could hand out now to this request."""
-        return self._ranks[self._tables[request].rank].available
+        table = self._tables[request]
+        return self._ranks[table.rank].free_for(table)
 
     def dp_rank(self, request: int) -> int:
         """The data-parallel rank that has the request; only requests of one compete for pages."""
@@ -260,4 +273,4 @@ class KVCache:
         for n, rank in enumerate(self._ranks):
             tables = {request: table for request, table in self._tables.items() if table.rank == n}
             pins = {-1 - number: table for number, table in self.pins.tables(n).items()}
-            integrity.check(rank.pool, rank.prefix, {**tables, **pins}, rank.places)
+            integrity.check(rank.pool, rank.prefix, {**tables, **pins}, rank.places, rank.windows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from itertools import chain
 
@@ -10,6 +10,7 @@ from fastslow.engine.kv.pages import PagePool, PageTable
 from fastslow.engine.kv.prefix import PrefixIndex
 from fastslow.engine.kv.state.layout import UNFOLDED
 from fastslow.engine.kv.state.running import StatePlaces
+from fastslow.engine.kv.state.windows import WindowPages
 
 
 class IntegrityError(RuntimeError):
@@ -21,12 +22,16 @@ def check(
     index: PrefixIndex,
     tables: Mapping[int, PageTable],
     places: StatePlaces | None = None,
+    windows: WindowPages | None = None,
 ) -> None:
-    """Compare the pool, the prefix index, all tables and the places of running states with each other, in linear time.
+    """Compare the pool, the prefix index, all tables, the places of running states and the pages of layers with windows
+    with each other, in linear time.
     IntegrityError names the first thing that is wrong."""
     faults = _faults(pool, index, tables)
     if places is not None:
         faults = chain(faults, _state_faults(places, index, tables))
+    if windows is not None:
+        faults = chain(faults, _window_faults(windows, index, tables))
     if wrong := next(faults, None):
         raise IntegrityError(wrong)
 
@@ -93,6 +98,26 @@ def _state_faults(
     for request, table in tables.items():
         if table.place >= 0 and not 0 <= table.valid - table.folded < UNFOLDED:
             yield f"request {request}: {table.folded} rows are folded in, {table.valid} are valid"
+
+
+def _window_faults(
+    windows: WindowPages, index: PrefixIndex, tables: Mapping[int, PageTable]
+) -> Iterator[str]:
+    needed = Counter(page for t in tables.values() for page in t.pages[t.passed_pages :])
+    cached, given = [*windows.kept, *windows.passed], windows.map.pages
+    for page, users in enumerate(windows.users):
+        if users != needed[page]:
+            yield f"page {page}: {users} requests are counted that need its window, {needed[page]} do"
+        if (given[page] > 0) != (users > 0) + cached.count(page):
+            yield f"page {page}: its window is at {given[page]}, {users} need it, {cached} are cached"
+    every = sorted([*windows.free, *given[given > 0].tolist()])
+    if every != list(range(1, windows.map.count)):
+        yield f"of {windows.map.count} pages of windows {windows.free} are free, {given} are given"
+    yield from (
+        f"page {page} is cached with its window, not published"
+        for page in cached
+        if page not in index
+    )
 
 
 def _table_faults(

@@ -123,6 +123,7 @@ class PageTable:
     folded: int = 0  # positions whose rows are folded into these
     read: int = 0  # tokens of its text when it was opened: what comes after them is answered
     parted: int = 0  # of these, before which another text went on otherwise; 0: none did
+    passed_pages: int = 0  # leading pages that no row sees any more in layers with windows
     tail: int = -1  # the page with the latest snapshot of its answer
     regular: list[int] = field(default_factory=list)  # pages with its snapshots each so many tokens
     passed: dict[int, int] = field(

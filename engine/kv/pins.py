@@ -19,7 +19,7 @@ class Pins:
     def check(self, pages: int, spare: int) -> None:
         """Raise ValueError if `pages` more are too many to be pinned: at most half of a rank's may
         be, and `spare` pages must be left, so that the longest request always finds room. So may half of the snapshots
-        of running states; a pin keeps one."""
+        of running states; a pin keeps one. A pin keeps a last window of layers with windows, too."""
         whole = self._ranks[0].pool.pages
         most = min(whole // 2, whole - spare)
         places = self._ranks[0].places
@@ -27,6 +27,12 @@ class Pins:
             raise ValueError(
                 f"{len(self._tables)} prefixes are pinned already, and of {places.states.snapshots} snapshots of "
                 "running states at most half may be pinned: raise kv_memory, or pin less"
+            )
+        windows = self._ranks[0].windows
+        if windows is not None and len(self._tables) >= windows.most_pins:
+            raise ValueError(
+                f"{len(self._tables)} prefixes are pinned already, and layers with windows have room for "
+                f"{windows.most_pins}: raise kv_memory, or pin less"
             )
         if self.pages + pages > most:
             others = f"{self.pages} are pinned already, and " if self.pages else ""

@@ -9,12 +9,14 @@ from fastslow.engine.kv.page_file import PageFile
 from fastslow.engine.kv.pages import PagePool, PageTable
 from fastslow.engine.kv.prefix import EMPTY, Key, PrefixIndex, chain
 from fastslow.engine.kv.state.running import RunningStates, StatePlaces
+from fastslow.engine.kv.state.windows import WindowPages
 
 
 class RankPages:
     """Hands the pages of one rank out to tables, and publishes those that are full and valid.
 
-    evicted: takes the cached pages that make room for others. states: running states of the requests.
+    evicted: takes the cached pages that make room for others. states: running states of the requests. windows: pages
+    of layers with windows, where these have their own.
     """
 
     def __init__(
@@ -24,6 +26,7 @@ class RankPages:
         page_size: int,
         evicted: EvictedPages,
         states: RunningStates | None = None,
+        windows: WindowPages | None = None,
     ) -> None:
         self._rank = rank
         self.page_size = page_size
@@ -31,11 +34,19 @@ class RankPages:
         self.pool = PagePool(pages)
         self.prefix = PrefixIndex()
         self.places = None if states is None else StatePlaces(states, page_size)
+        self.windows = windows
 
     @property
     def available(self) -> int:
         """Empty pages, and cached ones that no request uses."""
         return self.pool.free + self.pool.idle
+
+    def free_for(self, table: PageTable) -> int:
+        """Pages that a text could get now, however long it takes, in layers with windows too."""
+        windows, held = self.windows, len(table.pages) - table.passed_pages
+        if windows is None or windows.available + held >= windows.ring:
+            return self.available
+        return min(self.available, windows.available)
 
     @property
     def has_place(self) -> bool:
@@ -45,22 +56,25 @@ class RankPages:
     def match(
         self, tokens: Sequence[int], root: Hashable, most: int, for_all: Hashable = None
     ) -> tuple[Sequence[int], bytes]:
-        """See `PrefixIndex.match`; with running states only pages up to one that has a snapshot, and none where the
+        """See `PrefixIndex.match`; with windows only pages whose last window is there; with running states only pages up to one that has a snapshot, and none where the
         text finds no room: its state would be copied in vain."""
         pages, digest = self.prefix.match(tokens, root, self.page_size, most, for_all)
-        if self.places is None:
+        if self.windows is not None:
+            covered = self.windows.covered(pages)
+        elif self.places is not None:
+            covered = self.places.covered(pages)
+            covered = covered if self._fits(len(tokens), covered) else ()
+        else:
             return pages, digest
-        covered = self.places.covered(pages)
-        covered = covered if self._fits(len(tokens), covered) else ()
         return covered, self.prefix.key(covered[-1]).digest if covered else EMPTY
 
     def begin(self, table: PageTable, tokens: Sequence[int]) -> None:
         """Give a request with this text a place for its running states, if one is free and there are pages for it, and
         note where others of the same beginning would want a snapshot: at its end, and where it leaves a text that goes
         on otherwise."""
+        size, table.read = self.page_size, len(tokens)
         if self.places is None:
             return
-        size, table.read = self.page_size, len(tokens)
         known, _ = self.prefix.match(tokens, table.root, size, table.read, table.for_all)
         far = len(known) > len(table.pages) + 1 and self.prefix.goes_on(known[-1])
         table.parted = len(known) * size if far else 0
@@ -83,17 +97,26 @@ class RankPages:
         table.extend(pages)
         table.sealed = len(pages)
         table.valid = table.room
+        if self.windows is not None:
+            self.windows.hold(table)
         return table
 
     def extend(self, table: PageTable, count: int) -> bool:
         """Give a table more pages. Returns False, and changes nothing, where there are not enough."""
         if count > self.available or not (self.places is None or self.places.begin(table)):
             return False
-        table.extend(self._take(count, table))
+        if self.windows is not None and count > self.windows.available:
+            return False
+        fresh = self._take(count, table)
+        if self.windows is not None:
+            self.windows.take(fresh)
+        table.extend(fresh)
         return True
 
     def give_back(self, table: PageTable) -> None:
         """Take all pages of a table back. Published ones stay cached."""
+        if self.windows is not None:
+            self.windows.give_back(table, self.prefix)
         # The end of the text first: idle pages are evicted in this order.
         for page in reversed(table.pages):
             self.pool.drop(page, cached=page in self.prefix)
@@ -130,6 +153,8 @@ class RankPages:
             parent = table.pages[place - 1] if place else -1
             published = self.prefix.following(parent, key, table.for_all)
             if published is not None:
+                if self.windows is not None:
+                    self.windows.replace(table, place, published)
                 self.pool.hold(published)
                 self.pool.drop(table.pages[place], cached=False)
                 table.replace(place, published)
@@ -142,6 +167,8 @@ class RankPages:
             table.digest = digest
         if table.passed and self.places is not None:
             self.places.publish(table, self.prefix)
+        if self.windows is not None:
+            self.windows.pass_by(table, self.prefix)
 
     def clear(self) -> None:
         """Forget all cached pages that no table holds, and the texts of all others."""
@@ -149,6 +176,8 @@ class RankPages:
         if self.places is not None:
             for page in self.prefix:
                 self.places.forget(page)
+        if self.windows is not None:
+            self.windows.clear(self.prefix)
         self.prefix.clear()
 
     def _fits(self, length: int, begun: Sequence[int]) -> bool:
@@ -177,4 +206,6 @@ class RankPages:
             self.evicted.add(key, page, self.prefix.forget(page))
             if self.places is not None:
                 self.places.forget(page)
+            if self.windows is not None:
+                self.windows.forget(page)
         return self.pool.take(count, after=table.last if table.pages else None)

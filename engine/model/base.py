@@ -150,8 +150,9 @@ def kv_cache_for(
     prefix_caching: bool = True,
     places: int = 64,
     snapshots: int = 16,
+    ring: int = 0,
 ) -> KVCache:
-    """A cache whose states have the shapes, dtype, place and order of a model's. places, snapshots: of running ones."""
+    """A cache whose states have the shapes, dtype, place and order of a model's. places, snapshots, ring: see `KVCache`."""
     return KVCache(
         layout=model.config.state_layout,
         pages=pages,
@@ -162,6 +163,7 @@ def kv_cache_for(
         storage=model.storage,
         places=places,
         snapshots=snapshots,
+        ring=ring,
     )
 
 

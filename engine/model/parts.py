@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastslow.engine.kv.state.layout import State
 from fastslow.engine.kv.state.storage import KVStorage
+from fastslow.engine.kv.state.windows import PageMap
 from fastslow.engine.model.norms import Norm, NormWeights
 from fastslow.engine.model.ops import Ops
 from fastslow.engine.model.tensor_spec import TensorSpec
@@ -41,8 +42,7 @@ class Step:
     _made: dict[Hashable, Any] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        run = as_run(self.rows.slots)
-        self.slots = torch.from_numpy(self.rows.slots).to(self.device) if run is None else run
+        self.slots = self._at(self.rows.slots)
 
     @property
     def count(self) -> int:
@@ -61,13 +61,19 @@ class Step:
         found: T = self._made[key]
         return found
 
-    def store(self, cache_SKD: Tensor, fresh_PKD: Tensor) -> None:
-        """Write the real rows at their slots."""
-        fresh = fresh_PKD[: self.count]
-        if isinstance(self.slots, slice):
-            cache_SKD[self.slots].copy_(fresh)
+    def store(self, cache_SKD: Tensor, fresh_PKD: Tensor, where: PageMap | None = None) -> None:
+        """Write the real rows at their slots. where: those of the layer, see `KVStorage.pages_of`."""
+        fresh, slots = fresh_PKD[: self.count], self.slots
+        if where is not None:
+            slots = self.once("slots", lambda: self._at(where(self.rows.slots)))
+        if isinstance(slots, slice):
+            cache_SKD[slots].copy_(fresh)
         else:
-            cache_SKD.index_copy_(0, self.slots, fresh.to(cache_SKD.dtype))
+            cache_SKD.index_copy_(0, slots, fresh.to(cache_SKD.dtype))
+
+    def _at(self, slots: Ints) -> slice | Tensor:
+        run = as_run(slots)
+        return torch.from_numpy(slots).to(self.device) if run is None else run
 
 
 def padded(values: Ints, size: int) -> Ints:

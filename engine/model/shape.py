@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Self
 
-from fastslow.engine.kv.state.layout import StateLayout
+from fastslow.engine.kv.state.layout import RowState, State, StateLayout
 from fastslow.engine.model.ffn.experts import RoutedExperts
 from fastslow.engine.model.ffn.parallel import ParallelFfn
 from fastslow.engine.model.ffn.token_input import PerLayerEmbedding, TokenInput
@@ -157,8 +157,12 @@ class DecoderShape:
 
     @property
     def state_layout(self) -> StateLayout:
-        """The states that its layers keep of a text; that of an MTP layer comes last."""
-        return StateLayout(tuple(layer.mixer.state for layer in self.with_mtp.layers))
+        """The states that its layers keep of a text; that of an MTP layer comes last, and is kept whole: its rows are
+        written late."""
+        states: list[State] = [layer.mixer.state for layer in self.with_mtp.layers]
+        if self.mtp is not None and isinstance(states[-1], RowState):
+            states[-1] = replace(states[-1], window=0)
+        return StateLayout(tuple(states))
 
     def rope_length(self, max_len: int) -> int:
         """Return what decides the rotary base of a request that may become this long: equal numbers, equal keys."""

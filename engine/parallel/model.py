@@ -54,6 +54,7 @@ class ShardedStorage(KVStorage):
     0's share and heads. Commands wait and go out with the next step. number: by which ranks know this storage."""
 
     tile = 0
+    has_windows = False
     shard: ClassVar[RankShard]
     commands: ClassVar[deque[Command]]
 

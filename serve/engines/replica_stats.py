@@ -11,6 +11,7 @@ NOW = (  # what an engine holds at this moment; all else counts up
     *("running", "waiting", "pages", "pages_used", "pages_free", "pages_cached"),
     *("pages_pinned", "pages_spilled"),
     *("states", "states_used", "states_cached", "states_free", "state_bytes"),
+    *("windows", "windows_used", "windows_cached", "windows_free"),
 )
 MOST_GONE = 256  # replicas whose figures are kept apart after their end
 

@@ -45,6 +45,7 @@ gauge fastslow:kv_pages{state}  KV pages: used, cached, free.
 gauge fastslow:kv_pages_pinned stats.pages_pinned  KV pages that warm prefixes keep; where they are not in use, they count as used.
 gauge fastslow:running_states{state}  Places of running states, where the model has some: used by requests, cached as snapshots, free.
 gauge fastslow:running_state_bytes stats.state_bytes  Bytes of running states in use and of snapshots.
+gauge fastslow:window_pages{state}  Pages of layers with windows, where these have their own: used, cached, free.
 gauge fastslow:replicas{state}  Replicas of the engine, where there are some: running, starting.
 counter fastslow:replicas_gone stats.replicas_gone  Replicas that ended or no longer answer, those that were not needed any more among them.
 gauge fastslow:replica_requests_running{replica} replica.running  Requests in the present step of a replica.

@@ -202,6 +202,8 @@ class ServerMetrics:
             counts.labelled("fastslow:kv_pages", state=state).set(stats[f"pages_{state}"])
             places = stats.get(f"states_{state}", 0)
             counts.labelled("fastslow:running_states", state=state).set(places)
+            windows = stats.get(f"windows_{state}", 0)
+            counts.labelled("fastslow:window_pages", state=state).set(windows)
         replicas = stats.get("replicas", {})
         for metric in _of("replica"):
             for id in sorted(replicas)[:MOST_VALUES]:

@@ -51,6 +51,7 @@ def test_an_answer_in_numbers() -> None:
     assert found["fastslow:kv_pages_pinned", ()] == 1
     for state, count in {"used": 2, "cached": 4, "free": 3}.items():
         assert found["fastslow:running_states", (("state", state),)] == count
+        assert found["fastslow:window_pages", (("state", state),)] == count
     assert found["fastslow:running_state_bytes", ()] == 600
     assert found["fastslow:evicted_pages_total", (("mode", "deep"),)] == 2
     assert found["fastslow:evicted_pages_total", (("mode", "custom"),)] == 3

@@ -56,6 +56,7 @@ class FakeEngine:
         modes = {"deep": {"evicted_pages": 2}, "of its own": {"evicted_pages": 3}}
         self.figures |= {"pages_pinned": 1, "modes": modes}
         self.figures |= {"states": 9, "states_used": 2, "states_cached": 4, "states_free": 3, "state_bytes": 600}
+        self.figures |= {"windows": 9, "windows_used": 2, "windows_cached": 4, "windows_free": 3}
 
     @property
     def card(self) -> ModelCard:

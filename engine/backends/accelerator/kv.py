@@ -41,6 +41,7 @@ class BlockStorage(KVStorage):
 
     page_size = BLOCK
     tile = 0
+    has_windows = False
 
     @classmethod
     def width(cls, dim: int) -> int:

@@ -19,7 +19,7 @@ from fastslow.engine.backends.cpu.formats import (
     PackedMatrix,
     float_format,
 )
-from fastslow.engine.backends.cpu.kv import Int8Tiles, TiledStorage
+from fastslow.engine.backends.cpu.kv import Int8Tiles, TiledStorage, window_args
 from fastslow.engine.backends.cpu.library import (
     BOOL,
     FLOAT32,
@@ -217,7 +217,7 @@ class CpuDecoder:
             feature_values=address("features", step.features, FLOAT32, len(seen) * width),
             hidden=0 if inputs is None else tensor_address("inputs", inputs, T * c.hidden_size),
             token_rows=by_token,
-            **running,
+            **(running | window_args(kv, self.layers)),
         )
         if failed := self._kernels.fs_step(self._handle, ctypes.byref(args)):
             library.check(failed, f"a step of {T} rows")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ class Tiles(KVStorage):
             raise ValueError(f"device of tiles is {self.device}, but must be the CPU")
         paired(self.layout, type(self).__name__)
         for row, layers in self._alike().items():
-            yield (len(layers), -(-self.slots // LANES), row.heads), row.key_dim
+            yield (len(layers), -(-self._room(row) // LANES), row.heads), row.key_dim
 
 
 def paired(layout: StateLayout, name: str) -> None:
@@ -41,6 +41,14 @@ def paired(layout: StateLayout, name: str) -> None:
             raise ValueError(
                 f"{name} keeps values as wide as keys, and layer {n} has others: {row}"
             )
+
+
+def window_args(kv: KVStorage, layers: Sequence[int]) -> dict[str, int]:
+    """Fields of `StepArgs`, where layers with windows have pages of their own, each a tile."""
+    if (windows := next(filter(None, map(kv.pages_of, layers)), None)) is None:
+        return {}
+    at = library.address("windows", windows.pages, library.INT64, kv.slots // LANES)
+    return {"windows": at, "window_count": windows.count}
 
 
 class TiledStorage(Tiles):

@@ -75,6 +75,21 @@ class StateLayout:
         """The layers that have a running state."""
         return {n: state for n, state in enumerate(self.layers) if isinstance(state, RunningState)}
 
+    @property
+    def window(self) -> int:
+        """The longest one of its layers with rows; 0: none has one."""
+        return max((row.window for row in self.rows.values()), default=0)
+
+    def within(self, windows: bool) -> StateLayout:
+        """Only its layers that have rows and a window, or rows and none."""
+        rows = self.rows
+        return StateLayout(
+            tuple(
+                rows[n] if n in rows and bool(rows[n].window) == windows else None
+                for n in range(len(self.layers))
+            )
+        )
+
     def owner(self, layer: int) -> int | None:
         """The layer whose rows this one reads; None: it has no rows."""
         state = self.layers[layer]

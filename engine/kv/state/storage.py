@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fastslow.engine.host.lazy_memory import lazy_zeros, take_memory
 from fastslow.engine.kv.state.layout import RowState, StateLayout
 from fastslow.engine.kv.state.running import RunningStates
+from fastslow.engine.kv.state.windows import PageMap
 from fastslow.engine.types import Ints
 
 Sides: TypeAlias = tuple[torch.Tensor, ...]
@@ -30,7 +31,8 @@ class KVStorage:
     Other storages keep the same rows in another order; `read`, `write` and `move` work in any order. Rows
     start as zeros: a kernel may read (and mask) rows never written, and zero times a NaN is not zero.
 
-    `running`: states of requests, where the layout has any.
+    `running`: states of requests, where the layout has any. windows: where rows of layers with windows lie, if these
+    have pages of their own.
 
     Where attention is data parallel, each of `dp_ranks` holds a part of the slots, one part after the
     other: a request's must all be of one. `share`: how much of a token's bytes the memory that is
@@ -42,14 +44,21 @@ class KVStorage:
     """Tokens of a page whose rows can be read in place."""
     dp_ranks: ClassVar[int] = 1
     share: ClassVar[float] = 1.0
+    has_windows: ClassVar[bool] = True
+    """Whether layers with windows may have pages of their own."""
     tile: ClassVar[int] = 1
     """Slots that lie side by side in a layer; 0: pages cannot be taken as they are."""
     running: RunningStates | None = None
 
     def __init__(
-        self, layout: StateLayout, slots: int, dtype: torch.dtype, device: torch.device | str
+        self,
+        layout: StateLayout,
+        slots: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        windows: PageMap | None = None,
     ) -> None:
-        self.layout, self.slots, self.dtype = layout, slots, dtype
+        self.layout, self.slots, self.dtype, self.windows = layout, slots, dtype, windows
         self.device = torch.device(device)
         self.sides = self._allocate()
         self.device = self.sides[0].device if self.sides else self.device  # with its number
@@ -63,7 +72,7 @@ class KVStorage:
         """Keys and values of all layers, alike ones together."""
         found: list[torch.Tensor] = []
         for row, layers in self._alike().items():
-            shape = len(layers), self.slots, row.heads
+            shape = len(layers), self._room(row), row.heads
             if row.values_in_keys:
                 found.append(lazy_zeros((*shape, row.key_dim), self.dtype, self.device))
             elif row.key_dim == row.value_dim:
@@ -74,11 +83,21 @@ class KVStorage:
         return tuple(found)
 
     def _alike(self) -> dict[RowState, list[int]]:
-        """The layers that have rows, by what these are like."""
+        """The layers that have rows, by what these are like; their windows count where they have own pages."""
         found: dict[RowState, list[int]] = {}
         for n, row in self.layout.rows.items():
-            found.setdefault(replace(row, window=0), []).append(n)
+            apart = self.windows is not None and row.window > 0
+            found.setdefault(replace(row, window=int(apart)), []).append(n)
         return found
+
+    def _room(self, row: RowState) -> int:
+        """Slots of layers that are like this."""
+        where = self.windows
+        return where.count * where.size if where is not None and row.window else self.slots
+
+    def pages_of(self, layer: int) -> PageMap | None:
+        """Where the rows of a layer lie; None: at their slots."""
+        return self._maps[layer]
 
     def _owned(self) -> Iterator[tuple[int, tuple[torch.Tensor, torch.Tensor]]]:
         """Each layer that has rows, with its keys and values."""
@@ -91,7 +110,8 @@ class KVStorage:
     def _place(self, owned: dict[int, tuple[torch.Tensor, torch.Tensor]]) -> None:
         """Let each layer find its rows."""
         owners = [self.layout.owner(n) for n in range(len(self.layout.layers))]
-        sides = [(None, None) if n is None else owned[n] for n in owners]
+        sides, rows = [(None, None) if n is None else owned[n] for n in owners], self.layout.rows
+        self._maps = [None if n is None or not rows[n].window else self.windows for n in owners]
         self.k: list[Any] = [keys for keys, _ in sides]
         self.v: list[Any] = [values for _, values in sides]
         starts = [[0 if x is None else x.data_ptr() for x in side] for side in (self.k, self.v)]
@@ -152,11 +172,14 @@ class KVStorage:
         if not self.tile or self.device.type != "cpu" or not self._unwritten[slots].any():
             return
         self._unwritten[slots] = False
-        for run in np.split(slots, np.flatnonzero(np.diff(slots) != 1) + 1):
-            first, stop = int(run[0]) // self.tile, int(run[-1]) // self.tile + 1
-            for size, layers in self._starts:
-                for layer in layers:
-                    take_memory(layer + first * size, (stop - first) * size)
+        starts = iter(self._starts)
+        for part, at in self._parts(slots):
+            sides = list(islice(starts, len(part)))
+            for run in np.split(at, np.flatnonzero(np.diff(at) != 1) + 1):
+                first, stop = int(run[0]) // self.tile, int(run[-1]) // self.tile + 1
+                for size, layers in sides:
+                    for layer in layers:
+                        take_memory(layer + first * size, (stop - first) * size)
 
     def page(self, page: int, page_size: int) -> Sides:
         """A page of each side, in the order and numbers of the memory: views."""
@@ -167,7 +190,9 @@ class KVStorage:
         """The sides of layers that are alike, and where slots lie in them."""
         sides = iter(self.sides)
         for row in self._alike():
-            yield tuple(islice(sides, 1 if row.values_in_keys else 2)), slots
+            where = self.windows if row.window else None
+            at = slots if where is None else where(slots)
+            yield tuple(islice(sides, 1 if row.values_in_keys else 2)), at
 
     def read(self, slots: Ints) -> Sides:
         """A copy of slots i64 [n]: of each side [layers, n, kv_heads, dim]."""

@@ -270,18 +270,18 @@ class GroupedModule:
 
     def __call__(self, x_PH: Tensor, kv: KVStorage, n: int, step: Step) -> Tensor:
         """[P, hidden]. Writes the rows' keys and values at their slots, then attends."""
-        k_SKD, v_SKD = kv.k[n], kv.v[n]
+        k_SKD, v_SKD, where = kv.k[n], kv.v[n], kv.pages_of(n)
         q_PHD, *fresh = self.project(x_PH, step)
         gates = fresh.pop() if self.mixer.out_gate else None
         for cache, rows in zip((k_SKD, v_SKD), fresh, strict=self.mixer.shares is None):
-            step.store(cache, rows)
+            step.store(cache, rows, where)
         q_PHD = q_PHD * self.mixer.scale
         if self.mixer.position_scale is not None:
             q_PHD *= step.once(
                 self.mixer.position_scale,
                 lambda: position_scales(self.mixer, step).to(q_PHD),
             )
-        seen = attend(q_PHD, k_SKD, v_SKD, step, self.mixer.window, self.front)
+        seen = attend(q_PHD, k_SKD, v_SKD, step, self.mixer.window, self.front, where)
         if gates is not None:
             seen = seen * sigmoid(gates.flatten(1).to(seen.dtype))
         return self.ops.linear(seen.to(x_PH.dtype), *self.weights.out)

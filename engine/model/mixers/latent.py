@@ -135,8 +135,8 @@ class LatentModule:
         latent, turning = ops.linear(x_PH, *w.keys).split((m.latent, m.rope.dim), -1)
         latent = normed(ops, m.norm, w.key_norm, latent.contiguous())
         turned = ops.rotate(turning[:, None].to(sums), cos, sin)
-        k_SKD, v_SKD = kv.k[n], kv.v[n]
-        step.store(k_SKD, torch.cat((latent[:, None], turned.to(x_PH.dtype)), -1))
+        k_SKD, v_SKD, where = kv.k[n], kv.v[n], kv.pages_of(n)
+        step.store(k_SKD, torch.cat((latent[:, None], turned.to(x_PH.dtype)), -1), where)
         x_PI = x_PH
         if w.compress is not None and w.query_norm is not None:
             x_PI = normed(ops, m.norm, w.query_norm, ops.linear(x_PH, *w.compress))
@@ -144,7 +144,7 @@ class LatentModule:
         plain, turning = queries.split((m.nope, m.rope.dim), -1)
         absorbed = [ops.linear(plain[:, h].contiguous(), *w.absorb[h]) for h in range(m.heads)]
         parts = (torch.stack(absorbed, 1).to(sums), ops.rotate(turning.to(sums), cos, sin))
-        seen = attend(torch.cat(parts, -1) * self._scale, k_SKD, v_SKD, step, m.window)
+        seen = attend(torch.cat(parts, -1) * self._scale, k_SKD, v_SKD, step, m.window, where=where)
         each = seen.to(x_PH.dtype).view(len(x_PH), m.heads, -1)
         out = [ops.linear(each[:, h].contiguous(), *w.expand[h]) for h in range(m.heads)]
         return ops.linear(torch.cat(out, -1), *w.out)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastslow.engine.kv.state.windows import PageMap
 from fastslow.engine.model.ops import Keys, Ops, Sinks, wide
 from fastslow.engine.model.parts import Step, as_run
 from fastslow.engine.rows import Rows
@@ -31,10 +32,12 @@ class Line:
     slots: Ints
     seen: Ints
 
-    def within(self, window: int, block: int) -> Line:
-        """Without the whole blocks of keys before its first row's window, so that sums keep their blocks."""
+    def within(self, window: int, block: int, where: PageMap | None = None) -> Line:
+        """Without the whole blocks of keys before its first row's window, so that sums keep their blocks; slots as
+        they lie in layers with this window."""
         unseen = max(0, int(self.seen[0]) - window) // block * block if window else 0
-        return Line(self.rows, self.slots[unseen:], self.seen - unseen)
+        slots = self.slots[unseen:]
+        return Line(self.rows, slots if where is None else where(slots), self.seen - unseen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +94,15 @@ def layout(
     dtype: torch.dtype,
     device: torch.device,
     window: int = 0,
+    where: PageMap | None = None,
 ) -> list[Lines]:
     """The calls of attention that a step makes, alike for all layers of this window (0: sees all).
 
-    padded: rows of the step with padding. group: query heads per KV head. dtype: of the scores."""
+    padded: rows of the step with padding. group: query heads per KV head. dtype: of the scores. where: see
+    `KVStorage.pages_of`."""
     alike: dict[tuple[int, int], list[Line]] = defaultdict(list)
     for whole in lines_of(rows):
-        line = whole.within(window, ops.block)
+        line = whole.within(window, ops.block, where)
         size = len(line.rows) + -len(line.rows) % ops.rows
         alike[size, -(-len(line.slots) // ops.block)].append(line)
     calls: list[Lines] = []
@@ -174,12 +179,14 @@ def attend(
     step: Step,
     window: int = 0,
     front: RowFront = NO_FRONT,
+    where: PageMap | None = None,
 ) -> Tensor:
-    """[P, heads * value width] of scaled queries over what each row sees; window: see `RowState`."""
+    """[P, heads * value width] of scaled queries over what each row sees; window: see `RowState`, where: see
+    `KVStorage.pages_of`."""
     group, dtype = q_PHD.shape[1] // k_SKD.shape[1], wide(step.dtype)
     several: Sequence[Lines] = step.once(
         ("lines", window, group),
-        lambda: layout(step.rows, step.padded, step.ops, group, dtype, step.device, window),
+        lambda: layout(step.rows, step.padded, step.ops, group, dtype, step.device, window, where),
     )
     first = several[0]
     if first.gather is None:

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
+import numpy as np
 import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from schedule_tools import small_cache
+
+from fastslow.engine.kv.state.layout import RowState, StateLayout
 
 PAGES, PAGE_SIZE = 12, 4
 
@@ -159,3 +162,46 @@ class CacheMachine(RuleBasedStateMachine):
 
 TestCacheMachine = CacheMachine.TestCase
 TestCacheMachine.settings = settings(stateful_step_count=50, suppress_health_check=[HealthCheck.too_slow])
+
+
+class WindowMachine(CacheMachine):
+    """Few pages for the layer with a window: room is short there first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cache = small_cache(
+            12, layout=StateLayout((RowState(1, 2, 2), RowState(1, 2, 2, window=6))), places=1, snapshots=1, ring=6
+        )
+
+    def slot_of(self, layer: int, slot: int) -> int:
+        where = self.cache.storage.pages_of(layer)
+        return slot if where is None else int(where(np.array([slot]))[0])
+
+    def reserve(self, request: int, length: int) -> bool:
+        room = self.cache.room(request)
+        enough = self.cache.reserve(request, length)
+        assert self.cache.room(request) >= length if enough else self.cache.room(request) == room
+        return enough
+
+    def write(self, request: int, position: int, text: Sequence[int]) -> None:
+        slot, storage = int(self.cache.slots(request, position, position + 1)[0]), self.cache.storage
+        for layer in range(2):
+            at = self.slot_of(layer, slot)
+            assert position >= self.held[request].valid and (layer == 0 or at >= PAGE_SIZE)
+            storage.k[layer][at] = marker(self.held[request].root, text) + layer
+
+    @invariant()
+    def rows_read_back(self) -> None:
+        """Those that a next row sees."""
+        for request, held in self.held.items():
+            slots, storage = self.cache.slots(request, 0, held.valid), self.cache.storage
+            for layer, first in ((0, 0), (1, max(0, held.valid - 5))):
+                at = [self.slot_of(layer, int(slot)) for slot in slots[first:]]
+                expected = [marker(held.root, held.tokens[: i + 1]) + layer for i in range(first, held.valid)]
+                assert storage.k[layer][at, 0, 1].tolist() == expected
+                assert layer == 0 or all(at), "page 0 has zeros"
+        assert not self.cache.storage.k[1][:PAGE_SIZE].any()
+
+
+TestWindowMachine = WindowMachine.TestCase
+TestWindowMachine.settings = settings(stateful_step_count=50, suppress_health_check=[HealthCheck.too_slow])

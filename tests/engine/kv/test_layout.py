@@ -77,11 +77,11 @@ def test_one_layer_is_seen_alone(kind: type[KVStorage]) -> None:
 
 
 def test_what_a_storage_cannot_keep_is_refused() -> None:
-    uneven, latent = StateLayout((RowState(2, 4, 4), RowState(1, 4, 4))), StateLayout((LATENT,))
+    wider, latent = StateLayout((RowState(2, 4, 4), RowState(1, 4, 6))), StateLayout((LATENT,))
     for kind, layout, said in (
-        (TiledStorage, uneven, "TiledStorage needs alike keys and values in all layers, and layer 1 has 1 heads, keys"),
-        (TiledStorage, latent, "layer 0 has 1 heads, keys of 12 and values in its keys"),
-        (Int8Tiles, uneven, "Int8Tiles needs alike keys and values in all layers"),
+        (TiledStorage, wider, "TiledStorage keeps values as wide as keys, and layer 1 has others"),
+        (TiledStorage, latent, "TiledStorage keeps values as wide as keys, and layer 0 has others"),
+        (Int8Tiles, wider, "Int8Tiles keeps values as wide as keys, and layer 1 has others"),
     ):
         with pytest.raises(ValueError, match=said):
             kind(layout, 16, torch.float32, "cpu")

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from fastslow.engine.backends.loader import DTYPES
 from fastslow.engine.host.gguf_file import gguf_files, is_gguf
-from fastslow.engine.kv.budget import format_bytes
+from fastslow.engine.kv.budget import context_bytes, format_bytes
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ffn.dense import DenseMlp
 from fastslow.engine.model.ffn.experts import RoutedExperts
@@ -22,6 +22,7 @@ from fastslow.engine.parallel.sharding import Parallel
 from fastslow.engine.params import Mode
 from fastslow.engine.text.switches import ThinkingSwitch
 from fastslow.engine.text.templates import load_template
+from fastslow.engine_args import EngineArgs
 from fastslow.models.hub.about import billions
 from fastslow.models.locate import called, find_tokenizer, resolve_model
 from fastslow.policies.meaning import THINKING, meaning
@@ -59,6 +60,9 @@ class CheckpointFacts:
             name: {
                 "weights": weights * DTYPES[name].itemsize,
                 "kv_per_token": layout.token_bytes(DTYPES[name]),
+                "kv_per_context": context_bytes(
+                    layout, DTYPES[name], config.context, EngineArgs.prompt_rows
+                ),
                 "state_per_request": layout.request_bytes(DTYPES[name]),
                 "state_per_snapshot": layout.snapshot_bytes(DTYPES[name]),
                 "state_per_drafted_row": layout.row_bytes(DTYPES[name]),
@@ -127,7 +131,7 @@ class CheckpointFacts:
         own = FILE if FILE in self.memory else self.config.dtype
         for name, cost in self.memory.items():
             token = cost["kv_per_token"]
-            whole = token * self.config.context + cost["state_per_request"]
+            whole = cost["kv_per_context"] + cost["state_per_request"]
             each = [cost[f"state_per_{name}"] for name in states]
             sizes = map(format_bytes, (cost["weights"], token, whole, *each))
             memory.add_row(f"{name} (its own)" if name == own else name, *sizes)

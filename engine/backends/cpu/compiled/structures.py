@@ -123,7 +123,8 @@ class StepArgs(Checked):
         (c_int64, "places spots"),
         (c_void_p, "running parents before ring_rows passed"),
         (c_int64, "before_size passed_size"),
-        (c_void_p, "states token_rows"),
+        (c_void_p, "states token_rows windows"),
+        (c_int64, "window_count"),
     )
 
 

@@ -298,6 +298,7 @@ void check_step(const Model& model, const StepArgs& a) {
     check_all("length of a context", a.context_lengths, a.requests, 0, INT32_MAX);
     for (int b = 0; b < a.requests; b++)
         check_all("slot of a context", a.contexts[b], a.context_lengths[b], 0, a.slot_count);
+    if (a.windows) check_all("page of a window", a.windows, a.slot_count / LANES, 0, a.window_count);
     check_all("slot of a row's path", a.tails, a.tail_count, 0, a.slot_count);
     check_all("length of a row's path", a.tail_lengths, a.rows, 1, a.tail_count + 1);
     for (int t = 0; t < a.rows; t++)

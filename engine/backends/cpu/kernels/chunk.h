@@ -51,17 +51,19 @@ template <class T> struct Chunk {
 
     int64_t slot(int row, int64_t place) const {
         const StepArgs& a = step.args;
-        return place < context() ? a.contexts[group.request][place]
-                                 : a.tails[a.tail_starts[row] + place - context()];
+        return step.slot(layer, place < context() ? a.contexts[group.request][place]
+                                                  : a.tails[a.tail_starts[row] + place - context()]);
     }
 
     // Where places from .. from + LANES - 1 of a row lie; past the row's end none is real.
     void find(int row, int64_t from, Places& places) const {
         const int64_t end = context();
         places.count = (int)std::clamp<int64_t>(sees(row) - from, 0, LANES);
-        if (from + LANES <= end)
+        if (from + LANES <= end) {
             std::copy_n(step.args.contexts[group.request] + from, LANES, places.slots);
-        else
+            if (step.args.windows)
+                for (int64_t& place : places.slots) place = step.slot(layer, place);
+        } else
             for (int k = 0; k < std::max(places.count, 1); k++)
                 places.slots[k] = slot(row, std::min(from + k, sees(row) - 1));
         places.look();

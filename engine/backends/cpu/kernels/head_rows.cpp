@@ -106,12 +106,13 @@ void put_head(const Step& step, int layer, int head, int row, const float* v) {
     const bool value = head >= l.heads + l.kv_heads;
     const int kv_head = head - l.heads - (value ? l.kv_heads : 0);
     void* cache = (value ? a.values : a.keys)[layer];
+    const int64_t slot = step.slot(layer, a.slots[row]);
     if (a.kv_format == INT8)
-        keep_int8(v, (uint8_t*)a.keys[layer], (uint8_t*)a.values[layer], value, a.slots[row], kv_head, l);
+        keep_int8(v, (uint8_t*)a.keys[layer], (uint8_t*)a.values[layer], value, slot, kv_head, l);
     else if (a.kv_format == F32)
-        keep(v, (float*)cache, value, a.slots[row], kv_head, l);
+        keep(v, (float*)cache, value, slot, kv_head, l);
     else
-        keep(v, (uint16_t*)cache, value, a.slots[row], kv_head, l);
+        keep(v, (uint16_t*)cache, value, slot, kv_head, l);
 }
 
 // Where a row's queries lie that are normed together, and behind them its keys.
@@ -174,9 +175,10 @@ void ask_place(const Step& step, int layer, int head, int row) {
     const bool value = head >= l.heads + l.kv_heads;
     const int kv_head = head - l.heads - (value ? l.kv_heads : 0);
     const void* cache = (value ? a.values : a.keys)[layer];
-    if (a.kv_format == INT8) ask<uint8_t>(cache, value, a.slots[row], kv_head, l);
-    else if (a.kv_format == F32) ask<float>(cache, value, a.slots[row], kv_head, l);
-    else ask<uint16_t>(cache, value, a.slots[row], kv_head, l);
+    const int64_t slot = step.slot(layer, a.slots[row]);
+    if (a.kv_format == INT8) ask<uint8_t>(cache, value, slot, kv_head, l);
+    else if (a.kv_format == F32) ask<float>(cache, value, slot, kv_head, l);
+    else ask<uint16_t>(cache, value, slot, kv_head, l);
 }
 
 }  // namespace fastslow

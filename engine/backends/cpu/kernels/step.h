@@ -16,6 +16,7 @@
 #include "running.h"
 #include "simd.h"
 #include "threads.h"
+#include "tile.h"
 
 namespace fastslow {
 
@@ -57,6 +58,9 @@ struct StepArgs {
     int64_t before_size, passed_size;
     const RunningMemory* states;    // [layers]
     const float* token_rows;        // [T, token_inputs] rows of the table of per-layer embeddings
+    // Of layers with windows that have pages of their own: of each page of 16 slots the page there, one of window_count
+    const int64_t* windows;         // [slot_count / LANES]; null: all layers have the same slots
+    int64_t window_count;
 };
 }
 
@@ -142,6 +146,12 @@ struct Step : Task {
     void note_features(int layer, int row, int first, int last);
     void note_features(int layer, int tile) {
         note_features(layer, -1, tile * TILE, std::min((tile + 1) * TILE, (int)model.shape.hidden));
+    }
+
+    // Where a slot lies in a layer.
+    int64_t slot(int layer, int64_t slot) const {
+        if (!args.windows || !model.layers[layer].window) return slot;
+        return args.windows[slot / LANES] * LANES + slot % LANES;
     }
 
     const AttentionPlan& plan(int layer) const { return plans[model.kind_of[layer]]; }

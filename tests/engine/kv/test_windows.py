@@ -1,0 +1,97 @@
+"""Layers with windows that have pages of their own: given back once no row sees them, and no token differs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import engine_tools
+import pytest
+from engine_tools import Ask, Bench, Setting, finish
+from exact_tools import make_bench, params
+from kernel_tools import compiled
+
+from fastslow.engine.backends.cpu import library
+from fastslow.engine.kv.cache import KVCache
+from fastslow.engine.model.base import Model, kv_cache_for
+
+WINDOW, LONG = 9, params(max_tokens=20)
+LATE = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "use_sliding_window": True}
+LATE |= {"sliding_window": WINDOW, "max_window_layers": 1}  # of two layers the second sees so many tokens
+
+
+def windowed(kv: KVCache) -> Any:
+    assert kv.windows is not None
+    return kv.windows
+
+
+class WindowBench(Bench):
+    """A bench whose target has own pages for the layers with windows."""
+
+    places, snapshots = 1, 2
+
+    def core(self, setting: Setting = engine_tools.PLENTY, asks: Any = None) -> Any:
+        if setting is engine_tools.PLENTY:
+            return super().core(setting, asks)
+        usual = engine_tools.cache_for
+
+        def cache(model: Model, pages: int = 256, size: int = 4) -> KVCache:
+            if model is not self.model:
+                return usual(model, pages, size)
+            ring = 2 + -(-(WINDOW + setting.prompt_rows + 10) // size)
+            return kv_cache_for(model, pages, size, True, self.places, self.snapshots, ring)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(engine_tools, "cache_for", cache)
+            return super().core(setting, asks)
+
+
+def make(folder: Path, **fields: Any) -> WindowBench:
+    bench = make_bench(folder, "dense", **{**LATE, **fields})
+    return WindowBench(bench.model, bench.drafters, bench.tokenizer)
+
+
+RANDOM = random.Random(0)
+STORY = [RANDOM.randrange(5, 320) for _ in range(150)]  # prompts begin as it does, and go on otherwise
+PROMPTS = [
+    (*STORY[:alike], *(RANDOM.randrange(5, 320) for _ in range(own)))
+    for alike, own in ((0, 3), (40, 0), (64, 20), (32, 70), (120, 1), (96, 6))
+]
+DRAFTERS = "off", "ngram", "skip", "sampled", "tree", "erring", "forked"
+
+
+def schedules(bench: WindowBench, seeds: Sequence[int], size: int) -> dict[str, int]:
+    """These prompts, answered twice by one engine, with any drafter; sums of what happened."""
+    sums = dict.fromkeys(("cached", "preemptions", "accepted"), 0)
+    known = {100 * turn + n: bench.alone(Ask(p, LONG)).tokens for turn in (0, 1) for n, p in enumerate(PROMPTS)}
+    bench.drafters["erring"] = lambda kv: engine_tools.OracleDraft(known, lambda n: n % 5 == 3)
+    bench.drafters["forked"] = lambda kv: engine_tools.OracleDraft(known, lambda n: n % 7 == 3, forked=True)
+    for seed in seeds:
+        rng = random.Random(seed)
+        bench.places, bench.snapshots = rng.choice([1, 1, 2]), rng.choice([0, 3, 9])
+        pages, rows, running = rng.choice([200, 900]) // size, rng.choice([5, 17, 40]), rng.choice([1, 3, 8])
+        asks = [Ask(prompt, LONG, rng.choice(DRAFTERS), nodes=6) for prompt in PROMPTS]
+        core = bench.core(Setting(pages, size, rows, running), asks)
+        for turn in range(2):
+            requests = [bench.request(100 * turn + n, ask) for n, ask in enumerate(asks)]
+            finish(core, requests)
+            for request in requests:
+                assert request.tokens == known[request.id], (seed, turn, request.id)
+                sums["cached"] += request.spec_stats.cached
+                sums["preemptions"] += request.spec_stats.preemptions
+                sums["accepted"] += sum(x.accepted for x in request.spec_stats.by_drafter.values())
+        assert windowed(core.kv).counts.used == 0
+    return sums
+
+
+def test_random_schedules_on_plain_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(library, "available", lambda: False)
+    assert min(schedules(make(tmp_path), (3,), 4).values()) > 0
+
+
+@compiled
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_random_schedules_on_the_kernels(tmp_path: Path, dtype: str) -> None:
+    assert min(schedules(make(tmp_path, dtype=dtype), range(4), 16).values()) > 0
