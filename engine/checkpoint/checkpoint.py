@@ -80,9 +80,9 @@ class Checkpoint:
         drafts = {name: Expected((shape,)) for name, shape in shapes.items()}
         drafts |= quantised_tensors(shapes, scheme and scheme.only(shapes.__contains__))
         facts, stored, holders = _facts(shards, config)
-        layouts: list[Layout] = []
+        layouts: list[Layout] = [*fused_tensors(config)]
         if not is_gguf(folder):
-            layouts += [*fused_tensors(config), *published_layouts(folder, config, facts)]
+            layouts += published_layouts(folder, config, facts)
         inside = _inside_others(folder, layouts, facts)
         known = expected | drafts | {n: x for fused in layouts for n, x in fused.tensors.items()}
         files: dict[Path, list[str]] = {}

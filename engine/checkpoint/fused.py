@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastslow.engine.model.ffn.dense import DenseMlp
 from fastslow.engine.model.mixers.delta import GatedDelta
+from fastslow.engine.model.mixers.latent import LatentAttention
 from fastslow.engine.model.shape import DecoderShape, Layer
 
 FLOATS = ("BF16", "F16", "F32", "F64")  # as safetensors spells them
@@ -211,7 +212,21 @@ def _choice_row(prefix: str, layer: Layer, hidden: int) -> Iterator[Fused]:
     yield Fused(whole, parts, lambda x, at: x[0][at])
 
 
+def _latent(prefix: str, layer: Layer, hidden: int) -> Iterator[Fused]:
+    """What makes keys and values of a latent apart: floats [heads, latent, keys] and [heads, values, latent]."""
+    if not isinstance(m := layer.mixer, LatentAttention):
+        return
+    own = f"{prefix}.self_attn"
+    shapes = {"k_b_proj": (m.latent, m.nope), "v_b_proj": (m.value_dim, m.latent)}
+    whole = {f"{own}.{name}.weight": Expected(((m.heads, *x),)) for name, x in shapes.items()}
+    parts: dict[str, tuple[int | slice, Outputs]] = {
+        f"{own}.kv_b_proj.weight": (slice(None), slice(None))
+    }
+    yield Fused(whole, parts, lambda x, at: torch.cat((x[0].mT, x[1]), 1).flatten(0, 1)[at])
+
+
 LAYOUTS = {
+    "latent": _latent,
     "experts": _experts,
     IN_TURN: _experts_in_turn,
     "delta": _delta,

@@ -4,8 +4,8 @@
 from fastslow.engine.families import gpt_oss, lfm2, llama, pangu, qwen, qwen_hybrid
 from fastslow.engine.families.dense import ernie, granite, hunyuan, ministral, olmo, phi, seed_oss
 from fastslow.engine.families.gemma import gemma3, gemma4
+from fastslow.engine.families.mixtures import deepseek, glm, minimax
 from fastslow.engine.families.mixtures import ernie as ernie_moe
-from fastslow.engine.families.mixtures import glm, minimax
 from fastslow.engine.families.refused import REFUSED
 from fastslow.engine.model.family import Family, refuse
 
@@ -29,6 +29,10 @@ FAMILIES: tuple[Family, ...] = (
     lfm2.LFM2,
     lfm2.LFM2_MOE,
     glm.GLM4_MOE,
+    deepseek.V2,
+    deepseek.V3,
+    deepseek.LITE,
+    deepseek.SPARSE_ATTENTION,
     ernie_moe.ERNIE4_5_MOE,
     minimax.MINIMAX_M2,
     phi.PHI3,

@@ -73,7 +73,7 @@ def attending(
     usual = head_dim or _head_dim(raw, hidden, heads)
     dim = integer(raw, "head_dim", usual, most=MOST_HEAD_DIM)
     positions = integer(raw, "max_position_embeddings")
-    base, scaling, share = _rope(raw, theta, partial, positions)
+    base, scaling, share = rotation_of(raw, theta, partial, positions)
     turning = int(dim * share)
     width = 0 if share == 1 else turning
     if scaling is not None and scaling.kind == "proportional":
@@ -149,9 +149,10 @@ def rope_fields(raw: ConfigJson) -> dict[str, Any]:
     return {**{n: x for n, x in second.items() if n == "rope_theta" or not first}, **first}
 
 
-def _rope(
+def rotation_of(
     raw: ConfigJson, theta: float, usual: float | None, positions: int
 ) -> tuple[float, RopeScaling | None, float]:
+    """Its base, scaling, and the share of a head that rotates; theta, usual: see `attending`."""
     places = [raw.inside(name) for name in ("rope_scaling", "rope_parameters")]
     rope = places[0] or places[1]
     based = [place for place in (*places, raw) if "rope_theta" in place] or [raw]
@@ -215,9 +216,9 @@ def _yarn(rope: Mapping[str, Any], factor: float, max_positions: int) -> RopeSca
     mscale, of_all = (
         number(rope, name) if rope.get(name) else 0.0 for name in ("mscale", "mscale_all_dim")
     )
-    usual = _stretch(factor, 1.0)
+    usual = stretch(factor, 1.0)
     if mscale and of_all:
-        usual = _stretch(factor, mscale) / _stretch(factor, of_all)
+        usual = stretch(factor, mscale) / stretch(factor, of_all)
     return RopeScaling(
         "yarn",
         factor,
@@ -251,7 +252,8 @@ def _factors(rope: Mapping[str, Any], name: str) -> tuple[float, ...]:
     return tuple(number({name: x}, name, most=MOST_STRETCH) for x in some)
 
 
-def _stretch(factor: float, mscale: float) -> float:
+def stretch(factor: float, mscale: float) -> float:
+    """YaRN's growth of magnitudes."""
     return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1
 
 
@@ -284,17 +286,17 @@ def windows_by_type(raw: ConfigJson, window: int, usual: list[str]) -> tuple[int
     return tuple(window if kind == SLIDING else 0 for kind in types)
 
 
-def layer_types(raw: ConfigJson, known: tuple[str, ...], usual: list[str]) -> list[str]:
-    """`layer_types`, one of the known types for each layer, `usual` where missing."""
-    found = raw.get("layer_types")
+def layer_types(
+    raw: ConfigJson, known: tuple[str, ...], usual: list[str], field: str = "layer_types"
+) -> list[str]:
+    """`layer_types`, or another field: one of the known types for each layer, `usual` where missing."""
+    found = raw.get(field)
     types = usual if found is None else found
     if not isinstance(types, list) or len(types) != len(usual):
-        raise ValueError(f"layer_types {shown(types)} must be a list of {len(usual)} types")
+        raise ValueError(f"{field} {shown(types)} must be a list of {len(usual)} types")
     for kind in types:
         if kind not in known:
-            raise ValueError(
-                f"layer_types has {shown(kind)}, which is not one of {', '.join(known)}"
-            )
+            raise ValueError(f"{field} has {shown(kind)}, which is not one of {', '.join(known)}")
     return types
 
 

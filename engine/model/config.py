@@ -161,10 +161,11 @@ def header_config(path: Path) -> dict[str, Any]:
                 "it has a layer for multi-token prediction alone: open the model's own file beside it"
             )
     _add_tensors(raw, tensors)
-    raw |= {name: True for part, name in names.present.items() if f"blk.0.{part}" in tensors}
+    parts = {name.split(".", 2)[-1] for name in tensors}
+    raw |= {name: True for part, name in names.present.items() if part in parts}
     # a header says all: what config.json's reader would assume where nothing is said does not hold
     raw.setdefault("rope_scaling", {"rope_type": "default"})
-    _check_heads(raw, header, names.architecture)
+    _check_heads(raw, header, names)
     names.finish(raw)
     if "tokenizer.ggml.model" in file.fields:
         said = GgufVocabulary.read(path).settings()
@@ -212,16 +213,16 @@ def _add_tensors(raw: dict[str, Any], tensors: Mapping[str, GgufTensor]) -> None
             said |= {"rope_type": "longrope", LISTS[name]: said.pop("factors")}
 
 
-def _check_heads(raw: Mapping[str, Any], header: Fields, architecture: str) -> None:
+def _check_heads(raw: Mapping[str, Any], header: Fields, names: GgufNames) -> None:
     dim = raw.get("head_dim")
     hidden, heads = raw.get("hidden_size"), raw.get("num_attention_heads")
     if dim is None and isinstance(hidden, int) and isinstance(heads, int) and heads > 0:
         dim = hidden // heads
     for name in ("rope.dimension_count", "attention.value_length"):
         value = header.get(name, dim)
-        if dim is not None and value != dim and not (name.startswith("rope") and ROTATED in raw):
+        if dim is not None and value != dim and name not in names.fields:
             raise ValueError(
-                f"{architecture}.{name} {shown(value)} must be the {dim} numbers of a head"
+                f"{names.architecture}.{name} {shown(value)} must be the {dim} numbers of a head"
             )
 
 

@@ -271,7 +271,7 @@ class GgufNames:
     do not say else. finish: changes the fields of config.json where theirs mean something else. axes: axes of 1 that
     files leave out.
     top: as `layer`, for tensors outside of layers that have other names than usual ones.
-    present: tensors of the first block, and fields of config.json that are true where a file has them.
+    present: tensors of blocks, and fields of config.json that are true where a file has them.
     parts: for a tensor that holds the rows of several, a function of their number and the header: the place of each
     and which rows it has. drafts: as `layer`, of whole names, in blocks after the model's own, which are of a layer for
     multi-token prediction; none: such blocks are not known."""

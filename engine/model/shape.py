@@ -110,9 +110,10 @@ class DecoderShape:
         mtp: the layer that predicts further tokens; None: the checkpoint is not asked for one.
         assists: what it has as the assistant of another model, without which it does not run; None: it is none.
         drafts_inside: tensors of layers after the model's own belong to drafts.
+        longest: tokens that a text may have whatever the rotations allow; 0: as they do.
         fused: layouts in which files may hold several tensors as one: "experts" of a layer, gates above ups; "experts
             in turn", gates and ups in turn; "delta", matrices of a gated delta net; "choice row", a matrix of one row
-            for the bias of a router's choice (`checkpoint/fused.py`).
+            for the bias of a router's choice; "latent", keys and values of a latent apart (`checkpoint/fused.py`).
         left_out: beginnings of names of tensors that files may hold beside the text's, such as those for images.
         renames: parts of tensors' names in files, and what stands for them here.
         ropes: the rotations of its layers, each once; drafters ask for them in every step.
@@ -135,6 +136,7 @@ class DecoderShape:
     mtp: MtpLayer | None = None
     assists: Assistance | None = None
     drafts_inside: bool = False
+    longest: int = 0
     fused: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     renames: tuple[tuple[str, str], ...] = ()
@@ -171,7 +173,8 @@ class DecoderShape:
     @property
     def context(self) -> int:
         """The longest text in tokens."""
-        return min((rope.context for rope in self.ropes), default=self.max_positions)
+        most = min((rope.context for rope in self.ropes), default=self.max_positions)
+        return min(most, self.longest or most)
 
     @property
     def routed(self) -> RoutedExperts | None:

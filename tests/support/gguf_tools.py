@@ -11,6 +11,7 @@ from typing import Any
 
 import gguf
 import gguf_hybrid
+import gguf_latent
 import numpy as np
 import torch
 from gguf import MODEL_ARCH
@@ -34,6 +35,7 @@ ARCHES = {
     "SeedOssForCausalLM": MODEL_ARCH.SEED_OSS, "HunYuanDenseV1ForCausalLM": MODEL_ARCH.HUNYUAN_DENSE,
     "Olmo2ForCausalLM": MODEL_ARCH.OLMO2, "Olmo3ForCausalLM": MODEL_ARCH.OLMO2,
     "Exaone4ForCausalLM": MODEL_ARCH.EXAONE4, "Ministral3ForCausalLM": MODEL_ARCH.MISTRAL3,
+    **dict.fromkeys(gguf_latent.CLASSES, MODEL_ARCH.DEEPSEEK2),
 }  # fmt: skip
 SOFTMAX, SIGMOID = gguf.ExpertGatingFuncType.SOFTMAX, gguf.ExpertGatingFuncType.SIGMOID
 GATES: dict[MODEL_ARCH, gguf.ExpertGatingFuncType | None] = {
@@ -41,13 +43,15 @@ GATES: dict[MODEL_ARCH, gguf.ExpertGatingFuncType | None] = {
     MODEL_ARCH.MINIMAXM2: SIGMOID,
     MODEL_ARCH.ERNIE4_5_MOE: SOFTMAX,
 }
-GATES |= dict.fromkeys((MODEL_ARCH.GRANITE_MOE, MODEL_ARCH.HUNYUAN_MOE, MODEL_ARCH.GRANITE))  # not said, or none
+GATES |= dict.fromkeys((MODEL_ARCH.GRANITE_MOE, MODEL_ARCH.HUNYUAN_MOE, MODEL_ARCH.GRANITE))
+GATES[MODEL_ARCH.DEEPSEEK2] = None  # not said, or none
 MIXTURE = {  # of their config.json, and what writes it
     "n_routed_experts": "expert_count", "moe_num_experts": "expert_count", "moe_k": "expert_used_count",
     "n_shared_experts": "expert_shared_count", "moe_num_shared_experts": "expert_shared_count",
     "first_k_dense_replace": "leading_dense_block_count", "moe_layer_start_index": "leading_dense_block_count",
     "moe_layer_interval": "interleave_moe_layer_step", "routed_scaling_factor": "expert_weights_scale",
-    "norm_topk_prob": "expert_weights_norm", "num_nextn_predict_layers": "nextn_predict_layers",
+    "norm_topk_prob": "expert_weights_norm", "n_group": "expert_group_count", "topk_group": "expert_group_used_count",
+    "num_nextn_predict_layers": "nextn_predict_layers",
     "attention_multiplier": "attention_scale", "embedding_multiplier": "embedding_scale",
     "residual_multiplier": "residual_scale", "logits_scaling": "logit_scale",
     "shared_intermediate_size": "expert_shared_feed_forward_length", "rotary_dim": "rope_dimension_count",
@@ -138,6 +142,8 @@ def arranged(
 ) -> dict[str, NDArray[np.float32]]:
     """float32 arrays by GGUF name: experts joined, rows of q and k interleaved where the family's are."""
     names = gguf.get_tensor_name_map(arch, config["num_hidden_layers"] + 1)
+    if arch is MODEL_ARCH.DEEPSEEK2:
+        tensors = dict(gguf_latent.converted(tensors, config))
     if arch in HYBRID:
         tensors = dict(gguf_hybrid.converted(tensors, config, arch))
     if arch is MODEL_ARCH.PHI3:
@@ -189,13 +195,16 @@ def add_header(writer: gguf.GGUFWriter, config: Mapping[str, Any], arch: MODEL_A
     rope = config.get("rope_parameters", config)
     writer.add_rope_freq_base(rope["rope_theta"])
     writer.add_layer_norm_rms_eps(config.get("rms_norm_eps") or config["norm_eps"])
-    writer.add_key_length(config["head_dim"])
-    writer.add_value_length(config["head_dim"])
-    writer.add_rope_dimension_count(int(config["head_dim"] * rope.get("partial_rotary_factor", 1)))
+    if arch is not MODEL_ARCH.DEEPSEEK2:
+        writer.add_key_length(config["head_dim"])
+        writer.add_value_length(config["head_dim"])
+        writer.add_rope_dimension_count(int(config["head_dim"] * rope.get("partial_rotary_factor", 1)))
     writer.add_vocab_size(config["vocab_size"])
     writer.add_file_type(7)
     writer.add_quantization_version(2)
     writer.add_feed_forward_length(config["intermediate_size"])
+    if arch is MODEL_ARCH.DEEPSEEK2:
+        gguf_latent.add_latent(writer, config)
     if arch in HYBRID:
         gguf_hybrid.add_hybrid(writer, config)
     if "conv_L_cache" in config:

@@ -106,6 +106,14 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 GLM: dict[str, Any] = {"n_routed_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 32, "head_dim": 16}
 ERNIE: dict[str, Any] = {"moe_num_experts": 8, "moe_k": 3, "moe_intermediate_size": 32, "moe_layer_start_index": 0}
 MINIMAX = {"num_local_experts": 8, "num_experts_per_tok": 3, "head_dim": 16, "rotary_dim": 8, "intermediate_size": 32}
+LATENT: dict[str, Any] = {"n_routed_experts": 16, "num_experts_per_tok": 4, "moe_intermediate_size": 32}
+LATENT |= {"num_key_value_heads": 4, "q_lora_rank": 48, "kv_lora_rank": 32, "first_k_dense_replace": 1}
+LATENT |= {"qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 32, "n_group": 1, "topk_group": 1}
+GROUPS = {"n_group": 4, "topk_group": 2}
+LIMITED = {**GROUPS, "topk_method": "group_limited_greedy", "routed_scaling_factor": 4.0}
+INDEXED = {**LATENT, "index_n_heads": 2, "index_head_dim": 32, "index_topk": 2048}
+SAME_SCALES, NARROW = {"mscale": 0.7, "mscale_all_dim": 0.7}, {"q_lora_rank": None, "v_head_dim": 16}
+KINDS = {"mlp_layer_types": ["dense", "sparse", "dense", "sparse"]}
 
 # Mixtures that tests/engine/model/test_mixtures.py runs over longer texts.
 MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -114,6 +122,16 @@ MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "glm sparse": ("Glm4Moe", {**GLM, **TIED, "norm_topk_prob": False, "first_k_dense_replace": 0, "n_shared_experts": 2}),
     "ernie": ("Ernie4_5_Moe", {**ERNIE, "moe_layer_start_index": 1}),
     "ernie interval": ("Ernie4_5_Moe", {**ERNIE, **UNTIED, "moe_layer_interval": 2, "moe_num_shared_experts": 1}),
+    "deepseek_v2": ("DeepseekV2", {**LATENT, **NARROW, **yarn(20.0, **SAME_SCALES)}),
+    "deepseek_v2 groups": ("DeepseekV2", {**LATENT, **LIMITED, "first_k_dense_replace": 0}),
+    "deepseek_v2 groups yarn": ("DeepseekV2", {**LATENT, **LIMITED, **TIED, **yarn(8.0, **SCALES)}),
+    "deepseek_v3": ("DeepseekV3", {**LATENT, **GROUPS, **yarn(20.0, **SAME_SCALES)}),
+    "deepseek_v3 as they are": ("DeepseekV3", {**LATENT, **NARROW, **GROUPS, "norm_topk_prob": False}),
+    "deepseek_v3 halves": ("DeepseekV3", {**LATENT, **TIED, "rope_interleave": False, "n_shared_experts": 2}),
+    "glm lite": ("Glm4MoeLite", {**LATENT, "routed_scaling_factor": 1.8}),
+    "glm lite kinds": ("Glm4MoeLite", {**LATENT, **GROUPS, **KINDS, "qk_nope_head_dim": 32}),
+    "glm lite no query latent": ("Glm4MoeLite", {**LATENT, **NARROW, **yarn(4.0)}),
+    "deepseek_v32": ("DeepseekV32", {**INDEXED, **GROUPS}), "glm dsa": ("GlmMoeDsa", {**INDEXED, **KINDS}),
     "ernie no shared": ("Ernie4_5_Moe", {**ERNIE, "moe_layer_end_index": 2, "moe_num_shared_experts": 0}),
     "minimax": ("MiniMaxM2", MINIMAX), "minimax whole": ("MiniMaxM2", {**MINIMAX, "rotary_dim": None, **TIED}),
     "minimax one expert": ("MiniMaxM2", {**MINIMAX, "head_dim": 24, "rotary_dim": 8, "num_experts_per_tok": 1}),
@@ -129,7 +147,17 @@ BY_TYPE = {"full_attention": rope("linear", factor=2.0)["rope_parameters"], "sli
 WINDOW = {"sliding_window": 9}
 SHARP = tuple(
     f"{name}.weight"
-    for name in ("q_proj", "k_proj", "qkv_proj", "q_norm", "k_norm", "query_layernorm", "key_layernorm")
+    for name in (
+        "q_proj",
+        "k_proj",
+        "qkv_proj",
+        "q_norm",
+        "k_norm",
+        "query_layernorm",
+        "key_layernorm",
+        "q_b_proj",
+        "with_mqa",
+    )
 )
 
 # Dense models near Llama that tests/engine/model/test_near_llamas.py runs over longer texts.
@@ -160,7 +188,7 @@ NEAR: dict[str, tuple[str, dict[str, Any]]] = {
     "ministral3 windows": ("Ministral3", {**WINDOW, "head_dim": 16, **yarn(2.0, **{**BETA, "mscale": 0.7})}),
     "mimo": ("Qwen2", {}),
 }  # fmt: skip
-FIRST = tuple({kind: name for name, (kind, _) in reversed(SHAPES.items())}.values())
+FIRST = tuple({kind: name for name, (kind, _) in reversed((SHAPES | MIXTURES).items())}.values())
 
 
 @cache

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from fastslow.engine.families.reading import activation_of, feeding
+from fastslow.engine.families.reading import activation_of, decoder, feeding
 from fastslow.engine.host.files import shown
 from fastslow.engine.model.family import (
     GGUF_EXPERTS,
@@ -14,12 +14,16 @@ from fastslow.engine.model.family import (
     MOST_EXPERTS,
     MOST_WIDTH,
     ConfigJson,
+    boolean,
+    count,
     integer,
+    number,
 )
 from fastslow.engine.model.ffn.dense import DenseMlp
 from fastslow.engine.model.ffn.experts import RoutedExperts
 from fastslow.engine.model.ffn.router import Router
-from fastslow.engine.model.shape import DecoderShape
+from fastslow.engine.model.parts import Mixer
+from fastslow.engine.model.shape import DecoderShape, Layer, MtpLayer
 
 SHARED = (".mlp.shared_experts.", ".mlp.shared_expert.")  # how files name the shared one, and we
 BIAS = "mlp.gate.e_score_correction_bias"
@@ -33,6 +37,24 @@ FIELDS = {  # of their headers
     GATE: GATE,
 }
 SOFTMAX, SIGMOID = 1, 2  # what a header's GATE may be
+DRAFTS = "num_nextn_predict_layers"
+NEXTN = {  # tensors of a layer that drafts, in GGUF files
+    **{f"nextn.{name}": name for name in ("eh_proj", "enorm", "hnorm", "embed_tokens")},
+    "nextn.shared_head_norm": "shared_head.norm",
+    "nextn.shared_head_head": "shared_head.head",
+}
+SPARSE = {  # fields that headers have for `sparse_decoder`
+    **FIELDS,
+    "expert_count": "n_routed_experts",
+    SHARES: "n_shared_experts",
+    "expert_group_count": "n_group",
+    "expert_group_used_count": "topk_group",
+    "expert_weights_scale": "routed_scaling_factor",
+    "expert_weights_norm": "norm_topk_prob",
+    "leading_dense_block_count": "first_k_dense_replace",
+    "nextn_predict_layers": DRAFTS,
+}
+WEIGHTS_EPS = 1e-20  # beside the sum that the weights of experts are divided by
 
 
 def expect(raw: ConfigJson, values: Mapping[str, Any]) -> None:
@@ -54,6 +76,40 @@ def mixture(
     expert = DenseMlp(integer(raw, width, most=MOST_WIDTH), act)
     own = DenseMlp(shared, act) if shared else None
     return RoutedExperts(router, integer(raw, experts, most=MOST_EXPERTS), expert, own)
+
+
+def sigmoid_router(
+    raw: ConfigJson, chosen: int = 8, groups: int = 1, kept: int = 1, scale: float = 1.0
+) -> Router:
+    """As DeepSeek-V3 has it. The numbers hold where config.json is silent."""
+    groups = integer(raw, "n_group", groups)
+    return Router(
+        "sigmoid",
+        integer(raw, "num_experts_per_tok", chosen),
+        normed=boolean(raw, "norm_topk_prob", True),
+        scale=number(raw, "routed_scaling_factor", scale),
+        choice_bias=True,
+        groups=groups if groups > 1 else 0,
+        kept_groups=integer(raw, "topk_group", kept),
+        weights_eps=WEIGHTS_EPS,
+    )
+
+
+def sparse_decoder(
+    raw: ConfigJson, mixer: Mixer, router: Router, dense: Collection[int], shares: int = 1
+) -> DecoderShape:
+    """A decoder with an MLP in `dense` layers, and `n_routed_experts` beside `n_shared_experts` in others and in a layer
+    that drafts; where no field says it, the files show whether there is one. shares: where config.json is silent."""
+    width = integer(raw, "moe_intermediate_size", most=MOST_WIDTH)
+    shared = width * integer(raw, "n_shared_experts", shares, most=MOST_EXPERTS, least=0)
+    ffn = mixture(raw, router, "n_routed_experts", "moe_intermediate_size", shared)
+    shape = decoder(raw, Layer(mixer, ffn))
+    mtp = MtpLayer.numbered(shape.layers[0], len(shape.layers), shape.norm)
+    shape = replace(shape, mtp=mtp if raw.get(DRAFTS) is None or count(raw, DRAFTS) else None)
+    layers = {n for n in range(len(shape.layers)) if n in dense}
+    return replace(
+        with_dense(raw, shape, layers), drafts_inside=True, fused=("experts",), renames=(SHARED,)
+    )
 
 
 def with_dense(

@@ -1,15 +1,11 @@
-"""A family made here: latent attention, a dense layer, then experts of which the best groups are chosen first.
-
-DeepSeek-V3 (arXiv 2412.19437) is one; a variant makes queries of the layer's input, as GLM-4.7-Flash's kin do.
-"""
+"""DeepSeek-V3: latent attention, a dense layer, then experts of which the best groups are chosen first; and what makes
+queries of the layer's input."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import peer_models as peers
 import pytest
 import texts
 import torch
@@ -18,17 +14,9 @@ from layer_fuzz import FEW_AND_MANY, LayerFuzz, load, near
 from reference_model import ReferenceModel, Weighted
 from torch import Tensor
 
-from fastslow.engine.families.reading import decoder, feeding
-from fastslow.engine.model.family import ConfigJson, Family, register
-from fastslow.engine.model.ffn.dense import DenseMlp
-from fastslow.engine.model.ffn.experts import RoutedExperts
 from fastslow.engine.model.ffn.router import Router, choose_best
-from fastslow.engine.model.mixers.latent import LatentAttention
-from fastslow.engine.model.mixers.rope import Rope
-from fastslow.engine.model.norms import RmsNorm
-from fastslow.engine.model.shape import DecoderShape, Layer, MtpLayer
 
-CONFIG: dict[str, Any] = {"architectures": ["LatentForCausalLM"], "model_type": "deepseek_v3"}
+CONFIG: dict[str, Any] = {"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3"}
 CONFIG |= {"vocab_size": 32, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}
 CONFIG |= {"num_attention_heads": 4, "num_key_value_heads": 4, "rope_theta": 10000.0}
 CONFIG |= {"q_lora_rank": 48, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 32}
@@ -37,44 +25,8 @@ CONFIG |= {"n_group": 4, "topk_group": 2, "norm_topk_prob": True, "routed_scalin
 CONFIG |= {"first_k_dense_replace": 1, "max_position_embeddings": 512, "rms_norm_eps": 1e-5}
 CONFIG |= {"bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False, "torch_dtype": "float32"}
 WITHOUT = {"q_lora_rank": None, "norm_topk_prob": False}
-OLDER = WITHOUT | {"model_type": "deepseek_v2", "topk_method": "group_limited_greedy"}
 TOKENS = texts.tokens_of(140, vocab=32)  # longer than a block of attention
 LATENT_EPS = 1e-6  # whatever rms_norm_eps says
-
-
-def read(raw: ConfigJson) -> DecoderShape:
-    raw.get("num_key_value_heads")  # means nothing: all heads share one
-    rope = Rope(raw["qk_rope_head_dim"], raw["rope_theta"], raw["max_position_embeddings"], layout="interleaved-first")
-    mixer = LatentAttention(
-        raw["num_attention_heads"],
-        raw["qk_nope_head_dim"],
-        rope,
-        raw["v_head_dim"],
-        raw["kv_lora_rank"],
-        raw["q_lora_rank"] or 0,
-        norm=RmsNorm(LATENT_EPS),
-    )
-    older = raw.get("topk_method") == "group_limited_greedy"  # as in V2: the best expert of a group ranks it
-    router = Router(
-        "softmax" if older else "sigmoid",
-        raw["num_experts_per_tok"],
-        normed=raw["norm_topk_prob"],
-        scale=raw["routed_scaling_factor"],
-        choice_bias=not older,
-        groups=raw["n_group"],
-        kept_groups=raw["topk_group"],
-        group_best=1 if older else 2,
-    )
-    width, dense = raw["moe_intermediate_size"], raw["first_k_dense_replace"]
-    shared = DenseMlp(width * raw["n_shared_experts"])
-    routed = RoutedExperts(router, raw["n_routed_experts"], DenseMlp(width), shared)
-    shape = decoder(raw, Layer(mixer, routed))
-    shape = shape.each(lambda n, layer: layer if n >= dense else replace(layer, ffn=feeding(raw)))
-    mtp = MtpLayer.numbered(shape.layers[-1], len(shape.layers), shape.norm)
-    return replace(shape, renames=((".shared_experts.", ".shared_expert."),), mtp=mtp, drafts_inside=True)
-
-
-register(Family(("LatentForCausalLM",), read))
 
 
 def table(config: dict[str, Any]) -> dict[str, Tensor]:
@@ -140,15 +92,6 @@ def test_logprobs_are_the_references(variant: dict[str, Any], dtype: str, atol: 
         wanted = reference.logits(TOKENS, groups).log_softmax(-1)
         found = texts.logits(model, TOKENS, [129, *[1] * 5, 6], groups).double().log_softmax(-1)
         torch.testing.assert_close(found, wanted, rtol=0, atol=atol)
-
-
-@pytest.mark.parametrize(("name", "variant"), [("DeepseekV3", {}), ("DeepseekV3", WITHOUT), ("DeepseekV2", OLDER)])
-def test_logprobs_are_those_of_transformers(name: str, variant: dict[str, Any], tmp_path: Path) -> None:
-    config = CONFIG | variant
-    model = load(tmp_path, config, table(config))
-    theirs = getattr(peers.transformers(), f"{name}ForCausalLM").from_pretrained(tmp_path).eval()
-    found = texts.logits(model, TOKENS).double().log_softmax(-1)
-    torch.testing.assert_close(found, peers.logprobs(theirs, TOKENS), rtol=0, atol=1e-4)
 
 
 def test_a_bias_of_the_choice_is_added_to_probabilities() -> None:

@@ -1,0 +1,209 @@
+"""DeepSeek V2 to V3.2, GLM-4.7-Flash, GLM-5: latent attention, experts in groups of which some are kept, shared experts,
+and a layer that drafts."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+from loguru import logger
+
+from fastslow.engine.families.mixtures.mixture import (
+    GATE,
+    NEXTN,
+    SIGMOID,
+    SOFTMAX,
+    SPARSE,
+    TENSORS,
+    expect,
+    sigmoid_router,
+    sparse_decoder,
+)
+from fastslow.engine.families.reading import (
+    layer_count,
+    layer_types,
+    rope_fields,
+    rotation_of,
+    stretch,
+)
+from fastslow.engine.host.files import shown
+from fastslow.engine.model.family import (
+    GGUF_LAYER,
+    MOST_HEAD_DIM,
+    MOST_HEADS,
+    MOST_WIDTH,
+    ConfigJson,
+    Family,
+    GgufNames,
+    boolean,
+    count,
+    integer,
+    number,
+    text,
+)
+from fastslow.engine.model.ffn.router import Router
+from fastslow.engine.model.mixers.latent import LatentAttention
+from fastslow.engine.model.mixers.rope import Rope
+from fastslow.engine.model.norms import RmsNorm
+from fastslow.engine.model.shape import DecoderShape
+
+LATENT_EPS = 1e-6  # whatever rms_norm_eps says
+GREEDY, LIMITED = "greedy", "group_limited_greedy"
+MULTIPLIER = "yarn_log_multiplier"  # in headers: a tenth of mscale_all_dim
+OF_INDEXER = ("index_n_heads", "index_head_dim", "indexer_types", "index_topk_freq")
+OF_INDEXER += ("index_topk_pattern", "index_skip_topk_offset", "indexer_rope_interleave")
+
+
+def _v2(raw: ConfigJson) -> DecoderShape:
+    """Softmax over all experts; of groups, the best expert of each says which are kept."""
+    expect(raw, {"scoring_func": "softmax", "norm_topk_prob": False})
+    if (method := text(raw, "topk_method", GREEDY)) not in (GREEDY, LIMITED):
+        raise ValueError(f"topk_method {shown(method)} is not one of {GREEDY}, {LIMITED}")
+    groups, kept = integer(raw, "n_group", 1), integer(raw, "topk_group", 1)
+    router = Router(
+        "softmax",
+        integer(raw, "num_experts_per_tok"),
+        normed=False,
+        scale=number(raw, "routed_scaling_factor", 1.0),
+        groups=groups if method == LIMITED else 0,
+        kept_groups=kept,
+        group_best=1,
+    )
+    return replace(_latent(raw, router, 0, 2), mtp=None)
+
+
+def _v3(raw: ConfigJson) -> DecoderShape:
+    """Sigmoids with a bias of the choice; of groups, the two best experts of each say which are kept."""
+    return _sigmoid(raw, sigmoid_router(raw, 8, 8, 4, 2.5), 3)
+
+
+def _lite(raw: ConfigJson) -> DecoderShape:
+    """The same with other numbers where config.json is silent."""
+    return _sigmoid(raw, sigmoid_router(raw, 4, scale=1.8), 1)
+
+
+def _sigmoid(raw: ConfigJson, router: Router, dense: int) -> DecoderShape:
+    expect(raw, {"scoring_func": "sigmoid", "topk_method": "noaux_tc"})
+    return _latent(raw, router, dense, 1)
+
+
+def _sparse(raw: ConfigJson) -> DecoderShape:
+    """Each row chooses `index_topk` tokens to see: up to so many it sees all, and longer texts are refused."""
+    shape, most = _v3(raw), integer(raw, "index_topk", 2048)
+    for name in OF_INDEXER:
+        raw.get(name)
+    expect(raw, {"layer_types": "indexed_attention"})
+    _say_limit(most)
+    left_out = tuple(f"model.layers.{n}.self_attn.indexer." for n in range(len(shape.layers) + 1))
+    return replace(shape, longest=most, left_out=left_out)
+
+
+@cache
+def _say_limit(most: int) -> None:
+    """Once: configs are read several times."""
+    logger.info("texts may have {} tokens: beyond, the indexer of sparse attention would run", most)
+
+
+def _latent(raw: ConfigJson, router: Router, dense: int, shares: int) -> DecoderShape:
+    """The first `first_k_dense_replace` layers are dense, or those that `mlp_layer_types` says."""
+    heads = integer(raw, "num_attention_heads", most=MOST_HEADS)
+    nope, turning, values = (
+        integer(raw, name, most=MOST_HEAD_DIM)
+        for name in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+    )
+    sizes = {"num_key_value_heads": heads, "head_dim": turning, "qk_head_dim": nope + turning}
+    expect(raw, {**sizes, "moe_layer_freq": 1})
+    positions = integer(raw, "max_position_embeddings")
+    base, scaling, _ = rotation_of(raw, 10000.0, None, positions)
+    layout = "interleaved-first" if boolean(raw, "rope_interleave", True) else "halves-first"
+    scale = (nope + turning) ** -0.5
+    if scaling is not None and scaling.kind == "yarn":
+        scale *= stretch(scaling.factor, rope_fields(raw).get("mscale_all_dim") or 0.0) ** 2
+    mixer = LatentAttention(
+        heads,
+        nope,
+        Rope(turning, base, positions, scaling, layout=layout),
+        values,
+        integer(raw, "kv_lora_rank", most=MOST_WIDTH),
+        count(raw, "q_lora_rank", most=MOST_WIDTH),
+        scale,
+        norm=RmsNorm(LATENT_EPS),
+    )
+    layers, first = layer_count(raw), integer(raw, "first_k_dense_replace", dense, least=0)
+    usual = ["dense" if n < first else "sparse" for n in range(layers)]
+    kinds = layer_types(raw, ("dense", "sparse"), usual, "mlp_layer_types")
+    each = {n for n, kind in enumerate(kinds) if kind == "dense"}
+    shape = sparse_decoder(raw, mixer, router, each, shares)
+    return replace(shape, fused=(*shape.fused, "latent"))
+
+
+def _of_header(raw: ConfigJson) -> DecoderShape:
+    """Files of all these families have one architecture: how experts are chosen says which it is."""
+    return _v2(raw) if raw.get("scoring_func") == "softmax" else _v3(raw)
+
+
+def _header(raw: dict[str, Any]) -> None:
+    """Newer files say the sizes of heads apart from what a token keeps; older ones say them alone. Those without a bias
+    of the choice that do not say how experts are chosen are of V2."""
+    sizes, biased = raw.pop("heads"), raw.pop("biased", False)
+    raw.pop("num_key_value_heads", None)
+    key, value = ("key_mla", "value_mla") if "key_mla" in sizes else ("key", "value")
+    raw["v_head_dim"] = integer(sizes, value)
+    raw["qk_nope_head_dim"] = integer(sizes, key) - integer(raw, "qk_rope_head_dim")
+    gate = raw.pop(GATE, SIGMOID if biased else SOFTMAX)
+    if gate not in (SOFTMAX, SIGMOID):
+        raise ValueError(f"{GATE} {shown(gate)} is not one of {SOFTMAX}, {SIGMOID}")
+    if gate == SOFTMAX:
+        limited = integer(raw, "n_group") > 1
+        raw |= {"scoring_func": "softmax", "topk_method": LIMITED if limited else GREEDY}
+    rope = raw["rope_scaling"]
+    if (said := rope.pop("mscale_all_dim", None)) and rope.get("rope_type") == "yarn":
+        of_all = round(number({MULTIPLIER: said}, MULTIPLIER) * 10, 6)  # of float32
+        rope |= {"mscale": of_all, "mscale_all_dim": of_all}
+
+
+V2 = Family(("DeepseekV2ForCausalLM",), _v2)
+LITE = Family(("Glm4MoeLiteForCausalLM",), _lite)
+SPARSE_ATTENTION = Family(("DeepseekV32ForCausalLM", "GlmMoeDsaForCausalLM"), _sparse)
+V3 = Family(
+    ("DeepseekV3ForCausalLM",),
+    _of_header,
+    GgufNames(
+        "deepseek2",
+        {
+            **GGUF_LAYER,
+            **TENSORS,
+            **NEXTN,
+            "attn_q_a": "self_attn.q_a_proj",
+            "attn_q_a_norm": "self_attn.q_a_layernorm",
+            "attn_q_b": "self_attn.q_b_proj",
+            "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+            "attn_kv_a_norm": "self_attn.kv_a_layernorm",
+            "attn_kv_b": "self_attn.kv_b_proj",
+            "attn_k_b": "self_attn.k_b_proj",
+            "attn_v_b": "self_attn.v_b_proj",
+        },
+        fields={
+            **SPARSE,
+            "attention.q_lora_rank": "q_lora_rank",
+            "attention.kv_lora_rank": "kv_lora_rank",
+            "attention.key_length": "heads.key",
+            "attention.value_length": "heads.value",
+            "attention.key_length_mla": "heads.key_mla",
+            "attention.value_length_mla": "heads.value_mla",
+            "rope.dimension_count": "qk_rope_head_dim",
+            f"rope.scaling.{MULTIPLIER}": "rope_scaling.mscale_all_dim",
+        },
+        given={
+            "n_group": 1,
+            "topk_group": 1,
+            "norm_topk_prob": False,
+            "routed_scaling_factor": 1.0,
+            "first_k_dense_replace": 0,
+            "heads": {},
+        },
+        present={"exp_probs_b.bias": "biased"},
+        finish=_header,
+    ),
+)
