@@ -177,6 +177,8 @@ def _unlike(config: DecoderShape, known: Known) -> Iterator[str]:
         if not isinstance(layer.ffn, DenseMlp | RoutedExperts | ParallelFfn):
             yield f"they have no {type(layer.ffn).__name__}"
             return
+        if isinstance(layer.ffn, ParallelFfn) and layer.ffn.routed.shared is not None:
+            yield "they have no shared expert beside an MLP"
     ffns = {layer.routed for layer in config.layers} - {None}
     mlps = {(x.activation, x.bias) for layer in config.layers if (x := dense(layer)) is not None}
     for kind, shapes in ((DenseMlp, mlps), (RoutedExperts, ffns)):

@@ -1,13 +1,17 @@
 """A mark for tests that need the compiled kernels, and how far these may be from the exact numbers."""
 
+import ctypes
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import texts
 from torch import Tensor
 
 from fastslow.engine.backends.cpu import library
+from fastslow.engine.backends.cpu.compiled import structures
+from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.backends.torch.reference import ReferenceOps
 from fastslow.engine.model.base import Model
@@ -55,3 +59,17 @@ def _in_int8(x: Tensor) -> Tensor:
     step = blocks.abs().amax(-1, keepdim=True).clamp(min=1e-30) / 127
     rounded: Tensor = (blocks / step).round() * step
     return rounded.flatten(-2)
+
+
+def made(model: CpuDecoder, **changes: Any) -> None:
+    """Make a model on the kernels, with changes to its shape or all its layers, and let it go."""
+    layers = (structures.CLayer * len(model.layers))(*map(model._layer, model.layers))
+    shape = model._shape()
+    shape.embedding_file = -1
+    for field, value in changes.items():
+        for changed in [shape] if hasattr(shape, field) else layers:
+            setattr(changed, field, value)
+    handle = ctypes.c_void_p()
+    failed = library.kernels().fs_model_new(ctypes.byref(shape), layers, ctypes.byref(handle))
+    library.check(failed, "making the model")
+    library.kernels().fs_model_delete(handle.value)

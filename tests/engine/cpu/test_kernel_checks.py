@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import texts
 import torch
-from kernel_tools import compiled
+from kernel_tools import compiled, made
 from refusals import refused
 
 from fastslow.engine.backends.alike import AlikeLayers
@@ -112,20 +112,6 @@ SIZES = (
     *("layers", "hidden", "heads", "kv_heads", "head_dim", "neurons", "vocabulary", "experts"),
     *("chosen", "expert_neurons", "embedding_rows"),
 )
-
-
-def made(model: CpuDecoder, **changes: Any) -> None:
-    """Make a model on the kernels, with changes to its shape or all its layers, and let it go."""
-    layers = (structures.CLayer * len(model.layers))(*map(model._layer, model.layers))
-    shape = model._shape()
-    shape.embedding_file = -1
-    for field, value in changes.items():
-        for changed in [shape] if hasattr(shape, field) else layers:
-            setattr(changed, field, value)
-    handle = ctypes.c_void_p()
-    failed = library.kernels().fs_model_new(ctypes.byref(shape), layers, ctypes.byref(handle))
-    library.check(failed, "making the model")
-    library.kernels().fs_model_delete(handle.value)
 
 
 @pytest.mark.parametrize("field", SIZES)

@@ -54,6 +54,9 @@ Model::Model(const Shape& shape, const Layer* given)
         ready_expert_bytes =
             std::max(ready_expert_bytes, spread(format_of(down.format).row_bytes(down.inputs)));
     }
+    own_layers = shape.layers;
+    while (own_layers > 1 && layers[own_layers - 1].mixer == ATTENTION && !layers[own_layers - 1].qkv[1].outputs)
+        own_layers--;
     for (const Matrix* m : {&shape.head, &shape.screen, &shape.fuse, &shape.entry}) most(*m);
     ready_router_bytes = spread(format_of(F32).row_bytes(shape.hidden));
     for (int i = 0; i < Crew::TASKS; i++) steps.emplace_back(new Step(*this));

@@ -186,6 +186,7 @@ struct Model {
     bool shares = true;         // every layer with routed experts has shared ones
     std::vector<int> kinds;     // of layers' attention, which differ in heads or windows: the first layer of each
     std::vector<int> kind_of;   // layer -> which of them
+    int own_layers;             // the layers behind these have no keys of their own
     bool gates = false;         // some layer gates what its heads saw
     int token_pad = 0;          // of a row's per-layer embedding in a layer
     int whole_width = 0;  // of a row's queries, and behind them keys, that are normed together

@@ -9,6 +9,7 @@
 
 #include "entry.h"
 #include "head_rows.h"
+#include "read_rows.h"
 #include "simd.h"
 
 namespace fastslow {
@@ -71,8 +72,11 @@ const float* Step::normed(int thread, int i, const float* weight) const {
     return row;
 }
 
-void Step::prepare(const StepArgs& given) {
+void Step::prepare(const StepArgs& given, int from, int to, bool reads) {
     args = given;
+    first = from;
+    last = to;
+    is_read = reads;
     unreadable.store(false, std::memory_order_relaxed);
     threads = given.threads;
     groups.assign(given.groups, given.groups + given.rows);
@@ -93,32 +97,42 @@ void Step::prepare(const StepArgs& given) {
         }
     }
     head_plan.prepare(*this);
-    layers = model.shape.layers;
-    if (!args.outputs && !args.seen_rows)
-        while (layers && model.layers[layers - 1].mixer == ATTENTION && !model.layers[layers - 1].qkv[1].outputs)
-            layers--;
     phases.reset(model.shape.layers * LAYER_PHASES + OTHER_PHASES, threads);
 }
 
 void run_step(Model& model, const StepArgs& args) {
     check_step(model, args);
     Crew& crew = Crew::get();
-    Step& step = *model.steps[model.turn++ % Crew::TASKS];
-    crew.reclaim(step);
-    step.prepare(args);
-    model.make_room(args.rows, args.threads, step.partial_floats);
-    crew.run(step);
-    if (step.unreadable.load(std::memory_order_relaxed)) throw Unreadable();
-    step.head_plan.finish(step);
+    auto prepared = [&](const StepArgs& some, int first, int last, bool reads) {
+        Step& step = *model.steps[model.turn++ % Crew::TASKS];
+        crew.reclaim(step);
+        step.prepare(some, first, last, reads);
+        return &step;
+    };
+    const ReadRows few(model, args);
+    const bool all = few.rows.size() == (size_t)args.rows || model.own_layers == model.shape.layers;
+    const bool reads = args.outputs || args.seen_rows;
+    StepArgs before = args;
+    if (!all) before.outputs = 0;
+    Step* step = prepared(before, 0, all ? model.shape.layers : model.own_layers, reads);
+    Step* rest = all || !reads ? nullptr : prepared(few.args, model.own_layers, model.shape.layers, true);
+    model.make_room(args.rows, args.threads, std::max(step->partial_floats, rest ? rest->partial_floats : 0));
+    crew.run(*step);
+    if (step->unreadable.load(std::memory_order_relaxed)) throw Unreadable();
+    if (rest) {
+        few.gather(model);
+        crew.run(*(step = rest));
+    }
+    step->head_plan.finish(*step);
 }
 
 void Step::work(int thread) {
     int phase = 0;
     if (!thread) model.timer.start();
-    embed(thread, phase);
-    embed_layers(thread, phase);
+    if (!first) embed(thread, phase);
+    if (!first) embed_layers(thread, phase);
     mark(thread, EMBED);
-    for (int n = 0; n < layers; n++) layer(thread, n, phase);
+    for (int n = first; n < last; n++) layer(thread, n, phase);
     if (args.outputs) run_head(*this, thread, phase);
     mark(thread, HEAD);
 }
@@ -171,7 +185,7 @@ void Step::embed(int thread, int& phase) {
 void Step::layer(int thread, int n, int& phase) {
     const Layer& l = model.layers[n];
     // of the last layer only what it keeps is read
-    const bool ends = n + 1 == layers && !args.outputs && !args.seen_rows;
+    const bool ends = n + 1 == last && !is_read;
     if (l.mixer == ATTENTION) {
         project(thread, n, phase);
         mark(thread, QKV);

@@ -70,8 +70,8 @@ void run_step(Model& model, const StepArgs& args);
 struct Step : Task {
     explicit Step(Model& model) : model(model) {}
 
-    // Copy the arguments; the caller holds the crew's lock.
-    void prepare(const StepArgs& given);
+    // Copy the arguments; the caller holds the crew's lock. Layers from .. to - 1 run; whether their end is read.
+    void prepare(const StepArgs& given, int from, int to, bool reads);
     void work(int thread) override;
 
     bool narrow() const { return args.rows <= NARROW; }
@@ -164,7 +164,8 @@ struct Step : Task {
     std::vector<int64_t> groups;                   // late threads read these, so they are copies
     std::vector<std::unique_ptr<Choice>> choices;  // of each layer: late threads read these too
     bool routed = false;                           // some row runs routed experts
-    int layers = 0;                                // that run: the last ones keep nothing and nobody may read them
+    int first = 0, last = 0;                       // layers first .. last - 1 run
+    bool is_read = true;                           // what the last of them gives
     std::size_t partial_floats = 0;                // that its attention needs
     std::atomic<bool> unreadable{false};           // the file of the embedding
 

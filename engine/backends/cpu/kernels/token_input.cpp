@@ -14,11 +14,11 @@ void Step::embed_layers(int thread, int& phase) {
     const int width = s.token_width;
     if (!width) return;
     const float in = 1.0f / std::sqrt((float)s.hidden), row_scale = std::sqrt((float)width), out = std::sqrt(0.5f);
-    const uint8_t* rows = ready(thread, phase, layers, args.rows, narrow(),
+    const uint8_t* rows = ready(thread, phase, s.layers, args.rows, narrow(),
                                 format_of(model.layers[0].token_projection.format), s.hidden, model.ready_bytes,
                                 model.space.ready, model.scratch[thread].ready,
                                 [&](int i) { return columns(model.space.x, i, 0); });
-    phases.run(phase++, thread, layers, [&](int n) {
+    phases.run(phase++, thread, s.layers, [&](int n) {
         const Layer& l = model.layers[n];
         const Matrix& m = l.token_projection;
         for (int tile = 0; tile < tiles_of(m); tile++)
