@@ -14,6 +14,7 @@ BY_TOKEN = {"hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 96}
 SHARED = {**FOUR, **BY_TOKEN, "num_kv_shared_layers": 2, "use_double_wide_mlp": True}
 MADE = {**FOUR, "hidden_size_per_layer_input": 0, "attention_k_eq_v": True, "num_global_key_value_heads": 1}
 EXPERTS = {"enable_moe_block": True, "num_experts": 8, "top_k_experts": 3, "moe_intermediate_size": 32}
+EACH = {"layer_types": [S, F, S, F]}
 LINEAR = {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6}
 HALF = {"rope_type": "proportional", "partial_rotary_factor": 0.5, "rope_theta": 1e5}
 LOCAL = {S: {"rope_type": "default", "rope_theta": 1e4}}
@@ -21,7 +22,7 @@ LOCAL = {S: {"rope_type": "default", "rope_theta": 1e4}}
 # Class of transformers, and the fields of each shape.
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3": ("Gemma3", {"query_pre_attn_scalar": 24, "layer_types": [S, F, S, F]}),
-    "gemma3 stretched": ("Gemma3", {"rope_parameters": {F: LINEAR, **LOCAL}, "final_logit_softcapping": 9.0}),
+    "gemma3 stretched": ("Gemma3", {"rope_parameters": {F: LINEAR, **LOCAL}, "final_logit_softcapping": 9.0, **EACH}),
     "gemma3 biases": ("Gemma3", {"sliding_window_pattern": 2, "attention_bias": True, "head_dim": 24}),
     "gemma4": ("Gemma4", {**SHARED, "num_hidden_layers": 5, "layer_types": [S, F, S, S, F]}),
     "gemma4 by token": ("Gemma4", {**FOUR, **BY_TOKEN, "vocab_size_per_layer_input": 112}),

@@ -2,8 +2,136 @@
 
 from __future__ import annotations
 
-from fastslow.engine.model.family import GGUF_HEAD_NORMS, GGUF_LAYER, GgufNames
+from dataclasses import replace
+from typing import Any
 
-APPLIED = "weights_applied"  # norms have the one that config.json's leave out
-GEMMA3 = GgufNames("gemma3", GGUF_LAYER | GGUF_HEAD_NORMS, given={APPLIED: True})
-GEMMA4 = GgufNames("gemma4", GGUF_LAYER | GGUF_HEAD_NORMS)
+from fastslow.engine.families.reading import FULL, SLIDING
+from fastslow.engine.host.files import shown
+from fastslow.engine.model.family import (
+    GGUF_EXPERTS,
+    GGUF_HEAD_NORMS,
+    GGUF_LAYER,
+    Fields,
+    GgufNames,
+)
+
+# Fields that these files stand for, and no config.json has.
+APPLIED = "weights_applied"  # norms have the one that checkpoints leave out
+OWN = {"attention.value_length": "value_dim", "attention.value_length_swa": "window_value_dim"}
+OWN |= {"rope.dimension_count": "turning", "rope.dimension_count_swa": "window_turning"}
+PATTERN = "sliding_window_pattern"
+LARGEST = (
+    62  # layers of the one Gemma 3 whose scores are divided by the root of hidden_size / heads
+)
+
+
+def _by_type(raw: dict[str, Any]) -> None:
+    """Types of layers are marks of those that see a window."""
+    marks = raw.get(PATTERN)
+    if isinstance(marks, list):
+        raw["layer_types"] = [SLIDING if mark else FULL for mark in raw.pop(PATTERN)]
+
+
+def _gemma3(raw: dict[str, Any]) -> None:
+    _by_type(raw)
+    hidden, heads = raw["hidden_size"], raw.get("num_attention_heads")
+    largest = raw["num_hidden_layers"] == LARGEST and heads
+    raw["query_pre_attn_scalar"] = hidden // heads if largest else raw.get("head_dim", 256)
+    if "sliding_window" not in raw:
+        raw[PATTERN] = 1
+
+
+def _gemma4(raw: dict[str, Any]) -> None:
+    """Sizes of heads by layer, widths of MLPs, and the share of a head that turns, which factors say."""
+    _by_type(raw)
+    layers, types = raw["num_hidden_layers"], raw.get("layer_types", [])
+    dims = {FULL: raw.pop("global_head_dim", None), SLIDING: raw.get("head_dim")}
+    for name in OWN.values():
+        dim = dims[SLIDING if name.startswith("window") else FULL]
+        if (said := raw.pop(name, dim)) != dim:
+            raise ValueError(f"the {name} {shown(said)} of heads must be their {shown(dim)} dims")
+    heads = raw.get("num_key_value_heads")
+    every = heads if isinstance(heads, list) else [heads] * len(types)
+    sizes = ({"head_dim": dims[t], "num_key_value_heads": n} for t, n in zip(types, every))
+    raw["per_layer_config"] = {str(n): size for n, size in enumerate(sizes)}
+    raw["num_key_value_heads"] = every[0] if every else None
+    widths, own = raw.get("intermediate_size"), layers - (raw.get("num_kv_shared_layers") or 0)
+    if isinstance(widths, list) and widths:
+        first, last = widths[0], widths[-1]
+        if widths != [first] * own + [last] * (layers - own) or last not in (first, 2 * first):
+            raise ValueError(
+                f"feed_forward_length {shown(widths)} must double in layers without keys"
+            )
+        raw |= {"intermediate_size": first, "use_double_wide_mlp": last != first}
+    raw["enable_moe_block"] = bool(raw.get("num_experts"))
+    raw["vocab_size_per_layer_input"] = raw["vocab_size"]
+    factors = raw["rope_scaling"].get("factors")
+    if factors is not None:
+        turning = factors.count(1.0)
+        if not turning or min(factors[turning:], default=1e30) < 1e29:
+            raise ValueError(
+                "rope_freqs.weight must have ones, then 1e30 for pairs that stand still"
+            )
+        share = turning / len(factors)
+        raw["rope_scaling"] = {"rope_type": "proportional", "partial_rotary_factor": share}
+
+
+def _halves(rows: int, header: Fields) -> dict[str, slice]:
+    return {"gate_proj": slice(rows // 2), "up_proj": slice(rows // 2, None)}
+
+
+GEMMA3 = GgufNames(
+    "gemma3",
+    {
+        **GGUF_LAYER,
+        **GGUF_HEAD_NORMS,
+        "post_attention_norm": "post_attention_layernorm",
+        "ffn_norm": "pre_feedforward_layernorm",
+        "post_ffw_norm": "post_feedforward_layernorm",
+    },
+    fields={
+        "attention.sliding_window": "sliding_window",
+        f"attention.{PATTERN}": PATTERN,
+        "rope.freq_base_swa": "rope_local_base_freq",
+        "final_logit_softcapping": "final_logit_softcapping",
+    },
+    given={APPLIED: True},
+    finish=_gemma3,
+)
+GEMMA4 = replace(
+    GEMMA3,
+    architecture="gemma4",
+    layer={
+        **GEMMA3.layer,
+        **GGUF_EXPERTS,
+        "ffn_gate_up_exps": "mlp.experts.*.gate_up_proj",
+        "ffn_gate_inp.scale": "mlp.gate.scale",
+        "ffn_down_exps.scale": "mlp.gate.per_expert_scale",
+        "pre_ffw_norm_2": "pre_feedforward_layernorm_2",
+        "post_ffw_norm_1": "post_feedforward_layernorm_1",
+        "post_ffw_norm_2": "post_feedforward_layernorm_2",
+        "inp_gate": "per_layer_input_gate",
+        "proj": "per_layer_projection",
+        "post_norm": "post_per_layer_input_norm",
+        "layer_output_scale.weight": "layer_scalar",
+    },
+    fields={
+        **GEMMA3.fields,
+        **OWN,
+        "attention.key_length": "global_head_dim",
+        "attention.key_length_swa": "head_dim",
+        "attention.shared_kv_layers": "num_kv_shared_layers",
+        "embedding_length_per_layer_input": "hidden_size_per_layer_input",
+        "expert_count": "num_experts",
+        "expert_used_count": "top_k_experts",
+        "expert_feed_forward_length": "moe_intermediate_size",
+    },
+    given={"hidden_size_per_layer_input": 0},
+    finish=_gemma4,
+    parts={"ffn_gate_up_exps": _halves},
+    top={
+        "per_layer_token_embd": "model.embed_tokens_per_layer",
+        "per_layer_model_proj": "model.per_layer_model_projection",
+        "per_layer_proj_norm": "model.per_layer_projection_norm",
+    },
+)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import gemma_models as gemma
+import gguf_tools
 import peer_models as peers
 import pytest
 import texts
 import torch
 from checkpoints import write
 from family_tools import KERNELS, LONG, check_however_cut, load
+from gguf import GGMLQuantizationType as Kind
+from gguf_gemma import write_gemma
 from layer_fuzz import LayerFuzz, near
 from safetensors.torch import load_file
 
+from fastslow.engine.backends.loader import load_model
 from fastslow.engine.backends.torch.decoder import Decoder
 from fastslow.engine.checkpoint.row_file import RowFile
 from fastslow.engine.kv.state.layout import RowState, SharedState
@@ -131,3 +136,27 @@ E2B: dict[str, Any] = {
 def test_configs_that_do_not_fit(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=f"^{said}$"):
         ModelConfig.from_json(E2B | fields)
+
+
+GGUF = ("gemma3 stretched", "gemma4", "gemma4 mixture")
+WHOLE = gguf_tools.matrices(Kind.Q8_0)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("name", GGUF)
+def test_a_gguf_file_says_what_its_folder_says(name: str, kernels: bool, tmp_path: Path) -> None:
+    theirs = gemma.build(name, query_pre_attn_scalar=16) if name in GGUF[:1] else gemma.build(name)
+    folder, tokens = peers.write(tmp_path, theirs), LONG[:60]
+    model = load(write_gemma(folder, tmp_path / "f32.gguf"), kernels)
+    found = texts.logits(model, tokens).double().log_softmax(-1)
+    torch.testing.assert_close(found, peers.logprobs(theirs, tokens), rtol=0, atol=1e-4)
+    file, rounded = tmp_path / "q8.gguf", tmp_path / "rounded.gguf"
+    write_gemma(folder, file, WHOLE)
+    found = texts.logits(load(write_gemma(folder, rounded, rounded=WHOLE), kernels), tokens)
+    assert texts.logits(load(file, kernels), tokens).equal(found)
+    if kernels:
+        own = texts.logits(load_model(file, "auto", "cpu", False, "auto"), tokens)
+        assert (own - found).std() < 0.3 * found.std()  # int8 inputs choose other experts at times
+    if name != GGUF[0]:  # whose norms are not less one in the file
+        same: dict[str, Any] = {"dtype": None, "eos_ids": (), "bos_id": None}
+        assert replace(model.config, **same) == replace(ModelConfig.from_folder(folder), **same)
