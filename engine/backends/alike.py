@@ -16,6 +16,7 @@ from fastslow.engine.model.ffn.parallel import ParallelFfn
 from fastslow.engine.model.ffn.router import Router
 from fastslow.engine.model.mixers.delta import GatedDelta
 from fastslow.engine.model.mixers.grouped import GroupedAttention
+from fastslow.engine.model.mixers.latent import LatentAttention
 from fastslow.engine.model.mixers.rope import Rope
 from fastslow.engine.model.mixers.short_conv import ShortConv
 from fastslow.engine.model.norms import LayerNorms, Norm, RmsNorm
@@ -45,6 +46,7 @@ PARTS = {  # fields of shapes, layers and their parts that not every backend kno
     "shared_gate": "gate of the shared expert",
     "ropes": "layers that rotate in several ways",
     "before": "layers without norms before sublayers",
+    "latent": "attention over latents",
     "value_norm": "norms of values",
     "keys_as_values": "values made of keys",
     "per_layer_embedding": "per-layer embeddings",
@@ -79,7 +81,8 @@ class AlikeLayers:
         if (why := unlike(config, known)) is not None:
             raise ValueError(f"{config.architecture} runs on plain torch alone: {why}")
         every = [layer.mixer for layer in config.layers]
-        mixers = [mixer for mixer in every if isinstance(mixer, GroupedAttention)]
+        mixers = [x.absorbed if isinstance(x, LatentAttention) else x for x in every]
+        mixers = [mixer for mixer in mixers if isinstance(mixer, GroupedAttention)]
         ropes = config.ropes
         attention = replace(mixers[0], rope=ropes[0] if ropes else None, window=0)
         mlps = [mlp for layer in config.layers if (mlp := dense(layer)) is not None]
@@ -165,6 +168,9 @@ def _unlike(config: DecoderShape, known: Known) -> Iterator[str]:
         yield "its layers have norms in several places"
     for layer in attending:
         mixer = layer.mixer
+        if isinstance(mixer, LatentAttention) and "latent" in known.parts:
+            norms.add(replace(mixer.norm, eps=config.norm.eps))
+            continue
         if not isinstance(mixer, GroupedAttention):
             yield f"they have no {type(mixer).__name__}"
             return

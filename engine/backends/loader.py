@@ -18,7 +18,7 @@ from fastslow.engine.backends.accelerator.ops import PagedOps
 from fastslow.engine.backends.accelerator.weights import Stacked
 from fastslow.engine.backends.alike import ACCELERATORS, unlike
 from fastslow.engine.backends.cpu import library, store
-from fastslow.engine.backends.cpu.decoder import CpuDecoder, unsupported
+from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.backends.cpu.formats import (
     EMBEDDING,
     GGUF_FORMATS,
@@ -32,6 +32,7 @@ from fastslow.engine.backends.cpu.kv import Int8Tiles, TiledStorage
 from fastslow.engine.backends.cpu.library import level
 from fastslow.engine.backends.cpu.mtp import CpuMtp, MtpKernels
 from fastslow.engine.backends.cpu.packed import Arena
+from fastslow.engine.backends.cpu.pieces.limits import unsupported
 from fastslow.engine.backends.device import DeviceChoice, choose_device, ops_for, paged_ops_for
 from fastslow.engine.backends.torch.decoder import Decoder
 from fastslow.engine.backends.torch.weights import TorchReader, Weights

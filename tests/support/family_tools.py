@@ -15,7 +15,8 @@ from fastslow.draft.model.kv import BorrowedKV
 from fastslow.draft.ngram import NgramDraft
 from fastslow.engine.backends import loader
 from fastslow.engine.backends.cpu import library
-from fastslow.engine.backends.cpu.decoder import CpuDecoder, unsupported
+from fastslow.engine.backends.cpu.decoder import CpuDecoder
+from fastslow.engine.backends.cpu.pieces.limits import unsupported
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.state import running
 from fastslow.engine.kv.state.layout import UNFOLDED

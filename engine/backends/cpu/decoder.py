@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fastslow.engine.backends.alike import KERNELS, AlikeLayers, Recurrent, unlike
-from fastslow.engine.backends.cpu import library, packed
-from fastslow.engine.backends.cpu.compiled import orders, structures
+from fastslow.engine.backends.alike import KERNELS, AlikeLayers, Recurrent
+from fastslow.engine.backends.cpu import library
+from fastslow.engine.backends.cpu.compiled import structures
 from fastslow.engine.backends.cpu.formats import (
     Format,
     Formats,
@@ -29,6 +29,7 @@ from fastslow.engine.backends.cpu.library import (
     tensor_address,
 )
 from fastslow.engine.backends.cpu.packed import Arena
+from fastslow.engine.backends.cpu.pieces import matrices, orders
 from fastslow.engine.backends.cpu.running import running_args
 from fastslow.engine.backends.cpu.step import KernelStep, Tails
 from fastslow.engine.backends.cpu.store import PackedFile
@@ -38,6 +39,7 @@ from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ffn.token_input import Table
 from fastslow.engine.model.mixers.delta import GatedDelta
 from fastslow.engine.model.mixers.grouped import GroupedAttention
+from fastslow.engine.model.mixers.latent import LatentAttention
 from fastslow.engine.model.mixers.rope import Rotary
 from fastslow.engine.model.mixers.short_conv import ShortConv
 from fastslow.engine.model.ops import ACTIVATIONS, Activation, ClampedSwiglu
@@ -246,10 +248,10 @@ class CpuDecoder:
         piece = self._arena.pieces[key]
         if not isinstance(piece, MatrixRuns):
             rows = len(orders.plain_order(a.head_dim))
-            return packed.head_matrices(self._matrix(key), packed.head_counts(a), rows)
+            return matrices.head_matrices(self._matrix(key), matrices.head_counts(a), rows)
         found, tiles, bias = {}, self._at(key), self._at(f"{key}_bias")
         assert tiles is not None
-        for name, run in zip(packed.SIDES, piece.runs):
+        for name, run in zip(matrices.SIDES, piece.runs):
             found[name] = structures.CMatrix(tiles, bias, run.format, run.inputs, run.outputs)
             tiles += run.nbytes
             bias = None if bias is None else bias + 4 * run.outputs
@@ -264,9 +266,14 @@ class CpuDecoder:
             own |= {name: getattr(mixer, name) for name in names}
             own |= {"value_dim": mixer.value_width, "values_normed": mixer.value_norm is not None}
             own["head_norms"] = 2 if mixer.norms_whole else int(mixer.norm_turned)
+        elif isinstance(mixer, LatentAttention):
+            names = "window", "heads", "kv_heads", "head_dim", "value_dim"
+            own |= {name: getattr(mixer.absorbed, name) for name in names}
+            own |= {name: self._matrix(f"{n}.{name}") for name in ("queries", "absorb", "expand")}
+            own |= {"score_scale": mixer.score_scale, "latent_eps": mixer.norm.eps}
         if (token := layer.token_input) is not None:
             every, rows = self._matrix("token_projection"), len(orders.plain_order(token.width))
-            own["token_projection"] = packed.part_of(every, n * rows, rows)
+            own["token_projection"] = matrices.part_of(every, n * rows, rows)
             own["token_at"] = n * token.width
         first, second = self._at(f"{n}.expert0.gate_up"), self._at(f"{n}.expert1.gate_up")
         return structures.CLayer(
@@ -344,45 +351,6 @@ def _activation(activation: Activation) -> int:
     return 2 if isinstance(activation, ClampedSwiglu) else ACTIVATIONS.index(activation)
 
 
-def unsupported(config: ModelConfig) -> str | None:
-    """Say why the kernels cannot run a model; None = they run it."""
-    if (why := unlike(config, KERNELS)) is not None:
-        return why
-    alike = AlikeLayers.of(config, KERNELS)
-    routed, recurrent = alike.routed, alike.recurrent
-    token = config.per_layer_embedding
-    try:
-        for a in {x.mixer for x in config.layers if isinstance(x.mixer, GroupedAttention)}:
-            library.check_limits(
-                heads=a.heads,
-                kv_heads=a.kv_heads,
-                heads_per_kv_head=a.heads // a.kv_heads,
-                head_dim=a.head_dim,
-                inputs=a.heads * a.head_dim,
-                sinks=a.sinks,
-            )
-        library.check_limits(
-            layers=len(config.layers),
-            hidden=config.hidden_size,
-            neurons=alike.widest,
-            vocabulary=config.vocab_size,
-            experts=routed.experts if routed else 0,
-            chosen=config.chosen,
-            expert_neurons=routed.expert.width if routed else 0,
-            token_width=token.width if token else 0,
-        )
-        if recurrent is not None:
-            library.check_limits(inputs=3 * recurrent.channels, kernel=recurrent.kernel)
-        if isinstance(recurrent, GatedDelta):
-            for heads in (recurrent.key_heads, recurrent.value_heads):
-                library.check_limits(heads=heads)
-            for dim in (recurrent.key_dim, recurrent.value_dim):
-                library.check_limits(head_dim=dim)
-    except ValueError as error:
-        return f"they have no room for it: {error}"
-    return None
-
-
 KV_FORMATS = {
     torch.float32: Format.FLOAT32,
     torch.bfloat16: Format.BFLOAT16,
@@ -395,6 +363,11 @@ VECTORS = (
     *("expert_post_norm", "layer_scale", "token_norm"),
 )
 MATRICES = "out", "router", "gate_up", "down", "mixed", "z", "rates", "token_gate", "token_up"
-MIXERS = {GroupedAttention: 0, GatedDelta: 1, ShortConv: 2}  # see kernels/model.h
+MIXERS = {
+    GroupedAttention: 0,
+    GatedDelta: 1,
+    ShortConv: 2,
+    LatentAttention: 3,
+}  # see kernels/model.h
 ROUTERS = {None: 0, "softmax": 1, "chosen": 2, "sigmoid": 3}  # by Router.kind, see kernels/model.h
 NOTHING: Floats = np.empty((0, 0), dtype=np.float32)

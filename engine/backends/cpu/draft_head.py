@@ -14,10 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastslow.engine.backends.cpu import library, packed
-from fastslow.engine.backends.cpu.compiled import orders, structures
+from fastslow.engine.backends.cpu import library
+from fastslow.engine.backends.cpu.compiled import structures
 from fastslow.engine.backends.cpu.formats import Format, float_format, pack_rows
 from fastslow.engine.backends.cpu.library import FLOAT32, FLOAT64, INT64, address
+from fastslow.engine.backends.cpu.pieces import matrices, orders
 from fastslow.engine.backends.cpu.store import PAGE, huge_pages
 from fastslow.engine.checkpoint.row_file import RowFile
 from fastslow.engine.host.files import shown
@@ -202,7 +203,7 @@ class DraftKernels:
             mlp_norm=self._vector(weights["mlp_norm"]),
             query_norm=self._vector(weights.get("query_norm"), "head_dim"),
             key_norm=self._vector(weights.get("key_norm"), "head_dim"),
-            **packed.head_matrices(
+            **matrices.head_matrices(
                 pack("qkv", heads, 2 * shape.hidden if paired else shape.hidden),
                 (shape.heads, shape.kv_heads, shape.kv_heads),
                 len(orders.plain_order(shape.head_dim)),

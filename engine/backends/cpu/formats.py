@@ -230,6 +230,18 @@ class PackedMatrix:
 
 
 @dataclass(frozen=True, slots=True)
+class TurnedMatrix(PackedMatrix):
+    """Columns of the first `inputs` rows of each head become rows: of a matrix whose heads lie below each other."""
+
+    heads: int
+
+    def write(self, into: Bytes, sources: Sources) -> None:
+        whole = sources.read(self.sources[0]).unflatten(0, (self.heads, -1))
+        rows = whole[:, : self.inputs].transpose(1, 2).flatten(0, 1).contiguous()
+        pack_rows(into, self.format, self.inputs, self.order, rows.__getitem__)
+
+
+@dataclass(frozen=True, slots=True)
 class MatrixRuns:
     """Matrices below each other, each in its format."""
 

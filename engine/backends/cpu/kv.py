@@ -24,20 +24,21 @@ class Tiles(KVStorage):
 
     tile = LANES
 
-    def _tiles(self) -> Iterator[tuple[tuple[int, int, int], int]]:
-        """Layers, tiles and KV heads of layers that are alike, and their head size."""
+    def _tiles(self) -> Iterator[tuple[tuple[int, int, int], int, int]]:
+        """Layers, tiles and KV heads of layers that are alike, their head size, and how many sides they keep."""
         if self.device.type != "cpu":
             raise ValueError(f"device of tiles is {self.device}, but must be the CPU")
         paired(self.layout, type(self).__name__)
         for row, layers in self._alike().items():
-            yield (len(layers), -(-self._room(row) // LANES), row.heads), row.key_dim
+            sides = 1 if row.values_in_keys else 2
+            yield (len(layers), -(-self._room(row) // LANES), row.heads), row.key_dim, sides
 
 
 def paired(layout: StateLayout, name: str) -> None:
-    """Raise ValueError for rows without values of their own, or of another size than the keys', which the storage with
-    this name cannot keep."""
+    """Raise ValueError for rows with values of another size than the keys', which the storage with this name cannot
+    keep."""
     for n, row in layout.rows.items():
-        if row.values_in_keys or row.value_dim != row.key_dim:
+        if not row.values_in_keys and row.value_dim != row.key_dim:
             raise ValueError(
                 f"{name} keeps values as wide as keys, and layer {n} has others: {row}"
             )
@@ -58,7 +59,7 @@ class TiledStorage(Tiles):
     [tiles, kv_heads, D / P, 16, P], so that a query is multiplied with sixteen keys at once and
     they are never transposed; values are [tiles, kv_heads, 16 / P, D, P], so that a word is one place
     of two neighbours. A text whose positions lie in tiles in their order, as pages of 16 tokens
-    do, is read in place; any other is gathered.
+    do, is read in place; any other is gathered. Values that lie in keys are turned as they are read.
 
     Raises ValueError for a dtype other than float32 and bfloat16, an odd head_dim, and a device
     other than the CPU.
@@ -68,28 +69,30 @@ class TiledStorage(Tiles):
         if self.dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(f"dtype of tiles is {self.dtype}, but must be float32 or bfloat16")
         pack, found = 4 // self.dtype.itemsize, list[Tensor]()
-        for shape, dim in self._tiles():
+        for shape, dim, sides in self._tiles():
             if dim % 2:
                 raise ValueError(f"head_dim of tiles is {dim}, but must be even")
             side = math.prod(shape) * LANES * dim
             # the kernels read whole vectors, which may pass the end of the last tile
-            whole = lazy_zeros((2 * side + 16 * pack,), self.dtype, self.device)
+            whole = lazy_zeros((sides * side + 16 * pack,), self.dtype, self.device)
             found.append(whole[:side].view(*shape, dim // pack, LANES, pack))
-            found.append(whole[side : 2 * side].view(*shape, LANES // pack, dim, pack))
+            if sides == 2:
+                found.append(whole[side : 2 * side].view(*shape, LANES // pack, dim, pack))
         return tuple(found)
 
     def _read(self, part: Sides, slots: Ints) -> Sides:
         tiles, lanes, rows, halves = self._places(slots)
-        keys = part[0][:, tiles, :, :, lanes].flatten(-2)
-        values = part[1][:, tiles, :, rows, :, halves]
-        return keys.transpose(0, 1), values.transpose(0, 1)
+        sides = [part[0][:, tiles, :, :, lanes].flatten(-2)]
+        sides += [values[:, tiles, :, rows, :, halves] for values in part[1:]]
+        return tuple(side.transpose(0, 1) for side in sides)
 
     def _write(self, part: Sides, slots: Ints, given: Sides) -> None:
         tiles, lanes, rows, halves = self._places(slots)
-        keys, values = (side.transpose(0, 1).to(self.dtype) for side in given)
+        keys, *values = (side.transpose(0, 1).to(self.dtype) for side in given)
         pack = part[0].shape[-1]
         part[0][:, tiles, :, :, lanes] = keys.reshape(*keys.shape[:-1], -1, pack)
-        part[1][:, tiles, :, rows, :, halves] = values
+        for side, rest in zip(part[1:], values, strict=True):
+            side[:, tiles, :, rows, :, halves] = rest
 
     def move(self, src: Ints, dst: Ints) -> None:
         if not library.available():
@@ -98,6 +101,9 @@ class TiledStorage(Tiles):
         count = len(src)
         ways = zip(self._alike().values(), self._parts(src), self._parts(dst))
         for layers, (part, old), (_, new) in ways:
+            if len(part) == 1:
+                self._write(part, new, self._read(part, old))
+                continue
             read, written = (np.ascontiguousarray(slots, dtype=np.int64) for slots in (old, new))
             keys, values = self.addresses(tuple(layers))
             failed = library.kernels().fs_move(
@@ -140,13 +146,14 @@ class Int8Tiles(Tiles):
         if (misfit := self.misfit(self.layout)) is not None:
             raise ValueError(f"keys and values in int8 need {misfit}")
         found = list[Tensor]()
-        for shape, dim in self._tiles():
+        for shape, dim, sides in self._tiles():
             size, count = LANES * dim, math.prod(shape)
             # the kernels read whole vectors, which may pass the end of the last tile
-            whole = lazy_zeros((count * (2 * size + SCALES) + 64,), torch.uint8, self.device)
+            whole = lazy_zeros((count * (sides * size + SCALES) + 64,), torch.uint8, self.device)
             keys, values = count * (size + SCALES), count * size
             found.append(whole[:keys].view(*shape, size + SCALES))
-            found.append(whole[keys : keys + values].view(*shape, LANES // PACK, dim, PACK))
+            if sides == 2:
+                found.append(whole[keys : keys + values].view(*shape, LANES // PACK, dim, PACK))
         return tuple(found)
 
     @classmethod
@@ -158,7 +165,8 @@ class Int8Tiles(Tiles):
 
     @classmethod
     def token_bytes(cls, layout: StateLayout, dtype: torch.dtype) -> int:
-        return sum(2 * row.heads * (row.key_dim + 4) for row in layout.rows.values())
+        rows = layout.rows.values()
+        return sum(x.heads * ((1 if x.values_in_keys else 2) * x.key_dim + 8) for x in rows)
 
     @property
     def memory_dtype(self) -> torch.dtype:
@@ -166,11 +174,10 @@ class Int8Tiles(Tiles):
 
     def _read(self, part: Sides, slots: Ints) -> Sides:
         *sides, scales = _raw(part, slots)
-        keys, values = (
+        return tuple(
             ((side.to(torch.int16) - OFFSET).float() * scale[..., None]).to(self.dtype)
             for side, scale in zip(sides, scales)
         )
-        return keys, values
 
     def _write(self, part: Sides, slots: Ints, given: Sides) -> None:
         rounded, scales = [], []
@@ -178,33 +185,36 @@ class Int8Tiles(Tiles):
             flat, scale = quantise_tokens(side.reshape(-1, side.shape[-1]))
             rounded.append((flat.to(torch.int16) + OFFSET).to(torch.uint8).view(side.shape))
             scales.append(scale.view(side.shape[:-1]))
-        _put(part, slots, rounded[0], rounded[1], torch.stack(scales))
+        _put(part, slots, *rounded, torch.stack((scales[0], scales[-1])))
 
     def move(self, src: Ints, dst: Ints) -> None:
         for (part, read), (_, written) in zip(self._parts(src), self._parts(dst)):
             _put(part, written, *_raw(part, read))
 
 
-def _raw(part: Sides, slots: Ints) -> tuple[Tensor, Tensor, Tensor]:
-    """Bytes [layers, n, kv_heads, D] of keys and of values, and scales [2, layers, n, kv_heads]."""
+def _raw(part: Sides, slots: Ints) -> Sides:
+    """Bytes [layers, n, kv_heads, D] of each side, and scales [2, layers, n, kv_heads]."""
     tiles, lanes = _places(slots)
-    keys = _key_words(part)[:, tiles, :, :, lanes].flatten(-2).transpose(0, 1)
-    values = part[1][:, tiles, :, lanes // PACK, :, lanes % PACK].transpose(0, 1)
+    sides = [_key_words(part)[:, tiles, :, :, lanes].flatten(-2)]
+    sides += [values[:, tiles, :, lanes // PACK, :, lanes % PACK] for values in part[1:]]
     scales = _scales(part)[:, tiles, :, :, lanes].permute(3, 1, 0, 2)
-    return keys, values, scales
+    return *(side.transpose(0, 1) for side in sides), scales
 
 
-def _put(part: Sides, slots: Ints, keys: Tensor, values: Tensor, scales: Tensor) -> None:
+def _put(part: Sides, slots: Ints, *raw: Tensor) -> None:
     tiles, lanes = _places(slots)
-    words = keys.transpose(0, 1)
+    *sides, scales = raw
+    words, *values = (side.transpose(0, 1) for side in sides)
     _key_words(part)[:, tiles, :, :, lanes] = words.reshape(*words.shape[:-1], -1, PACK)
-    part[1][:, tiles, :, lanes // PACK, :, lanes % PACK] = values.transpose(0, 1)
+    for side, rest in zip(part[1:], values, strict=True):
+        side[:, tiles, :, lanes // PACK, :, lanes % PACK] = rest
     _scales(part)[:, tiles, :, :, lanes] = scales.permute(2, 1, 3, 0)
 
 
 def _key_words(part: Sides) -> Tensor:
     """[layers, tiles, kv_heads, D / 4, 16, 4]."""
-    size, step, dim = part[0].shape[:-1], part[0].stride(), part[1].shape[-2]
+    size, step = part[0].shape[:-1], part[0].stride()
+    dim = (part[0].shape[-1] - SCALES) // LANES
     shape = (*size, dim // PACK, LANES, PACK)
     return part[0].as_strided(shape, (*step[:-1], LANES * PACK, PACK, 1), part[0].storage_offset())
 

@@ -38,7 +38,6 @@ from fastslow.engine.backends.cpu.compiled.kernel_cache import (
     load,
     prebuilt,
 )
-from fastslow.engine.backends.cpu.compiled.orders import TILE
 from fastslow.engine.backends.cpu.compiled.structures import (
     CLayer,
     CPlaces,
@@ -48,6 +47,7 @@ from fastslow.engine.backends.cpu.compiled.structures import (
     Int64,
     StepArgs,
 )
+from fastslow.engine.backends.cpu.pieces.orders import TILE
 from fastslow.engine.host.files import shown
 
 __all__ = ["TILE", "VARIABLE", "build", "find_compiler", "level", "prebuilt"]  # beside what is here

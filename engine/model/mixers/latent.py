@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastslow.engine.kv.state.layout import RowState
 from fastslow.engine.kv.state.storage import KVStorage
+from fastslow.engine.model.mixers.grouped import GroupedAttention
 from fastslow.engine.model.mixers.lines import attend
 from fastslow.engine.model.mixers.rope import Rope, rotation
 from fastslow.engine.model.norms import USUAL_NORM, Norm, NormWeights, norm_tensors, normed
@@ -22,6 +23,7 @@ from fastslow.engine.model.parts import Step, WeightReader, too_small
 from fastslow.engine.model.tensor_spec import TensorSpec, linear
 
 M = TypeVar("M")
+MOST_SHARING = 16  # heads of a group
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,23 @@ class LatentAttention:
     scale: float = 0.0
     window: int = 0
     norm: Norm = USUAL_NORM
+
+    @property
+    def score_scale(self) -> float:
+        """Factor of the products of queries and keys."""
+        return self.scale or float((self.nope + self.rope.dim) ** -0.5)
+
+    @property
+    def absorbed(self) -> GroupedAttention:
+        """Attention over what is kept, as kernels see it: heads that share a key are groups, which divide the work."""
+        groups = next(
+            n
+            for n in range(1, self.heads + 1)
+            if self.heads % n == 0 and self.heads // n <= MOST_SHARING
+        )
+        return GroupedAttention(
+            self.heads, groups, self.state.key_dim, None, self.latent, self.window
+        )
 
     @property
     def state(self) -> RowState:
@@ -126,7 +145,6 @@ class LatentModule:
 
     def __init__(self, mixer: LatentAttention, weights: LatentWeights[Linear], ops: Ops) -> None:
         self.mixer, self.weights, self.ops = mixer, weights, ops
-        self._scale = mixer.scale or (mixer.nope + mixer.rope.dim) ** -0.5
 
     def __call__(self, x_PH: Tensor, kv: KVStorage, n: int, step: Step) -> Tensor:
         """[P, hidden]. Writes the rows' latents and rotated keys at their slots, then attends."""
@@ -144,7 +162,9 @@ class LatentModule:
         plain, turning = queries.split((m.nope, m.rope.dim), -1)
         absorbed = [ops.linear(plain[:, h].contiguous(), *w.absorb[h]) for h in range(m.heads)]
         parts = (torch.stack(absorbed, 1).to(sums), ops.rotate(turning.to(sums), cos, sin))
-        seen = attend(torch.cat(parts, -1) * self._scale, k_SKD, v_SKD, step, m.window, where=where)
+        seen = attend(
+            torch.cat(parts, -1) * m.score_scale, k_SKD, v_SKD, step, m.window, where=where
+        )
         each = seen.to(x_PH.dtype).view(len(x_PH), m.heads, -1)
         out = [ops.linear(each[:, h].contiguous(), *w.expand[h]) for h in range(m.heads)]
         return ops.linear(torch.cat(out, -1), *w.out)

@@ -14,8 +14,8 @@ from kernel_tools import compiled, made
 from refusals import refused
 
 from fastslow.engine.backends.cpu.compiled.structures import CMatrix
-from fastslow.engine.backends.cpu.decoder import unsupported
 from fastslow.engine.backends.cpu.formats import Formats
+from fastslow.engine.backends.cpu.pieces.limits import unsupported
 from fastslow.engine.model.norms import LayerNorms, RmsNorm
 from fastslow.engine.rows import Rows
 

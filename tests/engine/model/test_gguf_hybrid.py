@@ -20,7 +20,8 @@ from loguru import logger
 from mtp_tools import SpiedMtp
 from refusals import refused
 
-from fastslow.engine.backends.cpu.decoder import CpuDecoder, unsupported
+from fastslow.engine.backends.cpu.decoder import CpuDecoder
+from fastslow.engine.backends.cpu.pieces.limits import unsupported
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.checkpoint.identity import model_digest
 from fastslow.engine.host.gguf_file import gguf_files

@@ -83,11 +83,15 @@ class Reference(ReferenceModel):
         return [(scores[e] / total * c["routed_scaling_factor"], e) for e in chosen]
 
 
-@pytest.mark.parametrize(("dtype", "atol"), [("float32", 1e-4), ("float64", 1e-9)])
+@pytest.mark.parametrize(
+    ("kernels", "dtype", "atol"), [(False, "float32", 1e-4), (False, "float64", 1e-9), (True, "float32", 1e-4)]
+)
 @pytest.mark.parametrize("variant", [{}, WITHOUT], ids=["query latent", "without"])
-def test_logprobs_are_the_references(variant: dict[str, Any], dtype: str, atol: float, tmp_path: Path) -> None:
+def test_logprobs_are_the_references(
+    variant: dict[str, Any], kernels: bool, dtype: str, atol: float, tmp_path: Path
+) -> None:
     config = CONFIG | variant
-    model, reference = load(tmp_path, config, table(config), dtype), Reference(tmp_path)
+    model, reference = load(tmp_path, config, table(config), dtype, kernels), Reference(tmp_path)
     for groups in (None, 1, 0):
         wanted = reference.logits(TOKENS, groups).log_softmax(-1)
         found = texts.logits(model, TOKENS, [129, *[1] * 5, 6], groups).double().log_softmax(-1)
@@ -101,10 +105,11 @@ def test_a_bias_of_the_choice_is_added_to_probabilities() -> None:
     torch.testing.assert_close(found.weights, logits[:, [3, 0]].softmax(-1))
 
 
-@pytest.fixture(scope="module")
-def fuzz(tmp_path_factory: pytest.TempPathFactory) -> LayerFuzz:
-    folder, weights = tmp_path_factory.mktemp("latent"), table(CONFIG)
-    return LayerFuzz(load(folder / "own", CONFIG, weights), load(folder / "kin", CONFIG, near(weights)))
+@pytest.fixture(scope="module", params=[False, True], ids=["torch", "kernels"])
+def fuzz(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LayerFuzz:
+    folder, weights, kernels = tmp_path_factory.mktemp("latent"), table(CONFIG), request.param
+    one, other = (load(folder / name, CONFIG, w, kernels=kernels) for name, w in (("a", weights), ("b", near(weights))))
+    return LayerFuzz(one, other)
 
 
 @FEW_AND_MANY

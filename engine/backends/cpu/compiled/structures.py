@@ -74,6 +74,8 @@ class CLayer(Checked):
         (c_void_p, "token_norm"),
         (CMatrix, "token_projection token_gate token_up"),
         (c_int32, "token_at values_normed"),
+        (CMatrix, "absorb expand"),
+        (c_float, "latent_eps"),
     )
 
 

@@ -98,7 +98,18 @@ void check_recurrent(const Shape& s, const Layer& l) {
     check_vector("value_norm", l.value_norm);
 }
 
-void check_attention(const Shape& s, const Layer& l, bool reads_pair) {
+void check_angles(const Shape& s, const Layer& l, int dims) {
+    if (l.rope_at < -1 || (l.rope_at >= 0 && l.rope_at > s.angles - dims / 2))
+        refuse("angles from %d on leave the %d of a row", l.rope_at, s.angles);
+}
+
+void check_sinks(const Shape& s, const Layer& l) {
+    if (!s.sinks) return;
+    check_vector("sink_keys", l.sink_keys);
+    check_vector("sink_values", l.sink_values);
+}
+
+void check_heads(const Layer& l) {
     check(limits::HEADS, l.heads);
     check(limits::KV_HEADS, l.kv_heads);
     check(limits::HEAD_DIM, l.head_dim);
@@ -108,6 +119,11 @@ void check_attention(const Shape& s, const Layer& l, bool reads_pair) {
     if (l.value_dim < 1 || l.value_dim > l.head_dim)
         refuse("value_dim=%d must be in 1..%d, head_dim", l.value_dim, l.head_dim);
     check(limits::INPUTS, (int64_t)l.heads * l.head_dim);
+    if (l.window < 0) refuse("window=%d must be at least 0", l.window);
+}
+
+void check_attention(const Shape& s, const Layer& l, bool reads_pair) {
+    check_heads(l);
     const int64_t head = padded(l.head_dim, TILE), inputs = (reads_pair ? 2 : 1) * (int64_t)s.hidden;
     const char* names[] = {"queries", "keys", "values", "gates"};
     for (int part = 0, last = 1; part < 4; part++) {
@@ -121,14 +137,31 @@ void check_attention(const Shape& s, const Layer& l, bool reads_pair) {
         refuse("value_dim=%d of values that are normed, or made of keys, must be head_dim=%d", l.value_dim, l.head_dim);
     if (l.qkv[3].outputs && l.value_dim != l.head_dim) refuse("gates of %d values have no room", l.value_dim);
     check_matrix("out", l.out, (int64_t)l.heads * l.value_dim, padded(s.hidden, TILE));
-    if (l.window < 0) refuse("window=%d must be at least 0", l.window);
     if (l.head_norms < BEFORE_ROPE || l.head_norms > WHOLE) refuse("norms of heads of kind %d are unknown", l.head_norms);
-    if (l.rope_at < -1 || (l.rope_at >= 0 && l.rope_at > s.angles - l.head_dim / 2))
-        refuse("angles from %d on leave the %d of a row", l.rope_at, s.angles);
-    if (s.sinks) {
-        check_vector("sink_keys", l.sink_keys);
-        check_vector("sink_values", l.sink_values);
+    check_angles(s, l, l.head_dim);
+    check_sinks(s, l);
+}
+
+// The first part of a key, its latent, is what heads see.
+void check_latent(const Shape& s, const Layer& l) {
+    check_heads(l);
+    const int turning = l.head_dim - l.value_dim, values = l.out.inputs / l.heads;
+    const bool compresses = l.mixed.outputs > 0;
+    const int queries = compresses ? l.qkv[0].inputs : s.hidden;
+    if (turning < 2 || turning % 2) refuse("latents of %d leave %d dims to turn", l.value_dim, turning);
+    for (const int count : {l.absorb.inputs, values}) check(limits::HEAD_DIM, count);
+    if (compresses) {
+        check_matrix("mixed", l.mixed, s.hidden, padded(queries, TILE));
+        check_vector("query_norm", l.query_norm);
     }
+    check_vector("key_norm", l.key_norm);
+    check_matrix("z", l.z, s.hidden, padded(l.head_dim, TILE));
+    check_matrix("queries", l.qkv[0], queries, (int64_t)l.heads * padded(l.absorb.inputs + turning, TILE));
+    check_matrix("absorb", l.absorb, l.absorb.inputs, (int64_t)l.heads * padded(l.value_dim, TILE));
+    check_matrix("expand", l.expand, l.value_dim, (int64_t)l.heads * padded(values, TILE));
+    check_matrix("out", l.out, (int64_t)l.heads * values, padded(s.hidden, TILE));
+    check_angles(s, l, turning);
+    check_sinks(s, l);
 }
 
 void check_token_input(const Shape& s, const Layer& l) {
@@ -145,6 +178,7 @@ void check_layer(const Shape& s, const Layer& l, bool reads_pair) {
     if (!reads_pair && !l.attention_post_norm) check_vector("attention_norm", l.attention_norm);
     if (!l.mlp_post_norm) check_vector("mlp_norm", l.mlp_norm);
     if (l.mixer == ATTENTION) check_attention(s, l, reads_pair);
+    else if (l.mixer == LATENT) check_latent(s, l);
     else check_recurrent(s, l);
     const bool routed = l.router.outputs > 0;
     if (!routed || l.down.outputs > 0) check_dense(s, l);
@@ -166,7 +200,7 @@ void check_running(const Model& model, const StepArgs& a) {
     for (size_t n = 0; n < model.layers.size(); n++) {
         const RunningMemory& m = a.states[n];
         const bool delta = model.layers[n].mixer == DELTA;
-        if (model.layers[n].mixer == ATTENTION) continue;
+        if (!model.layers[n].recurs()) continue;
         if (!m.window || !m.mixed || (delta && (!m.heads || !m.gates || !m.keys || !m.deltas)))
             refuse("layer %d has no running states", (int)n);
     }
@@ -280,7 +314,7 @@ void check_step(const Model& model, const StepArgs& a) {
     if (!attends(a.kv_format)) refuse("keys and values of format %d are unknown", a.kv_format);
     for (int n = 0; n < s.layers; n++) {
         const Layer& l = model.layers[n];
-        if (l.mixer != ATTENTION) continue;
+        if (!l.attends()) continue;
         if (a.kv_format == INT8 && l.head_dim % 4)
             refuse("keys and values of format %d with head_dim=%d are unknown", a.kv_format, l.head_dim);
         if (!a.keys[n] || !a.values[n]) refuse("layer %d has no keys and values", n);
@@ -294,7 +328,7 @@ void check_step(const Model& model, const StepArgs& a) {
             if (!a.groups[t]) refuse("row %d runs no expert, and the model has no shared ones", t);
     if (s.reads_hidden() && !a.hidden && !(a.fused && s.fuse.outputs)) refuse("the rows have no hidden states");
     check_starts(a);
-    if (model.mixed_width) check_running(model, a);
+    if (s.recurrence.kernel) check_running(model, a);
     check_all("length of a context", a.context_lengths, a.requests, 0, INT32_MAX);
     for (int b = 0; b < a.requests; b++)
         check_all("slot of a context", a.contexts[b], a.context_lengths[b], 0, a.slot_count);

@@ -71,18 +71,25 @@ template <class T> struct Chunk {
 
     const T* keys() const { return (const T*)step.args.keys[layer]; }
     const T* values() const { return (const T*)step.args.values[layer]; }
+    bool latent() const { return kind().mixer == LATENT; }  // values lie in keys
+    int kept(int head) const { return latent() ? 0 : kv_head + head; }
     const T* key_tile(int64_t slot, int head) const {
-        return keys() + Tile<T>::key_start(slot, kv_head + head, kind().kv_heads, kind().head_dim);
+        return keys() + Tile<T>::key_start(slot, kept(head), kind().kept_heads(), kind().head_dim);
     }
     const T* value_tile(int64_t slot, int head) const {
+        if (latent()) return key_tile(slot, head);
         return values() + Tile<T>::value_start(slot, kv_head + head, kind().kv_heads, kind().head_dim);
     }
     const T* keys_at(const Places& places, int head, Scratch& own) const {
         if (places.one_tile) return key_tile(places.slots[0], head);
-        gather_keys(keys(), places, kv_head + head, kind().kv_heads, kind().head_dim, (T*)own.keys);
+        gather_keys(keys(), places, kept(head), kind().kept_heads(), kind().head_dim, (T*)own.keys);
         return (const T*)own.keys;
     }
     const T* values_at(const Places& places, int head, T* copy) const {
+        if (latent()) {
+            values_of_keys(keys(), places, kind().head_dim, copy);
+            return copy;
+        }
         if (places.one_tile) return value_tile(places.slots[0], head);
         gather_values(values(), places, kv_head + head, kind().kv_heads, kind().head_dim, copy);
         return copy;

@@ -28,7 +28,7 @@ void put_halves(uint32_t* words, const uint16_t* some, bool upper) {
 template <class T>
 void keep(const float* v, T* layer, bool value, int64_t slot, int kv_head, const Layer& l) {
     const int dim = l.head_dim, lane = slot % LANES;
-    T* tile = layer + Tile<T>::value_start(slot, kv_head, l.kv_heads, dim);  // keys start there, too
+    T* tile = layer + Tile<T>::value_start(slot, kv_head, l.kept_heads(), dim);  // keys start there, too
     for (int d = 0; d < dim; d += W) {
         T some[W];
         const int count = std::min(W, dim - d);
@@ -50,8 +50,8 @@ void keep(const float* v, T* layer, bool value, int64_t slot, int kv_head, const
 template <class T>
 void ask(const void* layer, bool value, int64_t slot, int kv_head, const Layer& l) {
     const int dim = l.head_dim, lane = slot % LANES;
-    const T* tile = (const T*)layer + (value ? Tile<T>::value_start(slot, kv_head, l.kv_heads, dim)
-                                             : Tile<T>::key_start(slot, kv_head, l.kv_heads, dim));
+    const T* tile = (const T*)layer + (value ? Tile<T>::value_start(slot, kv_head, l.kept_heads(), dim)
+                                             : Tile<T>::key_start(slot, kv_head, l.kept_heads(), dim));
     const char* from = (const char*)(tile + (value ? Tile<T>::value(lane, 0, dim) : 0));
     const size_t bytes = value ? 4 * (size_t)dim : sizeof(T) * Tile<T>::key_size(dim);
     for (size_t at = 0; at < bytes; at += 64) prefetch_to_write(from + at);
@@ -62,8 +62,8 @@ void keep_int8(const float* v, uint8_t* keys, uint8_t* values, bool value, int64
                const Layer& l) {
     using ByteTile = Tile<uint8_t>;
     const int dim = l.head_dim, lane = slot % LANES;
-    uint8_t* key_tile = keys + ByteTile::key_start(slot, kv_head, l.kv_heads, dim);
-    uint8_t* tile = value ? values + ByteTile::value_start(slot, kv_head, l.kv_heads, dim) : key_tile;
+    uint8_t* key_tile = keys + ByteTile::key_start(slot, kv_head, l.kept_heads(), dim);
+    uint8_t* tile = value ? values + ByteTile::value_start(slot, kv_head, l.kept_heads(), dim) : key_tile;
     float most = 0.0f;
     for (int d = 0; d < dim; d++) {
         const float magnitude = std::fabs(v[d]);
@@ -72,18 +72,21 @@ void keep_int8(const float* v, uint8_t* keys, uint8_t* values, bool value, int64
     }
     const float inverse = steps(most);
     store(key_tile + ByteTile::scale(lane, dim, value), step_of(most));
+    if (l.mixer == LATENT) store(key_tile + ByteTile::scale(lane, dim, true), step_of(most));
     for (int d = 0; d < dim; d++) {
         const int number = inverse == 0.0f ? 0 : (int)std::lrintf(v[d] * inverse);
         tile[value ? ByteTile::value(lane, d, dim) : ByteTile::key(lane, d)] = (uint8_t)(number + 128);
     }
 }
 
-// Rotate pairs half a head apart.
-void turn(const StepArgs& a, const Shape& s, const Layer& l, int row, float* v) {
+}  // namespace
+
+void turn(const Step& step, int layer, int row, int dims, float* v) {
+    const Layer& l = step.model.layers[layer];
     if (l.rope_at < 0) return;
-    const int half = l.head_dim / 2;
-    const size_t at = (size_t)row * s.angles + l.rope_at;
-    const float *cos = a.cos + at, *sin = a.sin + at;
+    const int half = dims / 2;
+    const size_t at = (size_t)row * step.model.shape.angles + l.rope_at;
+    const float *cos = step.args.cos + at, *sin = step.args.sin + at;
     for (int d = 0; d < half; d++) {
         float x = v[d], y = v[d + half];
         v[d] = x * cos[d] - y * sin[d];
@@ -91,7 +94,6 @@ void turn(const StepArgs& a, const Shape& s, const Layer& l, int row, float* v) 
     }
 }
 
-// A head that is normed and turned: a query is scaled and kept, a key or value goes to its page.
 void put_head(const Step& step, int layer, int head, int row, const float* v) {
     const Layer& l = step.model.layers[layer];
     const StepArgs& a = step.args;
@@ -114,6 +116,8 @@ void put_head(const Step& step, int layer, int head, int row, const float* v) {
     else
         keep(v, (uint16_t*)cache, value, slot, kv_head, l);
 }
+
+namespace {
 
 // Where a row's queries lie that are normed together, and behind them its keys.
 float* whole_of(const Step& step, const Layer& l, int row, bool keys) {
@@ -145,10 +149,10 @@ void place_head(const Step& step, int layer, int head, int row, float* v) {
         std::copy_n(v, dim, whole_of(step, l, row, key) + (size_t)(head - (key ? l.heads : 0)) * dim);
         return;
     }
-    if (l.head_norms == AFTER_ROPE) turn(step.args, s, l, row, v);
+    if (l.head_norms == AFTER_ROPE) turn(step, layer, row, dim, v);
     const float* weight = key ? l.key_norm : l.query_norm;
     if (weight) norm(v, dim, padded(dim, TILE), weight, s.eps, v);
-    if (l.head_norms == BEFORE_ROPE) turn(step.args, s, l, row, v);
+    if (l.head_norms == BEFORE_ROPE) turn(step, layer, row, dim, v);
     put_head(step, layer, head, row, v);
 }
 
@@ -162,7 +166,7 @@ void place_whole(const Step& step, int layer, int row) {
         std::fill(all + count, all + padded(count, TILE), 0.0f);
         if (weight) norm(all, count, padded(count, TILE), weight, s.eps, all);
         for (int head = 0; head < heads; head++, all += l.head_dim) {
-            turn(step.args, s, l, row, all);
+            turn(step, layer, row, l.head_dim, all);
             put_head(step, layer, head + (key ? l.heads : 0), row, all);
         }
     }

@@ -12,6 +12,12 @@ void place_head(const Step& step, int layer, int head, int row, float* v);
 // The queries and keys of a row that are normed together, once all heads are there.
 void place_whole(const Step& step, int layer, int row);
 
+// Rotate pairs of `dims` numbers, half of them apart.
+void turn(const Step& step, int layer, int row, int dims, float* v);
+
+// A head that is normed and turned: a query is scaled and kept, a key or value goes to its page.
+void put_head(const Step& step, int layer, int head, int row, const float* v);
+
 // Before the product: stores to lines that are far away would hold up the stores after them.
 void ask_place(const Step& step, int layer, int head, int row);
 

@@ -31,19 +31,24 @@ Model::Model(const Shape& shape, const Layer* given)
     for (const Layer& l : layers) {
         if (l.router.outputs && !l.down.outputs) shares = false;
         kind_of.push_back(0);
-        if (l.mixer == ATTENTION) {
+        if (l.attends()) {
             const auto known =
                 std::find_if(kinds.begin(), kinds.end(), [&](int k) { return same_attention(layers[k], l); });
             kind_of.back() = (int)(known - kinds.begin());
             if (known == kinds.end()) kinds.push_back((int)kind_of.size() - 1);
             query_width = std::max(query_width, l.heads * l.head_dim);
             head_width = std::max(head_width, padded(l.head_dim, TILE));
+            if (l.mixer == LATENT) {
+                head_width = std::max(head_width, padded(l.absorb.inputs + l.head_dim, TILE));
+                head_width = std::max(head_width, padded(l.out.inputs / l.heads, TILE));
+                expanded_width = std::max(expanded_width, padded(l.out.inputs, TILE));
+            }
         }
-        const int seen = l.mixer == ATTENTION ? l.heads * l.value_dim : recurrent;
+        const int seen = l.attends() ? l.heads * l.value_dim : recurrent;
         attention_width = std::max(attention_width, padded(seen, TILE));
         for (const Matrix& m : l.qkv) most(m);
         for (const Matrix* m : {&l.out, &l.gate_up, &l.down, &l.expert_gate_up, &l.mixed, &l.z, &l.token_projection,
-                                &l.token_gate, &l.token_up})
+                                &l.token_gate, &l.token_up, &l.absorb, &l.expand})
             most(*m);
         gates |= l.qkv[3].outputs > 0;
         if (l.mixer == ATTENTION && l.head_norms == WHOLE)
@@ -64,7 +69,7 @@ Model::Model(const Shape& shape, const Layer* given)
 
 // Whether attention is cut in the same way.
 bool Model::same_attention(const Layer& a, const Layer& b) {
-    return a.window == b.window && a.heads == b.heads && a.kv_heads == b.kv_heads && a.head_dim == b.head_dim;
+    return a.mixer == b.mixer && a.window == b.window && a.heads == b.heads && a.kv_heads == b.kv_heads && a.head_dim == b.head_dim;
 }
 
 Model::~Model() {
@@ -116,6 +121,7 @@ void Model::make_room(int rows, int threads, size_t partial_floats) {
     space.gates = floats(gates ? (size_t)rows * query_width : 0);
     space.mixed = floats((size_t)rows * mixed_width);
     space.whole = floats((size_t)rows * whole_width);
+    space.expanded = floats((size_t)rows * expanded_width);
     space.seen = floats((size_t)rows * attention_width);
     space.h = floats((size_t)rows * neurons_pad);
     space.expert_h = floats(entries * expert_pad);
@@ -152,7 +158,7 @@ void Model::make_room(int rows, int threads, size_t partial_floats) {
         own.keys = floats(16 * width);
         own.values = floats(KEY_BLOCK * width);
         own.outs = floats(2 * QUERY_ROOM * width);
-        own.unit = floats(mixed_width ? unit_floats(shape.recurrence) : 0);
+        own.unit = floats(shape.recurrence.kernel ? unit_floats(shape.recurrence) : 0);
     }
     scratch = std::move(own_memory);
     space.rows = rows;

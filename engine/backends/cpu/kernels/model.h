@@ -25,7 +25,7 @@ struct Matrix {
 };
 
 // What lets rows see each other.
-enum MixerKind { ATTENTION, DELTA, SHORT_CONV };
+enum MixerKind { ATTENTION, DELTA, SHORT_CONV, LATENT };
 
 // Which norms queries and keys have: of each head before or after it is turned, or of all of a row together before.
 enum HeadNorms { BEFORE_ROPE, AFTER_ROPE, WHOLE };
@@ -69,6 +69,15 @@ struct Layer {
     Matrix token_projection, token_gate, token_up;
     int32_t token_at;       // where the layer's part of a row of the table begins
     int32_t values_normed;  // every head of values is normed, without a weight
+    // Of latent attention: `mixed` makes queries' latents, which may be missing, `z` keys, and the queries' matrix heads
+    // of those. Of each head, one behind the other: dims that are not turned -> latent, latent -> values.
+    Matrix absorb, expand;
+    float latent_eps;  // of the norms of both latents
+
+    bool attends() const { return mixer == ATTENTION || mixer == LATENT; }
+    bool recurs() const { return mixer == DELTA || mixer == SHORT_CONV; }
+    // KV heads that are kept: those of latents divide the work alone.
+    int kept_heads() const { return mixer == LATENT ? 1 : kv_heads; }
 };
 
 // How the routed experts of a row are chosen; see `Router` in engine/model/shape.py.
@@ -129,6 +138,7 @@ struct Shape {
 struct Workspace {
     int rows = 0;
     float *x, *moved, *beside, *tokens, *q, *gates, *seen, *h, *expert_h, *router_logits, *partial, *pair, *level, *mixed, *whole;
+    float* expanded;
     uint8_t *ready, *ready_router, *ready_expert;
     size_t partial_floats = 0;
 };
@@ -189,6 +199,7 @@ struct Model {
     int own_layers;             // the layers behind these have no keys of their own
     bool gates = false;         // some layer gates what its heads saw
     int token_pad = 0;          // of a row's per-layer embedding in a layer
+    int expanded_width = 0;  // of the values of all heads with latents
     int whole_width = 0;  // of a row's queries, and behind them keys, that are normed together
     int hidden_pad, neurons_pad, expert_pad, pair_width, level_width, mixed_width = 0;
     int attention_width = 0, query_width = 0, head_width = 0;  // the widest: what heads see, queries, a head

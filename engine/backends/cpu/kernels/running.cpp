@@ -85,14 +85,13 @@ Columns::Columns(const Layer& l, const Recurrence& r) {
     width = l.mixer == SHORT_CONV ? padded(l.mixed.outputs, TILE) : rates + padded(l.rates.outputs, TILE);
 }
 
-void run_recurrent(Step& step, int thread, int n, int& phase) {
+void project_mixed(Step& step, int thread, int n, int& phase) {
     Model& model = step.model;
     const Layer& l = model.layers[n];
-    const Recurrence& r = model.shape.recurrence;
-    const Columns columns(l, r);
+    const Columns columns(l, model.shape.recurrence);
     Scratch& own = model.scratch[thread];
     const int hidden = model.shape.hidden, rows_count = step.args.rows;
-    const bool few = step.narrow(), alike = !l.z.outputs || same_rows(l.mixed, l.z);
+    const bool few = step.narrow(), alike = !l.z.outputs || !l.mixed.outputs || same_rows(l.mixed, l.z);
     auto normed = [&](int i) { return step.normed(thread, i, l.attention_norm); };
     auto into = [&](const Matrix& m, int tile, int column, const uint8_t* rows, size_t stride) {
         multiply(m, m.tiles + tile * tile_bytes(m), rows, stride, rows_count, [&](int first, int got, float* out) {
@@ -111,7 +110,7 @@ void run_recurrent(Step& step, int thread, int n, int& phase) {
     const uint8_t* exact = !rate_tiles ? nullptr :
         step.ready(thread, phase, chunks, rows_count, few, format_of(F32), hidden, model.ready_router_bytes,
                    model.space.ready_router, own.ready_router, normed);
-    const uint8_t* rows = ready(l.mixed, chunks);
+    const uint8_t* rows = ready(l.mixed.outputs ? l.mixed : l.z, chunks);
     step.phases.run(phase++, thread, chunks, [&](int c) {
         if (c < tiles) into(l.mixed, c, 0, rows, model.ready_bytes);
         else if (c < at_once) into(l.z, c - tiles, columns.gates, rows, model.ready_bytes);
@@ -122,6 +121,12 @@ void run_recurrent(Step& step, int thread, int n, int& phase) {
         step.phases.run(phase++, thread, z_tiles, [&](int c) { into(l.z, c, columns.gates, rows, model.ready_bytes); });
     }
     step.mark(thread, QKV);
+}
+
+void run_recurrent(Step& step, int thread, int n, int& phase) {
+    const Layer& l = step.model.layers[n];
+    const Recurrence& r = step.model.shape.recurrence;
+    project_mixed(step, thread, n, phase);
     const bool delta = l.mixer == DELTA;
     const int units = delta ? r.key_heads : (r.channels + CONV_CHANNELS - 1) / CONV_CHANNELS;
     step.phases.run(phase++, thread, step.args.requests * units, [&](int c) {

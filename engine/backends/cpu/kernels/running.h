@@ -80,6 +80,9 @@ struct Columns {
 // Floats that a thread needs for a unit.
 size_t unit_floats(const Recurrence& r);
 
+// What a layer's `mixed`, `z` and `rates` give, in their Columns.
+void project_mixed(Step& step, int thread, int layer, int& phase);
+
 // A layer but for its last matrix, which reads `seen`.
 void run_recurrent(Step& step, int thread, int layer, int& phase);
 

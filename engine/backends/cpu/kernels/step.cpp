@@ -9,6 +9,7 @@
 
 #include "entry.h"
 #include "head_rows.h"
+#include "latent.h"
 #include "read_rows.h"
 #include "simd.h"
 
@@ -16,8 +17,8 @@ namespace fastslow {
 
 // The most that a layer takes: qkv, norms of all heads, attention, merge, out, shared and routed experts, down, two
 // norms behind them, and seven times rows made ready; keys and values of other formats than queries, twice two more;
-// five of per-layer embeddings. The rest: embedding or entry, twice two more, and the head with its rows.
-constexpr int LAYER_PHASES = 26, OTHER_PHASES = 4 + ENTRY_PHASES;
+// five of per-layer embeddings; three more of latents. The rest: embedding or entry, twice two more, and the head with its rows.
+constexpr int LAYER_PHASES = 29, OTHER_PHASES = 4 + ENTRY_PHASES;
 
 int tiles_per_chunk(int tiles, int threads) {
     return std::clamp(tiles / (threads * 16), 1, 8);
@@ -186,8 +187,9 @@ void Step::layer(int thread, int n, int& phase) {
     const Layer& l = model.layers[n];
     // of the last layer only what it keeps is read
     const bool ends = n + 1 == last && !is_read;
-    if (l.mixer == ATTENTION) {
-        project(thread, n, phase);
+    if (l.attends()) {
+        if (l.mixer == LATENT) run_latent(*this, thread, n, phase);
+        else project(thread, n, phase);
         mark(thread, QKV);
         if (!ends) attention(thread, n, phase);
     } else {
@@ -353,10 +355,13 @@ void Step::note_features(int layer, int row, int first, int last) {
 
 void Step::close_attention(int thread, int n, int& phase) {
     const Layer& l = model.layers[n];
+    const bool latent = l.mixer == LATENT;
+    if (latent) expand_latent(*this, thread, n, phase);
+    const float* seen = latent ? model.space.expanded : model.space.seen;
+    const int width = latent ? model.expanded_width : model.attention_width;
     const uint8_t* rows = ready(
         thread, phase, tiles_of(l.out), args.rows, narrow(), format_of(l.out.format), l.out.inputs,
-        model.ready_bytes, model.space.ready, model.scratch[thread].ready,
-        [&](int i) { return model.space.seen + (size_t)i * model.attention_width; });
+        model.ready_bytes, model.space.ready, model.scratch[thread].ready, [&](int i) { return seen + (size_t)i * width; });
     add_to_x(thread, phase, l.out, rows, model.ready_bytes, n, false, l.attention_post_norm,
              stream_of(l.gate_up).slice(thread, threads));
 }

@@ -282,7 +282,7 @@ void multiply(const Matrix& m, const uint8_t* tile, const uint8_t* base, size_t 
 
 // Queries, keys and values, which mostly lie in a row; or what a recurrent layer reads first.
 static inline Stream qkv_stream(const Layer& l) {
-    if (l.mixer != ATTENTION) return stream_of(l.mixed);
+    if (l.mixer != ATTENTION) return stream_of(l.mixed.outputs ? l.mixed : l.z);
     const Stream first = stream_of(l.qkv[0]), last = stream_of(l.qkv[l.qkv[2].outputs ? 2 : 1]);
     const size_t all = first.bytes + stream_of(l.qkv[1]).bytes + last.bytes;
     const bool in_a_row = last.from > first.from && (size_t)(last.from - first.from) + last.bytes <= 2 * all;

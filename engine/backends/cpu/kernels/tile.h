@@ -94,4 +94,20 @@ void gather_values(const T* layer, const Places& places, int kv_head, int kv_hea
     }
 }
 
+// The same of keys, whose numbers are values, too; of the only KV head.
+template <class T>
+void values_of_keys(const T* layer, const Places& places, int dim, T* to) {
+    constexpr int PACK = Tile<T>::PACK;
+    T* rows[LANES];
+    const T* keys[LANES];
+    for (int j = 0; j < LANES; j++) {
+        const int64_t slot = places.slots[j < places.count ? j : 0];
+        keys[j] = layer + Tile<T>::key_start(slot, 0, 1, dim) + slot % LANES * PACK;
+        rows[j] = to + (size_t)(j / PACK) * dim * PACK + j % PACK;
+    }
+    for (int d = 0; d < dim; d += PACK)
+        for (int j = 0; j < LANES; j++)
+            for (int p = 0; p < PACK; p++) rows[j][(d + p) * PACK] = keys[j][d * LANES + p];
+}
+
 }  // namespace fastslow
