@@ -34,9 +34,10 @@ class ThinkingSwitch(NamedTuple):
     """Switch of a template that turns thinking off, or down.
 
     kind: "flag": variables that are true or false; "effort": a variable with levels, from the least to the
-    most; "word": a word in the user's latest message; "none": nothing. names: of the variables, or the word."""
+    most; "word": a word in the user's latest message; "budget": how many tokens it may think, of which 0 is no thought;
+    "none": nothing. names: of the variables, or the word."""
 
-    kind: Literal["flag", "effort", "word", "none"] = "none"
+    kind: Literal["flag", "effort", "word", "budget", "none"] = "none"
     names: tuple[str, ...] = ()
     levels: tuple[str, ...] = ()
     budget: str = ""  # the variable that tells the model how many tokens it may think
@@ -49,6 +50,8 @@ class ThinkingSwitch(NamedTuple):
                 return f"{self.names[0]}: {', '.join(self.levels)}"
             case "word":
                 return f"{self.names[0]} in the user message"
+            case "budget":
+                return f"{self.names[0]}: 0, or how many tokens"
         return "none"
 
     @property
@@ -58,6 +61,8 @@ class ThinkingSwitch(NamedTuple):
 
     def variables(self, thinking: Thinking) -> dict[str, object]:
         """Return the variables that the template is given; "auto" leaves it the template's default."""
+        if self.kind == "budget" and thinking == "off":
+            return dict.fromkeys(self.names, 0)
         if thinking == "auto" or self.kind not in ("flag", "effort"):
             return {}
         on = thinking == "on"
@@ -100,7 +105,8 @@ def find_switch(render: Render, source: str) -> ThinkingSwitch:
     for word in (word for word in WORDS if word in source):
         if _knows(render, word):
             return made("word", (word,))
-    return made()
+    stops = tells and all(_differ(texts({BUDGET: 0}), texts(x)) for x in ({}, {BUDGET: 900}))
+    return made("budget", (BUDGET,)) if stops else made()
 
 
 def _differ(some: Iterable[str | None], others: Iterable[str | None]) -> bool:

@@ -122,6 +122,13 @@ FORMATS = (  # the first one whose signs a template holds
         signs=(("<|python_tag|>",), ('"parameters": ', "ipython")),
     ),
     ToolFormat(
+        "granite",
+        "json",
+        "<|tool_call|>",
+        listed=True,
+        signs=(("<|tool_call|>", "JSON list"),),
+    ),
+    ToolFormat(
         "mistral",
         "json",
         "[TOOL_CALLS]",

@@ -79,7 +79,7 @@ CASES: dict[str, list[tuple[str, str, Calls]]] = {
     "llama3": [
         (F5.replace("arguments", "parameters"), "", F), (f"\n{F5}; {G}", "", BOTH), (f"<|python_tag|>{F5}", "", F),
     ],
-    "mistral": [(f"[TOOL_CALLS] [{F5}, {G}]", "", BOTH)],
+    "mistral": [(f"[TOOL_CALLS] [{F5}, {G}]", "", BOTH)], "granite": [(f"<|tool_call|>[{F5}, {G}]", "", BOTH)],
     "harmony": [
         (f"{MARK}f <|constrain|>json<|message|>{B5}<|call|>", "", F), (f"{MARK}f json<|message|>{B5}", "", F),
         (f'{MARK}f json<|message|>{{"b', "", [("f", '{"b')]),

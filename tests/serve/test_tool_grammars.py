@@ -112,7 +112,8 @@ def test_a_required_call_is_valid(speaker: Speaker, name: str, parallel: bool) -
 
 BEGINNINGS = {
     "generic": "So.\n<tool_call>", "hermes": "So.\n<tool_call>", "qwen3-coder": "So.\n<tool_call>",
-    "glm": "So.\n<tool_call>", "minimax": "So.\n<minimax:tool_call>", "pangu": "So.[unused11]", "mistral": "So.[TOOL_CALLS]", "llama3": '{"name": "',
+    "glm": "So.\n<tool_call>", "minimax": "So.\n<minimax:tool_call>", "pangu": "So.[unused11]", "mistral": "So.[TOOL_CALLS]", "granite": "So.<|tool_call|>",
+    "llama3": '{"name": "',
 }  # fmt: skip
 
 

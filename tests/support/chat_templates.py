@@ -234,11 +234,21 @@ LFM2 = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
 """
+SEED_OSS = """\
+{%- for message in messages %}{{ message.role ~ '\\n' ~ message.content ~ '<seed:eos>' }}{% endfor %}
+{%- if thinking_budget is defined and thinking_budget > 0 %}
+    {{- 'system\\nThink in at most ' ~ thinking_budget ~ ' tokens.<seed:eos>' }}
+{%- endif %}
+{%- if add_generation_prompt %}
+    {{- 'assistant\\n' }}
+    {%- if thinking_budget is defined and thinking_budget == 0 %}{{- '<seed:think>none</seed:think>' }}{% endif %}
+{%- endif %}
+"""
 TEMPLATES = {
     "qwen3": QWEN3, "qwen3.5": QWEN3_5, "qwen3-2507-thinking": QWEN3_THINKING, "qwen3-2507-instruct": INSTRUCT, "smollm3": SMOLLM3,
     "nemotron": NEMOTRON, "gpt-oss": GPT_OSS, "r1-distill": R1_DISTILL, "magistral": MAGISTRAL,
     "mistral-effort": MISTRAL_EFFORT, "seed": SEED, "glm": GLM, "deepseek": DEEPSEEK, "llama": LLAMA,
-    "lfm2": LFM2,
+    "lfm2": LFM2, "seed-oss": SEED_OSS,
 }  # fmt: skip
 
 PARTS = ("start", "end", "message", "channel", "constrain", "return", "call")

@@ -183,9 +183,20 @@ MISTRAL = """\
     {%- endif %}
 {%- endfor %}
 """
+GRANITE = """\
+{%- if tools %}{{- 'Write <|tool_call|> and a JSON list of tools used. ' + tools | tojson + '<|end_of_text|>' }}{% endif %}
+{%- for message in messages %}
+    {{- '<|start_of_role|>' + message.role + '<|end_of_role|>' + (message.content or '') }}
+    {%- for call in message.tool_calls or [] %}
+        {{- '<|tool_call|>[{"name": "' + call.function.name + '", "arguments": ' + call.function.arguments | tojson + '}]' }}
+    {%- endfor %}
+    {{- '<|end_of_text|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|start_of_role|>assistant<|end_of_role|>' }}{%- endif %}
+"""
 TOOL_TEMPLATES = {
     "hermes": HERMES, "qwen3-coder": QWEN3_CODER, "glm": GLM, "minimax": MINIMAX, "llama3": LLAMA3, "harmony": GPT_OSS, "pangu": PANGU,
-    "mistral": MISTRAL, "generic": DEEPSEEK,
+    "mistral": MISTRAL, "granite": GRANITE, "generic": DEEPSEEK,
 }  # fmt: skip
 WEATHER: dict[str, Any] = {
     "type": "function",

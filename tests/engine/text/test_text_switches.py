@@ -31,7 +31,8 @@ FLAG = ThinkingSwitch("flag", ("enable_thinking",))
 BOTH = ThinkingSwitch("flag", ("enable_thinking", "thinking"))
 EFFORT = ThinkingSwitch("effort", ("reasoning_effort",), ("low", "medium", "high"))
 NONE, WORD = ThinkingSwitch(), ThinkingSwitch("word", ("/no_think",))
-SWITCHED = ["qwen3", "qwen3.5", "smollm3", "glm", "deepseek", "gpt-oss", "mistral-effort", "nemotron"]
+BUDGET = ThinkingSwitch("budget", ("thinking_budget",), budget="thinking_budget")
+SWITCHED = ["seed-oss", "qwen3", "qwen3.5", "smollm3", "glm", "deepseek", "gpt-oss", "mistral-effort", "nemotron"]
 LOWER, UPPER = ("low", "medium"), ("medium", "high")
 NO_OR_HIGH = EFFORT._replace(levels=("none", "high"))
 
@@ -41,7 +42,7 @@ NO_OR_HIGH = EFFORT._replace(levels=("none", "high"))
     (TEMPLATES["deepseek"], ThinkingSwitch("flag", ("thinking",))),
     (TEMPLATES["gpt-oss"], EFFORT),
     (TEMPLATES["mistral-effort"], NO_OR_HIGH),
-    (TEMPLATES["nemotron"], WORD),
+    (TEMPLATES["nemotron"], WORD), (TEMPLATES["seed-oss"], BUDGET),
     *((source, NONE) for name, source in TEMPLATES.items() if name not in SWITCHED),
     ("{% if false %}{{ enable_thinking }}{% endif %}", NONE),
     ("{{ messages[0].thinking }}{# enable_thinking #}", NONE),
@@ -83,6 +84,7 @@ Q = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     ("gpt-oss", ("Reasoning: low\n", "Reasoning: medium\n", "Reasoning: high\n")),
     ("mistral-effort", ('effort": "none"', 'effort": "none"', 'effort": "high"')),
     ("smollm3", ("Mode: /no_think\n", "Mode: /think\n", "Mode: /think\n")),
+    ("seed-oss", ("assistant\n<seed:think>none</seed:think>", "assistant\n", "assistant\n")),
 ])  # fmt: skip
 def test_what_off_auto_and_on_write(tmp_path: Path, name: str, parts: tuple[str, ...]) -> None:
     write_marked(tmp_path, TEMPLATES[name])
