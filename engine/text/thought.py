@@ -80,9 +80,10 @@ KNOWN = (
     ThoughtTags("[unused16]", "[unused17]"),
     ThoughtTags("<think>", "</think>"),
     ThoughtTags("[THINK]", "[/THINK]"),
+    ThoughtTags("<|channel>thought", "<channel|>"),
 )
 CLOSES = re.compile(r"([<\[])/([\w:]*(?:think|thought|reason)[\w:]*)([>\]])", re.IGNORECASE)
-MARK = re.compile(r"<\|\w+\|>")
+MARK = re.compile(r"<\|\w+\|?>|<\w+\|>")
 
 
 def find_tags(

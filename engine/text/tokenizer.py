@@ -40,7 +40,7 @@ def _load(folder: Path) -> Tokenizer:
 
 
 def _of_gguf(vocabulary: GgufVocabulary) -> Tokenizer:
-    if vocabulary.model == "gpt2":
+    if vocabulary.model != "llama":
         from fastslow.engine.text.tokenizer_files.hf import HfTokenizer, build_bpe
 
         return HfTokenizer(build_bpe(vocabulary), vocabulary.settings())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,9 +110,12 @@ def _ids(fields: Mapping[str, Any], key: str, where: str) -> frozenset[int]:
 CONTROL, USER_DEFINED = 3, 4  # token types: a mark; a text that is always one token
 ENDS = frozenset(  # marks that end an answer in whatever vocabulary has them
     ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|endoftext|>", "<|return|>")
-    + ("<|call|>",)
+    + ("<|call|>", "<end_of_turn>", "<turn|>")
 )
 PREFIX = "tokenizer.ggml."
+CHARACTERS = "gemma4"
+MODELS = ("llama", "gpt2", CHARACTERS)
+SHOWN = re.compile(r"<\|[^\s<>|]+\|?>|<[^\s<>|]+\|>")
 # kinds whose texts begin with a bos unless the header denies it
 LLAMA3 = ("llama-bpe", "llama3", "llama-v3", "lfm2")
 
@@ -120,7 +124,7 @@ LLAMA3 = ("llama-bpe", "llama3", "llama-v3", "lfm2")
 class GgufVocabulary:
     """Vocabulary of a GGUF header: what it says of its tokenizer.
 
-    model: "llama" (SentencePiece) or "gpt2" (byte-level BPE). pre: how a text is split before merging, of a
+    model: "llama" (SentencePiece), "gpt2" (byte-level BPE) or "gemma4" (BPE of characters). pre: how a text is split before merging, of a
     gpt2 one. types: of each token, see CONTROL."""
 
     model: str
@@ -134,20 +138,26 @@ class GgufVocabulary:
         """ValueError in one sentence, without the path, for what does not fit."""
         fields = read_gguf(path).fields
         model = _text(fields, "model")
-        if model not in ("llama", "gpt2"):
-            raise ValueError(f"{PREFIX}model {shown(model)} is not one of the known llama, gpt2")
+        if model not in MODELS:
+            known = ", ".join(MODELS)
+            raise ValueError(f"{PREFIX}model {shown(model)} is not one of the known {known}")
         tokens = texts_of(fields, "tokens")
         types = numbers_of(fields, "token_type", len(tokens), np.integer)
-        return cls(model, _text(fields, "pre") or "default", tokens, types.tolist(), fields)
+        pre = model if model == CHARACTERS else _text(fields, "pre") or "default"
+        return cls(model, pre, tokens, types.tolist(), fields)
 
     @property
     def marks(self) -> frozenset[str]:
         """Tokens that are not text."""
-        return frozenset(t for t, kind in zip(self.tokens, self.types) if kind == CONTROL)
+        both = list(zip(self.tokens, self.types))
+        found = {token for token, kind in both if kind == CONTROL}
+        if self.model == CHARACTERS:  # files show some marks, so that others find calls by them
+            found |= {t for t, kind in both if kind == USER_DEFINED and SHOWN.fullmatch(t)}
+        return frozenset(found)
 
     @property
     def add_bos(self) -> bool:
-        usual = self.model == "llama" or self.pre in (*LLAMA3, "tekken")
+        usual = self.model in ("llama", CHARACTERS) or self.pre in (*LLAMA3, "tekken")
         return self.flag("add_bos_token", usual)
 
     def flag(self, name: str, default: bool) -> bool:

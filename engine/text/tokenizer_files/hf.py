@@ -19,6 +19,7 @@ from tokenizers.pre_tokenizers import PreTokenizer
 from fastslow.engine.host.files import no_panic, read_object, shown
 from fastslow.engine.host.machine import give_back
 from fastslow.engine.text.tokenizer_files.config import (
+    CHARACTERS,
     CONTROL,
     LLAMA3,
     PREFIX,
@@ -163,6 +164,7 @@ class HfTokenizer(Tokenizer):
         return ids
 
 
+SPACE, UNKNOWN = "▁", "<unk>"
 SHORT_FORMS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 WORDS = SHORT_FORMS + r"|[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -221,7 +223,9 @@ def pre_tokenizer(kind: str) -> PreTokenizer:
 
 def build_bpe(vocabulary: GgufVocabulary) -> tokenizers.Tokenizer:
     """The tokenizer; control tokens are special, and user-defined ones are found in any text."""
-    splits = pre_tokenizer(vocabulary.pre)
+    spaced = vocabulary.model == CHARACTERS
+    lines = pre_tokenizers.Split(Regex(r"\n+"), behavior="isolated")
+    splits = lines if spaced else pre_tokenizer(vocabulary.pre)
     merges = []
     for merge in texts_of(vocabulary.fields, "merges"):
         first, space, second = merge.partition(" ")
@@ -229,15 +233,22 @@ def build_bpe(vocabulary: GgufVocabulary) -> tokenizers.Tokenizer:
             raise ValueError(f"{PREFIX}merges: {shown(merge)} must have a space in it")
         merges.append((first, second))
     ids = {token: number for number, token in enumerate(vocabulary.tokens)}
-    whole = vocabulary.pre in WHOLE_WORDS
+    options: dict[str, Any] = {"ignore_merges": vocabulary.pre in WHOLE_WORDS}
+    if spaced:
+        unknown = UNKNOWN if UNKNOWN in ids else None
+        options = {"byte_fallback": True, "fuse_unk": True, "unk_token": unknown}
     try:
-        library = tokenizers.Tokenizer(models.BPE(vocab=ids, merges=merges, ignore_merges=whole))
+        library = tokenizers.Tokenizer(models.BPE(vocab=ids, merges=merges, **options))
     except Exception as error:  # noqa: BLE001 - the library raises nothing narrower
         raise ValueError(f"{PREFIX}merges: {error!s:.99}") from None
     if vocabulary.pre in QWEN:
         library.normalizer = normalizers.NFC()
     library.pre_tokenizer = splits
     library.decoder = decoders.ByteLevel()
+    if spaced:
+        library.normalizer = normalizers.Replace(" ", SPACE)
+        steps = decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()
+        library.decoder = decoders.Sequence([*steps])
     _add(library, vocabulary)
     _surround(library, vocabulary)
     return library

@@ -162,6 +162,42 @@ def test_qwen35_splits_as_its_class_in_transformers_does(tmp_path: Path) -> None
     assert sum(cut.pre_tokenize_str(text) != whole.pre_tokenize_str(text) for text in plain) > 300
 
 
+def test_gemma4_ids_are_those_of_its_class_in_transformers(tmp_path: Path) -> None:
+    """BPE of characters with spaces as marks; what no token has becomes bytes. Marks that files show are special."""
+    theirs = pytest.importorskip("transformers.models.gemma.tokenization_gemma").GemmaTokenizer
+    shown = ("<|channel>", "<channel|>", '<|"|>', "<tool>")
+    begin = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<turn|>", *shown, *(f"<0x{n:02X}>" for n in range(256))]
+    library = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    library.normalizer = normalizers.Replace(" ", "▁")
+    library.pre_tokenizer = pre.Split(Regex(r"\n+"), behavior="isolated")
+    kept = [line for line in lines() if "你" not in line]
+    library.train_from_iterator(kept, BpeTrainer(vocab_size=1500, special_tokens=begin, show_progress=False))
+    model = json.loads(library.to_str())["model"]
+
+    def add(writer: gguf.GGUFWriter) -> None:
+        tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
+        kinds = dict.fromkeys(begin[:6], TokenType.CONTROL) | dict.fromkeys(shown, TokenType.USER_DEFINED)
+        kinds |= {"<unk>": TokenType.UNKNOWN} | dict.fromkeys(begin[10:], TokenType.BYTE)
+        writer.add_tokenizer_model("gemma4")
+        writer.add_token_list(tokens)
+        writer.add_token_types([kinds.get(token, TokenType.NORMAL) for token in tokens])
+        writer.add_token_merges([" ".join(merge) for merge in model["merges"]])
+        writer.add_bos_token_id(2)
+        writer.add_eos_token_id(1)
+
+    ours = load_tokenizer(write(tmp_path / "m.gguf", add))
+    reference = theirs(vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]])
+    plain = [text.replace("<tool>", "|").replace("\x00", "") for text in lines()]
+    for text in plain:
+        ids = ours.encode(text)
+        assert ids[0] == 2 and ids[1:] == reference.encode(text, add_special_tokens=False), text
+        assert ours.decode(ids[1:]) == text
+    assert {ours.token_id(mark) for mark in shown[:3]} < ours.special_ids and ours.token_id(
+        "<tool>"
+    ) not in ours.special_ids
+    assert ours.eos_ids == {1, ours.token_id("<turn|>")}
+
+
 @cache
 def spm_model() -> bytes:
     made = io.BytesIO()
