@@ -22,10 +22,12 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
 import checkpoints
 import eagle_tools
+import gemma_models
 import gguf_hybrid
 import gguf_tools
 import head_tools
 import pangu_v2_tools
+import peer_models
 import published_tools
 import quant_tools
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -233,6 +235,29 @@ def _gguf_hybrid(folder: Path) -> None:
     shutil.rmtree(source)
 
 
+def _peer(folder: Path, name: str) -> None:
+    """A model as transformers writes it."""
+    fields: dict[str, Any] = {"vocab_size": 320, "max_position_embeddings": 128}
+    if name.startswith("gemma"):
+        model = gemma_models.build(name, vocab_size_per_layer_input=320, **fields)
+    else:
+        model = peer_models.build(name, **fields)
+    peer_models.write(folder, model)
+    write_bpe(folder, MARKS)
+
+
+def _gguf_peer(folder: Path, name: str) -> None:
+    vocab, source = len(gguf_tools.BYTE_TOKENS), folder.with_name("source")
+    kind, own = (peer_models.MIXTURES | peer_models.NEAR)[name]
+    config = {**peer_models.SMALL, "rope_theta": 1e4, "head_dim": 16, **own, "architectures": [f"{kind}ForCausalLM"]}
+    config |= {"vocab_size": vocab, "max_position_embeddings": 128, "num_hidden_layers": 2, "torch_dtype": "bfloat16"}
+    checkpoints.write(source, config, checkpoints.tensors(config))
+    vocabulary = partial(gguf_tools.add_byte_level, template=MARKS)
+    pick = gguf_tools.matrices(gguf.GGMLQuantizationType.Q8_0)
+    gguf_tools.write_gguf(source, folder.with_name("m.gguf"), pick, vocabulary)
+    shutil.rmtree(source)
+
+
 HEADS = ((1, 1), (2, 1), (6, 2), (3, 3), (64, 1), (65, 1), (130, 1), (128, 2), (256, 1))
 SCALINGS: tuple[dict[str, Any] | None, ...] = (
     None,
@@ -329,6 +354,11 @@ KINDS: dict[str, Kind] = {
     "gguf": Kind(_gguf, target="m.gguf"),
     "gguf-mixture": Kind(_gguf_mixture, target="m.gguf"),
     "gguf-hybrid": Kind(_gguf_hybrid, target="m.gguf", drafters=({"drafter": "mtp", "nodes": 3},)),
+    **{
+        name: Kind(partial(_peer, name=name))
+        for name in ("phi3 long", "olmo3", "ministral3", "gemma4", "gemma4 mixture")
+    },
+    **{f"gguf {name}": Kind(partial(_gguf_peer, name=name), target="m.gguf") for name in ("phi3", "glm", "minimax")},
     "odd": Kind(_chatty, odd=odd_model),
     "odd-int8": Kind(_chatty, options=(("quantization", "int8"),), odd=odd_model),
     "odd-int4": Kind(_chatty, options=(("quantization", "int4"),), odd=odd_model),
