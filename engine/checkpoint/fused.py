@@ -191,10 +191,13 @@ def _delta(prefix: str, layer: Layer, hidden: int) -> Iterator[Fused]:
 
 
 def _gate_up(prefix: str, layer: Layer, hidden: int) -> Iterator[Fused]:
-    """The gate and up matrices of a dense MLP, below each other."""
-    if not isinstance(layer.ffn, DenseMlp):
+    """The gate and up matrices of a dense MLP, or of a shared expert, below each other."""
+    mlp, own = layer.ffn, f"{prefix}.mlp"
+    if (routed := layer.routed) is not None:
+        mlp, own = routed.shared, f"{own}.shared_expert"
+    if not isinstance(mlp, DenseMlp):
         return
-    inner, own = layer.ffn.width, f"{prefix}.mlp"
+    inner = mlp.width
     parts = {
         f"{own}.{side}_proj.weight": (slice(None), slice(n * inner, (n + 1) * inner))
         for n, side in enumerate(("gate", "up"))

@@ -6,6 +6,8 @@ from fastslow.engine.families.dense import ernie, granite, hunyuan, ministral, o
 from fastslow.engine.families.gemma import gemma3, gemma4
 from fastslow.engine.families.mixtures import deepseek, glm, minimax
 from fastslow.engine.families.mixtures import ernie as ernie_moe
+from fastslow.engine.families.mixtures import granite as granite_moe
+from fastslow.engine.families.mixtures import hunyuan as hunyuan_moe
 from fastslow.engine.families.refused import REFUSED
 from fastslow.engine.model.family import Family, refuse
 
@@ -35,6 +37,8 @@ FAMILIES: tuple[Family, ...] = (
     deepseek.SPARSE_ATTENTION,
     ernie_moe.ERNIE4_5_MOE,
     minimax.MINIMAX_M2,
+    granite_moe.GRANITE_MOE,
+    hunyuan_moe.HUNYUAN_MOE,
     phi.PHI3,
     granite.GRANITE,
     granite.HYBRID,

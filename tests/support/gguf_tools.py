@@ -47,6 +47,7 @@ GATES |= dict.fromkeys((MODEL_ARCH.GRANITE_MOE, MODEL_ARCH.HUNYUAN_MOE, MODEL_AR
 GATES[MODEL_ARCH.DEEPSEEK2] = None  # not said, or none
 MIXTURE = {  # of their config.json, and what writes it
     "n_routed_experts": "expert_count", "moe_num_experts": "expert_count", "moe_k": "expert_used_count",
+    "moe_topk": "expert_used_count", "num_shared_expert": "expert_shared_count",
     "n_shared_experts": "expert_shared_count", "moe_num_shared_experts": "expert_shared_count",
     "first_k_dense_replace": "leading_dense_block_count", "moe_layer_start_index": "leading_dense_block_count",
     "moe_layer_interval": "interleave_moe_layer_step", "routed_scaling_factor": "expert_weights_scale",
@@ -219,10 +220,11 @@ def add_header(writer: gguf.GGUFWriter, config: Mapping[str, Any], arch: MODEL_A
                 getattr(writer, f"add_{key}")(config[name])
         if (gate := GATES[arch]) is not None:
             writer.add_expert_gating_func(gate)
-    if "num_experts_per_tok" in config or "moe_k" in config:
+    if {"num_experts_per_tok", "moe_k", "moe_topk"} & config.keys():
         if (experts := config.get("num_experts") or config.get("num_local_experts")) is not None:
             writer.add_expert_count(experts)
-        writer.add_expert_used_count(config.get("num_experts_per_tok") or config["moe_k"])
+        if "num_experts_per_tok" in config:
+            writer.add_expert_used_count(config["num_experts_per_tok"])
         writer.add_expert_feed_forward_length(config.get("moe_intermediate_size", config["intermediate_size"]))
     if arch in (MODEL_ARCH.PHI3, MODEL_ARCH.OLMO2, MODEL_ARCH.EXAONE4):
         add_near(writer, config, arch)

@@ -114,6 +114,9 @@ LIMITED = {**GROUPS, "topk_method": "group_limited_greedy", "routed_scaling_fact
 INDEXED = {**LATENT, "index_n_heads": 2, "index_head_dim": 32, "index_topk": 2048}
 SAME_SCALES, NARROW = {"mscale": 0.7, "mscale_all_dim": 0.7}, {"q_lora_rank": None, "v_head_dim": 16}
 KINDS = {"mlp_layer_types": ["dense", "sparse", "dense", "sparse"]}
+GRANITE_MOE = {"num_local_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 32, "attention_multiplier": 0.2}
+GRANITE_MOE |= {"embedding_multiplier": 3.0, "logits_scaling": 2.0, "residual_multiplier": 0.5}
+HUNYUAN_MOE = {"num_experts": 8, "moe_topk": 4, "intermediate_size": 32, "head_dim": 16}
 
 # Mixtures that tests/engine/model/test_mixtures.py runs over longer texts.
 MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -133,6 +136,14 @@ MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "glm lite no query latent": ("Glm4MoeLite", {**LATENT, **NARROW, **yarn(4.0)}),
     "deepseek_v32": ("DeepseekV32", {**INDEXED, **GROUPS}), "glm dsa": ("GlmMoeDsa", {**INDEXED, **KINDS}),
     "ernie no shared": ("Ernie4_5_Moe", {**ERNIE, "moe_layer_end_index": 2, "moe_num_shared_experts": 0}),
+    "granite moe": ("GraniteMoe", GRANITE_MOE), "granite moe biases": ("GraniteMoe", {**GRANITE_MOE, **BIASED, **TIED}),
+    "granite moe all experts": ("GraniteMoe", {**GRANITE_MOE, "num_experts_per_tok": 8, "attention_multiplier": 0.5}),
+    "granite shared": ("GraniteMoeShared", {**GRANITE_MOE, "shared_intermediate_size": 48}),
+    "granite shared tied": ("GraniteMoeShared", {**GRANITE_MOE, **TIED, "shared_intermediate_size": 64}),
+    "granite shared none": ("GraniteMoeShared", {**GRANITE_MOE, **BIASED, "num_experts_per_tok": 1}),
+    "hunyuan moe": ("HunYuanMoEV1", HUNYUAN_MOE),
+    "hunyuan moe alpha": ("HunYuanMoEV1", {**HUNYUAN_MOE, **TIED, **rope("dynamic", alpha=1000.0, factor=1.0)}),
+    "hunyuan moe lists": ("HunYuanMoEV1", {**HUNYUAN_MOE, **BIASED, "moe_topk": [2] * 4}),
     "minimax": ("MiniMaxM2", MINIMAX), "minimax whole": ("MiniMaxM2", {**MINIMAX, "rotary_dim": None, **TIED}),
     "minimax one expert": ("MiniMaxM2", {**MINIMAX, "head_dim": 24, "rotary_dim": 8, "num_experts_per_tok": 1}),
 }  # fmt: skip

@@ -32,6 +32,12 @@ from fastslow.engine.model.parts import FeedForward
 from fastslow.engine.model.shape import DecoderShape, Layer
 
 ATTENTION = "attention", FULL  # the first is an older name
+SCALES = {  # of headers of GGUF files
+    "attention.scale": "attention_multiplier",
+    "embedding_scale": "embedding_multiplier",
+    "residual_scale": "residual_multiplier",
+    "logit_scale": "logits_scaling",
+}
 RENAMES = (
     (".shared_mlp.input_linear.", ".mlp.gate_up_proj."),
     (".shared_mlp.output_linear.", ".mlp.down_proj."),
@@ -90,12 +96,7 @@ GRANITE = Family(
         "granite",
         GGUF_LAYER,
         interleaved=True,
-        fields={
-            "attention.scale": "attention_multiplier",
-            "embedding_scale": "embedding_multiplier",
-            "residual_scale": "residual_multiplier",
-            "logit_scale": "logits_scaling",
-        },
+        fields=SCALES,
     ),
 )
 HYBRID = Family(("GraniteMoeHybridForCausalLM",), _hybrid)  # GGUF files call it granite

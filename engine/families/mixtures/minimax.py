@@ -14,7 +14,6 @@ from fastslow.engine.families.mixtures.mixture import (
     mixture,
 )
 from fastslow.engine.families.reading import attending, decoder, norm_of
-from fastslow.engine.host.files import shown
 from fastslow.engine.model.config import ROTATED
 from fastslow.engine.model.family import (
     GGUF_HEAD_NORMS,
@@ -64,8 +63,6 @@ def _read(raw: ConfigJson) -> DecoderShape:
 def _header(raw: dict[str, Any]) -> None:
     check_gate(raw, SIGMOID)
     raw["rotary_dim"] = raw.pop(ROTATED)
-    if raw.pop("moe_intermediate_size", None) != (width := raw.get("intermediate_size")):
-        raise ValueError(f"expert_feed_forward_length must be feed_forward_length {shown(width)}")
 
 
 MINIMAX_M2 = Family(
@@ -74,7 +71,12 @@ MINIMAX_M2 = Family(
     GgufNames(
         "minimax-m2",
         GGUF_LAYER | GGUF_HEAD_NORMS | TENSORS,
-        fields={**FIELDS, "expert_count": "num_local_experts", "rope.dimension_count": ROTATED},
+        fields={
+            **FIELDS,
+            "expert_count": "num_local_experts",
+            "expert_feed_forward_length": "intermediate_size",
+            "rope.dimension_count": ROTATED,
+        },
         finish=_header,
     ),
 )

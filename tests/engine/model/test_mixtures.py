@@ -150,6 +150,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
         **BASE, **LATENT, "architectures": ["Glm4MoeLiteForCausalLM"], "num_nextn_predict_layers": 1,
         "routed_scaling_factor": 1.8, "tie_word_embeddings": True,
     },
+    "granite": {
+        **BASE, "architectures": ["GraniteMoeForCausalLM"], "num_local_experts": 8, "num_experts_per_tok": 3,
+        "intermediate_size": 32, "attention_multiplier": 0.25, "embedding_multiplier": 3.0, "logits_scaling": 2.0,
+        "residual_multiplier": 0.5, "shared_intermediate_size": 48,
+    },
+    "hunyuan": {
+        **BASE, "architectures": ["HunYuanMoEV1ForCausalLM"], "num_experts": 8, "moe_topk": 3,
+        "intermediate_size": 32, "num_shared_expert": 1,
+    },
     "minimax": {
         **BASE, "architectures": ["MiniMaxM2ForCausalLM"], "num_local_experts": 8, "num_experts_per_tok": 3,
         "rotary_dim": 8, "intermediate_size": 32,
@@ -182,7 +191,7 @@ def test_a_gguf_file_is_the_folder_that_it_was_made_from(tmp_path: Path, name: s
 
 FUZZED = [  # plain torch takes long
     pytest.param((name, kernels), marks=() if kernels else pytest.mark.slow, id=f"{name}-{kernels}")
-    for name, kernels in product(("glm groups", "ernie", "minimax"), KERNELS)
+    for name, kernels in product(("glm groups", "ernie", "granite", "hunyuan", "minimax"), KERNELS)
 ]
 
 

@@ -1,0 +1,54 @@
+"""Granite 3 and 4 with experts: the factors of all Granite models, a softmax of the chosen, and for some a shared MLP."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fastslow.engine.families.dense.granite import SCALES, scaled
+from fastslow.engine.families.mixtures.mixture import FIELDS, TENSORS, mixture
+from fastslow.engine.families.reading import attending
+from fastslow.engine.model.family import (
+    GGUF_LAYER,
+    MOST_WIDTH,
+    ConfigJson,
+    Family,
+    GgufNames,
+    count,
+    integer,
+)
+from fastslow.engine.model.ffn.router import Router
+from fastslow.engine.model.shape import DecoderShape
+
+RENAMES = (
+    (".block_sparse_moe.router.layer.", ".mlp.gate."),
+    (".block_sparse_moe.input_linear.weight", ".mlp.experts.gate_up_proj"),
+    (".block_sparse_moe.output_linear.weight", ".mlp.experts.down_proj"),
+    (".shared_mlp.input_linear.", ".mlp.shared_expert.gate_up_proj."),
+    (".shared_mlp.output_linear.", ".mlp.shared_expert.down_proj."),
+)
+
+
+def _read(raw: ConfigJson) -> DecoderShape:
+    """Without `shared_intermediate_size` there is no shared MLP."""
+    router = Router("chosen", integer(raw, "num_experts_per_tok", 2))
+    shared = count(raw, "shared_intermediate_size", most=MOST_WIDTH)
+    ffn = mixture(raw, router, "num_local_experts", "intermediate_size", shared)
+    shape = scaled(raw, attending(raw), ffn)
+    return replace(shape, fused=("experts", "gate_up"), renames=RENAMES)
+
+
+GRANITE_MOE = Family(
+    ("GraniteMoeForCausalLM", "GraniteMoeSharedForCausalLM"),
+    _read,
+    GgufNames(
+        "granitemoe",
+        GGUF_LAYER | TENSORS,
+        interleaved=True,
+        fields={
+            **FIELDS,
+            **SCALES,
+            "expert_count": "num_local_experts",
+            "expert_feed_forward_length": "intermediate_size",
+        },
+    ),
+)

@@ -1,0 +1,93 @@
+"""HunYuan with experts: heads are normed after they are rotated, softmax over all experts, and a shared one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from fastslow.engine.families.dense import hunyuan
+from fastslow.engine.families.mixtures.mixture import (
+    FIELDS,
+    SHARES,
+    SOFTMAX,
+    TENSORS,
+    check_gate,
+    expect,
+    mixture,
+)
+from fastslow.engine.families.reading import decoder, norm_of
+from fastslow.engine.host.files import shown
+from fastslow.engine.model.family import (
+    GGUF_HEAD_NORMS,
+    GGUF_LAYER,
+    MOST_WIDTH,
+    ConfigJson,
+    Family,
+    GgufNames,
+    integer,
+    integers,
+)
+from fastslow.engine.model.ffn.router import Router
+from fastslow.engine.model.shape import DecoderShape, Layer
+
+EXPECTED = {
+    "num_shared_expert": 1,
+    "norm_topk_prob": True,
+    "use_qk_norm": True,
+    "use_mixed_mlp_moe": True,
+    "moe_layer_num_skipped": 0,
+    "group_limited_greedy": False,
+    "moe_router_use_sigmoid": False,
+    "use_mla": False,
+    "use_cla": False,
+}
+# Of models with latent keys, with images, or with one kind of norm.
+OTHERS = (
+    "kv_lora_rank q_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim norm_type vit_norm_type"
+)
+RENAMES = (
+    *hunyuan.RENAMES,
+    (".mlp.gate.wg.", ".mlp.gate."),
+    (".mlp.shared_mlp.", ".mlp.shared_expert."),
+)
+
+
+def _read(raw: ConfigJson) -> DecoderShape:
+    """`moe_topk` is a number, or a list of one for each layer, all alike. Experts are as wide as the shared one."""
+    mixer, width = hunyuan.turned(raw), integer(raw, "intermediate_size", most=MOST_WIDTH)
+    expect(raw, EXPECTED | {"moe_intermediate_size": width, "attention_head_dim": mixer.head_dim})
+    for name in OTHERS.split():
+        raw.get(name)
+    if len(chosen := {*integers(raw, "moe_topk")} or {1}) > 1:
+        raise ValueError(f"moe_topk {shown(raw['moe_topk'])} must be the same in all layers")
+    ffn = mixture(raw, Router("softmax", *chosen), "num_experts", "intermediate_size", width)
+    return replace(
+        decoder(raw, Layer(mixer, ffn), norm=norm_of(raw, 1e-5)),
+        fused=("experts",),
+        renames=RENAMES,
+    )
+
+
+def _header(raw: dict[str, Any]) -> None:
+    check_gate(raw, SOFTMAX)
+    hunyuan.no_scaling(raw)
+
+
+HUNYUAN_MOE = Family(
+    ("HunYuanMoEV1ForCausalLM",),
+    _read,
+    GgufNames(
+        "hunyuan-moe",
+        GGUF_LAYER | GGUF_HEAD_NORMS | TENSORS,
+        fields={
+            **FIELDS,
+            **dict.fromkeys(
+                ("expert_feed_forward_length", "expert_shared_feed_forward_length"),
+                "intermediate_size",
+            ),
+            "expert_used_count": "moe_topk",
+            SHARES: "num_shared_expert",
+        },
+        finish=_header,
+    ),
+)
