@@ -20,6 +20,7 @@ from refusals import refused
 
 from fastslow.engine.backends.cpu import decoder
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
+from fastslow.engine.backends.cpu.pieces import limits
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model.base import Model, kv_cache_for
 from fastslow.engine.rows import Rows, RunningRows, Segment
@@ -147,7 +148,7 @@ def test_steps_that_reach_outside_running_states_are_refused(
 def test_what_the_kernels_do_not_run_goes_to_plain_torch(tmp_path: Path) -> None:
     for name, fields in (("all", {"layer_types": ["linear_attention"] * 4}), ("taps", {"linear_conv_kernel_dim": 17})):
         path = write_hybrid(tmp_path / name, "qwen35", **fields)
-        assert decoder.unsupported(load_model(path, progress=False).config) in {
+        assert limits.unsupported(load_model(path, progress=False).config) in {
             "they need a layer of attention",
             "they have no room for it: kernel=17 must be a whole number in 2..16",
         }
