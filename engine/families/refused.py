@@ -24,9 +24,10 @@ qwen4exp qwen38flashnext | Qwen3.8-Flash-Next | it has several residual streams 
 embeddings and block-sparse attention | qwen3_5moe
 lfm3 | LFM3 | it has a gate for each head of attention, windows that rotate otherwise than full attention, \
 convolutions of 7 tokens and norms after sublayers | lfm2
-deepseekv2 deepseekv3 deepseek2 kimik2 glm4moelite glmmoedsa glmdsa mistral4 minicpm3 longcat youtu | DeepSeek V2 to \
-V3.2 and R1, Kimi K2, GLM-4.7-Flash, GLM-5, Mistral 4, MiniCPM3, LongCat-Flash, Youtu | no family reads its attention \
-with latent keys (MLA) yet | glm4moe
+glmdsa deepseek32 | GLM-5 and DeepSeek V3.2 in GGUF files | it has the indexer of sparse attention, which is read from \
+folders alone | glmmoedsa
+kimik2 mistral4 minicpm3 longcat youtu | Kimi K2.5, Mistral 4, MiniCPM3, LongCat-Flash, Youtu | no family reads its \
+attention with latent keys (MLA) yet | deepseekv3
 gemma3n | Gemma 3n | it has several residual streams (AltUp) and sparse MLPs | gemma3
 llama4 | Llama 4 | it attends in chunks, and weighs what an expert reads instead of what it says | qwen3moe
 mllama | Llama 3.2 Vision | it has layers that attend to images | llama

@@ -185,6 +185,19 @@ BY_SCRIPT = (  # one after the other
     "[一-龥぀-ゟ゠-ヿ]+",
     rf"{MARKS}[A-Za-z]+|[^\r\n\p{{L}}\p{{P}}\p{{S}}]?[\p{{L}}\p{{M}}]+| ?[\p{{P}}\p{{S}}]+[\r\n]*|{SPACES}",
 )
+CASES = (  # letters of most scripts that have two cases
+    "A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅ"
+    "Ὀ-Ὅὐ-ὗὙὛὝὟ-\u1f7dᾀ-ᾴᾶ-ᾼ\u1fbeῂ-ῄῆ-ῌῐ-\u1fd3ῖ-\u1fdbῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\u2126ℨ\u212a-ℭℯ-ℴ"
+    "ℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃"
+)
+DEEPSEEK = (  # one after the other
+    r"[\r\n]",
+    rf"\s?[{CASES}]+",
+    r"\s?[!-/:-~！-／：-～‘-‟　-。]+",
+    r"\s+$",
+    "[一-龥ࠀ-一가-퟿]+",
+    r"\p{N}+",
+)
 O200K = rf"{CASED}|{TRIPLES}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{SPACES}"
 PATTERNS: dict[str, str | tuple[str, ...]] = {
     "tekken": TEKKEN,
@@ -195,6 +208,7 @@ PATTERNS: dict[str, str | tuple[str, ...]] = {
     ),
     **dict.fromkeys((*QWEN, "hunyuan"), rf"{WORDS}|\p{{N}}|{OTHERS}|{SPACES}"),
     "qwen35": MARKED,
+    "deepseek-llm": DEEPSEEK,
     **dict.fromkeys(("gpt-4o", "minimax-m2"), O200K),
 }
 PLAIN = ("gpt-2", "gpt2", "default", "olmo", "exaone4")  # as GPT-2 splits

@@ -268,8 +268,8 @@ def test_only_stacked_experts_are_in_mxfp4(tmp_path: Path) -> None:
 # Names in config.json and in headers of GGUF files.
 REFUSED_NAMES = """
 Mamba2ForCausalLM NemotronHForCausalLM nemotron_h_moe falcon-h1 FalconMambaForCausalLM BambaForCausalLM jamba plamo2
-GraniteMoeHybridForCausalLM granitehybrid RwkvForCausalLM rwkv7 KimiLinearForCausalLM kimi-linear deepseek2
-DeepseekV4ForCausalLM Glm5NextForConditionalGeneration Glm4MoeLiteForCausalLM glm-dsa MiniMaxM1ForCausalLM openpangu
+GraniteMoeHybridForCausalLM granitehybrid RwkvForCausalLM rwkv7 KimiLinearForCausalLM kimi-linear
+DeepseekV4ForCausalLM Glm5NextForConditionalGeneration YoutuForCausalLM glm-dsa MiniMaxM1ForCausalLM openpangu
 Qwen4ExpForConditionalGeneration LFM3 gemma3n Gemma3nForConditionalGeneration Llama4ForConditionalGeneration command-r
 Cohere2ForCausalLM falcon PhiForCausalLM phi2 PhimoeForCausalLM Phi4MMForCausalLM bitnet LLaDAModelLM T5ForConditionalGeneration
 """

@@ -80,6 +80,7 @@ SPLITS: dict[str, pre.PreTokenizer] = {
     "smollm": pre.Sequence([pre.Digits(individual_digits=True), PLAIN]), "gpt-4o": split(O200K), "gpt-2": PLAIN,
     "glm4": split(LLAMA3), "hunyuan": split(QWEN2), "minimax-m2": split(O200K),
     "tekken": split(TEKKEN), "seed-coder": split(SEED), "dbrx": split(LLAMA3), "exaone4": PLAIN,
+    "deepseek-llm": split(r"[\r\n]", r"\s?[\p{Lu}\p{Ll}\p{Lt}]+", r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", "[一-龥ࠀ-一가-퟿]+", r"\p{N}+"),
     "hunyuan-dense": split(r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", BY_SCRIPT),
 }  # fmt: skip
 
