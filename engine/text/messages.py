@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from fastslow.engine.params import shown
@@ -147,6 +147,21 @@ def as_object(arguments: str | Mapping[str, Any] | None) -> str | Mapping[str, A
     except (ValueError, RecursionError):
         return arguments
     return read if isinstance(read, dict) else arguments
+
+
+RESPONSES = "tool_responses"  # in templates that want results beside their calls
+
+
+def with_responses(turns: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Checked messages with results in the messages that called for them."""
+    found: list[Mapping[str, Any]] = []
+    for turn in turns:
+        if turn["role"] == "tool" and found and "tool_calls" in found[-1]:
+            given = {"name": turn.get("name") or "unknown", "response": as_object(turn["content"])}
+            found[-1] = {**found[-1], RESPONSES: [*found[-1].get(RESPONSES, ()), given]}
+        else:
+            found.append(turn)
+    return found
 
 
 def as_texts(message: Mapping[str, Any]) -> Mapping[str, Any]:

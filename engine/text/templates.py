@@ -15,7 +15,13 @@ from loguru import logger
 from fastslow.engine.host.files import is_file
 from fastslow.engine.host.gguf_file import is_gguf
 from fastslow.engine.params import Thinking, shown
-from fastslow.engine.text.messages import Turn, as_texts, check_messages
+from fastslow.engine.text.messages import (
+    RESPONSES,
+    Turn,
+    as_texts,
+    check_messages,
+    with_responses,
+)
 from fastslow.engine.text.sandbox import Sandbox, limited
 from fastslow.engine.text.switches import ThinkingSwitch, find_switch
 from fastslow.engine.text.tokenizer_files.config import Settings, read_data, settings_of
@@ -188,6 +194,8 @@ class JinjaTemplate(ChatTemplate):
     ) -> str:
         if any("tool_calls" in message for message in messages) and self._joins_arguments:
             messages = [*map(as_texts, messages)]
+        if RESPONSES in self.source:
+            messages = with_responses(messages)
         given = {**self.found.variables(thinking), **variables}
         try:
             with limited([messages, given]):

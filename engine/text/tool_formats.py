@@ -21,7 +21,7 @@ class ToolFormat:
     Attributes:
         kind: what reads and writes it. "json": objects with a name and arguments; "messages": a message to the
             function; "xml": an element for each argument; "pairs": elements for its name and its value; "invoke":
-            as "xml", with names in quotes.
+            as "xml", with names in quotes; "braces": objects whose strings stand between marks.
         begin, end: marks around a call, or around a list of calls. No `end`: to the end of the answer.
         key: what holds the arguments of an object.
         listed: all calls of an answer are between one pair of marks, as a JSON list where they are JSON.
@@ -32,7 +32,7 @@ class ToolFormat:
     """
 
     name: str
-    kind: Literal["json", "messages", "xml", "pairs", "invoke"]
+    kind: Literal["json", "messages", "xml", "pairs", "invoke", "braces"]
     begin: str
     end: str = ""
     key: str = "arguments"
@@ -97,6 +97,15 @@ FORMATS = (  # the first one whose signs a template holds
         "</minimax:tool_call>",
         listed=True,
         signs=(("<minimax:tool_call>", "<invoke name="),),
+    ),
+    ToolFormat(
+        "gemma4",
+        "braces",
+        "<|tool_call>",
+        "<tool_call|>",
+        shown=('<|"|>',),
+        stops=("<|tool_response>",),
+        signs=(("<|tool_call>call:",),),
     ),
     ToolFormat(
         "qwen3-coder",

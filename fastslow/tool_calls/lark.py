@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from fastslow.engine.text.thought import BODY, CHANNEL, END, START
 from fastslow.engine.text.tool_formats import ToolFormat
+from fastslow.tool_calls.braces import QUOTE, BraceRules
 
 Schemas = Mapping[str, Mapping[str, Any]]  # of arguments, by function
 TEXT = "TEXT: /(.|\\n)*/"
@@ -77,8 +78,12 @@ class CallGrammar:
         self._many = parallel and not form.listed and not form.bare  # each call has its own marks
         functions = self._element if form.kind in ELEMENTS else self._object
         self._rules = [TEXT, f"call: {_each('f', schemas)}"]
+        if form.kind == "braces":
+            self._braces = BraceRules(_mark(QUOTE, tokens), QUOTE in tokens)
+            functions = self._braced
         for place, (name, schema) in enumerate(schemas.items()):
             functions(place, name, schema)
+        self._rules += self._braces.rules if form.kind == "braces" else []
 
     def required(self) -> str:
         """At least one call, and nothing else."""
@@ -106,7 +111,8 @@ class CallGrammar:
     def _starts(self) -> list[str]:
         """Return the grammar's alternatives for an answer that begins with a call."""
         if not self._form.bare:
-            many = f" ({quoted(chr(10))} {self._begin} body)*" if self._many else ""
+            between = "" if self._form.kind == "braces" else quoted("\n")
+            many = f" ({between} {self._begin} body)*" if self._many else ""
             return [f"{self._begin} body{many}"]
         marked = [f"{self._begin} {quoted(BARE)} body"] if self._has_token else []
         return [f"{quoted(BARE)} body", *marked]
@@ -120,6 +126,8 @@ class CallGrammar:
         if form.kind in ELEMENTS:
             more = "+" if form.listed and self._parallel else ""
             return f"{ELEMENTS[form.kind].begin} call{more} {self._end}"
+        if form.kind == "braces":
+            return f"call {self._end}"
         if form.bare:
             return f"call ({quoted('; ')} {other})*" if self._parallel else "call"
         if form.listed:
@@ -133,6 +141,10 @@ class CallGrammar:
         middle = f'{name}", "{self._form.key}": '
         self._rules.append(f"f{place}: {quoted(middle)} a{place} {quoted('}')}")
         self._rules.append(f"a{place}: %json {json.dumps(schema)}")
+
+    def _braced(self, place: int, name: str, schema: Mapping[str, Any]) -> None:
+        whole = self._braces.arguments(schema)
+        self._rules.append(f"f{place}: {quoted(f'call:{name}')} {whole}")
 
     def _element(self, place: int, name: str, schema: Mapping[str, Any]) -> None:
         """A function with an element for each of its parameters."""

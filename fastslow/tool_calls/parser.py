@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from fastslow.engine.text.tool_formats import ToolFormat
 from fastslow.engine.text.vocabulary import hold_back
+from fastslow.tool_calls import braces
 
 Functions = Mapping[str, Mapping[str, Any]]  # the schema of each function's parameters
 Kind = Literal["text", "call", "arguments"]
@@ -28,6 +29,7 @@ HEADS = {
     "xml": re.compile(r"\s{0,9}<function=([\w-]{1,64})>\n"),
     "pairs": re.compile(r"\s{0,9}([\w-]{1,64})\s{0,9}(?=<)"),
     "invoke": re.compile(r'\s{0,9}<invoke name="([\w-]{1,64})">'),
+    "braces": re.compile(r"\s{0,9}call:([\w-]{1,64})(?=\{)"),
 }
 STRUCTURE, IN_STRING = re.compile(r'["{}\[\]]'), re.compile(r'["\\]')
 
@@ -125,7 +127,8 @@ class ToolParser:
                 self._more("{")
                 self._read, self._searched, self._comma = self._element, 0, ""
             else:
-                self._read = self._json
+                self._searched = 0
+                self._read = self._braces if self.form.kind == "braces" else self._json
             return True
         if len(self._text) < LONGEST_HEAD and not self._ended:
             return False
@@ -155,6 +158,17 @@ class ToolParser:
         cut = len(self._text) - held
         self._more(self._text[:cut])
         self._text = self._text[cut:]
+        return False
+
+    def _braces(self) -> bool:
+        """The object of the arguments, whose keys have no quotes."""
+        found = braces.read(self._text, self._depth, self._searched)
+        self._more(found.text)
+        self._text, self._depth = self._text[found.length :], found.depth
+        self._searched = found.searched
+        if found.length and not found.depth:
+            self._read = self._after
+            return True
         return False
 
     def _element(self) -> bool:

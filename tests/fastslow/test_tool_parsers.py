@@ -46,6 +46,7 @@ B5 = '{"b": 5}'
 F, BOTH = [("f", B5)], [("f", B5), ("get_it-2", GA)]
 XML = '<function=f>\n<parameter=a>\n1\n2 "x"\n</parameter>\n<parameter=b>\n5\n</parameter>\n</function>\n</tool_call>'
 PAIRS = '<arg_key>a</arg_key>\n<arg_value>1\n2 "x"</arg_value>\n<arg_key>b</arg_key>\n<arg_value>5</arg_value>\n</tool_call>'
+BRACES = '{a:<|"|>1\n2 "x"<|"|>,b:5}'
 INVOKE = '<invoke name="f">\n<parameter name="b">5</parameter>\n</invoke>\n'
 BEGIN, END = "<minimax:tool_call>", "</minimax:tool_call>"
 PLAIN = {
@@ -59,6 +60,7 @@ PLAIN = {
     "qwen3-coder": [*("<tool_call><function=g></function></tool_call>", f"<tool_call>{F5}</tool_call>")],
     "glm": ["<tool_call>g\n<arg_key>a</arg_key>", "<tool_call>f", f"<tool_call>{F5}</tool_call>"],
     "minimax": [f"{BEGIN}<invoke name=f></invoke>{END}", "<tool_call>f\n</tool_call>"],
+    "gemma4": ["<|tool_call>call:g{}<tool_call|>", f"<|tool_call>{F5}<tool_call|>", "<|tool_call>call:f"],
 }
 CASES: dict[str, list[tuple[str, str, Calls]]] = {
     "hermes": [
@@ -102,6 +104,13 @@ CASES: dict[str, list[tuple[str, str, Calls]]] = {
         (f"{BEGIN}\n{INVOKE}<invoke name='f'>", "<invoke name='f'>", F),
         (f'{BEGIN}\n<invoke name="f">\n</invoke>', "", [("f", "{}")]),
     ],
+    "gemma4": [
+        (f"A<|tool_call>call:f{BRACES}<tool_call|>B", "AB", [("f", '{"a": "1\\n2 \\"x\\"", "b": 5}')]),
+        ("<|tool_call>call:f{b:5}<tool_call|><|tool_call>call:get_it-2{}<tool_call|>", "", [*F, ("get_it-2", "{}")]),
+        ('<|tool_call>call:f{b:[true,{c:<|"|>{,<|"|>, d : -1.5e3}, x y]}', "",
+         [("f", '{"b": [true, {"c": "{,", "d": -1.5e3}, "x y"]}')]),
+        ('<|tool_call>call:f{a:<|"|>wi', "", [("f", '{"a": ')]), ("<|tool_call>call:f{b:5", "", [("f", '{"b": ')]),
+    ],
 }  # fmt: skip
 ALL: list[tuple[str, str, str, Calls]] = []
 ALL += [(name, text, text, []) for name, texts in PLAIN.items() for text in texts]
@@ -123,6 +132,7 @@ PARTS = {
         *("\n</parameter>\n", "</function>\n", "</tool_call>", "<", "\n", XML),
     ],
     "glm": [*("<tool_call>", "f", "<arg_key>a</arg_key>", "<arg_value>", "</arg_value>", "</tool_call>", "\n", PAIRS)],
+    "gemma4": [*("<|tool_call>", "call:f", "{", "}", "a:", "b:5", ",", '<|"|>', "<tool_call|>", "\n", BRACES)],
     "minimax": [*(BEGIN, '<invoke name="f">', '<parameter name="a">', "x</parameter>", "</invoke>", END, "\n", INVOKE)],
 }
 
@@ -193,6 +203,7 @@ LONGS = {
     "unfit": ("hermes", f'<tool_call>{{"x": "{LONG}'), "content": ("hermes", "a <tool_cal <" * 5000),
     "many": ("pangu", f"[unused11][{F5}][unused12]" * 1000), "bare": ("llama3", "; ".join([F5] * 1500)),
     "channels": ("harmony", f"{MARK}f<|message|>{LONG}<|"), "header": ("harmony", f"{MARK}{LONG}"),
+    "braces": ("gemma4", f'<|tool_call>call:f{{a:<|"|>{LONG}<|"|>}}'), "bare words": ("gemma4", f"<|tool_call>call:f{{{'x' * 70_000}"),
     "pairs": ("glm", f"<tool_call>f\n{PAIRS.replace('1', LONG)}"), "invoke": ("minimax", BEGIN + INVOKE * 5000),
     "xml": ("qwen3-coder", f"<tool_call>{XML.replace('1', LONG)}"), "spaces": ("hermes", "a" + " \n" * 30_000),
 }  # fmt: skip
