@@ -14,6 +14,8 @@ import torch
 from checkpoints import DENSE, tensors, write
 from family_tools import KERNELS, LONG, load
 from gguf_tools import write_gguf
+from layer_fuzz import LayerFuzz
+from layer_fuzz import near as like
 from torch import Tensor
 
 from fastslow.engine.model.base import Model
@@ -84,3 +86,36 @@ def test_a_gguf_file_is_the_folder_that_it_was_made_from(tmp_path: Path, name: s
     tokens = texts.tokens_of(80)
     found, wanted = (texts.logits(load(path, False), tokens, max_len=80) for path in (file, folder))
     torch.testing.assert_close(found, wanted, rtol=0, atol=0 if different <= UNSAID else 1e-5)
+
+
+SHORT = {"factor": 4.0, "original_max_position_embeddings": 16, "rope_type": "yarn"}
+KINDS: dict[str, dict[str, Any]] = {  # each new kind of arithmetic, at lengths of 20 to 80 tokens
+    "Granite": peers.SCALED,
+    "HunYuanDenseV1": {"rope_scaling": ALPHA},
+    "Olmo3": {**LOCAL, "rope_scaling": SHORT},
+    "Ministral3": {"rope_scaling": {**SHORT, **peers.BETA}},
+    "Phi3": {"original_max_position_embeddings": 40, "rope_scaling": LONGROPE, "partial_rotary_factor": 0.75},
+}
+
+
+EVERY = [
+    pytest.param((name, kernels), marks=() if kernels else pytest.mark.slow) for name in KINDS for kernels in KERNELS
+]
+
+
+@pytest.fixture(scope="module", params=EVERY, ids=str)
+def fuzz(request: Any, tmp_path_factory: pytest.TempPathFactory) -> LayerFuzz:
+    name, kernels = request.param
+    config = {**BASE, "vocab_size": 32, "architectures": [f"{name}ForCausalLM"], **KINDS[name]}
+    folder, own = tmp_path_factory.mktemp(name), tensors(config)
+    both = {"own": own, "kin": like(own)}
+    return LayerFuzz(*(load(write(folder / label, config, table), kernels) for label, table in both.items()))
+
+
+def test_answers_are_those_of_plain_decoding(fuzz: LayerFuzz) -> None:
+    fuzz.check(20)
+
+
+@pytest.mark.slow
+def test_many_answers_are_those_of_plain_decoding(fuzz: LayerFuzz) -> None:
+    fuzz.check(400, seed=1)
