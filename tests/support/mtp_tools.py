@@ -62,6 +62,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "numbered": {**DENSE, **SMALL, "architectures": ["MtpNumberedForCausalLM"]},
     "apart": {**DENSE, **SMALL, "architectures": ["MtpApartForCausalLM"]},
     "turned": {**DENSE, **SMALL, "architectures": ["MtpTurnedForCausalLM"]},
+    "mimo": {**DENSE, **SMALL, "architectures": ["MiMoForCausalLM"], "num_nextn_predict_layers": 1},
     "pangu v2": {**pangu_v2_tools.MOE, **SMALL},
     "qwen hybrid": {**hybrid_model.CONFIG, "vocab_size": VOCAB},
 }

@@ -16,6 +16,7 @@ from family_tools import KERNELS, LONG, load
 from gguf_tools import write_gguf
 from layer_fuzz import LayerFuzz
 from layer_fuzz import near as like
+from safetensors.torch import save_file
 from torch import Tensor
 
 from fastslow.engine.model.base import Model
@@ -119,3 +120,65 @@ def test_answers_are_those_of_plain_decoding(fuzz: LayerFuzz) -> None:
 @pytest.mark.slow
 def test_many_answers_are_those_of_plain_decoding(fuzz: LayerFuzz) -> None:
     fuzz.check(400, seed=1)
+
+
+def test_the_text_part_of_a_model_for_images(tmp_path: Path) -> None:
+    """Its tensors have longer names, old or new, and those for images are left out."""
+    folder, _ = stored(tmp_path, "Ministral3")
+    config = json.loads((folder / "config.json").read_text())
+    whole = {"architectures": ["Mistral3ForConditionalGeneration"], "text_config": config, "vision_config": {"a": 1}}
+    spelled = {
+        "old": {"model.": "language_model.model.", "lm_head.": "language_model.lm_head."},
+        "new": {"model.": "model.language_model.", "lm_head.": "lm_head."},
+    }
+    for form, images in (("old", "vision_tower.x"), ("new", "model.vision_tower.x")):
+        each = [(old, new, n, x) for n, x in tensors(config).items() for old, new in spelled[form].items()]
+        table = {new + n.removeprefix(old): x for old, new, n, x in each if n.startswith(old)}
+        path = tmp_path / form
+        path.mkdir()
+        save_file({**table, images: torch.zeros(3)}, path / "model.safetensors")
+        (path / "config.json").write_text(json.dumps(whole))
+        found, wanted = (texts.logits(load(x, False), LONG[:40]) for x in (path, folder))
+        assert found.equal(wanted)
+
+
+def test_longrope_is_that_of_what_a_request_may_become(tmp_path: Path) -> None:
+    """A text within the length before scaling has other keys where it may grow beyond."""
+    model, theirs = made(tmp_path, "phi3 long", False)
+    rope, tokens = model.config.rope_length, LONG[:256]
+    assert rope(2) == rope(256) != rope(257) == rope(1000)
+    near(texts.logits(model, tokens, max_len=256), peers.logprobs(theirs, tokens))
+    grown = texts.logits(model, tokens, max_len=257)
+    assert grown.equal(texts.logits(model, LONG, max_len=600)[:256])
+    assert not torch.allclose(grown, texts.logits(model, tokens, max_len=256), atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "said"),
+    [
+        ("GraniteMoeHybrid", {"layer_types": ["attention", "mamba", "attention", "attention"]}, "it has Mamba layers"),
+        (
+            "GraniteMoeHybrid",
+            {"layer_types": ["attention"] * 4, "num_local_experts": 4},
+            "num_local_experts 4 is not su",
+        ),
+        ("Granite", {"residual_multiplier": -1.0}, "residual_multiplier -1.0 must be a finite number above 0"),
+        ("Phi3", {"rope_scaling": LONGROPE}, "6 factors, but half a head of 16 rotates"),
+        ("Phi3", {"rope_scaling": {**LONGROPE, "other": 3}}, "rope_scaling.other 3 changes the model"),
+        ("Phi3", {"full_attn_mod": 2}, "full_attn_mod 2 is not supported, only 1 is"),
+        ("Llama", {"rope_scaling": ALPHA}, "rope_scaling.alpha 50.0 changes the model"),
+        ("HunYuanDenseV1", {"rope_scaling": {**ALPHA, "alpha": -2}}, "alpha -2 must be a finite number above 0"),
+        (
+            "Exaone4",
+            {"sliding_window": 9, "sliding_window_pattern": "LX"},
+            "sliding_window_pattern 'LX' must be a whole",
+        ),
+        ("MiMo", {"attention_bias": False}, "attention_bias false is not supported"),
+        ("MiMo", {"num_nextn_predict_layers": 2}, "num_nextn_predict_layers 2 must be at most 1"),
+    ],
+)
+def test_configs_that_do_not_fit(name: str, fields: dict[str, Any], said: str) -> None:
+    usual = {"original_max_position_embeddings": 64} if name == "Phi3" else {}
+    with pytest.raises(ValueError, match=said) as caught:
+        ModelConfig.from_json({**BASE, "architectures": [f"{name}ForCausalLM"], **usual, **fields})
+    assert "\n" not in str(caught.value)
