@@ -136,8 +136,8 @@ class WindowPages:
                 self.forget(page)
 
     def _first(self, valid: int) -> int:
-        """The first page that is seen by the row after so many."""
-        return max(0, valid + 1 - self._window) // self.map.size
+        """The first page that is seen by the row after so many, or by a drafter's in the place of the last."""
+        return max(0, valid - self._window) // self.map.size
 
     def _need(self, page: int) -> None:
         self.kept.pop(page, None)

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import checkpoints
 import engine_tools
 import pytest
+import torch
 from engine_tools import Ask, Bench, Setting, finish
 from exact_tools import make_bench, params
 from kernel_tools import compiled
+from loguru import logger
 
 from fastslow.engine.backends.cpu import library
+from fastslow.engine.backends.loader import load_model
+from fastslow.engine.kv.budget import context_bytes
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model, kv_cache_for
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.params import SamplingParams
+from fastslow.llm import LLM
 
 WINDOW, LONG = 9, params(max_tokens=20)
 LATE = {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "use_sliding_window": True}
@@ -92,6 +101,54 @@ def test_random_schedules_on_plain_torch(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @compiled
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_random_schedules_on_the_kernels(tmp_path: Path, dtype: str) -> None:
-    assert min(schedules(make(tmp_path, dtype=dtype), range(4), 16).values()) > 0
+@pytest.mark.parametrize(("dtype", "keys"), [("float32", "model"), ("bfloat16", "int8")])
+def test_random_schedules_on_the_kernels(tmp_path: Path, dtype: str, keys: str) -> None:
+    bench = make(tmp_path, dtype=dtype, load=partial(load_model, kv_dtype=keys))
+    assert min(schedules(bench, range(4), 16).values()) > 0
+
+
+def test_a_context_takes_its_full_layers_and_a_window_of_the_others(tmp_path: Path) -> None:
+    """What keeps all pages says so in a line, and answers the same."""
+    folder = checkpoints.write_family(tmp_path, "qwen2", num_hidden_layers=6, max_window_layers=1)
+    fields: dict[str, Any] = {"prompt_rows": 64, "max_running": 1, "dtype": "float32", "speculation": "off"}
+    said: list[str] = []
+    sink = logger.add(lambda line: said.append(str(line)), filter=lambda record: "windows" in record["message"])
+    whole = LLM(folder, kv_spill="1MB", **fields)
+    logger.remove(sink)
+    layout = whole._kv.storage.layout
+    least = context_bytes(layout, torch.float32, 512, 64)
+    assert least < 0.5 * 512 * layout.token_bytes(torch.float32) and whole._kv.windows is None
+    assert len(said) == 1 and "layers with windows keep all their pages, which kv_spill needs" in said[0]
+    with pytest.raises(ValueError, match="one request with a context of 512 tokens needs"):
+        LLM(folder, kv_memory=least - 1, **fields)
+    few = LLM(folder, kv_memory=least, **fields)
+    kv = few._kv
+    assert kv.pages == 32 and kv.windows is not None and kv.windows.counts == (kv.windows.ring, 0, 0)
+    assert kv.storage.nbytes <= least + 10 * 16 * layout.token_bytes(torch.float32), "and a page of zeros"
+    params = SamplingParams(max_tokens=20, ignore_eos=True)
+    for length in (480, 300, 480):
+        prompt = [5 + n * n % 83 for n in range(length)]
+        outs = [llm.generate(prompt, params) for llm in (whole, few)]
+        assert outs[0].token_ids == outs[1].token_ids
+    whole.close()
+    few.close()
+
+
+def test_a_pin_keeps_a_window(tmp_path: Path) -> None:
+    folder = checkpoints.write_family(tmp_path, "mistral")
+    layout = ModelConfig.from_folder(folder).state_layout
+    assert not layout.within(False).rows, "all layers have a window"
+    room = 2 * context_bytes(layout, torch.float32, 512, 64)
+    with LLM(folder, prompt_rows=64, max_running=2, dtype="float32", kv_memory=room) as llm:
+        windows = windowed(llm._kv)
+        text = [5 + n % 7 for n in range(200)]
+        params = SamplingParams(max_tokens=1)
+        with llm.pin(text) as pin:
+            for n in range(8):
+                llm.generate([9 + n, *range(5, 80)] * 5, params)
+            assert llm.generate([*text, 5], params).metrics.cached_tokens == pin.tokens == 192
+            pins = [llm.pin([n, *text]) for n in range(1, windows.most_pins)]
+            with pytest.raises(ValueError, match=f"layers with windows have room for {windows.most_pins}"):
+                llm.pin([99 % 96, *text])
+            assert pins
+        llm._kv.check_integrity()
