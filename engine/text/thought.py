@@ -51,10 +51,6 @@ class ThoughtTags(NamedTuple):
         found = (tokenizer.token_id(part) for part in parts if part)
         return frozenset(number for number in found if number is not None)
 
-    def single(self, tokenizer: Tokenizer) -> bool:
-        """Tell whether each tag is one token."""
-        return all(tag and tokenizer.token_id(tag) is not None for tag in self)
-
     def opened_by(self, prompt: str) -> bool:
         """Tell whether a prompt ends with the open tag, so that the model starts inside a thought."""
         return bool(self.open) and prompt.rstrip().endswith(self.open.rstrip())
@@ -113,7 +109,9 @@ def tags_for(tokenizer: Tokenizer, template: ChatTemplate | None = None) -> Thou
     named = [ThoughtTags(f"{tag[1]}{tag[2]}{tag[3]}", tag[0]) for tag in closing]
 
     def known(tags: ThoughtTags) -> tuple[bool, bool, bool]:
-        single, written = tags.single(tokenizer), all(tag in source for tag in tags)
+        parts = [(tag, *MARK.findall(tag)) for tag in tags]  # the tag, or its mark, is a token
+        single = all(any(tokenizer.token_id(p) is not None for p in some if p) for some in parts)
+        written = all(tag in source for tag in tags)
         return single and written, single, written
 
     best = max((*KNOWN, *named), key=known)  # the first of those that are known best

@@ -38,6 +38,38 @@ QWEN3 = (
 )
 QWEN3_THINKING = CHATML + "{{- '<think>\\n' }}\n{%- endif %}\n"
 # thinks unless told not to; calls have an element for each argument, results stand in a user's turn
+GEMMA4 = """\
+{%- macro text(value) %}{{- '<|"|>' ~ value ~ '<|"|>' if value is string else value | tojson }}{%- endmacro %}
+{%- set think = enable_thinking | default(false) %}
+{{- bos_token }}
+{%- if think or tools or messages[0].role == 'system' %}
+    {{- '<|turn>system\\n' ~ ('<|think|>' if think else '') }}
+    {%- if messages[0].role == 'system' %}{{- messages[0].content }}{%- set messages = messages[1:] %}{%- endif %}
+    {%- for tool in tools or [] %}{{- '<|tool>declaration:' ~ tool.function.name ~ '<tool|>' }}{%- endfor %}
+    {{- '<turn|>\\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {{- '<|turn>' ~ ('model' if message.role == 'assistant' else message.role) ~ '\\n' }}
+    {%- for call in message.tool_calls or [] %}
+        {{- '<|tool_call>call:' ~ call.function.name ~ '{' }}
+        {%- for key, value in call.function.arguments | dictsort %}
+            {{- key ~ ':' ~ text(value) ~ ('' if loop.last else ',') }}
+        {%- endfor %}
+        {{- '}<tool_call|>' }}
+    {%- endfor %}
+    {%- for result in message.tool_responses or [] %}
+        {{- '<|tool_response>response:' ~ result.name ~ '{' }}
+        {%- for key, value in result.response | dictsort %}{{- key ~ ':' ~ text(value) }}{%- endfor %}
+        {{- '}<tool_response|>' }}
+    {%- endfor %}
+    {{- message.content if message.role != 'assistant' else message.content.split('<channel|>')[-1] }}
+    {%- if message.content or not message.tool_responses %}{{- '<turn|>\\n' }}{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {%- if not messages[-1].tool_responses %}{{- '<|turn>model\\n' }}{%- endif %}
+    {%- if not think %}{{- '<|channel>thought\\n<channel|>' }}{%- endif %}
+{%- endif %}
+"""
 QWEN3_5 = """\
 {%- if not messages | selectattr('role', 'equalto', 'user') | list %}{{- raise_exception('nobody asked') }}{%- endif %}
 {%- if tools %}

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_templates import INSTRUCT, QWEN3_5, write_marked
+from chat_templates import GEMMA4, INSTRUCT, QWEN3_5, write_marked
 from tokenizers_tiny import write_spm
 from tool_templates import ASKED, CALL, CLOCK, TOOL_TEMPLATES, WEATHER
 
@@ -13,6 +13,7 @@ from fastslow.engine.params import Thinking
 from fastslow.engine.text.chat_parts import Marks, chat_parts
 from fastslow.engine.text.messages import check_messages
 from fastslow.engine.text.templates import ChatTemplate, load_template
+from fastslow.engine.text.thought import ThoughtSplitter, tags_for
 from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.engine.text.tool_formats import BY_NAME, format_of
 
@@ -48,6 +49,29 @@ def test_the_format_is_found_in_the_template(tmp_path: Path, name: str) -> None:
     found = template(tmp_path, TOOL_TEMPLATES[name])
     assert found.reads_tools and found.calls is BY_NAME[name]
     assert format_of(TOOL_TEMPLATES[name]) is (BY_NAME[name] if name != "generic" else None)
+
+
+def test_gemma4_thinks_in_a_channel_and_has_results_beside_calls(tmp_path: Path) -> None:
+    marks = "<|channel>", "<channel|>", "<|turn>", "<turn|>", '<|"|>', "<|tool_call>", "<tool_call|>", "<|think|>"
+    write_marked(tmp_path, GEMMA4, marks)
+    tokenizer = load_tokenizer(tmp_path)
+    found = load_template(tmp_path, tokenizer)
+    assert found.calls is BY_NAME["gemma4"] and found.reads_tools and found.found.names == ("enable_thinking",)
+    tags = tags_for(tokenizer, found)
+    assert tags == ("<|channel>thought", "<channel|>")
+    assert {tokenizer.token_id(mark) for mark in marks[:2]} <= tags.ids(tokenizer)
+    on, off = (found.render([{"role": "user", "content": "Hi"}], thinking) for thinking in ("on", "off"))
+    assert on.endswith("<|turn>system\n<|think|><turn|>\n<|turn>user\nHi<turn|>\n<|turn>model\n")
+    assert off.endswith("<|turn>user\nHi<turn|>\n<|turn>model\n<|channel>thought\n<channel|>")
+    assert not tags.opened_by(on) and not tags.opened_by(off) and not tags.open_in(off)
+    said = ThoughtSplitter(tags)
+    parts = [said.push(text) for text in ("<|channel>tho", "ught\nHm.\n<chan", "nel|>Yes")] + [said.finish()]
+    assert ["".join(side) for side in zip(*parts)] == ["\nHm.\n", "Yes"]
+    text = found.render([ASKED[0], ASKED[1], {**ASKED[2], "content": '{"sky": "grey"}'}], "on")
+    assert text.count("<|turn>model") == 1 and text.endswith(
+        '<|tool_call>call:get_weather{city:<|"|>Köln<|"|>,days:2}<tool_call|>'
+        '<|tool_response>response:get_weather{sky:<|"|>grey<|"|>}<tool_response|>'
+    )
 
 
 def test_a_template_that_thinks_by_itself_writes_calls_too(tmp_path: Path) -> None:
