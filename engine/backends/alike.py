@@ -81,8 +81,8 @@ class AlikeLayers:
         if (why := unlike(config, known)) is not None:
             raise ValueError(f"{config.architecture} runs on plain torch alone: {why}")
         every = [layer.mixer for layer in config.layers]
-        mixers = [x.absorbed if isinstance(x, LatentAttention) else x for x in every]
-        mixers = [mixer for mixer in mixers if isinstance(mixer, GroupedAttention)]
+        kept = (x.absorbed if isinstance(x, LatentAttention) else x for x in every)
+        mixers = [mixer for mixer in kept if isinstance(mixer, GroupedAttention)]
         ropes = config.ropes
         attention = replace(mixers[0], rope=ropes[0] if ropes else None, window=0)
         mlps = [mlp for layer in config.layers if (mlp := dense(layer)) is not None]

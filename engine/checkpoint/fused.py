@@ -192,7 +192,8 @@ def _delta(prefix: str, layer: Layer, hidden: int) -> Iterator[Fused]:
 
 def _gate_up(prefix: str, layer: Layer, hidden: int) -> Iterator[Fused]:
     """The gate and up matrices of a dense MLP, or of a shared expert, below each other."""
-    mlp, own = layer.ffn, f"{prefix}.mlp"
+    mlp: object = layer.ffn
+    own = f"{prefix}.mlp"
     if (routed := layer.routed) is not None:
         mlp, own = routed.shared, f"{own}.shared_expert"
     if not isinstance(mlp, DenseMlp):

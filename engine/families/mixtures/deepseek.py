@@ -51,8 +51,10 @@ from fastslow.engine.model.shape import DecoderShape
 LATENT_EPS = 1e-6  # whatever rms_norm_eps says
 GREEDY, LIMITED = "greedy", "group_limited_greedy"
 MULTIPLIER = "yarn_log_multiplier"  # in headers: a tenth of mscale_all_dim
-OF_INDEXER = ("index_n_heads", "index_head_dim", "indexer_types", "index_topk_freq")
-OF_INDEXER += ("index_topk_pattern", "index_skip_topk_offset", "indexer_rope_interleave")
+OF_INDEXER = (
+    *("index_n_heads", "index_head_dim", "indexer_types", "index_topk_freq"),
+    *("index_topk_pattern", "index_skip_topk_offset", "indexer_rope_interleave"),
+)
 
 
 def _v2(raw: ConfigJson) -> DecoderShape:

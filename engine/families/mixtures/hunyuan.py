@@ -60,7 +60,7 @@ def _read(raw: ConfigJson) -> DecoderShape:
         raw.get(name)
     if len(chosen := {*integers(raw, "moe_topk")} or {1}) > 1:
         raise ValueError(f"moe_topk {shown(raw['moe_topk'])} must be the same in all layers")
-    ffn = mixture(raw, Router("softmax", *chosen), "num_experts", "intermediate_size", width)
+    ffn = mixture(raw, Router("softmax", chosen.pop()), "num_experts", "intermediate_size", width)
     return replace(
         decoder(raw, Layer(mixer, ffn), norm=norm_of(raw, 1e-5)),
         fused=("experts",),

@@ -67,10 +67,11 @@ def test_layers_without_keys_run_for_rows_that_are_read() -> None:
         return torch.cat((out.logits, again)), torch.as_tensor(out.seen)
 
     every, features = step([list(range(n)) for n in (70, 20, 9)], [list(range(n)) for n in (70, 20, 9)])
+    none = list[int]()
     for outputs, seen in (
-        ([[69], [3, 19], []], [[5], [], [2]]),
-        ([[], [], []], [[], [], []]),
-        ([[], [0], []], [[], [], []]),
+        ([[69], [3, 19], none], [[5], none, [2]]),
+        ([none] * 3, [none] * 3),
+        ([none, [0], none], [none] * 3),
     ):
         starts = (0, 70, 90)
         found, looked = step(outputs, seen)
