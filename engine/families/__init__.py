@@ -3,7 +3,7 @@
 
 from fastslow.engine.families import gpt_oss, lfm2, llama, pangu, qwen, qwen_hybrid
 from fastslow.engine.families.dense import ernie, granite, hunyuan, ministral, olmo, phi, seed_oss
-from fastslow.engine.families.gemma import gemma3, gemma4
+from fastslow.engine.families.gemma import assistant, gemma3, gemma4
 from fastslow.engine.families.mixtures import deepseek, glm, minimax
 from fastslow.engine.families.mixtures import ernie as ernie_moe
 from fastslow.engine.families.mixtures import granite as granite_moe
@@ -28,6 +28,7 @@ FAMILIES: tuple[Family, ...] = (
     gemma3.GEMMA_3,
     gemma4.GEMMA_4,
     gemma4.GEMMA_4_UNIFIED,
+    assistant.GEMMA_4_ASSISTANT,
     lfm2.LFM2,
     lfm2.LFM2_MOE,
     glm.GLM4_MOE,

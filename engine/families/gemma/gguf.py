@@ -135,3 +135,13 @@ GEMMA4 = replace(
         "per_layer_proj_norm": "model.per_layer_projection_norm",
     },
 )
+ASSISTANT = replace(
+    GEMMA4,
+    architecture="gemma4-assistant",
+    fields={
+        **GEMMA4.fields,
+        "embedding_length_out": "backbone_hidden_size",
+        "nextn_predict_layers": "num_nextn_predict_layers",
+    },
+    top={f"nextn.{side}_projection": f"{side}_projection" for side in ("pre", "post")},
+)
