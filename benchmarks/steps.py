@@ -7,7 +7,7 @@
 Nobody accepts what such a model's layer for multi-token prediction (MTP) drafts. So a drafter that knows the answers
 of a plain run drafts their next token first in the share `--accept` of all places, which a seed decides, and second in
 that share of the others. The model's MTP layer and its head run all the same, and what they say is replaced. A model
-without one shows what rows take alone. Tokens are compared with those of the plain run.
+without one shows what rows take alone; `--head` is an assistant that drafts in its place. Tokens are compared with those of the plain run.
 
 A step of n rows verifies n - 1 drafted tokens, as a chain (width 1) or a tree. All settings take turns, `--batch`
 requests run at once. A cell is the least time of a step in ms, that of drafting among it, tokens a step, and times
@@ -21,6 +21,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import log
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,6 +30,7 @@ import torch
 from figures import numbers, options, show, write
 
 from fastslow import LLM, Output, SamplingParams, Speculation
+from fastslow.draft.mtp.assistant import AssistantDraft, AssistedText
 from fastslow.draft.mtp.draft import MtpDraft
 from fastslow.draft.registry import DRAFTERS, DrafterDeps, DrafterKind
 from fastslow.engine.kv.state.storage import KVStorage
@@ -67,12 +69,13 @@ class AcceptanceTable:
         other, third = (right + 1) % size, (right + 2) % size
         return (right, other) if first else (other, right if second else third)
 
-    def logits(self, rows: Rows, size: int) -> torch.Tensor:
-        """[M, V] of the rows with outputs."""
+    def logits(self, rows: Rows, size: int, depth: int) -> torch.Tensor:
+        """[M, V] of the rows with outputs. depth: of their tokens after the places that the rows have."""
         at, claim = rows.outputs, min(max(self.claim, 1e-6), 1 - 1e-6)
         chances = claim, claim * (1 - claim), (1 - claim) ** 2 / size
         found = torch.full((len(at), size), log(chances[2]))
-        for row, place, token in zip(found, rows.positions[at].tolist(), rows.tokens[at].tolist()):
+        places = (rows.positions[at] + depth).tolist()
+        for row, place, token in zip(found, places, rows.tokens[at].tolist()):
             for choice, chance in zip(self.choices(place, token, size), chances):
                 row[choice] = log(chance)
         return found
@@ -83,24 +86,46 @@ class TableLayer:
 
     def __init__(self, table: AcceptanceTable, inner: MtpModel | None, size: int) -> None:
         self._table, self._inner, self._size = table, inner, size
+        self.depth = 0  # of the tokens that an assistant runs
 
     def states(self, features: Features) -> torch.Tensor:
         return torch.as_tensor(features) if self._inner is None else self._inner.states(features)
 
     def forward(self, rows: Rows, kv: KVStorage) -> ModelOutput:
-        logits, best = self._table.logits(rows, self._size), np.full(len(rows.outputs), -1)
+        logits, best = (
+            self._table.logits(rows, self._size, self.depth),
+            np.full(len(rows.outputs), -1),
+        )
         if self._inner is None:
             assert rows.inputs is not None
             return ModelOutput(logits, rows.inputs[rows.outputs], best)
         return ModelOutput(logits, self._inner.forward(rows, kv).seen, best)
 
 
-def table_kind(table: AcceptanceTable) -> DrafterKind:
+class TableAssistant(AssistantDraft):
+    """All its rows have the place of the text's last token."""
+
+    _layer: TableLayer
+
+    def _run(self, texts: Sequence[AssistedText]) -> torch.Tensor:
+        self._layer.depth = 0
+        return super()._run(texts)
+
+    def step(self, *args: Any) -> torch.Tensor:
+        self._layer.depth += 1
+        return super().step(*args)
+
+
+def table_kind(table: AcceptanceTable, head: str | None) -> DrafterKind:
     def make(settings: Speculation, deps: DrafterDeps) -> Drafter:
         config: Any = deps.target.config
-        layer = TableLayer(table, deps.target.mtp, config.vocab_size)
+        own: Any = deps.target.mtp if head is None else deps.load_head(Path(head))
+        layer = TableLayer(table, own, config.vocab_size)
         target: Any = SimpleNamespace(config=config, mtp=layer)
         value = deps.marginal_value
+        if head is not None:
+            usual = deps.cache, probs_at, settings.width, 16, only_best, value
+            return TableAssistant(layer, deps.target, *usual)
         return MtpDraft(target, deps.cache, probs_at, settings.width, 16, only_best, value)
 
     return DrafterKind(make, "the answers of a plain run", "the answers are others now")
@@ -140,6 +165,7 @@ def break_even(nodes: int, times: float) -> float:
 def main() -> None:
     usual = {"tokens": 96, "repeat": 3, "dtype": "auto", "quantization": "auto"}
     parser = options(__doc__, "model", "out", **usual)
+    parser.add_argument("--head", help="an assistant, in place of the model's MTP layer")
     parser.add_argument("--accept", type=float, default=0.8)
     parser.add_argument("--claim", type=float, help="if not the same")
     parser.add_argument("--rows", default="2,4,8,16", help="of a step; or adaptive")
@@ -149,7 +175,7 @@ def main() -> None:
     args = parser.parse_args()
     claim = args.accept if args.claim is None else args.claim
     table = AcceptanceTable(args.accept, claim)
-    DRAFTERS[NAME] = table_kind(table)
+    DRAFTERS[NAME] = table_kind(table, args.head)
     free = args.rows == "adaptive"
     lengths = [None] if free else [rows - 1 for rows in numbers(args.rows) if rows > 1]
     name, widths = (f"suffix|{NAME}", [1]) if free else (NAME, numbers(args.widths))

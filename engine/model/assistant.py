@@ -27,8 +27,10 @@ def joined(own: ModelConfig, target: ModelConfig) -> ModelConfig:
         assert isinstance(mine, GroupedAttention) and isinstance(theirs, GroupedAttention)
         for name in ("kv_heads", "head_dim", "window"):
             sizes[f"{name} of layer {n}"] = getattr(mine, name), getattr(theirs, name)
-        owner = target.state_layout.owner(found)
-        layers.append(replace(layer, mixer=replace(mine, shares=owner)))
+        # the text's last token is not there yet, and what lies before its window may be gone
+        window = mine.window - (mine.window > 1)
+        mine = replace(mine, shares=target.state_layout.owner(found), window=window)
+        layers.append(replace(layer, mixer=mine))
     for name, (asked, has) in sizes.items():
         if asked != has:
             raise ValueError(f"it drafts for a model with {name} {asked}, and this one has {has}")

@@ -71,7 +71,7 @@ def test_drafts_change_no_token(kernels: bool, opened: Open) -> None:
 def test_over_the_public_face(opened: Open) -> None:
     """Named like a head, by itself and in auto."""
     pair = opened(True)
-    with LLM(pair.target, kv_memory="8MiB", quantization="none", dtype="float64") as llm:
+    with LLM(pair.target, kv_memory="8MiB", quantization="int4") as llm:
         plain = llm.generate([list(PROMPTS[1])], GREEDY, speculation="off")[0]
         for wish in ({"drafter": "head", "nodes": 3}, {"drafter": "auto"}):
             out = llm.generate([list(PROMPTS[1])], GREEDY, speculation={**wish, "head": str(pair.assistant)})[0]
@@ -86,7 +86,7 @@ def test_over_the_public_face(opened: Open) -> None:
     ({"sliding_window": 32}, "window of layer 0 32, and this one has 16"),
 ])  # fmt: skip
 def test_pairs_that_do_not_fit(fields: dict[str, Any], said: str, opened: Open, tmp_path: Path) -> None:
-    model = load(opened(False).target, False)
+    model = load(opened(False).target, True)
     refused(f"drafts for a model with {said}$", load_assistant, ReferencePair(tmp_path, **fields).assistant, model)
 
 

@@ -12,6 +12,7 @@ import torch
 from engine_tools import Ask, Bench, cache_for
 from steps import AcceptanceTable, TableLayer
 
+from fastslow.draft.mtp.assistant import AssistantDraft
 from fastslow.draft.mtp.draft import MtpDraft
 from fastslow.draft.router import DrafterRouter
 from fastslow.draft.several import AdaptiveDrafter
@@ -66,8 +67,11 @@ def answered(model: Any, drafter: str, running: int, turns: int) -> list[float]:
     """Speed of each turn of answers, times plain."""
     controller = SpeculationController(lambda _: StepCostCurve(ROWS, [model.seconds(n) for n in ROWS]))
     kv, found = cache_for(model, 1024, 16), []
-    made: Drafter = MtpDraft(model, kv, probs_at, 1, 6, only_best, controller.value)
-    if drafter == "auto":
+    usual = kv, probs_at, 1, 6, only_best, controller.value
+    made: Drafter = MtpDraft(model, *usual)
+    if "assistant" in drafter:
+        made = AssistantDraft(model.mtp, model, *usual)
+    if "auto" in drafter:
         both = [SuffixDraft(), made]
         made = AdaptiveDrafter(both, controller.selection(2, SETTINGS), lambda: float(model.now))
     core = EngineCore(model, kv, DrafterRouter({SETTINGS: made}, controller.drafted), cost_model=controller)
@@ -101,6 +105,14 @@ def test_what_is_never_accepted_costs_little_in_every_answer(
     assert min(answered(model, drafter, running, 3)) > 0.97
     if drafter == "auto":
         assert model.watched < 0.1 * model.steps and model.passed < 0.3 * model.steps
+
+
+@pytest.mark.parametrize("claim", [0.0, 0.9])
+def test_an_assistant_that_is_never_right_costs_little(claim: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = TimedModel(0.05, 0.1, AcceptanceTable(0.0, claim))
+    monkeypatch.setattr(time, "perf_counter", lambda: model.now)
+    assert min(answered(model, "assistant in auto", 1, 3)) > 0.97
+    assert 0 < model.passed < 0.3 * model.steps
 
 
 @pytest.mark.parametrize(("running", "price", "passes", "least"), [

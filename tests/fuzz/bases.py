@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
+import assistant_tools
 import checkpoints
 import eagle_tools
 import gemma_models
@@ -337,6 +338,11 @@ KINDS: dict[str, Kind] = {
     "compressed": Kind(lambda f: _published(f, "w4a16, zeros")),
     "fp8": Kind(lambda f: _published(f, "fp8 blocks")),
     "head": Kind(_with_head, drafters=({"drafter": "head", "nodes": 4, "width": 2},)),
+    "assistant": Kind(
+        lambda f: assistant_tools.ReferencePair(f.parent, True),
+        target="target",
+        drafters=({"drafter": "head", "head": "@assistant", "nodes": 4, "width": 2},),
+    ),
     "eagle": Kind(
         lambda f: _with_eagle(f, "original", attention_bias=True),
         drafters=({"drafter": "head", "head": "@eagle", "nodes": 4, "width": 2},),

@@ -57,8 +57,8 @@ class ReferencePair:
     def chain(self, tokens: list[int], count: int) -> list[int]:
         """The likeliest tokens after a text whose last token the target has not read."""
         out = self._large(torch.tensor([tokens[:-1]]), output_hidden_states=True, return_shared_kv_states=True)
-        seen = {  # their window has a row more
-            kind: tuple(side[:, :, -WINDOW:] if kind == TYPES[0] else side for side in both)
+        seen = {  # the window of the last token, which is not among them
+            kind: tuple(side[:, :, 1 - WINDOW :] if kind == TYPES[0] else side for side in both)
             for kind, both in out.shared_kv_states.items()
         }
         state, place, found = out.hidden_states[-1][:, -1:], torch.tensor([[len(tokens) - 1]]), tokens[-1:]

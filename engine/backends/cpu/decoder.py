@@ -47,6 +47,7 @@ from fastslow.engine.rows import Rows
 from fastslow.engine.types import Floats, Ints, ModelOutput
 
 if TYPE_CHECKING:
+    from fastslow.engine.kv.state.layout import StateLayout
     from fastslow.engine.kv.state.storage import KVStorage
 
 MOST_ROWS = 1024  # of one call; longer steps are cut, which changes no bit of a row
@@ -65,6 +66,7 @@ class CpuDecoder:
         layers: those that run, the others are skipped; None = all.
         storage: of keys and values: `TiledStorage`, or `Int8Tiles`.
         table: per-layer embeddings, where there are any: it stays in its file.
+        reads: layout of a target's storage, and of its layers those whose rows these read; None: their own.
     """
 
     device = torch.device("cpu")
@@ -78,6 +80,7 @@ class CpuDecoder:
         layers: Sequence[int] | None = None,
         storage: type[KVStorage] = TiledStorage,
         table: Table | None = None,
+        reads: tuple[StateLayout, tuple[int, ...]] | None = None,
     ) -> None:
         self.config, self.formats, self.storage = config, formats, storage
         self._table, token = table, config.per_layer_embedding
@@ -91,7 +94,8 @@ class CpuDecoder:
         self.mtp: MtpModel | None = None
         self._no_logits = torch.empty(0, config.vocab_size)
         self._places: dict[tuple[int, ...], Ints] = {}  # of layers among those that run
-        self._layout = config.state_layout
+        self._inputs = config.hidden_size if config.assists is None else config.assists.hidden
+        self._layout, self._owners = reads or (config.state_layout, self.layers)
         running = (structures.CLayer * len(self.layers))(*map(self._layer, self.layers))
         made = ctypes.c_void_p()
         failed = self._kernels.fs_model_new(
@@ -160,7 +164,7 @@ class CpuDecoder:
     def _call(self, kv: KVStorage, features: tuple[int, ...], step: KernelStep) -> None:
         rows, tails, c = step.rows, step.tails, self.config
         if kv.layout is not self._layout:  # which a look tells of the usual one
-            if kv.layout != c.state_layout:
+            if kv.layout != self._layout:
                 raise ValueError(f"kv of {kv.layout} is not that of this model")
             self._layout = kv.layout
         T, M, angles = len(rows.tokens), len(rows.outputs), self._rotary.width
@@ -173,7 +177,7 @@ class CpuDecoder:
         if (wanted := self._places.get(features)) is None:  # the kernels count the layers that run
             wanted = np.array([self.layers.index(n) for n in features], dtype=np.int64)
             self._places[features] = wanted
-        keys, values = kv.addresses(self.layers)
+        keys, values = kv.addresses(self._owners)
         growth, scale = self._alike.attention.position_scale, None
         if growth is not None:
             scale = (1 + growth[0] * np.log1p(rows.positions // growth[1])).astype(np.float32)
@@ -217,9 +221,9 @@ class CpuDecoder:
             seen=address("feature_rows", seen, INT64, len(seen)),
             feature_layers=address("feature layers", wanted, INT64, len(features)),
             feature_values=address("features", step.features, FLOAT32, len(seen) * width),
-            hidden=0 if inputs is None else tensor_address("inputs", inputs, T * c.hidden_size),
+            hidden=0 if inputs is None else tensor_address("inputs", inputs, T * self._inputs),
             token_rows=by_token,
-            **(running | window_args(kv, self.layers)),
+            **(running | window_args(kv, self._owners)),
         )
         if failed := self._kernels.fs_step(self._handle, ctypes.byref(args)):
             library.check(failed, f"a step of {T} rows")

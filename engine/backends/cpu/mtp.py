@@ -1,16 +1,22 @@
-"""The MTP layer of a decoder on the CPU kernels: a decoder of that layer alone, in the same packed weights."""
+"""Layers that draft for a decoder on the CPU kernels: its MTP layer, in the same packed weights, and an assistant, whose
+layers read the target's storage. Each is a decoder of its own."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fastslow.engine.backends.cpu.compiled import structures
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
-from fastslow.engine.backends.cpu.formats import Formats
+from fastslow.engine.backends.cpu.formats import Format, Formats
 from fastslow.engine.backends.cpu.packed import Arena
 from fastslow.engine.backends.cpu.store import PackedFile
+from fastslow.engine.backends.torch.assistant import ClusteredHead
+from fastslow.engine.kv.state.layout import SharedState
 from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.base import inputs_of
 from fastslow.engine.model.config import ModelConfig
@@ -18,6 +24,18 @@ from fastslow.engine.model.norms import plain_norm
 from fastslow.engine.model.shape import MtpLayer
 from fastslow.engine.rows import Rows
 from fastslow.engine.types import Features, ModelOutput
+
+EMBEDDING_FIELDS = (
+    *("embedding", "embedding_at", "embedding_file", "embedding_rows", "embedding_tiles"),
+    *("embedding_format", "embedding_scale"),
+)
+
+
+def normed_rows(model: CpuDecoder, key: str, x_TH: Tensor) -> Tensor:
+    """Rows after the norm with this key among a model's weights."""
+    at, size = model._arena.offsets[key], model.config.hidden_size
+    weight = model._memory.hot[at : at + 4 * size].view(np.float32)
+    return plain_norm(x_TH, model.config.norm.eps, torch.from_numpy(weight))
 
 
 class MtpKernels(CpuDecoder):
@@ -35,12 +53,6 @@ class MtpKernels(CpuDecoder):
         self.layer: MtpLayer = config.mtp
         last = (len(config.layers),)
         super().__init__(config.with_mtp, formats, arena, memory, last, storage)
-
-    def norm(self, key: str, x_TH: Tensor) -> Tensor:
-        """Rows after the norm with this key."""
-        at, size = self._arena.offsets[key], self.config.hidden_size
-        weight = self._memory.hot[at : at + 4 * size].view(np.float32)
-        return plain_norm(x_TH, self._alike.eps, torch.from_numpy(weight))
 
     def _shape(self) -> structures.CShape:
         shape = super()._shape()
@@ -60,12 +72,70 @@ class CpuMtp:
 
     def states(self, features: Features) -> Tensor:
         states = torch.as_tensor(features)
-        return self._kernels.norm("norm", states) if self._kernels.layer.after_norm else states
+        return (
+            normed_rows(self._kernels, "norm", states) if self._kernels.layer.after_norm else states
+        )
 
     def forward(self, rows: Rows, kv: KVStorage) -> ModelOutput:
         rows.inputs = inputs_of(rows).float().contiguous()
         rows.feature_rows = rows.outputs
         out = self._kernels.forward(rows, kv, self._kernels.layers)
         assert out.seen is not None
-        out.seen = self._kernels.norm("mtp.norm", torch.as_tensor(out.seen))
+        out.seen = normed_rows(self._kernels, "mtp.norm", torch.as_tensor(out.seen))
+        return out
+
+
+def assistant_formats(target: Formats) -> Formats:
+    """In 4 bits, its head too, beside a target that is quantised; else in the target's dtype."""
+    if not target.types and target.layers in (Format.FLOAT32, Format.BFLOAT16):
+        return Formats.of(target.kv, "none")
+    return replace(Formats.of(torch.bfloat16, "int4"), head=Format.INT4, kv=target.kv)
+
+
+class AssistantKernels(CpuDecoder):
+    """The layers behind their entry, with the target's embedding. config: as `joined` gives it."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        formats: Formats,
+        arena: Arena,
+        memory: PackedFile,
+        target: CpuDecoder,
+    ) -> None:
+        self.target = target
+        states = [layer.mixer.state for layer in config.layers]
+        owners = tuple(state.layer for state in states if isinstance(state, SharedState))
+        reads = target.config.state_layout, owners
+        super().__init__(config, formats, arena, memory, storage=target.storage, reads=reads)
+
+    def _shape(self) -> structures.CShape:
+        shape, theirs = super()._shape(), self.target._shape()
+        for name in EMBEDDING_FIELDS:
+            setattr(shape, name, getattr(theirs, name))
+        shape.entry, shape.entry_width = self._matrix("entry"), self.target.config.hidden_size
+        return shape
+
+
+class CpuAssistant:
+    """`MtpModel` of an assistant. post: [hidden of the target, hidden]. head: where it is clustered; None: the kernels
+    run it."""
+
+    def __init__(self, kernels: AssistantKernels, post: Tensor, head: ClusteredHead | None) -> None:
+        self._kernels, self._post, self._head = kernels, post, head
+
+    def states(self, features: Features) -> Tensor:
+        return normed_rows(self._kernels.target, "norm", torch.as_tensor(features))
+
+    @torch.inference_mode()
+    def forward(self, rows: Rows, kv: KVStorage) -> ModelOutput:
+        rows.inputs = inputs_of(rows).float().contiguous()
+        rows.feature_rows = rows.outputs
+        if self._head is not None:
+            rows = replace(rows, outputs=rows.outputs[:0], only_best=rows.only_best[:0])
+        out = self._kernels.forward(rows, kv, self._kernels.layers[-1:])
+        last_MH = normed_rows(self._kernels, "norm", torch.as_tensor(out.seen))
+        if self._head is not None:
+            out = ModelOutput(self._head(last_MH), None, np.full(len(last_MH), -1))
+        out.seen = F.linear(last_MH, self._post)
         return out

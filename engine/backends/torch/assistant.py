@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -9,7 +10,7 @@ from torch.nn import functional as F
 from fastslow.engine.backends.torch.weights import TorchReader, Weights
 from fastslow.engine.kv.state.layout import SharedState
 from fastslow.engine.kv.state.storage import KVStorage
-from fastslow.engine.model.base import best_tokens, check_step, inputs_of
+from fastslow.engine.model.base import check_step, inputs_of
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ops import wide
 from fastslow.engine.model.parts import padded
@@ -18,6 +19,28 @@ from fastslow.engine.rows import Rows
 from fastslow.engine.types import Features, ModelOutput
 
 NO_LOGIT = -1e30  # of tokens in other clusters: no probability, and a finite number
+
+
+class ClusteredHead:
+    """Logits of the tokens in the clusters whose centroids fit best; of all others NO_LOGIT."""
+
+    def __init__(self, config: ModelConfig, reader: TorchReader, embedding: Tensor) -> None:
+        assert config.assists is not None
+        order = reader.read(TOKEN_ORDER).to(reader.device, torch.int64)
+        if not torch.equal(order.sort().values, torch.arange(len(order), device=reader.device)):
+            raise ValueError(f"tensor {TOKEN_ORDER} must have every token once")
+        self._order = order.view(config.assists.clusters, -1)
+        self._centroids, self._embedding = reader.matrix(CENTROIDS), embedding
+        self._chosen, self._ops = config.assists.chosen, reader.ops
+
+    def __call__(self, last_MH: Tensor) -> Tensor:
+        """f32 [M, V] (f64 for f64)."""
+        fit = self._ops.linear(last_MH, *self._centroids).topk(self._chosen, -1).indices
+        tokens = self._order[fit].flatten(1)
+        rows = self._embedding[tokens].to(last_MH.dtype)
+        found = (rows @ last_MH[..., None]).squeeze(-1).to(wide(last_MH.dtype))
+        logits = found.new_full((len(last_MH), self._order.numel()), NO_LOGIT)
+        return logits.scatter_(-1, tokens, found)
 
 
 class AssistantDecoder:
@@ -29,13 +52,8 @@ class AssistantDecoder:
         self._pre, self._post = reader.matrix(PRE), reader.matrix(POST)
         states = [layer.mixer.state for layer in config.layers]
         self._layers = [state.layer for state in states if isinstance(state, SharedState)]
-        self._chosen = config.assists.chosen
-        self._centroids = self._order = None
-        if clusters := config.assists.clusters:
-            order = reader.read(TOKEN_ORDER).to(reader.device, torch.int64)
-            if sorted(order.tolist()) != list(range(config.vocab_size)):
-                raise ValueError(f"tensor {TOKEN_ORDER} must have every token once")
-            self._centroids, self._order = reader.matrix(CENTROIDS), order.view(clusters, -1)
+        clustered = config.assists.clusters > 0
+        self._head = ClusteredHead(config, reader, self._own.embedding) if clustered else None
 
     @torch.inference_mode()
     def states(self, features: Features) -> Tensor:
@@ -55,11 +73,6 @@ class AssistantDecoder:
         wanted = torch.from_numpy(rows.outputs).to(target.device)
         last_MH = own.norm(x_PH.index_select(0, wanted))
         seen = own.ops.linear(last_MH, *self._post)
-        if self._order is None or self._centroids is None:
+        if self._head is None:
             return own.output(last_MH, rows, seen)
-        fit = own.ops.linear(last_MH, *self._centroids).topk(self._chosen, -1).indices
-        tokens = self._order[fit].flatten(1)
-        found = (own.embedding[tokens] @ last_MH[..., None]).squeeze(-1).to(wide(own.dtype))
-        logits = found.new_full((len(last_MH), own.config.vocab_size), NO_LOGIT)
-        logits.scatter_(-1, tokens, found)
-        return ModelOutput(logits, seen, best_tokens(logits, rows.only_best))
+        return ModelOutput(self._head(last_MH), seen, np.full(len(last_MH), -1))

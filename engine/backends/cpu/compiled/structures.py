@@ -108,7 +108,7 @@ class CShape(Checked):
         (c_void_p, "screen_norms"),
         (CMatrix, "fuse entry"),
         (c_void_p, "embedding_norm hidden_norm"),
-        (c_int32, "level normed_residual normed_output hidden_first"),
+        (c_int32, "level normed_residual normed_output hidden_first entry_width"),
     )
 
 

@@ -296,9 +296,14 @@ void check_model(const Shape& s, const Layer* layers) {
         check_vector("screen_norms", s.screen_norms);
     }
     if (!s.reads_hidden()) return;
+    if (!paired) check_matrix("entry", s.entry, 2 * (int64_t)s.width_in(), padded(s.hidden, TILE));
+    if (s.entry_width) {
+        check(limits::HIDDEN, s.entry_width);
+        if (s.fuse.outputs) refuse("a model of entry_width=%d reads no features", s.entry_width);
+        return;
+    }
     check_vector("embedding_norm", s.embedding_norm);
     check_vector("hidden_norm", s.hidden_norm);
-    if (!paired) check_matrix("entry", s.entry, 2 * (int64_t)s.hidden, padded(s.hidden, TILE));
     if (!s.fuse.outputs) return;
     check_matrix("fuse", s.fuse, s.fuse.inputs, padded(s.hidden, TILE));
     if (s.level < 0 || (s.level && s.fuse.inputs % s.level))

@@ -45,7 +45,7 @@ void run_entry(Step& step, int thread, int& phase) {
     const Stream layer = qkv_stream(model.layers[0]).slice(thread, step.threads);
     const Stream after = paired ? layer : stream_of(s.entry).slice(thread, step.threads);
     auto row = [&](int t) { return model.space.x + (size_t)t * model.hidden_pad; };
-    const int at_hidden = s.hidden_first ? 0 : s.hidden, at_embedding = s.hidden - at_hidden;
+    const int width = s.width_in(), at_hidden = s.hidden_first ? 0 : width, at_embedding = width - at_hidden;
     auto pair = [&](int t) { return model.space.pair + (size_t)t * model.pair_width; };
     // The row's norm goes to one half of the pair, and x is cleared for what is added to it next;
     auto norm = [&](int t, const float* weight, float* to) {
@@ -61,7 +61,13 @@ void run_entry(Step& step, int thread, int& phase) {
     };
     // What the caller owns is read inside chunks only: a late thread finds none.
     step.phases.run(phase++, thread, a.rows, [&](int t) {
-        step.embed_row(thread, t);
+        if (s.entry_width) {  // both as they are
+            step.embed_row(thread, t, pair(t) + at_embedding);
+            std::copy_n(a.hidden + (size_t)t * width, width, pair(t) + at_hidden);
+            std::fill_n(row(t), model.hidden_pad, 0.0f);
+            return;
+        }
+        step.embed_row(thread, t, row(t));
         norm(t, s.embedding_norm, pair(t) + at_embedding);
         if (a.fused) {
             const float* from = a.fused + (size_t)t * s.fuse.inputs;

@@ -21,7 +21,7 @@ Model::Model(const Shape& shape, const Layer* given)
     expert_pad = padded(std::max(shape.expert_neurons, 1), TILE / 2);
     const Recurrence& r = shape.recurrence;
     const int recurrent = r.key_heads ? r.value_heads * r.value_dim : r.channels;
-    pair_width = shape.reads_hidden() ? padded(2 * shape.hidden, TILE) : 0;
+    pair_width = shape.reads_hidden() ? padded(2 * shape.width_in(), TILE) : 0;
     level_width = shape.fuse.outputs ? padded(shape.fuse.inputs, TILE) : 0;
     auto most = [&](const Matrix& m) {
         if (m.outputs) ready_bytes = std::max(ready_bytes, spread(format_of(m.format).row_bytes(m.inputs)));
@@ -136,7 +136,7 @@ void Model::make_room(int rows, int threads, size_t partial_floats) {
     space.ready_expert = bytes(wide ? (entries + OVER) * ready_expert_bytes : 0);
     if (!shape.embedding && (int)file_rows.size() < threads) {
         const size_t size = shape.embedding_format == F32 ? sizeof(float) : sizeof(uint16_t);
-        const size_t bytes = (size_t)shape.hidden * size;
+        const size_t bytes = (size_t)shape.width_in() * size;
         file_rows.clear();
         for (int i = 0; i < threads; i++)
             file_rows.emplace_back((int)std::max<size_t>(FILE_ROWS / threads / bytes, 1), bytes);

@@ -128,8 +128,10 @@ struct Shape {
     int32_t normed_residual;  // without `entry`: the layer adds to the normed hidden state
     int32_t normed_output;    // what the head put out before is normed when it comes in again
     int32_t hidden_first;     // in what `entry` reads
+    int32_t entry_width;      // of an assistant's target: embedding and hidden state have it, and no norm; 0: H
 
     int router_outputs() const { return experts + (shared_gate ? 1 : 0); }
+    int width_in() const { return entry_width ? entry_width : hidden; }  // of embeddings
     bool reads_hidden() const { return fuse.outputs || entry.outputs; }
 };
 }

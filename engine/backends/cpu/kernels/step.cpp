@@ -154,32 +154,33 @@ const void* FileRows::find(int file, int64_t first, int64_t token) {
     return row;
 }
 
-void Step::embed_row(int thread, int i) {
+// x: [embedding's width], then zeros to a whole tile where it is H.
+void Step::embed_row(int thread, int i, float* x) {
     const Shape& s = model.shape;
-    float* x = model.space.x + (size_t)i * model.hidden_pad;
+    const int width = s.width_in();
     const int64_t token = args.tokens[i];
     const bool wide = s.embedding_format == F32;
     const size_t size = wide ? sizeof(float) : sizeof(uint16_t);
-    const void* row = (const uint8_t*)s.embedding + (size_t)token * s.hidden * size;
+    const void* row = (const uint8_t*)s.embedding + (size_t)token * width * size;
     if (!s.embedding) row = model.file_rows[thread].find(s.embedding_file, s.embedding_at, token);
     if (!row)
         unreadable.store(true, std::memory_order_relaxed);
     else if (s.embedding_tiles) {
         const Format& format = format_of(s.embedding_format);
-        format.unpack((const uint8_t*)s.embedding + token / TILE * format.tile_bytes(s.hidden), s.hidden,
+        format.unpack((const uint8_t*)s.embedding + token / TILE * format.tile_bytes(width), width,
                       (int)(token % TILE), x);
     } else if (wide)
-        std::memcpy(x, row, sizeof(float) * s.hidden);
+        std::memcpy(x, row, sizeof(float) * width);
     else
-        for (int k = 0; k < s.hidden; k++) x[k] = widen(((const uint16_t*)row)[k]);
+        for (int k = 0; k < width; k++) x[k] = widen(((const uint16_t*)row)[k]);
     if (s.embedding_scale != 0.0f && s.embedding_scale != 1.0f)
-        for (int k = 0; k < s.hidden; k++) x[k] *= s.embedding_scale;
-    std::fill(x + s.hidden, x + model.hidden_pad, 0.0f);
+        for (int k = 0; k < width; k++) x[k] *= s.embedding_scale;
+    if (!s.entry_width) std::fill(x + width, x + model.hidden_pad, 0.0f);
 }
 
 void Step::embed(int thread, int& phase) {
     if (model.shape.reads_hidden()) return run_entry(*this, thread, phase);
-    phases.run(phase++, thread, args.rows, [&](int t) { embed_row(thread, t); },
+    phases.run(phase++, thread, args.rows, [&](int t) { embed_row(thread, t, columns(model.space.x, t, 0)); },
                qkv_stream(model.layers[0]).slice(thread, threads));
 }
 

@@ -105,7 +105,7 @@ struct Step : Task {
     }
 
     // The embedding of row i's token, into x.
-    void embed_row(int thread, int i);
+    void embed_row(int thread, int i, float* x);
 
     // Of what a sublayer adds to x.
     vf added_scale(int layer) const {

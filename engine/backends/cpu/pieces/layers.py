@@ -32,6 +32,7 @@ from fastslow.engine.model.mixers.grouped import GroupedAttention
 from fastslow.engine.model.mixers.latent import LatentAttention
 from fastslow.engine.model.mixers.short_conv import ShortConv
 from fastslow.engine.model.shape import Layer, MtpLayer
+from fastslow.engine.model.tensors import PRE
 
 NORMS = {  # of a layer, by use: names of the kernels
     "mixer": "attention_norm",
@@ -61,7 +62,9 @@ def pieces(config: ModelConfig, formats: Formats) -> Iterator[Piece]:
     yield PackedMatrix("head", formats.head, hidden, plain_order(vocabulary), (head,))
     if config.mtp is not None:
         yield from _mtp(config.mtp, alike, hidden, formats, len(config.layers))
-    if formats.tiles is None:
+    if (assists := config.assists) is not None:
+        yield from matrix("entry", formats, 2 * assists.hidden, plain_order(hidden), [PRE], False)
+    elif formats.tiles is None:
         yield Vector("embedding", vocabulary * hidden, formats.embedding, (EMBEDDING,))
     elif not tied:
         rows = plain_order(vocabulary)
