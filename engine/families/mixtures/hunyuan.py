@@ -35,6 +35,7 @@ EXPECTED = {
     "norm_topk_prob": True,
     "use_qk_norm": True,
     "use_mixed_mlp_moe": True,
+    "use_rotary_pos_emb": True,
     "moe_layer_num_skipped": 0,
     "group_limited_greedy": False,
     "moe_router_use_sigmoid": False,

@@ -32,6 +32,7 @@ EXPECTED = {
     "use_routing_bias": True,
     "scoring_func": "sigmoid",
     "shared_intermediate_size": 0,
+    "shared_moe_mode": "sigmoid",  # of a shared expert, where there is one
     "attn_type_list": 1,
     **{f"layernorm_{part}_beta": 1 for part in ("full_attention", "linear_attention", "mlp")},
 }

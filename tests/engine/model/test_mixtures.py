@@ -16,13 +16,17 @@ import torch
 from checkpoints import DENSE, random_table, tensors, write
 from engine_tools import Ask, Bench, answer
 from family_tools import KERNELS, LONG, check_however_cut, load
-from gguf_tools import write_gguf
-from kernel_tools import compiled
+from gguf import GGMLQuantizationType
+from gguf_tools import matrices, write_gguf
+from kernel_tools import check_error, compiled
 from layer_fuzz import LayerFuzz, near
-from mtp_tools import SpiedMtp
+from mtp_tools import SpiedMtp, on_accelerator
 from pairs import pairwise
 from safetensors.torch import load_file, save_file
 
+from fastslow.engine.backends.cpu.decoder import CpuDecoder
+from fastslow.engine.backends.cpu.pieces.limits import unsupported
+from fastslow.engine.backends.loader import load_model
 from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.checkpoint.identity import model_digest
 from fastslow.engine.families.reading import attending, decoder
@@ -33,6 +37,7 @@ from fastslow.engine.model.ffn.dense import DenseMlp
 from fastslow.engine.model.ffn.experts import RoutedExperts
 from fastslow.engine.model.ffn.router import Router
 from fastslow.engine.model.shape import DecoderShape, Layer
+from fastslow.engine.model.tensors import active_parameters, parameters
 from fastslow.engine.params import SamplingParams
 
 SHAPES = [pytest.param(name, marks=() if name in peers.FIRST else pytest.mark.slow) for name in peers.MIXTURES]
@@ -153,7 +158,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "granite": {
         **BASE, "architectures": ["GraniteMoeForCausalLM"], "num_local_experts": 8, "num_experts_per_tok": 3,
         "intermediate_size": 32, "attention_multiplier": 0.25, "embedding_multiplier": 3.0, "logits_scaling": 2.0,
-        "residual_multiplier": 0.5, "shared_intermediate_size": 48,
+        "residual_multiplier": 0.5, "shared_intermediate_size": 64,
     },
     "hunyuan": {
         **BASE, "architectures": ["HunYuanMoEV1ForCausalLM"], "num_experts": 8, "moe_topk": 3,
@@ -213,3 +218,110 @@ def test_answers_are_those_of_plain_decoding(fuzz: LayerFuzz) -> None:
 @pytest.mark.slow
 def test_many_answers_are_those_of_plain_decoding(fuzz: LayerFuzz) -> None:
     fuzz.check(2000, seed=1)
+
+
+@compiled
+@pytest.mark.parametrize("name", ["glm", "ernie", "granite", "hunyuan", "minimax"])
+def test_a_quantised_file_runs_in_its_own_numbers(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All experts run, since a near tie would change more."""
+    config = {k: v for k, v in CONFIGS[name].items() if (name, k) != ("ernie", "shared_intermediate_size")}
+    config |= {k: 8 for k in ("num_experts_per_tok", "moe_k", "moe_topk") if k in config}
+    folder = write(tmp_path / "model", config, tensors(config, seed=1))
+    file = write_gguf(folder, tmp_path / "m.gguf", matrices(GGMLQuantizationType.Q8_0))
+    model = load_model(file, quantization="auto", progress=False)
+    assert isinstance(model, CpuDecoder) and model.formats.name == "gguf-bfloat16"
+    check_error(model, file, texts.tokens_of(20, vocab=64), False, monkeypatch)
+
+
+@pytest.mark.parametrize("name", ["glm groups", "ernie"])
+def test_accelerators_choose_the_same_experts(name: str, tmp_path: Path) -> None:
+    fields = {"num_mtp_layers": 0} if "glm" in name else {}
+    folder = peers.write(tmp_path, peers.build(name, **fields))
+    found, wanted = (texts.logits(m, LONG[:60]) for m in (on_accelerator(folder), load(folder, False)))
+    torch.testing.assert_close(found.log_softmax(-1), wanted.log_softmax(-1), rtol=0, atol=1e-4)
+
+
+def _published(name: str, sizes: str, **fields: Any) -> dict[str, Any]:
+    """sizes: layers, hidden, heads, heads of keys, vocabulary, width."""
+    each = dict(zip(SIZES, map(int, sizes.split()), strict=True))
+    rest = {"rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu", "max_position_embeddings": 4096}
+    return {"architectures": [f"{name}ForCausalLM"], **rest, **each, **fields}
+
+
+SIZES = [
+    "num_hidden_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "vocab_size",
+    "intermediate_size",
+]
+# As files of GLM-4.5-Air, ERNIE-4.5-21B-A3B, Granite 3 3B-A800M, Hunyuan-A13B and MiniMax-M2 say it, and how many
+# weights each has, and uses for a token.
+PUBLISHED: dict[str, tuple[dict[str, Any], float, float]] = {
+    "glm": (
+        _published(
+            "Glm4Moe", "46 4096 96 8 151552 10944", attention_bias=True, eos_token_id=[151329, 151336, 151338],
+            head_dim=128, partial_rotary_factor=0.5, moe_intermediate_size=1408, norm_topk_prob=True, n_group=1,
+            topk_group=1, n_routed_experts=128, n_shared_experts=1, routed_scaling_factor=1.0, num_experts_per_tok=8,
+            first_k_dense_replace=1, num_nextn_predict_layers=1, rope_scaling=None, use_qk_norm=False,
+        ), 106.852, 13.424,
+    ),
+    "ernie": (
+        _published(
+            "Ernie4_5_Moe", "28 2560 20 4 103424 12288", use_rmsnorm=True, use_bias=False, moe_num_experts=64, moe_k=6,
+            moe_num_shared_experts=2, moe_layer_start_index=1, moe_layer_interval=1, moe_intermediate_size=1536,
+            moe_capacity=[64, 64, 64], moe_gate="topk", moe_use_aux_free=True, num_nextn_predict_layers=1,
+            tie_word_embeddings=True,
+        ), 21.825, 3.352,
+    ),
+    "granite": (
+        _published(
+            "GraniteMoe", "32 1536 24 8 49155 512", attention_bias=False, attention_multiplier=0.015625,
+            embedding_multiplier=12.0, logits_scaling=6.0, num_experts_per_tok=8, num_local_experts=40,
+            output_router_logits=False, residual_multiplier=0.22, router_aux_loss_coef=0.001, tie_word_embeddings=True,
+        ), 3.299, 0.883,
+    ),
+    "hunyuan": (
+        _published(
+            "HunYuanMoEV1", "32 4096 32 8 128167 3072", attention_head_dim=128, group_limited_greedy=False,
+            moe_intermediate_size=[3072] * 32, moe_layer_num_skipped=0, moe_topk=[8] * 32, norm_topk_prob=True,
+            norm_type="rms", num_experts=64, num_shared_expert=[1] * 32, use_cla=False, use_mixed_mlp_moe=True,
+            rope_scaling={"alpha": 1000.0, "beta_fast": 32, "beta_slow": 1, "factor": 1.0, "mscale": 1.0,
+                          "mscale_all_dim": 1.0, "type": "dynamic"},
+            use_qk_norm=True, use_rotary_pos_emb=True, vit_norm_type="fused", tie_word_embeddings=True,
+        ), 80.393, 12.747,
+    ),
+    "minimax": (
+        _published(
+            "MiniMaxM2", "62 3072 48 8 200064 1536", attn_type_list=[1] * 62, head_dim=128, rotary_dim=64,
+            layernorm_mlp_beta=1.0, num_experts_per_tok=8, num_local_experts=256, qk_norm_type="per_layer",
+            scoring_func="sigmoid", shared_intermediate_size=0, shared_moe_mode="sigmoid", use_qk_norm=True,
+            use_routing_bias=True, use_mtp=True, num_mtp_modules=3,
+        ), 228.69, 11.031,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_configs_have_the_sizes_that_are_known(name: str) -> None:
+    fields, every, active = PUBLISHED[name]
+    config = ModelConfig.from_json(fields)
+    counts = [round(count / 1e9, 3) for count in (parameters(config), active_parameters(config))]
+    assert counts == [every, active] and unsupported(config) is None
+    assert name != "hunyuan" or config.ropes[0].theta == pytest.approx(11158839.925)
+
+
+@pytest.mark.parametrize(("name", "field", "value", "said"), [
+    ("glm", "n_group", 3, "n_group 3 must divide the 128 experts"),
+    ("ernie", "moe_norm_min", 0.1, "moe_norm_min 0.1 is not supported, it is at most 1e-06"),
+    ("ernie", "use_rmsnorm", False, "use_rmsnorm False is not supported, only True is"),
+    ("granite", "num_experts_per_tok", 41, "num_experts_per_tok 41 must be at most num_experts 40"),
+    ("hunyuan", "moe_topk", [8, 4], r"moe_topk \[8, 4\] must be the same in all layers"),
+    ("hunyuan", "moe_intermediate_size", [3072, 64], r"moe_intermediate_size \[3072, 64\] is not supported, only 3072 is"),
+    ("minimax", "attn_type_list", [1, 0], r"attn_type_list \[1, 0\] is not supported, only 1 is"),
+    ("minimax", "rotary_dim", 256, "rotary_dim 256 must be at most 128"),
+])  # fmt: skip
+def test_configs_that_do_not_fit(name: str, field: str, value: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=f"^{said}$"):
+        ModelConfig.from_json(PUBLISHED[name][0] | {field: value})
