@@ -39,6 +39,8 @@ def as_plain(layer: Layer) -> bool:
     m, ffn, norms = layer.mixer, layer.ffn, layer.norms
     if not isinstance(m, GroupedAttention) or norms != LayerNorms(RmsNorm(norms.kind.eps)):
         return False
+    if layer != Layer(m, ffn, norms):
+        return False
     rope = m.rope and replace(m.rope, width=0, layout="halves-first")
     known = GroupedAttention(m.heads, m.kv_heads, m.head_dim, rope)
     mlps = [ffn] if isinstance(ffn, DenseMlp) else []
