@@ -143,7 +143,7 @@ def header_config(path: Path) -> dict[str, Any]:
     for name, value in header.items():
         if name in known:
             _put(raw, known[name], _plain(value))
-        elif name in HARMLESS or NEUTRAL.get(name) == value:
+        elif name in (*HARMLESS, *names.unread) or NEUTRAL.get(name) == value:
             continue
         elif name in NEUTRAL or not (np.isscalar(value) and value in (0, "", "none")):
             raise ValueError(

@@ -274,7 +274,7 @@ class GgufNames:
     present: tensors of blocks, and fields of config.json that are true where a file has them.
     parts: for a tensor that holds the rows of several, a function of their number and the header: the place of each
     and which rows it has. drafts: as `layer`, of whole names, in blocks after the model's own, which are of a layer for
-    multi-token prediction; none: such blocks are not known."""
+    multi-token prediction; none: such blocks are not known. unread: header keys that say nothing new."""
 
     architecture: str
     layer: Mapping[str, str]
@@ -287,6 +287,7 @@ class GgufNames:
     present: Mapping[str, str] = field(default_factory=dict)
     parts: Mapping[str, Callable[[int, Fields], Mapping[str, Any]]] = field(default_factory=dict)
     drafts: Mapping[str, str] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
 
     def header(self, file: GgufFile) -> Fields:
         """The fields of a file that are of its architecture."""

@@ -14,6 +14,7 @@ import torch
 from assistant_tools import VOCAB, ReferencePair, bench_of
 from engine_tools import Ask, Setting, answer
 from family_tools import load
+from gguf_gemma import write_gemma
 from refusals import refused
 from safetensors.torch import load_file, save_file
 
@@ -66,6 +67,16 @@ def test_drafts_change_no_token(kernels: bool, opened: Open) -> None:
     assert all(r.spec_stats.drafted > 5 for ask, r in zip(asks, requests) if ask.drafter in ("chain", "tree"))
     seeded = [Ask(p, SAMPLED, "chain", 3, rule="reproducible", seed=n) for n, p in enumerate(PROMPTS)]
     assert [answer(r) for r in bench.run(seeded)] == [answer(bench.alone(ask)) for ask in seeded]
+
+
+def test_a_file_drafts_as_its_folder(opened: Open, tmp_path: Path) -> None:
+    pair = opened(False)
+    made = [
+        bench_of(pair.target, path, True) for path in (pair.assistant, write_gemma(pair.assistant, tmp_path / "a.gguf"))
+    ]
+    for bench, _ in made:
+        bench.run([Ask(PROMPTS[1], GREEDY, "chain", 4)])
+    assert made[0][1] == made[1][1] and made[0][1]
 
 
 def test_over_the_public_face(opened: Open) -> None:

@@ -13,6 +13,7 @@ from gguf_tools import Change, Pick, f32
 from safetensors.torch import load_file
 
 ARCHES = {"Gemma3ForCausalLM": MODEL_ARCH.GEMMA3, "Gemma4ForCausalLM": MODEL_ARCH.GEMMA4}
+ARCHES |= {"Gemma4AssistantForCausalLM": MODEL_ARCH.GEMMA4}
 FULL, STILL = "full_attention", 1e30
 
 
@@ -20,11 +21,15 @@ def write_gemma(
     folder: Path, path: Path, pick: Pick = f32, change: Change = lambda writer: None, rounded: Pick = f32
 ) -> Path:
     """pick, change, rounded: see `write_gguf`."""
-    config = json.loads((folder / "config.json").read_text())
-    arch = ARCHES[config["architectures"][0]]
+    raw = json.loads((folder / "config.json").read_text())
+    arch, config = ARCHES[raw["architectures"][0]], raw.get("text_config", raw)
+    hidden = raw.get("backbone_hidden_size")  # of an assistant's target
     names = gguf.get_tensor_name_map(arch, config["num_hidden_layers"])
-    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
+    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch] + "-assistant" * (hidden is not None))
     _add_header(writer, config, arch)
+    if hidden is not None:
+        writer.add_uint32("gemma4-assistant.embedding_length_out", hidden)
+        writer.add_nextn_predict_layers(config["num_hidden_layers"])
     change(writer)
     table = {name: tensor.float().numpy() for name, tensor in load_file(folder / "model.safetensors").items()}
     if arch is MODEL_ARCH.GEMMA4:
@@ -41,7 +46,11 @@ def write_gemma(
             if name.endswith(theirs):
                 name = f"blk.{name.split('.')[2]}.{ours}.scale"
         own = (
-            name if name.startswith(("blk.", "rope_freqs")) else names.get_name(name, try_suffixes=(".weight", ".bias"))
+            name
+            if name.startswith(("blk.", "rope_freqs"))
+            else f"nextn.{name}"
+            if "_projection" in name[:15]
+            else names.get_name(name, try_suffixes=(".weight", ".bias"))
         )
         assert own is not None, name
         kind, before = (x(own, values.shape) if values.ndim > 1 else Kind.F32 for x in (pick, rounded))

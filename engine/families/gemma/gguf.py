@@ -138,10 +138,7 @@ GEMMA4 = replace(
 ASSISTANT = replace(
     GEMMA4,
     architecture="gemma4-assistant",
-    fields={
-        **GEMMA4.fields,
-        "embedding_length_out": "backbone_hidden_size",
-        "nextn_predict_layers": "num_nextn_predict_layers",
-    },
+    fields={**GEMMA4.fields, "embedding_length_out": "backbone_hidden_size"},
+    unread=("nextn_predict_layers",),
     top={f"nextn.{side}_projection": f"{side}_projection" for side in ("pre", "post")},
 )
