@@ -16,6 +16,7 @@ from fastslow.engine.model.ffn.dense import DenseMlp
 from fastslow.engine.model.ffn.experts import RoutedExperts
 from fastslow.engine.model.ffn.router import GroupRouter
 from fastslow.engine.model.mixers.grouped import GroupedAttention
+from fastslow.engine.model.mixers.latent import LatentAttention
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.model.tensors import active_parameters, parameters
 from fastslow.engine.parallel.sharding import Parallel
@@ -146,6 +147,8 @@ class CheckpointFacts:
         if heads := _attention(c):
             said = "{heads} heads over {kv_heads} KV heads of {head_dim}"
             lines["attention"] = said.format(**heads)
+        if m := next((x.mixer for x in c.layers if isinstance(x.mixer, LatentAttention)), None):
+            lines["attention"] = f"{m.heads} heads over one latent of {m.latent} + {m.rope.dim}"
         plain = [layer.ffn for layer in c.layers if isinstance(layer.ffn, DenseMlp)]
         if routed is not None:
             lines["experts"] = _experts(routed, len(plain))
@@ -176,7 +179,8 @@ def _experts(routed: RoutedExperts, dense: int) -> str:
         size = routed.experts // router.groups
         return f"{router.groups} groups of {size}, each of {each}; {shared}"
     others = f"; dense layers: {dense}" if dense else ""
-    return f"best {router.chosen} of {routed.experts}, each of {each}; {shared}{others}"
+    inside = f" in {router.kept_groups} of {router.groups} groups" if router.groups else ""
+    return f"best {router.chosen} of {routed.experts}{inside}, each of {each}; {shared}{others}"
 
 
 def shards_record(config: ModelConfig, layout: str) -> dict[str, Any]:
