@@ -333,7 +333,8 @@ void check_step(const Model& model, const StepArgs& a) {
             if (!a.groups[t]) refuse("row %d runs no expert, and the model has no shared ones", t);
     if (s.reads_hidden() && !a.hidden && !(a.fused && s.fuse.outputs)) refuse("the rows have no hidden states");
     check_starts(a);
-    if (s.recurrence.kernel) check_running(model, a);
+    const auto recurs = [](const Layer& layer) { return layer.recurs(); };
+    if (std::any_of(model.layers.begin(), model.layers.end(), recurs)) check_running(model, a);
     check_all("length of a context", a.context_lengths, a.requests, 0, INT32_MAX);
     for (int b = 0; b < a.requests; b++)
         check_all("slot of a context", a.contexts[b], a.context_lengths[b], 0, a.slot_count);
