@@ -62,11 +62,8 @@ def _read(raw: ConfigJson) -> DecoderShape:
     if len(chosen := {*integers(raw, "moe_topk")} or {1}) > 1:
         raise ValueError(f"moe_topk {shown(raw['moe_topk'])} must be the same in all layers")
     ffn = mixture(raw, Router("softmax", chosen.pop()), "num_experts", "intermediate_size", width)
-    return replace(
-        decoder(raw, Layer(mixer, ffn), norm=norm_of(raw, 1e-5)),
-        fused=("experts",),
-        renames=RENAMES,
-    )
+    shape = decoder(raw, Layer(mixer, ffn), norm=norm_of(raw, 1e-5))
+    return replace(shape, fused=("experts",), renames=RENAMES)
 
 
 def _header(raw: dict[str, Any]) -> None:
@@ -82,10 +79,8 @@ HUNYUAN_MOE = Family(
         GGUF_LAYER | GGUF_HEAD_NORMS | TENSORS,
         fields={
             **FIELDS,
-            **dict.fromkeys(
-                ("expert_feed_forward_length", "expert_shared_feed_forward_length"),
-                "intermediate_size",
-            ),
+            "expert_feed_forward_length": "intermediate_size",
+            "expert_shared_feed_forward_length": "intermediate_size",
             "expert_used_count": "moe_topk",
             SHARES: "num_shared_expert",
         },
