@@ -30,11 +30,13 @@ CONFIG = "config.json"
 
 def is_assistant(path: Path) -> bool:
     """Tell whether what was named as a head is one: a GGUF file, or a folder whose architecture says so."""
-    if is_gguf(path):
-        return True
-    return is_file(path / CONFIG) and "Assistant" in str(
-        architecture_in(read_object(path / CONFIG))
-    )
+    try:
+        if is_gguf(path):
+            return True
+        config = read_object(path / CONFIG) if is_file(path / CONFIG) else {}
+    except (OSError, ValueError):
+        return False  # what reads heads says what is wrong
+    return "Assistant" in str(architecture_in(config))
 
 
 def load_assistant(path: Path, target: Model) -> MtpModel:

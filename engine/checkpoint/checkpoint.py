@@ -104,9 +104,8 @@ class Checkpoint:
         there = holders.keys() | inside.keys()
         if missing := [n for n, x in expected.items() if n not in there and not x.optional]:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            name = next(
-                (next(iter(x.tensors)) for x in layouts if missing[0] in x.parts), missing[0]
-            )
+            holding = () if is_gguf(folder) else (x for x in layouts if missing[0] in x.parts)
+            name = next((next(iter(x.tensors)) for x in holding), missing[0])
             shape = list(known[name].shape)
             raise ValueError(f"{folder} lacks tensor {name} of shape {shape}{more}")
         return cls(files, scheme, stored, inside)

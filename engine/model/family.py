@@ -390,7 +390,9 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     # all end alike, which makes none of them near; of several names of a model the first counts
     stems = {_stem(one): one for one in reversed([*known])}
     close = difflib.get_close_matches(name, stems, n=1)
-    return f"the nearest that does is {stems[close[0]]}" if close else f"{', '.join(known)} do"
+    if close:
+        return f"the nearest that does is {stems[close[0]]}"
+    return "`fastslow models` lists those that do"
 
 
 def _stem(architecture: str) -> str:

@@ -222,7 +222,7 @@ def test_of_several_layers_the_first_drafts(kind: str, own: str, tmp_path: Path,
     for number, tensors in enumerate((found, found | more)):
         model = load_model(checkpoints.write(tmp_path / f"{number}", CONFIGS[kind], tensors), progress=False)
         assert model.mtp is not None
-        assert ("layers for multi-token prediction: the first drafts all" in "".join(logged)) == bool(number)
+        assert ("has several MTP layers: the first drafts all" in "".join(logged)) == bool(number)
 
 
 def test_the_layer_is_packed_as_the_others_are(tmp_path: Path) -> None:

@@ -339,7 +339,7 @@ KINDS: dict[str, Kind] = {
     "fp8": Kind(lambda f: _published(f, "fp8 blocks")),
     "head": Kind(_with_head, drafters=({"drafter": "head", "nodes": 4, "width": 2},)),
     "assistant": Kind(
-        lambda f: assistant_tools.ReferencePair(f.parent, True),
+        lambda f: write_bpe(assistant_tools.ReferencePair(f.parent, True, 320).target, MARKS),
         target="target",
         drafters=({"drafter": "head", "head": "@assistant", "nodes": 4, "width": 2},),
     ),

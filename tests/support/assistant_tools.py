@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from engine_tools import Bench, RandomDraft
+from engine_tools import Bench, Make, RandomDraft
 from family_tools import load
 
 from fastslow.draft.mtp.assistant import AssistantDraft
@@ -27,14 +27,15 @@ class ReferencePair:
 
     clustered: the assistant's head is. fields: of the assistant's text part that are others."""
 
-    def __init__(self, folder: Path, clustered: bool = False, **fields: Any) -> None:
+    def __init__(self, folder: Path, clustered: bool = False, vocab: int = VOCAB, **fields: Any) -> None:
         import transformers as tf
 
+        both = BOTH | {"vocab_size": vocab, "vocab_size_per_layer_input": vocab}
         self.target, self.assistant = folder / "target", folder / "assistant"
-        large = tf.Gemma4TextConfig(**BOTH | {
+        large = tf.Gemma4TextConfig(**both | {
             "hidden_size": 48, "layer_types": TYPES + TYPES[1:], "num_hidden_layers": 5, "num_kv_shared_layers": 2,
         })  # fmt: skip
-        small = {**BOTH, "hidden_size": 32, "num_kv_shared_layers": 3, "vocab_size_per_layer_input": 0, **fields}
+        small = {**both, "hidden_size": 32, "num_kv_shared_layers": 3, "vocab_size_per_layer_input": 0, **fields}
         sizes = {"num_centroids": 8, "centroid_intermediate_top_k": 3, "use_ordered_embeddings": clustered}
         config = tf.Gemma4AssistantConfig(text_config=tf.Gemma4TextConfig(**small), backbone_hidden_size=48, **sizes)
         self._large = self._made(tf.Gemma4ForCausalLM(large), self.target, 0)
@@ -91,5 +92,9 @@ def bench_of(target: Path, assistant: Path, kernels: bool) -> tuple[Bench, list[
         found.made = made if width == 1 else []
         return found
 
-    drafters = {"chain": lambda kv: make(kv, 1), "tree": lambda kv: make(kv, 3), "random": lambda kv: RandomDraft()}
+    drafters: dict[str, Make] = {
+        "chain": lambda kv: make(kv, 1),
+        "tree": lambda kv: make(kv, 3),
+        "random": lambda kv: RandomDraft(),
+    }
     return Bench(model, drafters), made
