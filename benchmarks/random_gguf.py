@@ -1,7 +1,8 @@
-"""A GGUF file of random weights in the shape of a Qwen3.5 model: what speed is measured with, here and beside others.
+"""A GGUF file of random weights in the shape of a Qwen3.5 or Gemma 4: what speed is measured with, here and beside others.
 
     python benchmarks/random_gguf.py 0.8B --out q.gguf
     python benchmarks/random_gguf.py 35B-A3B --layers 8 --type Q4_K --out moe.gguf
+    python benchmarks/random_gguf.py gemma4-E4B --type Q4_0 --out gemma.gguf
     python benchmarks/peers.py --gguf q.gguf --model q.gguf --engines fastslow:file,llama.cpp:file
 
 Matrices are random blocks of --type, embedding and head those of --head; norms, convolutions and routers are float32.
@@ -46,6 +47,25 @@ USUAL = {
 }  # fmt: skip
 EXPERTS = {"num_experts": 256, "num_experts_per_tok": 8}
 EXPERTS |= dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 512)
+GEMMA: dict[str, dict[str, Any]] = {  # fields of config.json
+    "gemma4-E4B": {
+        "hidden_size": 2560, "num_hidden_layers": 42, "num_attention_heads": 8, "num_key_value_heads": 2,
+        "intermediate_size": 10240, "sliding_window": 512, "num_kv_shared_layers": 18,
+        "hidden_size_per_layer_input": 256,
+    },
+    "gemma4-26B-A4B": {
+        "hidden_size": 2816, "num_hidden_layers": 30, "num_attention_heads": 16, "num_key_value_heads": 8,
+        "intermediate_size": 2112, "sliding_window": 1024, "hidden_size_per_layer_input": 0, "num_experts": 128,
+        "top_k_experts": 8, "moe_intermediate_size": 704, "enable_moe_block": True, "attention_k_eq_v": True,
+        "num_global_key_value_heads": 2,
+    },
+}  # fmt: skip
+EVERY_GEMMA = {
+    "vocab_size": 262_144,
+    "max_position_embeddings": 131_072,
+    "head_dim": 256,
+    "global_head_dim": 512,
+}
 MARKS = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 Shapes = dict[str, tuple[int, ...]]
@@ -55,7 +75,10 @@ def tensors(config: ModelConfig) -> Shapes:
     """Shapes by name in the file, the experts of a layer in one tensor."""
     names, last, found = family_of(config.architecture).gguf, len(config.layers), Shapes()
     assert names is not None
-    layer = {place: name for name, place in (*names.layer.items(), *GGUF_TOP.items())}
+    layer = {
+        place: name for name, place in (*names.layer.items(), *{**GGUF_TOP, **names.top}.items())
+    }
+    experts = config.routed.experts if config.routed else 0
     whole = {place: f"blk.{last}.{name}" for name, place in names.drafts.items()}
     for name, shape in (tensor_shapes(config) | mtp_shapes(config)).items():
         place = re.sub(r"^mtp\.layers\.0", f"model.layers.{last}", name).removesuffix(".weight")
@@ -63,14 +86,20 @@ def tensors(config: ModelConfig) -> Shapes:
         at, inner = (f"blk.{block[1]}.", block[2]) if block else ("", place)
         ending = ".weight" if name.endswith(".weight") else ""
         if name in whole or inner in layer:
-            shape = (EXPERTS["num_experts"], *shape) if "*" in inner else shape
+            shape = (experts, *shape) if "*" in inner else shape
             found[whole.get(name) or f"{at}{layer[inner]}{ending}"] = shape
+    for name in [name for name in found if "gate_exps" in name] * (names.architecture == "gemma4"):
+        count, inner, hidden = found.pop(name)  # gates above ups
+        del found[name.replace("gate", "up")]
+        found[name.replace("gate", "gate_up")] = count, 2 * inner, hidden
     return found
 
 
 def blocks(name: str, shape: tuple[int, ...], kind: Kind) -> NDArray[Any]:
     """Random blocks whose numbers are about as large as a trained model's; the same few, again and again."""
     draws, spread = np.random.default_rng(0), shape[-1] ** -0.5
+    if name == "rope_freqs.weight":  # a quarter of the pairs turns
+        return np.where(np.arange(shape[0]) < shape[0] // 4, 1, 1e30).astype(np.float32)
     if kind is Kind.F32:
         fill = np.full(shape, -1 if name.endswith("ssm_a") else 1, np.float32)
         return fill if len(shape) < 2 else draws.normal(0, spread, shape).astype(np.float32)
@@ -85,14 +114,10 @@ def blocks(name: str, shape: tuple[int, ...], kind: Kind) -> NDArray[Any]:
 
 def add_header(writer: GGUFWriter, raw: Mapping[str, Any], known: Mapping[str, str]) -> None:
     for key, field in known.items():
-        if type(raw.get(field)) is int and key != "block_count":
+        if type(raw.get(field)) is int and key not in ("block_count", "attention.head_count_kv"):
             writer.add_uint32(f"{writer.arch}.{key}", raw[field])
-    writer.add_block_count(raw["num_hidden_layers"] + raw["mtp_num_hidden_layers"])
-    writer.add_ssm_inner_size(raw["linear_num_value_heads"] * raw["linear_value_head_dim"])
-    writer.add_rope_dimension_count(64)
-    writer.add_value_length(raw["head_dim"])
-    writer.add_rope_dimension_sections([11, 11, 10, 0])
-    writer.add_rope_freq_base(1e7)
+    writer.add_block_count(raw["num_hidden_layers"] + raw.get("mtp_num_hidden_layers", 0))
+    (add_gemma if writer.arch == "gemma4" else add_qwen)(writer, raw)
     writer.add_layer_norm_rms_eps(1e-6)
     tokens = [*MARKS, *sorted(ByteLevel.alphabet()), "he", "Ġt"]
     count = raw["vocab_size"] - len(tokens)
@@ -106,27 +131,60 @@ def add_header(writer: GGUFWriter, raw: Mapping[str, Any], known: Mapping[str, s
     writer.add_chat_template(TURNS + "<|im_start|>assistant\n")
 
 
+def add_qwen(writer: GGUFWriter, raw: Mapping[str, Any]) -> None:
+    writer.add_head_count_kv(raw["num_key_value_heads"])
+    writer.add_ssm_inner_size(raw["linear_num_value_heads"] * raw["linear_value_head_dim"])
+    writer.add_rope_dimension_count(64)
+    writer.add_value_length(raw["head_dim"])
+    writer.add_rope_dimension_sections([11, 11, 10, 0])
+    writer.add_rope_freq_base(1e7)
+
+
+def add_gemma(writer: GGUFWriter, raw: Mapping[str, Any]) -> None:
+    windows, heads = (
+        [n % 6 != 5 for n in range(raw["num_hidden_layers"])],
+        raw["num_key_value_heads"],
+    )
+    others = raw.get("num_global_key_value_heads", heads)
+    writer.add_sliding_window_pattern(windows)
+    writer.add_head_count_kv([heads if window else others for window in windows])
+    for dim, ending in ((raw["global_head_dim"], ""), (raw["head_dim"], "_swa")):
+        writer.add_uint32(f"{writer.arch}.attention.value_length{ending}", dim)
+        writer.add_uint32(f"{writer.arch}.rope.dimension_count{ending}", dim)
+    writer.add_rope_freq_base(1e6)
+    writer.add_rope_freq_base_swa(1e4)
+    writer.add_final_logit_softcapping(30.0)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("model", choices=SHAPES)
+    parser.add_argument("model", choices=[*SHAPES, *GEMMA])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--type", choices=sorted(SCALES), default="Q4_1")
     parser.add_argument("--head", choices=sorted(SCALES), default="Q6_K")
     parser.add_argument("--layers", type=int, help="fewer than the model has")
     parser.add_argument("--no-mtp", action="store_true")
     args = parser.parse_args()
-    mixed = "A3B" in args.model
-    names = family_of(f"Qwen3_5{'Moe' * mixed}ForCausalLM").gguf
+    mixed, gemma = "A3B" in args.model, args.model in GEMMA
+    architecture = "Gemma4ForCausalLM" if gemma else f"Qwen3_5{'Moe' * mixed}ForCausalLM"
+    names = family_of(architecture).gguf
     assert names is not None
-    raw: dict[str, Any] = dict(zip(FIELDS, SHAPES[args.model])) | USUAL | (EXPERTS if mixed else {})
-    raw |= {"num_hidden_layers": args.layers or raw["num_hidden_layers"], **names.given}
-    raw |= {"mtp_num_hidden_layers": int(not args.no_mtp), "tie_word_embeddings": not mixed}
-    config = ModelConfig.from_json(raw | {"architectures": [f"Qwen3_5{'Moe' * mixed}ForCausalLM"]})
+    if gemma:
+        raw = EVERY_GEMMA | GEMMA[args.model]
+    else:
+        raw = (
+            dict(zip(FIELDS, SHAPES[args.model])) | USUAL | (EXPERTS if mixed else {}) | names.given
+        )
+        raw |= {"mtp_num_hidden_layers": int(not args.no_mtp), "tie_word_embeddings": not mixed}
+    raw["num_hidden_layers"] = args.layers or raw["num_hidden_layers"]
+    config = ModelConfig.from_json(raw | {"architectures": [architecture]})
     writer = GGUFWriter(args.out, names.architecture)
     add_header(writer, raw, {**GGUF_FIELDS, **names.fields})
-    every = dict[str, tuple[tuple[int, ...], Kind]]()
-    for name, whole in tensors(config).items():
-        shape = tuple(n for n in whole if n > 1)
+    every, known = dict[str, tuple[tuple[int, ...], Kind]](), tensors(config)
+    if gemma:
+        known["rope_freqs.weight"] = (raw["global_head_dim"] // 2,)
+    for name, whole in known.items():
+        shape = tuple(n for n in whole if n > 1) or (1,)
         exact = len(shape) < 2 or "ssm_conv1d" in name or "ffn_gate_inp" in name
         usual = Kind[args.head if shape[0] == config.vocab_size else args.type]
         every[name] = shape, (kind := Kind.F32 if exact else usual)
