@@ -7,7 +7,8 @@
 Nobody accepts what such a model's layer for multi-token prediction (MTP) drafts. So a drafter that knows the answers
 of a plain run drafts their next token first in the share `--accept` of all places, which a seed decides, and second in
 that share of the others. The model's MTP layer and its head run all the same, and what they say is replaced. A model
-without one shows what rows take alone; `--head` is an assistant that drafts in its place. Tokens are compared with those of the plain run.
+without one shows what rows take alone; `--head` is an assistant that drafts in its place. Tokens are compared with
+those of the plain run.
 
 A step of n rows verifies n - 1 drafted tokens, as a chain (width 1) or a tree. All settings take turns, `--batch`
 requests run at once. A cell is the least time of a step in ms, that of drafting among it, tokens a step, and times

@@ -157,8 +157,8 @@ class Speculation(Params):
     )
     head: str | Path | None = Field(
         default=None,
-        description="a trained head's file, or the folder or hub name of a published EAGLE-3 head; "
-        "None = the one of the model",
+        description="a trained head's file, or the folder or hub name of a published EAGLE-3 head "
+        "or a Gemma 4 assistant; None = the one of the model",
     )
     corpus: str | Path | None = Field(
         default=None, description="stored answers for drafter 'suffix', see `fastslow corpus`"

@@ -16,8 +16,8 @@ from fastslow.engine.types import Ints, RequestView
 
 @dataclass(slots=True)
 class AssistedText(DraftedText):
-    """A request's text. state: [1, H] of its last row but one, which the target has read. slots: of all rows that it has
-    read."""
+    """A request's text. state: [1, H] of its last row but one, which the target has read. slots: of all rows
+    that it has read."""
 
     state: Tensor
     slots: Ints
@@ -57,4 +57,4 @@ class AssistantDraft(LayerDraft[AssistedText]):
         return self._forward(segments, torch.cat([text.state for text in texts]))
 
     def _room(self, text: AssistedText) -> None:
-        """As many as there are: they write to no page."""
+        """None: assistants write no rows."""

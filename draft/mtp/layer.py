@@ -1,4 +1,4 @@
-"""Drafting with layers that the target's backend runs: what a model's own ones and published ones share."""
+"""Drafting with a layer that the target's backend runs: the base of MTP and assistants."""
 
 from __future__ import annotations
 

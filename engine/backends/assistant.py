@@ -40,8 +40,8 @@ def is_assistant(path: Path) -> bool:
 
 
 def load_assistant(path: Path, target: Model) -> MtpModel:
-    """The assistant in a folder or a GGUF file, on the target's backend. ValueError in one sentence for a target that it
-    was not made for, or on which it does not run."""
+    """The assistant in a folder or a GGUF file, on the target's backend. ValueError in one sentence for a target
+    that it was not made for, or on which it does not run."""
     own = ModelConfig.from_folder(path)
     with about(path):
         config = joined(own, target.config)

@@ -171,8 +171,8 @@ def _experts_in_turn(prefix: str, layer: Layer, hidden: int) -> Iterator[Fused]:
 
 
 def _delta(prefix: str, layer: Layer, hidden: int) -> Iterator[Fused]:
-    """Two matrices of a gated delta net, in which each key head has its rows of all that they are of: query, key, values
-    and what gates outputs; betas and gates."""
+    """Two matrices of a gated delta net, in which each key head has its rows of all that they are of: query, key,
+    values and what gates outputs; betas and gates."""
     if not isinstance(m := layer.mixer, GatedDelta):
         return
     own, each = f"{prefix}.linear_attn.in_proj", m.value_heads // m.key_heads
@@ -217,7 +217,7 @@ def _choice_row(prefix: str, layer: Layer, hidden: int) -> Iterator[Fused]:
 
 
 def _latent(prefix: str, layer: Layer, hidden: int) -> Iterator[Fused]:
-    """What makes keys and values of a latent apart: floats [heads, latent, keys] and [heads, values, latent]."""
+    """Keys' and values' matrices of a latent apart: floats [heads, latent, keys] and [heads, values, latent]."""
     if not isinstance(m := layer.mixer, LatentAttention):
         return
     own = f"{prefix}.self_attn"

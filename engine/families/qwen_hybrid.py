@@ -1,5 +1,5 @@
 """Qwen3-Next, Qwen3.5 and 3.6, dense or with experts: most layers are gated delta nets, and the others attention whose
-heads have output gates (partial rotation, norms with weights less one); a layer that drafts."""
+heads have output gates (partial rotation, norms that multiply by 1 + weight); a layer that drafts."""
 
 from __future__ import annotations
 

@@ -16,28 +16,33 @@ glm5next | GLM-5.3-Flash | it has delta nets with a decay for each channel of ke
 (hyper-connections) and sparse attention | glm4moe
 minimax. minimaxtext minimaxm1 | MiniMax-Text-01, MiniMax-M1 | it has lightning attention | minimaxm2
 deepseekv4 deepseek4 | DeepSeek V4 | it has several residual streams (hyper-connections), and attention over \
-compressed rows | glm4moe
-hyv4 | Hunyuan 4 | it has several residual streams (hyper-connections) and sparse attention | glm4moe
+compressed rows | deepseekv3
+hyv4 | Hunyuan 4 | it has several residual streams (hyper-connections) and sparse attention | hunyuanmoev1
 openpangu | openPangu 2.0 | it has several residual streams (hyper-connections), sparse attention, and convolutions \
 beside latent keys | pangupromoev2
 qwen4exp qwen38flashnext | Qwen3.8-Flash-Next | it has several residual streams (hyper-connections), hashed n-gram \
 embeddings and block-sparse attention | qwen3_5moe
-lfm3 | LFM3 | it has a gate for each head of attention, windows that rotate otherwise than full attention, \
+lfm3 | LFM3 | it has a gate for each head of attention, another RoPE in sliding-window layers, \
 convolutions of 7 tokens and norms after sublayers | lfm2
 glmdsa deepseek32 | GLM-5 and DeepSeek V3.2 in GGUF files | it has the indexer of sparse attention, which is read from \
 folders alone | glmmoedsa
 kimik2 mistral4 minicpm3 longcat youtu | Kimi K2.5, Mistral 4, MiniCPM3, LongCat-Flash, Youtu | no family reads its \
-attention with latent keys (MLA) yet | deepseekv3
+config yet, though attention with latent keys (MLA) runs | deepseekv3
+gemma2 | Gemma 2 | no family reads its config yet: soft caps of attention scores, and norms around sublayers | gemma3
+mixtral | Mixtral | no family reads its config and names of tensors yet | qwen3moe
+olmoe | OLMoE | no family reads its config yet: experts beside norms of all heads together | olmo3
+glm4. | GLM-4, dense | no family reads its config yet: interleaved RoPE, and norms before and after sublayers | llama
+bailingmoev2. bailingmoe2. | Ling 2 | no family reads its config and names of tensors yet | glm4moe
 gemma3n | Gemma 3n | it has several residual streams (AltUp) and sparse MLPs | gemma3
-llama4 | Llama 4 | it attends in chunks, and weighs what an expert reads instead of what it says | qwen3moe
-mllama | Llama 3.2 Vision | it has layers that attend to images | llama
+llama4 | Llama 4 | it attends in chunks, and scales the input of experts, not their output | qwen3moe
+mllama | Llama 3.2 Vision | it has cross-attention to images | llama
 cohere command | Command R, R7B and A, Aya | its layers have attention and an MLP side by side | llama
 falcon gptneo gptj gpt2 gptbigcode opt bloom mpt phi. phi2 starcoder nemotron arcee apertus | GPT-2, GPT-J, GPT-NeoX, \
 OPT, BLOOM, MPT, Falcon 1 and 2, Phi-1 and 2, StarCoder, Nemotron-4, Arcee, Apertus | its MLPs have no gate | llama
 phimoe | Phi-3.5-MoE | its router leaves out experts far from the best one (SparseMixer) | qwen3moe
-phi4mm phi4multimodal | Phi-4-multimodal | its matrices change with what a prompt holds | phi3
+phi4mm phi4multimodal | Phi-4-multimodal | it has LoRA adapters for images and sound | phi3
 bitnet | BitNet | it has norms inside its MLPs | llama
-llada dream diffusiongemma | LLaDA, Dream, DiffusionGemma | it fills in masks instead of adding tokens | qwen3
+llada dream diffusiongemma | LLaDA, Dream, DiffusionGemma | it is a diffusion model | qwen3
 t5 mt5 umt5 bart whisper | T5, BART, Whisper | it has an encoder | qwen3
 """
 REFUSED = [

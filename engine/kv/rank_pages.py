@@ -56,8 +56,8 @@ class RankPages:
     def match(
         self, tokens: Sequence[int], root: Hashable, most: int, for_all: Hashable = None
     ) -> tuple[Sequence[int], bytes]:
-        """See `PrefixIndex.match`; with windows only pages whose last window is there; with running states only pages up to one that has a snapshot, and none where the
-        text finds no room: its state would be copied in vain."""
+        """See `PrefixIndex.match`; with windows only pages whose last window is there; with running states only pages
+        up to one that has a snapshot, and none where the text finds no room: its state would be copied in vain."""
         pages, digest = self.prefix.match(tokens, root, self.page_size, most, for_all)
         if self.windows is not None:
             covered = self.windows.covered(pages)

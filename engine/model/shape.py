@@ -82,13 +82,13 @@ class MtpLayer:
 
 @dataclass(frozen=True, slots=True)
 class Assistance:
-    """What a decoder has that drafts for another, its target, whose keys and values all its layers read.
+    """Fields of a decoder that drafts for another, its target, whose keys and values all its layers read.
 
     `pre_projection` of the target's embedding of a token, beside the target's hidden state before it, is what the first
     layer takes; `post_projection` of the output stands for the hidden state of the next token.
 
-    target: how the target's architecture begins. hidden: of the target. clusters: of the vocabulary, all of one size; 0:
-    there are none. chosen: of these, those whose centroids fit best; other tokens have no logits."""
+    target: how the target's architecture begins. hidden: of the target. clusters: of the vocabulary, all of one size;
+    0: there are none. chosen: of these, those whose centroids fit best; other tokens have no logits."""
 
     target: str
     hidden: int

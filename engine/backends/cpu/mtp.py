@@ -1,5 +1,5 @@
-"""Layers that draft for a decoder on the CPU kernels: its MTP layer, in the same packed weights, and an assistant, whose
-layers read the target's storage. Each is a decoder of its own."""
+"""Layers that draft for a decoder on the CPU kernels: its MTP layer, in the same packed weights, and an assistant,
+whose layers read the target's storage. Each is a decoder of its own."""
 
 from __future__ import annotations
 

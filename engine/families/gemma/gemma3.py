@@ -1,4 +1,4 @@
-"""Gemma 3: norms around both sublayers with weights less one, windows and a rotation of their own in most layers."""
+"""Gemma 3: norms around sublayers that multiply by 1 + weight; windows and another RoPE in most layers."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""DeepSeek V2 to V3.2, GLM-4.7-Flash, GLM-5: latent attention, experts in groups of which some are kept, shared experts,
-and a layer that drafts."""
+"""DeepSeek V2 to V3.2, GLM-4.7-Flash, GLM-5: latent attention, experts in groups of which some are kept, shared
+experts, and a layer that drafts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ERNIE 4.5 MoE: rotation of neighbouring dims, a softmax router whose choice has a bias, and a shared expert."""
+"""ERNIE 4.5 MoE: interleaved RoPE, a softmax router whose choice has a bias, and a shared expert."""
 
 from __future__ import annotations
 

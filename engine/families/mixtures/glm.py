@@ -1,4 +1,4 @@
-"""GLM-4.5 to 4.7: partial rotation, biases of q, k and v, a sigmoid router, a shared expert, and a layer that drafts."""
+"""GLM-4.5 to 4.7: partial rotation, biases of q, k and v, a sigmoid router, a shared expert, a layer that drafts."""
 
 from __future__ import annotations
 

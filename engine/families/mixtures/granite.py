@@ -1,4 +1,4 @@
-"""Granite 3 and 4 with experts: the factors of all Granite models, a softmax of the chosen, and for some a shared MLP."""
+"""Granite 3 and 4 with experts: the factors of all Granite models, a softmax of the chosen, a shared MLP in some."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What mixtures of experts have in common: how configs and GGUF files say their sizes."""
+"""Fields and tensors that mixtures of experts share in configs and GGUF files."""
 
 from __future__ import annotations
 
@@ -98,8 +98,9 @@ def sigmoid_router(
 def sparse_decoder(
     raw: ConfigJson, mixer: Mixer, router: Router, dense: Collection[int], shares: int = 1
 ) -> DecoderShape:
-    """A decoder with an MLP in `dense` layers, and `n_routed_experts` beside `n_shared_experts` in others and in a layer
-    that drafts; where no field says it, the files show whether there is one. shares: where config.json is silent."""
+    """A decoder with an MLP in `dense` layers, and `n_routed_experts` beside `n_shared_experts` in others and in a
+    layer that drafts; where no field says it, the files show whether there is one. shares: where config.json is
+    silent."""
     width = integer(raw, "moe_intermediate_size", most=MOST_WIDTH)
     shared = width * integer(raw, "n_shared_experts", shares, most=MOST_EXPERTS, least=0)
     ffn = mixture(raw, router, "n_routed_experts", "moe_intermediate_size", shared)

@@ -26,8 +26,9 @@ OPENING = 8  # tokens at a prompt's end that a chat's next turn may leave out: t
 class RunningStates:
     """The memory of running states, in places: each of the first has the state of a request, the others snapshots.
 
-    bytes: of a snapshot, and of a request, which has rows that are not folded in, too. `state[layer]`: its parts, each [places + snapshots, ...]. `rows[layer]`: the parts that a row adds, each
-    [places, UNFOLDED, ...]: those of the row at position p of a request are at p % UNFOLDED, until it is folded in.
+    bytes: of a snapshot, and of a request, which has rows that are not folded in, too. `state[layer]`: its parts, each
+    [places + snapshots, ...]. `rows[layer]`: the parts that a row adds, each [places, UNFOLDED, ...]: those
+    of the row at position p of a request are at p % UNFOLDED, until it is folded in.
 
     The model folds. It has one order for it, row by row, and one rounding: a state is then the same, bit for bit,
     whatever steps its text came in.
@@ -104,16 +105,16 @@ class StatePlaces:
     at its end. Requests that begin with the page's text begin with the snapshot. It goes with its page; where none is
     free, the least recently used one makes room.
 
-    Snapshots are made at marks: before a prompt's last tokens, where it leaves a text that goes on otherwise, each EVERY
-    tokens of it, and at the end of the answer so far. So a chat's next turn finds one where it begins to
+    Snapshots are made at marks: before a prompt's last tokens, where it leaves a text that goes on otherwise, each
+    EVERY tokens of it, and at the end of the answer so far. So a chat's next turn finds one where it begins to
     differ, whether its template repeats the answer as it was or not. A text keeps the latest of each kind.
     Marks where texts part: Pan et al. 2024, arXiv 2411.19379.
 
     Places that no request has are lent to snapshots; one of those makes room where a request begins.
 
-    free, spare: places of requests, and of snapshots, that nobody has. snapshots: by page, least recently used first. cheap: pages
-    whose snapshots make room before others: another one of the text saves nearly as much. texts: how many are known to
-    go on from a snapshot, by page. kept: pages whose snapshots make no room.
+    free, spare: places of requests, and of snapshots, that nobody has. snapshots: by page, least recently used first.
+    cheap: pages whose snapshots make room before others: another one of the text saves nearly as much. texts: how many
+    are known to go on from a snapshot, by page. kept: pages whose snapshots make no room.
     """
 
     def __init__(self, states: RunningStates, page_size: int) -> None:

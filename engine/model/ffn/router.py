@@ -31,7 +31,7 @@ class GroupRouter:
 
     @property
     def units(self) -> int:
-        """What modes may run less of."""
+        """Units that modes may run fewer of."""
         return self.groups
 
     def running(self, units: int | None) -> int:

@@ -124,8 +124,8 @@ LLAMA3 = ("llama-bpe", "llama3", "llama-v3", "lfm2")
 class GgufVocabulary:
     """Vocabulary of a GGUF header: what it says of its tokenizer.
 
-    model: "llama" (SentencePiece), "gpt2" (byte-level BPE) or "gemma4" (BPE of characters). pre: how a text is split before merging, of a
-    gpt2 one. types: of each token, see CONTROL."""
+    model: "llama" (SentencePiece), "gpt2" (byte-level BPE) or "gemma4" (BPE of characters). pre: how a text is split
+    before merging, of a gpt2 one. types: of each token, see CONTROL."""
 
     model: str
     pre: str

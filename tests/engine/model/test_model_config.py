@@ -43,7 +43,7 @@ def test_counts_are_the_published_ones() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("architectures", ["XyzLMHeadModel"], "'XyzLMHeadModel' does not run here: Pangu"),
+        ("architectures", ["XyzLMHeadModel"], "'XyzLMHeadModel' does not run here: `fastslow models` lists"),
         ("architectures", ["Qwen2MoeForCausalLM"], "the nearest that does is Qwen3MoeForCausalLM;"),
         ("architectures", ["Llama5ForConditionalGeneration"], "nearest .* is LlamaForCausalLM;"),
         ("architectures", ["GPT2LMHeadModel"], "its MLPs have no gate; the nearest .* is LlamaForCausalLM;"),
@@ -272,6 +272,7 @@ GraniteMoeHybridForCausalLM granitehybrid RwkvForCausalLM rwkv7 KimiLinearForCau
 DeepseekV4ForCausalLM Glm5NextForConditionalGeneration YoutuForCausalLM glm-dsa MiniMaxM1ForCausalLM openpangu
 Qwen4ExpForConditionalGeneration LFM3 gemma3n Gemma3nForConditionalGeneration Llama4ForConditionalGeneration command-r
 Cohere2ForCausalLM falcon PhiForCausalLM phi2 PhimoeForCausalLM Phi4MMForCausalLM bitnet LLaDAModelLM T5ForConditionalGeneration
+Gemma2ForCausalLM MixtralForCausalLM OlmoeForCausalLM Glm4ForCausalLM glm4 BailingMoeV2ForCausalLM bailingmoe2
 """
 
 
