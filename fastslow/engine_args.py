@@ -121,8 +121,8 @@ class EngineArgs:
         layout, longest = config.state_layout, min(context, config.context)
         ring = window_ring(layout, kind.page_size, longest, rows)
         if ring and (spill is not None or not kind.has_windows):
-            why = "kv_spill" if kind.has_windows else "this device, or several ranks"
-            logger.info("layers with windows keep all their pages, which {} needs", why)
+            why = "kv_spill needs" if kind.has_windows else "this device or number of ranks needs"
+            logger.info("layers with windows keep all their pages: {} them", why)
             ring = 0
         page_bytes = kind.page_size * kind.token_bytes(layout, model.dtype)
         window_bytes = 0

@@ -32,11 +32,11 @@ Fields = Mapping[str, Any]
 
 
 def builtin_modes(units: RoutedUnits, thinks: bool = True) -> dict[str, Mode]:
-    """The presets that every checkpoint has. "fast" runs a quarter of the groups, or half of the experts of
+    """The presets that every checkpoint has. "fast" runs a quarter of the groups, at least one, or half of the experts of
     a model without groups; modes of a dense model differ in thinking only. thinks: whether descriptions speak of
     thoughts."""
-    share = 2 if units.name == "experts" else 4
-    count = max(units.least, units.most // share)
+    share, least = (2, units.least) if units.name == "experts" else (4, min(units.most, 1))
+    count = max(least, units.most // share)
     fewer: dict[str, Any] = {units.name: count} if count < units.most else {}
     fast, deep = DESCRIBED[bool(fewer), thinks]
     return {

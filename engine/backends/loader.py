@@ -40,7 +40,7 @@ from fastslow.engine.checkpoint.checkpoint import BLOCKS, Checkpoint, blocks
 from fastslow.engine.checkpoint.gguf_shard import GgufShard
 from fastslow.engine.checkpoint.published.layout import Published
 from fastslow.engine.checkpoint.quantised import Scheme
-from fastslow.engine.host.files import is_file, shown
+from fastslow.engine.host.files import about, is_file, shown
 from fastslow.engine.host.gguf_file import drafts_beside, is_gguf
 from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.base import Model
@@ -84,10 +84,8 @@ def load_model(
         raise ValueError(f"kv_dtype {shown(kv_dtype)} is not one of {', '.join(KV_DTYPES)}")
     folder = Path(folder)
     config, place = ModelConfig.from_folder(folder), choose_device(device)
-    if (assists := config.assists) is not None:
-        raise ValueError(
-            f"{folder} drafts for a {assists.target} model, and does not run alone: give it as head"
-        )
+    with about(folder):
+        config.check_alone()
     source = _Source.open(folder, config)
     config = source.config
     ops = paged_ops_for(place) if place.kind != "cpu" else None

@@ -170,6 +170,12 @@ class DecoderShape:
         """Return what decides the rotary base of a request that may become this long: equal numbers, equal keys."""
         return max((rope.length(max_len) for rope in self.ropes), default=0)
 
+    def check_alone(self) -> None:
+        """ValueError for a model that drafts for another one, and runs beside it only."""
+        if self.assists is not None:
+            what = f"it drafts for a {self.assists.target} model, and does not run alone"
+            raise ValueError(f"{what}: give it as head")
+
     @property
     def context(self) -> int:
         """The longest text in tokens."""

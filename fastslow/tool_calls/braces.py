@@ -54,7 +54,8 @@ def _json(word: str, key: bool) -> str:
     if not word:
         return ""
     try:
-        whole = word in WORDS or isinstance(json.loads(word), int | float)
+        number = json.loads(word, parse_constant=str)  # NaN is no JSON
+        whole = word in WORDS or isinstance(number, int | float)
     except ValueError:
         whole = False
     return word if whole and not key else json.dumps(word, ensure_ascii=False)

@@ -53,13 +53,13 @@ class WindowPages:
         self.map, self.ring = where, ring
         self.users = [0] * len(where.pages)
         self.free = list(range(where.count - 1, 0, -1))
-        self.kept: OrderedDict[int, None] = (
-            OrderedDict()
-        )  # that nobody needs, least recently used first
-        self.passed: OrderedDict[int, None] = OrderedDict()  # of these, in the middle of a text
-        self.most_pins = (where.count - 1 - ring) // -(
-            -window // where.size
-        )  # whose windows leave a request room
+        # that nobody needs, least recently used first; of these, in the middle of a text
+        self.kept: OrderedDict[int, None] = OrderedDict()
+        self.passed: OrderedDict[int, None] = OrderedDict()
+        window_pages = -(-window // where.size)
+        self.most_pins = (
+            where.count - 1 - ring
+        ) // window_pages  # whose windows leave a request room
         self._window = window
         self._shared = set[int]()  # that more than one text began with
 

@@ -118,7 +118,7 @@ def test_a_context_takes_its_full_layers_and_a_window_of_the_others(tmp_path: Pa
     layout = whole._kv.storage.layout
     least = context_bytes(layout, torch.float32, 512, 64)
     assert least < 0.5 * 512 * layout.token_bytes(torch.float32) and whole._kv.windows is None
-    assert len(said) == 1 and "layers with windows keep all their pages, which kv_spill needs" in said[0]
+    assert len(said) == 1 and "layers with windows keep all their pages: kv_spill needs them" in said[0]
     with pytest.raises(ValueError, match="one request with a context of 512 tokens needs"):
         LLM(folder, kv_memory=least - 1, **fields)
     few = LLM(folder, kv_memory=least, **fields)

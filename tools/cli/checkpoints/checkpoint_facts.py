@@ -55,6 +55,7 @@ class CheckpointFacts:
         folder = resolve_model(model, weights=False)
         with called(model, folder):
             config, tokenizer = ModelConfig.from_folder(folder), find_tokenizer(folder)
+            config.check_alone()
         weights = parameters(config)
         layout = config.state_layout
         memory = {

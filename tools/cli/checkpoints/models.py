@@ -13,7 +13,8 @@ from fastslow.tools.cli.options import JsonLines, expand_options
 if TYPE_CHECKING:
     from fastslow.models.hub.repository import Repository
 
-HEAD_KEYS = {"draft_vocab_size", "speculators_model_type"}  # in config.json of published heads
+# in config.json of published heads and assistants
+HEAD_KEYS = {"draft_vocab_size", "speculators_model_type", "backbone_hidden_size"}
 ROOM = 1.2  # memory that a model needs, as a multiple of its weights: keys, values, a step's own
 
 
