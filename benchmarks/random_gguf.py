@@ -172,10 +172,12 @@ def main() -> None:
     if gemma:
         raw = EVERY_GEMMA | GEMMA[args.model]
     else:
-        raw = (
-            dict(zip(FIELDS, SHAPES[args.model])) | USUAL | (EXPERTS if mixed else {}) | names.given
-        )
-        raw |= {"mtp_num_hidden_layers": int(not args.no_mtp), "tie_word_embeddings": not mixed}
+        raw = dict(zip(FIELDS, SHAPES[args.model])) | USUAL | (EXPERTS if mixed else {})
+        raw |= {
+            **names.given,
+            "mtp_num_hidden_layers": int(not args.no_mtp),
+            "tie_word_embeddings": not mixed,
+        }
     raw["num_hidden_layers"] = args.layers or raw["num_hidden_layers"]
     config = ModelConfig.from_json(raw | {"architectures": [architecture]})
     writer = GGUFWriter(args.out, names.architecture)
