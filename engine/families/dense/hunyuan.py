@@ -39,7 +39,7 @@ def turned(raw: ConfigJson) -> GroupedAttention:
     assert rope is not None
     return replace(
         mixer,
-        rope=replace(rope, theta=rope.theta * alpha ** (rope.dim / (rope.dim - 2))),
+        rope=replace(rope, theta=rope.theta * alpha ** (rope.dim / max(rope.dim - 2, 1))),
         qkv_bias=bias,
         out_bias=bias,
         query_norm=norm,

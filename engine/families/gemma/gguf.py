@@ -13,6 +13,7 @@ from fastslow.engine.model.family import (
     GGUF_LAYER,
     Fields,
     GgufNames,
+    count,
 )
 
 # Fields that these files stand for, and no config.json has.
@@ -52,10 +53,12 @@ def _gemma4(raw: dict[str, Any]) -> None:
             raise ValueError(f"the {name} {shown(said)} of heads must be their {shown(dim)} dims")
     heads = raw.get("num_key_value_heads")
     every = heads if isinstance(heads, list) else [heads] * len(types)
+    if len(every) != len(types):
+        raise ValueError(f"attention.head_count_kv {shown(heads)} must have {len(types)} numbers")
     sizes = ({"head_dim": dims[t], "num_key_value_heads": n} for t, n in zip(types, every))
     raw["per_layer_config"] = {str(n): size for n, size in enumerate(sizes)}
     raw["num_key_value_heads"] = every[0] if every else None
-    widths, own = raw.get("intermediate_size"), layers - (raw.get("num_kv_shared_layers") or 0)
+    widths, own = raw.get("intermediate_size"), layers - count(raw, "num_kv_shared_layers")
     if isinstance(widths, list) and widths:
         first, last = widths[0], widths[-1]
         if widths != [first] * own + [last] * (layers - own) or last not in (first, 2 * first):

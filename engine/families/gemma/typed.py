@@ -40,7 +40,12 @@ def of_type(raw: ConfigJson, kind: str, usual: dict[str, Any]) -> ConfigJson:
     each, scaling = raw.inside("rope_parameters"), raw.inside("rope_scaling")
     base, theta = BASES[kind]
     own = each.inside(kind) or (usual if kind == FULL and not scaling else {})
-    fields = {"rope_theta": raw.get(base) or theta, **(scaling if kind == FULL else {}), **own}
+    said = raw.get(base)
+    fields = {
+        "rope_theta": theta if said is None else said,
+        **(scaling if kind == FULL else {}),
+        **own,
+    }
     for known in BASES:
         each.get(known)
     each.check_rest()

@@ -16,7 +16,6 @@ from fastslow.engine.families.mixtures.mixture import (
     mixture,
 )
 from fastslow.engine.families.reading import decoder, norm_of
-from fastslow.engine.host.files import shown
 from fastslow.engine.model.family import (
     GGUF_HEAD_NORMS,
     GGUF_LAYER,
@@ -59,9 +58,9 @@ def _read(raw: ConfigJson) -> DecoderShape:
     expect(raw, EXPECTED | {"moe_intermediate_size": width, "attention_head_dim": mixer.head_dim})
     for name in OTHERS.split():
         raw.get(name)
-    if len(chosen := {*integers(raw, "moe_topk")} or {1}) > 1:
-        raise ValueError(f"moe_topk {shown(raw['moe_topk'])} must be the same in all layers")
-    ffn = mixture(raw, Router("softmax", chosen.pop()), "num_experts", "intermediate_size", width)
+    chosen = (integers(raw, "moe_topk") or (1,))[0]
+    expect(raw, {"moe_topk": chosen})
+    ffn = mixture(raw, Router("softmax", chosen), "num_experts", "intermediate_size", width)
     shape = decoder(raw, Layer(mixer, ffn), norm=norm_of(raw, 1e-5))
     return replace(shape, fused=("experts",), renames=RENAMES)
 

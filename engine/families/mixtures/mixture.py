@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
-from fastslow.engine.families.reading import activation_of, decoder, feeding
+from fastslow.engine.families.reading import activation_of, decoder, feeding, layer_count
 from fastslow.engine.host.files import shown
 from fastslow.engine.model.family import (
     GGUF_EXPERTS,
@@ -61,9 +61,8 @@ def expect(raw: ConfigJson, values: Mapping[str, Any]) -> None:
     """Check fields that may have one value only, where they are there: lists of it, too, one for each layer."""
     for name, value in values.items():
         found = raw.get(name)
-        if found is not None and any(
-            x != value for x in (found if isinstance(found, list) else [found])
-        ):
+        alike = [value] * layer_count(raw) if isinstance(found, list) else value
+        if found is not None and found != alike:
             raise ValueError(f"{name} {shown(found)} is not supported, only {value} is")
 
 

@@ -127,6 +127,8 @@ class Rope:
                 )
         if self.width % 2 or not 0 <= self.width <= self.dim:
             yield f"rotary_dim {self.width} must be even and at most {self.dim}"
+        if scaling is not None and scaling.kind == "dynamic" and self.rotated < 4:
+            yield f"dynamic rope_scaling needs at least 4 dims that rotate, not {self.rotated}"
         if self.layout not in ROTARY_LAYOUTS:
             known = ", ".join(ROTARY_LAYOUTS)
             yield f"rotary_layout {self.layout!r} is not one of {known}"
