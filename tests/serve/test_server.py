@@ -35,7 +35,7 @@ def test_it_loads_serves_and_drains(folder: Path) -> None:
             versions = client.get("/version").json()
             assert versions["fastslow"] == fastslow.__version__ and versions["device"] == "cpu"
             assert versions["model"] == name == "tiny" and versions["torch"]
-            with client.stream("GET", "/stream?tokens=1500") as answer:
+            with client.stream("GET", "/stream?tokens=4000") as answer:
                 lines = answer.iter_lines()
                 tokens = int(next(lines))
                 for unused in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
@@ -45,7 +45,7 @@ def test_it_loads_serves_and_drains(folder: Path) -> None:
                 assert client.get("/ready").json()["why"] == "the server is closing"
                 assert client.get("/stream?tokens=1").status_code == 503
                 *rest, last = lines
-                assert tokens + sum(map(int, rest)) == 1500 and last == "over"
+                assert tokens + sum(map(int, rest)) == 4000 and last == "over"
         assert server.wait(PATIENCE) == 0
         said = server.communicate()[1]
         assert said.count("SIGUSR1 means nothing here") == said.count("SIGUSR2 means") == 1
