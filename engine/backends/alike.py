@@ -178,6 +178,10 @@ def _unlike(config: DecoderShape, known: Known) -> Iterator[str]:
             yield "its layers of attention differ in caps, learned keys or factors by position"
     if not isinstance(first.norms.kind, RmsNorm) or len(norms) > 1 or not first.norms.names:
         yield "they have one RMSNorm for all places, before or after each sublayer"
+    if (
+        config.mtp is not None and config.logit_scale != 1
+    ):  # it is part of the last norm, which drafts read
+        yield "they have no factor of logits beside a layer for multi-token prediction"
     yield from (f"they have no {PARTS[name]}" for name in sorted(_parts(config) - known.parts))
     for layer in config.layers:
         if not isinstance(layer.ffn, DenseMlp | RoutedExperts | ParallelFfn):

@@ -193,9 +193,7 @@ class EngineStats:
     states_cached: int = 0  # snapshots, kept for prompts to come
     states_free: int = 0
     state_bytes: int = 0  # of those in use and of snapshots
-    windows: int = (
-        0  # pages of layers with windows, where these have their own; the next three add up to it
-    )
+    windows: int = 0  # pages that layers with windows have of their own: the next three together
     windows_used: int = 0  # that requests still see
     windows_cached: int = 0  # kept for prompts to come
     windows_free: int = 0

@@ -47,6 +47,11 @@ SCALINGS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "facto
 ORIGINAL = "original_max_position_embeddings"
 
 
+def halves(rows: int, _: object) -> dict[str, slice]:
+    """The rows of a gate and an up matrix below each other, see `GgufNames.parts`."""
+    return {"gate_proj": slice(rows // 2), "up_proj": slice(rows // 2, None)}
+
+
 def layer_count(raw: ConfigJson) -> int:
     """`num_hidden_layers`."""
     return integer(raw, "num_hidden_layers", most=MOST_LAYERS)

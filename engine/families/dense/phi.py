@@ -11,6 +11,7 @@ from fastslow.engine.families.reading import (
     attending,
     decoder,
     feeding,
+    halves,
     norm_of,
     share_rotated,
     window_of,
@@ -52,11 +53,6 @@ PHI3 = Family(
             "attention.sliding_window": "sliding_window",
         },
         finish=_header,
-        parts={
-            "ffn_up": lambda rows, _: {
-                "gate_proj": slice(rows // 2),
-                "up_proj": slice(rows // 2, None),
-            }
-        },
+        parts={"ffn_up": halves},
     ),
 )

@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from fastslow.engine.families.reading import FULL, SLIDING
+from fastslow.engine.families.reading import FULL, SLIDING, halves
 from fastslow.engine.host.files import shown
 from fastslow.engine.model.family import (
     GGUF_EXPERTS,
     GGUF_HEAD_NORMS,
     GGUF_LAYER,
-    Fields,
     GgufNames,
     count,
 )
@@ -79,10 +78,6 @@ def _gemma4(raw: dict[str, Any]) -> None:
         raw["rope_scaling"] = {"rope_type": "proportional", "partial_rotary_factor": share}
 
 
-def _halves(rows: int, header: Fields) -> dict[str, slice]:
-    return {"gate_proj": slice(rows // 2), "up_proj": slice(rows // 2, None)}
-
-
 GEMMA3 = GgufNames(
     "gemma3",
     {
@@ -131,7 +126,7 @@ GEMMA4 = replace(
     },
     given={"hidden_size_per_layer_input": 0},
     finish=_gemma4,
-    parts={"ffn_gate_up_exps": _halves},
+    parts={"ffn_gate_up_exps": halves},
     top={
         "per_layer_token_embd": "model.embed_tokens_per_layer",
         "per_layer_model_proj": "model.per_layer_model_projection",

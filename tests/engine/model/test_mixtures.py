@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from importlib import import_module
 from itertools import product
 from pathlib import Path
@@ -310,6 +310,11 @@ def test_published_configs_have_the_sizes_that_are_known(name: str) -> None:
     counts = [round(count / 1e9, 3) for count in (parameters(config), active_parameters(config))]
     assert counts == [every, active] and unsupported(config) is None
     assert name != "hunyuan" or config.ropes[0].theta == pytest.approx(11158839.925)
+
+
+def test_a_factor_of_logits_beside_a_layer_that_drafts_goes_to_plain_torch() -> None:
+    config = ModelConfig.from_json(PUBLISHED["glm"][0])
+    assert config.mtp is not None and "factor of logits" in str(unsupported(replace(config, logit_scale=0.5)))
 
 
 @pytest.mark.parametrize(("name", "field", "value", "said"), [
