@@ -109,6 +109,7 @@ CASES: dict[str, list[tuple[str, str, Calls]]] = {
         ("<|tool_call>call:f{b:5}<tool_call|><|tool_call>call:get_it-2{}<tool_call|>", "", [*F, ("get_it-2", "{}")]),
         ('<|tool_call>call:f{b:[true,{c:<|"|>{,<|"|>, d : -1.5e3}, x y]}', "",
          [("f", '{"b": [true, {"c": "{,", "d": -1.5e3}, "x y"]}')]),
+        ("<|tool_call>call:f{b:NaN}", "", [("f", '{"b": "NaN"}')]),
         ('<|tool_call>call:f{a:<|"|>wi', "", [("f", '{"a": ')]), ("<|tool_call>call:f{b:5", "", [("f", '{"b": ')]),
     ],
 }  # fmt: skip

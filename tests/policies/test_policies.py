@@ -182,6 +182,7 @@ def test_without_groups_fast_runs_half_of_the_experts() -> None:
     assert "experts (lossy)" in meaning(Mode(latency_ms=9, may_shorten=("experts",)), LONELY)["latency"]
     assert builtin_modes(RoutedUnits("experts", 1, least=1))["fast"].routed is None
     assert builtin_modes(RoutedUnits("experts", 1))["fast"].experts == 0
+    assert builtin_modes(RoutedUnits("groups", 3))["fast"].groups == 1  # a quarter would be none
 
 
 @pytest.mark.parametrize(("units", "fields", "says"), [

@@ -130,6 +130,7 @@ E2B: dict[str, Any] = {
         ({"num_global_key_value_heads": 3, "attention_k_eq_v": True}, "num_attention_heads 8 must be a multiple of .* 3"),
         ({"attn_logit_softcapping": 3.0}, "attn_logit_softcapping 3.0 changes the model .*"),
         ({"enable_moe_block": True, "top_k_experts": 4}, "moe_intermediate_size is missing"),
+        ({"rope_local_base_freq": 0}, "rope_theta 0 must be .*"),
         ({"hidden_activation": "relu"}, "hidden_act 'relu' is not supported, .*"),
     ],
 )  # fmt: skip

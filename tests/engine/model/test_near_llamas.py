@@ -167,6 +167,12 @@ def test_longrope_is_that_of_what_a_request_may_become(tmp_path: Path) -> None:
         ("Phi3", {"rope_scaling": {**LONGROPE, "other": 3}}, "rope_scaling.other 3 changes the model"),
         ("Phi3", {"full_attn_mod": 2}, "full_attn_mod 2 is not supported, only 1 is"),
         ("Llama", {"rope_scaling": ALPHA}, "rope_scaling.alpha 50.0 changes the model"),
+        ("HunYuanDenseV1", {"head_dim": 2}, "head_dim 2 must be an even number of at least 4"),
+        (
+            "Phi3",
+            {"partial_rotary_factor": 0.13, "rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            "at least 4 dims",
+        ),
         ("HunYuanDenseV1", {"rope_scaling": {**ALPHA, "alpha": -2}}, "alpha -2 must be a finite number above 0"),
         (
             "Exaone4",
