@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.host.lazy_memory import lazy_zeros
-from fastslow.engine.kv.state.layout import StateLayout
+from fastslow.engine.kv.state.layout import RowState, StateLayout
 from fastslow.engine.kv.state.storage import KVStorage, Sides
 from fastslow.engine.model.ops import quantise_tokens
 from fastslow.engine.types import Ints
@@ -24,14 +24,13 @@ class Tiles(KVStorage):
 
     tile = LANES
 
-    def _tiles(self) -> Iterator[tuple[tuple[int, int, int], int, int]]:
-        """Layers, tiles and KV heads of layers that are alike, their head size, and how many sides they keep."""
+    def _tiles(self) -> Iterator[tuple[tuple[int, int, int], RowState]]:
+        """Layers, tiles and KV heads of layers that are alike, and what they keep."""
         if self.device.type != "cpu":
             raise ValueError(f"device of tiles is {self.device}, but must be the CPU")
         paired(self.layout, type(self).__name__)
         for row, layers in self._alike().items():
-            sides = 1 if row.values_in_keys else 2
-            yield (len(layers), -(-self._room(row) // LANES), row.heads), row.key_dim, sides
+            yield (len(layers), -(-self._room(row) // LANES), row.heads), row
 
 
 def paired(layout: StateLayout, name: str) -> None:
@@ -59,7 +58,8 @@ class TiledStorage(Tiles):
     [tiles, kv_heads, D / P, 16, P], so that a query is multiplied with sixteen keys at once and
     they are never transposed; values are [tiles, kv_heads, 16 / P, D, P], so that a word is one place
     of two neighbours. A text whose positions lie in tiles in their order, as pages of 16 tokens
-    do, is read in place; any other is gathered. Values that lie in keys are turned as they are read.
+    do, is read in place; any other is gathered. Values that lie in keys are turned as they are read. What is kept
+    beside keys lies as they do.
 
     Raises ValueError for a dtype other than float32 and bfloat16, an odd head_dim, and a device
     other than the CPU.
@@ -69,39 +69,31 @@ class TiledStorage(Tiles):
         if self.dtype not in (torch.float32, torch.bfloat16):
             raise ValueError(f"dtype of tiles is {self.dtype}, but must be float32 or bfloat16")
         pack, found = 4 // self.dtype.itemsize, list[Tensor]()
-        for shape, dim, sides in self._tiles():
-            if dim % 2:
-                raise ValueError(f"head_dim of tiles is {dim}, but must be even")
-            side = math.prod(shape) * LANES * dim
+        for shape, row in self._tiles():
+            if odd := [width for width in row.widths if width % 2]:
+                raise ValueError(f"head_dim of tiles is {odd[0]}, but must be even")
+            sizes = [math.prod(shape) * LANES * width for width in row.widths]
             # the kernels read whole vectors, which may pass the end of the last tile
-            whole = lazy_zeros((sides * side + 16 * pack,), self.dtype, self.device)
-            found.append(whole[:side].view(*shape, dim // pack, LANES, pack))
-            if sides == 2:
-                found.append(whole[side : 2 * side].view(*shape, LANES // pack, dim, pack))
+            whole = lazy_zeros((sum(sizes) + 16 * pack,), self.dtype, self.device)
+            each = enumerate(whole[: sum(sizes)].split(sizes))
+            found += [_ordered(side, shape, row, n, pack) for n, side in each]
         return tuple(found)
 
     def _read(self, part: Sides, slots: Ints) -> Sides:
-        tiles, lanes, rows, halves = self._places(slots)
-        sides = [part[0][:, tiles, :, :, lanes].flatten(-2)]
-        sides += [values[:, tiles, :, rows, :, halves] for values in part[1:]]
-        return tuple(side.transpose(0, 1) for side in sides)
+        return tuple(_rows(side, slots, 4 // self.dtype.itemsize) for side in part)
 
     def _write(self, part: Sides, slots: Ints, given: Sides) -> None:
-        tiles, lanes, rows, halves = self._places(slots)
-        keys, *values = (side.transpose(0, 1).to(self.dtype) for side in given)
-        pack = part[0].shape[-1]
-        part[0][:, tiles, :, :, lanes] = keys.reshape(*keys.shape[:-1], -1, pack)
-        for side, rest in zip(part[1:], values, strict=True):
-            side[:, tiles, :, rows, :, halves] = rest
+        for side, rows in zip(part, given, strict=True):
+            _put_rows(side, slots, 4 // self.dtype.itemsize, rows.to(self.dtype))
 
     def move(self, src: Ints, dst: Ints) -> None:
         if not library.available():
             super().move(src, dst)
             return
         count = len(src)
-        ways = zip(self._alike().values(), self._parts(src), self._parts(dst))
-        for layers, (part, old), (_, new) in ways:
-            if len(part) == 1:
+        ways = zip(self._alike().items(), self._parts(src), self._parts(dst))
+        for (row, layers), (part, old), (_, new) in ways:
+            if row.values_in_keys:
                 self._write(part, new, self._read(part, old))
                 continue
             read, written = (np.ascontiguousarray(slots, dtype=np.int64) for slots in (old, new))
@@ -120,11 +112,31 @@ class TiledStorage(Tiles):
             )
             library.check(failed, f"moving {count} rows of keys and values")
 
-    def _places(self, slots: Ints) -> tuple[Tensor, ...]:
-        """Of each slot its tile, its lane, and among values its row of words and part of a word."""
-        at, pack = torch.as_tensor(slots), 4 // self.dtype.itemsize
-        lanes = at % LANES
-        return at // LANES, lanes, lanes // pack, lanes % pack
+
+def _ordered(side: Tensor, shape: tuple[int, ...], row: RowState, n: int, pack: int) -> Tensor:
+    """Keys, and what is kept beside them, [..., D / pack, 16 * pack]; values [..., 16 / pack, D, pack]."""
+    width, values = row.widths[n], n > 0 and not row.values_in_keys
+    order = (LANES // pack, width, pack) if values else (width // pack, LANES * pack)
+    return side.view(*shape, *order)
+
+
+def _rows(side: Tensor, slots: Ints, pack: int) -> Tensor:
+    """[layers, n, kv_heads, D] of a side as `_ordered` gives it."""
+    tiles, lanes = _places(slots)
+    if side.ndim == 5:
+        found = side.unflatten(-1, (LANES, pack))[:, tiles, :, :, lanes].flatten(-2)
+    else:
+        found = side[:, tiles, :, lanes // pack, :, lanes % pack]
+    return found.transpose(0, 1)
+
+
+def _put_rows(side: Tensor, slots: Ints, pack: int, given: Tensor) -> None:
+    (tiles, lanes), rows = _places(slots), given.transpose(0, 1)
+    if side.ndim == 5:
+        words = rows.reshape(*rows.shape[:-1], -1, pack)
+        side.unflatten(-1, (LANES, pack))[:, tiles, :, :, lanes] = words
+    else:
+        side[:, tiles, :, lanes // pack, :, lanes % pack] = rows
 
 
 PACK = 4  # bytes of a word
@@ -137,7 +149,8 @@ class Int8Tiles(Tiles):
 
     `dtype` is what rows are read and written in. A tile of keys of one KV head is
     [D / 4, 16, 4] bytes and then [2, 16] float32, the scales of the slots' keys and values; a tile of
-    values is [16 / 4, D, 4]. So a token takes 2 * (D + 4) bytes a layer and KV head.
+    values is [16 / 4, D, 4]. So a token takes 2 * (D + 4) bytes a layer and KV head. What is kept beside keys lies
+    as they do, and its scales where those of values do.
 
     Raises ValueError for a head_dim that is no multiple of 4, and a device other than the CPU.
     """
@@ -146,27 +159,28 @@ class Int8Tiles(Tiles):
         if (misfit := self.misfit(self.layout)) is not None:
             raise ValueError(f"keys and values in int8 need {misfit}")
         found = list[Tensor]()
-        for shape, dim, sides in self._tiles():
-            size, count = LANES * dim, math.prod(shape)
+        for shape, row in self._tiles():
+            count, sizes = math.prod(shape), [LANES * width for width in row.widths]
             # the kernels read whole vectors, which may pass the end of the last tile
-            whole = lazy_zeros((count * (sides * size + SCALES) + 64,), torch.uint8, self.device)
-            keys, values = count * (size + SCALES), count * size
-            found.append(whole[:keys].view(*shape, size + SCALES))
-            if sides == 2:
-                found.append(whole[keys : keys + values].view(*shape, LANES // PACK, dim, PACK))
+            whole = lazy_zeros((count * (sum(sizes) + SCALES) + 64,), torch.uint8, self.device)
+            keys = count * (sizes[0] + SCALES)
+            found.append(whole[:keys].view(*shape, sizes[0] + SCALES))
+            if sizes[1:]:
+                found.append(_ordered(whole[keys:-64], shape, row, 1, PACK))
         return tuple(found)
 
     @classmethod
     def misfit(cls, layout: StateLayout) -> str | None:
         """Say what it needs that a layout is not; None: it can keep it."""
         paired(layout, cls.__name__)
-        odd = next((row.key_dim for row in layout.rows.values() if row.key_dim % PACK), None)
+        widths = (width for row in layout.rows.values() for width in row.widths)
+        odd = next((width for width in widths if width % PACK), None)
         return None if odd is None else f"a head_dim that is a multiple of 4, not {odd}"
 
     @classmethod
     def token_bytes(cls, layout: StateLayout, dtype: torch.dtype) -> int:
         rows = layout.rows.values()
-        return sum(x.heads * ((1 if x.values_in_keys else 2) * x.key_dim + 8) for x in rows)
+        return sum(x.heads * (sum(x.widths) + 8) for x in rows)
 
     @property
     def memory_dtype(self) -> torch.dtype:
@@ -195,28 +209,24 @@ class Int8Tiles(Tiles):
 def _raw(part: Sides, slots: Ints) -> Sides:
     """Bytes [layers, n, kv_heads, D] of each side, and scales [2, layers, n, kv_heads]."""
     tiles, lanes = _places(slots)
-    sides = [_key_words(part)[:, tiles, :, :, lanes].flatten(-2)]
-    sides += [values[:, tiles, :, lanes // PACK, :, lanes % PACK] for values in part[1:]]
     scales = _scales(part)[:, tiles, :, :, lanes].permute(3, 1, 0, 2)
-    return *(side.transpose(0, 1) for side in sides), scales
+    return *(_rows(side, slots, PACK) for side in (_key_words(part), *part[1:])), scales
 
 
 def _put(part: Sides, slots: Ints, *raw: Tensor) -> None:
     tiles, lanes = _places(slots)
     *sides, scales = raw
-    words, *values = (side.transpose(0, 1) for side in sides)
-    _key_words(part)[:, tiles, :, :, lanes] = words.reshape(*words.shape[:-1], -1, PACK)
-    for side, rest in zip(part[1:], values, strict=True):
-        side[:, tiles, :, lanes // PACK, :, lanes % PACK] = rest
+    for side, rows in zip((_key_words(part), *part[1:]), sides, strict=True):
+        _put_rows(side, slots, PACK, rows)
     _scales(part)[:, tiles, :, :, lanes] = scales.permute(2, 1, 3, 0)
 
 
 def _key_words(part: Sides) -> Tensor:
-    """[layers, tiles, kv_heads, D / 4, 16, 4]."""
+    """[layers, tiles, kv_heads, D / 4, 16 * 4]."""
     size, step = part[0].shape[:-1], part[0].stride()
     dim = (part[0].shape[-1] - SCALES) // LANES
-    shape = (*size, dim // PACK, LANES, PACK)
-    return part[0].as_strided(shape, (*step[:-1], LANES * PACK, PACK, 1), part[0].storage_offset())
+    shape = (*size, dim // PACK, LANES * PACK)
+    return part[0].as_strided(shape, (*step[:-1], LANES * PACK, 1), part[0].storage_offset())
 
 
 def _scales(part: Sides) -> Tensor:

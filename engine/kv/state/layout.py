@@ -16,18 +16,25 @@ UNFOLDED = 48
 @dataclass(frozen=True, slots=True)
 class RowState:
     """Rows for each token, in pages. window: how many a row sees, itself included; 0: all. values_in_keys: values are
-    the first `value_dim` numbers of a key, and nothing is kept for them."""
+    the first `value_dim` numbers of a key, and `beside` other numbers, such as keys of an index, are kept for them."""
 
     heads: int
     key_dim: int
     value_dim: int
     window: int = 0
     values_in_keys: bool = False
+    beside: int = 0
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Numbers of a head's key, and of what is kept beside it, if anything is."""
+        other = self.beside if self.values_in_keys else self.value_dim
+        return (self.key_dim, other) if other else (self.key_dim,)
 
     @property
     def numbers(self) -> int:
         """Of one token."""
-        return self.heads * (self.key_dim + (0 if self.values_in_keys else self.value_dim))
+        return self.heads * sum(self.widths)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,8 @@ class KVStorage:
     """Keys and values of slots, `k[layer]` and `v[layer]`, each [slots, kv_heads, dim]; None in a layer without rows.
 
     A layer that shares the rows of another has that one's tensors, and values that lie in keys are a view of them.
-    Layers whose rows are alike lie in one allocation. `sides`: these, each [layers, ...], keys before their values.
+    Where these keep other numbers beside keys, `v[layer]` is these. Layers whose rows are alike lie in one allocation.
+    `sides`: these, each [layers, ...], keys before what is kept beside them.
 
     Other storages keep the same rows in another order; `read`, `write` and `move` work in any order. Rows
     start as zeros: a kernel may read (and mask) rows never written, and zero times a NaN is not zero.
@@ -73,13 +74,11 @@ class KVStorage:
         found: list[torch.Tensor] = []
         for row, layers in self._alike().items():
             shape = len(layers), self._room(row), row.heads
-            if row.values_in_keys:
-                found.append(lazy_zeros((*shape, row.key_dim), self.dtype, self.device))
-            elif row.key_dim == row.value_dim:
+            if row.widths == (row.key_dim, row.key_dim):
                 found += lazy_zeros((2, *shape, row.key_dim), self.dtype, self.device).unbind()
             else:
-                widths = row.key_dim, row.value_dim
-                found += [lazy_zeros((*shape, width), self.dtype, self.device) for width in widths]
+                each = [lazy_zeros((*shape, size), self.dtype, self.device) for size in row.widths]
+                found += each
         return tuple(found)
 
     def _alike(self) -> dict[RowState, list[int]]:
@@ -104,7 +103,7 @@ class KVStorage:
         sides = iter(self.sides)
         for row, layers in self._alike().items():
             keys = next(sides)
-            values = keys[..., : row.value_dim] if row.values_in_keys else next(sides)
+            values = next(sides) if len(row.widths) > 1 else keys[..., : row.value_dim]
             yield from zip(layers, zip(keys.unbind(), values.unbind()))
 
     def _place(self, owned: dict[int, tuple[torch.Tensor, torch.Tensor]]) -> None:
@@ -135,11 +134,7 @@ class KVStorage:
 
     def _side_layers(self) -> list[list[int]]:
         """The layers of each side."""
-        return [
-            layers
-            for row, layers in self._alike().items()
-            for _ in range(1 if row.values_in_keys else 2)
-        ]
+        return [layers for row, layers in self._alike().items() for _ in row.widths]
 
     def addresses(self, layers: tuple[int, ...]) -> tuple[int, int]:
         """Of the lists in memory of where these layers' keys lie, and their values."""
@@ -192,7 +187,7 @@ class KVStorage:
         for row in self._alike():
             where = self.windows if row.window else None
             at = slots if where is None else where(slots)
-            yield tuple(islice(sides, 1 if row.values_in_keys else 2)), at
+            yield tuple(islice(sides, len(row.widths))), at
 
     def read(self, slots: Ints) -> Sides:
         """A copy of slots i64 [n]: of each side [layers, n, kv_heads, dim]."""

@@ -26,6 +26,7 @@ from fastslow.llm import LLM
 LAYOUT = texts.alike(3, 2, 8)
 WIDE, NARROW = RowState(1, 16, 16), RowState(2, 8, 8, 4)
 LATENTS = StateLayout((RowState(1, 24, 16, values_in_keys=True),) * 3)
+INDEXED = StateLayout((RowState(1, 24, 16, values_in_keys=True, beside=16),) * 3)
 MIXED = StateLayout((NARROW, WIDE, NARROW, SharedState(1)))
 DTYPES = (torch.float32, torch.bfloat16)
 KINDS = [*((kind, dtype) for kind in (KVStorage, TiledStorage) for dtype in DTYPES)]
@@ -41,13 +42,14 @@ def some(slots: int, dtype: torch.dtype, layout: StateLayout) -> list[torch.Tens
     """Rows of each side."""
     random = torch.Generator().manual_seed(5)
     shapes = [(3, slots, 2, 8)] if layout is LAYOUT else [(2, slots, 2, 8), (1, slots, 1, 16)]
-    count = 1 if layout is LATENTS else 2
-    shapes = [(3, slots, 1, 24)] if layout is LATENTS else shapes
+    count = 2 if layout in (LAYOUT, MIXED) else 1
+    latents = {LATENTS: [(3, slots, 1, 24)], INDEXED: [(3, slots, 1, 24), (3, slots, 1, 16)]}
+    shapes = latents.get(layout, shapes)
     each = [torch.randn(count, *shape, generator=random) for shape in shapes]
     return [(side * torch.linspace(0.1, 30, slots)[:, None, None]).to(dtype) for both in each for side in both]
 
 
-@pytest.mark.parametrize("layout", [LAYOUT, MIXED, LATENTS])
+@pytest.mark.parametrize("layout", [LAYOUT, MIXED, LATENTS, INDEXED])
 @pytest.mark.parametrize(("kind", "dtype"), [*KINDS, (Int8Tiles, torch.float32)])
 def test_what_was_written_is_read_back_and_moved(
     kind: type[KVStorage], dtype: torch.dtype, layout: StateLayout
@@ -106,7 +108,7 @@ def test_populated_slots_are_written_without_faults(kind: type[KVStorage]) -> No
 
 
 def test_a_token_takes_a_byte_a_number_and_its_scales() -> None:
-    for layout in (LAYOUT, MIXED, LATENTS):
+    for layout in (LAYOUT, MIXED, LATENTS, INDEXED):
         token = Int8Tiles.token_bytes(layout, torch.bfloat16)
         assert make(Int8Tiles, 48, layout=layout).nbytes == 48 * token
     layout = texts.alike(30, 3, 64)

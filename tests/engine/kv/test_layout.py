@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -23,6 +25,8 @@ def test_a_token_takes_the_rows_that_layers_own() -> None:
     assert layout.request_bytes(torch.bfloat16) == 0
     assert [layout.owner(n) for n in range(6)] == [0, 1, None, 3, 4, 1]
     assert KVStorage(layout, 10, torch.bfloat16, "cpu").nbytes == 10 * layout.token_bytes(torch.bfloat16)
+    indexed = KVStorage(StateLayout((replace(LATENT, beside=6),)), 10, torch.bfloat16, "cpu")
+    assert indexed.v[0].shape == (10, 1, 6) and indexed.nbytes == 10 * 2 * (12 + 6)
 
 
 def test_layers_that_differ_are_written_read_and_moved() -> None:
