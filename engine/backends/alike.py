@@ -60,6 +60,7 @@ PARTS = {  # fields of shapes, layers and their parts that not every backend kno
 }
 NO_MORE = Known()
 ACCELERATORS = Known((GatedDelta, ShortConv), frozenset(("out_gate", "shared_gate")))
+RANKS = Known(parts=frozenset(("latent",)))
 KERNELS = Known((GatedDelta, ShortConv), frozenset(PARTS))
 
 
@@ -168,7 +169,8 @@ def _unlike(config: DecoderShape, known: Known) -> Iterator[str]:
         yield "its layers have norms in several places"
     for layer in attending:
         mixer = layer.mixer
-        if isinstance(mixer, LatentAttention) and "latent" in known.parts:
+        latents = isinstance(first.mixer, LatentAttention) and "latent" in known.parts
+        if isinstance(mixer, LatentAttention) and latents:
             norms.add(replace(mixer.norm, eps=config.norm.eps))
             continue
         if not isinstance(mixer, GroupedAttention):
@@ -212,10 +214,16 @@ def _parts(config: DecoderShape) -> set[str]:
     places |= {part for layer in layers for part in (layer.mixer, layer.ffn, layer.norms)}
     each = [(place, one) for place in places for one in fields(place) if one.name in PARTS]
     found = {one.name for place, one in each if getattr(place, one.name) != one.default}
-    mixers = [x for layer in layers if isinstance(x := layer.mixer, GroupedAttention)]
+    mixers = [
+        x for layer in layers if isinstance(x := layer.mixer, GroupedAttention | LatentAttention)
+    ]
+    alike = {
+        replace(x, window=0) if isinstance(x, LatentAttention) else replace(x, rope=None, window=0)
+        for x in mixers
+    }
     several = {
         "ropes": len(config.ropes) > 1,
-        "attention": len({replace(mixer, rope=None, window=0) for mixer in mixers}) > 1,
+        "attention": len(alike) > 1,
         "mlps": len({mlp.width for layer in layers if (mlp := dense(layer)) is not None}) > 1,
         "parallel": any(isinstance(layer.ffn, ParallelFfn) for layer in layers),
     }

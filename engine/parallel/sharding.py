@@ -9,11 +9,12 @@ from typing import Annotated
 
 from pydantic import Field, StrictInt
 
-from fastslow.engine.backends.alike import AlikeLayers, grouped, unlike
+from fastslow.engine.backends.alike import RANKS, AlikeLayers, grouped, unlike
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ffn.dense import DenseMlp
 from fastslow.engine.model.ffn.experts import RoutedExperts
 from fastslow.engine.model.ffn.router import GroupRouter
+from fastslow.engine.model.mixers.latent import LatentAttention
 from fastslow.engine.model.shape import Layer
 from fastslow.engine.model.tensor_spec import ShardAxis, TensorSpec
 from fastslow.engine.params import Number, Params, nearest
@@ -83,7 +84,7 @@ class RankShard:
         """Every rank's. ValueError in one sentence if the model cannot be shared so."""
         _check(config, parallel)
         config = replace(config, mtp=None)  # which one rank alone runs
-        alike = AlikeLayers.of(config)
+        alike = _alike(config)
         return [cls(config, parallel, rank, alike) for rank in range(parallel.ranks)]
 
     @property
@@ -127,10 +128,14 @@ class RankShard:
         inner, ranks = self.parallel.tp * self.parallel.dp, self.parallel.ranks
 
         def cut(n: int, layer: Layer) -> Layer:
-            heads = replace(grouped(layer), heads=self.heads, kv_heads=self.kv_heads)
+            if isinstance(layer.mixer, LatentAttention):
+                layer = replace(layer, mixer=replace(layer.mixer, heads=self.heads))
+            else:
+                heads = replace(grouped(layer), heads=self.heads, kv_heads=self.kv_heads)
+                layer = replace(layer, mixer=heads)
             ffn = layer.ffn
             if isinstance(ffn, DenseMlp):
-                return replace(layer, mixer=heads, ffn=replace(ffn, width=ffn.width // ranks))
+                return replace(layer, ffn=replace(ffn, width=ffn.width // ranks))
             assert isinstance(ffn, RoutedExperts)
             shared, router = ffn.shared, ffn.router
             routed = RoutedExperts(
@@ -139,7 +144,7 @@ class RankShard:
                 replace(ffn.expert, width=ffn.expert.width // inner),
                 None if shared is None else replace(shared, width=shared.width // ranks),
             )
-            return replace(layer, mixer=heads, ffn=routed)
+            return replace(layer, ffn=routed)
 
         return self.config.each(cut)
 
@@ -240,9 +245,13 @@ def usual(config: ModelConfig, ranks: int) -> Parallel:
 
 
 def _alike(config: ModelConfig) -> AlikeLayers:
-    if (why := unlike(config)) is not None:
+    """The common parts of layers. A latent is one key of all heads, which every rank has."""
+    if (why := unlike(config, RANKS)) is not None:
         raise ValueError(f"several ranks cannot share {config.architecture}: {why}")
-    return AlikeLayers.of(config)
+    alike = AlikeLayers.of(config, RANKS)
+    if not any(isinstance(layer.mixer, LatentAttention) for layer in config.layers):
+        return alike
+    return replace(alike, attention=replace(alike.attention, kv_heads=1))
 
 
 def _check(config: ModelConfig, parallel: Parallel) -> None:
@@ -253,7 +262,7 @@ def _check(config: ModelConfig, parallel: Parallel) -> None:
 
 def _misfits(config: ModelConfig, parallel: Parallel) -> Iterator[str]:
     ep, inner, ranks = parallel.ep, parallel.tp * parallel.dp, parallel.ranks
-    alike = AlikeLayers.of(config)
+    alike = _alike(config)
     groups, experts = _groups(alike), _experts(alike)
     if ep > 1 and not experts:
         yield f"ep={ep} needs a model with routed experts, this one is dense: use tp or dp"

@@ -20,6 +20,7 @@ from fastslow import LLM
 from fastslow.engine.backends.torch.decoder import Decoder
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.mixers.grouped import GroupedModule
+from fastslow.engine.model.mixers.latent import LatentModule
 from fastslow.engine.parallel.collectives import Collectives
 from fastslow.engine.parallel.model import ParallelModel, load_parallel
 from fastslow.engine.parallel.sharding import Parallel
@@ -112,7 +113,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         yield value
     elif isinstance(value, list | tuple):
         yield from (x for part in value for x in _tensors(part))
-    elif is_dataclass(value) or isinstance(value, GroupedModule):
+    elif is_dataclass(value) or isinstance(value, GroupedModule | LatentModule):
         names = {field.name for field in fields(value)} if is_dataclass(value) else {"weights"}
         names -= {"reader", "config", "ops", "layer"}
         yield from (x for name in names for x in _tensors(getattr(value, name)))

@@ -20,10 +20,11 @@ from fastslow.engine.model.mixers.rope import Rope, rotation
 from fastslow.engine.model.norms import USUAL_NORM, Norm, NormWeights, norm_tensors, normed
 from fastslow.engine.model.ops import Linear, Ops, wide
 from fastslow.engine.model.parts import Step, WeightReader, too_small
-from fastslow.engine.model.tensor_spec import TensorSpec, linear
+from fastslow.engine.model.tensor_spec import ShardAxis, ShardRule, TensorSpec, linear
 
 M = TypeVar("M")
 MOST_SHARING = 16  # heads of a group
+OF_HEADS, TO_HIDDEN = ShardRule(ShardAxis.HEADS, 0), ShardRule(ShardAxis.HEADS, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,15 +89,16 @@ class LatentAttention:
         if rank := self.query_latent:
             yield from linear(f"{own}.q_a_proj", rank, hidden, False)
             yield from norm_tensors(f"{own}.q_a_layernorm", self.norm, rank)
-            yield from linear(f"{own}.q_b_proj", self.heads * keys, rank, False)
+            yield from linear(f"{own}.q_b_proj", self.heads * keys, rank, False, OF_HEADS)
         else:
-            yield from linear(f"{own}.q_proj", self.heads * keys, hidden, False)
+            yield from linear(f"{own}.q_proj", self.heads * keys, hidden, False, OF_HEADS)
         width = self.latent + self.rope.dim
         yield from linear(f"{own}.kv_a_proj_with_mqa", width, hidden, False)
         yield from norm_tensors(f"{own}.kv_a_layernorm", self.norm, self.latent)
         both = self.heads * (self.nope + self.value_dim)
-        yield from linear(f"{own}.kv_b_proj", both, self.latent, False)
-        yield from linear(f"{own}.o_proj", hidden, self.heads * self.value_dim, False)
+        yield from linear(f"{own}.kv_b_proj", both, self.latent, False, OF_HEADS)
+        inner = self.heads * self.value_dim
+        yield from linear(f"{own}.o_proj", hidden, inner, False, TO_HIDDEN)
 
     def load(self, prefix: str, reader: WeightReader[M, Any]) -> LatentWeights[M]:
         own, order = f"{prefix}.self_attn", self.rope.order
