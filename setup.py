@@ -1,4 +1,5 @@
-"""FASTSLOW_BUILD_LEVELS=all, or a list such as avx2,vnni, puts compiled kernels into a wheel for Linux on x86-64.
+"""FASTSLOW_BUILD_LEVELS=all, or a list such as avx2,vnni, puts compiled kernels into a wheel: for Linux on x86-64 or
+aarch64, or for macOS on Apple's chips.
 
 Without it nothing is compiled: the wheel is for every system, and kernels are compiled at first use.
 """
@@ -30,8 +31,11 @@ def wanted() -> list[str]:
     names = known if given == "all" else [name.strip() for name in given.split(",") if name.strip()]
     if unknown := [name for name in names if name not in known]:
         raise SystemExit(f"{VARIABLE}: {unknown[0]!r} is not one of all, {', '.join(known)}")
-    if names and (platform.machine() != "x86_64" or platform.libc_ver()[0] != "glibc"):
-        raise SystemExit(f"{VARIABLE} is for Linux with glibc on x86-64: leave it unset here")
+    linux = platform.libc_ver()[0] == "glibc" and platform.machine() in ("x86_64", "aarch64")
+    if names and not linux and (platform.system(), platform.machine()) != ("Darwin", "arm64"):
+        raise SystemExit(
+            f"{VARIABLE} is for Linux with glibc on x86-64 or aarch64, and macOS on arm64: leave it unset here"
+        )
     return names
 
 
@@ -62,6 +66,9 @@ class BuildKernels(build_py):
         )  # the C functions alone: another C++ library lies in the same process
         exports.write_text("{ global: fs_*; local: *; };")
         link = ["-static-libstdc++", "-static-libgcc", "-s", f"-Wl,--version-script={exports}"]
+        if platform.system() == "Darwin":  # whose C++ library every system has
+            exports.write_text("_fs_*\n")
+            link = [f"-Wl,-exported_symbols_list,{exports}"]
         command = [COMPILER["find_compiler"](), *COMPILER["FLAGS"], *LEVELS["level_flags"](level)]
         print(f"compiling the CPU kernels ({level})", flush=True)
         sources = sorted((CPU / "kernels").glob("*.cpp"))
@@ -69,11 +76,13 @@ class BuildKernels(build_py):
 
 
 class Wheel(bdist_wheel):
-    """Wheel for every Python 3 and, with kernels inside, for every Linux with the glibc that they need."""
+    """Wheel for every Python 3 and, with kernels inside, for every Linux with the glibc that they need, or macOS."""
 
     def get_tag(self) -> tuple[str, str, str]:
         if not wanted():
             return super().get_tag()
+        if platform.system() == "Darwin":
+            return "py3", "none", super().get_tag()[2]
         needed = GLIBC
         for library in Path(self.bdist_dir).rglob("prebuilt/*.so"):
             for major, minor in re.findall(rb"GLIBC_(\d+)\.(\d+)", library.read_bytes()):
@@ -82,7 +91,7 @@ class Wheel(bdist_wheel):
             print(
                 f"the kernels need glibc {needed[0]}.{needed[1]}, as the compiler's own libraries do: the tag says so"
             )
-        return "py3", "none", f"manylinux_{needed[0]}_{needed[1]}_x86_64"
+        return "py3", "none", f"manylinux_{needed[0]}_{needed[1]}_{platform.machine()}"
 
 
 setup(distclass=Project, cmdclass={"build_py": BuildKernels, "bdist_wheel": Wheel})

@@ -1,6 +1,8 @@
 """The kernels that run: the best level that a wheel brings and the chip has, or the one that a variable names."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from kernel_tools import compiled
@@ -17,14 +19,19 @@ CHIPS = {  # what Linux shows of them
     "Zen 4": f"{V4} avx512_vnni avx512_bf16",
     "Sapphire Rapids": f"{V4} avx512_vnni avx512_bf16 amx_bf16 amx_tile amx_int8",
 }  # fmt: skip
+ARM_CHIPS = {
+    "Cortex-A53": "fp asimd aes crc32", "Neoverse N1": "fp asimd fphp asimdhp asimddp",
+    "Apple M1": "fp asimd asimddp bf16", "Neoverse V1": "fp asimd asimddp i8mm bf16 sve",
+}  # fmt: skip
 
 
 @pytest.fixture
 def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A wheel's folder with every level, on a chip that is not known, whose tiles may be used."""
+    """A wheel's folder with every level, on an x86 chip that is not known, whose tiles may be used."""
+    use(monkeypatch, levels.X86_ADDED)
     folder = tmp_path / "prebuilt"
     folder.mkdir()
-    for name in levels.LEVELS:
+    for name in [*levels.X86_ADDED, *levels.ARM_ADDED]:
         (folder / f"{name}.so").write_text("no library")
     monkeypatch.setattr(kernel_cache, "PREBUILT", folder)
     monkeypatch.setattr(kernel_cache, "amx_permitted", lambda: True)
@@ -34,8 +41,17 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def use(monkeypatch: pytest.MonkeyPatch, added: dict[str, str]) -> None:
+    """Have one machine's levels, whatever this is."""
+    monkeypatch.setattr(levels, "ARM", added is levels.ARM_ADDED)
+    for module in (levels, kernel_cache):
+        monkeypatch.setattr(module, "ADDED", added)
+        monkeypatch.setattr(module, "LEVELS", list(added))
+
+
 def on(chip: str) -> None:
-    levels.INFO.write_text(f"processor: 0\nflags\t\t: fpu {CHIPS[chip]}\nbugs\t\t:\n")
+    shown = f"Features\t: {ARM_CHIPS[chip]}" if chip in ARM_CHIPS else f"flags\t\t: fpu {CHIPS[chip]}"
+    levels.INFO.write_text(f"processor: 0\n{shown}\nbugs\t\t:\n")
 
 
 @pytest.mark.parametrize(("chip", "runs"), list(zip(CHIPS, ["plain", "avx2", "avx512", "avx512", "vnni", "amx"])))
@@ -45,6 +61,52 @@ def test_the_best_that_the_chip_has_runs(wheel: Path, chip: str, runs: str) -> N
     (wheel / f"{runs}.so").unlink()
     below = levels.LEVELS[: levels.LEVELS.index(runs)]
     assert library.level() == (below[-1] if below else "native")
+
+
+@pytest.mark.parametrize(("chip", "runs"), list(zip(ARM_CHIPS, ["neon", "dotprod", "dotprod", "i8mm"])))
+def test_an_arm_chip_has_levels_of_its_own(wheel: Path, chip: str, runs: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, levels.ARM_ADDED)
+    on(chip)
+    assert library.level() == runs
+    monkeypatch.setenv(library.VARIABLE, "i8mm")
+    if runs == "i8mm":
+        assert levels.level_flags(library.level()) == ["-march=armv8-a+simd+dotprod+i8mm+bf16"]
+    else:
+        refused("=i8mm is above this chip, which has no ", library.level)
+    monkeypatch.setenv(library.VARIABLE, "avx2")
+    refused("='avx2' is not one of auto, native, plain, neon, dotprod, i8mm, off", library.level)
+
+
+@pytest.mark.parametrize(("has", "level"), [("FEAT_DotProd", "dotprod"), ("FEAT_", "i8mm"), ("no", "neon")])
+def test_an_apple_chip_is_asked(has: str, level: str, wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By sysctl, which a test has to stand in for."""
+
+    def sysctlbyname(name: bytes, to: Any, size: Any, new: None, length: int) -> int:
+        assert size._obj.value == 4 and name.startswith(b"hw.optional.arm.FEAT_")
+        to._obj.value = 1
+        return -(has not in name.decode())
+
+    use(monkeypatch, levels.ARM_ADDED)
+    monkeypatch.setattr(levels.sys, "platform", "darwin")
+    monkeypatch.setattr(levels.ctypes, "CDLL", lambda _: SimpleNamespace(sysctlbyname=sysctlbyname))
+    assert library.level() == level
+
+
+@pytest.mark.parametrize(("refuses", "flags"), [
+    ("", ["-march=native"]), ("march=native", ["-mcpu=native"]), ("native", ["-march=armv8-a+simd+dotprod"]),
+    ("native,dotprod", ["-march=armv8-a+simd"]), ("m", []),
+])  # fmt: skip
+def test_native_is_what_the_compiler_takes(
+    wheel: Path, refuses: str, flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]
+) -> None:
+    use(monkeypatch, levels.ARM_ADDED)
+    on("Neoverse N1")
+    compiler = tmp_path / "c++"
+    cases = "".join(f"case $1 in *{word}*) exit 1;; esac\n" for word in refuses.split(",") if word)
+    compiler.write_text(f"#!/bin/sh\n{cases}")
+    compiler.chmod(0o755)
+    assert sorted(kernel_cache._taken(str(compiler), ["-O3", "-march=native"])) == sorted([*flags, "-O3"])
+    assert len([line for line in logged if "takes no -march=native" in line]) == bool(refuses)
 
 
 def test_where_the_chip_is_not_known_the_plainest_runs(wheel: Path) -> None:

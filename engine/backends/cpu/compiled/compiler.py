@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from threading import Lock
 from typing import cast
@@ -19,7 +19,9 @@ FLAGS = ["-O3", "-std=c++17", "-fPIC", "-pthread", "-ffp-contract=off", "-fno-ma
 FLAGS += ["-fvisibility=hidden"]
 PRECOMPILED = "precompiled.h"  # beside the sources; to read what it names is half of a compile
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-HELP = "install a C++ compiler (g++ or clang++) or point CXX at one, or install a wheel with kernels inside"
+HELP = "install a C++ compiler (g++ or clang++; on macOS by xcode-select --install) or point CXX at one, "
+HELP += "or install a wheel with kernels inside"
+NATIVE = "-march=native"
 
 
 def find_compiler() -> str:
@@ -29,6 +31,14 @@ def find_compiler() -> str:
         if found := shutil.which(name):
             return found
     raise RuntimeError(f"no C++ compiler was found: {HELP}")
+
+
+@cache
+def takes(compiler: str, *flags: str) -> bool:
+    """Try a compiler with flags: some clangs know no -march=native, nor does a compiler for another machine."""
+    command = [compiler, *flags, "-fsyntax-only", "-x", "c++", "-"]
+    no = subprocess.DEVNULL
+    return not subprocess.run(command, stdin=no, stdout=no, stderr=no, check=False).returncode
 
 
 def compile_library(

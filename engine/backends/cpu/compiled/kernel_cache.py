@@ -18,8 +18,10 @@ from loguru import logger
 
 from fastslow.engine.backends.cpu.compiled.compiler import (
     FLAGS,
+    NATIVE,
     compile_library,
     find_compiler,
+    takes,
 )
 from fastslow.engine.backends.cpu.compiled.levels import (
     ADDED,
@@ -164,7 +166,7 @@ def build(level: str, part: str = "") -> Path:
             logger.info("compiling the CPU kernels ({}{}), once, with {}", level, part, compiler)
             started = time.perf_counter()
             try:
-                _compile([compiler, *flags], target, part)
+                _compile([compiler, *_taken(compiler, flags)], target, part)
             except OSError as error:
                 raise RuntimeError(
                     f"the CPU kernels could not be kept in {folder}: {error}"
@@ -191,7 +193,17 @@ def _chosen(level: str) -> list[str]:
     chip = chip_flags()  # empty where /proc is not there: then the chip may have tiles all the same
     without = not _tiles() if "amx_tile" in chip else not chip and not amx_permitted()
     without &= platform.machine() == "x86_64"
-    return ["-march=native", *(f"-mno-{n}" for n in ADDED["amx"].split() if without)]
+    return [NATIVE, *(f"-mno-{n}" for n in ADDED.get("amx", "").split() if without)]
+
+
+def _taken(compiler: str, flags: list[str]) -> list[str]:
+    """The flags as a compiler takes them: where it knows no native, those of the best level that both have."""
+    if NATIVE not in flags or takes(compiler, NATIVE):
+        return flags
+    ways = [["-mcpu=native"], *(level_flags(name) for name in reversed(usable_levels()))]
+    found = next((way for way in ways if takes(compiler, *way)), [])
+    logger.info("{} takes no {}: {}", compiler, NATIVE, " ".join(found))
+    return [*found, *(flag for flag in flags if flag != NATIVE)]
 
 
 def _own_folder() -> Path:
@@ -278,7 +290,7 @@ def _whole(path: Path) -> bool:
 
 def _key(flags: list[str]) -> str:
     """Tells sources and flags apart, and chips where they make a difference; no compiler is asked."""
-    parts = [_chip() if "-march=native" in flags else platform.machine(), *flags]
+    parts = [_chip() if NATIVE in flags else platform.machine(), *flags]
     for path in sorted(SOURCES.iterdir()):
         parts += [path.name, hashlib.sha256(path.read_bytes()).hexdigest()]
     return _digest("\0".join(parts).encode())

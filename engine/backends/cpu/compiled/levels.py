@@ -13,16 +13,21 @@ from pathlib import Path
 
 INFO = Path("/proc/cpuinfo")
 SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XTILEDATA = 158, 0x1023, 18  # of Linux on x86-64
+ARM = platform.machine().lower() in ("aarch64", "arm64")
 # What each level adds to those before it, in the compiler's words. avx2 is x86-64-v3, avx512 is x86-64-v4.
-ADDED = {
+X86_ADDED = {
     "plain": "",
     "avx2": "avx2 fma f16c bmi bmi2 lzcnt movbe",
     "avx512": "avx512f avx512bw avx512dq avx512vl avx512cd",
     "vnni": "avx512vnni avx512bf16",
     "amx": "amx-tile amx-int8 amx-bf16",
 }
+ARM_ADDED = {"plain": "", "neon": "simd", "dotprod": "dotprod", "i8mm": "i8mm bf16"}
+ADDED = ARM_ADDED if ARM else X86_ADDED
 LEVELS = list(ADDED)
 SHOWN = {"bmi": "bmi1", "lzcnt": "abm", "avx512vnni": "avx512_vnni", "avx512bf16": "avx512_bf16"}
+SHOWN |= {"simd": "asimd", "dotprod": "asimddp"}
+APPLE = {"asimddp": "FEAT_DotProd", "i8mm": "FEAT_I8MM", "bf16": "FEAT_BF16"}  # each chip has NEON
 
 
 def _instructions(level: str) -> list[str]:
@@ -32,16 +37,32 @@ def _instructions(level: str) -> list[str]:
 
 def level_flags(level: str) -> list[str]:
     """Return the compiler's flags for a level."""
+    if ARM:  # whose vectors are never off
+        return [
+            "+".join(["-march=armv8-a", *_instructions(level)]),
+            *["-DFASTSLOW_PLAIN"] * (level == "plain"),
+        ]
     return [f"-m{name}" for name in _instructions(level)]
 
 
 def chip_flags() -> frozenset[str]:
-    """Return this x86 chip's flags that Linux lists and switches on; empty on other systems and chips."""
+    """Return this chip's flags that Linux lists and switches on, and of Apple's the same; empty elsewhere."""
+    if ARM and sys.platform == "darwin":
+        return frozenset(["asimd", *(name for name, asked in APPLE.items() if _apple_has(asked))])
     try:
         lines = INFO.read_text("utf-8").splitlines()
     except OSError:
         return frozenset()
-    return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
+    shown = (line for line in lines if line.startswith(("flags", "Features")))
+    return frozenset(next(shown, "").split())
+
+
+def _apple_has(name: str) -> bool:
+    found, size = ctypes.c_int(), ctypes.c_size_t(ctypes.sizeof(ctypes.c_int))
+    asked, by = f"hw.optional.arm.{name}".encode(), ctypes.byref
+    return not ctypes.CDLL(None).sysctlbyname(asked, by(found), by(size), None, 0) and bool(
+        found.value
+    )
 
 
 def lacking(level: str) -> list[str]:
