@@ -1,4 +1,4 @@
-"""Parts of every benchmark: common options, models by format, turns, medians, tables, the JSON file; and the
+"""Parts of every benchmark: common options, medians, tables, the JSON file; and the
 conditions that stand beside each sample, of which /proc and /sys tell: Linux only."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import timeit
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from fastslow import LLM
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.host.machine import CONTENDED, Watch
 from fastslow.engine.model.config import ModelConfig
@@ -30,7 +29,6 @@ from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.tools.machine import circumstances
 from fastslow.tools.prompts import Conversation, read_prompts
 
-Row = dict[str, Any]  # what is measured, and its "samples"
 Samples = Sequence[Mapping[str, Any]]
 ENOUGH = 3  # uncontended samples that make a median
 PROBE_BYTES = 2**29  # far more than any cache
@@ -53,7 +51,6 @@ def physical_cores() -> int:
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "model": {"default": "smollm2", "help": "a folder or a built-in name"},
-    "formats": {"default": "bfloat16,int8,int4", "help": "of the weights, or auto"},
     "dtype": {"help": "of the weights, or auto"},
     "quantization": {"help": "none, int8, int4 or auto"},
     "head": {"type": Path, "help": "the head's file, if not the model's own"},
@@ -121,47 +118,6 @@ def write(out: Path | None, **figures: Any) -> None:
     if out is not None:
         whole = {**header(), **figures}
         out.write_text(json.dumps(whole, indent=1, default=str), "utf-8")
-
-
-def options_of(format: str) -> dict[str, Any]:
-    """Arguments of `LLM` for a dtype, a quantization or "auto"; "+kv8" after it keeps keys and values in int8."""
-    if format.endswith("+kv8"):
-        return {**options_of(format.removesuffix("+kv8")), "kv_dtype": "int8"}
-    if format in ("int8", "int4"):
-        return {"quantization": format}
-    return {} if format == "auto" else {"dtype": format}
-
-
-def open_formats(args: argparse.Namespace, stack: ExitStack) -> dict[str, LLM]:
-    """The model in each of `--formats`; FORMAT@FOLDER is another model. What does not load is left out, and the
-    reason is printed."""
-    models: dict[str, LLM] = {}
-    for format in args.formats.split(","):
-        own, _, other = format.partition("@")
-        try:
-            models[format] = stack.enter_context(LLM(other or args.model, **options_of(own)))
-        except ValueError as error:
-            console().print(f"{format} is left out: {error}")
-    return models
-
-
-def take_turns(
-    args: argparse.Namespace,
-    rows: list[Row],
-    warm_up: Callable[[Row], object],
-    sample: Callable[[Row], dict[str, Any]],
-) -> None:
-    """Warm up each row, then sample all of them `--repeat` times, in an order that moves on.
-
-    Samples are added to the rows, and after each turn the rows are written to `--out`.
-    """
-    for row in rows:
-        warm_up(row)
-    for turn in range(args.repeat):
-        first = turn % len(rows)
-        for row in rows[first:] + rows[:first]:
-            row["samples"].append({"turn": turn, **sample(row)})
-        write(args.out, model=args.model, rows=rows)
 
 
 def fair(samples: Samples) -> tuple[Samples, bool]:

@@ -6,7 +6,7 @@
 The target answers once, greedily, and says what it saw; drafters and the adaptive length then work on that text,
 alone in their batch, and a step takes what `--steps` says. Ratios are to plain decoding (in brackets: tokens a step,
 nodes that ran, how often the head was asked); worst: of an answer longer than 64 tokens. For changes to drafting that
-are smaller than a machine's moods; what they come to in the end is `drafting.py`'s.
+are smaller than a machine's moods; what they come to in the end `fastslow bench` measures.
 """
 
 from __future__ import annotations

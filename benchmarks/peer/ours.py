@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from figures import options_of
 from peer.child import Run, serve
 
 import fastslow
@@ -15,6 +14,15 @@ from fastslow import LLM, SamplingParams, Speculation
 from fastslow.engine.model.config import ModelConfig
 from fastslow.models.locate import resolve_model
 from fastslow.tools.tune.sample import seconds_of
+
+
+def options_of(format: str) -> dict[str, Any]:
+    """Arguments of `LLM` for a dtype, a quantization or "auto"; "+kv8" after it keeps keys and values in int8."""
+    if format.endswith("+kv8"):
+        return {**options_of(format.removesuffix("+kv8")), "kv_dtype": "int8"}
+    if format in ("int8", "int4"):
+        return {"quantization": format}
+    return {} if format == "auto" else {"dtype": format}
 
 
 class Fastslow:

@@ -9,6 +9,7 @@ import torch
 import typer
 from fake_cuda import RecordingOps
 from npu_tools import CHIPS, simulated
+from tune_tools import write_prompts
 from typer.testing import CliRunner
 
 from fastslow import LLM, Output
@@ -41,7 +42,8 @@ def plan_for(folder: Path, device: str = "cpu") -> CheckPlan:
     return CheckPlan(device, "auto", True, folder)
 
 
-def test_the_cpu_passes(tmp_path: Path) -> None:
+def test_the_cpu_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(families_file, "SINGLE", 2)
     path = tmp_path / "report.json"
     code, text = check("cpu", "--quick", "--json", str(path))
     assert code == 0 and f"cpu passed\nreport in {path}" in text, text
@@ -53,6 +55,12 @@ def test_the_cpu_passes(tmp_path: Path) -> None:
     assert exact["figures"]["answers"] == 2 * 3 * len(drafters(Path("head")))
     assert exact["figures"]["wrong"] == recurrent["figures"]["wrong"] == []
     assert exact["figures"]["accepted"] > 100 and recurrent["figures"]["accepted"] > 200
+
+
+def test_answers_of_a_model_to_its_prompts(tmp_path: Path) -> None:
+    write_prompts(tmp_path / "prompts.jsonl", 2)
+    code, text = check("cpu", "--quick", "--model", "abacus-draft", "--prompts", str(tmp_path / "prompts.jsonl"))
+    assert code == 0 and " 0 wrong" in text and "cpu passed" in text and "families" not in text, text
 
 
 @pytest.mark.slow
@@ -189,6 +197,7 @@ def test_the_report_has_what_was_checked(
     (["cpu:3"], "device='cpu:3': the CPU has no number"),
     (["cpu", "--dtype", "foo"], "--dtype foo is not one of auto, "),
     (["cpu", "--json", "/nowhere/at/all.json"], "there is no folder /nowhere/at"),
+    (["cpu", "--prompts", "/nowhere/mine.jsonl"], "/nowhere/mine.jsonl"),
 ])  # fmt: skip
 def test_what_cannot_be_checked_is_refused(arguments: list[str], said: str) -> None:
     code, text = check(*arguments)

@@ -19,6 +19,7 @@ from fastslow.tools.check_device.families import families
 from fastslow.tools.check_device.finding import CheckPlan, Finding
 from fastslow.tools.cli.screen import complain, quiet_log
 from fastslow.tools.machine import circumstances
+from fastslow.tools.prompts import read_prompts
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 PARTS: tuple[Callable[[CheckPlan], Finding], ...] = (exactness, recurrent, families)
@@ -33,6 +34,12 @@ def check_device(
     ] = None,
     dtype: Annotated[str, typer.Option(help="Of the small model: auto, float32 ...")] = "auto",
     quick: Annotated[bool, typer.Option("--quick", help="Few texts.")] = False,
+    model: Annotated[
+        str | None, typer.Option(help="Compare this model's answers instead of all else.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="What it is asked: JSON lines.", metavar="PATH")
+    ] = None,
 ) -> None:
     """Prove a device on the spot, in under five minutes. Nothing is downloaded.
 
@@ -45,6 +52,7 @@ def check_device(
     python -m fastslow.tools.check_device cuda
     python -m fastslow.tools.check_device npu --json report.json
     python -m fastslow.tools.check_device cpu --quick
+    python -m fastslow.tools.check_device cuda --model path/to/model --prompts mine.jsonl
 
     The exit code is 0 only if every part passes. A part that fails says what to do next. Ctrl-C ends it
     with what there is.
@@ -55,6 +63,8 @@ def check_device(
             raise ValueError(f"--dtype {dtype} is not one of auto, {', '.join(DTYPES)}")
         if report is not None and not report.absolute().parent.is_dir():
             raise ValueError(f"--json {report}: there is no folder {report.absolute().parent}")
+        if prompts is not None:
+            read_prompts(prompts)
     except ValueError as error:
         complain(error)
         raise typer.Exit(REFUSED) from None
@@ -66,9 +76,9 @@ def check_device(
     complete = False
     with tempfile.TemporaryDirectory(prefix="check_device.") as folder:
         device = place.kind if device == "auto" else device
-        plan = CheckPlan(device, dtype, quick, Path(folder))
+        plan = CheckPlan(device, dtype, quick, Path(folder), model, prompts)
         try:
-            for part in PARTS:
+            for part in PARTS if model is None else PARTS[:1]:
                 print(f"{part.__name__} ...", flush=True)
                 findings.append(_checked(part, plan))
                 print(findings[-1].text(), flush=True)

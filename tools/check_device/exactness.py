@@ -23,6 +23,7 @@ from fastslow.tools.check_device.families import write_random
 from fastslow.tools.check_device.finding import CheckPlan, Finding
 from fastslow.tools.prompts import read_prompts
 from fastslow.tools.train_head.train import first_weights
+from fastslow.tools.tune.candidates import default_drafters, grid
 
 TARGET, DRAFT = "abacus", "abacus-draft"
 COMBINED = ("ngram+self", "suffix+model", "suffix|head", "ngram|model")
@@ -36,6 +37,10 @@ DEVIATION = 5.0  # standard deviations; by chance once in a million
 def exactness(plan: CheckPlan) -> Finding:
     """Greedy answers of all drafters, in batches of several sizes, against plain answers alone."""
     found = Finding("exact: every drafter against plain decoding")
+    if plan.model is not None:
+        with LLM(plan.model, device=plan.device, dtype=plan.dtype, remember=False) as llm:
+            _compare(found, plan, llm, grid(default_drafters(llm), (4, None)))
+        return found
     settings = drafters(write_head(resolve_model(TARGET), plan.folder / "head.safetensors"))
     with _loaded(plan, TARGET) as llm:
         _compare(found, plan, llm, settings)
@@ -66,14 +71,15 @@ def _loaded(plan: CheckPlan, model: str | Path) -> LLM:
 
 def _compare(found: Finding, plan: CheckPlan, llm: LLM, settings: Sequence[Speculation]) -> None:
     """Note what drafts changed."""
-    questions = resolve_model(TARGET) / "calibration.jsonl"
-    prompts = [x[0]["content"] for x in read_prompts(questions, 3 if plan.quick else 8)]
+    few = 3 if plan.quick else 8
+    shipped = resolve_model(TARGET) / "calibration.jsonl"
+    prompts = read_prompts(plan.prompts) if plan.prompts else read_prompts(shipped, few)
     sampling = SamplingParams(max_tokens=16 if plan.quick else 48, logprobs=2)
     slack = plan.slack(llm.model.dtype)
     wanted = {
-        (prompt, mode): llm.chat(prompt, sampling, mode=mode, speculation="off").choices[0]
+        (n, mode): llm.chat(prompt, sampling, mode=mode, speculation="off").choices[0]
         for mode in ("fast", "deep")
-        for prompt in prompts
+        for n, prompt in enumerate(prompts)
     }
     jobs = [(setting, *asked) for setting in settings for asked in wanted]
     random.Random(0).shuffle(jobs)
@@ -83,16 +89,17 @@ def _compare(found: Finding, plan: CheckPlan, llm: LLM, settings: Sequence[Specu
         some = jobs[first : first + next(sizes)]
         first += len(some)
         used, asked, modes = map(list, zip(*some))
-        answers = llm.chat(asked, sampling, mode=modes, speculation=used, progress=False)
-        for (setting, prompt, mode), answer in zip(some, answers):
+        talks = [prompts[n] for n in asked]
+        answers = llm.chat(talks, sampling, mode=modes, speculation=used, progress=False)
+        for (setting, n, mode), answer in zip(some, answers):
             given = answer.choices[0]
             tally["drafted"] += given.metrics.drafted
             tally["accepted"] += given.metrics.accepted
-            gap = parted(given, wanted[prompt, mode])
+            gap = parted(given, wanted[n, mode])
             if gap is not None and gap <= slack and slack > 0:
                 near += 1
             elif gap is not None:
-                wrong.append(f"{setting.drafter}, {mode}, {prompt!r}: {gap:.3g}")
+                wrong.append(f"{setting.drafter}, {mode}, {prompts[n]}: {gap:.3g}")
     found.figures = {"answers": len(jobs), "near_ties": near, "slack": slack, "wrong": wrong}
     found.figures |= tally
     equal = len(jobs) - near - len(wrong)

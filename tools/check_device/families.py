@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from fastslow.tools.forward import chain
 
 # Of the logits' own spread, on average. What a device does wrongly moves them by about all of it.
 APART = {torch.bfloat16: 0.1, torch.float16: 0.06, torch.float32: 1e-3, torch.float64: 1e-3}
-ROWS = 190  # longer than every window, and than a block of keys
-SIZES = (150, *[1] * 20, 20)
+FIRST, LAST = 150, 20  # rows: longer than every window, and than a block of keys
+SINGLE = 20  # steps of one row between them
 COMMON: dict[str, Any] = {
     "vocab_size": 512,
     "hidden_size": 128,
@@ -103,12 +104,13 @@ def families(plan: CheckPlan) -> Finding:
     found = Finding("families: a small model of every kind against plain torch")
     apart: dict[str, float] = {}
     replays = failed = 0
+    sizes = FIRST, *[1] * SINGLE, LAST
     for name in FAMILIES:
         folder = write_random(plan.folder / name, name)
         dtype = DTYPES.get(plan.dtype, "auto")
         model = load_model(folder, dtype, plan.device, progress=False)
-        wanted = logits(load_model(folder, torch.float64, "cpu", progress=False))
-        apart[name] = float((logits(model).double() - wanted).abs().mean() / wanted.std())
+        wanted = logits(load_model(folder, torch.float64, "cpu", progress=False), sizes)
+        apart[name] = float((logits(model, sizes).double() - wanted).abs().mean() / wanted.std())
         if isinstance(model, PagedDecoder) and model.recorder.enabled:
             replays += model.recorder.replays
             failed += model.recorder.failed
@@ -155,14 +157,15 @@ def write_random(folder: Path, architecture: str) -> Path:
     return folder
 
 
-def logits(model: Model) -> Tensor:
-    """[ROWS, V] of a text."""
-    tokens = np.random.default_rng(0).integers(5, model.config.vocab_size, ROWS).tolist()
+def logits(model: Model, sizes: Sequence[int]) -> Tensor:
+    """[T, V] of a text that is read in steps of these sizes."""
+    count = sum(sizes)
+    tokens = np.random.default_rng(0).integers(5, model.config.vocab_size, count).tolist()
     page = max(16, model.storage.page_size)
-    kv = kv_cache_for(model, -(-ROWS // page), page, False, 1, 0).storage
-    slots, start = np.arange(ROWS), 0
+    kv = kv_cache_for(model, -(-count // page), page, False, 1, 0).storage
+    slots, start = np.arange(count), 0
     parts = []
-    for size in SIZES:
+    for size in sizes:
         rows = Rows.of([chain(tokens, slots, start, start + size, outputs=range(size))])
         parts.append(model.forward(rows, kv).logits.cpu())
         start += size

@@ -21,8 +21,10 @@ class CheckPlan:
 
     device: str  # as `LLM(device=...)` takes it
     dtype: str  # of the model
-    quick: bool  # few texts, for tests
+    quick: bool  # few texts
     folder: Path  # for what the checks write; it goes with them
+    model: str | None = None  # whose answers are compared; None = the shipped one's
+    prompts: Path | None = None  # that it answers; None = those shipped
 
     def slack(self, dtype: torch.dtype) -> float:
         """Return how close two best logits are a near tie: 0 for the CPU's kernels, which promise the same bits."""
