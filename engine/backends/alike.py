@@ -57,11 +57,14 @@ PARTS = {  # fields of shapes, layers and their parts that not every backend kno
     "attention": "layers of attention that differ in more than windows and rotation",
     "mlps": "MLPs of several widths",
     "parallel": "MLP beside routed experts",
+    "conv": "convolutions beside latents",
+    "latent_sinks": "learned latents that every row sees",
+    "streams": "several residual streams",
 }
 NO_MORE = Known()
 ACCELERATORS = Known((GatedDelta, ShortConv), frozenset(("out_gate", "shared_gate")))
 RANKS = Known(parts=frozenset(("latent",)))
-KERNELS = Known((GatedDelta, ShortConv), frozenset(PARTS))
+KERNELS = Known((GatedDelta, ShortConv), frozenset(PARTS) - {"conv", "latent_sinks", "streams"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +229,7 @@ def _parts(config: DecoderShape) -> set[str]:
         "attention": len(alike) > 1,
         "mlps": len({mlp.width for layer in layers if (mlp := dense(layer)) is not None}) > 1,
         "parallel": any(isinstance(layer.ffn, ParallelFfn) for layer in layers),
+        "latent_sinks": any(isinstance(x.mixer, LatentAttention) and x.mixer.sinks for x in layers),
     }
     return found - {"ropes"} | {name for name, there in several.items() if there}
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from fastslow.engine.host.files import about, read_object, shown, text_part
 from fastslow.engine.host.gguf_file import BLOCKS, DRAFTS, GgufTensor, is_gguf, read_gguf
-from fastslow.engine.kv.state.layout import RowState, SharedState
+from fastslow.engine.kv.state.layout import SharedState, rows_of
 from fastslow.engine.model.family import (
     GGUF_FIELDS,
     MOST,
@@ -106,12 +106,17 @@ class ModelConfig(DecoderShape):
             yield "layers that add something by token need per-layer embeddings of their width"
         for part in parts:  # those that are alike are looked at once
             yield from part.misfits()
+        for streams in dict.fromkeys(layer.streams for layer in self.layers):
+            if streams is not None:
+                yield from streams.misfits()
+            if (streams and streams.count) != (self.streams and self.streams.count):
+                yield "its layers stand in different numbers of residual streams"
         for n, layer in enumerate(self.layers):
             if isinstance(layer.mixer.state, SharedState) and self.assists is None:
                 yield from self._shared(n, layer.mixer.state)
         if (own := self.assists) is not None and own.clusters and self.vocab_size % own.clusters:
             yield f"num_centroids {own.clusters} must divide vocab_size {self.vocab_size}"
-        if self.mtp is not None and not isinstance(self.mtp.layer.mixer.state, RowState):
+        if self.mtp is not None and rows_of(self.mtp.layer.mixer.state) is None:
             yield "the layer for multi-token prediction must keep rows of its own, not a running state or shared ones"
 
     def _shared(self, n: int, state: SharedState) -> Iterator[str]:
@@ -119,7 +124,7 @@ class ModelConfig(DecoderShape):
             self.layers[n].mixer,
             self.layers[state.layer].mixer if 0 <= state.layer < n else None,
         )
-        if owner is None or not isinstance(owner.state, RowState):
+        if owner is None or rows_of(owner.state) is None:
             yield f"layer {n} shares the keys of layer {state.layer}, which is no earlier one with keys"
         elif kept_heads(owner) != kept_heads(reader):
             yield f"layer {n} shares the keys of layer {state.layer}, whose heads are of other sizes"

@@ -90,12 +90,29 @@ USUAL_NORMS = LayerNorms()
 Sublayer = Callable[[Tensor], Tensor]
 
 
+Connection = Callable[[Tensor, Sublayer], Tensor]
+
+
+def one_stream(x_TH: Tensor, added: Sublayer) -> Tensor:
+    """x + added(x)."""
+    return x_TH + added(x_TH)
+
+
 def residual(
-    x_TH: Tensor, before: Sublayer, sublayer: Sublayer, after: Sublayer, scale: float = 1.0
+    x_TH: Tensor,
+    before: Sublayer,
+    sublayer: Sublayer,
+    after: Sublayer,
+    scale: float = 1.0,
+    connected: Connection = one_stream,
 ) -> Tensor:
-    """x + scale * after(sublayer(before(x))): the one spelling of the residual stream."""
-    added_TH = after(sublayer(before(x_TH)))
-    return x_TH + (added_TH if scale == 1 else added_TH * scale)
+    """x + scale * after(sublayer(before(x))): the one spelling of the residual stream, or of what stands for it."""
+
+    def added(x_TH: Tensor) -> Tensor:
+        found = after(sublayer(before(x_TH)))
+        return found if scale == 1 else found * scale
+
+    return connected(x_TH, added)
 
 
 def same(x_TH: Tensor) -> Tensor:

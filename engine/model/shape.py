@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Self
 
-from fastslow.engine.kv.state.layout import RowState, State, StateLayout
+from fastslow.engine.kv.state.layout import RowsAndRunning, State, StateLayout, rows_of
 from fastslow.engine.model.ffn.experts import RoutedExperts
 from fastslow.engine.model.ffn.parallel import ParallelFfn
+from fastslow.engine.model.ffn.streams import Streams
 from fastslow.engine.model.ffn.token_input import PerLayerEmbedding, TokenInput
 from fastslow.engine.model.mixers.grouped import GroupedAttention
 from fastslow.engine.model.mixers.latent import LatentAttention
@@ -23,7 +24,8 @@ class Layer:
 
     residual_scale: what each of the two adds to the residual stream is multiplied with it. token_input: what it
     adds then by the row's token; `DecoderShape.per_layer_embedding` is there. scaled: last, all of its output is
-    multiplied by a learned number, `layer_scalar` [1]."""
+    multiplied by a learned number, `layer_scalar` [1]. streams: how its sublayers stand in several residual streams,
+    whose number is the same in all layers; None: there is one."""
 
     mixer: Mixer
     ffn: FeedForward
@@ -31,6 +33,7 @@ class Layer:
     residual_scale: float = 1.0
     token_input: TokenInput | None = None
     scaled: bool = False
+    streams: Streams | None = None
 
     @property
     def rope(self) -> Rope | None:
@@ -158,12 +161,19 @@ class DecoderShape:
         return replace(self, layers=(*self.layers, self.mtp.layer), mtp=None)
 
     @property
+    def streams(self) -> Streams | None:
+        """How its layers stand in several residual streams, which become one at the end; None: there is one."""
+        return self.layers[0].streams if self.layers else None
+
+    @property
     def state_layout(self) -> StateLayout:
         """The states that its layers keep of a text; that of an MTP layer comes last, and is kept whole: its rows are
         written late."""
         states: list[State] = [layer.mixer.state for layer in self.with_mtp.layers]
-        if self.mtp is not None and isinstance(states[-1], RowState):
-            states[-1] = replace(states[-1], window=0)
+        if self.mtp is not None and (rows := rows_of(states[-1])) is not None:
+            whole = replace(rows, window=0)
+            own = states[-1]
+            states[-1] = replace(own, rows=whole) if isinstance(own, RowsAndRunning) else whole
         return StateLayout(tuple(states))
 
     def rope_length(self, max_len: int) -> int:

@@ -25,6 +25,8 @@ def tensor_specs(config: DecoderShape) -> Iterator[TensorSpec]:
         yield from config.per_layer_embedding.tensors(config.hidden_size)
     for n, layer in enumerate(config.layers):
         yield from layer_tensors(layer, f"model.layers.{n}", config.hidden_size)
+    if config.streams is not None:
+        yield from config.streams.merge_tensors(config.hidden_size)
     yield from norm_tensors("model.norm", config.norm, config.hidden_size)
     if not config.tie_word_embeddings:
         yield TensorSpec(HEAD, ends, rows)
@@ -54,6 +56,8 @@ def layer_tensors(layer: Layer, prefix: str, hidden: int) -> Iterator[TensorSpec
         yield from layer.token_input.tensors(prefix, hidden)
     if layer.scaled:
         yield TensorSpec(f"{prefix}.layer_scalar", (1,))
+    if layer.streams is not None:
+        yield from layer.streams.tensors(prefix, hidden)
 
 
 def layer_names(config: DecoderShape, n: int) -> list[str]:

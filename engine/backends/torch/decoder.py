@@ -30,6 +30,8 @@ class Decoder(LayeredModel[Weights]):
         x_PH = self._start(step)
         if w.per_layer is not None:
             step.token_inputs = w.per_layer(step.tokens, x_PH)
+        if (streams := self.config.streams) is not None:  # each begins as the embedding
+            x_PH = x_PH.repeat(1, streams.count)
         groups = padded(rows.groups, step.padded)  # padding rows run no routed expert
         wanted, looked = (
             torch.from_numpy(x).to(self.device) for x in (rows.outputs, rows.feature_rows)
@@ -38,9 +40,10 @@ class Decoder(LayeredModel[Weights]):
         for n in self.layers:
             x_PH = w.layers[n](x_PH, kv, n, step, groups)
             if n in features:
-                taken[n] = x_PH.index_select(0, looked)
+                taken[n] = w.one_stream(x_PH.index_select(0, looked))
         seen = torch.cat([taken[n] for n in features], -1) if features else None
-        return w.output(w.norm(x_PH.index_select(0, wanted)), rows, seen)
+        last_MH = w.one_stream(x_PH.index_select(0, wanted))
+        return w.output(w.norm(last_MH), rows, seen)
 
     @cached_property
     def mtp(self) -> MtpDecoder | None:

@@ -13,13 +13,16 @@ from torch import Tensor
 from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.base import best_tokens
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.ffn.streams import MERGE, MODULES, WHOLE_NORM, StreamsModule
 from fastslow.engine.model.ffn.token_input import TABLE, PerLayerModule, Table, TokenInputModule
 from fastslow.engine.model.norms import (
+    Connection,
     Norm,
     NormWeights,
     RmsNorm,
     Sublayer,
     normed,
+    one_stream,
     residual,
     same,
 )
@@ -121,7 +124,8 @@ def _fill(whole: Tensor, parts: list[Tensor]) -> Tensor:
 
 @dataclass(slots=True)
 class LayerModule:
-    """A layer with its weights: its two sublayers, its norms by use, its part by token, and its scalar [1]."""
+    """A layer with its weights: its two sublayers, its norms by use, its part by token, its scalar [1], and where there
+    are several residual streams how sublayers stand in them, and the norm of all of them."""
 
     layer: Layer
     mixer: MixerModule
@@ -129,6 +133,8 @@ class LayerModule:
     norms: dict[str, Sublayer]
     token_input: TokenInputModule | None = None
     scalar: Tensor | None = None
+    streams: dict[str, Connection] = field(default_factory=dict)
+    whole_norm: Sublayer = same
 
     @classmethod
     def load(cls, layer: Layer, prefix: str, reader: TorchReader) -> LayerModule:
@@ -144,6 +150,13 @@ class LayerModule:
             found.token_input = TokenInputModule(part, part.load(prefix, reader), ops)
         if layer.scaled:
             found.scalar = reader.plain(f"{prefix}.layer_scalar")
+        if (own := layer.streams) is not None:
+            for sublayer, name in MODULES.items():
+                weights = own.load(f"{prefix}.{name}", reader)
+                found.streams[sublayer] = StreamsModule(own, own.norm, weights, ops)
+            if (whole := own.whole_norm) is not None:
+                weight = reader.norm(f"{prefix}.{WHOLE_NORM}", whole)
+                found.whole_norm = partial(normed, ops, whole, weight)
         return found
 
     def around(self, sublayer: str) -> tuple[Sublayer, Sublayer]:
@@ -151,11 +164,10 @@ class LayerModule:
         return self.norms.get(sublayer, same), self.norms.get(f"{sublayer}_added", same)
 
     def __call__(self, x_PH: Tensor, kv: KVStorage, n: int, step: Step, wanted: Ints) -> Tensor:
-        """The residual stream [P, H] after the layer, whose rows are those of layer `n` of the storage."""
-        before, after = self.around("ffn")
+        """The residual stream [P, H], or all of them, after the layer, whose rows are those of layer `n` of the storage."""
         mixed_PH = self.mix(x_PH, kv, n, step)
         ffn = partial(self.ffn, wanted=wanted, stream_PH=mixed_PH)
-        x_PH = residual(mixed_PH, before, ffn, after, self.layer.residual_scale)
+        x_PH = self.whole_norm(self._after(mixed_PH, "ffn", ffn))
         if self.token_input is not None:
             assert step.token_inputs is not None
             x_PH = self.token_input(x_PH, step.token_inputs[:, n])
@@ -163,9 +175,13 @@ class LayerModule:
 
     def mix(self, x_PH: Tensor, kv: KVStorage, n: int, step: Step) -> Tensor:
         """The residual stream [P, H] before the ffn: all that later rows read is kept."""
-        before, after = self.around("mixer")
-        mixer, scale = partial(self.mixer, kv=kv, n=n, step=step), self.layer.residual_scale
-        return residual(x_PH, before, mixer, after, scale)
+        return self._after(x_PH, "mixer", partial(self.mixer, kv=kv, n=n, step=step))
+
+    def _after(self, x_PH: Tensor, place: str, sublayer: Sublayer) -> Tensor:
+        """The residual stream after a sublayer, "mixer" or "ffn"."""
+        before, after = self.around(place)
+        connected = self.streams.get(place, one_stream)
+        return residual(x_PH, before, sublayer, after, self.layer.residual_scale, connected)
 
 
 @dataclass(slots=True)
@@ -197,6 +213,7 @@ class Weights:
     embedding: Tensor = field(init=False)
     layers: list[LayerModule] = field(init=False)
     norm: Sublayer = field(init=False)
+    merge: StreamsModule | None = field(init=False)
     head: Tensor = field(init=False)
     mtp: MtpWeights | None = field(init=False)
     per_layer: PerLayerModule | None = field(init=False)
@@ -208,7 +225,10 @@ class Weights:
             LayerModule.load(layer, f"model.layers.{n}", reader) for n, layer in enumerate(c.layers)
         ]
         self.norm = partial(normed, reader.ops, c.norm, reader.norm("model.norm", c.norm))
-        self.per_layer = None
+        self.merge = self.per_layer = None
+        if (streams := c.streams) is not None:
+            last = streams.load(MERGE, reader, "_pre")
+            self.merge = StreamsModule(streams, streams.merge_norm, last, reader.ops)
         if (part := c.per_layer_embedding) is not None:
             weights = part.load(reader, reader.table(TABLE))
             self.per_layer = PerLayerModule(part, weights, reader.ops)
@@ -238,6 +258,10 @@ class Weights:
         """[T, H] as the first layer takes it."""
         rows, scale = self.embedding.index_select(0, tokens), self.config.embedding_scale
         return rows if scale == 1 else rows * scale
+
+    def one_stream(self, x_TH: Tensor) -> Tensor:
+        """[T, H] of what a layer gave, which may be several residual streams."""
+        return x_TH if self.merge is None else self.merge.merged(x_TH)
 
     def output(self, last_MH: Tensor, rows: Rows, seen: Tensor | None) -> ModelOutput:
         """From normed hidden states of the rows' outputs."""

@@ -53,7 +53,15 @@ class RunningState:
     inputs: tuple[tuple[int, ...], ...]
 
 
-State: TypeAlias = "RowState | SharedState | RunningState | None"
+@dataclass(frozen=True, slots=True)
+class RowsAndRunning:
+    """Rows for each token, and a state of each request beside them."""
+
+    rows: RowState
+    running: RunningState
+
+
+State: TypeAlias = "RowState | SharedState | RunningState | RowsAndRunning | None"
 """Of a layer; None: it keeps nothing."""
 
 
@@ -66,7 +74,7 @@ class StateLayout:
     def __post_init__(self) -> None:
         for n, state in enumerate(self.layers):
             if isinstance(state, SharedState) and not (
-                0 <= state.layer < n and isinstance(self.layers[state.layer], RowState)
+                0 <= state.layer < n and rows_of(self.layers[state.layer]) is not None
             ):
                 raise ValueError(
                     f"layer {n} shares rows of layer {state.layer}, which is no earlier one with rows"
@@ -75,12 +83,17 @@ class StateLayout:
     @property
     def rows(self) -> dict[int, RowState]:
         """The layers that have rows of their own."""
-        return {n: state for n, state in enumerate(self.layers) if isinstance(state, RowState)}
+        found = ((n, rows_of(state)) for n, state in enumerate(self.layers))
+        return {n: rows for n, rows in found if rows is not None}
 
     @property
     def running(self) -> dict[int, RunningState]:
         """The layers that have a running state."""
-        return {n: state for n, state in enumerate(self.layers) if isinstance(state, RunningState)}
+        found = (
+            (n, x.running if isinstance(x, RowsAndRunning) else x)
+            for n, x in enumerate(self.layers)
+        )
+        return {n: state for n, state in found if isinstance(state, RunningState)}
 
     @property
     def window(self) -> int:
@@ -102,7 +115,7 @@ class StateLayout:
         state = self.layers[layer]
         if isinstance(state, SharedState):
             return state.layer
-        return layer if isinstance(state, RowState) else None
+        return None if rows_of(state) is None else layer
 
     @property
     def token_numbers(self) -> int:
@@ -152,6 +165,12 @@ class StateLayout:
             raise ValueError(
                 f"{name} keeps no running states, and layer {min(self.running)} has one: leave it out"
             )
+
+
+def rows_of(state: State) -> RowState | None:
+    """The rows of its own that a layer keeps; None: it keeps none."""
+    rows = state.rows if isinstance(state, RowsAndRunning) else state
+    return rows if isinstance(rows, RowState) else None
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

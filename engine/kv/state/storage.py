@@ -123,7 +123,7 @@ class KVStorage:
             raise ValueError(f"layer {layer} has no rows")
         view = copy.copy(self)
         view.running = None
-        view.layout = StateLayout((self.layout.layers[owner],))
+        view.layout = StateLayout((self.layout.rows[owner],))
         view.sides = tuple(
             side[layers.index(owner)][None]
             for side, layers in zip(self.sides, self._side_layers(), strict=True)

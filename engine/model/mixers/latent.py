@@ -6,25 +6,28 @@ DeepSeek-V2, arXiv 2405.04434. The absorbed form runs for prompts and steps alik
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from fastslow.engine.kv.state.layout import RowState
+from fastslow.engine.kv.state.layout import RowsAndRunning, RowState, RunningState
 from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.mixers.grouped import GroupedAttention
-from fastslow.engine.model.mixers.lines import attend
+from fastslow.engine.model.mixers.lines import NO_FRONT, RowFront, attend
 from fastslow.engine.model.mixers.rope import Rope, rotation
+from fastslow.engine.model.mixers.short_conv import convolved, read_taps
 from fastslow.engine.model.norms import USUAL_NORM, Norm, NormWeights, norm_tensors, normed
-from fastslow.engine.model.ops import Linear, Ops, wide
+from fastslow.engine.model.ops import Linear, Ops, Sinks, wide
 from fastslow.engine.model.parts import Step, WeightReader, too_small
-from fastslow.engine.model.tensor_spec import ShardAxis, ShardRule, TensorSpec, linear
+from fastslow.engine.model.tensor_spec import WHOLE, ShardAxis, ShardRule, TensorSpec, linear
 
 M = TypeVar("M")
 MOST_SHARING = 16  # heads of a group
 OF_HEADS, TO_HIDDEN = ShardRule(ShardAxis.HEADS, 0), ShardRule(ShardAxis.HEADS, 1)
+CONVOLUTIONS = "qa_conv", "compresskv_conv", "o_conv"
+SINK_LATENTS, SINK_KEYS = "param_sink_compressed_kv", "param_sink_k_pe"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,9 @@ class LatentAttention:
         scale: what scores are multiplied with; 0: 1 / sqrt(all dims of a head's keys).
         window: tokens that a row sees, itself included; 0: all.
         norm: of both latents.
+        conv: tokens that convolutions see, which add to both latents, before their norms, and to what heads saw, each
+            channel for itself; 0: there are none.
+        sinks: learned latents, each with a key that is not rotated, that every row sees before its text.
     """
 
     heads: int
@@ -50,6 +56,8 @@ class LatentAttention:
     scale: float = 0.0
     window: int = 0
     norm: Norm = USUAL_NORM
+    conv: int = 0
+    sinks: int = 0
 
     @property
     def score_scale(self) -> float:
@@ -65,13 +73,27 @@ class LatentAttention:
             if self.heads % n == 0 and self.heads // n <= MOST_SHARING
         )
         return GroupedAttention(
-            self.heads, groups, self.state.key_dim, None, self.latent, self.window
+            self.heads, groups, self.rows.key_dim, None, self.latent, self.window
         )
 
     @property
-    def state(self) -> RowState:
+    def rows(self) -> RowState:
+        """The latent and the rotated key of each token."""
         width = self.latent + self.rope.dim
         return RowState(1, width, self.latent, self.window, values_in_keys=True)
+
+    @property
+    def convolved(self) -> dict[str, int]:
+        """Channels that convolutions add to, by the names of their taps in files, as they lie in the running state."""
+        parts = (self.query_latent, self.latent, self.heads * self.value_dim) if self.conv else ()
+        return dict(zip(CONVOLUTIONS, parts, strict=False))
+
+    @property
+    def state(self) -> RowState | RowsAndRunning:
+        if not self.conv:
+            return self.rows
+        channels = sum(self.convolved.values())
+        return RowsAndRunning(self.rows, RunningState(((self.conv - 1, channels),), ((channels,),)))
 
     def misfits(self) -> Iterator[str]:
         dims = {
@@ -83,6 +105,10 @@ class LatentAttention:
         yield from self.rope.misfits()
         if self.rope.dim % 2:
             yield f"qk_rope_head_dim {self.rope.dim} must be even"
+        if self.conv == 1:
+            yield "router_sliding_window 1 must be at least 2"
+        if self.conv and not self.query_latent:
+            yield "convolutions need a latent of queries: q_lora_rank is 0"
 
     def tensors(self, prefix: str, hidden: int) -> Iterator[TensorSpec]:
         own, keys = f"{prefix}.self_attn", self.nope + self.rope.dim
@@ -99,6 +125,12 @@ class LatentAttention:
         yield from linear(f"{own}.kv_b_proj", both, self.latent, False, OF_HEADS)
         inner = self.heads * self.value_dim
         yield from linear(f"{own}.o_proj", hidden, inner, False, TO_HIDDEN)
+        for name, channels in self.convolved.items():
+            rule = OF_HEADS if name == CONVOLUTIONS[-1] else WHOLE
+            yield TensorSpec(f"{own}.{name}.weight", (channels, 1, self.conv), rule)
+        if self.sinks:
+            yield TensorSpec(f"{own}.{SINK_LATENTS}", (self.sinks, self.latent))
+            yield TensorSpec(f"{own}.{SINK_KEYS}", (self.sinks, self.rope.dim))
 
     def load(self, prefix: str, reader: WeightReader[M, Any]) -> LatentWeights[M]:
         own, order = f"{prefix}.self_attn", self.rope.order
@@ -112,6 +144,10 @@ class LatentAttention:
         keys = reader.plain(f"{own}.kv_a_proj_with_mqa.weight")
         keys = torch.cat((keys[: self.latent], keys[self.latent :][order]))
         both = reader.plain(f"{own}.kv_b_proj.weight").unflatten(0, (self.heads, -1))
+        sinks = None
+        if self.sinks:
+            turned_keys = reader.plain(f"{own}.{SINK_KEYS}")[:, order].contiguous()
+            sinks = reader.plain(f"{own}.{SINK_LATENTS}"), turned_keys
         return LatentWeights(
             compress,
             query_norm,
@@ -121,6 +157,8 @@ class LatentAttention:
             [reader.packed(head.T.contiguous()) for head in both[:, : self.nope]],
             [reader.packed(head.contiguous()) for head in both[:, self.nope :]],
             reader.matrix(f"{own}.o_proj"),
+            [read_taps(f"{own}.{name}.weight", reader) for name in self.convolved],
+            sinks,
         )
 
     def module(self, weights: LatentWeights[Linear], ops: Ops) -> LatentModule:
@@ -130,7 +168,8 @@ class LatentAttention:
 @dataclass(slots=True)
 class LatentWeights(Generic[M]):
     """compress: hidden to the queries' latent, with its norm. queries: to all heads. keys: hidden to the latent and the
-    rotated dims. absorb, expand: of each head, [latent, nope] and [values, latent]."""
+    rotated dims. absorb, expand: of each head, [latent, nope] and [values, latent]. taps: of each convolution, as those
+    of `ConvWeights`. sinks: latents, not normed, and keys."""
 
     compress: M | None
     query_norm: NormWeights | None
@@ -140,6 +179,8 @@ class LatentWeights(Generic[M]):
     absorb: list[M]
     expand: list[M]
     out: M
+    taps: list[Tensor] = field(default_factory=list)
+    sinks: tuple[Tensor, Tensor] | None = None
 
 
 class LatentModule:
@@ -147,26 +188,43 @@ class LatentModule:
 
     def __init__(self, mixer: LatentAttention, weights: LatentWeights[Linear], ops: Ops) -> None:
         self.mixer, self.weights, self.ops = mixer, weights, ops
+        self.front = NO_FRONT
+        if weights.sinks is not None:
+            latents, keys = weights.sinks
+            latents = normed(ops, mixer.norm, weights.key_norm, latents)
+            both = torch.cat((latents, keys), -1)[:, None]
+            values = both[..., : mixer.latent]
+            self.front = RowFront(Sinks.of(both, values, ops.block, wide(both.dtype)))
 
     def __call__(self, x_PH: Tensor, kv: KVStorage, n: int, step: Step) -> Tensor:
         """[P, hidden]. Writes the rows' latents and rotated keys at their slots, then attends."""
         m, w, ops, sums = self.mixer, self.weights, self.ops, wide(x_PH.dtype)
         cos, sin = rotation(m.rope, step)
         latent, turning = ops.linear(x_PH, *w.keys).split((m.latent, m.rope.dim), -1)
-        latent = normed(ops, m.norm, w.key_norm, latent.contiguous())
+        latent = self._convolved(1, latent.contiguous(), kv, n, step)
+        latent = normed(ops, m.norm, w.key_norm, latent)
         turned = ops.rotate(turning[:, None].to(sums), cos, sin)
         k_SKD, v_SKD, where = kv.k[n], kv.v[n], kv.pages_of(n)
         step.store(k_SKD, torch.cat((latent[:, None], turned.to(x_PH.dtype)), -1), where)
         x_PI = x_PH
         if w.compress is not None and w.query_norm is not None:
-            x_PI = normed(ops, m.norm, w.query_norm, ops.linear(x_PH, *w.compress))
+            x_PI = self._convolved(0, ops.linear(x_PH, *w.compress), kv, n, step)
+            x_PI = normed(ops, m.norm, w.query_norm, x_PI)
         queries = ops.linear(x_PI, *w.queries).view(len(x_PH), m.heads, -1)
         plain, turning = queries.split((m.nope, m.rope.dim), -1)
         absorbed = [ops.linear(plain[:, h].contiguous(), *w.absorb[h]) for h in range(m.heads)]
         parts = (torch.stack(absorbed, 1).to(sums), ops.rotate(turning.to(sums), cos, sin))
-        seen = attend(
-            torch.cat(parts, -1) * m.score_scale, k_SKD, v_SKD, step, m.window, where=where
-        )
+        q_PHD = torch.cat(parts, -1) * m.score_scale
+        seen = attend(q_PHD, k_SKD, v_SKD, step, m.window, self.front, where)
         each = seen.to(x_PH.dtype).view(len(x_PH), m.heads, -1)
         out = [ops.linear(each[:, h].contiguous(), *w.expand[h]) for h in range(m.heads)]
-        return ops.linear(torch.cat(out, -1), *w.out)
+        return ops.linear(self._convolved(2, torch.cat(out, -1), kv, n, step), *w.out)
+
+    def _convolved(self, part: int, x_PC: Tensor, kv: KVStorage, n: int, step: Step) -> Tensor:
+        """With what a convolution adds, where there are any. part: of `LatentAttention.convolved`."""
+        if not self.mixer.conv:
+            return x_PC
+        first = sum([*self.mixer.convolved.values()][:part])
+        inputs = x_PC.to(wide(x_PC.dtype))
+        added = convolved(inputs, self.weights.taps[part], kv, n, step, first)
+        return (inputs + added).to(x_PC.dtype)

@@ -54,10 +54,9 @@ class ShortConv:
 
     def load(self, prefix: str, reader: WeightReader[M, Any]) -> ConvWeights[M]:
         own, sums = f"{prefix}.conv", wide(reader.dtype)
-        taps = reader.plain(f"{own}.conv.weight", dtype=sums)[:, 0]
         return ConvWeights(
             reader.matrix(f"{own}.in_proj", bias=self.bias),
-            taps.T.flip(0).contiguous(),
+            read_taps(f"{own}.conv.weight", reader),
             reader.plain(f"{own}.conv.bias", dtype=sums) if self.bias else None,
             reader.matrix(f"{own}.out_proj", bias=self.bias),
         )
@@ -76,6 +75,11 @@ class ConvWeights(Generic[M]):
     out: M
 
 
+def read_taps(name: str, reader: WeightReader[Any, Any]) -> Tensor:
+    """See `ConvWeights`."""
+    return reader.plain(name, dtype=wide(reader.dtype))[:, 0].T.flip(0).contiguous()
+
+
 @dataclass(slots=True)
 class ConvModule:
     """A gated short convolution on plain torch."""
@@ -87,27 +91,39 @@ class ConvModule:
     def __call__(self, x_PH: Tensor, kv: KVStorage, n: int, step: Step) -> Tensor:
         """[P, hidden]. Folds in what was accepted since the last step, and the rows that are final."""
         b, c, x = self.ops.linear(x_PH, *self.weights.entry).to(wide(x_PH.dtype)).chunk(3, -1)
-        inputs, seen = b * x, torch.zeros_like(x)
-        assert kv.running is not None
-        (states,), (rings,) = kv.running.state[n], kv.running.rows[n]
-        for running, own, parents in step.rows.each_running():
-            seen[own] = self._run(running, parents, inputs[own], states, rings[running.place])
+        seen = convolved(b * x, self.weights.taps, kv, n, step)
+        if self.weights.bias is not None:
+            seen = seen + self.weights.bias
         return self.ops.linear((c * seen).to(x_PH.dtype), *self.weights.out)
 
-    def _run(
-        self, running: RunningRows, parents: Ints, fresh: Tensor, states: Tensor, ring: Tensor
-    ) -> Tensor:
-        """[t, channels] of the rows of one request, whose inputs are `fresh`. states, ring: see `RunningStates`."""
-        text = torch.cat((states[running.place], ring[torch.from_numpy(running.before)], fresh))
-        base, kept = len(text) - len(fresh), self.mixer.kernel - 1
-        above = np.arange(-1, len(text) - 1)
-        above[base:] = np.where(parents < 0, base - 1, base + parents)
-        at, seen = np.arange(base, len(text)), torch.zeros_like(fresh)
-        for tap in self.weights.taps:
-            seen = seen + text[torch.from_numpy(at)] * tap
-            at = above[at]
-        for count, place in (*running.snapshots, (running.folds + running.stable, running.place)):
-            states[place] = text[count : count + kept]
-        later = torch.from_numpy(running.at[running.stable :])
-        ring[later] = fresh[running.stable :]
-        return seen if self.weights.bias is None else seen + self.weights.bias
+
+def convolved(
+    inputs_PC: Tensor, taps: Tensor, kv: KVStorage, n: int, step: Step, first: int = 0
+) -> Tensor:
+    """[P, C] of inputs that are channels `first` and on of the running state of layer `n`. taps: see `ConvWeights`."""
+    seen, own = torch.zeros_like(inputs_PC), slice(first, first + inputs_PC.shape[1])
+    assert kv.running is not None
+    (states,), (rings,) = kv.running.state[n], kv.running.rows[n]
+    for running, rows, parents in step.rows.each_running():
+        ring = rings[running.place, :, own]
+        seen[rows] = _of_request(running, parents, inputs_PC[rows], taps, states[..., own], ring)
+    return seen
+
+
+def _of_request(
+    running: RunningRows, parents: Ints, fresh: Tensor, taps: Tensor, states: Tensor, ring: Tensor
+) -> Tensor:
+    """[t, channels] of the rows of one request, whose inputs are `fresh`. states, ring: see `RunningStates`."""
+    text = torch.cat((states[running.place], ring[torch.from_numpy(running.before)], fresh))
+    base, kept = len(text) - len(fresh), len(taps) - 1
+    above = np.arange(-1, len(text) - 1)
+    above[base:] = np.where(parents < 0, base - 1, base + parents)
+    at, seen = np.arange(base, len(text)), torch.zeros_like(fresh)
+    for tap in taps:
+        seen = seen + text[torch.from_numpy(at)] * tap
+        at = above[at]
+    for count, place in (*running.snapshots, (running.folds + running.stable, running.place)):
+        states[place] = text[count : count + kept]
+    later = torch.from_numpy(running.at[running.stable :])
+    ring[later] = fresh[running.stable :]
+    return seen

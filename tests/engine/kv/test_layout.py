@@ -10,7 +10,7 @@ import torch
 from schedule_tools import small_cache
 
 from fastslow.engine.backends.cpu.kv import Int8Tiles, TiledStorage
-from fastslow.engine.kv.state.layout import RowState, SharedState, State, StateLayout
+from fastslow.engine.kv.state.layout import RowsAndRunning, RowState, RunningState, SharedState, State, StateLayout
 from fastslow.engine.kv.state.storage import KVStorage
 
 LATENT = RowState(1, 12, 8, values_in_keys=True)
@@ -27,6 +27,17 @@ def test_a_token_takes_the_rows_that_layers_own() -> None:
     assert KVStorage(layout, 10, torch.bfloat16, "cpu").nbytes == 10 * layout.token_bytes(torch.bfloat16)
     indexed = KVStorage(StateLayout((replace(LATENT, beside=6),)), 10, torch.bfloat16, "cpu")
     assert indexed.v[0].shape == (10, 1, 6) and indexed.nbytes == 10 * 2 * (12 + 6)
+
+
+def test_a_layer_with_rows_and_a_running_state_has_both() -> None:
+    both = RowsAndRunning(LATENT, RunningState(((2, 5),), ((5,),)))
+    layout = StateLayout((None, both, RowState(2, 4, 4, window=3), SharedState(1)))
+    assert layout.rows == {1: LATENT, 2: RowState(2, 4, 4, window=3)} and layout.running == {1: both.running}
+    assert [layout.owner(n) for n in range(4)] == [None, 1, 2, 1]
+    assert layout.token_bytes(torch.float32) == 4 * (12 + 16) and layout.snapshot_bytes(torch.float32) == 4 * 10
+    assert [layout.within(windows).rows.keys() for windows in (False, True)] == [{1}, {2}]
+    alone = KVStorage(layout, 12, torch.float32, "cpu").only(3)
+    assert alone.layout == StateLayout((LATENT,)) and alone.k[0].shape == (12, 1, 12)
 
 
 def test_layers_that_differ_are_written_read_and_moved() -> None:

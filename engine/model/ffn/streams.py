@@ -1,0 +1,143 @@
+"""Several residual streams, which every sublayer reads, adds to and mixes by weights that it makes of them.
+
+Manifold-constrained hyper-connections: Xie et al., arXiv 2512.24880. Streams of a row lie one after the other. Weights
+are made in float32 (float64 for float64), and sums run stream by stream: a row's bits depend on it alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastslow.engine.model.norms import USUAL_NORM, RmsNorm, Sublayer
+from fastslow.engine.model.ops import Ops, sigmoid, wide
+from fastslow.engine.model.parts import WeightReader
+from fastslow.engine.model.tensor_spec import TensorSpec
+
+LEAST = 1e-6  # beside what is divided by, and of a stream that is read
+MOST_STREAMS, MOST_ROUNDS = 16, 64
+MERGE = "model.merge_mhc_module"
+WHOLE_NORM = "block_post_layernorm"
+MODULES = {"mixer": "attn_mhc_module", "ffn": "mlp_mhc_module"}
+
+
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """Of a layer: how both of its sublayers stand in `count` streams.
+
+    rounds: of Sinkhorn's algorithm, which makes the matrix that mixes streams doubly stochastic. norm: of all streams
+    together, of which weights are made; merge_norm: the same at the end. whole_norm: of all streams together, after the layer; None: there is none. At the end of the decoder the streams become one."""
+
+    count: int = 4
+    rounds: int = 20
+    norm: RmsNorm = USUAL_NORM
+    merge_norm: RmsNorm = USUAL_NORM
+    whole_norm: RmsNorm | None = None
+
+    def misfits(self) -> Iterator[str]:
+        for name, value, most in (
+            ("mhc_num_stream", self.count, MOST_STREAMS),
+            ("mhc_recur_norm", self.rounds, MOST_ROUNDS),
+        ):
+            if not 1 <= value <= most:
+                yield f"{name} {value} must be from 1 to {most}"
+
+    def tensors(self, prefix: str, hidden: int) -> Iterator[TensorSpec]:
+        """Those of a layer."""
+        width, made = self.count * hidden, self.count * (self.count + 2)
+        for name in MODULES.values():
+            yield TensorSpec(f"{prefix}.{name}.phi.weight", (made, width))
+            yield TensorSpec(f"{prefix}.{name}.branch_alpha", (3,))
+            yield TensorSpec(f"{prefix}.{name}.branch_beta", (made,))
+            yield TensorSpec(f"{prefix}.{name}.norm_gamma", (width,))
+        if self.whole_norm is not None:
+            yield TensorSpec(f"{prefix}.{WHOLE_NORM}.weight", (width,))
+
+    def merge_tensors(self, hidden: int) -> Iterator[TensorSpec]:
+        """Those of the decoder's end."""
+        width = self.count * hidden
+        yield TensorSpec(f"{MERGE}.phi.weight", (self.count, width))
+        yield TensorSpec(f"{MERGE}.branch_alpha_pre", (1,))
+        yield TensorSpec(f"{MERGE}.branch_beta_pre", (self.count,))
+        yield TensorSpec(f"{MERGE}.norm_gamma", (width,))
+
+    def load(self, module: str, reader: WeightReader[Any, Any], last: str = "") -> StreamWeights:
+        """Of a sublayer's module, or of the decoder's end. last: what names of learned factors end with."""
+        names = "phi.weight", f"branch_alpha{last}", f"branch_beta{last}", "norm_gamma"
+        sums = wide(reader.dtype)
+        return StreamWeights(*(reader.plain(f"{module}.{x}", dtype=sums) for x in names))
+
+
+@dataclass(slots=True)
+class StreamWeights:
+    """phi: [S + S + S * S, S * H], for what is read of S streams, what they take, and how they are mixed, or its first S
+    rows alone. alpha: [3], or [1]. beta: of each row of phi. gamma: [S * H]. All in float32 (float64 for float64)."""
+
+    phi: Tensor
+    alpha: Tensor
+    beta: Tensor
+    gamma: Tensor
+
+
+class StreamsModule:
+    """Streams on plain torch, around one sublayer or at the decoder's end."""
+
+    def __init__(self, streams: Streams, norm: RmsNorm, weights: StreamWeights, ops: Ops) -> None:
+        self.streams, self.norm, self.ops = streams, norm, ops
+        self.phi, self.weights = ops.pack(weights.phi), weights
+
+    def __call__(self, x_PF: Tensor, sublayer: Sublayer) -> Tensor:
+        """[P, S * H] after a sublayer [P, H] -> [P, H] that stands in the streams."""
+        count = self.streams.count
+        made, w = self._made(x_PF), self.weights
+        read, taken, mixed = made.split((count, count, count * count), -1)
+        first, second, third = w.beta.split((count, count, count * count))
+        own = self._read(x_PF, read * w.alpha[0] + first)
+        added = sublayer(own).to(made.dtype)
+        taken = 2 * sigmoid(taken * w.alpha[1] + second)
+        each = x_PF.to(made.dtype).chunk(count, -1)
+        mixing = self._doubly((mixed * w.alpha[2] + third).unflatten(-1, (count, count)))
+        found = []
+        for new in range(count):
+            total = taken[:, new, None] * added
+            for old in range(count):
+                total = total + mixing[:, old, new, None] * each[old]
+            found.append(total)
+        return torch.cat(found, -1).to(x_PF.dtype)
+
+    def merged(self, x_PF: Tensor) -> Tensor:
+        """[P, H] of all streams, at the end."""
+        return self._read(x_PF, self._made(x_PF) * self.weights.alpha + self.weights.beta)
+
+    def _made(self, x_PF: Tensor) -> Tensor:
+        """What weights are made of: [P, rows of phi]."""
+        flat = x_PF.to(wide(x_PF.dtype))
+        return self.ops.linear(self.ops.rms_norm(flat, self.weights.gamma, self.norm.eps), self.phi)
+
+    def _read(self, x_PF: Tensor, fit_PS: Tensor) -> Tensor:
+        """[P, H]: the streams by how well each fits."""
+        weights = sigmoid(fit_PS) + LEAST
+        parts = x_PF.to(weights.dtype).chunk(self.streams.count, -1)
+        return added([weights[:, s, None] * part for s, part in enumerate(parts)]).to(x_PF.dtype)
+
+    def _doubly(self, logits_PSS: Tensor) -> Tensor:
+        """Positive matrices whose rows and columns add up to 1 nearly, the columns last."""
+        found = (logits_PSS - logits_PSS.amax(-1, keepdim=True)).exp()
+        found = found / added(found.split(1, -1)) + LEAST
+        found = found / (added(found.split(1, -2)) + LEAST)
+        for _ in range(self.streams.rounds - 1):
+            found = found / (added(found.split(1, -1)) + LEAST)
+            found = found / (added(found.split(1, -2)) + LEAST)
+        return found
+
+
+def added(parts: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
+    """Their sum, one after the other."""
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
