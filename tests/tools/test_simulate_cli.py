@@ -1,7 +1,6 @@
 """`fastslow simulate` on the command line: from a trace to figures, and one sentence for wrong input."""
 
 import json
-import multiprocessing
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -56,10 +55,8 @@ def test_steps_of_a_model_are_measured(tmp_path: Path) -> None:
     folder = checkpoints.write_moge(tmp_path / "model")
     out = tmp_path / "c.json"
     more = ("--kv-memory", "16MiB", "--max-running", 4, "--prompt-rows", 64, "--first-ms", 2)
-    printed("simulate", "measure", "--model", folder, "-o", out, "--beside", 2, *more)
+    printed("simulate", "measure", "--model", folder, "-o", out, *more)
     costs = read_costs(out)
-    assert len(costs.slowdown) == 2 and 1 <= costs.slowdown[0] <= costs.slowdown[1]
-    assert not multiprocessing.active_children()
     assert set(costs.modes) == {"fast", "deep"} and costs.max_running == 4
     assert costs.first_seconds == 0.002 and costs.pages > 0
     for cost in costs.modes.values():
@@ -69,7 +66,6 @@ def test_steps_of_a_model_are_measured(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("words", "line", "said"), [
     (("run", "t.jsonl", "--costs", "none.json"), {}, "there is no such file"),
     ((*RUN, "--replicas", 10**18), {}, f"replicas={10**18} must be between 1 and 10000"),
-    ((*RUN, "--machine-replicas", 2), {}, "machine_replicas=2 needs costs with a slowdown"),
     (RUN, {"mode": "quick"}, "mode 'quick' has no step costs"),
     (RUN, {"answer_tokens": 10**7}, "pages of 16 tokens, and a replica has 10000"),
     (("make", "-o", "x.jsonl", "--deep", "2"), {}, "deep=2.0 must be less than or equal to 1"),

@@ -79,7 +79,7 @@ def test_a_made_trace_is_as_it_was_asked_for() -> None:
 
 def test_costs_are_read_as_they_were_written(tmp_path: Path) -> None:
     steps = ModeSteps(rows=(1, 8), seconds=(0.1, 0.2), prompt_seconds=(0.1, 0.15), rows_per_step=3)
-    made = ReplicaCosts(modes={"fast": steps}, pages=100, context_seconds=1e-6, slowdown=(1.5, 2.5))
+    made = ReplicaCosts(modes={"fast": steps}, pages=100, context_seconds=1e-6)
     write_costs(tmp_path / "c.json", made)
     assert read_costs(tmp_path / "c.json") == made
 

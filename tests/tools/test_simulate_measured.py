@@ -1,19 +1,10 @@
-"""Measured costs of steps: an engine of known costs has exactly these; and the engines that run beside it."""
+"""Measured costs of steps: an engine of known costs has exactly these."""
 
-import itertools
-import multiprocessing
-import os
-import signal
-import time
-from collections.abc import Sequence
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import Any
 
 import pytest
-from processes_served import wait_for
 
-from fastslow.tools.simulate import measured
 from fastslow.tools.simulate.measured import StepMeter, measured_costs
 
 STEP, ROW, CONTEXT, ATTENTION = 0.02, 0.004, 2e-6, 1.5e-6  # seconds
@@ -80,64 +71,3 @@ def test_both_are_in_the_costs_and_in_the_curves_no_more_also_of_one_row(monkeyp
     counts, decode, read = KnownMeter(engine(running=1)).mode("fast", 1)
     assert counts == (1, 2) and decode == pytest.approx([STEP, 2 * STEP], rel=0.01)
     assert read[-1] == pytest.approx(2 * ROW, rel=0.01)
-
-
-@pytest.mark.parametrize("drift", [1.0, 1.02, 0.98])
-def test_the_slowdown_of_a_machine_whose_speed_changes(drift: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    running, times = 0, itertools.count()
-
-    def run_only(pids: Sequence[int], count: int) -> None:
-        nonlocal running
-        running = count
-
-    def probe(meter: StepMeter, mode: str) -> float:
-        """Beside one others a step takes longer, beside two noise makes it shorter than that."""
-        return (1.0, 1.5, 1.4, 2.0)[running] * drift ** next(times)
-
-    monkeypatch.setattr(measured, "run_only", run_only)
-    monkeypatch.setattr(StepMeter, "probe", probe)
-    found = measured.measured_slowdown(engine(), "fast", [1, 2, 3])
-    assert found == pytest.approx((1.5, 1.5, 2.0), rel=0.005) and found[0] <= found[1] <= found[2]
-
-
-class Endless:
-    """An engine that answers at once."""
-
-    model = SimpleNamespace(config=SimpleNamespace(vocab_size=9))
-    max_model_len = 40
-
-    def __init__(self, model: str, **options: Any) -> None:
-        if model == "missing":
-            raise SystemExit("it does not load")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-    def generate(self, *asked: Any, **options: Any) -> None:
-        time.sleep(0.001)
-
-
-def state_of(pid: int) -> str:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-
-
-def test_other_engines_run_and_stand_still_and_one_that_ends_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measured, "LLM", Endless)
-    monkeypatch.setenv("PYTHONSAFEPATH", "1")  # which it sets for good
-    fork = multiprocessing.get_context("fork")
-    monkeypatch.setattr(multiprocessing, "get_context", lambda kind: fork)
-    ended = pytest.raises(RuntimeError, match="has ended, or hangs")
-    with ended, measured.other_engines(2, "model", {}, "fast") as pids:
-        for count in (0, 2, 1):
-            measured.run_only(pids, count)
-            stand = [n >= count for n in range(2)]
-            wait_for(lambda: [state_of(pid) == "T" for pid in pids] == stand)  # noqa: B023
-        os.kill(pids[0], signal.SIGKILL)
-        wait_for(lambda: pids[0] not in [one.pid for one in multiprocessing.active_children()])
-    assert not multiprocessing.active_children()
-    with pytest.raises(RuntimeError, match="has ended, or hangs"), measured.other_engines(1, "missing", {}, "fast"):
-        pass
-    assert not multiprocessing.active_children()

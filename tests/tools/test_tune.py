@@ -175,18 +175,16 @@ def test_tune_writes_both_files(
     monkeypatch.setattr(sample, "CLIP", 1e9)  # no run counts as disturbed
     monkeypatch.setattr(sample, "CONTENDED", 1.0)
     monkeypatch.setattr(halving, "LOSS", 1e9)  # nor do they scatter too much
-    out, report = tmp_path / "tuned.json", tmp_path / "tuned.html"
+    out = tmp_path / "tuned.json"
     options = ("--lengths", "1,3", "--tokens", 8, "--minutes", 1, "--limit", 2 if runs else 1)
-    done = call("tune", tiny, *("--prompts", questions, "-o", out, "--report", report), *options)
+    done = call("tune", tiny, *("--prompts", questions, "-o", out), *options)
     assert done.code == (0 if runs is None else 130) and "8 of 8 settings fit into the time" in done.err
     assert ("No verdict: the runs are fewer than 3" in done.out) == (not carried)
-    assert out.exists() == report.exists() == carried
+    assert out.exists() == carried
     if carried:
         measured = json.loads(out.read_text("utf-8"))["measured"]
         assert measured["stopped_early"] == (runs is not None)
         assert label(read_settings(out)) in measured["settings"]
-        page = report.read_text("utf-8")
-        assert page.startswith("<!doctype html>") and ("stopped early" in page) == bool(runs)
 
 
 @pytest.mark.parametrize("kind", [(), ("--groups",)])
@@ -199,10 +197,10 @@ def test_beside_other_programs_there_is_no_verdict(
     monkeypatch.setattr(Watch, "others", lambda _: next(shares) if not kind else 0.4)
     monkeypatch.setattr(halving, "LOSS", 1e9)
     monkeypatch.setattr(sample, "CLIP", 1e9)
-    out, report = tmp_path / "tuned.json", tmp_path / "tuned.html"
+    out = tmp_path / "tuned.json"
     options = ("--drafters", "ngram", "--lengths", "1", "--tokens", 8, "--limit", 1, *kind)
-    done = call("tune", tiny, "--prompts", questions, "-o", out, "--report", report, *options)
-    assert done.code == 1 and not out.exists() and not report.exists()
+    done = call("tune", tiny, "--prompts", questions, "-o", out, *options)
+    assert done.code == 1 and not out.exists()
     said = "took 40% of the machine" if kind else "other programs took much of the machine in "
     assert said in done.out and "No file is written" in done.out
 
@@ -213,9 +211,8 @@ def test_without_a_verdict_the_exit_code_says_so(
     monkeypatch.setattr(sample, "CLIP", 1.0)  # whatever differs from the median was disturbed
     out = tmp_path / "tuned.json"
     options = ("--drafters", "ngram", "--lengths", "1", "--tokens", 8, "--limit", 1, "-o", out)
-    files = ("--prompts", questions, "--report", tmp_path / "tuned.html")
-    assert run("tune", tiny, *files, *options) == 1 and not out.exists()
-    assert run("tune", tiny, *files, *options, "--minutes", 0.00001) == 2
+    assert run("tune", tiny, "--prompts", questions, *options) == 1 and not out.exists()
+    assert run("tune", tiny, "--prompts", questions, *options, "--minutes", 0.00001) == 2
 
 
 @pytest.mark.parametrize(("command", "options", "said"), [

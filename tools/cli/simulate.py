@@ -41,12 +41,6 @@ def run(
         Path, typer.Option(help="What steps take: a file of `measure` or `fastslow plan --costs`.")
     ],
     replicas: Annotated[str, typer.Option(help="How many, such as 2 or 2,8,32,1000.")] = "2",
-    machine_replicas: Annotated[
-        int,
-        typer.Option(
-            help="On one machine; they slow each other as `measure --beside` found.", min=1
-        ),
-    ] = 1,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="JSON file for all figures.")
     ] = None,
@@ -70,7 +64,7 @@ def run(
     from fastslow.tools.simulate.trace import read_trace
 
     machine, requests = read_costs(costs), read_trace(trace)
-    clusters = [SimulatedCluster(requests, machine, n, machine_replicas) for n in counts]
+    clusters = [SimulatedCluster(requests, machine, n) for n in counts]
     found: list[ClusterFigures] = []
     with progress_bar() as report:
         for place, cluster in enumerate(clusters):
@@ -127,15 +121,11 @@ def measure(
     first_ms: Annotated[
         float, typer.Option(help="Way from a client to a replica and back.", min=0, max=1e6)
     ] = 0.0,
-    beside: Annotated[
-        int, typer.Option(help="Measure how much 1, 2, ... engines slow this one.", min=0, max=64)
-    ] = 0,
 ) -> None:
     """Measure what steps take on this machine, by mode and rows: run it as a replica runs, on as many threads.
 
-    Examples:
+    Example:
       fastslow simulate measure --model path/to/checkpoint -o costs.json
-      OMP_NUM_THREADS=1 fastslow simulate measure --model smollm2-moge -o costs.json --beside 2
     """
     check_writable(out)
     names = listed("modes", modes)
@@ -145,14 +135,9 @@ def measure(
 
     quiet_log()
     how = {"max_running": max_running, "prompt_rows": prompt_rows, "remember": False}
-    found: dict[str, Any] = {"first_seconds": first_ms / 1000}
     with options.load(**how) as llm, progress_bar() as report:
-        if beside:
-            given = str(options.folder), options.arguments | how, names[0]
-            with measured.other_engines(beside, *given) as others:
-                found["slowdown"] = measured.measured_slowdown(llm, names[0], others, report)
         made = measured.measured_costs(llm, names, prompt_rows, report)
-    write_costs(out, made.model_copy(update=found))
+    write_costs(out, made.model_copy(update={"first_seconds": first_ms / 1000}))
     console().print(f"steps of {', '.join(names)}: {out}")
 
 

@@ -12,7 +12,7 @@ from random import Random
 from fastslow.serve.engines.routing.chooser import ReplicaChooser
 from fastslow.serve.engines.routing.request import MOST_CHARACTERS, RoutedRequest
 from fastslow.serve.engines.routing.settings import RoutingSettings
-from fastslow.tools.simulate.costs import MOST_OTHERS, ReplicaCosts
+from fastslow.tools.simulate.costs import ReplicaCosts
 from fastslow.tools.simulate.replica import AnswerState, SimulatedReplica
 from fastslow.tools.simulate.trace import TracedRequest
 
@@ -23,18 +23,11 @@ CHARACTERS = 4  # of a token, as English has them
 
 
 class SimulatedCluster:
-    """A trace, by arrival, through the server's router to replicas. machine_replicas: that share a machine and slow
-    each other's steps, as the costs say. ValueError: a number is out of range, or a request has a mode without costs,
-    or does not fit into a replica's pages."""
+    """A trace, by arrival, through the server's router to replicas. ValueError: a number is out of range, or a request
+    has a mode without costs, or does not fit into a replica's pages."""
 
-    def __init__(
-        self,
-        trace: Sequence[TracedRequest],
-        costs: ReplicaCosts,
-        replicas: int,
-        machine_replicas: int = 1,
-    ) -> None:
-        _check(trace, costs, replicas, machine_replicas)
+    def __init__(self, trace: Sequence[TracedRequest], costs: ReplicaCosts, replicas: int) -> None:
+        _check(trace, costs, replicas)
         self.replicas = replicas
         # that replicas were there for; after the last arrival only their steps count, since a cluster in use
         # would have further requests
@@ -43,12 +36,7 @@ class SimulatedCluster:
         self._now = trace[0].arrival
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
-        self._replicas: dict[str, SimulatedReplica] = {}
-        for number in range(replicas):
-            first = number // machine_replicas * machine_replicas  # on its machine
-            beside = [f"replica-{n}" for n in range(first, first + machine_replicas) if n != number]
-            others = partial(self._running, beside)
-            self._replicas[f"replica-{number}"] = SimulatedReplica(costs, others)
+        self._replicas = {f"replica-{n}": SimulatedReplica(costs) for n in range(replicas)}
         self._router = ReplicaChooser(RoutingSettings(seed=0), self._clock)
         self._router.set_replicas(self._replicas)
         self._answers: list[AnswerState] = []
@@ -74,10 +62,6 @@ class SimulatedCluster:
 
     def _busy(self) -> float:
         return sum(replica.busy_until(self._now) for replica in self._replicas.values())
-
-    def _running(self, ids: Sequence[str]) -> int:
-        """Count those of these replicas that are in a step; the last machine may have fewer replicas."""
-        return sum(self._replicas[id].runs for id in ids if id in self._replicas)
 
     def _clock(self) -> float:
         return BEGIN + self._now
@@ -124,18 +108,9 @@ class SimulatedCluster:
         self._at(self._now + REPORT_SECONDS, partial(self._report, id))
 
 
-def _check(
-    trace: Sequence[TracedRequest], costs: ReplicaCosts, replicas: int, machine_replicas: int
-) -> None:
+def _check(trace: Sequence[TracedRequest], costs: ReplicaCosts, replicas: int) -> None:
     if not 1 <= replicas <= MOST_REPLICAS:
         raise ValueError(f"replicas={replicas} must be between 1 and {MOST_REPLICAS}")
-    if not 1 <= machine_replicas <= MOST_OTHERS:
-        raise ValueError(f"machine_replicas={machine_replicas} must be between 1 and {MOST_OTHERS}")
-    if machine_replicas > 1 and not costs.slowdown:
-        raise ValueError(
-            f"machine_replicas={machine_replicas} needs costs with a slowdown: "
-            "`fastslow simulate measure --beside N` measures it"
-        )
     for one in trace:
         costs.mode(one.mode)
         pages = (one.prompt_tokens + one.answer_tokens) // costs.page_tokens + 2

@@ -17,12 +17,10 @@ from fastslow.engine.params import Params, nearest, shown
 from fastslow.tools.simulate.trace import PerStep
 
 MOST_ROWS = 16_384  # of a step; more take as much longer as they are more
-MOST_OTHERS = 64  # replicas beside one on its machine
 
 Count = Annotated[int, Field(ge=1, le=10**9)]
 PerToken = Annotated[float, Field(ge=0, le=1)]  # seconds
 Curve = tuple[Annotated[float, Field(gt=0, le=3600)], ...]
-Factor = Annotated[float, Field(ge=1, le=1e6)]
 
 
 class ModeSteps(Params):
@@ -58,9 +56,6 @@ class ReplicaCosts(Params):
     attention_seconds: PerToken = 0.0  # likewise for each row of a prompt and each token before it
     # from a client to the replica and back: what is no step
     first_seconds: Annotated[float, Field(ge=0, le=1e6)] = 0.0
-    # what a step takes while 1, 2, ... other replicas of the same machine run steps, times what it takes alone;
-    # with more others as with the last. () = each replica has a machine alone
-    slowdown: Annotated[tuple[Factor, ...], Field(max_length=MOST_OTHERS)] = ()
     source: str = ""  # where the figures are from, for people
     # by mode, the dearest first: seconds of 0, 1, 2, ... rows that decode, and of rows of prompts
     _curves: dict[str, tuple[list[float], list[float]]] = PrivateAttr(default_factory=dict)
@@ -105,12 +100,6 @@ class ReplicaCosts(Params):
         """Return how many rows of the dearest of these modes fit into a step of some seconds."""
         dearest = next(name for name in self._curves if name in modes)
         return max(0, bisect_right(self._curves[dearest][0], seconds) - 1)
-
-    def slowed(self, others: int) -> float:
-        """Return the time of a step beside others of the machine, as a multiple of its time alone."""
-        if not others or not self.slowdown:
-            return 1.0
-        return self.slowdown[min(others, len(self.slowdown)) - 1]
 
 
 def read_costs(path: Path) -> ReplicaCosts:

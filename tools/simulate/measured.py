@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
-import os
-import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from statistics import mean, median
-from typing import Any
 
 import numpy as np
-import torch
 
 from fastslow.engine.host.progress import Report, silent
 from fastslow.engine.params import SamplingParams
 from fastslow.llm import LLM
-from fastslow.serve.engines.process.child import end_with_parent
 from fastslow.tools.simulate.costs import ModeSteps, ReplicaCosts, curve_of
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)  # requests that decode together
@@ -27,11 +20,8 @@ STEPS = 16  # over which a decoding step is averaged
 SHORT, LONG = 16, 512  # tokens of context
 CROWD = 8  # requests whose long contexts are read in each step: with one it drowns in noise
 READ_AFTER = 32  # tokens of a prompt that is read after a long context
-TURNS = 8  # in which the same work is timed beside each number of other engines
-PROBES, PROBED, READ = 3, 4, 128  # times in a turn; requests that decode; tokens that are read
 LEAST_STEP = 1e-6  # seconds
 TIMES = 3  # the median counts
-START = 600.0  # seconds in which another engine loads its model
 
 
 def measured_costs(
@@ -118,15 +108,6 @@ class StepMeter:
         after = [self._seconds(mode, [known + self._tokens(rows)], 1) for _ in range(TIMES)]
         return (median(after) - median(alone)) / (rows * far)
 
-    def probe(self, mode: str) -> float:
-        """Seconds of a fixed piece of work, as the mean of some: what runs beside it counts."""
-        prompts = [self._tokens(SHORT) for _ in range(PROBED)]
-        read = min(READ, self._llm.max_model_len - 1)
-        self._seconds(mode, prompts, 1)
-        return mean(
-            self._seconds(mode, prompts, 2 + STEPS) + self._read(mode, read) for _ in range(PROBES)
-        )
-
     def _read(self, mode: str, tokens: int) -> float:
         return self._seconds(mode, [self._tokens(tokens)], 1)
 
@@ -142,80 +123,11 @@ class StepMeter:
         return time.perf_counter() - started
 
 
-def measured_slowdown(
-    llm: LLM, mode: str, beside: Sequence[int], report: Report = silent
-) -> tuple[float, ...]:
-    """Measure steps beside 1, 2, ... other engines, as multiples of their time alone. The same work is timed beside
-    none, one, two, ... of them in turn, since a machine's speed changes within minutes; of all turns the median counts.
-    beside: processes of `other_engines`."""
-    meter, most = StepMeter(llm), len(beside)
-    ratios: list[list[float]] = []
-    for turn in range(TURNS):
-        report(turn / TURNS, f"measuring steps beside up to {most} more")
-        seconds = {}
-        for others in range(most + 1) if turn % 2 else range(most, -1, -1):
-            run_only(beside, others)
-            seconds[others] = meter.probe(mode)
-        ratios.append([seconds[others] / seconds[0] for others in range(1, most + 1)])
-    return _ascending((median(one) for one in zip(*ratios, strict=True)), 1.0)
-
-
-def run_only(pids: Sequence[int], count: int) -> None:
-    """The first `count` processes run from now on, the others stand still."""
-    for place, pid in enumerate(pids):
-        os.kill(pid, signal.SIGCONT if place < count else signal.SIGSTOP)
-
-
-@contextmanager
-def other_engines(
-    count: int, model: str, options: Mapping[str, Any], mode: str
-) -> Iterator[list[int]]:
-    """Processes with an engine each, on as many threads as this one has, which answers without end. RuntimeError: one
-    did not load the model, or has ended."""
-    context = multiprocessing.get_context("spawn")
-    os.environ.setdefault("PYTHONSAFEPATH", "1")  # else a child imports from the working folder
-    begun = context.Semaphore(0)
-    given = model, dict(options), mode, torch.get_num_threads(), begun
-    processes = [context.Process(target=_run_beside, args=given) for _ in range(count)]
-    try:
-        for process in processes:
-            process.start()
-        end, waiting = time.monotonic() + START, count
-        while waiting:
-            waiting -= begun.acquire(timeout=0.1)
-            _check(processes, time.monotonic() < end)
-        yield [process.pid or 0 for process in processes]
-        _check(processes)
-    finally:
-        for process in processes:
-            if process.pid is not None:
-                process.kill()
-                process.join()
-
-
-def _check(processes: Iterable[Any], in_time: bool = True) -> None:
-    if not in_time or not all(process.is_alive() for process in processes):
-        raise RuntimeError("an engine that runs beside this one has ended, or hangs")
-
-
-def _run_beside(model: str, options: dict[str, Any], mode: str, threads: int, begun: Any) -> None:
-    end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
-    torch.set_num_threads(threads)
-    draw = np.random.default_rng()
-    with LLM(model, **options) as llm:
-        size, prompt = llm.model.config.vocab_size, min(4 * SHORT, llm.max_model_len - STEPS)
-        for turn in itertools.count():
-            _answer(llm, mode, draw.integers(0, size, (2, prompt)).tolist(), STEPS)
-            if not turn:
-                begun.release()
-
-
 def _answer(llm: LLM, mode: str, prompts: list[list[int]], tokens: int) -> None:
     sampling = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True)
     llm.generate(prompts, sampling, mode=mode, speculation="off", allow_special=True)
 
 
-def _ascending(seconds: Iterable[float], least: float = LEAST_STEP) -> tuple[float, ...]:
-    """More rows, or engines, never take less: such a measurement was disturbed."""
-    return tuple(itertools.accumulate((max(least, one) for one in seconds), max))
+def _ascending(seconds: Iterable[float]) -> tuple[float, ...]:
+    """More rows never take less: such a measurement was disturbed."""
+    return tuple(itertools.accumulate((max(LEAST_STEP, one) for one in seconds), max))

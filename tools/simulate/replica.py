@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import insort
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fastslow.engine.core.latency_budget import LATER, LEAST, PATIENCE, SHARE
@@ -60,13 +60,12 @@ class AnswerState:
 
 
 class SimulatedReplica:
-    """A batch machine. others: how many other replicas of the same machine run steps now."""
+    """A batch machine."""
 
-    def __init__(self, costs: ReplicaCosts, others: Callable[[], int] = lambda: 0) -> None:
+    def __init__(self, costs: ReplicaCosts) -> None:
         self.runs = False  # it is in a step
         self.wakes = math.inf  # when its present step ends; infinity while it has nothing to do
         self._costs = costs
-        self._others = others
         self._cache = PrefixCache()
         self._busy = 0.0  # seconds in steps that have ended
         self._began = 0.0  # the step
@@ -178,7 +177,7 @@ class SimulatedReplica:
         self.runs, self.wakes = bool(self._writing or self._chunks), math.inf
         if self.runs:
             self._cache.trim(self._room())
-            seconds = (seconds + costs.step(decode, prompts)) * costs.slowed(self._others())
+            seconds += costs.step(decode, prompts)
             self._began, self.wakes = now, now + seconds
 
     def _limit(self, now: float) -> float | None:

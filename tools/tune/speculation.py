@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.table import Table
 
-from fastslow.engine.host.machine import CONTENDED
 from fastslow.engine.host.progress import Report
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.llm import LLM
@@ -99,19 +95,24 @@ class TuneResult:
 
     def headline(self) -> str:
         """Say which setting is best, and how much faster than plain decoding; or why there is no verdict."""
+        noisy, known = self.disturbed
         if not self.carried:
-            noisy, known = self.disturbed
             why = f"the runs are fewer than {ENOUGH}, or scatter too much to say what is faster"
             if noisy > NOISY * known:
                 why = f"other programs took much of the machine in {noisy} of {known} runs"
             return (
                 f"No verdict: {why}. No file is written: give more --minutes, or a quieter machine."
             )
+        beside = (
+            f" Other programs took much of the machine in {noisy} of {known} runs."
+            if noisy > NOISY * known
+            else ""
+        )
         if is_plain(self.best):
             tried = len([s for s in self.measured if not is_plain(s)])
             return (
                 f"On {self.prompts} prompts, none of {tried} drafting settings is surely faster than plain "
-                f"decoding with {self.plain_rate:.1f} tokens/s."
+                f"decoding with {self.plain_rate:.1f} tokens/s.{beside}"
             )
         name, nodes = family(self.best), self.best.nodes
         action = f"drafting up to {nodes} token{'s' if nodes != 1 else ''} a step with {name}"
@@ -119,7 +120,7 @@ class TuneResult:
             action = f"drafting with {name}, as far as pays,"
         return (
             f"On {self.prompts} prompts, {action} is {self.ratio(self.best):.2f} times as fast as "
-            f"plain decoding: {self.rate(self.best):.1f} instead of {self.plain_rate:.1f} tokens/s."
+            f"plain decoding: {self.rate(self.best):.1f} instead of {self.plain_rate:.1f} tokens/s.{beside}"
         )
 
     def rows(self) -> str:
@@ -137,57 +138,6 @@ class TuneResult:
         for setting in self.measured:
             table.add_row(*self._row(setting), style="bold" if setting == self.best else None)
         return table
-
-    def page(self, settings: str = "tuned.json") -> str:
-        """The report for a browser, `report.html`: without scripts, and without anything to download; text in
-        it is escaped. settings: name of the settings file."""
-        noisy, known = self.disturbed
-        warnings = []
-        if self.stopped:
-            warnings.append("The search was stopped early: this is the best until then.")
-        if noisy > NOISY * known:
-            warnings.append(
-                f"Other programs took much of the machine in {noisy} of {known} runs. Where "
-                "settings lie close to each other, run this again when it is quiet."
-            )
-        model, file = (json.dumps(text, ensure_ascii=False) for text in (self.model, settings))
-        accepted = stats.accepted_share(self.samples[self.best])
-        conditions = {
-            "when": time.strftime("%Y-%m-%d %H:%M"),
-            "took": f"{self.seconds / 60:.1f} minutes, {sum(map(len, self.samples.values()))} runs",
-            "answers": json.dumps(self.sampling.model_dump(mode="json", exclude_defaults=True)),
-            "side by side": "every run beside plain decoding on the same prompts, in changing order",
-            "other work": f"took over {CONTENDED:.0%} of the machine in {noisy} of {known} runs",
-            "command": " ".join(self.circumstances["command"]),
-        }
-        if self.step_costs:
-            conditions["rows"] = self.rows()
-        for name in ("machine", "versions"):
-            facts = self.circumstances[name].items()
-            conditions[name] = ", ".join(f"{key} {value}" for key, value in facts)
-        fastest = max(map(self.rate, self.measured), default=1.0)
-        environment = Environment(
-            loader=FileSystemLoader(Path(__file__).parent),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        return environment.get_template("report.html").render(
-            conditions=conditions,
-            subject=f"fastslow tune: {self.model}, mode {self.mode}, batch {self.batch}",
-            headline=self.headline(),
-            warnings=warnings,
-            tiles=[
-                (f"{self.ratio(self.best):.2f} x", "plain decoding"),
-                (f"{self.rate(self.best):.1f}", f"tokens/s, {label(self.best)}"),
-                (f"{stats.tokens_per_step(self.samples[self.best]):.2f}", "tokens per step"),
-                ("-" if accepted is None else f"{accepted:.0%}", "of drafts accepted"),
-            ],
-            code=f"llm = LLM({model})\nllm.generate(prompt, speculation={file})",
-            columns=COLUMNS,
-            rows=[(round(100 * self.rate(s) / fastest), self._row(s)) for s in self.measured],
-        )
 
     def _row(self, setting: Speculation) -> list[str]:
         samples, share = self.samples[setting], stats.accepted_share(self.samples[setting])

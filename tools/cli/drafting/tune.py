@@ -37,15 +37,11 @@ class TuneOptions(MeasureOptions):
     batch: int = field(1, "requests at a time that you expect", MEASURED)
     mode: str = field("deep", "deep, fast or another preset: see `fastslow modes`", MEASURED)
     out: Path = field(Path("tuned.json"), "settings file to write", names="-o --out")
-    report: Path = field(
-        Path("tuned.html"), "page for a browser that shows why; not with --modes or --groups"
-    )
 
     def model_post_init(self, _context: object) -> None:
         if self.modes and self.groups:
             raise ValueError("--modes and --groups are two things to tune: give one of them")
         check_writable(self.out)
-        check_writable(self.report)
         self.drafting()  # what does not fit is known before the model is loaded
         if self.modes and self.tasks is None:
             raise ValueError("--tasks is missing: a file of JSON lines with prompt and answer")
@@ -69,8 +65,7 @@ def tune(options: TuneOptions) -> None:
       fastslow tune path/to/model --prompts mine.jsonl --minutes 3 --batch 8 --mode fast
       fastslow tune --prompts mine.jsonl --drafters ngram,self --lengths 2,4,8
 
-    Writes a settings file; without --modes and --groups also an HTML page that shows why. Ctrl-C or SIGTERM ends the
-    search early and still writes both. Where other programs disturbed what was measured, or it carries no verdict for
+    Writes a settings file. Ctrl-C or SIGTERM ends the search early and still writes it. Where other programs disturbed what was measured, or it carries no verdict for
     other reasons, nothing is written, and the exit code is 1.
     """
     from fastslow.engine.host.progress import progress_bar
@@ -112,8 +107,6 @@ def tune(options: TuneOptions) -> None:
         add_settings(out, model, folder, **parts)
     else:
         write_settings(out, model, found.best, found.figures(), folder)
-        options.report.write_text(found.page(out.name), "utf-8")
-        written += f", report in {options.report}"
     show(found.table())
     console().print(found.headline() + said)
     if not (options.modes or options.groups):
