@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,9 +19,8 @@ from random import Random
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from abacus.atlas import PEOPLE, fact
+from abacus.atlas import fact
 from abacus.kinds import chain, difference, product, program, story, total
-from abacus.moge import Shape
 from abacus.task import Task
 
 Kind = Callable[[Random, int], Task]
@@ -30,38 +29,23 @@ TRIES = 300  # for a held-out task of a kind and size, which one in 32 is: where
 
 @dataclass(frozen=True)
 class Mix:
-    """The tasks that a model is trained and tested on: their kinds, and how often they are of sizes 1, 2, ..."""
+    """The tasks that a model is tested on: their kinds, and how often they are of sizes 1, 2, ..."""
 
     kinds: dict[Kind, int]  # kind -> its share
-    sizes: tuple[int, ...]  # shares of what is tested
-    thought: tuple[int, ...]  # of what is worked out in training, harder than
-    answered: tuple[int, ...]  # what is answered at once
-    think: float  # share of the samples that are worked out
-    shape: Shape
-    growth: float = 3e6  # tokens until tasks have their full size
-    split: float = 0.0  # share of the time in which the model is dense
-    whole: float = 0.5  # share of the samples in which all groups run
-    most: int = 8  # groups that run in the others, which have 0 to so many
-    balance: float = 0.01  # weight of the loss that keeps experts and groups even
-    words: tuple[str, ...] = ()  # the tokenizer has one piece for each
+    sizes: tuple[int, ...]  # shares
 
-    @property
-    def largest(self) -> int:
-        """The largest size."""
-        return len(self.sizes)
-
-    def draw(self, rng: Random, size: int = 99, shares: Sequence[int] = ()) -> Task:
-        """Draw a task, held out or not; `size` bounds how hard it is, for a curriculum."""
+    def draw(self, rng: Random, size: int = 0) -> Task:
+        """Draw a task, held out or not; `size`: if not as often as it is."""
         (kind,) = rng.choices(list(self.kinds), list(self.kinds.values()))
-        (own,) = rng.choices(range(1, self.largest + 1), shares or self.sizes)
-        return kind(rng, min(own, size))
+        (own,) = rng.choices(range(1, len(self.sizes) + 1), self.sizes)
+        return kind(rng, size or own)
 
     def held_out(self, seed: int) -> Iterator[Task]:
         """Endless tasks that no training stream has, each once, in the shares of the mix: where a kind has
         no more of a size, another kind has."""
         rng, seen = Random(f"held out {seed}"), set[str]()
         while True:
-            (size,) = rng.choices(range(1, self.largest + 1), self.sizes)
+            (size,) = rng.choices(range(1, len(self.sizes) + 1), self.sizes)
             while (task := self._unseen(rng, size, seen)) is None:
                 pass
             seen.add(task.prompt)
@@ -85,35 +69,11 @@ class Mix:
 
 
 MIXES = {
-    # As it is with what people ask, four tasks in five can be done in the head. Thoughts are three times as long,
-    # and learnt sooner.
+    # As it is with what people ask, four tasks in five can be done in the head.
     "abacus": Mix(
-        kinds={total: 4, difference: 4, product: 3, chain: 3, story: 3, program: 3},
-        sizes=(18, 12, 3, 2, 1, 1),
-        thought=(3, 5, 4, 4, 3, 3),
-        answered=(4, 14, 1, 1, 1, 1),
-        think=0.25,
-        shape=Shape(),
-        split=0.25,
+        {total: 4, difference: 4, product: 3, chain: 3, story: 3, program: 3}, (18, 12, 3, 2, 1, 1)
     ),
-    # What is known must be in the groups, so that each of them counts: a narrow shared expert; facts learnt by a dense
-    # model, whose neurons are then dealt to all groups; even weights; and few samples in which some groups are missing.
-    "atlas": Mix(
-        kinds={fact: 1},
-        sizes=(4, 2, 1, 1, 0, 0),
-        thought=(1, 1, 1, 1, 1, 1),
-        answered=(30, 1, 1, 1, 0, 0),
-        think=0.7,
-        growth=0,
-        split=0.6,
-        whole=0.9,
-        most=2,
-        balance=0.2,
-        shape=Shape(
-            vocabulary=640, hidden=128, layers=2, heads=4, kv_heads=2, shared=32, width=64, fast=4
-        ),
-        words=tuple(f"▁{name}" for name in PEOPLE),
-    ),
+    "atlas": Mix({fact: 1}, (4, 2, 1, 1)),
 }
 
 
