@@ -194,7 +194,7 @@ def test_no_source_is_long_or_imported_from_the_working_folder_and_the_core_stay
     started = re.compile(r"\[\s*sys\.executable,\s*([^,\]]+)|get_context\(\"spawn\"\)\n(.*)")
     found = {name: [a or b for a, b in started.findall(text)] for name, text in files().items()}
     found = {name: each for name, each in found.items() if each}
-    assert len(found) == 5
+    assert len(found) == 4
     safe = ('"-I"', '"-P"', "PYTHONSAFEPATH")
     assert all(any(way in one for way in safe) for each in found.values() for one in each), found
     kernels = ROOT / "engine/backends/cpu/kernels"
