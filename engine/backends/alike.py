@@ -47,6 +47,7 @@ PARTS = {  # fields of shapes, layers and their parts that not every backend kno
     "ropes": "layers that rotate in several ways",
     "before": "layers without norms before sublayers",
     "latent": "attention over latents",
+    "indexer": "indexer of sparse attention",
     "value_norm": "norms of values",
     "keys_as_values": "values made of keys",
     "per_layer_embedding": "per-layer embeddings",

@@ -39,6 +39,8 @@ class Step:
     slots: slice | Tensor = field(init=False)  # int64 [T], or the run that they are
     token_inputs: Tensor | None = field(init=False, default=None)
     """Per-layer embeddings [P, layers, width]; see `ffn/token_input.py`."""
+    chosen: Sequence[Any] | None = field(init=False, default=None)
+    """What an indexer chose last, as `Lines`; see `mixers/indexer.py`."""
     _made: dict[Hashable, Any] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:

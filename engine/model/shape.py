@@ -166,6 +166,16 @@ class DecoderShape:
         return self.layers[0].streams if self.layers else None
 
     @property
+    def seeing_all(self) -> Self:
+        """The same without indexers, for texts of which rows see all."""
+        every = (x.indexer for x in map(_latent, self.with_mtp.layers) if x is not None)
+        if not (found := [indexer.most for indexer in every if indexer is not None]):
+            return self
+        mtp = None if self.mtp is None else replace(self.mtp, layer=_seeing_all(self.mtp.layer))
+        plain = tuple(map(_seeing_all, self.layers))
+        return replace(self, layers=plain, mtp=mtp, longest=min(found))
+
+    @property
     def state_layout(self) -> StateLayout:
         """The states that its layers keep of a text; that of an MTP layer comes last, and is kept whole: its rows are
         written late."""
@@ -201,3 +211,12 @@ class DecoderShape:
     def chosen(self) -> int:
         """Routed experts that a token runs in a layer that has any; 0 for a dense model."""
         return 0 if self.routed is None else self.routed.router.chosen
+
+
+def _latent(layer: Layer) -> LatentAttention | None:
+    return layer.mixer if isinstance(layer.mixer, LatentAttention) else None
+
+
+def _seeing_all(layer: Layer) -> Layer:
+    mixer = _latent(layer)
+    return layer if mixer is None else replace(layer, mixer=replace(mixer, indexer=None))

@@ -4,10 +4,7 @@ experts, and a layer that drafts."""
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import cache
 from typing import Any
-
-from loguru import logger
 
 from fastslow.engine.families.mixtures.mixture import (
     GATE,
@@ -43,18 +40,19 @@ from fastslow.engine.model.family import (
     text,
 )
 from fastslow.engine.model.ffn.router import Router
+from fastslow.engine.model.mixers.indexer import Indexer
 from fastslow.engine.model.mixers.latent import LatentAttention
 from fastslow.engine.model.mixers.rope import Rope
 from fastslow.engine.model.norms import RmsNorm
-from fastslow.engine.model.shape import DecoderShape
+from fastslow.engine.model.shape import DecoderShape, Layer
 
 LATENT_EPS = 1e-6  # whatever rms_norm_eps says
 GREEDY, LIMITED = "greedy", "group_limited_greedy"
 MULTIPLIER = "yarn_log_multiplier"  # in headers: a tenth of mscale_all_dim
-OF_INDEXER = (
-    *("index_n_heads", "index_head_dim", "indexer_types", "index_topk_freq"),
-    *("index_topk_pattern", "index_skip_topk_offset", "indexer_rope_interleave"),
-)
+FULL, SHARED = (
+    "full",
+    "shared",
+)  # layers that choose what rows see, and those that take an earlier one's choice
 
 
 def _v2(raw: ConfigJson) -> DecoderShape:
@@ -90,21 +88,53 @@ def _sigmoid(raw: ConfigJson, router: Router, dense: int) -> DecoderShape:
     return _latent(raw, router, dense, 1)
 
 
-def _sparse(raw: ConfigJson) -> DecoderShape:
-    """Each row chooses `index_topk` tokens to see: up to so many it sees all, and longer texts are refused."""
-    shape, most = _v3(raw), integer(raw, "index_topk", 2048)
-    for name in OF_INDEXER:
-        raw.get(name)
+def _v32(raw: ConfigJson) -> DecoderShape:
+    """Each row chooses `index_topk` tokens to see: up to so many it sees all."""
+    return _sparse(raw, _v3(raw), 64, False)
+
+
+def _glm5(raw: ConfigJson) -> DecoderShape:
+    """The same; in some files several layers share a choice."""
+    return _sparse(raw, _v3(raw), 32, True)
+
+
+def _sparse(raw: ConfigJson, shape: DecoderShape, heads: int, interleaved: bool) -> DecoderShape:
     expect(raw, {"layer_types": "indexed_attention"})
-    _say_limit(most)
-    left_out = tuple(f"model.layers.{n}.self_attn.indexer." for n in range(len(shape.layers) + 1))
-    return replace(shape, longest=most, left_out=left_out)
+    layout = boolean(raw, "indexer_rope_interleave", interleaved)
+    indexer = Indexer(
+        integer(raw, "index_n_heads", heads, most=MOST_HEADS),
+        integer(raw, "index_head_dim", 128, most=MOST_HEAD_DIM),
+        integer(raw, "index_topk", 2048),
+        "interleaved-first" if layout else "halves-first",
+    )
+    kinds = _choosing(raw, len(shape.layers))
+
+    def sparse(n: int, layer: Layer) -> Layer:
+        shared = n < len(kinds) and kinds[n] == SHARED
+        assert isinstance(layer.mixer, LatentAttention)
+        return replace(layer, mixer=replace(layer.mixer, indexer=replace(indexer, shared=shared)))
+
+    mtp = shape.mtp and replace(shape.mtp, layer=sparse(len(kinds), shape.mtp.layer))
+    shares = [n for n, kind in enumerate(kinds) if kind == SHARED]
+    unread = tuple(f"model.layers.{n}.self_attn.indexer." for n in shares)
+    return replace(shape.each(sparse), mtp=mtp, left_out=unread)
 
 
-@cache
-def _say_limit(most: int) -> None:
-    """Once: configs are read several times."""
-    logger.info("texts may have {} tokens: beyond, the indexer of sparse attention would run", most)
+def _choosing(raw: ConfigJson, layers: int) -> list[str]:
+    """`indexer_types`, a pattern of letters, or one of every `index_topk_freq` layers after the first ones."""
+    every = integer(raw, "index_topk_freq", 1)
+    first = integer(raw, "index_skip_topk_offset", 2, least=0)
+    usual = [SHARED if max(n - first + 1, 0) % every else FULL for n in range(layers)]
+    pattern = raw.get("index_topk_pattern")
+    if isinstance(pattern, str):
+        pattern = [{"F": FULL, "S": SHARED}.get(letter, letter) for letter in pattern]
+    if pattern is not None:
+        named = {"index_topk_pattern": pattern}
+        usual = layer_types(ConfigJson(named, FULL), (FULL, SHARED), usual, "index_topk_pattern")
+    kinds = layer_types(raw, (FULL, SHARED), usual, "indexer_types")
+    if kinds[0] != FULL:
+        raise ValueError("indexer_types begins with shared: there is no choice before to share")
+    return kinds
 
 
 def _latent(raw: ConfigJson, router: Router, dense: int, shares: int) -> DecoderShape:
@@ -167,7 +197,8 @@ def _header(raw: dict[str, Any]) -> None:
 
 V2 = Family(("DeepseekV2ForCausalLM",), _v2)
 LITE = Family(("Glm4MoeLiteForCausalLM",), _lite)
-SPARSE_ATTENTION = Family(("DeepseekV32ForCausalLM", "GlmMoeDsaForCausalLM"), _sparse)
+V32 = Family(("DeepseekV32ForCausalLM",), _v32)
+GLM5 = Family(("GlmMoeDsaForCausalLM",), _glm5)
 V3 = Family(
     ("DeepseekV3ForCausalLM",),
     _of_header,

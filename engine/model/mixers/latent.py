@@ -15,6 +15,7 @@ from torch import Tensor
 from fastslow.engine.kv.state.layout import RowsAndRunning, RowState, RunningState
 from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.mixers.grouped import GroupedAttention
+from fastslow.engine.model.mixers.indexer import Indexer, IndexerModule, IndexerWeights
 from fastslow.engine.model.mixers.lines import NO_FRONT, RowFront, attend
 from fastslow.engine.model.mixers.rope import Rope, rotation
 from fastslow.engine.model.mixers.short_conv import convolved, read_taps
@@ -45,6 +46,7 @@ class LatentAttention:
         conv: tokens that convolutions see, which add to both latents, before their norms, and to what heads saw, each
             channel for itself; 0: there are none.
         sinks: learned latents, each with a key that is not rotated, that every row sees before its text.
+        indexer: chooses what a row sees of a long text; None: it sees all.
     """
 
     heads: int
@@ -58,6 +60,7 @@ class LatentAttention:
     norm: Norm = USUAL_NORM
     conv: int = 0
     sinks: int = 0
+    indexer: Indexer | None = None
 
     @property
     def score_scale(self) -> float:
@@ -80,7 +83,8 @@ class LatentAttention:
     def rows(self) -> RowState:
         """The latent and the rotated key of each token."""
         width = self.latent + self.rope.dim
-        return RowState(1, width, self.latent, self.window, values_in_keys=True)
+        beside = self.indexer.beside if self.indexer else 0
+        return RowState(1, width, self.latent, self.window, True, beside)
 
     @property
     def convolved(self) -> dict[str, int]:
@@ -109,6 +113,8 @@ class LatentAttention:
             yield "router_sliding_window 1 must be at least 2"
         if self.conv and not self.query_latent:
             yield "convolutions need a latent of queries: q_lora_rank is 0"
+        if self.indexer is not None:
+            yield from self.indexer.misfits(self.rope, self.query_latent)
 
     def tensors(self, prefix: str, hidden: int) -> Iterator[TensorSpec]:
         own, keys = f"{prefix}.self_attn", self.nope + self.rope.dim
@@ -131,9 +137,11 @@ class LatentAttention:
         if self.sinks:
             yield TensorSpec(f"{own}.{SINK_LATENTS}", (self.sinks, self.latent))
             yield TensorSpec(f"{own}.{SINK_KEYS}", (self.sinks, self.rope.dim))
+        if self.indexer is not None:
+            yield from self.indexer.tensors(prefix, hidden, self.query_latent)
 
     def load(self, prefix: str, reader: WeightReader[M, Any]) -> LatentWeights[M]:
-        own, order = f"{prefix}.self_attn", self.rope.order
+        own, order, indexer = f"{prefix}.self_attn", self.rope.order, self.indexer
         turned = [*range(self.nope), *(self.nope + d for d in order)]
         query_norm = compress = None
         name = f"{own}.q_proj"
@@ -159,6 +167,7 @@ class LatentAttention:
             reader.matrix(f"{own}.o_proj"),
             [read_taps(f"{own}.{name}.weight", reader) for name in self.convolved],
             sinks,
+            indexer.load(prefix, reader, self.rope) if indexer and not indexer.shared else None,
         )
 
     def module(self, weights: LatentWeights[Linear], ops: Ops) -> LatentModule:
@@ -181,6 +190,7 @@ class LatentWeights(Generic[M]):
     out: M
     taps: list[Tensor] = field(default_factory=list)
     sinks: tuple[Tensor, Tensor] | None = None
+    indexer: IndexerWeights[M] | None = None
 
 
 class LatentModule:
@@ -195,6 +205,9 @@ class LatentModule:
             both = torch.cat((latents, keys), -1)[:, None]
             values = both[..., : mixer.latent]
             self.front = RowFront(Sinks.of(both, values, ops.block, wide(both.dtype)))
+        self.indexer = None
+        if mixer.indexer is not None and weights.indexer is not None:
+            self.indexer = IndexerModule(mixer.indexer, weights.indexer, mixer.rope, ops)
 
     def __call__(self, x_PH: Tensor, kv: KVStorage, n: int, step: Step) -> Tensor:
         """[P, hidden]. Writes the rows' latents and rotated keys at their slots, then attends."""
@@ -204,7 +217,7 @@ class LatentModule:
         latent = self._convolved(1, latent.contiguous(), kv, n, step)
         latent = normed(ops, m.norm, w.key_norm, latent)
         turned = ops.rotate(turning[:, None].to(sums), cos, sin)
-        k_SKD, v_SKD, where = kv.k[n], kv.v[n], kv.pages_of(n)
+        k_SKD, where = kv.k[n], kv.pages_of(n)
         step.store(k_SKD, torch.cat((latent[:, None], turned.to(x_PH.dtype)), -1), where)
         x_PI = x_PH
         if w.compress is not None and w.query_norm is not None:
@@ -214,8 +227,13 @@ class LatentModule:
         plain, turning = queries.split((m.nope, m.rope.dim), -1)
         absorbed = [ops.linear(plain[:, h].contiguous(), *w.absorb[h]) for h in range(m.heads)]
         parts = (torch.stack(absorbed, 1).to(sums), ops.rotate(turning.to(sums), cos, sin))
-        q_PHD = torch.cat(parts, -1) * m.score_scale
-        seen = attend(q_PHD, k_SKD, v_SKD, step, m.window, self.front, where)
+        chosen = None
+        if self.indexer is not None:
+            chosen = step.chosen = self.indexer(x_PH, x_PI, kv, n, step, m.heads)
+        elif m.indexer is not None:
+            chosen = step.chosen
+        q_PHD, values = torch.cat(parts, -1) * m.score_scale, k_SKD[..., : m.latent]
+        seen = attend(q_PHD, k_SKD, values, step, m.window, self.front, where, chosen)
         each = seen.to(x_PH.dtype).view(len(x_PH), m.heads, -1)
         out = [ops.linear(each[:, h].contiguous(), *w.expand[h]) for h in range(m.heads)]
         return ops.linear(self._convolved(2, torch.cat(out, -1), kv, n, step), *w.out)

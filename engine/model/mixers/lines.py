@@ -45,13 +45,15 @@ class Lines:
     """L lines of P rows each, computed as one batch.
 
     gather: int64 [L * P], the row of the step that each row is, padding repeats the last; None: all in order.
-    scatter, rows: int64 [R], the entries of [L * P] that are real, and the rows that they give."""
+    scatter, rows: int64 [R], the entries of [L * P] that are real, and the rows that they give. most: keys that some
+    row sees, windows aside."""
 
     count: int
     gather: Tensor | None
     scatter: Tensor | None
     rows: Tensor | None
     keys: Keys
+    most: int
 
 
 def lines_of(rows: Rows) -> Iterator[Line]:
@@ -112,7 +114,7 @@ def layout(
             some = lines[i : i + most]
             keys = _keys(some, size, blocks, ops.block, group, dtype, device, window)
             if size == padded and np.array_equal(some[0].rows, np.arange(len(rows.tokens))):
-                return [Lines(1, None, None, None, keys)]
+                return [Lines(1, None, None, None, keys, int(some[0].seen[-1]))]
             calls.append(_scattered(some, size, keys, device))
     return calls
 
@@ -126,6 +128,7 @@ def _scattered(lines: list[Line], size: int, keys: Keys, device: torch.device) -
         torch.from_numpy(real).to(device),
         torch.from_numpy(gather[real]).to(device),
         keys,
+        max(int(x.seen[-1]) for x in lines),
     )
 
 
@@ -172,6 +175,17 @@ class RowFront:
 NO_FRONT = RowFront()
 
 
+def lines_seen(
+    step: Step, group: int, window: int = 0, where: PageMap | None = None
+) -> Sequence[Lines]:
+    """What all layers with this window see of a step, see `layout`."""
+    dtype = wide(step.dtype)
+    return step.once(
+        ("lines", window, group),
+        lambda: layout(step.rows, step.padded, step.ops, group, dtype, step.device, window, where),
+    )
+
+
 def attend(
     q_PHD: Tensor,
     k_SKD: Tensor,
@@ -180,14 +194,12 @@ def attend(
     window: int = 0,
     front: RowFront = NO_FRONT,
     where: PageMap | None = None,
+    several: Sequence[Lines] | None = None,
 ) -> Tensor:
     """[P, heads * value width] of scaled queries over what each row sees; window: see `RowState`, where: see
-    `KVStorage.pages_of`."""
-    group, dtype = q_PHD.shape[1] // k_SKD.shape[1], wide(step.dtype)
-    several: Sequence[Lines] = step.once(
-        ("lines", window, group),
-        lambda: layout(step.rows, step.padded, step.ops, group, dtype, step.device, window, where),
-    )
+    `KVStorage.pages_of`. several: what rows see, where it is not what all of this window see."""
+    if several is None:
+        several = lines_seen(step, q_PHD.shape[1] // k_SKD.shape[1], window, where)
     first = several[0]
     if first.gather is None:
         return step.ops.attend(q_PHD[None], k_SKD, v_SKD, front.before(first.keys))[0]
