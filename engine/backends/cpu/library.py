@@ -202,10 +202,15 @@ def _room(into: NDArray[np.uint8], form: int, rows: NDArray[Any], inputs: int) -
     return at
 
 
+def packs(form: int) -> bool:
+    """Tell whether floats are packed in a format; else it has numbers of a file's only."""
+    return bool(kernels_with(form).fs_packs(form))
+
+
 def pack(into: NDArray[np.uint8], form: int, rows: NDArray[np.float32]) -> None:
     """Pack rows [outputs, inputs] in a format."""
     outputs, inputs = rows.shape
-    if not kernels_with(form).fs_packs(form):
+    if not packs(form):
         raise ValueError(f"format {form} has numbers of a file's only: floats are not packed in it")
     at = _room(into, form, rows, inputs)
     kernels().fs_pack(form, at, address("rows", rows, FLOAT32, outputs * inputs), outputs, inputs)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, fields, replace
 from importlib import import_module
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import family_files as files
 import peer_models as peers
 import pytest
 import texts
@@ -17,7 +17,7 @@ from checkpoints import DENSE, random_table, tensors, write
 from engine_tools import Ask, Bench, answer
 from family_tools import KERNELS, LONG, check_however_cut, load
 from gguf import GGMLQuantizationType
-from gguf_tools import matrices, write_gguf
+from gguf_tools import matrices
 from kernel_tools import check_error, compiled
 from layer_fuzz import LayerFuzz, near
 from mtp_tools import SpiedMtp, on_accelerator
@@ -121,67 +121,12 @@ def test_drafts_are_those_of_transformers(name: str, kernels: bool, tmp_path: Pa
     assert request.spec_stats.accepted or name != "glm groups"
 
 
-BASE: dict[str, Any] = {**DENSE, "num_hidden_layers": 3, "vocab_size": 64}
-SIZED = {"moe_intermediate_size": 32, "num_experts_per_tok": 3, "partial_rotary_factor": 0.5}
-LATENT = {**peers.LATENT, "head_dim": None, "norm_topk_prob": True}
-YARN = {"rope_type": "yarn", "factor": 20.0, "original_max_position_embeddings": 64}
-CONFIGS: dict[str, dict[str, Any]] = {
-    "glm": {
-        **BASE, **SIZED, "architectures": ["Glm4MoeForCausalLM"], "n_routed_experts": 8, "n_shared_experts": 2,
-        "attention_bias": True, "use_qk_norm": True, "routed_scaling_factor": 2.5, "num_nextn_predict_layers": 1,
-    },
-    "glm air": {
-        **BASE, **SIZED, "architectures": ["Glm4MoeForCausalLM"], "n_routed_experts": 8, "first_k_dense_replace": 2,
-        "tie_word_embeddings": True, "num_nextn_predict_layers": 0, "norm_topk_prob": False,
-    },
-    "ernie": {
-        **BASE, "architectures": ["Ernie4_5_MoeForCausalLM"], "moe_num_experts": 8, "moe_k": 3,
-        "moe_num_shared_experts": 2, "moe_intermediate_size": 32, "moe_layer_start_index": 1, "moe_layer_interval": 1,
-        "shared_intermediate_size": 48,  # what headers say, and nothing has
-    },
-    "latent": {
-        **BASE, **LATENT, "architectures": ["DeepseekV3ForCausalLM"], "scoring_func": "sigmoid", "n_group": 4,
-        "topk_group": 2, "routed_scaling_factor": 2.5, "num_nextn_predict_layers": 1, "rope_scaling": {**YARN, **peers.SAME_SCALES},
-    },
-    "latent lite": {
-        **BASE, **LATENT, "architectures": ["DeepseekV2ForCausalLM"], "q_lora_rank": None, "norm_topk_prob": False,
-        "rope_scaling": {**YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
-    },
-    "latent older": {
-        **BASE, **LATENT, "architectures": ["DeepseekV2ForCausalLM"], "scoring_func": "softmax", "n_group": 4,
-        "topk_group": 2, "topk_method": "group_limited_greedy", "norm_topk_prob": False, "older": True,
-    },
-    "latent glm": {
-        **BASE, **LATENT, "architectures": ["Glm4MoeLiteForCausalLM"], "num_nextn_predict_layers": 1,
-        "routed_scaling_factor": 1.8, "tie_word_embeddings": True,
-    },
-    "granite": {
-        **BASE, "architectures": ["GraniteMoeForCausalLM"], "num_local_experts": 8, "num_experts_per_tok": 3,
-        "intermediate_size": 32, "attention_multiplier": 0.25, "embedding_multiplier": 3.0, "logits_scaling": 2.0,
-        "residual_multiplier": 0.5, "shared_intermediate_size": 64,
-    },
-    "hunyuan": {
-        **BASE, "architectures": ["HunYuanMoEV1ForCausalLM"], "num_experts": 8, "moe_topk": 3,
-        "intermediate_size": 32, "num_shared_expert": 1,
-    },
-    "minimax": {
-        **BASE, "architectures": ["MiniMaxM2ForCausalLM"], "num_local_experts": 8, "num_experts_per_tok": 3,
-        "rotary_dim": 8, "intermediate_size": 32,
-    },
-}  # fmt: skip
 UNSAID = ("bos_id", "eos_ids")  # the tokenizer's, which these files have none of
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", files.MIXTURES)
 def test_a_gguf_file_is_the_folder_that_it_was_made_from(tmp_path: Path, name: str) -> None:
-    config = CONFIGS[name]
-    if "ernie" in name:
-        config = {k: v for k, v in config.items() if k != "shared_intermediate_size"}
-    table = tensors(config)
-    folder = write(tmp_path / "model", config, table)
-    (folder / "config.json").write_text(json.dumps(CONFIGS[name]))
-    file = write_gguf(folder, tmp_path / "m.gguf")
-    (folder / "config.json").write_text(json.dumps(config))
+    folder, file = files.mixture(tmp_path, name)
     ours, theirs = ModelConfig.from_folder(file), ModelConfig.from_folder(folder)
     unsaid = {*UNSAID, "architecture"} if "latent" in name else {*UNSAID}
     assert {f.name for f in fields(ours) if getattr(ours, f.name) != getattr(theirs, f.name)} <= unsaid
@@ -203,7 +148,7 @@ FUZZED = [  # plain torch takes long
 @pytest.fixture(scope="module", params=FUZZED)
 def fuzz(request: Any, tmp_path_factory: pytest.TempPathFactory) -> LayerFuzz:
     name, kernels = request.param
-    config = CONFIGS[name.partition(" ")[0]] | {"vocab_size": 32}
+    config = files.MIXTURES[name.partition(" ")[0]] | {"vocab_size": 32}
     if "groups" in name:
         config |= {"n_group": 4, "topk_group": 2}
     folder, own = tmp_path_factory.mktemp("mixture"), tensors(config)
@@ -224,10 +169,8 @@ def test_many_answers_are_those_of_plain_decoding(fuzz: LayerFuzz) -> None:
 @pytest.mark.parametrize("name", ["glm", "ernie", "granite", "hunyuan", "minimax"])
 def test_a_quantised_file_runs_in_its_own_numbers(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All experts run, since a near tie would change more."""
-    config = {k: v for k, v in CONFIGS[name].items() if (name, k) != ("ernie", "shared_intermediate_size")}
-    config |= {k: 8 for k in ("num_experts_per_tok", "moe_k", "moe_topk") if k in config}
-    folder = write(tmp_path / "model", config, tensors(config, seed=1))
-    file = write_gguf(folder, tmp_path / "m.gguf", matrices(GGMLQuantizationType.Q8_0))
+    every = {k: 8 for k in ("num_experts_per_tok", "moe_k", "moe_topk") if k in files.MIXTURES[name]}
+    _, file = files.mixture(tmp_path, name, matrices(GGMLQuantizationType.Q8_0), **every)
     model = load_model(file, quantization="auto", progress=False)
     assert isinstance(model, CpuDecoder) and model.formats.name == "gguf-bfloat16"
     check_error(model, file, texts.tokens_of(20, vocab=64), False, monkeypatch)

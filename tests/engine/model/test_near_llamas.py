@@ -7,13 +7,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import family_files as files
 import peer_models as peers
 import pytest
 import texts
 import torch
-from checkpoints import DENSE, tensors, write
+from checkpoints import tensors, write
 from family_tools import KERNELS, LONG, load
-from gguf_tools import write_gguf
 from layer_fuzz import LayerFuzz
 from layer_fuzz import near as like
 from safetensors.torch import save_file
@@ -51,36 +51,12 @@ def test_logprobs_are_those_of_transformers(name: str, kernels: bool, tmp_path: 
     assert texts.logits(model, LONG, [37, 200, 343] + [1] * 20, max_len=600).equal(whole)
 
 
-BASE: dict[str, Any] = {**DENSE, "num_hidden_layers": 4}
-LONGROPE: dict[str, Any] = {
-    "type": "longrope",
-    "short_factor": [1.0, 1.5, 2.0, 2.5, 3.0, 3.5],
-    "long_factor": [1.5, 2, 3, 4, 5, 6],
-}
-LONGROPE |= {"attention_factor": 1.25}
-SCALING = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
-ALPHA = {"type": "dynamic", "alpha": 50.0, "factor": 1.0}
-LOCAL = {"sliding_window": 9, "layer_types": peers.TYPES}
-FILES: dict[str, dict[str, Any]] = {
-    "Phi3": {"original_max_position_embeddings": 64, "partial_rotary_factor": 0.75, "rope_scaling": LONGROPE},
-    "Phi3 window": {"sliding_window": 12}, "Granite": peers.SCALED, "Ernie4_5": {"tie_word_embeddings": True},
-    "SeedOss": {}, "HunYuanDenseV1": {"rope_scaling": ALPHA}, "Olmo2": {"attention_bias": True},
-    "Olmo3": {**LOCAL, "rope_scaling": {**SCALING, "attention_factor": 1.25}}, "Exaone4": LOCAL,
-    "Exaone4 whole": {"sliding_window": None}, "Ministral3": {"rope_scaling": {**SCALING, **peers.BETA}},
-}  # fmt: skip
 UNSAID = {"architecture", "bos_id", "eos_ids", "renames", "fused", "left_out"}
 
 
-def stored(folder: Path, name: str, **fields: Any) -> tuple[Path, Path]:
-    """A folder, and a GGUF file of the same."""
-    config = {**BASE, "architectures": [f"{name.split()[0]}ForCausalLM"], **FILES[name], **fields}
-    write(folder / "model", config, tensors(config))
-    return folder / "model", write_gguf(folder / "model", folder / "m.gguf")
-
-
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", files.NEAR)
 def test_a_gguf_file_is_the_folder_that_it_was_made_from(tmp_path: Path, name: str) -> None:
-    folder, file = stored(tmp_path, name)
+    folder, file = files.near(tmp_path, name)
     ours, theirs = ModelConfig.from_folder(file), ModelConfig.from_folder(folder)
     different = {f.name for f in fields(ours) if getattr(ours, f.name) != getattr(theirs, f.name)}
     assert different <= UNSAID | ({"layers", "ropes"} if name in ("Ernie4_5", "HunYuanDenseV1") else set())
@@ -92,10 +68,10 @@ def test_a_gguf_file_is_the_folder_that_it_was_made_from(tmp_path: Path, name: s
 SHORT = {"factor": 4.0, "original_max_position_embeddings": 16, "rope_type": "yarn"}
 KINDS: dict[str, dict[str, Any]] = {  # each new kind of arithmetic, at lengths of 20 to 80 tokens
     "Granite": peers.SCALED,
-    "HunYuanDenseV1": {"rope_scaling": ALPHA},
-    "Olmo3": {**LOCAL, "rope_scaling": SHORT},
+    "HunYuanDenseV1": {"rope_scaling": files.ALPHA},
+    "Olmo3": {**files.LOCAL, "rope_scaling": SHORT},
     "Ministral3": {"rope_scaling": {**SHORT, **peers.BETA}},
-    "Phi3": {"original_max_position_embeddings": 40, "rope_scaling": LONGROPE, "partial_rotary_factor": 0.75},
+    "Phi3": {"original_max_position_embeddings": 40, "rope_scaling": files.LONGROPE, "partial_rotary_factor": 0.75},
 }
 
 
@@ -107,7 +83,7 @@ EVERY = [
 @pytest.fixture(scope="module", params=EVERY, ids=str)
 def fuzz(request: Any, tmp_path_factory: pytest.TempPathFactory) -> LayerFuzz:
     name, kernels = request.param
-    config = {**BASE, "vocab_size": 32, "architectures": [f"{name}ForCausalLM"], **KINDS[name]}
+    config = {**files.BASE, "vocab_size": 32, "architectures": [f"{name}ForCausalLM"], **KINDS[name]}
     folder, own = tmp_path_factory.mktemp(name), tensors(config)
     both = {"own": own, "kin": like(own)}
     return LayerFuzz(*(load(write(folder / label, config, table), kernels) for label, table in both.items()))
@@ -124,7 +100,7 @@ def test_many_answers_are_those_of_plain_decoding(fuzz: LayerFuzz) -> None:
 
 def test_the_text_part_of_a_model_for_images(tmp_path: Path) -> None:
     """Its tensors have longer names, old or new, and those for images are left out."""
-    folder, _ = stored(tmp_path, "Ministral3")
+    folder, _ = files.near(tmp_path, "Ministral3")
     config = json.loads((folder / "config.json").read_text())
     whole = {"architectures": ["Mistral3ForConditionalGeneration"], "text_config": config, "vision_config": {"a": 1}}
     spelled = {
@@ -163,17 +139,17 @@ def test_longrope_is_that_of_what_a_request_may_become(tmp_path: Path) -> None:
             "num_local_experts 4 is not su",
         ),
         ("Granite", {"residual_multiplier": -1.0}, "residual_multiplier -1.0 must be a finite number above 0"),
-        ("Phi3", {"rope_scaling": LONGROPE}, "6 factors, but half a head of 16 rotates"),
-        ("Phi3", {"rope_scaling": {**LONGROPE, "other": 3}}, "rope_scaling.other 3 changes the model"),
+        ("Phi3", {"rope_scaling": files.LONGROPE}, "6 factors, but half a head of 16 rotates"),
+        ("Phi3", {"rope_scaling": {**files.LONGROPE, "other": 3}}, "rope_scaling.other 3 changes the model"),
         ("Phi3", {"full_attn_mod": 2}, "full_attn_mod 2 is not supported, only 1 is"),
-        ("Llama", {"rope_scaling": ALPHA}, "rope_scaling.alpha 50.0 changes the model"),
+        ("Llama", {"rope_scaling": files.ALPHA}, "rope_scaling.alpha 50.0 changes the model"),
         ("HunYuanDenseV1", {"head_dim": 2}, "head_dim 2 must be an even number of at least 4"),
         (
             "Phi3",
             {"partial_rotary_factor": 0.13, "rope_scaling": {"type": "dynamic", "factor": 2.0}},
             "at least 4 dims",
         ),
-        ("HunYuanDenseV1", {"rope_scaling": {**ALPHA, "alpha": -2}}, "alpha -2 must be a finite number above 0"),
+        ("HunYuanDenseV1", {"rope_scaling": {**files.ALPHA, "alpha": -2}}, "alpha -2 must be a finite number above 0"),
         (
             "Exaone4",
             {"sliding_window": 9, "sliding_window_pattern": "LX"},
@@ -186,5 +162,5 @@ def test_longrope_is_that_of_what_a_request_may_become(tmp_path: Path) -> None:
 def test_configs_that_do_not_fit(name: str, fields: dict[str, Any], said: str) -> None:
     usual = {"original_max_position_embeddings": 64} if name == "Phi3" else {}
     with pytest.raises(ValueError, match=said) as caught:
-        ModelConfig.from_json({**BASE, "architectures": [f"{name}ForCausalLM"], **usual, **fields})
+        ModelConfig.from_json({**files.BASE, "architectures": [f"{name}ForCausalLM"], **usual, **fields})
     assert "\n" not in str(caught.value)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from fastslow.engine.backends.alike import AlikeLayers
+from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.formats import (
     Format,
     Formats,
@@ -113,8 +114,11 @@ def latent(
     yield from matrix(f"{n}.queries", formats, inputs, heads, [f"{prefix}.{queries}"], False)
     both = f"{prefix}.kv_b_proj.weight"
     form = formats.matrix((both,))
-    latents = heads_order(m.heads, m.latent)
-    yield TurnedMatrix(f"{n}.absorb", form, m.nope, latents, (both,), m.heads)
+    latents, turned = (
+        heads_order(m.heads, m.latent),
+        form if library.packs(form) else formats.layers,
+    )
+    yield TurnedMatrix(f"{n}.absorb", turned, m.nope, latents, (both,), m.heads)
     values = m.nope + np.arange(m.value_dim)
     rows = heads_order(m.heads, m.nope + m.value_dim, values)
     yield PackedMatrix(f"{n}.expand", form, m.latent, rows, (both,))

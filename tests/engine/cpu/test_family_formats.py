@@ -1,0 +1,98 @@
+"""Every newer family in every number format of the kernels: its answers are those of plain decoding."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import family_files as files
+import gemma_models
+import gguf
+import gguf_rows
+import peer_models as peers
+import pytest
+import texts
+from gguf import GGMLQuantizationType as Kind
+from gguf_gemma import write_gemma
+from gguf_tools import matrices
+from kernel_tools import compiled
+from layer_fuzz import LayerFuzz
+
+from fastslow.engine.backends.cpu.decoder import CpuDecoder
+from fastslow.engine.backends.loader import load_model
+from fastslow.engine.model.base import Model
+
+pytestmark = compiled
+FORMS = ("float32", "none"), ("bfloat16", "none"), ("bfloat16", "int8"), ("bfloat16", "int4")
+TYPES = *gguf_rows.TYPES, "F16", "BF16"
+SHAPES = [*peers.NEAR, *peers.MIXTURES, *gemma_models.SHAPES]
+GEMMAS = "gemma3 stretched", "gemma4", "gemma4 mixture"
+FILES = [*files.NEAR, *files.MIXTURES, *GEMMAS]
+QUICK = ("latent older", "Q4_K"), ("Olmo3", "Q6_K"), ("gemma4 mixture", "Q4_0"), ("minimax", "Q5_K")
+
+
+@pytest.fixture(autouse=True)
+def every_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Random blocks where the library writes none of a type."""
+    whole, made = gguf.quants.quantize, list[int]()
+
+    def quantize(x: Any, kind: Kind) -> Any:
+        try:
+            return whole(x, kind)
+        except NotImplementedError:
+            made.append(x.size)
+            count = x.size // x.shape[-1]
+            return gguf_rows.like_weights(kind.name, count, x.shape[-1], len(made)).reshape(*x.shape[:-1], -1)
+
+    monkeypatch.setattr(gguf.quants, "quantize", quantize)
+
+
+def built(folder: Path, name: str, **fields: Any) -> Path:
+    maker = gemma_models if name in gemma_models.SHAPES else peers
+    return peers.write(folder, maker.build(name, **fields))
+
+
+def stored(folder: Path, name: str, kind: str) -> Path:
+    """A GGUF file whose matrices are of a type; with rows of whole blocks."""
+    wide = {"hidden_size": 256, "intermediate_size": 256} if gguf_rows.block_inputs(kind) > 32 else {}
+    pick, file = matrices(Kind[kind]), folder / "m.gguf"
+    if name in GEMMAS:
+        more = {"query_pre_attn_scalar": 16} if name == GEMMAS[0] else {}
+        write_gemma(built(folder / "model", name, **wide, **more), file, pick)
+    elif name in files.NEAR:
+        files.near(folder, name, pick, vocab_size=64, **wide)
+    else:
+        whole = {k: 256 for k in ("moe_intermediate_size", "kv_lora_rank") if wide and k in files.MIXTURES[name]}
+        files.mixture(folder, name, pick, **wide, **whole)
+    return file
+
+
+def check(model: Model) -> None:
+    assert isinstance(model, CpuDecoder)
+    LayerFuzz(model, model).check(20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keys", ["auto", "int8"])
+@pytest.mark.parametrize("form", FORMS, ids=" ".join)
+@pytest.mark.parametrize("name", SHAPES)
+def test_folders(name: str, form: tuple[str, str], keys: str, tmp_path: Path) -> None:
+    check(load_model(built(tmp_path, name), form[0], "cpu", False, form[1], kv_dtype=keys))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [pytest.param(*x, marks=() if x in QUICK else pytest.mark.slow, id=" ".join(x)) for x in product(FILES, TYPES)],
+)
+def test_files(name: str, kind: str, tmp_path: Path) -> None:
+    check(load_model(stored(tmp_path, name, kind), "auto", "cpu", False, "auto"))
+
+
+def test_keys_of_an_older_latent_are_made_of_a_file_s_own_numbers(tmp_path: Path) -> None:
+    """Its matrix holds keys and values of all heads in a type that floats are not packed in. All experts run."""
+    wide = {"hidden_size": 256, "kv_lora_rank": 256, "num_experts_per_tok": 16, "topk_group": 4}
+    _, file = files.mixture(tmp_path, "latent older", matrices(Kind.Q6_K), **wide)
+    ways, tokens = {"own": ("auto", "auto"), "whole": ("float32", "none")}, texts.tokens_of(30, vocab=64)
+    own, whole = (texts.logits(load_model(file, dtype, "cpu", False, form), tokens) for dtype, form in ways.values())
+    assert 0 < (own - whole).std() < 0.1 * whole.std()
