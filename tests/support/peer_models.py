@@ -112,7 +112,7 @@ LATENT |= {"qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 32, "n_
 GROUPS = {"n_group": 4, "topk_group": 2}
 LIMITED = {**GROUPS, "topk_method": "group_limited_greedy", "routed_scaling_factor": 4.0}
 INDEXED = {**LATENT, "index_n_heads": 2, "index_head_dim": 32, "index_topk": 2048}
-CHOSEN, SHARING = {"index_topk": 16, "index_n_heads": 16}, ["full", "full", "shared", "shared"]
+CHOSEN = {"index_topk": 16, "index_n_heads": 16}
 SAME_SCALES, NARROW = {"mscale": 0.7, "mscale_all_dim": 0.7}, {"q_lora_rank": None, "v_head_dim": 16}
 KINDS = {"mlp_layer_types": ["dense", "sparse", "dense", "sparse"]}
 GRANITE_MOE = {"num_local_experts": 8, "num_experts_per_tok": 3, "intermediate_size": 32, "attention_multiplier": 0.2}
@@ -137,8 +137,7 @@ MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "glm lite no query latent": ("Glm4MoeLite", {**LATENT, **NARROW, **yarn(4.0)}),
     "deepseek_v32": ("DeepseekV32", {**INDEXED, **GROUPS}), "glm dsa": ("GlmMoeDsa", {**INDEXED, **KINDS}),
     "deepseek_v32 chosen": ("DeepseekV32", {**INDEXED, **CHOSEN, **yarn(20.0, **SAME_SCALES)}),
-    "glm dsa chosen": ("GlmMoeDsa", {**INDEXED, **CHOSEN, "indexer_types": SHARING}),
-    "glm dsa every second": ("GlmMoeDsa", {**INDEXED, **CHOSEN, "index_topk_freq": 2, "index_topk": 200}),
+    "glm dsa chosen": ("GlmMoeDsa", {**INDEXED, **CHOSEN, "indexer_types": ["full", "full", "shared", "shared"]}),
     "ernie no shared": ("Ernie4_5_Moe", {**ERNIE, "moe_layer_end_index": 2, "moe_num_shared_experts": 0}),
     "granite moe": ("GraniteMoe", GRANITE_MOE), "granite moe biases": ("GraniteMoe", {**GRANITE_MOE, **BIASED, **TIED}),
     "granite moe all experts": ("GraniteMoe", {**GRANITE_MOE, "num_experts_per_tok": 8, "attention_multiplier": 0.5}),

@@ -133,7 +133,7 @@ def _choosing(raw: ConfigJson, layers: int) -> list[str]:
         usual = layer_types(ConfigJson(named, FULL), (FULL, SHARED), usual, "index_topk_pattern")
     kinds = layer_types(raw, (FULL, SHARED), usual, "indexer_types")
     if kinds[0] != FULL:
-        raise ValueError("indexer_types begins with shared: there is no choice before to share")
+        raise ValueError("indexer_types begins with shared: there is no choice before it")
     return kinds
 
 
