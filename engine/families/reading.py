@@ -57,6 +57,15 @@ def layer_count(raw: ConfigJson) -> int:
     return integer(raw, "num_hidden_layers", most=MOST_LAYERS)
 
 
+def expect(raw: ConfigJson, values: Mapping[str, Any]) -> None:
+    """Check fields that may have one value only, where they are there: lists of it, too, one for each layer."""
+    for name, value in values.items():
+        found = raw.get(name)
+        alike = [value] * layer_count(raw) if isinstance(found, list) else value
+        if found is not None and found != alike:
+            raise ValueError(f"{name} {shown(found)} is not supported, only {value} is")
+
+
 def norm_of(raw: ConfigJson, usual: float = 1e-6) -> RmsNorm:
     """An RMSNorm with `rms_norm_eps`."""
     return RmsNorm(number(raw, "rms_norm_eps", usual, LEAST_EPS, MOST_EPS))

@@ -8,11 +8,11 @@ from fastslow.engine.families.reading import (
     FULL,
     attending,
     decoder,
+    expect,
     feeding,
     layer_count,
     layer_types,
 )
-from fastslow.engine.host.files import shown
 from fastslow.engine.model.family import (
     GGUF_LAYER,
     MOST_WIDTH,
@@ -20,11 +20,9 @@ from fastslow.engine.model.family import (
     Family,
     GgufNames,
     boolean,
-    count,
     integer,
     number,
     refusal,
-    text,
 )
 from fastslow.engine.model.ffn.dense import DenseMlp
 from fastslow.engine.model.mixers.grouped import GroupedAttention
@@ -69,14 +67,7 @@ def _hybrid(raw: ConfigJson) -> DecoderShape:
     mamba = ["mamba"] * layer_count(raw)
     if "mamba" in layer_types(raw, (*ATTENTION, "mamba"), mamba):
         raise refusal("architecture", HYBRID.architectures[0], GRANITE.architectures)
-    if count(raw, "num_local_experts"):
-        raise ValueError(
-            f"num_local_experts {shown(raw['num_local_experts'])} is not supported, only 0 is"
-        )
-    if (norm := text(raw, "normalization_function", "rmsnorm")) != "rmsnorm":
-        raise ValueError(
-            f"normalization_function {shown(norm)} is not supported, only 'rmsnorm' is"
-        )
+    expect(raw, {"num_local_experts": 0, "normalization_function": "rmsnorm"})
     for name in [*raw]:
         if name.startswith("mamba_") or name in ("num_experts_per_tok", "time_step_limit"):
             raw.get(name)  # of layers that this model has none of
@@ -92,11 +83,6 @@ def _hybrid(raw: ConfigJson) -> DecoderShape:
 GRANITE = Family(
     ("GraniteForCausalLM",),
     _granite,
-    GgufNames(
-        "granite",
-        GGUF_LAYER,
-        interleaved=True,
-        fields=SCALES,
-    ),
+    GgufNames("granite", GGUF_LAYER, interleaved=True, fields=SCALES),
 )
 HYBRID = Family(("GraniteMoeHybridForCausalLM",), _hybrid)  # GGUF files call it granite

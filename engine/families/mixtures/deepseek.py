@@ -13,11 +13,11 @@ from fastslow.engine.families.mixtures.mixture import (
     SOFTMAX,
     SPARSE,
     TENSORS,
-    expect,
     sigmoid_router,
     sparse_decoder,
 )
 from fastslow.engine.families.reading import (
+    expect,
     layer_count,
     layer_types,
     rope_fields,

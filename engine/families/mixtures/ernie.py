@@ -12,11 +12,10 @@ from fastslow.engine.families.mixtures.mixture import (
     SOFTMAX,
     TENSORS,
     check_gate,
-    expect,
     mixture,
     with_dense,
 )
-from fastslow.engine.families.reading import attending, decoder, layer_count
+from fastslow.engine.families.reading import attending, decoder, expect, layer_count
 from fastslow.engine.model.family import (
     GGUF_LAYER,
     MOST_EXPERTS,
@@ -32,12 +31,11 @@ from fastslow.engine.model.ffn.router import Router
 from fastslow.engine.model.shape import DecoderShape, Layer
 
 LEAST_SUM = 1e-6  # of probabilities; what divides them is never less than `moe_norm_min`
-OF_TRAINING = "moe_capacity", "moe_gate", "moe_use_aux_free"
 
 
 def _read(raw: ConfigJson) -> DecoderShape:
     """Experts in every `moe_layer_interval`-th layer between `moe_layer_start_index` and `moe_layer_end_index`."""
-    for name in OF_TRAINING:
+    for name in ("moe_capacity", "moe_gate", "moe_use_aux_free"):  # of training
         raw.get(name)
     if (least := number(raw, "moe_norm_min", 1e-12)) > LEAST_SUM:
         raise ValueError(f"moe_norm_min {least} is not supported, it is at most {LEAST_SUM}")

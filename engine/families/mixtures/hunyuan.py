@@ -12,10 +12,9 @@ from fastslow.engine.families.mixtures.mixture import (
     SOFTMAX,
     TENSORS,
     check_gate,
-    expect,
     mixture,
 )
-from fastslow.engine.families.reading import decoder, norm_of
+from fastslow.engine.families.reading import decoder, expect, norm_of
 from fastslow.engine.model.family import (
     GGUF_HEAD_NORMS,
     GGUF_LAYER,

@@ -10,10 +10,9 @@ from fastslow.engine.families.mixtures.mixture import (
     SIGMOID,
     TENSORS,
     check_gate,
-    expect,
     mixture,
 )
-from fastslow.engine.families.reading import attending, decoder, norm_of
+from fastslow.engine.families.reading import attending, decoder, expect, norm_of
 from fastslow.engine.model.config import ROTATED
 from fastslow.engine.model.family import (
     GGUF_HEAD_NORMS,

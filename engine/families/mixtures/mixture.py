@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-from fastslow.engine.families.reading import activation_of, decoder, feeding, layer_count
+from fastslow.engine.families.reading import activation_of, decoder, feeding
 from fastslow.engine.host.files import shown
 from fastslow.engine.model.family import (
     GGUF_EXPERTS,
@@ -55,15 +55,6 @@ SPARSE = {  # fields that headers have for `sparse_decoder`
     "nextn_predict_layers": DRAFTS,
 }
 WEIGHTS_EPS = 1e-20  # beside the sum that the weights of experts are divided by
-
-
-def expect(raw: ConfigJson, values: Mapping[str, Any]) -> None:
-    """Check fields that may have one value only, where they are there: lists of it, too, one for each layer."""
-    for name, value in values.items():
-        found = raw.get(name)
-        alike = [value] * layer_count(raw) if isinstance(found, list) else value
-        if found is not None and found != alike:
-            raise ValueError(f"{name} {shown(found)} is not supported, only {value} is")
 
 
 def mixture(

@@ -120,7 +120,7 @@ E2B: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"use_bidirectional_attention": "all"}, "use_bidirectional_attention 'all' is not supported for text"),
+        ({"use_bidirectional_attention": "all"}, "use_bidirectional_attention 'all' is not supported, only vision is"),
         ({"num_kv_shared_layers": 35}, "num_kv_shared_layers 35 must be at most 34"),
         ({"num_kv_shared_layers": 32}, "num_kv_shared_layers 32 leaves no full_attention with keys"),
         ({"vocab_size_per_layer_input": 9}, "vocab_size_per_layer_input 9 must be at least vocab_size 262144"),
