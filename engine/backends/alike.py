@@ -63,7 +63,7 @@ PARTS = {  # fields of shapes, layers and their parts that not every backend kno
     "streams": "several residual streams",
 }
 NO_MORE = Known()
-ACCELERATORS = Known((GatedDelta, ShortConv), frozenset(("out_gate", "shared_gate")))
+ACCELERATORS = Known((GatedDelta, ShortConv), frozenset(("out_gate", "shared_gate", "latent")))
 RANKS = Known(parts=frozenset(("latent",)))
 KERNELS = Known((GatedDelta, ShortConv), frozenset(PARTS) - {"conv", "latent_sinks", "streams"})
 
@@ -72,13 +72,15 @@ KERNELS = Known((GatedDelta, ShortConv), frozenset(PARTS) - {"conv", "latent_sin
 class AlikeLayers:
     """The common parts of a model's layers. attention: of each that has it, but for its window and where it is not
     rotated; of the first, where they differ in more. recurrent: the mixer of the others; None = there are none. dense,
-    routed: of those layers that have such a one, the widest MLP; None = none has."""
+    routed: of those layers that have such a one, the widest MLP; None = none has. latent: the first layer's that attends
+    over latents, where all do that attend."""
 
     attention: GroupedAttention
     norms: LayerNorms
     dense: DenseMlp | None
     routed: RoutedExperts | None
     recurrent: Recurrent | None = None
+    latent: LatentAttention | None = None
 
     @classmethod
     def of(cls, config: DecoderShape, known: Known = NO_MORE) -> AlikeLayers:
@@ -97,6 +99,7 @@ class AlikeLayers:
             max(mlps, key=lambda mlp: mlp.width, default=None),
             config.routed,
             next((x for x in every if isinstance(x, known.recurrent)), None),
+            next((x for x in every if isinstance(x, LatentAttention)), None),
         )
 
     @property

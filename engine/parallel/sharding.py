@@ -249,7 +249,7 @@ def _alike(config: ModelConfig) -> AlikeLayers:
     if (why := unlike(config, RANKS)) is not None:
         raise ValueError(f"several ranks cannot share {config.architecture}: {why}")
     alike = AlikeLayers.of(config, RANKS)
-    if not any(isinstance(layer.mixer, LatentAttention) for layer in config.layers):
+    if alike.latent is None:
         return alike
     return replace(alike, attention=replace(alike.attention, kv_heads=1))
 

@@ -43,6 +43,7 @@ class CudaOps(PagedOps):
     storage = BlockStorage
     most_rows = 128
     windows = True
+    latents = True
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
@@ -130,11 +131,11 @@ class CudaOps(PagedOps):
     ) -> Tensor:
         tables, side, whole, ends, place = blocks.tensors
         q = self._folded(q_THD, side)
-        out = torch.empty_like(q)
+        out = q.new_empty(*q.shape[:-1], kv.values.shape[-1])
         keys = tables.shape[1] * BLOCK
         key = torch.arange(keys, device=q.device)
         for some, rows in self._parts(side, keys):
-            k, v = (self._texts(x, tables[some], whole[some]) for x in kv)
+            k, v = self._both(kv, tables[some], whole[some])
             if front is not None:
                 k, v = self._after_front(k, v, front)
             for few in rows:
@@ -150,6 +151,13 @@ class CudaOps(PagedOps):
                     part, k, v, attn_mask=seen, scale=self.shape.scale
                 )
         return self._unfolded(out, q_THD.shape).index_select(0, place)
+
+    def _both(self, kv: LayerKV, tables: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of texts, as `_texts`."""
+        k = self._texts(kv.keys, tables, lengths)
+        if self.shape.latent:
+            return k, k[..., : kv.values.shape[-1]]
+        return k, self._texts(kv.values, tables, lengths)
 
     def _after_front(self, k: Tensor, v: Tensor, front: Front) -> tuple[Tensor, Tensor]:
         """Keys and values of texts after what every row sees first, in a multiple of `FRONT` places."""
@@ -219,7 +227,7 @@ class CudaOps(PagedOps):
         tables, side, whole, _, place = blocks.tensors
         sums = wide(q_THD.dtype)
         q = self._folded(q_THD, side).to(sums) * self.shape.scale
-        out = torch.zeros_like(q)
+        out = q.new_zeros(*q.shape[:-1], kv.values.shape[-1])
         weight = q.new_full((*q.shape[:3], 1), -torch.inf)
         width = min(tables.shape[1], WIDE)
         for first in range(0, tables.shape[1], width):
@@ -228,7 +236,7 @@ class CudaOps(PagedOps):
             keys = table.shape[1] * BLOCK
             key = torch.arange(keys, device=q.device)
             for some, rows in self._parts(side, keys):
-                k, v = (self._texts(x, table[some], left[some]).to(sums) for x in kv)
+                k, v = (x.to(sums) for x in self._both(kv, table[some], left[some]))
                 beyond = (key >= left[some, :1])[:, None, None]
                 for few in rows:
                     at = (some, slice(None), self._folds(few))

@@ -12,12 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastslow.engine.backends.accelerator.kv import BlockStorage, Tail
+from fastslow.engine.backends.accelerator.latent import PagedLatent
 from fastslow.engine.backends.accelerator.ops import (
     DeviceMatrix,
     DeviceMlp,
     DeviceTables,
     Front,
     LayerKV,
+    PagedOps,
     merged,
 )
 from fastslow.engine.backends.accelerator.recorded import Recorder
@@ -43,6 +45,7 @@ from fastslow.engine.types import Features, Floats, ModelOutput
 
 Ffn = MlpWeights[DeviceMatrix] | MixtureWeights[DeviceMatrix, DeviceMatrix]
 TAIL = 1 << 16  # slots that a tail reads at once
+SCORES = 1 << 26  # products of queries and keys of a tail at once
 
 
 class PagedDecoder(LayeredModel[Stacked]):
@@ -54,7 +57,7 @@ class PagedDecoder(LayeredModel[Stacked]):
 
     def __init__(self, weights: Stacked, layers: Sequence[int] | None = None) -> None:
         super().__init__(weights, layers)
-        self.ops, self.storage = weights.ops, weights.ops.storage
+        self.ops, self.storage = weights.ops, weights.storage
         c = weights.config
         self._attention, self._eps = weights.alike.attention, weights.alike.eps
         self._rotary = Rotary(weights.alike.rope)
@@ -133,7 +136,8 @@ class PagedDecoder(LayeredModel[Stacked]):
     def _recur(
         self, x_TH: Tensor, layer: StackedLayer, kv: BlockStorage, n: int, step: PagedStep
     ) -> Tensor:
-        assert step.plain is not None and not isinstance(layer.mixer, GroupedWeights)
+        assert step.plain is not None
+        assert not isinstance(layer.mixer, GroupedWeights | PagedLatent)
         return layer.mixer(x_TH, kv, n, step.plain)
 
     def _mix(
@@ -144,6 +148,11 @@ class PagedDecoder(LayeredModel[Stacked]):
         step: PagedStep,
         layout: DeviceLayout,
     ) -> Tensor:
+        if isinstance(layer.mixer, PagedLatent):
+            q_THD, key_T1D = layer.mixer.project(x_TH, step)
+            rows = key_T1D, key_T1D[..., : pair.values.shape[-1]]
+            PagedOps.store(self.ops, *rows, pair, step.slots)
+            return layer.mixer.out(self._attend(q_THD, pair, layout, None))
         assert isinstance(layer.mixer, GroupedWeights)
         q_THD, *fresh, gates_THD = self._project(x_TH, layer.mixer, layer.turns, step)
         k_TKD, v_TKD = map(self._widened, fresh)
@@ -188,15 +197,16 @@ class PagedDecoder(LayeredModel[Stacked]):
         if layout.tail is None:
             assert layout.chains is not None
             return self.ops.attend(q_THD, kv, layout.chains, front)
-        out_THD = torch.empty_like(q_THD)
+        q = q_THD.index_select(0, layout.tail.rows)
+        seen = self._attend_tail(q, kv, layout.tail, front)
+        out_THD = seen.new_empty(len(q_THD), *seen.shape[1:])
+        out_THD.index_copy_(0, layout.tail.rows, seen)
         if layout.chains is not None:
             assert layout.rows is not None
             q = q_THD.index_select(0, layout.rows)
             seen = self.ops.attend(q, kv, layout.chains, front)
             out_THD.index_copy_(0, layout.rows, seen)
-        q = q_THD.index_select(0, layout.tail.rows)
-        seen = self._attend_tail(q, kv, layout.tail, front)
-        return out_THD.index_copy_(0, layout.tail.rows, seen)
+        return out_THD
 
     def _attend_tail(
         self, q_RHD: Tensor, kv: LayerKV, tail: Tail[Tensor, DeviceTables], front: Front | None
@@ -223,22 +233,34 @@ class PagedDecoder(LayeredModel[Stacked]):
         self, q_BQHD: Tensor, kv: LayerKV, slots_BW: Tensor, hidden_BQW: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Rows over single slots: [B, Q, heads, D], and the logarithms of the sums, [B, Q, heads, 1]."""
-        kv_heads, dtype = self.ops.shape.kv_heads, self.ops.tail_dtype or q_BQHD.dtype
+        shape, dtype = self.ops.shape, self.ops.tail_dtype or q_BQHD.dtype
+        lines, rows, heads, dim = q_BQHD.shape
         k, v = (
-            self.ops.gather(side, slots_BW.flatten())
-            .view(*slots_BW.shape, kv_heads, 1, -1)
-            .permute(0, 2, 3, 1, 4)
+            self._gathered(side, slots_BW.flatten())
+            .view(*slots_BW.shape, shape.kv_heads, -1)
+            .transpose(1, 2)
             .to(dtype)
             for side in kv
-        )  # [B, kv_heads, 1, W, D]
-        q = q_BQHD.view(*q_BQHD.shape[:2], kv_heads, -1, q_BQHD.shape[-1]).permute(0, 2, 3, 1, 4)
-        scores = (q.to(dtype) * self.ops.shape.scale) @ k.transpose(-1, -2)
-        scores = scores.to(torch.promote_types(dtype, torch.float32))
-        scores = scores.masked_fill(hidden_BQW[:, None, None], -torch.inf)
-        weight = scores.logsumexp(-1, keepdim=True)
-        out = (scores - weight).exp().to(dtype) @ v  # [B, kv_heads, group, Q, D]
-        both = (x.permute(0, 3, 1, 2, 4).flatten(2, 3) for x in (out, weight))
-        return next(both), next(both)
+        )  # [B, kv_heads, W, D]
+        q = q_BQHD.view(lines, rows, shape.kv_heads, -1, dim).permute(0, 2, 3, 1, 4)
+        q = q.flatten(2, 3).to(dtype) * shape.scale  # heads that share keys as rows
+        hidden = hidden_BQW.repeat(1, heads // shape.kv_heads, 1)[:, None]
+        parts: list[tuple[Tensor, Tensor]] = []
+        each = max(1, SCORES // (lines * shape.kv_heads * slots_BW.shape[1]))
+        for some, unseen in zip(q.split(each, 2), hidden.split(each, 2), strict=True):
+            scores = (some @ k.transpose(-1, -2)).to(torch.promote_types(dtype, torch.float32))
+            scores = scores.masked_fill(unseen, -torch.inf)
+            weight = scores.logsumexp(-1, keepdim=True)
+            parts.append(((scores - weight).exp().to(dtype) @ v, weight))
+        both = (torch.cat(x, 2).unflatten(2, (-1, rows)) for x in zip(*parts, strict=True))
+        out, weight = (x.permute(0, 3, 1, 2, 4).flatten(2, 3) for x in both)
+        return out, weight
+
+    def _gathered(self, cache: Tensor, slots_N: Tensor) -> Tensor:
+        """Rows of keys or values; latents lie in plain order on every device."""
+        if self.ops.shape.latent:
+            return PagedOps.gather(self.ops, cache, slots_N)
+        return self.ops.gather(cache, slots_N)
 
     def _mlp(self, x_TH: Tensor, mlp: Ffn, step: PagedStep) -> Tensor:
         shared = mlp.shared if isinstance(mlp, MixtureWeights) else mlp

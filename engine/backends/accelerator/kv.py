@@ -77,6 +77,22 @@ class BlockStorage(KVStorage):
         return at // BLOCK, at % BLOCK
 
 
+class LatentStorage(BlockStorage):
+    """Blocks of latents, [blocks, 128, 1, width]: values are the first numbers of keys."""
+
+    @classmethod
+    def token_bytes(cls, layout: StateLayout, dtype: torch.dtype) -> int:
+        return layout.token_bytes(dtype)
+
+    def _allocate(self) -> tuple[Tensor, ...]:
+        blocks = -(-self.slots // BLOCK)
+        self.spare = blocks * BLOCK
+        ((row, layers),) = self._alike().items()
+        self.kv_heads, self.dim = row.heads, row.key_dim
+        shape = len(layers), blocks + SPARE // BLOCK, BLOCK, row.heads, row.key_dim
+        return (torch.zeros(shape, dtype=self.dtype, device=self.device),)
+
+
 class WideStorage(BlockStorage):
     """Blocks whose rows are padded with zeros to the widths that some kernels read."""
 

@@ -67,6 +67,7 @@ class AttentionShape(NamedTuple):
     heads: int
     kv_heads: int
     scale: float  # what products of queries and keys are multiplied by
+    latent: bool = False  # all heads have one key, whose first numbers are their values
 
 
 class Graph(Protocol):
@@ -96,6 +97,7 @@ class PagedOps(ABC):
         runs_int8: whether `linear` and `experts` take weights in int8, [I, O] and [E, I, O].
         tail_dtype: in which the few keys of a tail are multiplied; None: the model's.
         windows: whether `attend` hides what is before a row's window.
+        latents: whether `attend` and `attend_in_part` take keys that hold their values.
         shape: of the model's attention, once `check` has read it.
     """
 
@@ -107,6 +109,7 @@ class PagedOps(ABC):
     runs_int8: ClassVar[bool] = False
     tail_dtype: ClassVar[torch.dtype | None] = torch.float32
     windows: ClassVar[bool] = False
+    latents: ClassVar[bool] = False
     shape: AttentionShape
     activation: Activation = "silu"
 
@@ -138,6 +141,8 @@ class PagedOps(ABC):
         alike = AlikeLayers.of(config, ACCELERATORS)
         a = alike.attention
         self.shape = AttentionShape(a.heads, a.kv_heads, a.scale)
+        if (m := alike.latent) is not None:
+            self.shape = AttentionShape(m.heads, 1, m.score_scale, latent=True)
         self.activation = alike.activation
         if a.score_cap:
             raise ValueError(
@@ -202,8 +207,8 @@ class PagedOps(ABC):
 
     def store(self, k_TKD: Tensor, v_TKD: Tensor, kv: LayerKV, slots_T: Tensor) -> None:
         """Write rows at their slots (int32, all different)."""
-        kv.keys.flatten(0, 1).index_copy_(0, slots_T.long(), k_TKD)
-        kv.values.flatten(0, 1).index_copy_(0, slots_T.long(), v_TKD)
+        for cache, rows in zip(kv, (k_TKD, v_TKD)):
+            cache.flatten(0, 1).index_copy_(0, slots_T.long(), rows)
 
     def gather(self, cache: Tensor, slots_N: Tensor) -> Tensor:
         """Rows of keys or of values at slots (int64): [N, kv_heads, D]."""

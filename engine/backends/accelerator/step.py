@@ -23,6 +23,7 @@ from fastslow.engine.backends.accelerator.ops import DeviceTables, Event, PagedO
 from fastslow.engine.backends.alike import ACCELERATORS, AlikeLayers
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.mixers.grouped import GroupedAttention
+from fastslow.engine.model.mixers.latent import LatentAttention
 from fastslow.engine.model.parts import Step
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.rows import Rows
@@ -87,7 +88,8 @@ class StepPlan:
     """Layout of a model's steps: one for each of the `windows` of its layers.
 
     layers: of every layer that runs, the place of its window; None: it keeps a running state. chosen: routed groups of a token, or experts
-    where the model has no groups. chained: of each window, whether the device runs chains of rows.
+    where the model has no groups. chained: of each window, whether the device runs chains of rows. merged: whether a tail's
+    rows see what is in blocks by its kernels.
     """
 
     ops: PagedOps
@@ -95,23 +97,26 @@ class StepPlan:
     layers: tuple[int | None, ...]
     chosen: int
     chained: tuple[bool, ...]
+    merged: bool
 
     @classmethod
     def of(cls, config: ModelConfig, layers: Sequence[int], ops: PagedOps) -> StepPlan:
         """For a model of which these layers run."""
         mixers = [config.layers[n].mixer for n in layers]
-        each = [x.window if isinstance(x, GroupedAttention) else None for x in mixers]
+        attending = GroupedAttention | LatentAttention
+        each = [x.window if isinstance(x, attending) else None for x in mixers]
         windows = tuple(dict.fromkeys(size for size in each if size is not None))
         places = tuple(None if size is None else windows.index(size) for size in each)
-        a = AlikeLayers.of(config, ACCELERATORS).attention
-        fronts = ops.merges or not (a.sink_logits or a.sinks)
+        alike = AlikeLayers.of(config, ACCELERATORS)
+        a, known = alike.attention, alike.latent is None or ops.latents
+        fronts = known and (ops.merges or not (a.sink_logits or a.sinks))
         chained = tuple(fronts and (ops.windows or not size) for size in windows)
-        return cls(ops, windows, places, RoutedUnits.of(config).most, chained)
+        return cls(ops, windows, places, RoutedUnits.of(config).most, chained, known and ops.merges)
 
     def layouts(self, rows: Rows, most: int) -> list[HostLayout]:
         """Of a step, for each window, in runs of at most `most` rows."""
         return [
-            attention_layout(rows, BLOCK, most, self.ops.merges, size, chained)
+            attention_layout(rows, BLOCK, most, self.merged, size, chained)
             for size, chained in zip(self.windows, self.chained)
         ]
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastslow.engine.backends.accelerator.delta import SideBySideDelta
+from fastslow.engine.backends.accelerator.kv import BlockStorage, LatentStorage
+from fastslow.engine.backends.accelerator.latent import PagedLatent
 from fastslow.engine.backends.accelerator.ops import (
     DeviceMatrix,
     Front,
@@ -25,6 +27,7 @@ from fastslow.engine.model.ffn.dense import MlpWeights
 from fastslow.engine.model.ffn.experts import MixtureWeights
 from fastslow.engine.model.mixers.delta import GatedDelta
 from fastslow.engine.model.mixers.grouped import GroupedAttention, GroupedWeights
+from fastslow.engine.model.mixers.latent import LatentAttention
 from fastslow.engine.model.norms import Norm, NormWeights, RmsNorm
 from fastslow.engine.model.ops import Read, ReadQuant, no_int8, wide
 from fastslow.engine.model.parts import Mixer, MixerModule
@@ -34,9 +37,9 @@ from fastslow.engine.model.tensors import EMBEDDING
 
 @dataclass(frozen=True, slots=True)
 class StackedLayer:
-    """Weights of a layer. mixer: of attention, or a module of plain torch. norms: by use, see `LayerNorms.names`."""
+    """Weights of a layer. mixer: of attention, with what it does over latents, or a module of plain torch. norms: by use, see `LayerNorms.names`."""
 
-    mixer: GroupedWeights[DeviceMatrix] | MixerModule
+    mixer: GroupedWeights[DeviceMatrix] | PagedLatent | MixerModule
     ffn: MlpWeights[DeviceMatrix] | MixtureWeights[DeviceMatrix, DeviceMatrix]
     norms: dict[str, Tensor]
     turns: bool
@@ -125,6 +128,13 @@ class DeviceReader:
         return DeviceMatrix(weight_IO.to(self.device), None, scale_O.to(self.device))
 
 
+class PlainReader(DeviceReader):
+    """Reads matrices in their own order, for what multiplies them by operators of torch."""
+
+    def packed(self, weight_OI: Tensor, bias_O: Tensor | None = None) -> DeviceMatrix:
+        return DeviceMatrix(weight_OI, bias_O)
+
+
 class Stacked:
     """Weights of a config in `dtype` on `device`, read by the names of `tensors.tensor_specs`.
 
@@ -151,6 +161,7 @@ class Stacked:
             logger.info("steps with running states are not recorded: they run kernel by kernel")
         self.config, self.ops, self.dtype, self.device = config, ops, dtype, device
         self.plain = ModuleOps(ops)
+        self.storage: type[BlockStorage] = LatentStorage if ops.shape.latent else ops.storage
         reader = DeviceReader(ops, dtype, device, read, int8)
         self.embedding = reader.plain(EMBEDDING)
         self.layers = [
@@ -186,7 +197,12 @@ class Stacked:
             use: reader.norm(f"{prefix}.{name}", kind).weight
             for use, name in layer.norms.names.items()
         }
-        mixer, ffn = layer.mixer.load(prefix, reader), layer.ffn.load(prefix, reader)
+        ffn = layer.ffn.load(prefix, reader)
+        if isinstance(layer.mixer, LatentAttention):
+            plain = PlainReader(reader.ops, reader.dtype, reader.device, reader.read, reader.int8)
+            latent = PagedLatent(layer.mixer, layer.mixer.load(prefix, plain), self.ops)
+            return StackedLayer(latent, ffn, norms, True)
+        mixer = layer.mixer.load(prefix, reader)
         if not isinstance(layer.mixer, GroupedAttention):
             return StackedLayer(self._module(layer.mixer, mixer), ffn, norms, False)
         return StackedLayer(mixer, ffn, norms, layer.rope is not None, self._front(mixer))

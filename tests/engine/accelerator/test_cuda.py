@@ -146,7 +146,7 @@ class Crossings(TorchDispatchMode):
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_steps_numbers_go_to_the_device_in_one_copy_without_a_wait(case: str) -> None:
-    plan, rows = StepPlan(CudaOps(CPU), (0, 40), (0, 1, 0), 4, (True, True)), Rows.of(CASES[case])
+    plan, rows = StepPlan(CudaOps(CPU), (0, 40), (0, 1, 0), 4, (True, True), True), Rows.of(CASES[case])
     angle = np.ones((len(rows.tokens), 8), dtype=np.float32)
     step = PagedStep.of(rows, (angle, angle), plan.layouts(rows, 16), plan)
     with Crossings() as crossings:

@@ -1,0 +1,16 @@
+"""Configs of tiny models with latent attention, one of each family."""
+
+from typing import Any
+
+LATENT: dict[str, Any] = {"vocab_size": 32, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}
+LATENT |= {"num_attention_heads": 4, "num_key_value_heads": 4, "rope_theta": 10000.0}
+LATENT |= {"q_lora_rank": 48, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 32}
+LATENT |= {"n_routed_experts": 16, "n_shared_experts": 1, "num_experts_per_tok": 4, "moe_intermediate_size": 32}
+LATENT |= {"n_group": 4, "topk_group": 2, "norm_topk_prob": True, "routed_scaling_factor": 2.5}
+LATENT |= {"first_k_dense_replace": 1, "max_position_embeddings": 512, "rms_norm_eps": 1e-5}
+LATENT |= {"bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False, "torch_dtype": "float32"}
+V3 = LATENT | {"architectures": ["DeepseekV3ForCausalLM"], "num_nextn_predict_layers": 1}
+V2 = LATENT | {"architectures": ["DeepseekV2ForCausalLM"], "norm_topk_prob": False, "q_lora_rank": None}
+V2 |= {"topk_method": "group_limited_greedy"}
+LITE = LATENT | {"architectures": ["Glm4MoeLiteForCausalLM"], "n_group": 1, "topk_group": 1}
+EVERY: dict[str, dict[str, Any]] = {"v2": V2, "v3": V3, "lite": LITE}
