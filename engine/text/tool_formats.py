@@ -21,7 +21,8 @@ class ToolFormat:
     Attributes:
         kind: what reads and writes it. "json": objects with a name and arguments; "messages": a message to the
             function; "xml": an element for each argument; "pairs": elements for its name and its value; "invoke":
-            as "xml", with names in quotes; "braces": objects whose strings stand between marks.
+            as "xml", with names in quotes; "braces": objects whose strings stand between marks; "named": a name, then
+            its arguments as JSON.
         begin, end: marks around a call, or around a list of calls. No `end`: to the end of the answer.
         key: what holds the arguments of an object.
         listed: all calls of an answer are between one pair of marks, as a JSON list where they are JSON.
@@ -32,7 +33,7 @@ class ToolFormat:
     """
 
     name: str
-    kind: Literal["json", "messages", "xml", "pairs", "invoke", "braces"]
+    kind: Literal["json", "messages", "xml", "pairs", "invoke", "braces", "named"]
     begin: str
     end: str = ""
     key: str = "arguments"
@@ -136,6 +137,22 @@ FORMATS = (  # the first one whose signs a template holds
         "<|tool_call|>",
         listed=True,
         signs=(("<|tool_call|>", "JSON list"),),
+    ),
+    ToolFormat(
+        "hunyuan",
+        "json",
+        "<tool_calls>",
+        "</tool_calls>",
+        listed=True,
+        signs=(("<tool_calls>", '"arguments"'),),
+    ),
+    ToolFormat(
+        "ministral",
+        "named",
+        "[TOOL_CALLS]",
+        shown=("[CALL_ID]", "[ARGS]"),
+        id_length=9,
+        signs=(("[TOOL_CALLS]", "[ARGS]"),),
     ),
     ToolFormat(
         "mistral",

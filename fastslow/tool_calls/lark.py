@@ -35,6 +35,7 @@ class ElementGrammar(NamedTuple):
 
 
 LINE = quoted("\n")
+CLOSE = "braces", "named"  # kinds of formats with nothing between calls and marks
 ELEMENTS = {  # of formats with elements
     "xml": ElementGrammar(
         LINE,
@@ -81,6 +82,9 @@ class CallGrammar:
         if form.kind == "braces":
             self._braces = BraceRules(_mark(QUOTE, tokens), QUOTE in tokens)
             functions = self._braced
+        if form.kind == "named":
+            self._arguments = _mark("[ARGS]", tokens)
+            functions = self._named
         for place, (name, schema) in enumerate(schemas.items()):
             functions(place, name, schema)
         self._rules += self._braces.rules if form.kind == "braces" else []
@@ -111,7 +115,7 @@ class CallGrammar:
     def _starts(self) -> list[str]:
         """Return the grammar's alternatives for an answer that begins with a call."""
         if not self._form.bare:
-            between = "" if self._form.kind == "braces" else quoted("\n")
+            between = "" if self._form.kind in CLOSE else quoted("\n")
             many = f" ({between} {self._begin} body)*" if self._many else ""
             return [f"{self._begin} body{many}"]
         marked = [f"{self._begin} {quoted(BARE)} body"] if self._has_token else []
@@ -126,7 +130,7 @@ class CallGrammar:
         if form.kind in ELEMENTS:
             more = "+" if form.listed and self._parallel else ""
             return f"{ELEMENTS[form.kind].begin} call{more} {self._end}"
-        if form.kind == "braces":
+        if form.kind in CLOSE:
             return f"call {self._end}"
         if form.bare:
             return f"call ({quoted('; ')} {other})*" if self._parallel else "call"
@@ -141,6 +145,9 @@ class CallGrammar:
         middle = f'{name}", "{self._form.key}": '
         self._rules.append(f"f{place}: {quoted(middle)} a{place} {quoted('}')}")
         self._rules.append(f"a{place}: %json {json.dumps(schema)}")
+
+    def _named(self, place: int, name: str, schema: Mapping[str, Any]) -> None:
+        self._rules.append(f"f{place}: {quoted(name)} {self._arguments} %json {json.dumps(schema)}")
 
     def _braced(self, place: int, name: str, schema: Mapping[str, Any]) -> None:
         whole = self._braces.arguments(schema)

@@ -30,6 +30,7 @@ HEADS = {
     "pairs": re.compile(r"\s{0,9}([\w-]{1,64})\s{0,9}(?=<)"),
     "invoke": re.compile(r'\s{0,9}<invoke name="([\w-]{1,64})">'),
     "braces": re.compile(r"\s{0,9}call:([\w-]{1,64})(?=\{)"),
+    "named": re.compile(r"\s{0,9}([\w-]{1,64})(?:\[CALL_ID\]\w{1,64})?\[ARGS\]\s{0,9}(?=\{)"),
 }
 STRUCTURE, IN_STRING = re.compile(r'["{}\[\]]'), re.compile(r'["\\]')
 

@@ -55,6 +55,7 @@ PLAIN = {
         *('<tool_call>{"name": "g", "arguments": {}}', '<tool_call>{"name": "f", "argu'),
     ],
     "pangu": ["[unused11][][unused12]"],
+    "ministral": [f"[TOOL_CALLS]g[ARGS]{B5}", f"[TOOL_CALLS][{F5}]"],
     "llama3": [*("<|python_tag|>print(1)", '{"answer": {"name": "f"}}', '{"name": "Zoe", "age": 5}'), f"So: {F5}"],
     "harmony": [f"{MARK}g<|message|>{B5}<|call|>", f"{MARK}f json"],
     "qwen3-coder": [*("<tool_call><function=g></function></tool_call>", f"<tool_call>{F5}</tool_call>")],
@@ -81,6 +82,11 @@ CASES: dict[str, list[tuple[str, str, Calls]]] = {
     "llama3": [
         (F5.replace("arguments", "parameters"), "", F), (f"\n{F5}; {G}", "", BOTH), (f"<|python_tag|>{F5}", "", F),
     ],
+    "ministral": [
+        (f"A[TOOL_CALLS]f[ARGS]{B5}[TOOL_CALLS]get_it-2[CALL_ID]123456789[ARGS]{GA}", "A", BOTH),
+        ('[TOOL_CALLS]f[ARGS]{"b', "", [("f", '{"b')]),
+    ],
+    "hunyuan": [(f"<tool_calls>[{F5}, {G}]</tool_calls>", "", BOTH), (f"<tool_calls>\n[\n{F5}\n]\n</tool_calls>B", "B", F)],
     "mistral": [(f"[TOOL_CALLS] [{F5}, {G}]", "", BOTH)], "granite": [(f"<|tool_call|>[{F5}, {G}]", "", BOTH)],
     "harmony": [
         (f"{MARK}f <|constrain|>json<|message|>{B5}<|call|>", "", F), (f"{MARK}f json<|message|>{B5}", "", F),
@@ -134,6 +140,7 @@ PARTS = {
     ],
     "glm": [*("<tool_call>", "f", "<arg_key>a</arg_key>", "<arg_value>", "</arg_value>", "</tool_call>", "\n", PAIRS)],
     "gemma4": [*("<|tool_call>", "call:f", "{", "}", "a:", "b:5", ",", '<|"|>', "<tool_call|>", "\n", BRACES)],
+    "ministral": ["[TOOL_CALLS]", "f", "[ARGS]", "[CALL_ID]", "1", B5, "{", '"', "}", "\n"],
     "minimax": [*(BEGIN, '<invoke name="f">', '<parameter name="a">', "x</parameter>", "</invoke>", END, "\n", INVOKE)],
 }
 

@@ -36,7 +36,7 @@ TOOLS = [
     Tool("get", parameters={"properties": {}, "additionalProperties": False}),
 ]
 FORMATS = [name for name, form in BY_NAME.items() if form.kind != "messages"]
-MARKS = (*HARMONY, "[unused11]", "[unused12]", "[TOOL_CALLS]", '<|"|>', "<|python_tag|>", "<|eom_id|>")
+MARKS = (*HARMONY, "[unused11]", "[unused12]", "[TOOL_CALLS]", "[ARGS]", '<|"|>', "<|python_tag|>", "<|eom_id|>")
 
 
 class Speaker:
@@ -112,7 +112,8 @@ def test_a_required_call_is_valid(speaker: Speaker, name: str, parallel: bool) -
 
 BEGINNINGS = {
     "generic": "So.\n<tool_call>", "hermes": "So.\n<tool_call>", "qwen3-coder": "So.\n<tool_call>",
-    "glm": "So.\n<tool_call>", "minimax": "So.\n<minimax:tool_call>", "pangu": "So.[unused11]", "mistral": "So.[TOOL_CALLS]", "granite": "So.<|tool_call|>",
+    "glm": "So.\n<tool_call>", "minimax": "So.\n<minimax:tool_call>", "pangu": "So.[unused11]", "mistral": "So.[TOOL_CALLS]", "ministral": "So.[TOOL_CALLS]",
+    "hunyuan": "So.<tool_calls>", "granite": "So.<|tool_call|>",
     "gemma4": "So.<|tool_call>",
     "llama3": '{"name": "',
 }  # fmt: skip

@@ -183,6 +183,33 @@ MISTRAL = """\
     {%- endif %}
 {%- endfor %}
 """
+MINISTRAL = """\
+{{- bos_token }}
+{%- if tools is not none and tools %}{{- '[AVAILABLE_TOOLS]' + tools | tojson + '[/AVAILABLE_TOOLS]' }}{% endif %}
+{%- for message in messages %}
+    {%- if message.role == 'user' %}{{- '[INST]' + message.content + '[/INST]' }}
+    {%- elif message.role == 'tool' %}{{- '[TOOL_RESULTS]' + message.content + '[/TOOL_RESULTS]' }}
+    {%- else %}
+        {{- message.content or '' }}
+        {%- for call in message.tool_calls or [] %}
+            {{- '[TOOL_CALLS]' + call.function.name + '[ARGS]' + call.function.arguments | tojson }}
+        {%- endfor %}
+        {{- eos_token }}
+    {%- endif %}
+{%- endfor %}
+"""
+HUNYUAN = """\
+{%- if tools %}{{- 'Write <tool_calls>[{"name": "x", "arguments": {}}]</tool_calls>. ' + tools | tojson }}{% endif %}
+{%- for message in messages %}
+    {{- '<|' + message.role + '|>' + (message.content or '') }}
+    {%- for call in message.tool_calls or [] %}
+        {{- '<tool_calls>[' if loop.first else ', ' }}
+        {{- '{"name": "' + call.function.name + '", "arguments": ' + call.function.arguments | tojson + '}' }}
+        {{- ']</tool_calls>' if loop.last }}
+    {%- endfor %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- endif %}
+"""
 GRANITE = """\
 {%- if tools %}{{- 'Write <|tool_call|> and a JSON list of tools used. ' + tools | tojson + '<|end_of_text|>' }}{% endif %}
 {%- for message in messages %}
@@ -196,7 +223,7 @@ GRANITE = """\
 """
 TOOL_TEMPLATES = {
     "hermes": HERMES, "qwen3-coder": QWEN3_CODER, "glm": GLM, "minimax": MINIMAX, "llama3": LLAMA3, "harmony": GPT_OSS, "pangu": PANGU,
-    "mistral": MISTRAL, "granite": GRANITE, "generic": DEEPSEEK,
+    "mistral": MISTRAL, "ministral": MINISTRAL, "hunyuan": HUNYUAN, "granite": GRANITE, "generic": DEEPSEEK,
 }  # fmt: skip
 WEATHER: dict[str, Any] = {
     "type": "function",
