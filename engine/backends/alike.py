@@ -65,7 +65,7 @@ PARTS = {  # fields of shapes, layers and their parts that not every backend kno
 NO_MORE = Known()
 ACCELERATORS = Known((GatedDelta, ShortConv), frozenset(("out_gate", "shared_gate", "latent")))
 RANKS = Known(parts=frozenset(("latent",)))
-KERNELS = Known((GatedDelta, ShortConv), frozenset(PARTS) - {"conv", "latent_sinks", "streams"})
+KERNELS = Known((GatedDelta, ShortConv), frozenset(PARTS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +172,11 @@ def _unlike(config: DecoderShape, known: Known) -> Iterator[str]:
     if any(isinstance(mixer, ShortConv) and mixer.bias for mixer in recurrent):
         yield "their short convolutions have no biases"
     first = attending[0]
+    latents = {(x.conv, x.sinks) for n in attending if isinstance(x := n.mixer, LatentAttention)}
+    if len(latents) > 1 or (recurrent and latents - {(0, 0)}):
+        yield "its layers differ in convolutions beside latents or learned latents"
+    if any(layer.streams and not layer.norms.after for layer in config.layers):
+        yield "residual streams take what norms come after"
     if any(layer.norms != first.norms for layer in config.layers):
         yield "its layers have norms in several places"
     for layer in attending:
@@ -251,6 +256,8 @@ def _norms(config: DecoderShape) -> Iterator[Norm]:
             found.append(routed.router.input_norm)
         if layer.token_input is not None:
             found.append(layer.token_input.norm)
+        if layer.streams is not None:
+            found.append(layer.streams.whole_norm)
         yield from (kind for kind in found if kind is not None)
     if config.per_layer_embedding is not None:
         yield config.per_layer_embedding.norm

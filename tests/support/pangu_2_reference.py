@@ -67,6 +67,7 @@ class Pangu2:
 
     def write(self, folder: Path) -> Path:
         """A checkpoint, of all weights: those of layers that draft, too."""
+        self.logprobs(np.arange(8))
         self.drafting(np.arange(8))
         table = {name: torch.from_numpy(x.astype(np.float32)) for name, x in self.made.items()}
         return checkpoints.write(folder, self.c, table)

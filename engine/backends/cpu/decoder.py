@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from fastslow.engine.backends.alike import KERNELS, AlikeLayers, Recurrent
+from fastslow.engine.backends.alike import KERNELS, AlikeLayers
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.compiled import structures
 from fastslow.engine.backends.cpu.formats import (
@@ -36,6 +36,7 @@ from fastslow.engine.backends.cpu.store import PackedFile
 from fastslow.engine.checkpoint.row_file import OpenFile
 from fastslow.engine.model.base import MtpModel, check_layers, check_step
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.ffn.streams import Streams
 from fastslow.engine.model.ffn.token_input import Table
 from fastslow.engine.model.mixers.delta import GatedDelta
 from fastslow.engine.model.mixers.grouped import GroupedAttention
@@ -43,6 +44,7 @@ from fastslow.engine.model.mixers.latent import LatentAttention
 from fastslow.engine.model.mixers.rope import Rotary
 from fastslow.engine.model.mixers.short_conv import ShortConv
 from fastslow.engine.model.ops import ACTIVATIONS, Activation, ClampedSwiglu
+from fastslow.engine.model.parts import Mixer
 from fastslow.engine.rows import Rows
 from fastslow.engine.types import Floats, Ints, ModelOutput
 
@@ -297,7 +299,7 @@ class CpuDecoder:
         a, act, routed, router = alike.attention, alike.activation, alike.routed, alike.router
         swiglu = act if isinstance(act, ClampedSwiglu) else ClampedSwiglu()
         own = "embedding" in self._arena.offsets  # else the head's tiles have it
-        tiles = self.formats.tiles
+        tiles, streams = self.formats.tiles, c.streams or Streams()
         form = float_format(self.formats.embedding) if tiles is None else tiles
         return structures.CShape(
             layers=len(self.layers),
@@ -327,7 +329,7 @@ class CpuDecoder:
             token_width=self._token_inputs // len(c.layers),
             token_inputs=self._token_inputs,
             token_projection_norm=self._at("token_projection_norm"),
-            recurrence=_recurrence(alike.recurrent),
+            recurrence=_recurrence(alike.recurrent or c.layers[-1].mixer),
             embedding_format=form,
             embedding=self._at("embedding") if own else self._at("head"),
             embedding_at=self._arena.offsets["embedding"] if own else 0,
@@ -338,14 +340,20 @@ class CpuDecoder:
             head=self._matrix("head"),
             screen=self._matrix("screen"),
             screen_norms=self._at("screen_norms"),
+            merge_mix=self._at("merge_mix"),
+            stream_rounds=streams.rounds,
+            streams_eps=streams.norm.eps,
+            merge_eps=streams.merge_norm.eps,
         )
 
 
-def _recurrence(mixer: Recurrent | None) -> structures.CRecurrence:
-    if mixer is None:
-        return structures.CRecurrence()
+def _recurrence(mixer: Mixer) -> structures.CRecurrence:
+    if isinstance(mixer, LatentAttention):
+        return structures.CRecurrence(sum(mixer.convolved.values()), mixer.conv)
     if isinstance(mixer, ShortConv):
         return structures.CRecurrence(mixer.channels, mixer.kernel)
+    if not isinstance(mixer, GatedDelta):
+        return structures.CRecurrence()
     heads = (mixer.key_heads, mixer.value_heads, mixer.key_dim, mixer.value_dim)
     return structures.CRecurrence(mixer.channels, mixer.kernel, *heads, mixer.tiled, mixer.eps)
 
@@ -364,7 +372,7 @@ VECTORS = (
     *("attention_norm", "attention_post_norm", "query_norm", "key_norm", "sink_logits"),
     *("sink_keys", "sink_values", "mlp_norm", "mlp_post_norm", "router_scale", "choice_bias"),
     *("conv", "decay", "dt_bias", "value_norm", "router_norm", "expert_norm", "dense_post_norm"),
-    *("expert_post_norm", "layer_scale", "token_norm"),
+    *("expert_post_norm", "layer_scale", "token_norm", "attention_mix", "mlp_mix", "streams_norm"),
 )
 MATRICES = "out", "router", "gate_up", "down", "mixed", "z", "rates", "token_gate", "token_up"
 MIXERS = {

@@ -347,7 +347,8 @@ class SinkTiles:
     """float32 tiles [sinks / 16][kv_heads], of keys [dim][16] or values [16][dim].
 
     dims: of a key in the kernels' order, empty for values, which are filled up with zeros. norm: the name of what
-    keys are normed by, as keys of the text are, less `norm_offset`; "": nothing. source: "": zeros.
+    keys are normed by, as keys of the text are, less `norm_offset`; "": nothing. source: "": zeros. beside: the name of
+    what follows a latent in its key, not normed.
     """
 
     key: str
@@ -359,6 +360,7 @@ class SinkTiles:
     norm: str = ""
     norm_offset: float = 0.0
     eps: float = 0.0
+    beside: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -368,10 +370,12 @@ class SinkTiles:
         if not self.source:
             into[:] = 0
             return
-        given: Tensor = sources.read(self.source).float()  # [sinks, kv_heads, dim]
+        given: Tensor = sources.read(self.source).float().view(self.sinks, self.kv_heads, -1)
         if self.norm:
             size = torch.rsqrt(given.square().mean(-1, keepdim=True) + self.eps)
             given = given * size * (sources.read(self.norm).float() + self.norm_offset)
+        if self.beside:
+            given = torch.cat((given, sources.read(self.beside).float()[:, None]), -1)
         if self.dims:
             given = given[..., list(self.dims)]
         count = -(-self.sinks // LANES) * LANES

@@ -56,7 +56,7 @@ class MtpKernels(CpuDecoder):
 
     def _shape(self) -> structures.CShape:
         shape = super()._shape()
-        shape.norm = self._at("mtp.norm")
+        shape.norm, shape.merge_mix = self._at("mtp.norm"), None
         shape.entry = self._matrix("mtp.entry")
         shape.embedding_norm = self._at("mtp.embedding_norm")
         shape.hidden_norm = self._at("mtp.hidden_norm")

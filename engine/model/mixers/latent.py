@@ -76,7 +76,7 @@ class LatentAttention:
             if self.heads % n == 0 and self.heads // n <= MOST_SHARING
         )
         return GroupedAttention(
-            self.heads, groups, self.rows.key_dim, None, self.latent, self.window
+            self.heads, groups, self.rows.key_dim, None, self.latent, self.window, sinks=self.sinks
         )
 
     @property

@@ -76,6 +76,7 @@ class CLayer(Checked):
         (c_int32, "token_at values_normed"),
         (CMatrix, "absorb expand"),
         (c_float, "latent_eps"),
+        (c_void_p, "attention_mix mlp_mix streams_norm"),
     )
 
 
@@ -109,6 +110,9 @@ class CShape(Checked):
         (CMatrix, "fuse entry"),
         (c_void_p, "embedding_norm hidden_norm"),
         (c_int32, "level normed_residual normed_output hidden_first entry_width"),
+        (c_void_p, "merge_mix"),
+        (c_int32, "stream_rounds"),
+        (c_float, "streams_eps merge_eps"),
     )
 
 

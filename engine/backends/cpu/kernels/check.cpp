@@ -162,6 +162,9 @@ void check_latent(const Shape& s, const Layer& l) {
     check_matrix("out", l.out, (int64_t)l.heads * values, padded(s.hidden, TILE));
     check_angles(s, l, turning);
     check_sinks(s, l);
+    const int64_t channels = queries + l.value_dim + (int64_t)l.heads * values;
+    if (l.conv && (!compresses || s.recurrence.key_heads || s.recurrence.channels != channels))
+        refuse("convolutions of %d channels have not %lld", s.recurrence.channels, (long long)channels);
 }
 
 void check_token_input(const Shape& s, const Layer& l) {
@@ -174,7 +177,16 @@ void check_token_input(const Shape& s, const Layer& l) {
         refuse("per-layer embeddings from %d on leave the %d of a row", l.token_at, s.token_inputs);
 }
 
+void check_streams(const Shape& s, const Layer& l) {
+    const bool mixes = s.merge_mix;
+    if (mixes != (l.attention_mix != nullptr) || mixes != (l.mlp_mix != nullptr) || (l.streams_norm && !mixes))
+        refuse("all layers have streams, or none");
+    if (mixes && (!l.attention_post_norm || !l.mlp_post_norm || l.token_up.outputs || l.layer_scale || l.expert_post_norm))
+        refuse("streams take what is normed, and nothing else");
+}
+
 void check_layer(const Shape& s, const Layer& l, bool reads_pair) {
+    check_streams(s, l);
     if (!reads_pair && !l.attention_post_norm) check_vector("attention_norm", l.attention_norm);
     if (!l.mlp_post_norm) check_vector("mlp_norm", l.mlp_norm);
     if (l.mixer == ATTENTION) check_attention(s, l, reads_pair);
@@ -200,7 +212,7 @@ void check_running(const Model& model, const StepArgs& a) {
     for (size_t n = 0; n < model.layers.size(); n++) {
         const RunningMemory& m = a.states[n];
         const bool delta = model.layers[n].mixer == DELTA;
-        if (!model.layers[n].recurs()) continue;
+        if (!model.layers[n].keeps_state()) continue;
         if (!m.window || !m.mixed || (delta && (!m.heads || !m.gates || !m.keys || !m.deltas)))
             refuse("layer %d has no running states", (int)n);
     }
@@ -333,8 +345,8 @@ void check_step(const Model& model, const StepArgs& a) {
             if (!a.groups[t]) refuse("row %d runs no expert, and the model has no shared ones", t);
     if (s.reads_hidden() && !a.hidden && !(a.fused && s.fuse.outputs)) refuse("the rows have no hidden states");
     check_starts(a);
-    const auto recurs = [](const Layer& layer) { return layer.recurs(); };
-    if (std::any_of(model.layers.begin(), model.layers.end(), recurs)) check_running(model, a);
+    const auto keeps_state = [](const Layer& layer) { return layer.keeps_state(); };
+    if (std::any_of(model.layers.begin(), model.layers.end(), keeps_state)) check_running(model, a);
     check_all("length of a context", a.context_lengths, a.requests, 0, INT32_MAX);
     for (int b = 0; b < a.requests; b++)
         check_all("slot of a context", a.contexts[b], a.context_lengths[b], 0, a.slot_count);

@@ -295,7 +295,7 @@ void Unit::run() {
 
 size_t unit_floats(const Recurrence& r) {
     const size_t window = padded((r.kernel - 1) * r.channels, TILE);
-    if (!r.key_heads) return window;
+    if (!r.key_heads) return window + (size_t)RING * CONV_CHANNELS;
     return window + (size_t)UNIT_ROWS * unit_width(r) + (size_t)(RING + 2) * r.key_dim * TILE;
 }
 

@@ -112,6 +112,9 @@ void expand_latent(Step& step, int thread, int n, int& phase) {
                                               (size_t)(first + i) * model.expanded_width + (size_t)head * values);
                           });
         }
+        for (int at = head * values, end = at + values; l.conv && at < end; at += CONV_CHANNELS)
+            add_convolved(step, thread, n, model.space.expanded + at, model.expanded_width,
+                          l.qkv[0].inputs + l.value_dim + at, std::min(CONV_CHANNELS, end - at));
     }, stream_of(l.out).slice(thread, step.threads));
 }
 

@@ -8,6 +8,7 @@
 #include "attention.h"
 #include "running.h"
 #include "step.h"
+#include "streams.h"
 
 namespace fastslow {
 
@@ -110,6 +111,8 @@ void Model::make_room(int rows, int threads, size_t partial_floats) {
     auto floats = [&](size_t count) { return (float*)take(count * sizeof(float)); };
     auto bytes = [&](size_t count) { return (uint8_t*)take(count); };
     space.x = floats((size_t)rows * hidden_pad);
+    space.streams = floats(shape.merge_mix ? (size_t)rows * STREAMS * hidden_pad : 0);
+    space.mixes = floats(shape.merge_mix ? (size_t)rows * mix_floats(hidden_pad) : 0);
     auto some = [&](auto has) { return std::any_of(layers.begin(), layers.end(), has); };
     const bool moved =
         some([](const Layer& l) { return l.attention_post_norm || l.mlp_post_norm || l.token_norm; });

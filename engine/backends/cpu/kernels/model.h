@@ -57,7 +57,8 @@ struct Layer {
     // Of a recurrent mixer: what its convolution reads, and with a short one its gates; of a gated delta net the gates
     // of what it gives, and in float32 the rates of all value heads' gates and then betas.
     Matrix mixed, z, rates;
-    const float* conv;             // [kernel][channels]
+    // [kernel][channels]; of latent attention what is added to queries' latents, keys' and what heads saw, in a row
+    const float* conv;
     const float *decay, *dt_bias;  // [value heads]
     const float* value_norm;       // [value dim]
     // Of routed experts beside a dense MLP, [H] each, or all null: what the router and the experts read is x normed by
@@ -73,9 +74,13 @@ struct Layer {
     // of those. Of each head, one behind the other: dims that are not turned -> latent, latent -> values.
     Matrix absorb, expand;
     float latent_eps;  // of the norms of both latents
+    // Of streams, or null: what is read before each sublayer, [MIXES][STREAMS][H padded], of which the norm is a factor,
+    // and behind it biases; and a norm of all of them after the layer, [STREAMS][H padded], which may be null.
+    const float *attention_mix, *mlp_mix, *streams_norm;
 
     bool attends() const { return mixer == ATTENTION || mixer == LATENT; }
     bool recurs() const { return mixer == DELTA || mixer == SHORT_CONV; }
+    bool keeps_state() const { return recurs() || conv; }
     // KV heads that are kept: those of latents divide the work alone.
     int kept_heads() const { return mixer == LATENT ? 1 : kv_heads; }
 };
@@ -129,6 +134,10 @@ struct Shape {
     int32_t normed_output;    // what the head put out before is normed when it comes in again
     int32_t hidden_first;     // in what `entry` reads
     int32_t entry_width;      // of an assistant's target: embedding and hidden state have it, and no norm; 0: H
+    // Of the residual in streams, see streams.h; null: there is one.
+    const float* merge_mix;   // what the head reads, [STREAMS][STREAMS][H padded] and biases
+    int32_t stream_rounds;
+    float streams_eps, merge_eps;  // of the norms before sublayers and before the head
 
     int router_outputs() const { return experts + (shared_gate ? 1 : 0); }
     int width_in() const { return entry_width ? entry_width : hidden; }  // of embeddings
@@ -139,7 +148,7 @@ struct Shape {
 // Memory that the threads share during a step, for a number of rows.
 struct Workspace {
     int rows = 0;
-    float *x, *moved, *beside, *tokens, *q, *gates, *seen, *h, *expert_h, *router_logits, *partial, *pair, *level, *mixed, *whole;
+    float *x, *streams, *mixes, *moved, *beside, *tokens, *q, *gates, *seen, *h, *expert_h, *router_logits, *partial, *pair, *level, *mixed, *whole;
     float* expanded;
     uint8_t *ready, *ready_router, *ready_expert;
     size_t partial_floats = 0;

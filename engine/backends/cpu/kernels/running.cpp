@@ -8,13 +8,15 @@
 
 namespace fastslow {
 
-Line::Line(const Step& step, int layer, int request, float* window)
+Line::Line(const Step& step, int layer, int request, float* window, const float* inputs, size_t stride)
     : step(step),
       work(step.args.running[request]),
       memory(step.args.states[layer]),
       shape(step.model.shape.recurrence),
       weights(step.model.layers[layer].conv),
       window(window),
+      inputs(inputs ? inputs : step.model.space.mixed),
+      stride(inputs ? stride : step.model.mixed_width),
       first((int)step.args.starts[request]),
       count((int)(step.args.starts[request + 1] - step.args.starts[request])) {}
 
@@ -28,7 +30,7 @@ const float* Line::input(int entry) const {
     const int kept = shape.kernel - 1, between = (int)work.before_count;
     if (entry < kept) return window + (size_t)entry * shape.channels;
     if (entry < kept + between) return memory.mixed + ring_before(entry - kept) * shape.channels;
-    return step.model.space.mixed + (size_t)(first + entry - kept - between) * step.model.mixed_width;
+    return inputs + (size_t)(first + entry - kept - between) * stride;
 }
 
 int Line::above(int entry) const {
@@ -100,6 +102,10 @@ void project_mixed(Step& step, int thread, int n, int& phase) {
                 std::copy_n(out + i * TILE, TILE,
                             model.space.mixed + (size_t)(first + i) * model.mixed_width + column + tile * TILE);
         });
+        if (l.mixer != LATENT || !l.conv) return;
+        const int before = column ? l.qkv[0].inputs : 0, count = (column ? l.value_dim : l.qkv[0].inputs) - tile * TILE;
+        add_convolved(step, thread, n, model.space.mixed + column + tile * TILE, model.mixed_width,
+                      before + tile * TILE, std::min(count, TILE));
     };
     auto ready = [&](const Matrix& m, int chunks) {
         return step.ready(thread, phase, chunks, rows_count, few, format_of(m.format), hidden, model.ready_bytes,
@@ -121,6 +127,29 @@ void project_mixed(Step& step, int thread, int n, int& phase) {
         step.phases.run(phase++, thread, z_tiles, [&](int c) { into(l.z, c, columns.gates, rows, model.ready_bytes); });
     }
     step.mark(thread, QKV);
+}
+
+void add_convolved(Step& step, int thread, int n, float* rows, size_t stride, int channel, int count) {
+    const StepArgs& a = step.args;
+    float* window = step.model.scratch[thread].unit;
+    for (int b = 0; b < a.requests && count > 0; b++) {
+        const Line line(step, n, b, window, rows - channel, stride);
+        float *kept = window + padded((line.shape.kernel - 1) * line.shape.channels, TILE), *own = rows + line.first * stride;
+        alignas(64) float added[CONV_CHANNELS];
+        line.read_window(channel, count);
+        line.write_windows(channel, count);
+        const int stable = (int)line.work.stable;
+        for (int row = stable; row < line.count; row++) std::copy_n(own + row * stride, count, kept + (row - stable) * count);
+        for (int row = line.count; row-- > 0;) {  // the last first: those before it still are as they were
+            const int at = line.first + row;
+            if (a.context_lengths[b] + a.tail_lengths[at] < line.shape.kernel) continue;
+            line.convolve(row, channel, count, added);
+            for (int c = 0; c < count; c++) own[row * stride + c] += added[c];
+        }
+        for (int row = stable; row < line.count; row++)
+            std::copy_n(kept + (row - stable) * count, count,
+                        line.memory.mixed + line.ring_at(row) * line.shape.channels + channel);
+    }
 }
 
 void run_recurrent(Step& step, int thread, int n, int& phase) {

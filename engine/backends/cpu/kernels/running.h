@@ -40,7 +40,8 @@ struct Step;
 // The rows of one request in one layer, each an entry: the convolution's last inputs before the state, rows between
 // the state and the step, rows of the step. window: room for [kernel - 1][channels], of which a unit fills its own.
 struct Line {
-    Line(const Step& step, int layer, int request, float* window);
+    // inputs: of the step's first row, the next one's `stride` floats on; null: what the layer's matrices gave.
+    Line(const Step& step, int layer, int request, float* window, const float* inputs = nullptr, size_t stride = 0);
 
     // Keep the inputs before the state, of some channels, which the unit may then write over.
     void read_window(int channel, int count) const;
@@ -63,6 +64,8 @@ struct Line {
     const Recurrence& shape;
     const float* weights;  // [kernel][channels]
     float* window;
+    const float* inputs;
+    size_t stride;
     int first, count;  // rows of the step
 
 private:
@@ -88,6 +91,10 @@ void run_recurrent(Step& step, int thread, int layer, int& phase);
 
 void run_delta(Step& step, int thread, int layer, int request, int key_head);
 void run_short_conv(Step& step, int thread, int layer, int request, int block);
+
+// Latent attention: add a convolution to some channels of all rows, which lie at `rows`, `stride` floats apart. Nothing
+// is added to a text's first rows, which fill no kernel. channel: among those of the running state.
+void add_convolved(Step& step, int thread, int layer, float* rows, size_t stride, int channel, int count);
 
 constexpr int CONV_CHANNELS = 128;  // of a unit of a short convolution
 

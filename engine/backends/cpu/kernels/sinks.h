@@ -17,7 +17,7 @@ void run_sink_block(const Chunk<T>& c, int from, int count, Scratch& own, float*
     const int dim = l.head_dim, width = padded(dim, LANES), each = c.each();
     const int tiles = (count + LANES - 1) / LANES;
     auto start = [&](int t, int head) {
-        return Tile<float>::value_start(from + t * LANES, c.kv_head + head, l.kv_heads, dim);  // keys start there, too
+        return Tile<float>::value_start(from + t * LANES, c.kept(head), l.kept_heads(), dim);  // keys start there, too
     };
     const float *query[MOST_QUERIES], *mass[MOST_QUERIES];
     float *scores[MOST_QUERIES], *sums[MOST_QUERIES], unused;

@@ -1,9 +1,6 @@
 #include "step.h"
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <cmath>
 #include <cstring>
 
@@ -12,13 +9,15 @@
 #include "latent.h"
 #include "read_rows.h"
 #include "simd.h"
+#include "streams.h"
 
 namespace fastslow {
 
 // The most that a layer takes: qkv, norms of all heads, attention, merge, out, shared and routed experts, down, two
 // norms behind them, and seven times rows made ready; keys and values of other formats than queries, twice two more;
-// five of per-layer embeddings; three more of latents. The rest: embedding or entry, twice two more, and the head with its rows.
-constexpr int LAYER_PHASES = 29, OTHER_PHASES = 4 + ENTRY_PHASES;
+// five of per-layer embeddings; three more of latents; seven of streams. The rest: embedding or entry, twice two more,
+// and the head with its rows.
+constexpr int LAYER_PHASES = 36, OTHER_PHASES = 4 + ENTRY_PHASES;
 
 int tiles_per_chunk(int tiles, int threads) {
     return std::clamp(tiles / (threads * 16), 1, 8);
@@ -53,13 +52,17 @@ void add_bias(const float* bias, int tile, int rows, float* out) {
         for (int j = 0; j < TILE; j++) out[i * TILE + j] += bias[tile * TILE + j];
 }
 
-void norm(const float* x, int count, int width, const float* weight, float eps, float* to) {
+float norm_scale(const float* x, int count, int width, float eps) {
     vf squares{};
     for (int k = 0; k < width; k += W) {
         vf v = load<vf>(x + k);
         squares = fma(v, v, squares);
     }
-    vf scale = splat(1.0f / std::sqrt(sum(squares) / (float)count + eps));
+    return 1.0f / std::sqrt(sum(squares) / (float)count + eps);
+}
+
+void norm(const float* x, int count, int width, const float* weight, float eps, float* to) {
+    const vf scale = splat(norm_scale(x, count, width, eps));
     int k = 0;
     for (; k + W <= count && weight; k += W) store(to + k, load<vf>(x + k) * scale * load<vf>(weight + k));
     for (; k < count; k++) to[k] = x[k] * scale[0] * (weight ? weight[k] : 1.0f);
@@ -97,6 +100,9 @@ void Step::prepare(const StepArgs& given, int from, int to, bool reads) {
             choices[n]->tiles_done.store(0, std::memory_order_relaxed);
         }
     }
+    merges.assign(model.layers.size(), false);
+    for (int f = 0; f < args.features; f++) merges[args.feature_layers[f]] = model.shape.merge_mix;
+    merges[last - 1] = model.shape.merge_mix;
     head_plan.prepare(*this);
     phases.reset(model.shape.layers * LAYER_PHASES + OTHER_PHASES, threads);
 }
@@ -138,56 +144,11 @@ void Step::work(int thread) {
     mark(thread, HEAD);
 }
 
-const void* FileRows::find(int file, int64_t first, int64_t token) {
-    const size_t place = (size_t)token % tokens.size();
-    uint8_t* row = bytes.get() + place * row_bytes;
-    if (tokens[place] == token) return row;
-    tokens[place] = -1;
-    const int64_t from = first + token * (int64_t)row_bytes;
-    for (size_t got = 0; got < row_bytes;) {
-        const ssize_t more = pread(file, row + got, row_bytes - got, from + (int64_t)got);
-        if (more < 0 && errno == EINTR) continue;
-        if (more <= 0) return nullptr;
-        got += (size_t)more;
-    }
-    tokens[place] = token;
-    return row;
-}
-
-// x: [embedding's width], then zeros to a whole tile where it is H.
-void Step::embed_row(int thread, int i, float* x) {
-    const Shape& s = model.shape;
-    const int width = s.width_in();
-    const int64_t token = args.tokens[i];
-    const bool wide = s.embedding_format == F32;
-    const size_t size = wide ? sizeof(float) : sizeof(uint16_t);
-    const void* row = (const uint8_t*)s.embedding + (size_t)token * width * size;
-    if (!s.embedding) row = model.file_rows[thread].find(s.embedding_file, s.embedding_at, token);
-    if (!row)
-        unreadable.store(true, std::memory_order_relaxed);
-    else if (s.embedding_tiles) {
-        const Format& format = format_of(s.embedding_format);
-        format.unpack((const uint8_t*)s.embedding + token / TILE * format.tile_bytes(width), width,
-                      (int)(token % TILE), x);
-    } else if (wide)
-        std::memcpy(x, row, sizeof(float) * width);
-    else
-        for (int k = 0; k < width; k++) x[k] = widen(((const uint16_t*)row)[k]);
-    if (s.embedding_scale != 0.0f && s.embedding_scale != 1.0f)
-        for (int k = 0; k < width; k++) x[k] *= s.embedding_scale;
-    if (!s.entry_width) std::fill(x + width, x + model.hidden_pad, 0.0f);
-}
-
-void Step::embed(int thread, int& phase) {
-    if (model.shape.reads_hidden()) return run_entry(*this, thread, phase);
-    phases.run(phase++, thread, args.rows, [&](int t) { embed_row(thread, t, columns(model.space.x, t, 0)); },
-               qkv_stream(model.layers[0]).slice(thread, threads));
-}
-
 void Step::layer(int thread, int n, int& phase) {
     const Layer& l = model.layers[n];
     // of the last layer only what it keeps is read
     const bool ends = n + 1 == last && !is_read;
+    if (l.attention_mix) read_streams(*this, thread, l.attention_mix, phase, qkv_stream(l).slice(thread, threads));
     if (l.attends()) {
         if (l.mixer == LATENT) run_latent(*this, thread, n, phase);
         else project(thread, n, phase);
@@ -199,11 +160,14 @@ void Step::layer(int thread, int n, int& phase) {
     mark(thread, MIXING);
     if (ends) return;
     close_attention(thread, n, phase);
+    if (l.mlp_mix) read_streams(*this, thread, l.mlp_mix, phase, stream_of(l.gate_up).slice(thread, threads));
     mark(thread, OUT);
     if (l.router.outputs && routed)
         run_moge(*this, thread, n, phase);
     else
         dense(thread, n, phase);
+    if (l.streams_norm) norm_streams(*this, thread, l.streams_norm, phase, next_stream(n).slice(thread, threads));
+    if (merges[n]) merge_streams(*this, thread, n, phase);
     if (l.token_up.outputs) add_token_input(thread, n, phase);
     mark(thread, DOWN);
 }
@@ -311,6 +275,7 @@ void Step::add_normed(int thread, int& phase, int layer, bool ends, const float*
     if (!post_norm) return;
     const int hidden = model.shape.hidden, width = model.hidden_pad;
     const Layer& l = model.layers[layer];
+    if (l.mlp_mix) return write_streams(*this, thread, post_norm, phase, next);
     const vf scale = added_scale(layer), all = splat(ends && l.layer_scale ? *l.layer_scale : 1.0f);
     const bool both = l.expert_post_norm && post_norm == l.mlp_post_norm;
     phases.run(phase++, thread, args.rows, [&](int i) {

@@ -163,6 +163,7 @@ struct Step : Task {
     HeadPlan head_plan;
     std::vector<int64_t> groups;                   // late threads read these, so they are copies
     std::vector<std::unique_ptr<Choice>> choices;  // of each layer: late threads read these too
+    std::vector<bool> merges;                      // whether streams are merged behind a layer: late threads read these, too
     bool routed = false;                           // some row runs routed experts
     int first = 0, last = 0;                       // layers first .. last - 1 run
     bool is_read = true;                           // what the last of them gives
@@ -288,6 +289,9 @@ static inline Stream qkv_stream(const Layer& l) {
     const bool in_a_row = last.from > first.from && (size_t)(last.from - first.from) + last.bytes <= 2 * all;
     return in_a_row ? Stream{first.from, (size_t)(last.from - first.from) + last.bytes} : first;
 }
+
+// What RMS norm multiplies `count` numbers by; behind them x has zeros up to `width`.
+float norm_scale(const float* x, int count, int width, float eps);
 
 // RMS norm of `count` numbers, to `to`, which may be x; behind them x has zeros up to `width`. weight: null is ones.
 // Zhang and Sennrich, arXiv 1910.07467.

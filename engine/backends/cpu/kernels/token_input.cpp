@@ -1,12 +1,70 @@
-// Per-layer embeddings: what each layer adds to a row by the row's token. See engine/model/ffn/token_input.py.
+// What a row's token says: its embedding; and per-layer embeddings, which each layer adds to the row, see
+// engine/model/ffn/token_input.py.
+
+#include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cmath>
+#include <cstring>
 
+#include "entry.h"
 #include "simd.h"
 #include "step.h"
+#include "streams.h"
 
 namespace fastslow {
+
+const void* FileRows::find(int file, int64_t first, int64_t token) {
+    const size_t place = (size_t)token % tokens.size();
+    uint8_t* row = bytes.get() + place * row_bytes;
+    if (tokens[place] == token) return row;
+    tokens[place] = -1;
+    const int64_t from = first + token * (int64_t)row_bytes;
+    for (size_t got = 0; got < row_bytes;) {
+        const ssize_t more = pread(file, row + got, row_bytes - got, from + (int64_t)got);
+        if (more < 0 && errno == EINTR) continue;
+        if (more <= 0) return nullptr;
+        got += (size_t)more;
+    }
+    tokens[place] = token;
+    return row;
+}
+
+// x: [embedding's width], then zeros to a whole tile where it is H.
+void Step::embed_row(int thread, int i, float* x) {
+    const Shape& s = model.shape;
+    const int width = s.width_in();
+    const int64_t token = args.tokens[i];
+    const bool wide = s.embedding_format == F32;
+    const size_t size = wide ? sizeof(float) : sizeof(uint16_t);
+    const void* row = (const uint8_t*)s.embedding + (size_t)token * width * size;
+    if (!s.embedding) row = model.file_rows[thread].find(s.embedding_file, s.embedding_at, token);
+    if (!row)
+        unreadable.store(true, std::memory_order_relaxed);
+    else if (s.embedding_tiles) {
+        const Format& format = format_of(s.embedding_format);
+        format.unpack((const uint8_t*)s.embedding + token / TILE * format.tile_bytes(width), width,
+                      (int)(token % TILE), x);
+    } else if (wide)
+        std::memcpy(x, row, sizeof(float) * width);
+    else
+        for (int k = 0; k < width; k++) x[k] = widen(((const uint16_t*)row)[k]);
+    if (s.embedding_scale != 0.0f && s.embedding_scale != 1.0f)
+        for (int k = 0; k < width; k++) x[k] *= s.embedding_scale;
+    if (!s.entry_width) std::fill(x + width, x + model.hidden_pad, 0.0f);
+}
+
+void Step::embed(int thread, int& phase) {
+    if (model.shape.reads_hidden()) return run_entry(*this, thread, phase);
+    const int width = model.hidden_pad;
+    phases.run(phase++, thread, args.rows, [&](int t) {
+        float* x = columns(model.space.x, t, 0);
+        embed_row(thread, t, x);
+        if (!model.shape.merge_mix) return;
+        for (int s = 0; s < STREAMS; s++) std::copy_n(x, width, model.space.streams + ((size_t)t * STREAMS + s) * width);
+    }, qkv_stream(model.layers[0]).slice(thread, threads));
+}
 
 // Per-layer embeddings of all layers: a projection of x, normed, and a row of the table.
 void Step::embed_layers(int thread, int& phase) {

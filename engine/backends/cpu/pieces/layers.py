@@ -26,6 +26,7 @@ from fastslow.engine.model.ffn.dense import DenseMlp
 from fastslow.engine.model.ffn.experts import RoutedExperts
 from fastslow.engine.model.ffn.parallel import ParallelFfn
 from fastslow.engine.model.ffn.router import GroupRouter, Router
+from fastslow.engine.model.ffn.streams import MERGE, MODULES, WHOLE_NORM
 from fastslow.engine.model.ffn.token_input import PROJECTION, PROJECTION_NORM
 from fastslow.engine.model.mixers.delta import GatedDelta
 from fastslow.engine.model.mixers.grouped import GroupedAttention
@@ -54,6 +55,8 @@ def pieces(config: ModelConfig, formats: Formats) -> Iterator[Piece]:
         rows = heads_order(table.layers, table.width)
         yield from matrix("token_projection", formats, hidden, rows, [PROJECTION], False)
         yield norm(alike, "token_projection_norm", table.width, PROJECTION_NORM)
+    if (streams := config.streams) is not None:
+        yield _mix("merge_mix", MERGE, streams.count, streams.count, hidden, "_pre")
     yield norm(alike, "norm", hidden, "model.norm", factor=config.logit_scale)
     head = EMBEDDING if tied else "lm_head.weight"
     if formats.screens:
@@ -103,6 +106,13 @@ def _layer(
         yield norms.pop("mixer_added")
     if layer.norms.before:
         yield norms.pop("ffn")
+    if (streams := layer.streams) is not None:
+        for sublayer, key in (("mixer", "attention_mix"), ("ffn", "mlp_mix")):
+            outputs = streams.count * (streams.count + 2)
+            yield _mix(f"{n}.{key}", f"{name}.{MODULES[sublayer]}", streams.count, outputs, hidden)
+        if streams.whole_norm is not None:
+            order, whole = heads_order(streams.count, hidden), f"{name}.{WHOLE_NORM}"
+            yield norm(alike, f"{n}.streams_norm", len(order), whole, order)
     if (mlp := dense(layer)) is not None:
         yield from _mlp(n, "", formats, hidden, mlp, f"{name}.mlp")
     if (routed := layer.routed) is not None:
@@ -121,6 +131,24 @@ def _layer(
         yield norm(alike, f"{n}.token_norm", hidden, f"{name}.post_per_layer_input_norm")
     if layer.scaled:
         yield Vector(f"{n}.layer_scale", 1, torch.float32, (f"{name}.layer_scalar",))
+
+
+def _mix(key: str, module: str, count: int, outputs: int, hidden: int, last: str = "") -> Vector:
+    """What weights of streams are made with: factors are multiplied into the matrix, and biases come behind it."""
+    names = "phi.weight", "norm_gamma", f"branch_alpha{last}", f"branch_beta{last}"
+    rows = heads_order(outputs * count, hidden)
+    order = np.append(rows, outputs * count * hidden + np.arange(outputs))
+    turn = partial(_with_factors, count, outputs)
+    sources = tuple(f"{module}.{name}" for name in names)
+    return Vector(key, len(order), torch.float32, sources, order, turn=turn)
+
+
+def _with_factors(count: int, outputs: int, numbers: torch.Tensor) -> torch.Tensor:
+    parts = (count, count, count * count)[: 1 if outputs == count else 3]
+    width = (len(numbers) - len(parts) - outputs) // (outputs + 1)
+    phi, gamma, alpha, beta = numbers.split((outputs * width, width, len(parts), outputs))
+    factors = alpha.repeat_interleave(torch.tensor(parts))
+    return torch.cat(((phi.view(outputs, width) * gamma * factors[:, None]).flatten(), beta))
 
 
 def _routed(ffn: RoutedExperts, hidden: int, formats: Formats, n: int, mlp: str) -> Iterator[Piece]:

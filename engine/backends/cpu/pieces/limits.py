@@ -39,6 +39,8 @@ def unsupported(config: ModelConfig) -> str | None:
             expert_neurons=routed.expert.width if routed else 0,
             token_width=token.width if token else 0,
         )
+        if config.streams is not None:
+            library.check_limits(streams=config.streams.count)
         if recurrent is not None:
             library.check_limits(inputs=3 * recurrent.channels, kernel=recurrent.kernel)
         if isinstance(recurrent, GatedDelta):

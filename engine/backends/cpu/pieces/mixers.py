@@ -23,7 +23,7 @@ from fastslow.engine.backends.cpu.pieces.matrices import bias_piece, head_counts
 from fastslow.engine.backends.cpu.pieces.orders import heads_order, plain_order
 from fastslow.engine.model.mixers.delta import GatedDelta, decay_of
 from fastslow.engine.model.mixers.grouped import GroupedAttention
-from fastslow.engine.model.mixers.latent import LatentAttention
+from fastslow.engine.model.mixers.latent import SINK_KEYS, SINK_LATENTS, LatentAttention
 from fastslow.engine.model.mixers.short_conv import ShortConv
 from fastslow.engine.model.norms import RmsNorm
 from fastslow.engine.types import Ints
@@ -122,6 +122,16 @@ def latent(
     values = m.nope + np.arange(m.value_dim)
     rows = heads_order(m.heads, m.nope + m.value_dim, values)
     yield PackedMatrix(f"{n}.expand", form, m.latent, rows, (both,))
+    if m.convolved:
+        names = [f"{prefix}.{name}.weight" for name in m.convolved]
+        yield _taps(n, sum(m.convolved.values()), m.conv, *names)
+    if m.sinks:
+        size, learned = (m.sinks, 1, m.rows.key_dim), f"{prefix}.{SINK_LATENTS}"
+        normed = f"{prefix}.kv_a_layernorm.weight", offset, kind.eps
+        dims = *range(m.latent), *(m.latent + order)
+        beside = f"{prefix}.{SINK_KEYS}"
+        yield SinkTiles(f"{n}.sink_keys", *size, learned, dims, *normed, beside)
+        yield SinkTiles(f"{n}.sink_values", *size, learned, (), *normed)
     out, inner = plain_order(hidden), m.heads * m.value_dim
     yield from matrix(f"{n}.out", formats, inner, out, [f"{prefix}.o_proj"], False)
 
@@ -153,7 +163,7 @@ def short_conv(m: ShortConv, hidden: int, formats: Formats, n: int, prefix: str)
     yield from matrix(f"{n}.out", formats, m.channels, plain_order(hidden), out, False)
 
 
-def _taps(n: int, channels: int, kernel: int, source: str) -> Vector:
+def _taps(n: int, channels: int, kernel: int, *sources: str) -> Vector:
     """Those of all channels side by side, of the oldest row first."""
     order = np.arange(kernel * channels).reshape(channels, kernel).T.ravel()
-    return Vector(f"{n}.conv", len(order), torch.float32, (source,), order)
+    return Vector(f"{n}.conv", len(order), torch.float32, sources, order)
