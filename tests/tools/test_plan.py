@@ -13,7 +13,7 @@ from published_figures import PUBLISHED, PublishedRow
 from fastslow.tools.plan.device import DEVICES
 from fastslow.tools.plan.published import KNOWN, config_of
 from fastslow.tools.plan.search import DraftCost, best, choose_batches, choose_nodes, fewest_cards, largest
-from fastslow.tools.plan.step import CARDS, Efficiency, ForwardWork, Precision, Setting
+from fastslow.tools.plan.step import CARDS, Efficiency, ForwardWork, Precision, Setting, TextReads
 
 WHOLE = Efficiency(memory=1.0, compute=1.0, link=1.0, layer=0.0)
 PRO = "openpangu-pro-moe-72b"
@@ -29,7 +29,8 @@ def test_work_is_counted_from_the_tensors() -> None:
     expert = 3 * 5120 * 1344 * 48
     assert work.expert == expert and round(expert / 1e9, 2) == 0.99 and work.head == 153376 * 5120
     assert work.always + 64 * work.expert + 2 * work.head == work.stored == 71_988_781_056
-    assert work.kv == 2 * 48 * 8 * 128 and work.attention == 4 * 48 * 40 * 128
+    assert work.kv == 2 * 48 * 8 * 128 and work.texts == (TextReads(work.kv, 4 * 48 * 40 * 128),)
+    assert (work.chosen, work.fewer) == (8, 2)
 
 
 def test_terms_are_work_over_rates_and_prefill_hides_the_shorter() -> None:
@@ -40,7 +41,7 @@ def test_terms_are_work_over_rates_and_prefill_hides_the_shorter() -> None:
     assert terms.weights == pytest.approx(read / 4 / d.bandwidth)
     assert terms.kv == pytest.approx(3 * 1000 * w.kv * 2 / 4 / d.bandwidth)
     layers = 2 * 6 * (w.always + 8 * w.expert) / 560e12
-    half = (2 * 6 * w.head + 6 * 1000 * w.attention) / 280e12
+    half = (2 * 6 * w.head + 6 * 1000 * w.texts[0].operations) / 280e12
     assert terms.compute == pytest.approx((layers + half) / 4)
     assert terms.links == pytest.approx(4 * 48 * 0.75 * 6 * 5120 * 2 / (3 * 28e9)) and terms.fixed == 0
     assert terms.seconds == pytest.approx(sum(astuple(terms))) and setting(cards=1).decode(1, 1, 10).links == 0

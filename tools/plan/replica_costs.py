@@ -10,7 +10,6 @@ from fastslow.tools.simulate.costs import ModeSteps, ReplicaCosts
 
 ROWS = tuple(sorted({1, 8192} | {n << k for n in (2, 3) for k in range(9)} | {1024, 2048, 4096}))
 FAR = 1024  # tokens of context, to see what one takes
-FAST_SHARE = 4  # "fast" runs this part of the experts that a token has, as the built-in modes do
 PAGE, MAX_RUNNING, PROMPT_ROWS = 16, 256, 2048
 
 
@@ -25,8 +24,7 @@ def planned_costs(setting: Setting, source: str = "") -> ReplicaCosts:
         raise ValueError(
             f"cards={setting.cards}: the weights do not fit into {setting.cards} x {setting.device.name}"
         )
-    few = max(1, work.chosen // FAST_SHARE) if work.experts else work.chosen
-    each = {"fast": setting.of(replace(work, chosen=few)), "deep": setting}
+    each = {"fast": setting.of(replace(work, chosen=work.fewer)), "deep": setting}
     far, none = setting.decode(1, 1, FAR), setting.decode(1, 1, 0)
     attention = (far.compute - none.compute) / FAR
     return ReplicaCosts(

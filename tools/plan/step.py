@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, astuple, dataclass, replace
 from math import prod
 from operator import add
+from typing import Any
 
 import torch
 
-from fastslow.engine.backends.alike import KERNELS, AlikeLayers
+from fastslow.engine.kv.state.layout import RowState
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.mixers.grouped import GroupedAttention
+from fastslow.engine.model.mixers.latent import LatentAttention
+from fastslow.engine.model.parts import Mixer
+from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.model.tensors import tensor_shapes
+from fastslow.policies.modes import builtin_modes
 from fastslow.tools.plan.device import Device
 
 
@@ -56,6 +64,39 @@ class Precision:
 
 
 @dataclass(frozen=True, slots=True)
+class TextReads:
+    """What layers of one kind read of a text, all of them together: numbers of each token that is seen, and operations
+    on it. most: tokens that a row sees; 0: all. front: learned ones that it sees besides, and that are weights."""
+
+    numbers: float
+    operations: float
+    most: int = 0
+    front: int = 0
+
+    def seen(self, context: float) -> float:
+        """Tokens of a text that a row sees."""
+        return min(context, self.most) if self.most else context
+
+    def times(self, layers: float) -> TextReads:
+        """The same of so many layers."""
+        both = {"numbers": self.numbers * layers, "operations": self.operations * layers}
+        return replace(self, **both)
+
+    @classmethod
+    def of(cls, mixer: Mixer, row: RowState) -> Iterator[TextReads]:
+        """Of one layer, with rows like this."""
+        if isinstance(mixer, LatentAttention):
+            operations = 2 * mixer.heads * (row.key_dim + row.value_dim)
+            indexer = mixer.indexer
+            most = min(filter(None, (row.window, indexer and indexer.most)), default=0)
+            yield cls(row.key_dim, operations, most, mixer.sinks)
+            if indexer is not None and not indexer.shared:
+                yield cls(indexer.beside, 2 * indexer.heads * indexer.dim)
+        elif isinstance(mixer, GroupedAttention):
+            yield cls(row.numbers, 4 * mixer.query_width, row.window, mixer.sinks)
+
+
+@dataclass(frozen=True, slots=True)
 class ForwardWork:
     """Sizes of a model, in numbers, not bytes; over all layers where nothing else is said."""
 
@@ -66,8 +107,9 @@ class ForwardWork:
     expert: float  # weights of one routed expert
     experts: int  # routed ones of a layer; 0 for a dense model
     chosen: int  # of them, by a row
+    fewer: int  # the same in mode "fast"
     kv: float  # keys and values of a token
-    attention: float  # operations of a row for each token it sees
+    texts: tuple[TextReads, ...]
     stored: float  # weights that lie in memory
     state: float = 0  # bytes of a request's running states, which a step reads and writes once
     request: float = 0  # bytes of these and of rows that are not folded in
@@ -82,11 +124,13 @@ class ForwardWork:
         head = every.get("lm_head.weight", embedding)
         total = sum(every.values())
         ends = embedding + (0 if config.tie_word_embeddings else head)
-        a, experts = (
-            AlikeLayers.of(config, KERNELS).attention,
-            config.routed.experts if config.routed else 0,
-        )
-        layout = config.state_layout
+        layout, found = config.state_layout, Counter[TextReads]()
+        for n, row in layout.rows.items():
+            found.update(TextReads.of(config.layers[n].mixer, row))
+        units = RoutedUnits.of(config)
+        fast = builtin_modes(units)["fast"]
+        count, mixture = getattr(fast, units.name), config.routed
+        experts = mixture.experts if mixture else 0
         return cls(
             layers=len(config.layers),
             hidden=config.hidden_size,
@@ -95,8 +139,9 @@ class ForwardWork:
             expert=routed / experts if experts else 0,
             experts=experts,
             chosen=config.chosen,
+            fewer=mixture.router.running(count) if mixture else 0,
             kv=layout.token_numbers,
-            attention=4 * len(layout.rows) * a.query_width,
+            texts=tuple(kind.times(layers) for kind, layers in found.items()),
             stored=total,
             state=layout.snapshot_bytes(torch.float32),
             request=layout.request_bytes(torch.float32),
@@ -111,8 +156,8 @@ class ForwardWork:
     def only(self, layers: int) -> ForwardWork:
         """Some layers of the average kind, with the same head: a draft layer is one."""
         share = layers / self.layers
-        names = ("always", "expert", "kv", "attention")
-        parts = {name: getattr(self, name) * share for name in names}
+        parts: dict[str, Any] = {x: getattr(self, x) * share for x in ("always", "expert", "kv")}
+        parts["texts"] = tuple(kind.times(share) for kind in self.texts)
         stored = (self.always + self.expert * self.experts) * share
         return replace(self, layers=layers, stored=stored, state=0, request=0, **parts)
 
@@ -177,11 +222,13 @@ class Setting:
         weight = p.weight * (w.always + w.expert * w.distinct(rows)) + HEAD * w.head
         running = w.always + w.expert * w.chosen
         products = 2 * rows * running / (d.int8 if p.weights == "w8a8" else d.half)
-        products += (2 * heads * w.head + rows * context * w.attention) / d.half
+        attention = sum(x.operations * (x.seen(context) + x.front) for x in w.texts)
+        products += (2 * heads * w.head + rows * attention) / d.half
+        numbers = sum(x.numbers * x.seen(context) for x in w.texts)
         crossing = (self.cards - 1) / self.cards * rows * w.hidden * ACTIVATION
         return Terms(
             weights=weight / memory,
-            kv=read * (context * w.kv * p.kv + 2 * w.state) / memory,
+            kv=read * (numbers * p.kv + 2 * w.state) / memory,
             compute=products / self.cards / e.compute,
             links=COLLECTIVES * w.layers * crossing / (d.link(self.cards) * e.link),
             fixed=w.layers * e.layer,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -38,6 +38,7 @@ class PlanOptions(Params):
     )
     latency_ms: float = field(100.0, "milliseconds per token, at most", ge=0.001)
     batch: int | None = field(None, "plan for this batch instead of a latency", ge=1)
+    mode: Literal["deep", "fast"] = field("deep", "fast runs fewer experts, as that preset does")
     acceptance: float = field(
         0.7, "of a drafted token, below 1; or tokens per step of long drafts, from 1", ge=0
     )
@@ -86,7 +87,9 @@ def plan(options: PlanOptions) -> None:
         )
     precision = Precision(options.weights, options.kv)
     device, work = DEVICES[name], ForwardWork.of(config)
-    setting = Setting(work, device, options.cards or 1, precision, CARDS)
+    experts = work.fewer if options.mode == "fast" else work.chosen
+    asked = replace(work, chosen=experts)
+    setting = Setting(asked, device, options.cards or 1, precision, CARDS)
     if options.cards is None:
         setting = search.fewest_cards(setting, sequence, options.batch or 1)
     if options.batch is None:
@@ -97,12 +100,13 @@ def plan(options: PlanOptions) -> None:
     title = (
         f"{setting.cards} x {name}{', the fewest that hold it' if options.cards is None else ''}, by data sheets: "
         f"{options.model}, {options.weights}, KV {options.kv}, {sequence} tokens a request"
+        + (f", mode {options.mode}: {experts} experts a token" if work.experts else "")
     )
     if options.costs is not None:
         from fastslow.tools.plan.replica_costs import planned_costs
         from fastslow.tools.simulate.costs import write_costs
 
-        write_costs(options.costs, planned_costs(setting, f"planned: {title}"))
+        write_costs(options.costs, planned_costs(setting.of(work), f"planned: {title}"))
     if options.as_json:
         write_json(_record(setting, choices, top, prefill, sequence))
         return
