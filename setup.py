@@ -82,7 +82,10 @@ class Wheel(bdist_wheel):
         if not wanted():
             return super().get_tag()
         if platform.system() == "Darwin":
-            return "py3", "none", super().get_tag()[2]
+            target = (
+                os.environ.get("MACOSX_DEPLOYMENT_TARGET") or platform.mac_ver()[0]
+            )  # as the compiler's
+            return "py3", "none", f"macosx_{target.partition('.')[0]}_0_arm64"
         needed = GLIBC
         for library in Path(self.bdist_dir).rglob("prebuilt/*.so"):
             for major, minor in re.findall(rb"GLIBC_(\d+)\.(\d+)", library.read_bytes()):

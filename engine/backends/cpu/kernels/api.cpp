@@ -67,8 +67,8 @@ int fs_screened(void* handle) {
     return last.args.outputs && last.head_plan.screened;
 }
 
-// 16, 8 or 4 floats in a vector; and whether dot instructions of bfloat16 (1), of int8 (2) and matrix tiles (4)
-// are used.
+// 16, 8 or 4 floats in a vector; and whether dot instructions of bfloat16 (1), of int8 (2), matrix tiles (4) and
+// instructions that round a product and its sum once (8) are used.
 int fs_vector_width() { return W; }
 
 int fs_dot_instructions() {
@@ -76,8 +76,11 @@ int fs_dot_instructions() {
 #if defined(FASTSLOW_AVX512) && defined(__AVX512BF16__)
     found |= 1;
 #endif
-#if defined(FASTSLOW_AVX512) && defined(__AVX512VNNI__)
+#if (defined(FASTSLOW_AVX512) && defined(__AVX512VNNI__)) || (defined(FASTSLOW_NEON) && defined(__ARM_FEATURE_DOTPROD))
     found |= 2;
+#endif
+#if defined(FASTSLOW_AVX512) || defined(FASTSLOW_AVX2) || defined(FASTSLOW_NEON)
+    found |= 8;
 #endif
 #if defined(FASTSLOW_AMX)
     found |= 4;

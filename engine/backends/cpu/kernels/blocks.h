@@ -17,7 +17,7 @@ constexpr int HALF = BLOCK / 2;
 constexpr int QUADS = BLOCK / 4;
 
 // With this many rows or fewer, sums stay in registers, or nearly; with more, weights do.
-#if defined(FASTSLOW_VNNI)
+#if defined(FASTSLOW_VNNI) || defined(FASTSLOW_NEON)
 constexpr int FEW = 8;
 #else
 constexpr int FEW = 6;
@@ -40,14 +40,61 @@ static inline vi dot_halves(vi a, vi b) {
 }
 
 #if defined(FASTSLOW_AVX512) && defined(FASTSLOW_VNNI)
-static inline vi dot_bytes(vi sum, vu weights, vi inputs) {
-    return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)weights, (__m512i)inputs);
+static inline vi dot_bytes(vi sum, vu weights, const uint8_t* quad) {
+    return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)weights, (__m512i)splat(load<int32_t>(quad)));
 }
 #elif defined(FASTSLOW_VNNI)
-static inline vi dot_bytes(vi sum, vu weights, vi inputs) {
-    return (vi)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)weights, (__m256i)inputs);
+static inline vi dot_bytes(vi sum, vu weights, const uint8_t* quad) {
+    return (vi)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)weights, (__m256i)splat(load<int32_t>(quad)));
+}
+#elif defined(FASTSLOW_NEON)
+static inline vi dot_bytes(vi sum, vu weights, const uint8_t* quad) {
+#if defined(__ARM_FEATURE_DOTPROD)
+    const int8x8_t inputs = vcreate_s8(load<uint32_t>(quad));
+#if defined(__ARM_FEATURE_MATMUL_INT8)
+    return (vi)vusdotq_lane_s32((int32x4_t)sum, (uint8x16_t)weights, inputs, 0);
+#else
+    return (vi)vdotq_lane_s32((int32x4_t)sum, (int8x16_t)weights, inputs, 0);
+#endif
+#else
+    const int8x16_t w = (int8x16_t)weights, x = (int8x16_t)vdupq_n_s32(load<int32_t>(quad));
+    const int16x8_t low = vmull_s8(vget_low_s8(w), vget_low_s8(x)), high = vmull_high_s8(w, x);
+    return (vi)vpadalq_s16((int32x4_t)sum, vpaddq_s16(low, high));  // two products of bytes fit 16 bits
+#endif
 }
 #endif
+
+#if defined(FASTSLOW_NEON)
+// Two quads of weights of 0 to 63: four of their products fit 16 bits, too.
+static inline vi dot_both(vi sum, vu low, vu high, const uint8_t* quads) {
+#if defined(__ARM_FEATURE_DOTPROD)
+    return dot_bytes(dot_bytes(sum, low, quads), high, quads + 4);
+#else
+    const int8x16_t a = (int8x16_t)low, b = (int8x16_t)high;
+    const int8x16_t x = (int8x16_t)vdupq_n_s32(load<int32_t>(quads)), y = (int8x16_t)vdupq_n_s32(load<int32_t>(quads + 4));
+    const int16x8_t left = vmlal_s8(vmull_s8(vget_low_s8(a), vget_low_s8(x)), vget_low_s8(b), vget_low_s8(y));
+    const int16x8_t right = vmlal_high_s8(vmull_high_s8(a, x), b, y);
+    return (vi)vpadalq_s16((int32x4_t)sum, vpaddq_s16(left, right));
+#endif
+}
+#endif
+
+// The upper halves of bytes.
+static inline vu upper(vu both) {
+#if defined(FASTSLOW_NEON)
+    return (vu)vshrq_n_u8((uint8x16_t)both, 4);
+#else
+    return both >> 4 & 0x0f0f0f0fu;
+#endif
+}
+
+// What is taken from whole bytes first where instructions multiply signed ones only.
+#if defined(FASTSLOW_NEON) && !defined(__ARM_FEATURE_MATMUL_INT8)
+constexpr int TAKEN = 128;
+#else
+constexpr int TAKEN = 0;
+#endif
+static inline vu to_dot(vu quads) { return TAKEN ? quads ^ 0x80808080u : quads; }
 
 // Where a prepared block keeps what: Q bytes for each quad of inputs, then two words.
 template <int Q> struct Block {
@@ -64,17 +111,19 @@ template <int Q> struct Block {
 // Weights of one quad per lane, unsigned, times a quad of inputs in every lane. Without a dot
 // product of bytes, inputs are kept as two pairs of 16-bit numbers, (0, 2) and (1, 3): those that
 // a mask and a shift part weights into.
-#if defined(FASTSLOW_VNNI)
-struct Bytes : Block<4> {
+#if defined(FASTSLOW_VNNI) || defined(FASTSLOW_NEON)
+template <bool WIDE> struct Quads : Block<4> {
     vu quads;
-    Bytes() {}
-    explicit Bytes(vu quads) : quads(quads) {}
+    Quads() {}
+    explicit Quads(vu given) : quads(WIDE ? to_dot(given) : given) {}
     vi times(const uint8_t* quad, vi sum) const {
-        return dot_bytes(sum, quads, splat(load<int32_t>(quad)));
+        return dot_bytes(sum, quads, quad);
     }
     static vi join(vi a, vi b) { return a + b; }
     static vi finish(vi sum) { return sum; }
 };
+typedef Quads<true> Bytes;
+typedef Quads<false> Nibbles;
 
 #else
 struct Bytes : Block<8> {
@@ -112,9 +161,18 @@ struct Nibbles : Block<4> {
     static vi join(vi a, vi b) { return (vi)((vs)a + (vs)b); }
     static vi finish(vi sum) { return dot_halves(sum, splat(0x00010001)); }
 };
-#else
+#elif !defined(FASTSLOW_VNNI) && !defined(FASTSLOW_NEON)
 typedef Bytes Nibbles;
 #endif
+
+// Two quads of weights of 0 to 63, or their halves' sums.
+INLINE vi times_both(const Nibbles& low, const Nibbles& high, const uint8_t* x, vi sum) {
+#if defined(FASTSLOW_NEON)
+    return dot_both(sum, low.quads, high.quads, x);
+#else
+    return high.times(x + Nibbles::QUAD, low.times(x, sum));
+#endif
+}
 
 // Unrolling a block's quads makes compilers hoist their loads: where few registers are free, sums
 // then spill.
@@ -137,6 +195,8 @@ static inline int32_t sum(vi v) {
     __m128i some = _mm_add_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
     some = _mm_add_epi32(some, _mm_unpackhi_epi64(some, some));
     return _mm_cvtsi128_si32(some) + _mm_extract_epi32(some, 1);
+#elif defined(FASTSLOW_NEON)
+    return vaddvq_s32((int32x4_t)v);
 #else
     int32_t total = 0;
     for (int i = 0; i < W; i++) total += v[i];
@@ -151,6 +211,8 @@ static inline int32_t largest(vi v) {
     __m128i some = _mm_max_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
     some = _mm_max_epi32(some, _mm_unpackhi_epi64(some, some));
     return _mm_cvtsi128_si32(_mm_max_epi32(some, _mm_shuffle_epi32(some, 1)));
+#elif defined(FASTSLOW_NEON)
+    return vmaxvq_s32((int32x4_t)v);
 #else
     int32_t top = v[0];
     for (int i = 1; i < W; i++) top = v[i] > top ? v[i] : top;
@@ -164,6 +226,9 @@ static inline void store_bytes(uint8_t* to, vi number) {
     const __m128i low = _mm256_castsi256_si128((__m256i)number);
     const __m128i words = _mm_packs_epi32(low, _mm256_extracti128_si256((__m256i)number, 1));
     _mm_storel_epi64((__m128i*)to, _mm_packs_epi16(words, words));
+#elif defined(FASTSLOW_NEON)
+    const int16x4_t words = vmovn_s32((int32x4_t)number);
+    store(to, vget_lane_s32((int32x2_t)vmovn_s16(vcombine_s16(words, words)), 0));
 #else
     typedef int8_t vb __attribute__((vector_size(W)));
     store(to, __builtin_convertvector(number, vb));

@@ -23,6 +23,8 @@ constexpr float TINY = 1e-6f;  // beside sums of squares of queries and keys
 static inline void hold(vf& x) {
 #if defined(__x86_64__)
     asm("" : "+v"(x));
+#elif defined(FASTSLOW_NEON)
+    asm("" : "+w"(x));
 #endif
 }
 
@@ -65,8 +67,12 @@ void fold(const float* s, float* to, int dim, float g, const float* k, const flo
 }
 
 float dot(const float* a, const float* b, int count) {
-    vf sums{};
-    for (int i = 0; i < count; i += W) sums = fma(load_some(a + i, count - i), load_some(b + i, count - i), sums);
+    vf sums[TURNS] = {};
+    for (int first = 0; first < count; first += SPAN)
+        UNROLL for (int t = 0; t < TURNS; t++) {
+            const int i = first + t * W;
+            sums[t] = fma(load_some(a + i, count - i), load_some(b + i, count - i), sums[t]);
+        }
     return sum(sums);
 }
 

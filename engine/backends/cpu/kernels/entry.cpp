@@ -12,12 +12,13 @@ namespace {
 
 // One layer's features, divided by their root mean square.
 void even_out(const float* from, int count, float eps, float* to) {
-    vf squares{};
+    vf squares[TURNS] = {};
     int k = 0;
-    for (; k + W <= count; k += W) {
-        const vf v = load<vf>(from + k);
-        squares = fma(v, v, squares);
-    }
+    for (; k + SPAN <= count; k += SPAN)
+        UNROLL for (int t = 0; t < TURNS; t++) {
+            const vf v = load<vf>(from + k + t * W);
+            squares[t] = fma(v, v, squares[t]);
+        }
     float total = sum(squares);
     for (; k < count; k++) total += from[k] * from[k];
     const float scale = 1.0f / std::sqrt(total / (float)count + eps);

@@ -27,7 +27,7 @@ template <int HIGH> struct Planes {
     INLINE static void pair(const uint8_t* block, int p, int v, vu& low, vu& high) {
         const vu both = load<vu>(block + PLANE * p + sizeof(vu) * v);
         low = both & 0x0f0f0f0fu;
-        high = both >> 4 & 0x0f0f0f0fu;
+        high = upper(both);
         if constexpr (HIGH == 1) {
             const vu bits = load<vu>(block + PLANE * PAIRS + sizeof(vu) * v) >> (2 * p);
             low |= bits << 4 & 0x10101010u;
@@ -98,10 +98,11 @@ template <class Form> struct FileKernel {
 
     // Dots begin with what takes the numbers' ZERO back.
     INLINE static vi begin(const uint8_t* x, int part) {
-        if constexpr (!Form::ZERO) return vi{};
+        constexpr int ZERO = (Form::ZERO ? 1 << Form::ZERO : 0) - (Form::WIDE ? TAKEN : 0);  // of what is multiplied
+        if constexpr (!ZERO) return vi{};
         vi less = splat(load<int32_t>(x + FileRow::LESS + 4 * part));
         if constexpr (PARTS == 1) less += splat(load<int32_t>(x + FileRow::LESS + 4));
-        return less << Form::ZERO;
+        return ZERO < 0 ? -less << 7 : less << Form::ZERO;
     }
 
     INLINE static vf finish(vf sum, vi dot, vf d, const float* m, const uint8_t* x, int part) {
@@ -174,7 +175,6 @@ template <class Form> struct FileKernel {
         }
     }
 
-#if defined(FASTSLOW_AVX2)
     static constexpr int PASS_ROWS = 4;  // 8 dots, 2 vectors of weights in halves, inputs
     static constexpr int STRETCH_BLOCKS = 8;
     static constexpr size_t STRETCH = STRETCH_BLOCKS * EACH, STRETCH_INPUTS = STRETCH_BLOCKS * FileRow::BYTES;
@@ -218,7 +218,6 @@ template <class Form> struct FileKernel {
             }
         }
     }
-#endif
 
     // For tiles, see byte_tiles.h.
     static constexpr bool SCALED = true, MINIMA = Form::MINIMA, SIGNED = Form::ZERO > 0;

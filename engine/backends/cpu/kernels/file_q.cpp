@@ -81,6 +81,8 @@ struct Mxfp4 : Planes<0> {
 #elif defined(FASTSLOW_AVX2)
         const __m256i table = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)TABLE));
         return (vu)_mm256_shuffle_epi8(table, (__m256i)numbers);
+#elif defined(FASTSLOW_NEON)
+        return (vu)vqtbl1q_u8(vld1q_u8(TABLE), (uint8x16_t)numbers);
 #else
         uint8_t bytes[4 * W];
         store(bytes, numbers);

@@ -41,13 +41,16 @@ static inline vi load_bytes(const uint8_t* at) {
     return (vi)_mm512_cvtepi8_epi32(load<__m128i>(at));
 #elif defined(FASTSLOW_AVX2)
     return (vi)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)at));
+#elif defined(FASTSLOW_NEON)
+    const int8x8_t bytes = (int8x8_t)vdup_n_s32(load<int32_t>(at));
+    return (vi)vmovl_s16(vget_low_s16(vmovl_s8(bytes)));
 #else
     typedef int8_t vb __attribute__((vector_size(W)));
     return __builtin_convertvector(load<vb>(at), vi);
 #endif
 }
 
-#if !defined(FASTSLOW_VNNI)
+#if !defined(FASTSLOW_VNNI) && !defined(FASTSLOW_NEON)
 typedef int16_t vs __attribute__((vector_size(4 * W)));
 
 // A quad of bytes times a quad of inputs, by way of 16 bits.
@@ -60,10 +63,13 @@ static inline vi dot_wide(vi sum, vu weights, vi inputs) {
 
 // sum + two quads of unsigned weights times their inputs; narrow weights are 63 at most.
 template <bool WIDE> INLINE vi add_quads(vi sum, vu low, vu high, const uint8_t* x) {
-    const vi first = splat(load<int32_t>(x)), second = splat(load<int32_t>(x + FileRow::QUAD));
 #if defined(FASTSLOW_VNNI)
-    return dot_bytes(dot_bytes(sum, low, first), high, second);
+    return dot_bytes(dot_bytes(sum, low, x), high, x + FileRow::QUAD);
+#elif defined(FASTSLOW_NEON)
+    if constexpr (!WIDE) return dot_both(sum, low, high, x);
+    return dot_bytes(dot_bytes(sum, to_dot(low), x), to_dot(high), x + FileRow::QUAD);
 #else
+    const vi first = splat(load<int32_t>(x)), second = splat(load<int32_t>(x + FileRow::QUAD));
 #if defined(FASTSLOW_AVX512)
     if constexpr (!WIDE)
         return sum + dot_halves((vi)((vs)_mm512_maddubs_epi16((__m512i)low, (__m512i)first) +

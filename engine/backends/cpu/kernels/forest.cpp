@@ -41,9 +41,10 @@ void gather(const float* logits, int size, int first, int count, std::vector<Lik
 
 // Sum of e^(logit - most).
 float mass(const float* logits, int size, float most) {
-    vf sums{};
+    vf sums[TURNS] = {};
     int i = 0;
-    for (; i + W <= size; i += W) sums += exp(load<vf>(logits + i) - splat(most));
+    for (; i + SPAN <= size; i += SPAN)
+        UNROLL for (int t = 0; t < TURNS; t++) sums[t] += exp(load<vf>(logits + i + t * W) - splat(most));
     float total = sum(sums);
     for (; i < size; i++) total += std::exp(logits[i] - most);
     return total;

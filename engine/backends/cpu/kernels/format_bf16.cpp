@@ -40,11 +40,18 @@ struct Pairs {
     static vf half(vu pair, int part) { return (vf)(part ? pair & 0xffff0000u : pair << 16); }
     static vf part(const uint8_t* w, int v, int part) { return half(load<vu>(w + sizeof(vu) * v), part); }
     static vf times(vu pair, const uint8_t* x, int part, vf sum) {
+#if defined(FASTSLOW_NEON) && defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+        // The upper half of a float is the input, and each instruction's sum is rounded once, as fma's.
+        const bfloat16x8_t weights = (bfloat16x8_t)pair;
+        const bfloat16x4_t inputs = load<bfloat16x4_t>(x);
+        return (vf)(part ? vbfmlaltq_lane_f32((float32x4_t)sum, weights, inputs, 3)
+                         : vbfmlalbq_lane_f32((float32x4_t)sum, weights, inputs, 1));
+#endif
         return fma(half(pair, part), splat(load<float>(x + INPUT * part)), sum);
     }
 };
-// A NaN stays as it is: rounding its bits up could make it a number.
-static inline void put(uint8_t* at, vf x) { store(at, x == x ? widen(narrow(x)) : x); }
+// A NaN is one in its upper half.
+static inline void put(uint8_t* at, vf x) { store(at, widen(narrow(x))); }
 #endif
 
 size_t tile_bytes(int inputs) { return 2 * (size_t)TILE * padded(inputs, STEP); }

@@ -38,7 +38,6 @@ size_t tile_bytes(int inputs) {
 }
 
 struct Kernel {
-#if defined(FASTSLOW_AVX2)
     static constexpr int PASS_ROWS = 4;  // 8 dots, 2 vectors of weights in halves, inputs
     static constexpr size_t STRETCH = 8 * GROUP, STRETCH_INPUTS = 8 * Nibbles::BYTES;
 
@@ -57,11 +56,11 @@ struct Kernel {
                 UNROLL for (int v = 0; v < PASS_VECTORS; v++) {
                     const vu both = load<vu>(w + sizeof(vu) * (FIRST + v));
                     low[v] = Nibbles(both & 0x0f0f0f0fu);
-                    high[v] = Nibbles(both >> 4 & 0x0f0f0f0fu);
+                    high[v] = Nibbles(upper(both));
                 }
                 UNROLL for (int t = 0; t < T; t++)
                     UNROLL for (int v = 0; v < PASS_VECTORS; v++)
-                        dot[t][v] = high[v].times(x[t] + q + Nibbles::QUAD, low[v].times(x[t] + q, dot[t][v]));
+                        dot[t][v] = times_both(low[v], high[v], x[t] + q, dot[t][v]);
             }
             soon.next();
             const Affine<PASS_VECTORS> affine(w + 2 * W * FIRST);
@@ -72,7 +71,6 @@ struct Kernel {
                 }
         }
     }
-#endif
 
     // Few rows: each row's integer and float sums stay in registers, and weights pass by.
     template <int T, int N>
@@ -83,11 +81,9 @@ struct Kernel {
             prefetch_lines<VECTORS * sizeof(vu)>(w + PAIR_BYTES * p + ahead);
             UNROLL for (int v = 0; v < VECTORS; v++) {
                 const vu both = load<vu>(w + PAIR_BYTES * p + sizeof(vu) * v);
-                const Nibbles low(both & 0x0f0f0f0fu), high(both >> 4 & 0x0f0f0f0fu);
-                UNROLL for (int t = 0; t < T; t++) {
-                    const uint8_t* quads = x[t] + at + 2 * Nibbles::QUAD * p;
-                    dot[t][v] = high.times(quads + Nibbles::QUAD, low.times(quads, dot[t][v]));
-                }
+                const Nibbles low(both & 0x0f0f0f0fu), high(upper(both));
+                UNROLL for (int t = 0; t < T; t++)
+                    dot[t][v] = times_both(low, high, x[t] + at + 2 * Nibbles::QUAD * p, dot[t][v]);
             }
         }
         prefetch_lines<AFFINE>(w + N / 2 * PAIR_BYTES + ahead);
@@ -106,7 +102,7 @@ struct Kernel {
             UNROLL for (int v = 0; v < VECTORS; v++) {
                 const vu both = load<vu>(w + PAIR_BYTES * p + sizeof(vu) * v);
                 weights[2 * p][v] = Nibbles(both & 0x0f0f0f0fu);
-                weights[2 * p + 1][v] = Nibbles(both >> 4 & 0x0f0f0f0fu);
+                weights[2 * p + 1][v] = Nibbles(upper(both));
             }
         }
         const Affine<> affine(w + N / 2 * PAIR_BYTES);
@@ -151,7 +147,7 @@ struct Kernel {
                 for (int v = 0; v < VECTORS; v++) {
                     const vu both = p < pairs ? load<vu>(w + PAIR_BYTES * p + sizeof(vu) * v) : vu{};
                     store(to + sizeof(vu) * v, both & 0x0f0f0f0fu);
-                    store(to + PAIR_BYTES + sizeof(vu) * v, both >> 4 & 0x0f0f0f0fu);
+                    store(to + PAIR_BYTES + sizeof(vu) * v, upper(both));
                 }
             const Affine<> affine(w + PAIR_BYTES * pairs);
             for (int v = 0; v < VECTORS; v++) {

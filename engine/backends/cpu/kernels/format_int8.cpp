@@ -224,7 +224,6 @@ struct Kernel {
         }
     }
 
-#if defined(FASTSLOW_AVX2)
     static constexpr int PASS_ROWS = 4;  // 8 dots, 2 weights in halves, a quad of inputs
     static constexpr size_t STRETCH = 8 * BLOCK * TILE, STRETCH_INPUTS = 8 * Bytes::BYTES;
 
@@ -258,7 +257,6 @@ struct Kernel {
             }
         }
     }
-#endif
 
     template <int T>
     static void many(const uint8_t* __restrict tile, const uint8_t* soon, int inputs,
@@ -310,7 +308,7 @@ struct Row {
 
     static void prepare(uint8_t* row, const float* x, int inputs) {
         write_blocks<Bytes>(row, x, inputs, [](uint8_t* extra, float, int total) {
-            store(extra, (int32_t)(-128 * total));
+            store(extra, (TAKEN - 128) * total);
         });
     }
 };

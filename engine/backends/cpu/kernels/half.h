@@ -10,6 +10,8 @@ static inline vf from_half(vh half) {
     return (vf)_mm512_cvtph_ps((__m256i)half);
 #elif defined(FASTSLOW_AVX2)
     return (vf)_mm256_cvtph_ps((__m128i)half);
+#elif defined(FASTSLOW_NEON)
+    return (vf)vcvt_f32_f16((float16x4_t)half);
 #else
     vu bits = __builtin_convertvector(half, vu);
     vf magnitude = (vf)((bits & 0x7fffu) << 13) * splat(0x1p112f);  // moves the exponent's bias

@@ -42,6 +42,8 @@ vi bounded(vf logits, vf slack) { return (logits - logits) + (slack - slack) == 
 bool any(vi mask) {
 #if defined(FASTSLOW_AVX512)
     return _mm512_movepi32_mask((__m512i)mask);
+#elif defined(FASTSLOW_NEON)
+    return vmaxvq_u32((uint32x4_t)mask);
 #endif
     int32_t all = 0;
     for (int i = 0; i < W; i++) all |= mask[i];

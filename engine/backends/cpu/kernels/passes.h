@@ -13,6 +13,8 @@ namespace fastslow {
 
 #if defined(FASTSLOW_AVX2)
 constexpr int FLOATS_AT_ONCE = 2, INTEGERS_AT_ONCE = 3;  // rows that need no passes
+#elif defined(FASTSLOW_NEON)
+constexpr int FLOATS_AT_ONCE = 3, INTEGERS_AT_ONCE = 1;
 #else
 constexpr int FLOATS_AT_ONCE = ROWS, INTEGERS_AT_ONCE = ROWS;
 #endif
@@ -69,6 +71,7 @@ template <class Weights> struct FloatPasses {
                     weights[v] = Weights::part(w, FIRST + v, part);
                 UNROLL for (int t = 0; t < T; t++)
                     sums.add(t, weights, load<float>(x[t] + k + sizeof(float) * part));
+                if (TURNS > 1) asm volatile("" ::: "memory");  // loads that move up drive sums out of registers
             }
         }
         sums.keep(out + FIRST * W);

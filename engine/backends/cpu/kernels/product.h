@@ -9,9 +9,9 @@
 
 namespace fastslow {
 
-// Most rows of a product. AVX-512 has 32 registers: 24 sums, 2 weights, an input. Others have 16, and
-// AVX2 takes many rows in passes, see passes.h.
-#if defined(FASTSLOW_AVX512) || defined(FASTSLOW_AVX2)
+// Most rows of a product. AVX-512 has 32 registers: 24 sums, 2 weights, an input. Others have 16, or 32 short ones:
+// AVX2 and NEON take many rows in passes, see passes.h.
+#if defined(FASTSLOW_AVX512) || defined(FASTSLOW_AVX2) || defined(FASTSLOW_NEON)
 constexpr int ROWS = 12;
 #else
 constexpr int ROWS = 3;
@@ -25,8 +25,8 @@ constexpr int LINE = 64;           // bytes of a cache line
 constexpr int to_share(int bytes, int T) { return (bytes / LINE + T - 1) / T * LINE; }
 
 // Vectors that T rows of floats sum at once, in as many passes as the tile then takes: where
-// vectors are short, only one row has registers for all of them.
-constexpr int once(int T) { return T == 1 || VECTORS < 4 ? VECTORS : 4; }
+// vectors are short, few rows have registers for all of them.
+constexpr int once(int T) { return T * VECTORS < REGISTERS * 3 / 4 + 1 || VECTORS < 4 ? VECTORS : 4; }
 
 // How fine rows in int8 are: so many steps to the largest of inputs that share a scale.
 #if defined(FASTSLOW_AMX)

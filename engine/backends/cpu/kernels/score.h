@@ -17,7 +17,7 @@
 namespace fastslow {
 
 constexpr int NV = LANES / W;
-constexpr int AT_ONCE = W == 4 ? 1 : 4;  // queries whose sums fit the registers
+constexpr int AT_ONCE = W > 4 ? 4 : REGISTERS == 32 ? 3 : 1;  // queries whose sums fit the registers
 
 // How words of keys and values are multiplied and added.
 template <class T> struct WordMath;
@@ -153,13 +153,15 @@ template <class T> void soften(float* scores, int first, int count, float& most,
         top = max(s, top);
     }
     most = largest(top);
-    vf sums{};
-    for (int k = start; k < padded; k += W) {
-        vf mass = exp(load<vf>(scores + k) - splat(most));
-        if (!whole(k)) mass = real(k) ? mass : vf{};
-        WordMath<T>::keep((Scalar<T>*)scores, k, mass);  // behind what is still to be read
-        sums = sums + WordMath<T>::kept(mass);
-    }
+    vf sums[TURNS] = {};
+    for (int from = start; from < padded; from += SPAN)
+        UNROLL for (int t = 0; t < TURNS; t++) {
+            const int k = from + t * W;
+            vf mass = exp(load<vf>(scores + k) - splat(most));
+            if (!whole(k)) mass = real(k) ? mass : vf{};
+            WordMath<T>::keep((Scalar<T>*)scores, k, mass);  // behind what is still to be read
+            sums[t] += WordMath<T>::kept(mass);
+        }
     total = sum(sums);
 }
 
@@ -178,8 +180,8 @@ void weigh(const T* const* tiles, int count, int dim, int d, const Scalar<T>* co
     for (; (t + 1) * LANES <= count; t++) {
         const uint32_t* words = (const uint32_t*)tiles[t] + d;
         // narrow vectors' lines lie apart: all of the tile's in their order are faster
-        const char* later = soon[t] + d * 4 * (W == 8 ? WORDS : 1);
-        for (int w = 0; w < WORDS; w++, words += dim, later += W == 8 ? C * W * 4 : dim * 4) {
+        const char* later = soon[t] + d * 4 * (W < 16 ? WORDS : 1);
+        for (int w = 0; w < WORDS; w++, words += dim, later += W < 16 ? C * W * 4 : dim * 4) {
             for (int line = 0; line < C * W * 4; line += 64) prefetch_to_l2(later + line);
             add_words<T>(sums, words, mass, t * WORDS + w);
         }
@@ -225,7 +227,7 @@ template <class T> struct Inner {
     template <int N>
     static void weigh_all(const T* const* tiles, int count, int dim, const Mass* const* mass, int from,
                           float* const* out, const char* const* soon) {
-        constexpr int C = W != 8 ? 4 : N == 1 ? 8 : N == 2 ? 4 : 2;
+        constexpr int C = W == 4 && REGISTERS == 32 ? 8 : W != 8 ? 4 : N == 1 ? 8 : N == 2 ? 4 : 2;
         int d = 0;
         for (; d + C * W <= dim; d += C * W) weigh<T, N, C>(tiles, count, dim, d, mass, from, out, soon);
         for (; d < dim; d += W) weigh<T, N, 1>(tiles, count, dim, d, mass, from, out, soon);

@@ -15,6 +15,7 @@
 
 namespace fastslow {
 
+constexpr int ZERO = 128 - TAKEN;                   // of what bytes are as they are multiplied
 constexpr int HIGH = 128;                           // the value of a step of the upper digit
 constexpr float LARGEST_SPLIT = 127.0f * HIGH;      // the lower digit is -64 .. 63
 constexpr int DIGIT_BYTES = Bytes::QUAD / 4;
@@ -70,7 +71,7 @@ template <> struct Inner<uint8_t> {
         const uint8_t* digits() const { return (const uint8_t*)(this + 1); }
     };
     using Mass = uint8_t;  // [DIGITS][KEY_BLOCK * DIGIT_BYTES]
-    static constexpr int AT_ONCE = W == 16 ? 3 : W == 4 ? 1 : 4 / DIGITS;
+    static constexpr int AT_ONCE = W == 4 && REGISTERS == 16 ? 1 : W == 8 ? 4 / DIGITS : 3;
     static constexpr int QUAD = Bytes::QUAD;
 
     static constexpr int MASS_SIDE = KEY_BLOCK * DIGIT_BYTES;
@@ -102,7 +103,7 @@ template <> struct Inner<uint8_t> {
         }
         for (int line = 0; line < 2; line++) prefetch_to_l2(soon + (size_t)(dim / 4 + line) * LINE);
         UNROLL for (int i = 0; i < N; i++) UNROLL for (int v = 0; v < NV; v++) {
-            const vi product = whole(sums[i][v]) - splat(128 * q[i]->split.total);
+            const vi product = whole(sums[i][v]) - splat(ZERO * q[i]->split.total);
             const vf scale = load<vf>(keys + Tile<uint8_t>::scale(v * W, dim, false));
             store(out[i] + v * W, to_float(product) * (scale * splat(q[i]->split.step)));
         }
@@ -126,7 +127,7 @@ template <> struct Inner<uint8_t> {
             }
             const Split found = split(scores + from, all - from, mass + from * DIGIT_BYTES, MASS_SIDE);
             step = found.step;
-            start = -128 * found.total;
+            start = -ZERO * found.total;
         }
         for (int d = 0; d < width; d += W) store(sums + d, splat(start));
         return mass;
@@ -143,7 +144,7 @@ template <> struct Inner<uint8_t> {
             const size_t row = k % LANES / 4, at = (row * dim + d) * 4;  // a mass past the end is 0
             const uint8_t* words = tiles[k / LANES] + at;
             // narrow vectors' lines lie apart: all of the tile's in their order are faster
-            const char* later = soon[k / LANES] + (W == 8 ? (row * C * W + d * (LANES / 4)) * 4 : at);
+            const char* later = soon[k / LANES] + (W < 16 ? (row * C * W + d * (LANES / 4)) * 4 : at);
             for (int line = 0; line < C * W * 4; line += LINE) prefetch_to_l2(later + line);
             UNROLL for (int c = 0; c < C; c++) {
                 const Bytes value(load<vu>(words + c * sizeof(vu)));
@@ -160,7 +161,7 @@ template <> struct Inner<uint8_t> {
     template <int N>
     static void weigh_all(const uint8_t* const* tiles, int count, int dim, const Mass* const* mass, int from,
                           float* const* out, const char* const* soon) {
-        constexpr int C = N <= 2 && (W != 8 || DIGITS == 1) ? 4 : 2;  // what the registers hold
+        constexpr int C = (N <= 2 || TURNS == 2) && (W != 8 || DIGITS == 1) ? 4 : 2;  // what the registers hold
         int d = 0;
         for (; d + C * W <= dim; d += C * W) weigh<N, C>(tiles, count, dim, d, mass, from, out, soon);
         for (; d < dim; d += W) weigh<N, 1>(tiles, count, dim, d, mass, from, out, soon);

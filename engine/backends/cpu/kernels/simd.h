@@ -11,6 +11,9 @@
 
 #if defined(__AVX2__)
 #include <immintrin.h>
+#elif defined(__aarch64__) && defined(__ARM_NEON) && !defined(FASTSLOW_PLAIN)
+#define FASTSLOW_NEON 1
+#include <arm_neon.h>
 #endif
 
 namespace fastslow {
@@ -24,6 +27,14 @@ constexpr int W = 8;
 #else
 constexpr int W = 4;
 #endif
+
+// Arm's sums are those of 8 floats, in two vectors that take turns.
+#if defined(FASTSLOW_NEON)
+constexpr int TURNS = 2, REGISTERS = 32;
+#else
+constexpr int TURNS = 1, REGISTERS = W == 16 ? 32 : 16;
+#endif
+constexpr int SPAN = TURNS * W;
 
 // Dot products of bytes.
 #if defined(FASTSLOW_AVX512) && defined(__AVX512VNNI__)
@@ -62,6 +73,8 @@ static inline vf fma(vf a, vf b, vf c) {
     return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
 #elif defined(FASTSLOW_AVX2)
     return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(FASTSLOW_NEON)
+    return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
 #else
     return a * b + c;
 #endif
@@ -91,6 +104,13 @@ static inline float sum(vf v) {
         for (int i = 0; i < half; i++) lane[i] += lane[i + half];
     return lane[0];
 #endif
+}
+
+// The same of what took turns.
+static inline float sum(const vf (&turns)[TURNS]) {
+    vf whole = turns[0];
+    for (int t = 1; t < TURNS; t++) whole += turns[t];
+    return sum(whole);
 }
 
 static inline float largest(vf v) {
@@ -160,6 +180,7 @@ static inline vf exp(vf given) {
 static inline vf load_some(const float* from, int count) {
     if (count >= W) return load<vf>(from);
     vf v{};
+    if (TURNS > 1 && count <= 0) return v;
     std::memcpy(&v, from, sizeof(float) * count);
     return v;
 }

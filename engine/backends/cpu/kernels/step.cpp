@@ -53,11 +53,12 @@ void add_bias(const float* bias, int tile, int rows, float* out) {
 }
 
 float norm_scale(const float* x, int count, int width, float eps) {
-    vf squares{};
-    for (int k = 0; k < width; k += W) {
-        vf v = load<vf>(x + k);
-        squares = fma(v, v, squares);
-    }
+    vf squares[TURNS] = {};
+    for (int k = 0; k < width; k += SPAN)
+        UNROLL for (int t = 0; t < TURNS; t++) {
+            vf v = load<vf>(x + k + t * W);
+            squares[t] = fma(v, v, squares[t]);
+        }
     return 1.0f / std::sqrt(sum(squares) / (float)count + eps);
 }
 

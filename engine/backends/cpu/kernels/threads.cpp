@@ -33,6 +33,8 @@ void forget() {
 void pause(int spins) {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("isb");  // `yield` does nothing on most chips
 #endif
     if (spins % SPINS == SPINS - 1) std::this_thread::yield();
 }

@@ -1,0 +1,68 @@
+"""Products have the same bits at every level of every kind of chip, format by format."""
+
+import hashlib
+
+import numpy as np
+import pytest
+from kernel_tools import compiled
+
+from fastslow.engine.backends.cpu import library
+from fastslow.engine.backends.cpu.formats import Format
+from fastslow.engine.backends.cpu.library import TILE
+
+PAIRS, TILES, FUSED = 1, 4, 8  # of fs_dot_instructions
+OUTPUTS, ROWS = 64, 33
+# Of the products where a product and its sum are rounded once, and where they are rounded both (`plain`).
+DIGESTS = {
+}  # fmt: skip
+WITH_PAIRS = "0"  # of bfloat16 where there are dots of pairs, which begin with the second
+HALVES = {
+    Format.Q4_0: [0], Format.Q4_1: [0, 2], Format.Q5_0: [0], Format.Q8_0: [0], Format.Q4_K: [0, 2],
+    Format.Q5_K: [0, 2], Format.Q6_K: [208],
+}  # fmt: skip
+
+
+def some(count: int, seed: int) -> np.ndarray:
+    """Numbers from -1 to 1 that no library's logarithm has a part in."""
+    bits = np.random.default_rng(seed).integers(-(1 << 23), 1 << 23, count)
+    return np.ldexp(bits.astype(np.float32), -23)
+
+
+def packed(form: Format, inputs: int) -> np.ndarray:
+    """Tiles of random weights: of floats, or of a file's blocks with scales of a few sizes."""
+    kernels = library.kernels()
+    room = np.zeros(OUTPUTS // TILE * library.tile_bytes(form, inputs) + 64, np.uint8)
+    tiles = room[-room.ctypes.data % 64 :][: len(room) - 64]
+    if kernels.fs_packs(form):
+        weights = some(OUTPUTS * inputs, 1) / np.float32(8)
+        kernels.fs_pack(form, tiles.ctypes.data, weights.ctypes.data, OUTPUTS, inputs)
+        return tiles
+    each, size = library.block_of(form)
+    count = OUTPUTS * inputs // each
+    blocks = np.random.default_rng(2).integers(0, 256, (count, size), dtype=np.uint8)
+    for at in HALVES.get(form, []):
+        blocks[:, at + 1] = blocks[:, at + 1] & 0x83 | 0x20  # 2^-7 to 2^-6
+    if form == Format.MXFP4:
+        blocks[:, 0] = blocks[:, 0] % 16 + 112
+    elif form not in HALVES:
+        blocks[:, :4] = (some(count, 3) / np.float32(64)).view(np.uint8).reshape(count, 4)
+    rows = (blocks.ctypes.data + np.arange(OUTPUTS, dtype=np.uint64) * np.uint64(inputs // each * size)).astype(
+        np.uint64
+    )
+    kernels.fs_pack_blocks(form, tiles.ctypes.data, rows.ctypes.data, OUTPUTS, inputs)
+    return tiles
+
+
+@compiled
+@pytest.mark.parametrize("form", list(Format))
+def test_a_product_has_the_bits_of_every_level(form: Format) -> None:
+    used = library.kernels().fs_dot_instructions() if library.kernels() else 0
+    inputs = 592 if library.kernels().fs_packs(form) else 768
+    tiles, x = packed(form, inputs), some(ROWS * inputs, 4) * np.float32(3)
+    out = np.empty((ROWS, OUTPUTS), np.float32)
+    library.kernels().fs_product(form, tiles.ctypes.data, OUTPUTS, inputs, x.ctypes.data, ROWS, out.ctypes.data)
+    found = hashlib.sha256(out.tobytes()).hexdigest()[:8]
+    if form in (Format.INT8, Format.BFLOAT16) and used & TILES:
+        pytest.skip("matrix tiles have sums of their own: test_cpu_formats.py")
+    expected = DIGESTS[form.name][0 if used & FUSED else 1]
+    assert found == (WITH_PAIRS if form == Format.BFLOAT16 and used & PAIRS else expected)
