@@ -217,16 +217,25 @@ def _choice_row(prefix: str, layer: Layer, hidden: int) -> Iterator[Fused]:
 
 
 def _latent(prefix: str, layer: Layer, hidden: int) -> Iterator[Fused]:
-    """Keys' and values' matrices of a latent apart: floats [heads, latent, keys] and [heads, values, latent]."""
+    """Keys' and values' matrices of a latent apart: floats [heads, latent, keys] and [heads, values, latent], of which the
+    first two axes may be one."""
     if not isinstance(m := layer.mixer, LatentAttention):
         return
     own = f"{prefix}.self_attn"
     shapes = {"k_b_proj": (m.latent, m.nope), "v_b_proj": (m.value_dim, m.latent)}
-    whole = {f"{own}.{name}.weight": Expected(((m.heads, *x),)) for name, x in shapes.items()}
+    whole = {
+        f"{own}.{name}.weight": Expected(((m.heads, *x), (m.heads * x[0], x[1])))
+        for name, x in shapes.items()
+    }
     parts: dict[str, tuple[int | slice, Outputs]] = {
         f"{own}.kv_b_proj.weight": (slice(None), slice(None))
     }
-    yield Fused(whole, parts, lambda x, at: torch.cat((x[0].mT, x[1]), 1).flatten(0, 1)[at])
+
+    def take(x: Sequence[Tensor], at: Any) -> Tensor:
+        keys, values = (side.reshape(m.heads, *size) for side, size in zip(x, shapes.values()))
+        return torch.cat((keys.mT, values), 1).flatten(0, 1)[at]
+
+    yield Fused(whole, parts, take)
 
 
 LAYOUTS = {

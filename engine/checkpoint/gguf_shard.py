@@ -193,6 +193,8 @@ def _place(name: str, names: GgufNames, header: Fields) -> tuple[str, str]:
     stem, _, ending = name.rpartition(".")
     if (top := {**GGUF_TOP, **names.top}.get(stem)) and ending == "weight":
         return f"{top}.weight", stem
+    if (top := names.top.get(name)) is not None:
+        return top, name
     block, _, whole = name.removeprefix("blk.").partition(".")
     inner = whole.rpartition(".")[0]
     place = names.layer.get(whole, f"{names.layer[inner]}.{ending}" if inner in names.layer else "")

@@ -4,7 +4,7 @@
 from fastslow.engine.families import gpt_oss, lfm2, llama, pangu, qwen, qwen_hybrid
 from fastslow.engine.families.dense import ernie, granite, hunyuan, ministral, olmo, phi, seed_oss
 from fastslow.engine.families.gemma import assistant, gemma3, gemma4
-from fastslow.engine.families.mixtures import deepseek, glm, minimax
+from fastslow.engine.families.mixtures import deepseek, glm, minimax, openpangu
 from fastslow.engine.families.mixtures import ernie as ernie_moe
 from fastslow.engine.families.mixtures import granite as granite_moe
 from fastslow.engine.families.mixtures import hunyuan as hunyuan_moe
@@ -14,6 +14,7 @@ from fastslow.engine.model.family import Family, refuse
 FAMILIES: tuple[Family, ...] = (
     pangu.MOGE,
     pangu.V2,
+    openpangu.OPENPANGU,
     llama.EMBEDDED,
     llama.LLAMA,
     llama.MISTRAL,

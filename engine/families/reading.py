@@ -322,8 +322,13 @@ def sparse_layers(raw: ConfigJson) -> frozenset[int]:
 
 def dense_layers(raw: ConfigJson) -> frozenset[int]:
     """`mlp_only_layers`."""
-    found, layers = frozenset(integers(raw, "mlp_only_layers")), layer_count(raw)
+    return listed_layers(raw, "mlp_only_layers")
+
+
+def listed_layers(raw: ConfigJson, name: str) -> frozenset[int]:
+    """The layers that a field lists; none where it is missing."""
+    found, layers = frozenset(integers(raw, name)), layer_count(raw)
     if any(n >= layers for n in found):
         named = shown(sorted(found))
-        raise ValueError(f"mlp_only_layers {named} must be below num_hidden_layers {layers}")
+        raise ValueError(f"{name} {named} must be below num_hidden_layers {layers}")
     return found

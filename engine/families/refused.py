@@ -18,8 +18,6 @@ minimax. minimaxtext minimaxm1 | MiniMax-Text-01, MiniMax-M1 | it has lightning 
 deepseekv4 deepseek4 | DeepSeek V4 | it has several residual streams (hyper-connections), and attention over \
 compressed rows | deepseekv3
 hyv4 | Hunyuan 4 | it has several residual streams (hyper-connections) and sparse attention | hunyuanmoev1
-openpangu | openPangu 2.0 | it has several residual streams (hyper-connections), sparse attention, and convolutions \
-beside latent keys | pangupromoev2
 qwen4exp qwen38flashnext | Qwen3.8-Flash-Next | it has several residual streams (hyper-connections), hashed n-gram \
 embeddings and block-sparse attention | qwen3_5moe
 lfm3 | LFM3 | it has a gate for each head of attention, another RoPE in sliding-window layers, \

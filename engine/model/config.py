@@ -168,6 +168,8 @@ def header_config(path: Path) -> dict[str, Any]:
     _add_tensors(raw, tensors)
     parts = {name.split(".", 2)[-1] for name in tensors}
     raw |= {name: True for part, name in names.present.items() if part in parts}
+    for part, name in names.lists.items():
+        raw[name] = [n for n in range(raw["num_hidden_layers"]) if f"blk.{n}.{part}" in tensors]
     # a header says all: what config.json's reader would assume where nothing is said does not hold
     raw.setdefault("rope_scaling", {"rope_type": "default"})
     _check_heads(raw, header, names)

@@ -271,7 +271,8 @@ class GgufNames:
     do not say else. finish: changes the fields of config.json where theirs mean something else. axes: axes of 1 that
     files leave out.
     top: as `layer`, for tensors outside of layers that have other names than usual ones.
-    present: tensors of blocks, and fields of config.json that are true where a file has them.
+    present: tensors of blocks, and fields of config.json that are true where a file has them. lists: the same, and
+    fields that list the blocks.
     parts: for a tensor that holds the rows of several, a function of their number and the header: the place of each
     and which rows it has. drafts: as `layer`, of whole names, in blocks after the model's own, which are of a layer for
     multi-token prediction; none: such blocks are not known. unread: header keys that say nothing new."""
@@ -285,6 +286,7 @@ class GgufNames:
     axes: Mapping[str, int] = field(default_factory=dict)
     top: Mapping[str, str] = field(default_factory=dict)
     present: Mapping[str, str] = field(default_factory=dict)
+    lists: Mapping[str, str] = field(default_factory=dict)
     parts: Mapping[str, Callable[[int, Fields], Mapping[str, Any]]] = field(default_factory=dict)
     drafts: Mapping[str, str] = field(default_factory=dict)
     unread: tuple[str, ...] = ()

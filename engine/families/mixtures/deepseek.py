@@ -100,13 +100,7 @@ def _glm5(raw: ConfigJson) -> DecoderShape:
 
 def _sparse(raw: ConfigJson, shape: DecoderShape, heads: int, interleaved: bool) -> DecoderShape:
     expect(raw, {"layer_types": "indexed_attention"})
-    layout = boolean(raw, "indexer_rope_interleave", interleaved)
-    indexer = Indexer(
-        integer(raw, "index_n_heads", heads, most=MOST_HEADS),
-        integer(raw, "index_head_dim", 128, most=MOST_HEAD_DIM),
-        integer(raw, "index_topk", 2048),
-        "interleaved-first" if layout else "halves-first",
-    )
+    indexer = indexer_of(raw, heads, interleaved)
     kinds = _choosing(raw, len(shape.layers))
 
     def sparse(n: int, layer: Layer) -> Layer:
@@ -118,6 +112,17 @@ def _sparse(raw: ConfigJson, shape: DecoderShape, heads: int, interleaved: bool)
     shares = [n for n, kind in enumerate(kinds) if kind == SHARED]
     unread = tuple(f"model.layers.{n}.self_attn.indexer." for n in shares)
     return replace(shape.each(sparse), mtp=mtp, left_out=unread)
+
+
+def indexer_of(raw: ConfigJson, heads: int, interleaved: bool) -> Indexer:
+    """heads, interleaved: where config.json is silent."""
+    layout = boolean(raw, "indexer_rope_interleave", interleaved)
+    return Indexer(
+        integer(raw, "index_n_heads", heads, most=MOST_HEADS),
+        integer(raw, "index_head_dim", 128, most=MOST_HEAD_DIM),
+        integer(raw, "index_topk", 2048),
+        "interleaved-first" if layout else "halves-first",
+    )
 
 
 def _choosing(raw: ConfigJson, layers: int) -> list[str]:
@@ -139,6 +144,17 @@ def _choosing(raw: ConfigJson, layers: int) -> list[str]:
 
 def _latent(raw: ConfigJson, router: Router, dense: int, shares: int) -> DecoderShape:
     """The first `first_k_dense_replace` layers are dense, or those that `mlp_layer_types` says."""
+    layers, first = layer_count(raw), integer(raw, "first_k_dense_replace", dense, least=0)
+    usual = ["dense" if n < first else "sparse" for n in range(layers)]
+    kinds = layer_types(raw, ("dense", "sparse"), usual, "mlp_layer_types")
+    each = {n for n, kind in enumerate(kinds) if kind == "dense"}
+    mixer = latent_mixer(raw, RmsNorm(LATENT_EPS))
+    shape = sparse_decoder(raw, mixer, router, each, shares)
+    return replace(shape, fused=(*shape.fused, "latent"))
+
+
+def latent_mixer(raw: ConfigJson, norm: RmsNorm, interleaved: bool = True) -> LatentAttention:
+    """The attention of all layers. norm: of latents. interleaved: how dims turn where config.json is silent."""
     heads = integer(raw, "num_attention_heads", most=MOST_HEADS)
     nope, turning, values = (
         integer(raw, name, most=MOST_HEAD_DIM)
@@ -148,11 +164,11 @@ def _latent(raw: ConfigJson, router: Router, dense: int, shares: int) -> Decoder
     expect(raw, {**sizes, "moe_layer_freq": 1})
     positions = integer(raw, "max_position_embeddings")
     base, scaling, _ = rotation_of(raw, 10000.0, None, positions)
-    layout = "interleaved-first" if boolean(raw, "rope_interleave", True) else "halves-first"
+    layout = "interleaved-first" if boolean(raw, "rope_interleave", interleaved) else "halves-first"
     scale = (nope + turning) ** -0.5
     if scaling is not None and scaling.kind == "yarn":
         scale *= stretch(scaling.factor, rope_fields(raw).get("mscale_all_dim") or 0.0) ** 2
-    mixer = LatentAttention(
+    return LatentAttention(
         heads,
         nope,
         Rope(turning, base, positions, scaling, layout=layout),
@@ -160,14 +176,8 @@ def _latent(raw: ConfigJson, router: Router, dense: int, shares: int) -> Decoder
         integer(raw, "kv_lora_rank", most=MOST_WIDTH),
         count(raw, "q_lora_rank", most=MOST_WIDTH),
         scale,
-        norm=RmsNorm(LATENT_EPS),
+        norm=norm,
     )
-    layers, first = layer_count(raw), integer(raw, "first_k_dense_replace", dense, least=0)
-    usual = ["dense" if n < first else "sparse" for n in range(layers)]
-    kinds = layer_types(raw, ("dense", "sparse"), usual, "mlp_layer_types")
-    each = {n for n, kind in enumerate(kinds) if kind == "dense"}
-    shape = sparse_decoder(raw, mixer, router, each, shares)
-    return replace(shape, fused=(*shape.fused, "latent"))
 
 
 def _of_header(raw: ConfigJson) -> DecoderShape:
@@ -195,6 +205,21 @@ def _header(raw: dict[str, Any]) -> None:
         rope |= {"mscale": of_all, "mscale_all_dim": of_all}
 
 
+LATENT = {  # tensors of GGUF files
+    "attn_q_a": "self_attn.q_a_proj",
+    "attn_q_a_norm": "self_attn.q_a_layernorm",
+    "attn_q_b": "self_attn.q_b_proj",
+    "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
+    "attn_kv_a_norm": "self_attn.kv_a_layernorm",
+    "attn_kv_b": "self_attn.kv_b_proj",
+    "attn_k_b": "self_attn.k_b_proj",
+    "attn_v_b": "self_attn.v_b_proj",
+}
+RANKS = {  # fields of their headers
+    "attention.q_lora_rank": "q_lora_rank",
+    "attention.kv_lora_rank": "kv_lora_rank",
+    "rope.dimension_count": "qk_rope_head_dim",
+}
 V2 = Family(("DeepseekV2ForCausalLM",), _v2)
 LITE = Family(("Glm4MoeLiteForCausalLM",), _lite)
 V32 = Family(("DeepseekV32ForCausalLM",), _v32)
@@ -208,24 +233,15 @@ V3 = Family(
             **GGUF_LAYER,
             **TENSORS,
             **NEXTN,
-            "attn_q_a": "self_attn.q_a_proj",
-            "attn_q_a_norm": "self_attn.q_a_layernorm",
-            "attn_q_b": "self_attn.q_b_proj",
-            "attn_kv_a_mqa": "self_attn.kv_a_proj_with_mqa",
-            "attn_kv_a_norm": "self_attn.kv_a_layernorm",
-            "attn_kv_b": "self_attn.kv_b_proj",
-            "attn_k_b": "self_attn.k_b_proj",
-            "attn_v_b": "self_attn.v_b_proj",
+            **LATENT,
         },
         fields={
             **SPARSE,
-            "attention.q_lora_rank": "q_lora_rank",
-            "attention.kv_lora_rank": "kv_lora_rank",
+            **RANKS,
             "attention.key_length": "heads.key",
             "attention.value_length": "heads.value",
             "attention.key_length_mla": "heads.key_mla",
             "attention.value_length_mla": "heads.value_mla",
-            "rope.dimension_count": "qk_rope_head_dim",
             f"rope.scaling.{MULTIPLIER}": "rope_scaling.mscale_all_dim",
         },
         given={

@@ -6,7 +6,7 @@ are made in float32 (float64 for float64), and sums run stream by stream: a row'
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,16 +97,17 @@ class StreamsModule:
         read, taken, mixed = made.split((count, count, count * count), -1)
         first, second, third = w.beta.split((count, count, count * count))
         own = self._read(x_PF, read * w.alpha[0] + first)
-        added = sublayer(own).to(made.dtype)
+        fresh = sublayer(own).to(made.dtype)
         taken = 2 * sigmoid(taken * w.alpha[1] + second)
         each = x_PF.to(made.dtype).chunk(count, -1)
         mixing = self._doubly((mixed * w.alpha[2] + third).unflatten(-1, (count, count)))
-        found = []
-        for new in range(count):
-            total = taken[:, new, None] * added
-            for old in range(count):
-                total = total + mixing[:, old, new, None] * each[old]
-            found.append(total)
+        found = [
+            _added(
+                [taken[:, new, None] * fresh]
+                + [mixing[:, old, new, None] * stream for old, stream in enumerate(each)]
+            )
+            for new in range(count)
+        ]
         return torch.cat(found, -1).to(x_PF.dtype)
 
     def merged(self, x_PF: Tensor) -> Tensor:
@@ -122,21 +123,25 @@ class StreamsModule:
         """[P, H]: the streams by how well each fits."""
         weights = sigmoid(fit_PS) + LEAST
         parts = x_PF.to(weights.dtype).chunk(self.streams.count, -1)
-        return added([weights[:, s, None] * part for s, part in enumerate(parts)]).to(x_PF.dtype)
+        return _added([weights[:, s, None] * part for s, part in enumerate(parts)]).to(x_PF.dtype)
 
     def _doubly(self, logits_PSS: Tensor) -> Tensor:
         """Positive matrices whose rows and columns add up to 1 nearly, the columns last."""
         found = (logits_PSS - logits_PSS.amax(-1, keepdim=True)).exp()
-        found = found / added(found.split(1, -1)) + LEAST
-        found = found / (added(found.split(1, -2)) + LEAST)
+        found = found / _total(found, -1) + LEAST
+        found = found / (_total(found, -2) + LEAST)
         for _ in range(self.streams.rounds - 1):
-            found = found / (added(found.split(1, -1)) + LEAST)
-            found = found / (added(found.split(1, -2)) + LEAST)
+            found = found / (_total(found, -1) + LEAST)
+            found = found / (_total(found, -2) + LEAST)
         return found
 
 
-def added(parts: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
-    """Their sum, one after the other."""
+def _total(x: Tensor, axis: int) -> Tensor:
+    """The sum over an axis, which stays, one after the other."""
+    return _added(x.unbind(axis)).unsqueeze(axis)
+
+
+def _added(parts: Sequence[Tensor]) -> Tensor:
     total = parts[0]
     for part in parts[1:]:
         total = total + part

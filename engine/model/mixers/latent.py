@@ -21,7 +21,7 @@ from fastslow.engine.model.mixers.rope import Rope, rotation
 from fastslow.engine.model.mixers.short_conv import convolved, read_taps
 from fastslow.engine.model.norms import USUAL_NORM, Norm, NormWeights, norm_tensors, normed
 from fastslow.engine.model.ops import Linear, Ops, Sinks, wide
-from fastslow.engine.model.parts import Step, WeightReader, too_small
+from fastslow.engine.model.parts import Step, WeightReader, padded, too_small
 from fastslow.engine.model.tensor_spec import WHOLE, ShardAxis, ShardRule, TensorSpec, linear
 
 M = TypeVar("M")
@@ -44,7 +44,7 @@ class LatentAttention:
         window: tokens that a row sees, itself included; 0: all.
         norm: of both latents.
         conv: tokens that convolutions see, which add to both latents, before their norms, and to what heads saw, each
-            channel for itself; 0: there are none.
+            channel for itself, but for a text's first rows, which fill no kernel; 0: there are none.
         sinks: learned latents, each with a key that is not rotated, that every row sees before its text.
         indexer: chooses what a row sees of a long text; None: it sees all.
     """
@@ -245,4 +245,10 @@ class LatentModule:
         first = sum([*self.mixer.convolved.values()][:part])
         inputs = x_PC.to(wide(x_PC.dtype))
         added = convolved(inputs, self.weights.taps[part], kv, n, step, first)
-        return (inputs + added).to(x_PC.dtype)
+        filled = step.once(("filled", self.mixer.conv), lambda: self._filled(step))
+        return (inputs + added.masked_fill(~filled, 0.0)).to(x_PC.dtype)
+
+    def _filled(self, step: Step) -> Tensor:
+        """bool [P, 1]: rows that are not among a text's first ones, to which a convolution adds nothing."""
+        positions = padded(step.rows.positions, step.padded)
+        return torch.from_numpy(positions >= self.mixer.conv - 1)[:, None].to(step.device)

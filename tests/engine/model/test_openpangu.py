@@ -1,0 +1,161 @@
+"""openPangu 2.0 against its reference in numpy; and whatever drafts, the answers of plain decoding."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import texts
+import torch
+from family_tools import load
+from gguf_openpangu import write_openpangu
+from gguf_tools import setting
+from layer_fuzz import FEW_AND_MANY, LayerFuzz, near
+from layer_fuzz import load as loaded
+from pangu_2_reference import CONFIG, Pangu2
+from safetensors.torch import load_file
+
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.mixers.latent import LatentAttention
+from fastslow.engine.model.routed_units import RoutedUnits
+from fastslow.engine.model.tensors import active_parameters, parameters
+
+WIDE: dict[str, Any] = {"index_topk": 1024}  # rows see all that they may
+OTHER = {"mhc_num_stream": 2, "mhc_recur_norm": 3, "router_sliding_window": 4, "n_shared_experts": 2, "dsa_layers": [3]}
+OTHER |= {"swa_layers": [1, 2], "sliding_window_list": [6, 30], "num_nextn_predict_layers": 0, "param_sink_number": 1}
+SMALL = WIDE | OTHER | {"num_hidden_layers": 3, "dsa_layers": [0], "vocab_size": 32, "n_shared_experts": 1}
+TOKENS = np.random.default_rng(3).integers(0, CONFIG["vocab_size"], 600)
+
+
+@pytest.mark.parametrize(("dtype", "atol", "count"), [("float32", 1e-4, 600), ("float64", 1e-9, 150)])
+@pytest.mark.parametrize("variant", [{}, OTHER], ids=["as published", "other sizes"])
+def test_logprobs_are_the_references(
+    variant: dict[str, Any], dtype: str, atol: float, count: int, tmp_path: Path
+) -> None:
+    """In one chunk, and to the same bits in several and token by token at the end."""
+    reference, tokens = Pangu2(**WIDE | variant), TOKENS[:count]
+    model = load(reference.write(tmp_path), False, dtype)
+    whole = texts.logits(model, tokens.tolist())
+    wanted = torch.from_numpy(reference.logprobs(tokens))
+    assert wanted.std() > 1
+    torch.testing.assert_close(whole.double().log_softmax(-1), wanted, rtol=0, atol=atol)
+    assert texts.logits(model, tokens.tolist(), [1, 2, 37, count - 47, *[1] * 7]).equal(whole)
+
+
+@pytest.fixture(scope="module")
+def fuzz(tmp_path_factory: pytest.TempPathFactory) -> LayerFuzz:
+    folder, reference = tmp_path_factory.mktemp("openpangu"), Pangu2(**SMALL)
+    weights = load_file(reference.write(folder / "own") / "model.safetensors")
+    one, other = (loaded(folder / n, reference.c, w) for n, w in (("own", weights), ("kin", near(weights))))
+    return LayerFuzz(one, other)
+
+
+@FEW_AND_MANY
+def test_answers_are_those_of_plain_decoding(fuzz: LayerFuzz, count: int) -> None:
+    fuzz.check(count)
+
+
+FLASH = CONFIG | {
+    "hidden_size": 2560, "intermediate_size": 9216, "num_hidden_layers": 46, "num_attention_heads": 48,
+    "num_key_value_heads": 48, "vocab_size": 151552, "q_lora_rank": 1024, "kv_lora_rank": 512, "v_head_dim": 128,
+    "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "first_k_dense_replace": 2, "n_routed_experts": 256,
+    "num_experts_per_tok": 8, "moe_intermediate_size": 1024, "param_sink_number": 128, "index_topk": 2048,
+    "index_n_heads": 24, "index_head_dim": 128, "block_post_layernorm_idx": [0, *range(4, 40, 5)],
+    "dsa_layers": [*range(0, 46, 3)], "swa_layers": [n for n in range(49) if n % 3 or n > 45],
+    "sliding_window_list": [512] * 30 + [2048] * 3, "max_position_embeddings": 524288, "head_dim": 64,
+}  # fmt: skip
+
+
+def test_the_published_config() -> None:
+    config = ModelConfig.from_json(FLASH)
+    assert round(parameters(config) / 1e9, 1) == 91.5 and round(active_parameters(config) / 1e9, 1) == 6.0
+    windows = [x.mixer.window for x in config.layers if isinstance(x.mixer, LatentAttention)]
+    assert windows == [0 if n % 3 == 0 else 512 for n in range(46)]
+    normed = [n for n, x in enumerate(config.layers) if x.streams is not None and x.streams.whole_norm is not None]
+    assert normed == FLASH["block_post_layernorm_idx"]
+    assert config.context == 2048 and RoutedUnits.of(config) == ("experts", 8, 0)
+    state = config.state_layout
+    assert state.token_numbers == 46 * 576 and state.row_bytes(torch.float32) == 46 * 4 * (1024 + 512 + 6144)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"mhc_num_stream": 17}, "mhc_num_stream 17 must be at most 16"),
+        ({"mhc_num_stream": 0}, "mhc_num_stream 0 must be a whole number of at least 1"),
+        ({"mhc_recur_norm": 65}, "mhc_recur_norm 65 must be at most 64"),
+        ({"use_mhc": False}, "use_mhc False is not supported, only True is"),
+        ({"sandwich_norm": False}, "sandwich_norm False is not supported, only True is"),
+        ({"rope_interleave": True}, "rope_interleave True is not supported, only False is"),
+        ({"router_sliding_window": 1}, "router_sliding_window 1 must be at least 2"),
+        ({"router_sliding_window": 65}, "router_sliding_window 65 must be at most 64"),
+        ({"q_lora_rank": None}, "convolutions need a latent of queries: q_lora_rank is 0"),
+        ({"param_sink_with_value": True}, "param_sink_with_value True is not supported, only False is"),
+        ({"param_sink_number": 65537}, "param_sink_number 65537 must be at most 65536"),
+        ({"block_post_layernorm_idx": [4]}, r"block_post_layernorm_idx \[4\] must be below num_hidden_layers 4"),
+        ({"dsa_layers": [0, 1]}, "dsa_layers has layer 1, which is one of swa_layers"),
+        ({"swa_layers": [1, 2, 7]}, r"sliding_window_list \[6, 6, 9, 9, 9\] must have a window for each of the 3 .*"),
+        ({"swa_layers": [1, 2, 4, 5, 7]}, "swa_layers has 7, but must be below 7, the number of layers"),
+        ({"sliding_window_list": [6, 6, 0, 9, 9]}, "a window 0 must be a whole number of at least 1"),
+        ({"sliding_window_list": None}, "a window is missing"),
+        ({"index_topk": 0}, "index_topk 0 must be a whole number of at least 1"),
+        ({"num_attention_heads": 0}, "num_attention_heads 0 must be a whole number of at least 1"),
+        ({"n_group": 4, "topk_group": 2}, "n_group 4 must divide the 6 experts"),
+        ({"mhc_gate": 1}, "mhc_gate 1 changes the model in a way that .* does not know here"),
+    ],
+)
+def test_configs_that_do_not_fit(changed: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=f"^{said}$"):
+        ModelConfig.from_json(CONFIG | changed)
+
+
+def test_texts_are_as_long_as_rows_see_all_of_them() -> None:
+    assert ModelConfig.from_json(CONFIG).context == 512
+    assert ModelConfig.from_json(CONFIG | {"dsa_layers": [], "index_topk": None}).context == 1024
+    said = {"sliding_window_list": None, "sliding_window": 6}
+    assert ModelConfig.from_json(CONFIG | said).layers == tuple(ModelConfig.from_json(CONFIG).layers)
+    assert ModelConfig.from_json(CONFIG | {"architectures": ["PanguV2MoEForCausalLM"]}).streams is not None
+
+
+UNSAID = {"bos_id", "eos_ids"}
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_gguf_file_is_the_folder_that_it_was_made_from(older: bool, tmp_path: Path) -> None:
+    """In files of ik_llama.cpp; older ones have keys' and values' matrices in one, too."""
+    folder = Pangu2().write(tmp_path / "model")
+    file = write_openpangu(folder, tmp_path / "m.gguf", older=older)
+    ours, theirs = ModelConfig.from_folder(file), ModelConfig.from_folder(folder)
+    assert {x.name for x in fields(ours) if getattr(ours, x.name) != getattr(theirs, x.name)} == UNSAID
+    tokens = TOKENS[:40].tolist()
+    found, wanted = (texts.logits(load(path, False), tokens) for path in (file, folder))
+    assert found.equal(wanted)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("mhc_num_stream", 40, "mhc_num_stream 40 must be at most 16"),
+        ("swa_layers", [1, 2, 4], "sliding_window_list .* must have a window for each of the 3 swa_layers"),
+        ("expert_gating_func", 1, "expert_gating_func 1 is not supported, only 2 is"),
+        ("attention.key_length", 8, "qk_nope_head_dim 0 must be a whole number of at least 1"),
+        ("param_sink_number", 4, r"param_sink_.*shape \[3, \d+\].*\[4, \d+\]"),
+    ],
+)
+def test_headers_that_do_not_fit(key: str, value: Any, said: str, tmp_path: Path) -> None:
+    folder = Pangu2().write(tmp_path / "model")
+    file = write_openpangu(folder, tmp_path / "m.gguf", change=setting(f"openpangu.{key}", value))
+    with pytest.raises(ValueError, match=said) as caught:
+        load(file, False)
+    assert "\n" not in str(caught.value)
+
+
+def test_layers_of_one_model_stand_in_as_many_streams() -> None:
+    config = ModelConfig.from_json(CONFIG)
+    assert config.streams is not None
+    mixed = config.each(lambda n, x: replace(x, streams=replace(config.streams, count=2)) if n else x)
+    with pytest.raises(ValueError, match="its layers stand in different numbers of residual streams"):
+        mixed.check()
