@@ -86,7 +86,7 @@ def test_a_simulated_npu(chip: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 UNCHECKED = """DeepseekV2 DeepseekV3 DeepseekV32 GlmMoeDsa Glm4MoeLite Glm4Moe Ernie4_5 Ernie4_5_ Ernie4_5_Moe
 Ernie4_5_MoE Exaone4 Granite GraniteMoe GraniteMoeHybrid GraniteMoeShared HunYuanDenseV1 HunYuanMoEV1 MiMo MiniMaxM2
-Ministral3 Olmo2 Olmo3 Phi3 SeedOss"""  # made of parts that others have, or run by plain torch on a device
+Ministral3 Olmo2 Olmo3 OpenPanguV2 PanguV2MoE Phi3 SeedOss"""  # made of parts that others have, or run by plain torch on a device
 
 
 def test_every_family_and_drafter_is_checked() -> None:
