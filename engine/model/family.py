@@ -269,10 +269,8 @@ class GgufNames:
     in pairs (2i, 2i + 1) of a head, not half a head apart. fields: further header keys after "<architecture>.", and
     the fields of config.json that they stand for; "a.b" is field b of object a. given: fields of all such files that
     do not say else. finish: changes the fields of config.json where theirs mean something else. axes: axes of 1 that
-    files leave out.
-    top: as `layer`, for tensors outside of layers that have other names than usual ones.
-    present: tensors of blocks, and fields of config.json that are true where a file has them. lists: the same, and
-    fields that list the blocks.
+    files leave out. top: as `layer`, for tensors outside of layers that have other names than usual ones.
+    present: tensors of blocks, and fields of config.json that are true where a file has them. lists: those of blocks.
     parts: for a tensor that holds the rows of several, a function of their number and the header: the place of each
     and which rows it has. drafts: as `layer`, of whole names, in blocks after the model's own, which are of a layer for
     multi-token prediction; none: such blocks are not known. unread: header keys that say nothing new."""
