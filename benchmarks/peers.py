@@ -15,7 +15,7 @@ Beside each sample stand the bandwidth of the moment and the share of the machin
 where that exceeds 5% are marked contended; medians are over the others if there are three, else over all, and say so
 ("~"). Ratios are medians over repeats, within each repeat.
 
-Not measured: onnxruntime-genai and ctranslate2, which need other files. vLLM reads --model's folder, not the GGUF.
+Not measured: onnxruntime-genai, ctranslate2 and vLLM, which need other files.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ SETTLE = 0.2  # seconds for the last engine's threads to fall asleep
 SAME_WIDTH = (  # formats of about as many bits, ours first
     ("fastslow:file", ("llama.cpp:file",)),
     ("fastslow:int4", ("llama.cpp:file", "openvino:file")),
-    ("fastslow:int8", ("llama.cpp:q8_0", "openvino:q8_0", "vllm:bfloat16")),
-    ("fastslow:bfloat16", ("llama.cpp:bf16", "llama.cpp:f16", "openvino:f16", "vllm:bfloat16")),
+    ("fastslow:int8", ("llama.cpp:q8_0", "openvino:q8_0")),
+    ("fastslow:bfloat16", ("llama.cpp:bf16", "llama.cpp:f16", "openvino:f16")),
 )
 Engines = dict[str, dict[str, Any]]  # facts, "memory", "failed" and "samples" of each
 

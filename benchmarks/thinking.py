@@ -4,14 +4,12 @@
 
 It asks a built-in model, `abacus` or `--mix atlas`, held-out tasks of its own kind, one at a time, each in every way
 before the next task: the presets fast and deep, auto as it learned it (`--auto FILE` of `fastslow tune --modes`) and
-by the weights set by hand, fast with escalation to deep, 0 to 8 groups with thinking off and on, deep with hard and
-soft thinking budgets, or ended where the answer is settled, and deep with each control that the guide names.
-`--only budgets` and so on measure a part of it.
+by the weights set by hand, fast with escalation to deep, 0 to 8 groups with thinking off and on, deep with thinking
+budgets. `--only budgets` and so on measure a part of it.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from itertools import islice, product
@@ -25,7 +23,7 @@ from rich.progress import track
 
 from fastslow import LLM, Mode
 from fastslow.engine.host.progress import silent
-from fastslow.engine.params import AnswerConfidence, Escalation
+from fastslow.engine.params import Escalation
 from fastslow.models.locate import resolve_model
 from fastslow.policies.auto import BUILT_IN, checkpoint_selector, read_selector
 from fastslow.policies.features import features
@@ -41,27 +39,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 from abacus.task import Task, graded
 from abacus.tasks import MIXES
 
-PARTS = ("modes", "groups", "budgets", "soft", "early", "controls")
-SETTLED = (  # tokens between questions, equal answers, probability of each of their tokens
-    (8, 3, 0.0), (4, 2, 0.8), (8, 2, 0.9), (4, 2, 0.95), (8, 1, 0.99), (16, 1, 0.98)
-)  # fmt: skip
-SOFT = (16, 32, 48, 64, 96)  # budgets whose last third is soft
+PARTS = ("modes", "groups", "budgets")
 BUDGETS = (0, 4, 8, 16, 32, 48, 64, 96, 128, 192)
-CONTROLS: dict[str, dict[str, Any]] = {  # fields beside `base`
-    "loop": {"loop": True},
-    "confidence": {"confidence": True},
-    "confidence 8x1, 0.99": {"confidence": {"every": 8, "times": 1, "sure": 0.99}},
-}
-for n in (16, 32, 64, 96):
-    CONTROLS |= {
-        f"budget {n}": {"thinking_budget": n},
-        f"soft budget {n}": {"thinking_budget": n, "thinking_soft": n // 3},
-        f"budget {n}, warned at 0.8": {"thinking_budget": n, "warn_at": 0.8},
-        f"budget {n}, warned at 0.5": {"thinking_budget": n, "warn_at": 0.5},
-        f"{n} tokens, answer_room none": {"answer_room": None, "sampling": {"max_tokens": n}},
-        f"{n} tokens, answer_room auto": {"answer_room": "auto", "sampling": {"max_tokens": n}},
-        f"{n} tokens, answer_room 8": {"answer_room": 8, "sampling": {"max_tokens": n}},
-    }
 Way = Mode | str | ModeRouter
 DOUBT = Escalation(below=0.6, window=1, how="restart")  # the fast answer is given up for a deep one
 
@@ -108,18 +87,6 @@ def ways(parts: list[str], between: tuple[str, ...]) -> dict[str, Way]:
     if "budgets" in parts:
         for n in BUDGETS:
             found[f"budget {n}"] = Mode(name=f"budget {n}", base="deep", thinking_budget=n)
-    if "soft" in parts:
-        for n in SOFT:
-            soft = Mode(
-                base="deep", thinking_budget=n, thinking_soft=n // 3, name=f"soft budget {n}"
-            )
-            found[soft.name] = soft
-    for name, fields in CONTROLS.items() if "controls" in parts else ():
-        found[name] = Mode(name=name, base="deep", **fields)
-    for every, times, sure in SETTLED if "early" in parts else ():
-        name = f"early stop {every}x{times}, {sure:g}"
-        settled = AnswerConfidence(every=every, times=times, sure=sure)
-        found[name] = Mode(name=name, base="deep", confidence=settled)
     return found
 
 
@@ -165,14 +132,10 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1000, help="held-out tasks (1000)")
     parser.add_argument("--seed", type=int, default=7, help="of the tasks (7)")
     parser.add_argument("--batch", type=int, default=1, help="asked at once, for tokens only (1)")
-    parser.add_argument("--without", type=Path, help="tasks to leave out, as examples print them")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     args = parser.parse_args()
 
-    known = args.without.read_text().splitlines() if args.without else []
-    left_out = {json.loads(line)["prompt"] for line in known}
-    drawn = MIXES[args.mix].held_out(args.seed)
-    tasks = list(islice((task for task in drawn if task.prompt not in left_out), args.count))
+    tasks = list(islice(MIXES[args.mix].held_out(args.seed), args.count))
     folder = resolve_model(args.model or args.mix)
     router = checkpoint_selector(folder) if args.auto is None else read_selector(args.auto, folder)
     learned = router if isinstance(router, LearnedModeRouter) else None

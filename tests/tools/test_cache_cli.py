@@ -54,16 +54,6 @@ def test_all_are_listed_by_when_they_were_used(models: list[Path]) -> None:
     assert kept() == [models[0], models[2], models[1]]
 
 
-def test_what_is_old_or_gone_is_pruned(models: list[Path]) -> None:
-    printed("cache", "prune")
-    assert kept() == models[::-1]
-    shutil.rmtree(models[2])
-    said = printed("cache", "prune", "--older-than", 7)
-    assert kept() == [models[1]] and f"removed {models[2]} (gone) in float32" in said and "KiB freed" in said
-    printed("cache", "prune", "--all")
-    assert kept() == []
-
-
 def test_the_ones_used_longest_ago_go_for_the_limit(
     models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]
 ) -> None:

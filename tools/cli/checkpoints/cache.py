@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -61,39 +61,6 @@ def _model(one: Packing) -> str:
     if one.model is None:
         return "unknown"
     return str(one.model) + ("" if one.model.exists() else " (gone)")
-
-
-@cache.command()
-@expand_options
-def prune(
-    older_than: Annotated[
-        float | None, typer.Option(min=0, help="Also those not used for this many days.")
-    ] = None,
-    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
-) -> None:
-    """Remove packed weights whose model is gone, and what killed processes left unfinished.
-
-    A model whose packed weights are removed packs them again at its next start; running engines keep theirs.
-
-    Example:
-      fastslow cache prune --older-than 30
-    """
-    from fastslow.engine.backends.cpu.store import packings
-    from fastslow.engine.host.files import cache_folder
-    from fastslow.engine.host.unfinished import sweep
-    from fastslow.engine.kv.budget import format_bytes
-
-    sweep(cache_folder())
-    latest = time.time() - (older_than or 0) * DAY
-    freed = 0
-    for one in packings():
-        gone = one.model is None or not one.model.exists()
-        if not (everything or gone or (older_than is not None and one.used <= latest)):
-            continue
-        one.path.unlink(missing_ok=True)
-        freed += one.size
-        typer.echo(f"removed {_model(one)} in {one.format}")
-    typer.echo(f"{format_bytes(freed)} freed")
 
 
 @cache.command()
