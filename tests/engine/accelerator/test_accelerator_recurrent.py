@@ -48,7 +48,7 @@ CONFIGS = {
 }  # fmt: skip
 
 
-USUAL = (("qwen", "cuda"), ("qwen moe", CHIPS[0]), ("lfm moe", CHIPS[1]))
+USUAL = (("lfm moe", "cuda"), ("qwen", CHIPS[0]), ("lfm", CHIPS[1]))
 PLACES = [
     pytest.param(pair, marks=() if pair in USUAL else pytest.mark.slow, id=" ".join(pair))
     for pair in product(CONFIGS, DEVICES)

@@ -108,7 +108,7 @@ def test_a_bias_of_the_choice_is_added_to_probabilities() -> None:
     torch.testing.assert_close(found.weights, logits[:, [3, 0]].softmax(-1))
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["torch", "kernels"])
+@pytest.fixture(scope="module", params=[pytest.param(False, marks=pytest.mark.slow), True], ids=["torch", "kernels"])
 def fuzz(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LayerFuzz:
     folder, weights, kernels = tmp_path_factory.mktemp("latent"), table(CONFIG), request.param
     one, other = (load(folder / name, CONFIG, w, kernels=kernels) for name, w in (("a", weights), ("b", near(weights))))

@@ -34,7 +34,13 @@ def test_logprobs_are_those_of_transformers_however_a_text_is_cut(name: str, ker
     check_however_cut(model, peers.logprobs(theirs, LONG), 40 if name in peers.FIRST else 600)
 
 
-@pytest.fixture(scope="module", params=product(("dense", "moe"), KERNELS), ids=str)
+FUZZED = [  # plain torch takes long
+    pytest.param(case, marks=() if case[1] else pytest.mark.slow, id=str(case))
+    for case in product(("dense", "moe"), KERNELS)
+]
+
+
+@pytest.fixture(scope="module", params=FUZZED)
 def fuzz(request: Any, tmp_path_factory: pytest.TempPathFactory) -> LayerFuzz:
     kind, kernels = request.param
     config = MOE if kind == "moe" else LFM2
