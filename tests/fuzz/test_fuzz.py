@@ -8,7 +8,7 @@ from kernel_tools import compiled
 from run import Plan, fuzz, sanitized
 from trial import Trial
 
-FEW, MANY = 12, 500
+FEW, MANY = 8, 500
 
 
 @pytest.fixture(scope="module")

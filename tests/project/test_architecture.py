@@ -188,6 +188,7 @@ class Held(NamedTuple):
     request: GenerateRequest
 
 
+@pytest.mark.slow
 def test_a_detour_and_a_further_form_are_seen(chatted: RequestWay, monkeypatch: pytest.MonkeyPatch) -> None:
     def released(held: Held) -> GenerateRequest:
         return held.request

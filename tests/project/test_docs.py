@@ -110,6 +110,7 @@ MISTAKES = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_python_of_all_pages_has_right_types_and_mistakes_are_seen(tmp_path: Path) -> None:
     """As for a reader who runs `mypy --strict`; the lines are those of the pages."""
     written = []

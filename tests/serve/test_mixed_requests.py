@@ -188,7 +188,7 @@ def broken(one: Completion, wish: Wish) -> str:
     return ""
 
 
-@pytest.mark.parametrize("count", [30, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [20, pytest.param(2000, marks=pytest.mark.slow)])
 def test_steering_holds_to_the_token(llms: tuple[LLM, LLM], count: int) -> None:
     found = compared(llms, count, Wishes.steered)
     reasons = ("model", "budget", "turn", "room", "loop", "confident")

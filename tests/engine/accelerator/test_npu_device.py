@@ -69,7 +69,7 @@ def test_what_cannot_run_is_refused(
 
 
 @pytest.mark.drafts(150, 10)
-@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("chip", [pytest.param(CHIPS[0], marks=pytest.mark.slow), CHIPS[1]])
 def test_answers_are_the_cpus(folder: Path, chip: str) -> None:
     """The public face: messages and text, drafters, modes, logprobs, a batch."""
 

@@ -78,7 +78,7 @@ def test_nobodys_rows_write_to_nobodys_slots(moge: Bench) -> None:
     core.end(requests, "cancelled", None)
 
 
-@pytest.mark.parametrize("chip", CHIPS)
+@pytest.mark.parametrize("chip", [CHIPS[0], pytest.param(CHIPS[1], marks=pytest.mark.slow)])
 def test_a_dense_model(chip: str, tmp_path: Path) -> None:
     for bench in bench_on(chip, tmp_path, "dense"):
         asks = [Ask(PROMPTS[i % 5], SHORT, d, seed=i) for i, d in enumerate(DENSE_DRAFTERS)]

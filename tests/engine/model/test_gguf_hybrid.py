@@ -161,7 +161,7 @@ def drafts(model: Model) -> list[tuple[list[int], tuple[int, ...]]]:
     return [(tokens, tuple(tree.tokens)) for tokens, tree in spied[0].made]
 
 
-@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("kernels", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("name", HYBRID)
 def test_the_layer_that_drafts_says_the_same_in_a_file_of_its_own(
     tmp_path: Path, name: str, kernels: bool, told: list[str]

@@ -33,7 +33,7 @@ FIELDS: dict[str, dict[str, Any]] = {"qwen3_moe": {"norm_topk_prob": False}}
 def test_every_drafter_in_a_mixed_batch_under_pressure(tmp_path: Path) -> None:
     """Experts by groups, attention by heads, which share a KV head."""
     with bench_on(tmp_path, "ep=2") as bench:
-        sums = check(bench, shorter(mixed(bench), 14), Setting(pages=22, prompt_rows=11), warm=True)
+        sums = check(bench, shorter(mixed(bench), 10), Setting(pages=22, prompt_rows=11), warm=True)
     assert 0 < sums["accepted"] < sums["drafted"]
     assert sums["preempted"] > 0 and sums["cached"] > 0
 

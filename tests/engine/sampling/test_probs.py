@@ -226,7 +226,10 @@ def next_probs_of(bench: Bench, logits: Logits, ask: Ask) -> NextProbs:
     return next_probs
 
 
-@pytest.mark.parametrize("name", CASES)
+LONG = ("penalties, sampled", "soft, chosen tree", "other sampling in the thought")  # others show what they do
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in CASES])
 def test_the_law_of_drafted_tokens(bench: Bench, logits: Logits, name: str) -> None:
     case = CASES[name]
     asked, runs = case.asked, MANY.get(name, RUNS)
