@@ -1,10 +1,7 @@
 """Calls of tools as the makers' own helpers read them, however the text of an answer is cut; and frameworks that people
 build on, of which one that is not installed is skipped: the project does not need them."""
 
-import asyncio
-import functools
 import json
-import operator
 from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import Any, Literal
 
@@ -127,62 +124,3 @@ def test_messages_stream(served_by: Clients) -> None:
         blocks = [block for block in made.content if block.type == "tool_use"]
         assert [(block.name, block.input) for block in blocks] == CALLED
         assert [block.text for block in made.content if block.type == "text"] == ["Let me look."]
-
-
-ASKED, RAIN = "Does it rain?", "It rains."
-ARGUMENTS = FIRST.model_dump()
-called: list[dict[str, Any]] = []
-
-
-def get_weather(city: str, days: int) -> str:
-    """Say the weather of a city for some days."""
-    called.append({"city": city, "days": days})
-    return "rain"
-
-
-async def calling(request: GenerateRequest) -> AsyncGenerator[Piece, None]:
-    """A call of the first tool, and after its result a text; each comes in one piece, where clients that expect an
-    entry for each call and chunk go wrong."""
-    variables, text = request.options.chat_template_kwargs or {}, RAIN
-    last: Any = request.prompt[-1]
-    if last["role"] != "tool":
-        tools: Any = variables["tools"]
-        text = GENERIC.written([{"name": tools[0]["function"]["name"], "arguments": ARGUMENTS}])
-    yield Piece(text, token_ids=[1])
-    yield Piece(output=output(text))
-
-
-@pytest.fixture
-def url() -> Iterator[str]:
-    called.clear()
-    with served(create_app(FakeEngine(calling))) as url:
-        yield url
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["chat", "responses"])
-def test_langchain(url: str, kind: str) -> None:
-    library = pytest.importorskip("langchain_openai")
-    own: dict[str, Any] = {"model": "tiny", "api_key": "none", "base_url": f"{url}/v1"}
-    model = library.ChatOpenAI(**own, use_responses_api=kind == "responses").bind_tools([get_weather])
-    streamed = functools.reduce(operator.add, model.stream(ASKED))
-    for made in (model.invoke(ASKED), streamed):
-        (call,) = made.tool_calls
-        assert (call["name"], call["args"]) == ("get_weather", ARGUMENTS) and made.invalid_tool_calls == []
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["OpenAIChatModel", "OpenAIResponsesModel"])
-def test_pydantic_ai(url: str, kind: str) -> None:
-    library = pytest.importorskip("pydantic_ai")
-    models = pytest.importorskip("pydantic_ai.models.openai")
-    providers = pytest.importorskip("pydantic_ai.providers.openai")
-    provider = providers.OpenAIProvider(base_url=f"{url}/v1", api_key="none")
-    agent = library.Agent(getattr(models, kind)("tiny", provider=provider), tools=[get_weather])
-
-    async def streamed() -> Any:
-        async with agent.run_stream(ASKED) as run:
-            return await run.get_output()
-
-    assert asyncio.run(streamed()) == RAIN and called == [ARGUMENTS]
-    assert agent.run_sync(ASKED).output == RAIN and called == [ARGUMENTS, ARGUMENTS]

@@ -46,9 +46,7 @@ NODES = 8
 SLOTS = 96, 128, 256  # of an engine: the longest request alone, or some
 FLOORS = {"drafted": 200, "accepted": 40, "preempted": 2, "cached": 40, "resumed": 4, "pinned": 1, "put off": 5}
 FLOORS |= {"sampled": 10, "moved": 5}
-FEW = 20  # requests, of plain torch, which is slow, as many less
-FEWER = 8
-FEW_AND_MANY = pytest.mark.parametrize("count", [None, pytest.param(2000, marks=pytest.mark.slow)])  # of requests
+FEW_AND_MANY = pytest.mark.parametrize("count", [20, pytest.param(2000, marks=pytest.mark.slow)])  # of requests
 
 
 def load(
