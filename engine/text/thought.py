@@ -78,6 +78,7 @@ KNOWN = (
     ThoughtTags("[THINK]", "[/THINK]"),
     ThoughtTags("<|channel>thought", "<channel|>"),
 )
+AROUND_ANSWERS = ("<answer>", "</answer>"), ("<response>", "</response>")  # HunYuan's and ERNIE's
 CLOSES = re.compile(r"([<\[])/([\w:]*(?:think|thought|reason)[\w:]*)([>\]])", re.IGNORECASE)
 MARK = re.compile(r"<\|\w+\|?>|<\w+\|>")
 
@@ -118,6 +119,11 @@ def tags_for(tokenizer: Tokenizer, template: ChatTemplate | None = None) -> Thou
     return best if any(known(best)) else None
 
 
+def answer_tags(source: str) -> tuple[str, ...]:
+    """The tags that a model writes around its answers, by its template; empty: it writes none."""
+    return next((pair for pair in AROUND_ANSWERS if all(tag in source for tag in pair)), ())
+
+
 class ThoughtSplitter:
     """Splits a stream of text into reasoning and answer; tags may be cut anywhere.
 
@@ -130,11 +136,15 @@ class ThoughtSplitter:
         opened: bool = False,
         once: bool = False,
         begun: bool = False,
+        around: tuple[str, ...] = (),
     ) -> None:
         """`opened`: the text begins inside a thought. `once`: where the answer has begun, all is answer.
-        `begun`: it has from the start."""
+        `begun`: it has from the start. `around`: tags that are dropped, with newlines beside them, where they stand
+        around the answer."""
         self._tags = tags
-        self._marks: tuple[str, ...] = tuple(filter(None, tags or ()))
+        self._around = (*around, *(f"\n{tag}" for tag in around[1:]))
+        self._within = self._said = False  # the first of them came; the answer has letters
+        self._marks: tuple[str, ...] = (*filter(None, tags or ()), *self._around)
         self._once = once
         self._over = begun  # no tag counts from here on
         self._thinking = opened and tags is not None and not begun
@@ -168,7 +178,13 @@ class ThoughtSplitter:
         return "".join(parts[0]), "".join(parts[1])
 
     def _pass(self, mark: str, parts: tuple[list[str], list[str]]) -> None:
-        if self._tags is not None and mark == self._tags.open:
+        if mark in self._around:
+            first = mark == self._around[0]
+            if self._thinking or (self._said if first else not self._within):
+                self._put(mark, parts)
+            else:
+                self._within, self._bare = first, True
+        elif self._tags is not None and mark == self._tags.open:
             self._thinking = True
         elif self._thinking:
             self._thinking, self._bare = False, True
@@ -181,6 +197,7 @@ class ThoughtSplitter:
         if self._bare:
             text = text.lstrip("\n")
             self._bare = not text
+        self._said |= not text.isspace() and bool(text)
         parts[1].append(text)
 
 
@@ -307,10 +324,11 @@ def splitter(
     calls: bool = False,
     once: bool = False,
     begun: bool = False,
+    around: tuple[str, ...] = (),
 ) -> ThoughtSplitter:
     """Return the splitter of answers of a model with these tags; `opened`: an answer begins inside a thought;
     `calls`: it may call functions, and the text shows how; `once`: where it has begun, all is answer;
-    `begun`: no thought comes before it."""
+    `begun`: no thought comes before it; `around`: see `answer_tags`."""
     if tags == HARMONY:
         return ChannelSplitter(opened, calls, once, begun)
-    return ThoughtSplitter(tags, opened, once, begun)
+    return ThoughtSplitter(tags, opened, once, begun, around)

@@ -58,12 +58,13 @@ Asked = tuple[EncodedPrompt, Mode, SamplingParams]
 
 class CallContext(NamedTuple):
     """Facts that the answers to a call share: when it came, of `time.monotonic`, the preset that was chosen for it, with its
-    reason, what reads its tool calls, and the turn that it names."""
+    reason, what reads its tool calls, the turn that it names, and the tags around answers."""
 
     called: float
     decided: ModeChoice | None
     tools: ToolSupport | None
     turn: TurnCall | None
+    around: tuple[str, ...]
 
 
 class RequestBuilder:
@@ -175,7 +176,7 @@ class RequestBuilder:
                 self.inputs.said.warn(
                     "n above 1 at temperature 0 gives equal answers: set a temperature"
                 )
-            return each, CallContext(called, decided, tools, turn)
+            return each, CallContext(called, decided, tools, turn, self.inputs.around)
 
     def _turn(
         self, options: GenerateOptions, modes: Sequence[Mode]

@@ -52,7 +52,7 @@ class ChoiceState:
         self._tags = tags
         self._units = units
         self._decided, self._tools, self._turn = call.decided, call.tools, call.turn
-        self._called = call.called
+        self._called, self._around = call.called, call.around
         self._index = index
         self._ended = False  # its last piece was made
         self.streaming = False  # a piece is made in every step; the first one holds all so far
@@ -141,7 +141,7 @@ class ChoiceState:
         # in channels such a grammar in Lark holds messages with their headers, see `Grammars.grammar`
         messages = self._tags == HARMONY and calls and spec is not None and spec.kind == "lark"
         once = grammar is not None and not messages
-        return splitter(self._tags, opened, calls, once, once and begun)
+        return splitter(self._tags, opened, calls, once, once and begun, self._around)
 
     def _on_step(self, request: Request) -> None:
         if request is not self.request:

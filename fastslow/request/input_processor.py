@@ -18,7 +18,14 @@ from fastslow.engine.text.chat_parts import Marks, ThoughtsLost, chat_parts, kep
 from fastslow.engine.text.messages import Message, check_messages
 from fastslow.engine.text.switches import ThinkingSwitch, nearest_level
 from fastslow.engine.text.templates import ChatTemplate, PlainTemplate, load_template
-from fastslow.engine.text.thought import END, HARMONY, TagTokens, ThoughtTags, find_tags
+from fastslow.engine.text.thought import (
+    END,
+    HARMONY,
+    TagTokens,
+    ThoughtTags,
+    answer_tags,
+    find_tags,
+)
 from fastslow.engine.text.tool_formats import GENERIC, ToolCalls
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.output import Completion, FastslowWarning
@@ -65,6 +72,7 @@ class InputProcessor:
         self.tokenizer = tokenizer
         self.context = context
         self.tags: ThoughtTags | None = None  # the model does not think
+        self.around: tuple[str, ...] = ()  # tags that stand around answers
         self.thoughts: TagTokens | None = None
         self.analysis: TagTokens | None = None  # of thoughts that a call may follow
         self.switch = ThinkingSwitch()
@@ -79,6 +87,7 @@ class InputProcessor:
             self._template = load_template(folder, tokenizer, config.architecture)
             self.switch = self._template.switch
             self._set_tags(tokenizer, find_tags(folder, tokenizer, self._template, tags), tags)
+            self.around = answer_tags(self._template.source)
             form = self._template.calls
             self.tool_calls = ToolCalls(form, form.tokens(tokenizer))
             self._marks = Marks(tokenizer, self.tags, form.marks)

@@ -12,7 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from thoughts import THINK, Bound, told
 
-from fastslow.engine.text.thought import HARMONY, ChannelSplitter, ThoughtSplitter, ThoughtTags, splitter, tags_for
+from fastslow.engine.text.thought import (
+    HARMONY,
+    ChannelSplitter,
+    ThoughtSplitter,
+    ThoughtTags,
+    answer_tags,
+    splitter,
+    tags_for,
+)
 from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.engine.text.vocabulary import Detokenizer, Tokenizer
 from fastslow.engine.types import OneHot
@@ -62,6 +70,16 @@ CASES: list[tuple[Callable[[], Any], str, str, str]] = [
 ]  # fmt: skip
 
 
+ANSWERED = answer_tags("a <answer> b </answer>")
+wrapped = partial(ThoughtSplitter, THINK, around=ANSWERED)
+CASES += [
+    (wrapped, "<think>\na\n</think>\n<answer>\nso\n</answer>", "\na\n", "so"), (wrapped, "<answer>so</answer>\n\n", "", "so"),
+    (wrapped, "so <answer>x</answer>", "", "so <answer>x</answer>"), (wrapped, "x</answer>", "", "x</answer>"),
+    (wrapped, "<think><answer></think>a\n<answer>", "<answer>", "a\n<answer>"), (wrapped, "<answer>\na", "", "a"),
+    (wrapped, "<answer>a\n</answer>\n<answer>", "", "a<answer>"),
+]  # fmt: skip
+
+
 def split(made: Callable[[], Any], pieces: list[str]) -> tuple[str, ...]:
     whole = made()
     parts = [*map(whole.push, pieces), whole.finish()]
@@ -75,14 +93,17 @@ def test_split(made: Callable[[], Any], text: str, thought: str, said: str) -> N
 
 
 WORDS = ["analysis", "final", "commentary", "assistant", " to=f", "<|", "|>", "\n", "wörd", "<|e"]
-PIECES = {ThoughtSplitter: [*THINK, "<", "</th", "ink>", "\n", "word", "🙂"], ChannelSplitter: [*MARKS, *WORDS]}
+PIECES = {
+    ThoughtSplitter: [*THINK, *ANSWERED, "<", "</th", "ink>", "\n", "word", "🙂"],
+    ChannelSplitter: [*MARKS, *WORDS],
+}
 
 
 @pytest.mark.parametrize("kind", PIECES)
 @given(data=st.data(), opened=st.booleans(), cuts=st.lists(st.integers(0, 120), max_size=8))
 def test_cuts_make_no_difference(kind: Any, data: st.DataObject, opened: bool, cuts: list[int]) -> None:
     text = "".join(data.draw(st.lists(st.sampled_from(PIECES[kind]), max_size=14)))
-    made = partial(kind, opened) if kind is ChannelSplitter else partial(kind, THINK, opened)
+    made = partial(kind, opened) if kind is ChannelSplitter else partial(kind, THINK, opened, around=ANSWERED)
     ends = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
     pieces = [text[a:b] for a, b in pairwise(ends)]
     whole = split(made, [text])
@@ -91,7 +112,9 @@ def test_cuts_make_no_difference(kind: Any, data: st.DataObject, opened: bool, c
     if kind is ChannelSplitter:
         assert not any(mark in part for mark in MARKS[:4] for part in whole)
     elif "\n" not in text:
-        assert len(text.replace(THINK.open, "").replace(THINK.close, "")) <= sum(map(len, whole)), "nothing is lost"
+        for tag in (*THINK, *ANSWERED):
+            text = text.replace(tag, "")
+        assert len(text) <= sum(map(len, whole)), "nothing is lost"
 
 
 TAG_STREAM = {
