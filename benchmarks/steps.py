@@ -87,20 +87,21 @@ class TableLayer:
 
     def __init__(self, table: AcceptanceTable, inner: MtpModel | None, size: int) -> None:
         self._table, self._inner, self._size = table, inner, size
+        self.heads = 1 if inner is None else inner.heads
         self.depth = 0  # of the tokens that an assistant runs
 
     def states(self, features: Features) -> torch.Tensor:
         return torch.as_tensor(features) if self._inner is None else self._inner.states(features)
 
-    def forward(self, rows: Rows, kv: KVStorage) -> ModelOutput:
+    def forward(self, rows: Rows, kv: KVStorage, head: int = -1) -> ModelOutput:
         logits, best = (
             self._table.logits(rows, self._size, self.depth),
             np.full(len(rows.outputs), -1),
         )
         if self._inner is None:
             assert rows.inputs is not None
-            return ModelOutput(logits, rows.inputs[rows.outputs], best)
-        return ModelOutput(logits, self._inner.forward(rows, kv).seen, best)
+            return ModelOutput(logits, rows.inputs[rows.feature_rows], best)
+        return ModelOutput(logits, self._inner.forward(rows, kv, head).seen, best)
 
 
 class TableAssistant(AssistantDraft):

@@ -26,55 +26,84 @@ MAX_WAITING = 64  # rows of a text that is not drafted for; then they run in any
 
 
 @dataclass(slots=True)
-class MtpText(DraftedText):
-    """State of a request's text, and the rows of its draft.
+class HeadRows:
+    """Rows of a text that a head has still to run, of those before `end`.
 
     Attributes:
-        waiting: [n, H] known hidden states, of the rows before `end`.
+        states: [n, H] known hidden states that the last n of them read.
         done: how many of them have run; they are kept to run the last one again.
-        keys: of the text's tokens, see `MtpDraft`.
-        context: slots of the text's rows.
-        free: slots after the text, which drafted rows take in turn.
-        paths: of every drafted row, the slots from the text to it, its own the last.
     """
 
-    waiting: Tensor
+    end: int
+    states: Tensor
     done: int = 0
-    keys: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    context: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    free: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    paths: list[list[int]] = field(default_factory=list)
-
-    @property
-    def last(self) -> int:
-        return len(self.paths) - 1
 
     @property
     def first(self) -> int:
-        """The position of the first row that waits."""
-        return self.end - len(self.waiting)
+        """The position of the first one."""
+        return self.end - len(self.states)
 
     def add(self, states: Tensor) -> None:
         """States of the rows from `end` on."""
-        self.waiting = torch.cat((self.waiting[self.done :], states))
+        self.states = torch.cat((self.states[self.done :], states))
         self.end += len(states)
         self.done = 0
 
     def ran(self, stop: int) -> None:
         """All rows before `stop` have run."""
         kept = min(stop, self.end - 1)
-        self.waiting = self.waiting[kept - self.first :]
+        self.states = self.states[kept - self.first :]
         self.done = stop - kept
 
-    def child(self, parent: int, token: int) -> Segment:
-        slot = int(self.free[len(self.paths)])
+
+@dataclass(slots=True)
+class MtpText(DraftedText):
+    """State of a request's text, and the rows of its draft.
+
+    Attributes:
+        rows: of each head. Those of a later one begin and end a token later, since they read what the head before made
+            of the token before.
+        keys: of the text's tokens, see `MtpDraft`.
+        context: slots of the text's rows that the last head sees.
+        free: slots after the text, which drafted rows take in turn.
+        paths: of every drafted row, the slots from the text to it, its own the last.
+        nodes: token of every drafted row, and the row before it; -1 = the text's last.
+        states: [drafted rows, H] of the head that ran last.
+        level: heads that have run drafted rows, and how often the last one did.
+    """
+
+    rows: list[HeadRows]
+    keys: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    context: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    free: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    paths: list[list[int]] = field(default_factory=list)
+    nodes: list[tuple[int, int]] = field(default_factory=list)
+    states: Tensor = field(default_factory=lambda: torch.empty(0))
+    level: int = 0
+
+    @property
+    def last(self) -> int:
+        return len(self.paths) - 1
+
+    def add(self, states: Tensor) -> None:
+        """States of the target's rows from `end` on."""
+        self.rows[0].add(states)
+        self.end = self.rows[0].end
+
+    def grow(self, parent: int, token: int) -> list[int]:
+        """Take a slot for a drafted row; gives those before it."""
         before = self.paths[parent] if parent >= 0 else []
-        self.paths.append([*before, slot])
+        self.paths.append([*before, int(self.free[len(self.paths)])])
+        self.nodes.append((token, parent))
+        return before
+
+    def child(self, parent: int, token: int) -> Segment:
+        before = self.grow(parent, token)
         return Segment(
             tokens=[token],
             positions=[self.end + len(before)],
             parents=[-1],
-            slots=np.array([slot], dtype=np.int64),
+            slots=np.array(self.paths[-1][-1:], dtype=np.int64),
             context=np.concatenate((self.context, np.array(before, dtype=np.int64))),
             groups=self.request.groups,
             outputs=[0],
@@ -83,13 +112,17 @@ class MtpText(DraftedText):
 
 
 class MtpDraft(LayerDraft[MtpText]):
-    """Drafts with the MTP layer of the target, in the target's own pages.
+    """Drafts with the MTP layers of the target, its heads, in the target's own pages.
 
     The row of a token is made of its embedding and of the target's hidden state before it, and lies at the token's own
     place: no page depends on a later token, so prefix cache and preemption hold for these rows as for others. The row
     of a draft is made of the layer's own hidden state; once the target has verified the token, the row runs again with
     the target's. A row whose state is not known is left out, as in training: a text's first, the first behind a prefix
     hit, and those of tokens that came while the drafter rested.
+
+    Of several heads, each drafts one token, and the last one all after its own. A head's row reads what the head before
+    made of the token before. So where a head drafts, it first runs the rows of the text that the heads before have run
+    since, and those of the tokens drafted so far, in one pass.
 
     Requests without this drafter write no such rows. So each slot is marked with the token and position of the row
     that was written to it last, its key, and a text's rows see those alone that have its own keys.
@@ -111,14 +144,16 @@ class MtpDraft(LayerDraft[MtpText]):
             raise ValueError("the model runs no layer for multi-token prediction")
         usual = target_probs, width, depth, only_best, marginal_value
         super().__init__(target.mtp, target, cache, *usual)
-        self._written = np.zeros(cache.storage.slots, dtype=np.int64)  # key of each slot's row
+        # of each head the key of each slot's row
+        self._written = np.zeros((target.mtp.heads, cache.storage.slots), dtype=np.int64)
 
     def commit(
         self, batch: Sequence[RequestView], result: AcceptResult, features: Features | None
     ) -> None:
         super().commit(batch, result, features)
         texts = [text for request in batch if (text := self._texts.get(request.id)) is not None]
-        self._flush([text for text in texts if len(text.waiting) > MAX_WAITING])
+        most = [max(len(rows.states) for rows in text.rows) for text in texts]
+        self._flush([text for text, n in zip(texts, most) if n > MAX_WAITING])
 
     def wants(self, batch: Sequence[RequestView], rows: Sequence[range]) -> list[range]:
         return list(rows)
@@ -136,7 +171,7 @@ class MtpDraft(LayerDraft[MtpText]):
         text, size = self._texts.get(request.id), len(request.tokens)
         if text is None or text.end != size or request.computed != size - 1:
             return None
-        if size + nodes > self._context:
+        if size + nodes > self._context or any(rows.first > size for rows in text.rows):
             return None
         if self._width > 1:  # more rows may get children than nodes stay; where there is room
             self._cache.reserve(request.id, size + self._width * self._depth)
@@ -148,49 +183,114 @@ class MtpDraft(LayerDraft[MtpText]):
         if text is None or text.end != position + 1:
             if text is not None:
                 self._flush([text])
-            text = self._texts[request.id] = MtpText(request, position + 1, states[:0])
+            heads = range(self._layer.heads)
+            rows = [HeadRows(position + 1 + head, states[:0]) for head in heads]
+            text = self._texts[request.id] = MtpText(request, position + 1, rows)
         text.add(states)
         return text
 
     def _flush(self, texts: Sequence[MtpText]) -> None:
         """Run the rows that wait, but for those of tokens that the target has not read."""
-        stops = [min(text.end, text.request.computed) for text in texts]
-        some = [(x, stop) for x, stop in zip(texts, stops) if stop > x.first + x.done]
-        if some:
-            self._run_to([text for text, _ in some], [stop for _, stop in some], outputs=False)
+        for head in range(self._layer.heads):
+            stops = [min(text.rows[head].end, text.request.computed) for text in texts]
+            waiting = (text.rows[head].first + text.rows[head].done for text in texts)
+            some = [(x, stop) for x, stop, first in zip(texts, stops, waiting) if stop > first]
+            if some:
+                self._run_to([text for text, _ in some], [stop for _, stop in some], head)
 
     def _run(self, texts: Sequence[MtpText]) -> Tensor:
-        return self._run_to(texts, [text.end for text in texts], outputs=True)
+        return self._run_to(texts, [text.end for text in texts], 0, [[]] * len(texts))
 
     def _room(self, text: MtpText) -> int:
         number, room = text.request.id, self._cache.room(text.request.id)
-        text.context, text.paths = self._seen(text, text.end), []
+        text.paths, text.nodes, text.level = [], [], 0
+        if self._layer.heads == 1:
+            text.context = self._seen(text, text.end, 0)
         text.free = self._cache.slots(number, text.end, room).copy()
         return len(text.free)
 
-    def _run_to(self, texts: Sequence[MtpText], stops: Sequence[int], outputs: bool) -> Tensor:
-        """Run the rows of each text that wait, up to a position; hidden states [B, H] of the last ones."""
+    def _children(
+        self,
+        hidden: Tensor,
+        after: Sequence[int],
+        texts: Sequence[MtpText],
+        parents: Sequence[Sequence[int]],
+    ) -> Tensor:
+        for text in texts:  # all are as deep
+            text.level += 1
+        head, last = texts[0].level, self._layer.heads - 1
+        if head > last:
+            return super()._children(hidden, after, texts, parents)
+        tokens = iter(after)
+        for text, some in zip(texts, parents):
+            for parent, token in zip(some, tokens):
+                text.grow(parent, token)
+        states = self._run_to(texts, [text.end for text in texts], head, parents)
+        for text in texts if head == last else ():
+            text.context = self._seen(text, text.end, head)
+        return states
+
+    def _run_to(
+        self,
+        texts: Sequence[MtpText],
+        stops: Sequence[int],
+        head: int,
+        parents: Sequence[Sequence[int]] | None = None,
+    ) -> Tensor:
+        """Run the rows of each text that wait for a head, up to a position, and its drafted rows. parents: of the rows
+        that were drafted last; hidden states of these are given, or of the text's last one where there are none."""
         segments, inputs = list[Segment](), list[Tensor]()
-        for text, stop in zip(texts, stops):
-            request, first, size = text.request, text.first, stop - text.first
-            segments.append(
-                Segment(
-                    tokens=request.tokens[first:stop],
-                    positions=range(first, stop),
-                    parents=range(-1, size - 1),
-                    slots=self._cache.slots(request.id, first, stop),
-                    context=self._seen(text, first),
-                    groups=request.groups,
-                    outputs=[size - 1] if outputs else [],
-                    max_len=request.max_len,
-                )
-            )
-            inputs.append(text.waiting[:size])
-        hidden = self._forward(segments, torch.cat(inputs))
+        for n, (text, stop) in enumerate(zip(texts, stops)):
+            fresh = None if parents is None else len(parents[n])
+            segment, states = self._segment(text, stop, head, fresh)
+            segments.append(segment)
+            inputs.append(states)
+        found = self._forward(segments, torch.cat(inputs), head)
+        wanted, at = list[Tensor](), 0
         for text, stop, segment in zip(texts, stops, segments):
-            self._written[segment.slots] = self._keys(text, stop)[text.first : stop]
-            text.ran(stop)
-        return hidden
+            rows, size = text.rows[head], stop - text.rows[head].first
+            self._written[head, segment.slots[:size]] = self._keys(text, stop)[rows.first : stop]
+            if segment.feature_rows is not None:
+                own = found[at : at + len(segment.slots)]
+                text.rows[head + 1].add(own[rows.done : size])
+                text.states = own[size:]
+            else:
+                own = found[at : at + len(segment.outputs)]
+            at += len(own)
+            wanted.append(own[len(own) - len(segment.outputs) :])
+            rows.ran(stop)
+        return torch.cat(wanted)
+
+    def _segment(
+        self, text: MtpText, stop: int, head: int, fresh: int | None
+    ) -> tuple[Segment, Tensor]:
+        """Rows of a text, and its drafted ones where `fresh` says how many of them were drafted last."""
+        request, rows = text.request, text.rows[head]
+        first, size = rows.first, stop - rows.first
+        tokens, positions = [*request.tokens[first:stop]], [*range(first, stop)]
+        parents, inputs = [*range(-1, size - 1)], rows.states[:size]
+        slots = self._cache.slots(request.id, first, stop)
+        if fresh:
+            before = [parent for _, parent in text.nodes]
+            tokens += [token for token, _ in text.nodes]
+            positions += [stop - 1 + len(path) for path in text.paths]
+            parents += [size + parent if parent >= 0 else size - 1 for parent in before]
+            slots = np.concatenate((slots, [path[-1] for path in text.paths]))
+            known = torch.cat((text.states, rows.states[size:]))  # -1: of the text's last row
+            inputs = torch.cat((inputs, known[before]))
+        count = len(tokens)
+        segment = Segment(
+            tokens=tokens,
+            positions=positions,
+            parents=parents,
+            slots=slots,
+            context=self._seen(text, first, head),
+            groups=request.groups,
+            outputs=[] if fresh is None else range(count - max(fresh, 1), count),
+            max_len=request.max_len,
+            feature_rows=None if head == self._layer.heads - 1 else range(count),
+        )
+        return segment, inputs
 
     def _keys(self, text: MtpText, count: int) -> Ints:
         """Of the first `count` tokens, each by its position and itself."""
@@ -200,8 +300,8 @@ class MtpDraft(LayerDraft[MtpText]):
             text.keys = np.concatenate((text.keys, more))
         return text.keys[:count]
 
-    def _seen(self, text: MtpText, count: int) -> Ints:
-        """The slots of the first `count` tokens that have the text's rows."""
+    def _seen(self, text: MtpText, count: int, head: int) -> Ints:
+        """The slots of the first `count` tokens that have the text's rows of a head."""
         slots = self._cache.slots(text.request.id, 0, count)
-        right = self._written[slots] == self._keys(text, count)
+        right = self._written[head, slots] == self._keys(text, count)
         return slots if right.all() else slots[right]

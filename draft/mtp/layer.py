@@ -127,14 +127,24 @@ class LayerDraft(GrowingDraft[T]):
         parents: Sequence[Sequence[int]],
     ) -> Tensor:
         """Run tokens just drafted; see `DraftHead.step`."""
-        rows = [(text, parent) for text, some in zip(kvs, parents) for parent in some]
-        segments = [text.child(parent, token) for (text, parent), token in zip(rows, after)]
         began = time.perf_counter()
-        states = self._forward(segments, hidden)
+        states = self._children(hidden, after, kvs, parents)
         taken = time.perf_counter() - began
         usual = self._pass or taken
         self._pass = usual + (min(taken, HELD_UP * usual) - usual) / PASSES
         return states
+
+    def _children(
+        self,
+        hidden: Tensor,
+        after: Sequence[int],
+        texts: Sequence[T],
+        parents: Sequence[Sequence[int]],
+    ) -> Tensor:
+        """See `step`."""
+        rows = [(text, parent) for text, some in zip(texts, parents) for parent in some]
+        segments = [text.child(parent, token) for (text, parent), token in zip(rows, after)]
+        return self._forward(segments, hidden)
 
     @abstractmethod
     def _take(self, request: RequestView, position: int, states: Tensor) -> T:
@@ -181,10 +191,10 @@ class LayerDraft(GrowingDraft[T]):
         for text, row, logits in zip(states, hidden, self._latest):
             text.tip, text.logits = row, logits
 
-    def _forward(self, segments: Sequence[Segment], inputs: Tensor) -> Tensor:
+    def _forward(self, segments: Sequence[Segment], inputs: Tensor, head: int = -1) -> Tensor:
         rows = Rows.of(segments)
         rows.inputs = inputs
-        out: ModelOutput = self._layer.forward(rows, self._cache.storage)
+        out: ModelOutput = self._layer.forward(rows, self._cache.storage, head)
         self._latest = out.logits.float().cpu()
         assert out.features is not None
         return out.features

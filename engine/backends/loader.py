@@ -110,6 +110,11 @@ def load_model(
         int8 = tensors.linear if quantization == W8A8 else no_int8
         if ops is not None and picked != torch.float64 and _on_device(config, ops, picked):
             known = _with_known_mtp(config, partial(unlike, known=ACCELERATORS))
+            if known.mtp is not None and known.mtp.later:
+                logger.info(
+                    "the first of {} layers drafts all tokens on this device", len(known.mtp.heads)
+                )
+                known = known.drafting(1)
             return PagedDecoder(Stacked(known, ops, picked, place.device, tensors.read, int8))
         where = place.device
         table = source.checkpoint.table
@@ -131,14 +136,20 @@ class _Source:
     @classmethod
     def open(cls, folder: Path, config: ModelConfig) -> _Source:
         checkpoint = Checkpoint.own(folder, config)
-        absent = [name for name in mtp_shapes(config) if name not in checkpoint.names]
-        if absent:
-            if len(absent) < len(mtp_shapes(config)):
+        heads = () if config.mtp is None else config.mtp.heads
+        for n, head in enumerate(heads):
+            own = [*mtp_shapes(replace(config, mtp=replace(head, later=())))]
+            absent = [name for name in own if name not in checkpoint.names]
+            if not absent:
+                continue
+            if len(absent) < len(own):
                 said = "{} has a part of a layer for multi-token prediction, which does not run: tensor {} is missing"
                 logger.warning(said, folder, absent[0])
             else:
-                logger.info("{} has no layer for multi-token prediction", folder)
-            config = replace(config, mtp=None)
+                said = "{} has {} for multi-token prediction"
+                logger.info(said, folder, f"{n} layers of {len(heads)}" if n else "no layer")
+            config = config.drafting(n)
+            break
         others = checkpoint.fused.values()
         method = next((x.reader.label for x in others if isinstance(x, Published)), None)
         shard = GgufShard(folder) if is_gguf(folder) else None
@@ -265,7 +276,9 @@ def _on_cpu(
             memory = store.create(path, arena, sources, packed_path)
     model = CpuDecoder(config, formats, arena, memory, storage=storage, table=source.table())
     if config.mtp is not None:
-        model.mtp = CpuMtp(MtpKernels(config, formats, arena, memory, storage))
+        heads = range(len(config.mtp.heads))
+        each = (MtpKernels(config, formats, arena, memory, storage, head) for head in heads)
+        model.mtp = CpuMtp([*each])
     return model
 
 
@@ -277,7 +290,7 @@ def _with_known_mtp(
     if config.mtp is None:
         return config
     why = unknown(config.with_mtp)
-    if config.mtp.norms != config.norm:
+    if any(head.norms != config.norm for head in config.mtp.heads):
         why = "they have one norm for all places"
     if why is None:
         return config

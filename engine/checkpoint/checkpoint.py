@@ -89,9 +89,10 @@ class Checkpoint:
         if left_out := sum(name.startswith(config.left_out) for name in holders):
             logger.info("{}: text alone runs, and {} other tensors do not", folder, left_out)
         if config.mtp is not None:
-            base, _, number = config.mtp.prefix.rpartition(".")
+            base, _, number = config.mtp.heads[-1].prefix.rpartition(".")
             if any(name.startswith(f"{base}.{int(number) + 1}.") for name in holders):
-                logger.info("{} has several MTP layers: the first drafts all tokens", folder)
+                said = "{} has more MTP layers than config.json says, {}: the last of these drafts all further tokens"
+                logger.info(said, folder, len(config.mtp.heads))
         for name, path in holders.items():
             if name in known:
                 _check(path, stored.get(name, name), facts[name], known[name])

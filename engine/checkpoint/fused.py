@@ -110,7 +110,7 @@ def fused_tensors(shape: DecoderShape) -> Iterator[Fused]:
     """The layouts that the family says its files may have, `DecoderShape.fused`, of each layer."""
     layers = [(f"model.layers.{n}", layer) for n, layer in enumerate(shape.layers)]
     if shape.mtp is not None:
-        layers.append((shape.mtp.prefix, shape.mtp.layer))
+        layers += [(head.prefix, head.layer) for head in shape.mtp.heads]
     for kind in shape.fused:
         for prefix, layer in layers:
             yield from LAYOUTS[kind](prefix, layer, shape.hidden_size)

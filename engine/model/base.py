@@ -20,17 +20,22 @@ from fastslow.engine.types import Features, Ints, ModelOutput
 
 @runtime_checkable
 class MtpModel(Protocol):
-    """The layer of `DecoderShape.mtp` with the model's embedding and head. Its rows are the last layer of the model's
-    storage. The row of a token reads the hidden state of the token before it, and predicts the token after it.
+    """The layers of `DecoderShape.mtp`, its heads, with the model's embedding and head. Their rows are the last layers
+    of the model's storage. The row of a token reads the hidden state of the token before it, and predicts the token
+    after it.
 
     An assistant is one, too: its rows are no rows of the storage, and all have the place of the text's last token."""
 
-    def states(self, features: Features) -> Tensor:
-        """Hidden states [S, H] for rows to read, from the model's features [S, H] of its last layer."""
+    heads: int
 
-    def forward(self, rows: Rows, kv: KVStorage) -> ModelOutput:
-        """Run rows with their `inputs`. Gives logits of `rows.outputs`, as `Model.forward` does, and as `seen` the
-        hidden states [M, H] that rows of the tokens after them read.
+    def states(self, features: Features) -> Tensor:
+        """Hidden states [S, H] for rows of the first head to read, from the model's features [S, H] of its last
+        layer."""
+
+    def forward(self, rows: Rows, kv: KVStorage, head: int = -1) -> ModelOutput:
+        """Run rows with their `inputs` in a head, the last one by default. Gives logits of `rows.outputs`, as
+        `Model.forward` does, and as `seen` the hidden states [S, H] of `rows.feature_rows` that rows of the tokens
+        after them read, in this head or the next.
 
         ValueError: a step without rows or without inputs, or another kind of storage."""
 

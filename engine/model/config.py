@@ -116,7 +116,8 @@ class ModelConfig(DecoderShape):
                 yield from self._shared(n, layer.mixer.state)
         if (own := self.assists) is not None and own.clusters and self.vocab_size % own.clusters:
             yield f"num_centroids {own.clusters} must divide vocab_size {self.vocab_size}"
-        if self.mtp is not None and rows_of(self.mtp.layer.mixer.state) is None:
+        heads = () if self.mtp is None else self.mtp.heads
+        if any(rows_of(head.layer.mixer.state) is None for head in heads):
             yield "the layer for multi-token prediction must keep rows of its own, not a running state or shared ones"
 
     def _shared(self, n: int, state: SharedState) -> Iterator[str]:

@@ -57,7 +57,9 @@ class MtpLayer:
     the layer's output after `norm`. Checkpoints differ in names and order alone.
 
     prefix: of the layer's own tensors. embedding_norm, hidden_norm, entry, norm: names of the others. norms: their
-    kind. after_norm: the hidden state is the model's after its last norm. embedding_first: in what `entry` reads."""
+    kind. after_norm: the hidden state is the model's after its last norm. embedding_first: in what `entry` reads.
+    later: further such layers; the first of them drafts the second token, and so on. The row of a token reads the output
+    that the layer before has for the token before it. The last one drafts all tokens after its own."""
 
     layer: Layer
     prefix: str
@@ -68,13 +70,22 @@ class MtpLayer:
     norms: Norm = USUAL_NORM
     after_norm: bool = True
     embedding_first: bool = True
+    later: tuple[Self, ...] = ()
+
+    @property
+    def heads(self) -> tuple[Self, ...]:
+        """All of them, in the order in which they draft."""
+        return (self, *self.later)
 
     @classmethod
-    def numbered(cls, layer: Layer, n: int, kind: Norm, after_norm: bool = True) -> Self:
-        """With the names of layer `n`, which comes after the model's own."""
+    def numbered(
+        cls, layer: Layer, n: int, kind: Norm, after_norm: bool = True, count: int = 1
+    ) -> Self:
+        """`count` of them, with the names of layers from `n` on, which come after the model's own."""
         p = f"model.layers.{n}"
         names = f"{p}.enorm", f"{p}.hnorm", f"{p}.eh_proj", f"{p}.shared_head.norm"
-        return cls(layer, p, *names, kind, after_norm)
+        later = tuple(cls.numbered(layer, n + k, kind, after_norm) for k in range(1, count))
+        return cls(layer, p, *names, kind, after_norm, later=later)
 
     @classmethod
     def apart(cls, layer: Layer, kind: Norm) -> Self:
@@ -153,12 +164,25 @@ class DecoderShape:
         """The same with every layer changed by its number."""
         return replace(self, layers=tuple(map(change, range(len(self.layers)), self.layers)))
 
-    @property
-    def with_mtp(self) -> Self:
-        """The same with its MTP layer, if it has one, as the last of its layers."""
+    def each_head(self, change: Callable[[Layer], Layer]) -> Self:
+        """The same with every MTP layer changed."""
         if self.mtp is None:
             return self
-        return replace(self, layers=(*self.layers, self.mtp.layer), mtp=None)
+        first, *later = (replace(head, layer=change(head.layer)) for head in self.mtp.heads)
+        return replace(self, mtp=replace(first, later=tuple(later)))
+
+    def drafting(self, most: int) -> Self:
+        """The same with so many of its MTP layers at most."""
+        kept = () if self.mtp is None else self.mtp.heads[:most]
+        return replace(self, mtp=replace(kept[0], later=kept[1:]) if kept else None)
+
+    @property
+    def with_mtp(self) -> Self:
+        """The same with its MTP layers, if it has any, as the last of its layers."""
+        if self.mtp is None:
+            return self
+        own = (head.layer for head in self.mtp.heads)
+        return replace(self, layers=(*self.layers, *own), mtp=None)
 
     @property
     def streams(self) -> Streams | None:
@@ -171,19 +195,19 @@ class DecoderShape:
         every = (x.indexer for x in map(_latent, self.with_mtp.layers) if x is not None)
         if not (found := [indexer.most for indexer in every if indexer is not None]):
             return self
-        mtp = None if self.mtp is None else replace(self.mtp, layer=_seeing_all(self.mtp.layer))
-        plain = tuple(map(_seeing_all, self.layers))
-        return replace(self, layers=plain, mtp=mtp, longest=min(found))
+        plain = self.each(lambda n, layer: _seeing_all(layer))
+        return replace(plain.each_head(_seeing_all), longest=min(found))
 
     @property
     def state_layout(self) -> StateLayout:
-        """The states that its layers keep of a text; that of an MTP layer comes last, and is kept whole: its rows are
+        """The states that its layers keep of a text; those of MTP layers come last, and are kept whole: their rows are
         written late."""
         states: list[State] = [layer.mixer.state for layer in self.with_mtp.layers]
-        if self.mtp is not None and (rows := rows_of(states[-1])) is not None:
-            whole = replace(rows, window=0)
-            own = states[-1]
-            states[-1] = replace(own, rows=whole) if isinstance(own, RowsAndRunning) else whole
+        for n in range(len(self.layers), len(states)):
+            own = states[n]
+            if (rows := rows_of(own)) is not None:
+                whole = replace(rows, window=0)
+                states[n] = replace(own, rows=whole) if isinstance(own, RowsAndRunning) else whole
         return StateLayout(tuple(states))
 
     def rope_length(self, max_len: int) -> int:

@@ -67,15 +67,14 @@ def layer_names(config: DecoderShape, n: int) -> list[str]:
 
 
 def mtp_specs(config: DecoderShape) -> Iterator[TensorSpec]:
-    """The tensors of the layer for multi-token prediction; none without one."""
-    if (mtp := config.mtp) is None:
-        return
+    """The tensors of layers for multi-token prediction; none without any."""
     hidden = config.hidden_size
-    for name in (mtp.embedding_norm, mtp.hidden_norm):
-        yield from norm_tensors(name, mtp.norms, hidden)
-    yield TensorSpec(f"{mtp.entry}.weight", (hidden, 2 * hidden))
-    yield from norm_tensors(mtp.norm, mtp.norms, hidden)
-    yield from layer_tensors(mtp.layer, mtp.prefix, hidden)
+    for mtp in () if config.mtp is None else config.mtp.heads:
+        for name in (mtp.embedding_norm, mtp.hidden_norm):
+            yield from norm_tensors(name, mtp.norms, hidden)
+        yield TensorSpec(f"{mtp.entry}.weight", (hidden, 2 * hidden))
+        yield from norm_tensors(mtp.norm, mtp.norms, hidden)
+        yield from layer_tensors(mtp.layer, mtp.prefix, hidden)
 
 
 def tensor_shapes(config: DecoderShape) -> Shapes:

@@ -24,6 +24,7 @@ from fastslow.draft.registry import check_drafter
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.backends.cpu.formats import Format, PackedMatrix
 from fastslow.engine.backends.loader import load_model
+from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.routed_units import RoutedUnits
@@ -44,6 +45,7 @@ PAIRS = (
         for backend in ("kernels", "accelerator")
         for kind in ("numbered", "apart", "turned", "pangu v2")
     ]
+    + [("kernels", "three")]
 )
 
 
@@ -114,9 +116,30 @@ def test_sampled_drafts_have_probabilities(opened: Callable[[str, str], tuple[Pa
     assert [answer(r) for r in bench.run(seeded)] == [answer(bench.alone(ask)) for ask in seeded]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_what_the_layer_predicts_is_accepted(backend: str, tmp_path: Path) -> None:
-    model = BACKENDS[backend](mtp_tools.repeat_itself(tmp_path))
+def test_the_likeliest_path_of_a_tree_is_the_chain(opened: Callable[[str, str], tuple[Path, Model]]) -> None:
+    """Of several heads, each runs all nodes so far."""
+    (folder, model), spied = opened("torch", "three"), list[SpiedMtp]()
+    plain = ReferenceMtp(folder)
+
+    def spy(kv: KVCache) -> SpiedMtp:
+        spied.append(SpiedMtp(model, kv, width=2))
+        return spied[-1]
+
+    Bench(model, {"tree": spy}).run([Ask(prompt, GREEDY, "tree", 12) for prompt in PROMPTS])
+    depths = []
+    for tokens, tree in spied[0].made[::4]:
+        path, node = list[int](), -1
+        while node in tree.parents:
+            node = tree.parents.index(node)  # the likeliest comes first
+            path.append(tree.tokens[node])
+        assert path == plain.chain(tokens, len(path))
+        depths.append(len(path))
+    assert len(depths) > 4 and max(depths) > 3
+
+
+@pytest.mark.parametrize(("backend", "kind"), [*((backend, "numbered") for backend in BACKENDS), ("kernels", "three")])
+def test_what_the_layer_predicts_is_accepted(backend: str, kind: str, tmp_path: Path) -> None:
+    model = BACKENDS[backend](mtp_tools.repeat_itself(tmp_path, kind))
     for name in ("mtp", "mtp tree"):
         requests = bench_of(model).run([Ask(p, GREEDY, name, 3) for p in PROMPTS])
         stats = [request.spec_stats for request in requests]
@@ -213,7 +236,9 @@ def test_without_the_tensors_there_is_no_layer(tmp_path: Path, logged: list[str]
 
 
 @pytest.mark.parametrize(("kind", "own"), [("apart", "mtp.layers"), ("numbered", "model.layers")])
-def test_of_several_layers_the_first_drafts(kind: str, own: str, tmp_path: Path, logged: list[str]) -> None:
+def test_layers_that_the_config_does_not_have_do_not_draft(
+    kind: str, own: str, tmp_path: Path, logged: list[str]
+) -> None:
     first = {"mtp.layers": 0, "model.layers": 2}[own]
     found = mtp_tools.table(kind)
     more = {
@@ -222,7 +247,8 @@ def test_of_several_layers_the_first_drafts(kind: str, own: str, tmp_path: Path,
     for number, tensors in enumerate((found, found | more)):
         model = load_model(checkpoints.write(tmp_path / f"{number}", CONFIGS[kind], tensors), progress=False)
         assert model.mtp is not None
-        assert ("has several MTP layers: the first drafts all" in "".join(logged)) == bool(number)
+        said = "has more MTP layers than config.json says, 1: the last of these drafts all further tokens"
+        assert (said in "".join(logged)) == bool(number)
 
 
 def test_the_layer_is_packed_as_the_others_are(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ class TimedModel:
         self.now, self.watched, self.passed, self.steps = 0.0, 0, 0, 0
         self._price, self._passes = price, passes
         self._layer = TableLayer(table, None, VOCAB)
-        self.mtp = SimpleNamespace(states=self._layer.states, forward=self._draft)
+        self.mtp = SimpleNamespace(states=self._layer.states, forward=self._draft, heads=1)
 
     def seconds(self, rows: int) -> float:
         return 0.01 * (1 + self._price * (rows - 1))
@@ -57,10 +57,10 @@ class TimedModel:
         best = np.array([TEXT[n + 1] for n in rows.positions[rows.outputs]])
         return ModelOutput(torch.empty(0, VOCAB), torch.zeros(len(rows.feature_rows), 2), best)
 
-    def _draft(self, rows: Rows, kv: KVStorage) -> ModelOutput:
+    def _draft(self, rows: Rows, kv: KVStorage, head: int) -> ModelOutput:
         share = self._passes if len(rows.outputs) else 0.01
         self.now, self.passed = self.now + share * self.seconds(len(rows.tokens)), self.passed + 1
-        return self._layer.forward(rows, kv)
+        return self._layer.forward(rows, kv, head)
 
 
 def answered(model: Any, drafter: str, running: int, turns: int) -> list[float]:

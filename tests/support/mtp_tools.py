@@ -55,13 +55,21 @@ def _turned(raw: ConfigJson) -> DecoderShape:
     return replace(shape, mtp=replace(mtp, embedding_first=False), drafts_inside=True)
 
 
-for name, read in (("Numbered", _numbered), ("Apart", _apart), ("Turned", _turned)):
+def _three(raw: ConfigJson) -> DecoderShape:
+    """Three layers, of which each drafts one token."""
+    shape = decoder(raw)
+    mtp = MtpLayer.numbered(shape.layers[0], len(shape.layers), shape.norm, count=3)
+    return replace(shape, mtp=mtp, drafts_inside=True)
+
+
+for name, read in (("Three", _three), ("Numbered", _numbered), ("Apart", _apart), ("Turned", _turned)):
     register(Family((f"Mtp{name}ForCausalLM",), read))
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "numbered": {**DENSE, **SMALL, "architectures": ["MtpNumberedForCausalLM"]},
     "apart": {**DENSE, **SMALL, "architectures": ["MtpApartForCausalLM"]},
     "turned": {**DENSE, **SMALL, "architectures": ["MtpTurnedForCausalLM"]},
+    "three": {**DENSE, **SMALL, "architectures": ["MtpThreeForCausalLM"]},
     "mimo": {**DENSE, **SMALL, "architectures": ["MiMoForCausalLM"], "num_nextn_predict_layers": 1},
     "pangu v2": {**pangu_v2_tools.MOE, **SMALL},
     "qwen hybrid": {**hybrid_model.CONFIG, "vocab_size": VOCAB},
@@ -129,34 +137,45 @@ class SpiedMtp(MtpDraft):
 
 
 class ReferenceMtp:
-    """The layer after the plain model: each draft from the whole text again."""
+    """The layers after the plain model: each draft from the whole text again."""
 
     def __init__(self, folder: Path) -> None:
         config = ModelConfig.from_folder(folder)
         hybrid = config.architecture in hybrid_model.CONFIG["architectures"]
         self.plain = plain = (hybrid_model.HybridReference if hybrid else ReferenceModel)(folder)
         assert config.mtp is not None
-        self._mtp, self._layer = config.mtp, len(config.layers)
+        self._heads, self._layer = config.mtp.heads, len(config.layers)
         plain.norm_offset = getattr(config.norm, "offset", 0.0)
-        prefix = f"model.layers.{self._layer}."
-        own = {n: x for n, x in plain.tensors.items() if n.startswith(f"{self._mtp.prefix}.")}
-        plain.tensors |= {n.replace(f"{self._mtp.prefix}.", prefix): x for n, x in own.items()}
+        for n, head in enumerate(self._heads, self._layer):
+            own = {name: x for name, x in plain.tensors.items() if name.startswith(f"{head.prefix}.")}
+            plain.tensors |= {name.replace(head.prefix, f"model.layers.{n}"): x for name, x in own.items()}
 
     def chain(self, tokens: list[int], count: int, unknown: Sequence[int] = ()) -> list[int]:
         """The likeliest tokens after a text whose last token the target has not read. unknown: rows whose hidden state
         is not known, besides the first."""
-        text, mtp = list(tokens), self._mtp
+        text, most = list(tokens), len(self._heads) - 1
         self.plain.unseen = ()
         before = self.plain.hidden(text[:-1])
-        self.plain.unseen = [0, *unknown]
-        if mtp.after_norm:
+        if self._heads[0].after_norm:
             before = self.plain.norm("model.norm", before)
         before = torch.cat((torch.zeros_like(before[:1]), before))
-        for _ in range(count):
-            embedded = self.plain.tensors["model.embed_tokens.weight"][text]
-            pair = (self.plain.norm(mtp.embedding_norm, embedded), self.plain.norm(mtp.hidden_norm, before))
-            x = self.plain.linear(mtp.entry, torch.cat(pair if mtp.embedding_first else pair[::-1], -1))
-            out = self.plain.norm(mtp.norm, self.plain.layer(self._layer, x)[-1:])
-            text.append(int(self.plain.linear("lm_head", out).argmax()))
-            before = torch.cat((before, out))
+        for n in range(count):
+            self.plain.unseen = [0, *unknown]
+            states = before
+            for k in range(min(n, most) + 1):  # each from what the one before made of the token before
+                self.plain.unseen = [*range(k + 1), *(row + k for row in unknown)]
+                while True:
+                    out = self._run(k, text[: len(states)], states)
+                    if k < most or len(states) == len(text):
+                        break
+                    states = torch.cat((states, out[-1:]))
+                states = torch.cat((torch.zeros_like(out[:1]), out))
+            text.append(int(self.plain.linear("lm_head", out[-1:]).argmax()))
         return text[len(tokens) :]
+
+    def _run(self, k: int, text: list[int], before: Tensor) -> Tensor:
+        head, plain = self._heads[k], self.plain
+        embedded = plain.tensors["model.embed_tokens.weight"][text]
+        pair = (plain.norm(head.embedding_norm, embedded), plain.norm(head.hidden_norm, before))
+        x = plain.linear(head.entry, torch.cat(pair if head.embedding_first else pair[::-1], -1))
+        return plain.norm(head.norm, plain.layer(self._layer + k, x))

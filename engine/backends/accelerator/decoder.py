@@ -321,7 +321,9 @@ class MtpLayers(PagedDecoder):
 
 
 class PagedMtp:
-    """`MtpModel` of a `PagedDecoder`."""
+    """`MtpModel` of a `PagedDecoder`, of one head."""
+
+    heads = 1
 
     def __init__(self, weights: Stacked) -> None:
         self._weights = weights
@@ -338,7 +340,7 @@ class PagedMtp:
             there = states.to(w.device, w.dtype)
             return _fetched(w.ops.rms_norm(there, w.norm, w.alike.eps))
 
-    def forward(self, rows: Rows, kv: KVStorage) -> ModelOutput:
+    def forward(self, rows: Rows, kv: KVStorage, head: int = -1) -> ModelOutput:
         return self._layers.run(rows, kv)
 
 

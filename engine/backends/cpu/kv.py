@@ -127,7 +127,8 @@ def _rows(side: Tensor, slots: Ints, pack: int) -> Tensor:
         found = side.unflatten(-1, (LANES, pack))[:, tiles, :, :, lanes].flatten(-2)
     else:
         found = side[:, tiles, :, lanes // pack, :, lanes % pack]
-    return found.transpose(0, 1)
+    turned: Tensor = found.transpose(0, 1)
+    return turned
 
 
 def _put_rows(side: Tensor, slots: Ints, pack: int, given: Tensor) -> None:

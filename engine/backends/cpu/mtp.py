@@ -3,6 +3,7 @@ whose layers read the target's storage. Each is a decoder of its own."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -39,7 +40,8 @@ def normed_rows(model: CpuDecoder, key: str, x_TH: Tensor) -> Tensor:
 
 
 class MtpKernels(CpuDecoder):
-    """The layer, between its entry and the model's head. The arguments are those of the model's `CpuDecoder`."""
+    """An MTP layer, between its entry and the model's head. head: its number. The other arguments are those of the
+    model's `CpuDecoder`."""
 
     def __init__(
         self,
@@ -48,18 +50,20 @@ class MtpKernels(CpuDecoder):
         arena: Arena,
         memory: PackedFile,
         storage: type[KVStorage],
+        head: int,
     ) -> None:
         assert config.mtp is not None
-        self.layer: MtpLayer = config.mtp
-        last = (len(config.layers),)
-        super().__init__(config.with_mtp, formats, arena, memory, last, storage)
+        self.layer: MtpLayer = config.mtp.heads[head]
+        self.key = f"mtp.{head}"
+        own = (len(config.layers) + head,)
+        super().__init__(config.with_mtp, formats, arena, memory, own, storage)
 
     def _shape(self) -> structures.CShape:
         shape = super()._shape()
-        shape.norm, shape.merge_mix = self._at("mtp.norm"), None
-        shape.entry = self._matrix("mtp.entry")
-        shape.embedding_norm = self._at("mtp.embedding_norm")
-        shape.hidden_norm = self._at("mtp.hidden_norm")
+        shape.norm, shape.merge_mix = self._at(f"{self.key}.norm"), None
+        shape.entry = self._matrix(f"{self.key}.entry")
+        shape.embedding_norm = self._at(f"{self.key}.embedding_norm")
+        shape.hidden_norm = self._at(f"{self.key}.hidden_norm")
         shape.hidden_first = not self.layer.embedding_first
         return shape
 
@@ -67,21 +71,19 @@ class MtpKernels(CpuDecoder):
 class CpuMtp:
     """`MtpModel` of a `CpuDecoder`."""
 
-    def __init__(self, kernels: MtpKernels) -> None:
-        self._kernels = kernels
+    def __init__(self, kernels: Sequence[MtpKernels]) -> None:
+        self._kernels, self.heads = kernels, len(kernels)
 
     def states(self, features: Features) -> Tensor:
-        states = torch.as_tensor(features)
-        return (
-            normed_rows(self._kernels, "norm", states) if self._kernels.layer.after_norm else states
-        )
+        states, first = torch.as_tensor(features), self._kernels[0]
+        return normed_rows(first, "norm", states) if first.layer.after_norm else states
 
-    def forward(self, rows: Rows, kv: KVStorage) -> ModelOutput:
+    def forward(self, rows: Rows, kv: KVStorage, head: int = -1) -> ModelOutput:
+        kernels = self._kernels[head]
         rows.inputs = inputs_of(rows).float().contiguous()
-        rows.feature_rows = rows.outputs
-        out = self._kernels.forward(rows, kv, self._kernels.layers)
+        out = kernels.forward(rows, kv, kernels.layers)
         assert out.seen is not None
-        out.seen = normed_rows(self._kernels, "mtp.norm", torch.as_tensor(out.seen))
+        out.seen = normed_rows(kernels, f"{kernels.key}.norm", torch.as_tensor(out.seen))
         return out
 
 
@@ -118,8 +120,10 @@ class AssistantKernels(CpuDecoder):
 
 
 class CpuAssistant:
-    """`MtpModel` of an assistant. post: [hidden of the target, hidden]. head: where it is clustered; None: the kernels
+    """`MtpModel` of an assistant, which is one layer's. post: [hidden of the target, hidden]. head: where it is clustered; None: the kernels
     run it."""
+
+    heads = 1
 
     def __init__(self, kernels: AssistantKernels, post: Tensor, head: ClusteredHead | None) -> None:
         self._kernels, self._post, self._head = kernels, post, head
@@ -128,9 +132,8 @@ class CpuAssistant:
         return normed_rows(self._kernels.target, "norm", torch.as_tensor(features))
 
     @torch.inference_mode()
-    def forward(self, rows: Rows, kv: KVStorage) -> ModelOutput:
+    def forward(self, rows: Rows, kv: KVStorage, head: int = -1) -> ModelOutput:
         rows.inputs = inputs_of(rows).float().contiguous()
-        rows.feature_rows = rows.outputs
         if self._head is not None:
             rows = replace(rows, outputs=rows.outputs[:0], only_best=rows.only_best[:0])
         out = self._kernels.forward(rows, kv, self._kernels.layers[-1:])

@@ -46,6 +46,8 @@ class ClusteredHead:
 class AssistantDecoder:
     """`MtpModel` of an assistant beside its target's weights. config: as `joined` gives it."""
 
+    heads = 1
+
     def __init__(self, config: ModelConfig, reader: TorchReader, target: Weights) -> None:
         assert config.assists is not None
         self._own, self._target = Weights(config, reader), target
@@ -61,7 +63,7 @@ class AssistantDecoder:
         return w.norm(torch.as_tensor(features).to(w.device, w.dtype))
 
     @torch.inference_mode()
-    def forward(self, rows: Rows, kv: KVStorage) -> ModelOutput:
+    def forward(self, rows: Rows, kv: KVStorage, head: int = -1) -> ModelOutput:
         check_step(rows, kv, KVStorage, (), ())
         own, target, step = self._own, self._target, self._target.step(rows)
         inputs = inputs_of(rows).to(target.device, target.dtype)

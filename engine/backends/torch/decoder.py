@@ -47,7 +47,7 @@ class Decoder(LayeredModel[Weights]):
 
     @cached_property
     def mtp(self) -> MtpDecoder | None:
-        return None if self.weights.mtp is None else MtpDecoder(self.weights, self.weights.mtp)
+        return MtpDecoder(self.weights) if self.weights.mtp else None
 
     def _start(self, step: Step) -> Tensor:
         """Embeddings [P, H]."""

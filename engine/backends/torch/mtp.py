@@ -1,4 +1,4 @@
-"""The MTP layer of a decoder on plain torch."""
+"""The MTP layers of a decoder on plain torch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastslow.engine.backends.torch.weights import MtpWeights, Weights
+from fastslow.engine.backends.torch.weights import Weights
 from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.base import check_step, inputs_of
 from fastslow.engine.model.parts import padded
@@ -17,10 +17,9 @@ from fastslow.engine.types import Features, ModelOutput
 class MtpDecoder:
     """`MtpModel` of a `Decoder`."""
 
-    def __init__(self, weights: Weights, mtp: MtpWeights) -> None:
+    def __init__(self, weights: Weights) -> None:
         self._weights = weights
-        self._mtp = mtp
-        self._layer = len(weights.config.layers)
+        self.heads = len(weights.mtp)
         config = weights.config.mtp
         assert config is not None
         self._config = config
@@ -32,18 +31,21 @@ class MtpDecoder:
         return w.norm(states) if self._config.after_norm else states
 
     @torch.inference_mode()
-    def forward(self, rows: Rows, kv: KVStorage) -> ModelOutput:
+    def forward(self, rows: Rows, kv: KVStorage, head: int = -1) -> ModelOutput:
         check_step(rows, kv, KVStorage, (), ())
-        w, mtp, step = self._weights, self._mtp, self._weights.step(rows)
+        w, mtp, step = self._weights, self._weights.mtp[head], self._weights.step(rows)
+        n = len(w.config.layers) + head % self.heads
         inputs = inputs_of(rows).to(w.device, w.dtype)
         states = F.pad(inputs, (0, 0, 0, step.padded - step.count))
         pair = mtp.embedding_norm(w.embed(step.tokens)), mtp.hidden_norm(states)
         both = torch.cat(pair if self._config.embedding_first else pair[::-1], -1)
         x_PH = w.ops.linear(both, mtp.entry.weight, mtp.entry.bias)
-        if not len(rows.outputs):
-            last_MH = mtp.layer.mix(x_PH, kv, self._layer, step)[:0]
+        if not len(rows.feature_rows):
+            last_MH = mtp.layer.mix(x_PH, kv, n, step)[:0]
             return w.output(last_MH, rows, last_MH)
-        x_PH = mtp.layer(x_PH, kv, self._layer, step, padded(rows.groups, step.padded))
-        wanted = torch.from_numpy(rows.outputs).to(w.device)
-        last_MH = mtp.norm(x_PH.index_select(0, wanted))
-        return w.output(last_MH, rows, last_MH)
+        x_PH = mtp.layer(x_PH, kv, n, step, padded(rows.groups, step.padded))
+        wanted, seen = (
+            mtp.norm(x_PH.index_select(0, torch.from_numpy(some).to(w.device)))
+            for some in (rows.outputs, rows.feature_rows)
+        )
+        return w.output(wanted, rows, seen)

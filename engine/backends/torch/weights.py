@@ -186,7 +186,7 @@ class LayerModule:
 
 @dataclass(slots=True)
 class MtpWeights:
-    """The MTP layer with its weights, beside the embedding and the head of its model."""
+    """An MTP layer with its weights, beside the embedding and the head of its model."""
 
     layer: LayerModule
     embedding_norm: Sublayer
@@ -215,7 +215,7 @@ class Weights:
     norm: Sublayer = field(init=False)
     merge: StreamsModule | None = field(init=False)
     head: Tensor = field(init=False)
-    mtp: MtpWeights | None = field(init=False)
+    mtp: list[MtpWeights] = field(init=False)
     per_layer: PerLayerModule | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -232,7 +232,8 @@ class Weights:
         if (part := c.per_layer_embedding) is not None:
             weights = part.load(reader, reader.table(TABLE))
             self.per_layer = PerLayerModule(part, weights, reader.ops)
-        self.mtp = None if c.mtp is None else MtpWeights.load(c.mtp, reader)
+        heads = () if c.mtp is None else c.mtp.heads
+        self.mtp = [MtpWeights.load(head, reader) for head in heads]
         name = EMBEDDING if c.tie_word_embeddings else HEAD
         plain = c.tie_word_embeddings and reader.linear(name) is None
         self.head = reader.ops.pack(self.embedding) if plain else reader.weight(name)

@@ -108,10 +108,10 @@ def _sparse(raw: ConfigJson, shape: DecoderShape, heads: int, interleaved: bool)
         assert isinstance(layer.mixer, LatentAttention)
         return replace(layer, mixer=replace(layer.mixer, indexer=replace(indexer, shared=shared)))
 
-    mtp = shape.mtp and replace(shape.mtp, layer=sparse(len(kinds), shape.mtp.layer))
     shares = [n for n, kind in enumerate(kinds) if kind == SHARED]
     unread = tuple(f"model.layers.{n}.self_attn.indexer." for n in shares)
-    return replace(shape.each(sparse), mtp=mtp, left_out=unread)
+    choosing = shape.each(sparse).each_head(lambda layer: sparse(len(kinds), layer))
+    return replace(choosing, left_out=unread)
 
 
 def indexer_of(raw: ConfigJson, heads: int, interleaved: bool) -> Indexer:

@@ -15,7 +15,6 @@ from fastslow.engine.model.family import (
     MOST_WIDTH,
     ConfigJson,
     boolean,
-    count,
     integer,
     number,
 )
@@ -54,6 +53,7 @@ SPARSE = {  # fields that headers have for `sparse_decoder`
     "leading_dense_block_count": "first_k_dense_replace",
     "nextn_predict_layers": DRAFTS,
 }
+MOST_DRAFTING = 8  # layers that draft
 WEIGHTS_EPS = 1e-20  # beside the sum that the weights of experts are divided by
 
 
@@ -95,8 +95,9 @@ def sparse_decoder(
     shared = width * integer(raw, "n_shared_experts", shares, most=MOST_EXPERTS, least=0)
     ffn = mixture(raw, router, "n_routed_experts", "moe_intermediate_size", shared)
     shape = decoder(raw, Layer(mixer, ffn))
-    mtp = MtpLayer.numbered(shape.layers[0], len(shape.layers), shape.norm)
-    shape = replace(shape, mtp=mtp if raw.get(DRAFTS) is None or count(raw, DRAFTS) else None)
+    heads = integer(raw, DRAFTS, 1, most=MOST_DRAFTING, least=0)
+    mtp = MtpLayer.numbered(shape.layers[0], len(shape.layers), shape.norm, count=heads)
+    shape = replace(shape, mtp=mtp if heads else None)
     layers = {n for n in range(len(shape.layers)) if n in dense}
     return replace(
         with_dense(raw, shape, layers), drafts_inside=True, fused=("experts",), renames=(SHARED,)

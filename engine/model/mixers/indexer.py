@@ -121,10 +121,10 @@ class IndexerModule:
     ) -> Lines:
         bias, block, most = lines.keys.bias, self._ops.block, self._indexer.most
         blocks = bias.shape[2]
-        given = queries_PND, weights_PN
+        q, w = queries_PND, weights_PN
         if lines.gather is not None:
-            given = tuple(x.index_select(0, lines.gather) for x in given)
-        q, w = (x.unflatten(0, (lines.count, -1)) for x in given)
+            q, w = q.index_select(0, lines.gather), w.index_select(0, lines.gather)
+        q, w = q.unflatten(0, (lines.count, -1)), w.unflatten(0, (lines.count, -1))
         rows = q.shape[1]
         some = keys_SKD[lines.keys.slots, 0].to(q.dtype).unflatten(0, (lines.count, -1))
         some = F.pad(some, (0, 0, 0, blocks * block - some.shape[1])).unflatten(1, (blocks, block))

@@ -63,8 +63,8 @@ def pieces(config: ModelConfig, formats: Formats) -> Iterator[Piece]:
         yield PackedMatrix("screen", Format.INT8, hidden, plain_order(vocabulary), (head,))
         yield ScreenNorms("screen_norms", vocabulary, head)
     yield PackedMatrix("head", formats.head, hidden, plain_order(vocabulary), (head,))
-    if config.mtp is not None:
-        yield from _mtp(config.mtp, alike, hidden, formats, len(config.layers))
+    for k, drafting in enumerate(() if config.mtp is None else config.mtp.heads):
+        yield from _mtp(drafting, alike, hidden, formats, k, len(config.layers) + k)
     if (assists := config.assists) is not None:
         yield from matrix("entry", formats, 2 * assists.hidden, plain_order(hidden), [PRE], False)
     elif formats.tiles is None:
@@ -75,12 +75,12 @@ def pieces(config: ModelConfig, formats: Formats) -> Iterator[Piece]:
 
 
 def _mtp(
-    mtp: MtpLayer, alike: AlikeLayers, hidden: int, formats: Formats, n: int
+    mtp: MtpLayer, alike: AlikeLayers, hidden: int, formats: Formats, k: int, n: int
 ) -> Iterator[Piece]:
     for key in ("embedding_norm", "hidden_norm", "norm"):
-        yield norm(alike, f"mtp.{key}", hidden, getattr(mtp, key))
+        yield norm(alike, f"mtp.{k}.{key}", hidden, getattr(mtp, key))
     rows = plain_order(hidden)
-    yield from matrix("mtp.entry", formats, 2 * hidden, rows, [mtp.entry], False)
+    yield from matrix(f"mtp.{k}.entry", formats, 2 * hidden, rows, [mtp.entry], False)
     yield from _layer(mtp.layer, alike, hidden, formats, n, mtp.prefix)
 
 
