@@ -75,6 +75,14 @@ FORMATS = (  # the first one whose signs a template holds
         signs=(("[unused11]",), ("[unused9]", "[unused10]")),
     ),
     ToolFormat(
+        "openpangu",
+        "json",
+        "<|tool_call_start|>",
+        "<|tool_call_end|>",
+        listed=True,
+        signs=(("<|tool_call_start|>", "<|pangu_text_start|>"),),
+    ),
+    ToolFormat(
         "harmony",
         "messages",
         "<|start|>",

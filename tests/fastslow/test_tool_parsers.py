@@ -79,6 +79,9 @@ CASES: dict[str, list[tuple[str, str, Calls]]] = {
         (f"A[unused11][{F5}][unused12]", "A", F), (f"[unused11][{F5}, {G}][unused12]B", "B", BOTH),
         (f"[unused11][{F5}]", "", F),
     ],
+    "openpangu": [
+        (f"A<|tool_call_start|>\n[{F5}, {G}]\n<|tool_call_end|>", "A", BOTH), (f"<|tool_call_start|>[{F5}]", "", F),
+    ],
     "llama3": [
         (F5.replace("arguments", "parameters"), "", F), (f"\n{F5}; {G}", "", BOTH), (f"<|python_tag|>{F5}", "", F),
     ],

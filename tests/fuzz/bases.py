@@ -25,8 +25,10 @@ import checkpoints
 import eagle_tools
 import gemma_models
 import gguf_hybrid
+import gguf_openpangu
 import gguf_tools
 import head_tools
+import pangu_2_reference
 import pangu_v2_tools
 import peer_models
 import published_tools
@@ -259,6 +261,23 @@ def _gguf_peer(folder: Path, name: str) -> None:
     shutil.rmtree(source)
 
 
+def _openpangu(folder: Path, vocab: int = 320) -> None:
+    """Every part of openPangu 2.0 in two layers."""
+    layers = {"num_hidden_layers": 2, "dsa_layers": [0], "swa_layers": [1], "sliding_window_list": [6]}
+    layers |= {"block_post_layernorm_idx": [0], "num_nextn_predict_layers": 0, "mhc_recur_norm": 3, "index_topk": 128}
+    pangu_2_reference.Pangu2(vocab_size=vocab, max_position_embeddings=128, **layers).write(folder)
+    write_bpe(folder, MARKS)
+
+
+def _gguf_openpangu(folder: Path) -> None:
+    source = folder.with_name("source")
+    _openpangu(source, len(gguf_tools.BYTE_TOKENS))
+    vocabulary = partial(gguf_tools.add_byte_level, template=MARKS, pre="openpangu")
+    pick = gguf_tools.matrices(gguf.GGMLQuantizationType.Q8_0)
+    gguf_openpangu.write_openpangu(source, folder.with_name("m.gguf"), pick, change=vocabulary)
+    shutil.rmtree(source)
+
+
 HEADS = ((1, 1), (2, 1), (6, 2), (3, 3), (64, 1), (65, 1), (130, 1), (128, 2), (256, 1))
 SCALINGS: tuple[dict[str, Any] | None, ...] = (
     None,
@@ -362,9 +381,14 @@ KINDS: dict[str, Kind] = {
     "gguf-hybrid": Kind(_gguf_hybrid, target="m.gguf", drafters=({"drafter": "mtp", "nodes": 3},)),
     **{
         name: Kind(partial(_peer, name=name))
-        for name in ("phi3 long", "olmo3", "ministral3", "gemma4", "gemma4 mixture")
+        for name in ("phi3 long", "deepseek_v32", "olmo3", "ministral3", "gemma4", "gemma4 mixture")
     },
-    **{f"gguf {name}": Kind(partial(_gguf_peer, name=name), target="m.gguf") for name in ("phi3", "glm", "minimax")},
+    **{
+        f"gguf {name}": Kind(partial(_gguf_peer, name=name), target="m.gguf")
+        for name in ("phi3", "glm", "minimax", "deepseek_v3")
+    },
+    "openpangu": Kind(_openpangu),
+    "gguf openpangu": Kind(_gguf_openpangu, target="m.gguf"),
     "odd": Kind(_chatty, odd=odd_model),
     "odd-int8": Kind(_chatty, options=(("quantization", "int8"),), odd=odd_model),
     "odd-int4": Kind(_chatty, options=(("quantization", "int4"),), odd=odd_model),

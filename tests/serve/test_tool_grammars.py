@@ -112,7 +112,7 @@ def test_a_required_call_is_valid(speaker: Speaker, name: str, parallel: bool) -
 
 BEGINNINGS = {
     "generic": "So.\n<tool_call>", "hermes": "So.\n<tool_call>", "qwen3-coder": "So.\n<tool_call>",
-    "glm": "So.\n<tool_call>", "minimax": "So.\n<minimax:tool_call>", "pangu": "So.[unused11]", "mistral": "So.[TOOL_CALLS]", "ministral": "So.[TOOL_CALLS]",
+    "glm": "So.\n<tool_call>", "minimax": "So.\n<minimax:tool_call>", "pangu": "So.[unused11]", "openpangu": "So.<|tool_call_start|>", "mistral": "So.[TOOL_CALLS]", "ministral": "So.[TOOL_CALLS]",
     "hunyuan": "So.<tool_calls>", "granite": "So.<|tool_call|>",
     "gemma4": "So.<|tool_call>",
     "llama3": '{"name": "',

@@ -276,11 +276,21 @@ SEED_OSS = """\
     {%- if thinking_budget is defined and thinking_budget == 0 %}{{- '<seed:think>none</seed:think>' }}{% endif %}
 {%- endif %}
 """
+OPENPANGU = """\
+{%- set thinking = thinking if thinking is defined else true %}
+{{- '<|pangu_text_start|><|message_start|>system\\n' }}
+{%- if messages[0].role == 'system' %}{{- messages[0].content }}{% endif %}
+{{- '<|message_end|>' }}
+{%- for message in messages if message.role != 'system' %}
+    {{- '<|message_start|>' + message.role + '\\n' + message.content + '<|message_end|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|message_start|>assistant\\n' + ('<think>' if thinking else '</think>') }}{% endif %}
+"""
 TEMPLATES = {
     "qwen3": QWEN3, "qwen3.5": QWEN3_5, "qwen3-2507-thinking": QWEN3_THINKING, "qwen3-2507-instruct": INSTRUCT, "smollm3": SMOLLM3,
     "nemotron": NEMOTRON, "gpt-oss": GPT_OSS, "r1-distill": R1_DISTILL, "magistral": MAGISTRAL,
     "mistral-effort": MISTRAL_EFFORT, "seed": SEED, "glm": GLM, "deepseek": DEEPSEEK, "llama": LLAMA,
-    "lfm2": LFM2, "seed-oss": SEED_OSS,
+    "lfm2": LFM2, "seed-oss": SEED_OSS, "openpangu": OPENPANGU,
 }  # fmt: skip
 
 PARTS = ("start", "end", "message", "channel", "constrain", "return", "call")

@@ -1,5 +1,6 @@
 """Chat templates that take tools, of the shapes that published families have."""
 
+from functools import reduce
 from typing import Any
 
 HERMES = """\
@@ -155,6 +156,9 @@ PANGU = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '[unused9]助手：' }}{%- endif %}
 """
+MARKS = {"[unused9]": "<|message_start|>", "[unused10]": "<|message_end|>"}
+MARKS |= {"[unused11]": r"<|tool_call_start|>\n", "[unused12]": r"\n<|tool_call_end|>"}
+OPENPANGU = "<|pangu_text_start|>" + reduce(lambda source, mark: source.replace(*mark), MARKS.items(), PANGU)
 DEEPSEEK = """\
 {{- bos_token }}{{ tools | length if tools else '' }}
 {%- for message in messages %}
@@ -223,6 +227,7 @@ GRANITE = """\
 """
 TOOL_TEMPLATES = {
     "hermes": HERMES, "qwen3-coder": QWEN3_CODER, "glm": GLM, "minimax": MINIMAX, "llama3": LLAMA3, "harmony": GPT_OSS, "pangu": PANGU,
+    "openpangu": OPENPANGU,
     "mistral": MISTRAL, "ministral": MINISTRAL, "hunyuan": HUNYUAN, "granite": GRANITE, "generic": DEEPSEEK,
 }  # fmt: skip
 WEATHER: dict[str, Any] = {

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fastslow.engine.host.files import MOST_DIGITS, about, read_object, shown, text_part
 from fastslow.engine.host.gguf_file import Texts, is_gguf, read_gguf
 
+BEGINS = ("OpenPanguV2Tokenizer",)  # classes that add a bos where nothing is said
 NAMED = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 MOST_EOS = 1000  # ids that end an answer
 LISTS = ("additional_special_tokens", "extra_special_tokens")
@@ -53,7 +54,7 @@ def read_settings(folder: Path) -> Settings:
             added |= _added([(piece, key)], "tokenizer_config.json: added_tokens_decoder")
             special |= {piece} if value.get("special") else set()
     bos_ids = _ids(config, "bos_token_id", "config.json")
-    add_bos = ours.get("add_bos_token")
+    add_bos = ours.get("add_bos_token", True if ours.get("tokenizer_class") in BEGINS else None)
     return Settings(
         bos_token=named.get("bos_token"),
         eos_token=named.get("eos_token"),

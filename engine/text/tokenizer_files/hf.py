@@ -198,6 +198,11 @@ DEEPSEEK = (  # one after the other
     "[一-龥ࠀ-一가-퟿]+",
     r"\p{N}+",
 )
+WIDE_MARKS = "[·–—‘’‛-‟…‧　-〃〈-】〔-〟〰〾〿﹏﹑﹔！-／：-＠［-｀｛-､]"
+OPENPANGU = (
+    rf"'(?i:[sdmt]|ll|ve|re)| (?=\p{{Han}}|{WIDE_MARKS})|{WIDE_MARKS}+[\r\n]*"
+    r"|[^\r\n\p{L}\p{N}]?+[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+)
 O200K = rf"{CASED}|{TRIPLES}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{SPACES}"
 PATTERNS: dict[str, str | tuple[str, ...]] = {
     "tekken": TEKKEN,
@@ -209,6 +214,7 @@ PATTERNS: dict[str, str | tuple[str, ...]] = {
     **dict.fromkeys((*QWEN, "hunyuan"), rf"{WORDS}|\p{{N}}|{OTHERS}|{SPACES}"),
     "qwen35": MARKED,
     "deepseek-llm": DEEPSEEK,
+    "openpangu": OPENPANGU,
     **dict.fromkeys(("gpt-4o", "minimax-m2"), O200K),
 }
 PLAIN = ("gpt-2", "gpt2", "default", "olmo", "exaone4")  # as GPT-2 splits

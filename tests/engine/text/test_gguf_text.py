@@ -42,6 +42,11 @@ SEED = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|"
     r"\s+(?!\S)|\s+"
 )
+WIDE = "[＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､　、〃〈〉《》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏﹑﹔·．！？｡。]"
+OPENPANGU = (
+    rf"'(?i:[sdmt]|ll|ve|re)| (?=\p{{Han}}|{WIDE})|{WIDE}+[\r\n]*|[^\r\n\p{{L}}\p{{N}}]?+[\p{{L}}\p{{M}}]+|\p{{N}}|"
+    r" ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+)
 BY_SCRIPT = (
     r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|"
     r" ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -81,7 +86,7 @@ SPLITS: dict[str, pre.PreTokenizer] = {
     "glm4": split(LLAMA3), "hunyuan": split(QWEN2), "minimax-m2": split(O200K),
     "tekken": split(TEKKEN), "seed-coder": split(SEED), "dbrx": split(LLAMA3), "exaone4": PLAIN,
     "deepseek-llm": split(r"[\r\n]", r"\s?[\p{Lu}\p{Ll}\p{Lt}]+", r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$", "[一-龥ࠀ-一가-퟿]+", r"\p{N}+"),
-    "hunyuan-dense": split(r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", BY_SCRIPT),
+    "openpangu": split(OPENPANGU), "hunyuan-dense": split(r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+", BY_SCRIPT),
 }  # fmt: skip
 
 

@@ -33,13 +33,14 @@ EFFORT = ThinkingSwitch("effort", ("reasoning_effort",), ("low", "medium", "high
 NONE, WORD = ThinkingSwitch(), ThinkingSwitch("word", ("/no_think",))
 BUDGET = ThinkingSwitch("budget", ("thinking_budget",), budget="thinking_budget")
 SWITCHED = ["seed-oss", "qwen3", "qwen3.5", "smollm3", "glm", "deepseek", "gpt-oss", "mistral-effort", "nemotron"]
+SWITCHED += ["openpangu"]
 LOWER, UPPER = ("low", "medium"), ("medium", "high")
 NO_OR_HIGH = EFFORT._replace(levels=("none", "high"))
 
 
 @pytest.mark.parametrize(("source", "switch"), [
     *((TEMPLATES[name], FLAG) for name in ("qwen3", "qwen3.5", "smollm3", "glm")),
-    (TEMPLATES["deepseek"], ThinkingSwitch("flag", ("thinking",))),
+    *((TEMPLATES[name], ThinkingSwitch("flag", ("thinking",))) for name in ("deepseek", "openpangu")),
     (TEMPLATES["gpt-oss"], EFFORT),
     (TEMPLATES["mistral-effort"], NO_OR_HIGH),
     (TEMPLATES["nemotron"], WORD), (TEMPLATES["seed-oss"], BUDGET),
@@ -80,6 +81,7 @@ Q = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
     ("qwen3", (Q + "<think>\n\n</think>\n\n", Q, Q)),
     ("qwen3.5", (Q + "<think>\n\n</think>\n\n", Q + "<think>\n", Q + "<think>\n")),
     ("deepseek", ("<|Assistant|></think>", "<|Assistant|></think>", "<|Assistant|><think>")),
+    ("openpangu", ("assistant\n</think>", "assistant\n<think>", "assistant\n<think>")),
     ("nemotron", (TURN + "</think>", TURN + "\n", TURN + "\n")),
     ("gpt-oss", ("Reasoning: low\n", "Reasoning: medium\n", "Reasoning: high\n")),
     ("mistral-effort", ('effort": "none"', 'effort": "none"', 'effort": "high"')),

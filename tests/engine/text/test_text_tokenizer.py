@@ -112,8 +112,9 @@ def test_bos_as_the_configuration_says(tmp_path: Path) -> None:
 def test_bos_of_a_post_processor(tmp_path: Path) -> None:
     write_bpe(tmp_path)
     config = tmp_path / "tokenizer_config.json"
-    edit(config, add_bos_token=True)  # which the configuration alone adds
-    assert load_tokenizer(tmp_path).encode("a")[0] == 0
+    for fields in ({"add_bos_token": True}, {"add_bos_token": None, "tokenizer_class": "OpenPanguV2Tokenizer"}):
+        edit(config, **fields)  # which the configuration alone adds
+        assert load_tokenizer(tmp_path).encode("a")[0] == 0
     write_around(tmp_path, "<|endoftext|> $A")
     edit(config, add_bos_token=False)
     assert 0 not in load_tokenizer(tmp_path).encode("hello there")
