@@ -96,6 +96,30 @@ constexpr int TAKEN = 0;
 #endif
 static inline vu to_dot(vu quads) { return TAKEN ? quads ^ 0x80808080u : quads; }
 
+#if defined(FASTSLOW_AVX2) && !defined(FASTSLOW_VNNI)
+constexpr int FILE_TAKEN = 128;  // the same of a file's bytes
+typedef int16_t vs __attribute__((vector_size(4 * W)));
+
+// Sums of pairs of products, which must fit 16 bits: of unsigned weights, and of signed ones.
+static inline vi dot_pairs(vu weights, vi inputs) {
+    return (vi)_mm256_maddubs_epi16((__m256i)weights, (__m256i)inputs);
+}
+static inline vi dot_signed(vu weights, vi inputs) {
+    const __m256i w = (__m256i)weights;
+    return (vi)_mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8((__m256i)inputs, w));
+}
+#else
+constexpr int FILE_TAKEN = TAKEN;
+#endif
+
+// What compilers hold in a register here: they would put off the additions of an unrolled loop, and spill what is to
+// be added.
+static inline void hold(vi& x) {
+#if defined(FASTSLOW_AVX2)
+    asm("" : "+x"(x));
+#endif
+}
+
 // Where a prepared block keeps what: Q bytes for each quad of inputs, then two words.
 template <int Q> struct Block {
     static constexpr int QUAD = Q;
@@ -176,7 +200,7 @@ INLINE vi times_both(const Nibbles& low, const Nibbles& high, const uint8_t* x, 
 
 // Unrolling a block's quads makes compilers hoist their loads: where few registers are free, sums
 // then spill.
-#if defined(FASTSLOW_AVX512) && defined(FASTSLOW_VNNI)
+#if (defined(FASTSLOW_AVX512) && defined(FASTSLOW_VNNI)) || defined(FASTSLOW_AVX2)
 #define UNROLL_QUADS UNROLL
 #else
 #define UNROLL_QUADS _Pragma("GCC unroll 1")

@@ -7,6 +7,7 @@
 // either half, then HIGH more bits of each number; or [8 quads][32 outputs][4] whole bytes.
 #pragma once
 
+#include "byte_passes.h"
 #include "file_rows.h"
 #include "half.h"
 #include "passes.h"
@@ -20,7 +21,7 @@ constexpr int PLANE = 4 * TILE;  // bytes of a quad of whole bytes, or of a pair
 
 // Half bytes and HIGH bits more.
 template <int HIGH> struct Planes {
-    static constexpr int WEIGHTS = (PAIRS + HIGH) * PLANE;
+    static constexpr int WEIGHTS = (PAIRS + HIGH) * PLANE, MOST = (16 << HIGH) - 1;  // the largest number
     static constexpr bool WIDE = false;
 
     // The quads 2p and 2p + 1 for a vector of outputs.
@@ -64,7 +65,7 @@ template <int HIGH> struct Planes {
 
 // Whole bytes.
 struct ByteQuads {
-    static constexpr int WEIGHTS = QUADS * PLANE;
+    static constexpr int WEIGHTS = QUADS * PLANE, MOST = 255;
     static constexpr bool WIDE = true;
 
     INLINE static void pair(const uint8_t* block, int p, int v, vu& low, vu& high) {
@@ -94,11 +95,12 @@ template <class Form> struct FileKernel {
     static constexpr int EACH = GROUP / BLOCKS;  // bytes that a block stands for
     static_assert(FileRow::STEP % STEP == 0 || STEP % FileRow::STEP == 0);
 
-    static size_t tile_bytes(int inputs) { return to64((size_t)(padded(inputs, STEP) / STEP) * GROUP); }
+    static size_t weight_bytes(int inputs) { return (size_t)(padded(inputs, STEP) / STEP) * GROUP; }
+    static size_t tile_bytes(int inputs) { return to64(weight_bytes(inputs)); }
 
     // Dots begin with what takes the numbers' ZERO back.
     INLINE static vi begin(const uint8_t* x, int part) {
-        constexpr int ZERO = (Form::ZERO ? 1 << Form::ZERO : 0) - (Form::WIDE ? TAKEN : 0);  // of what is multiplied
+        constexpr int ZERO = (Form::ZERO ? 1 << Form::ZERO : 0) - (Form::WIDE ? FILE_TAKEN : 0);  // of what is multiplied
         if constexpr (!ZERO) return vi{};
         vi less = splat(load<int32_t>(x + FileRow::LESS + 4 * part));
         if constexpr (PARTS == 1) less += splat(load<int32_t>(x + FileRow::LESS + 4));
@@ -129,8 +131,8 @@ template <class Form> struct FileKernel {
                     vu low, high;
                     Form::pair(w, p, v, low, high);
                     UNROLL for (int t = 0; t < T; t++)
-                        dot[t][v] = add_quads<Form::WIDE>(dot[t][v], low, high,
-                                                          x[t] + at + 2 * FileRow::QUAD * p);
+                        hold(dot[t][v] = add_quads<Form::WIDE>(dot[t][v], low, high,
+                                                               x[t] + at + 2 * FileRow::QUAD * p));
                 }
             }
             UNROLL for (int v = 0; v < VECTORS; v++) {
@@ -194,7 +196,7 @@ template <class Form> struct FileKernel {
                     vi dot[T][PASS_VECTORS];
                     UNROLL for (int t = 0; t < T; t++)
                         UNROLL for (int v = 0; v < PASS_VECTORS; v++) dot[t][v] = begin(x[t] + at, part);
-                    UNROLL_QUADS for (int i = 0; i < PAIRS / PARTS; i++) {
+                    _Pragma("GCC unroll 1") for (int i = 0; i < PAIRS / PARTS; i++) {
                         const int p = part * (PAIRS / PARTS) + i;
                         for (int turn = TURNS * p / PAIRS; turn < TURNS * (p + 1) / PAIRS; turn++) soon.next();
                         UNROLL for (int v = 0; v < PASS_VECTORS; v++) {
@@ -221,17 +223,22 @@ template <class Form> struct FileKernel {
 
     // For tiles, see byte_tiles.h.
     static constexpr bool SCALED = true, MINIMA = Form::MINIMA, SIGNED = Form::ZERO > 0;
-    static constexpr int ROW_BYTES = FileRow::BYTES;
+    static constexpr bool WIDE = Form::WIDE;
+    static constexpr int ROW_BYTES = FileRow::BYTES, MOST = Form::MOST;
 
     static int blocks(int inputs) { return padded(inputs, STEP) / BLOCK; }
     static void finish(const uint8_t*, int, int, float*) {}
 
     static void to_bytes(const uint8_t* tile, const uint8_t* soon, int, int first, int some, uint8_t* to) {
+#if defined(FASTSLOW_AMX)
         constexpr uint8_t ZERO = Form::ZERO ? 1 << Form::ZERO : 0;
+#else
+        constexpr uint8_t ZERO = Form::WIDE ? FILE_TAKEN : 0;
+#endif
         const uint8_t* group = tile + (size_t)(first / BLOCKS) * GROUP;
         for (int n = 0; n < some; n += BLOCKS, group += GROUP) {
             const Scales<Form> scales(group);
-            for (int at = 0; at < GROUP; at += LINE) prefetch_to_l2(soon + (group - tile) + at);
+            for (int at = 0; at < GROUP && soon; at += LINE) prefetch_to_l2(soon + (group - tile) + at);
             for (int b = 0; b < BLOCKS; b++) {
                 const uint8_t* block = group + Form::SCALES + b * Form::WEIGHTS;
                 for (int p = 0; p < PAIRS; p++, to += 2 * PLANE)
@@ -280,7 +287,7 @@ template <class Form> struct FileKernel {
         if constexpr (T >= MANY) in_tiles<FileKernel, T>(tile, soon, inputs, rows, out);
         else if constexpr (T > ROWS) in_two<FileKernel, T>(tile, soon, inputs, rows, out);
         else if constexpr (T > INTEGERS_AT_ONCE)
-            in_passes<FileKernel, T>(tile, soon, (size_t)padded(inputs, STEP) / STEP * GROUP, rows, out);
+            in_byte_passes<FileKernel, T>(tile, soon, inputs, rows, out);
         else at_once<T>(tile, soon, inputs, rows, out);
     }
 

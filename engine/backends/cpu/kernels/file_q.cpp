@@ -70,7 +70,7 @@ struct Q80 : HalfScales, ByteQuads {
 // Sixteen numbers of 4 bits with signs, in halves, times a power of two. OCP Microscaling, arXiv 2310.10537.
 struct Mxfp4 : Planes<0> {
     static constexpr int BLOCKS = 2, PARTS = 1, FILE_BLOCKS = 1, SCALES = 2 * TILE;
-    static constexpr int ZERO = 4, FILE_BYTES = 17;
+    static constexpr int ZERO = 4, FILE_BYTES = 17, MOST = 28;
     static constexpr bool MINIMA = false;
     static constexpr uint8_t TABLE[16] = {16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4};
 

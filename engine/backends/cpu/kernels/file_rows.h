@@ -50,7 +50,7 @@ static inline vi load_bytes(const uint8_t* at) {
 #endif
 }
 
-#if !defined(FASTSLOW_VNNI) && !defined(FASTSLOW_NEON)
+#if !defined(FASTSLOW_VNNI) && !defined(FASTSLOW_NEON) && !defined(FASTSLOW_AVX2)
 typedef int16_t vs __attribute__((vector_size(4 * W)));
 
 // A quad of bytes times a quad of inputs, by way of 16 bits.
@@ -76,12 +76,14 @@ template <bool WIDE> INLINE vi add_quads(vi sum, vu low, vu high, const uint8_t*
                                      (vs)_mm512_maddubs_epi16((__m512i)high, (__m512i)second)),
                                 splat(0x00010001));
 #elif defined(FASTSLOW_AVX2)
-    if constexpr (!WIDE)
-        return sum + dot_halves((vi)((vs)_mm256_maddubs_epi16((__m256i)low, (__m256i)first) +
-                                     (vs)_mm256_maddubs_epi16((__m256i)high, (__m256i)second)),
-                                splat(0x00010001));
+    const vi ones = splat(0x00010001);
+    if constexpr (!WIDE) return sum + dot_halves((vi)((vs)dot_pairs(low, first) + (vs)dot_pairs(high, second)), ones);
+    return sum + dot_halves(dot_signed(low ^ 0x80808080u, first), ones) +
+           dot_halves(dot_signed(high ^ 0x80808080u, second), ones);
 #endif
+#if !defined(FASTSLOW_AVX2)
     return dot_wide(dot_wide(sum, low, first), high, second);
+#endif
 #endif
 }
 

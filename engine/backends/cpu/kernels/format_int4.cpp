@@ -3,7 +3,7 @@
 // Tile, per group: [4][32 outputs][4] bytes, where byte j holds input j of the quad 2i in its low
 // half and of the quad 2i + 1 in its high half; then 32 d and 32 m in half precision. The last
 // group may be half, with half of the bytes. A block's extra word is its scale times its sum.
-#include "byte_tiles.h"
+#include "byte_passes.h"
 #include "half.h"
 #include "passes.h"
 
@@ -50,7 +50,7 @@ struct Kernel {
             move_on(out);
             vi dot[T][PASS_VECTORS] = {};
             const uint8_t* last = std::min(w + GROUP, end) - AFFINE;
-            UNROLL_QUADS for (size_t q = at; w < last; w += PAIR_BYTES, q += 2 * Nibbles::QUAD) {
+            _Pragma("GCC unroll 1") for (size_t q = at; w < last; w += PAIR_BYTES, q += 2 * Nibbles::QUAD) {
                 soon.next();
                 Nibbles low[PASS_VECTORS], high[PASS_VECTORS];
                 UNROLL for (int v = 0; v < PASS_VECTORS; v++) {
@@ -83,7 +83,7 @@ struct Kernel {
                 const vu both = load<vu>(w + PAIR_BYTES * p + sizeof(vu) * v);
                 const Nibbles low(both & 0x0f0f0f0fu), high(upper(both));
                 UNROLL for (int t = 0; t < T; t++)
-                    dot[t][v] = times_both(low, high, x[t] + at + 2 * Nibbles::QUAD * p, dot[t][v]);
+                    hold(dot[t][v] = times_both(low, high, x[t] + at + 2 * Nibbles::QUAD * p, dot[t][v]));
             }
         }
         prefetch_lines<AFFINE>(w + N / 2 * PAIR_BYTES + ahead);
@@ -132,8 +132,11 @@ struct Kernel {
 
     // For tiles, see byte_tiles.h.
     static constexpr bool SCALED = true, MINIMA = true, SIGNED = true;
-    static constexpr int PARTS = 1, ROW_BYTES = Nibbles::BYTES;
+    static constexpr bool WIDE = false;
+    static constexpr int PARTS = 1, ROW_BYTES = Nibbles::BYTES, MOST = 15, EACH = GROUP;
 
+    static size_t weight_bytes(int inputs) { return tile_bytes(inputs); }
+    static vi begin(const uint8_t*, int) { return vi{}; }
     static int blocks(int inputs) { return (inputs + BLOCK - 1) / BLOCK; }
     static void finish(const uint8_t*, int, int, float*) {}
 
@@ -142,7 +145,7 @@ struct Kernel {
         const uint8_t* w = tile + (size_t)first * GROUP;
         for (int b = first; b < first + some; b++, w += GROUP) {
             const int pairs = b < whole ? QUADS / 2 : QUADS / 4;
-            for (int at = 0; at < GROUP; at += LINE) prefetch_to_l2(soon + (w - tile) + at);
+            for (int at = 0; at < GROUP && soon; at += LINE) prefetch_to_l2(soon + (w - tile) + at);
             for (int p = 0; p < QUADS / 2; p++, to += 2 * PAIR_BYTES)
                 for (int v = 0; v < VECTORS; v++) {
                     const vu both = p < pairs ? load<vu>(w + PAIR_BYTES * p + sizeof(vu) * v) : vu{};
@@ -182,7 +185,7 @@ struct Kernel {
     static void product(const uint8_t* tile, const uint8_t* soon, int inputs, const uint8_t* const* rows, float* out) {
         if constexpr (T >= MANY) in_tiles<Kernel, T>(tile, soon, inputs, rows, out);
         else if constexpr (T > ROWS) in_two<Kernel, T>(tile, soon, inputs, rows, out);
-        else if constexpr (T > INTEGERS_AT_ONCE) in_passes<Kernel, T>(tile, soon, tile_bytes(inputs), rows, out);
+        else if constexpr (T > INTEGERS_AT_ONCE) in_byte_passes<Kernel, T>(tile, soon, inputs, rows, out);
         else at_once<T>(tile, soon, inputs, rows, out);
     }
 };

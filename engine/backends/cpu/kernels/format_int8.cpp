@@ -214,7 +214,7 @@ struct Kernel {
             UNROLL for (int v = 0; v < VECTORS; v++) {
                 const Bytes weights(load<vu>(quad + sizeof(vu) * v));
                 UNROLL for (int t = 0; t < T; t++)
-                    dot[t][v] = weights.times(x[t] + at + Bytes::QUAD * q, dot[t][v]);
+                    hold(dot[t][v] = weights.times(x[t] + at + Bytes::QUAD * q, dot[t][v]));
             }
         }
         UNROLL for (int t = 0; t < T; t++) {
@@ -239,7 +239,7 @@ struct Kernel {
                 UNROLL for (int v = 0; v < PASS_VECTORS; v++)
                     dot[t][v] = splat(load<int32_t>(x[t] + at + Bytes::EXTRA));
             const uint8_t* last = std::min(w + BLOCK * TILE, end);
-            UNROLL_QUADS for (size_t q = at; w < last; w += QUAD_BYTES, q += Bytes::QUAD) {
+            _Pragma("GCC unroll 1") for (size_t q = at; w < last; w += QUAD_BYTES, q += Bytes::QUAD) {
                 soon.next();
                 Bytes weights[PASS_VECTORS];
                 UNROLL for (int v = 0; v < PASS_VECTORS; v++)
