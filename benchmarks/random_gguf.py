@@ -1,8 +1,9 @@
-"""A GGUF file of random weights in the shape of a Qwen3.5 or Gemma 4: what speed is measured with, here and beside others.
+"""A GGUF file of random weights in the shape of a Qwen3.5, Gemma 4 or GLM: what speed is measured with, here and beside others.
 
     python benchmarks/random_gguf.py 0.8B --out q.gguf
     python benchmarks/random_gguf.py 35B-A3B --layers 8 --type Q4_K --out moe.gguf
     python benchmarks/random_gguf.py gemma4-E4B --type Q4_0 --out gemma.gguf
+    python benchmarks/random_gguf.py GLM-4.7-Flash --layers 8 --type Q4_0 --out glm.gguf
     python benchmarks/peers.py --gguf q.gguf --model q.gguf --engines fastslow:file,llama.cpp:file
 
 Matrices are random blocks of --type, embedding and head those of --head; norms, convolutions and routers are float32.
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGUFWriter, TokenType
+from gguf import GGML_QUANT_SIZES, ExpertGatingFuncType, GGUFWriter, TokenType
 from gguf import GGMLQuantizationType as Kind
 from gguf.quants import quant_shape_to_byte_shape
 from numpy.typing import NDArray
@@ -29,6 +30,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from fastslow.engine.checkpoint.gguf_shard import SCALES
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.family import GGUF_FIELDS, GGUF_TOP, family_of
+from fastslow.engine.model.mixers.latent import LatentAttention
 from fastslow.engine.model.tensors import mtp_shapes, tensor_shapes
 
 FIELDS = (  # hidden, layers, heads, heads of keys, value heads of a delta net, ffn or expert
@@ -66,6 +68,15 @@ EVERY_GEMMA = {
     "head_dim": 256,
     "global_head_dim": 512,
 }
+GLM: dict[str, dict[str, Any]] = {
+    "GLM-4.7-Flash": {
+        "vocab_size": 154_880, "max_position_embeddings": 202_752, "hidden_size": 2048, "num_hidden_layers": 47,
+        "num_attention_heads": 20, "q_lora_rank": 768, "kv_lora_rank": 512, "qk_nope_head_dim": 192,
+        "qk_rope_head_dim": 64, "v_head_dim": 256, "intermediate_size": 10240, "n_routed_experts": 64,
+        "num_experts_per_tok": 4, "moe_intermediate_size": 1536, "n_shared_experts": 1, "first_k_dense_replace": 1,
+        "n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.8, "norm_topk_prob": True,
+    },
+}  # fmt: skip
 MARKS = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 Shapes = dict[str, tuple[int, ...]]
@@ -88,6 +99,12 @@ def tensors(config: ModelConfig) -> Shapes:
         if name in whole or inner in layer:
             shape = (experts, *shape) if "*" in inner else shape
             found[whole.get(name) or f"{at}{layer[inner]}{ending}"] = shape
+    for name in [name for name in found if "attn_kv_b" in name]:  # keys turned over, and values
+        del found[name]
+        of = config.layers[0].mixer
+        assert isinstance(of, LatentAttention)
+        found[name.replace("kv_b", "k_b")] = of.heads, of.latent, of.nope
+        found[name.replace("kv_b", "v_b")] = of.heads, of.value_dim, of.latent
     for name in [name for name in found if "gate_exps" in name] * (names.architecture == "gemma4"):
         count, inner, hidden = found.pop(name)  # gates above ups
         del found[name.replace("gate", "up")]
@@ -117,7 +134,7 @@ def add_header(writer: GGUFWriter, raw: Mapping[str, Any], known: Mapping[str, s
         if type(raw.get(field)) is int and key not in ("block_count", "attention.head_count_kv"):
             writer.add_uint32(f"{writer.arch}.{key}", raw[field])
     writer.add_block_count(raw["num_hidden_layers"] + raw.get("mtp_num_hidden_layers", 0))
-    (add_gemma if writer.arch == "gemma4" else add_qwen)(writer, raw)
+    {"gemma4": add_gemma, "deepseek2": add_latent}.get(writer.arch, add_qwen)(writer, raw)
     writer.add_layer_norm_rms_eps(1e-6)
     tokens = [*MARKS, *sorted(ByteLevel.alphabet()), "he", "Ġt"]
     count = raw["vocab_size"] - len(tokens)
@@ -156,9 +173,21 @@ def add_gemma(writer: GGUFWriter, raw: Mapping[str, Any]) -> None:
     writer.add_final_logit_softcapping(30.0)
 
 
+def add_latent(writer: GGUFWriter, raw: Mapping[str, Any]) -> None:
+    writer.add_head_count_kv(1)
+    writer.add_key_length(raw["kv_lora_rank"] + raw["qk_rope_head_dim"])
+    writer.add_value_length(raw["kv_lora_rank"])
+    writer.add_key_length_mla(raw["qk_nope_head_dim"] + raw["qk_rope_head_dim"])
+    writer.add_value_length_mla(raw["v_head_dim"])
+    writer.add_expert_weights_scale(raw["routed_scaling_factor"])
+    writer.add_expert_weights_norm(raw["norm_topk_prob"])
+    writer.add_expert_gating_func(ExpertGatingFuncType.SIGMOID)
+    writer.add_rope_freq_base(1e6)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("model", choices=[*SHAPES, *GEMMA])
+    parser.add_argument("model", choices=[*SHAPES, *GEMMA, *GLM])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--type", choices=sorted(SCALES), default="Q4_1")
     parser.add_argument("--head", choices=sorted(SCALES), default="Q6_K")
@@ -167,10 +196,13 @@ def main() -> None:
     args = parser.parse_args()
     mixed, gemma = "A3B" in args.model, args.model in GEMMA
     architecture = "Gemma4ForCausalLM" if gemma else f"Qwen3_5{'Moe' * mixed}ForCausalLM"
+    architecture = "DeepseekV3ForCausalLM" if args.model in GLM else architecture
     names = family_of(architecture).gguf
     assert names is not None
     if gemma:
         raw = EVERY_GEMMA | GEMMA[args.model]
+    elif args.model in GLM:
+        raw = dict(GLM[args.model])
     else:
         raw = dict(zip(FIELDS, SHAPES[args.model])) | USUAL | (EXPERTS if mixed else {})
         raw |= {
@@ -189,6 +221,8 @@ def main() -> None:
         shape = tuple(n for n in whole if n > 1) or (1,)
         exact = len(shape) < 2 or "ssm_conv1d" in name or "ffn_gate_inp" in name
         usual = Kind[args.head if shape[0] == config.vocab_size else args.type]
+        if shape[-1] % GGML_QUANT_SIZES[usual][0]:
+            usual = Kind.Q5_0  # as llama.cpp's own files have it
         every[name] = shape, (kind := Kind.F32 if exact else usual)
         stored = quant_shape_to_byte_shape(shape, kind)
         writer.add_tensor_info(name, stored, np.dtype(np.uint8), prod(stored), raw_dtype=kind)
