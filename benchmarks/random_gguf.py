@@ -75,6 +75,7 @@ GLM: dict[str, dict[str, Any]] = {
         "qk_rope_head_dim": 64, "v_head_dim": 256, "intermediate_size": 10240, "n_routed_experts": 64,
         "num_experts_per_tok": 4, "moe_intermediate_size": 1536, "n_shared_experts": 1, "first_k_dense_replace": 1,
         "n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.8, "norm_topk_prob": True,
+        "num_nextn_predict_layers": 0,
     },
 }  # fmt: skip
 MARKS = "<|endoftext|>", "<|im_start|>", "<|im_end|>"

@@ -137,20 +137,21 @@ class GgufShard:
         return self._slices[name][:]
 
     def blocks(self, name: str, own: Container[str], again: bool) -> NDArray[np.uint8] | None:
-        """The bytes of a matrix of blocks, [outputs, bytes of a row]; None for one of floats.
+        """The bytes of a matrix of blocks, [outputs, bytes of a row], heads below each other; None for one of floats.
 
         own: types that are given as they are. again: others are quantised again, as Q8_0; else None."""
         found = self._slices[name]
         if found.kind.name in FLOATS:
             return None
+        rows = found.rows().reshape(-1, found.data.shape[-1])
         if found.kind.name in own:
-            return finite_blocks(name, found.rows(), found.kind)
+            return finite_blocks(name, rows, found.kind)
         kind = GGMLQuantizationType.Q8_0
-        return finite_blocks(name, _as_q8_0(found.rows(), found.kind), kind) if again else None
+        return finite_blocks(name, _as_q8_0(rows, found.kind), kind) if again else None
 
     def types(self) -> dict[str, str]:
-        """ggml's type of every matrix."""
-        return {n: s.kind.name for n, s in self._slices.items() if len(s.shape) == 2}
+        """ggml's type of every matrix, or of one for each head."""
+        return {n: s.kind.name for n, s in self._slices.items() if len(s.shape) > 1}
 
 
 def _slices(file: GgufFile) -> Iterator[tuple[str, GgufSlice]]:

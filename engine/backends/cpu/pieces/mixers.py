@@ -114,14 +114,18 @@ def latent(
     yield from matrix(f"{n}.queries", formats, inputs, heads, [f"{prefix}.{queries}"], False)
     both = f"{prefix}.kv_b_proj.weight"
     form = formats.matrix((both,))
-    latents, turned = (
-        heads_order(m.heads, m.latent),
-        form if library.packs(form) else formats.layers,
-    )
-    yield TurnedMatrix(f"{n}.absorb", turned, m.nope, latents, (both,), m.heads)
-    values = m.nope + np.arange(m.value_dim)
-    rows = heads_order(m.heads, m.nope + m.value_dim, values)
-    yield PackedMatrix(f"{n}.expand", form, m.latent, rows, (both,))
+    latents, values = heads_order(m.heads, m.latent), np.arange(m.value_dim)
+    apart = [f"{prefix}.{name}_b_proj.weight" for name in "kv"]
+    own = [formats.types.get(name, Format.FLOAT32) for name in apart]
+    if all(Format.Q4_0 <= kind <= Format.MXFP4 for kind in own):  # as a file has them
+        rows = heads_order(m.heads, m.value_dim, values)
+        yield PackedMatrix(f"{n}.absorb", own[0], m.nope, latents, (apart[0],))
+        yield PackedMatrix(f"{n}.expand", own[1], m.latent, rows, (apart[1],))
+    else:
+        turned = form if library.packs(form) else formats.layers
+        yield TurnedMatrix(f"{n}.absorb", turned, m.nope, latents, (both,), m.heads)
+        rows = heads_order(m.heads, m.nope + m.value_dim, m.nope + values)
+        yield PackedMatrix(f"{n}.expand", form, m.latent, rows, (both,))
     if m.convolved:
         names = [f"{prefix}.{name}.weight" for name in m.convolved]
         yield _taps(n, sum(m.convolved.values()), m.conv, *names)
