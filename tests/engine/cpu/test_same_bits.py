@@ -21,6 +21,7 @@ DIGESTS = {
     "Q6_K": "be8bd46e", "MXFP4": "956e26c1", "FLOAT16": "9209157f", "U4_32": "6519877e", "U4_128": "16ca9f85",
     "U8_32": "a647b53e", "U8_128": "9d97cfd4",
 }  # fmt: skip
+PAIRED = "500e016d"  # of bfloat16, where there are dots of pairs: they begin with the second
 HALVES = {
     Format.Q4_0: [0], Format.Q4_1: [0, 2], Format.Q5_0: [0], Format.Q8_0: [0], Format.Q4_K: [0, 2],
     Format.Q5_K: [0, 2], Format.Q6_K: [208],
@@ -68,6 +69,6 @@ def test_a_product_has_the_bits_of_every_level(form: Format) -> None:
     out = np.empty((ROWS, OUTPUTS), np.float32)
     library.kernels().fs_product(form, tiles.ctypes.data, OUTPUTS, inputs, x.ctypes.data, ROWS, out.ctypes.data)
     found = hashlib.sha256(out.tobytes()).hexdigest()[:8]
-    if not used & FUSED or form in (Format.INT8, Format.BFLOAT16) and used & (TILES | PAIRS):
+    if not used & FUSED or (form in (Format.INT8, Format.BFLOAT16) and used & TILES):
         pytest.skip("sums of their own")
-    assert found == DIGESTS[form.name]
+    assert found == (PAIRED if form == Format.BFLOAT16 and used & PAIRS else DIGESTS[form.name])

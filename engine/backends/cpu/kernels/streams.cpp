@@ -38,9 +38,13 @@ template <class Work> void each_piece(Step& step, int thread, int& phase, Stream
 // Products of a row's piece with some outputs, STREAMS at a time; [outputs] are `stride` apart.
 void multiply_piece(const float* x, const float* weights, size_t stride, int count, int outputs, float* to) {
     for (int o = 0; o < outputs; o += STREAMS, weights += STREAMS * stride) {
-        vf sums[STREAMS]{};
-        for (int k = 0; k < count; k += W)
-            for (int j = 0; j < STREAMS; j++) sums[j] = fma(load<vf>(x + k), load<vf>(weights + j * stride + k), sums[j]);
+        vf sums[STREAMS][TURNS]{};
+        for (int first = 0; first < count; first += SPAN)
+            UNROLL for (int t = 0; t < TURNS; t++) {
+                const int k = first + t * W;
+                UNROLL for (int j = 0; j < STREAMS; j++)
+                    sums[j][t] = fma(load<vf>(x + k), load<vf>(weights + j * stride + k), sums[j][t]);
+            }
         for (int j = 0; j < STREAMS; j++) to[o + j] = sum(sums[j]);
     }
 }
@@ -55,8 +59,10 @@ void multiply_streams(Step& step, int thread, const float* mix, int outputs, int
             const float* x = own.at(stream, first);
             float* sums = own.sums + (size_t)c * MIX_SUMS;
             multiply_piece(x, mix + (size_t)stream * width + first, (size_t)STREAMS * width, count, outputs, sums);
-            vf squares{};
-            for (int k = 0; k < count; k += W) squares = fma(load<vf>(x + k), load<vf>(x + k), squares);
+            vf squares[TURNS]{};
+            for (int k = 0; k < count; k += SPAN)
+                UNROLL for (int t = 0; t < TURNS; t++)
+                    squares[t] = fma(load<vf>(x + k + t * W), load<vf>(x + k + t * W), squares[t]);
             sums[MIXES] = sum(squares);
         }
     }, next);
