@@ -83,6 +83,19 @@ def test_a_layer_that_drafts_has_rows_of_its_own(mixer: Any) -> None:
         check(Layer(GROUPED, MLP), mtp=Layer(mixer, MLP))
 
 
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        (replace(GROUPED, shares=2), "layer 1 shares the keys of layer 2, which is no earlier one with keys"),
+        (replace(GROUPED, shares=0, value_dim=4), "layer 1 shares the keys of layer 0, whose heads are of other sizes"),
+    ],
+)
+def test_owners_of_keys_are_earlier_layers_with_heads_of_the_same_size(layer: Any, said: str) -> None:
+    check(Layer(GROUPED, MLP), Layer(replace(GROUPED, shares=0), MLP), Layer(GROUPED, MLP))
+    with pytest.raises(ValueError, match=f"^{said}$"):
+        check(Layer(GROUPED, MLP), Layer(layer, MLP), Layer(GROUPED, MLP))
+
+
 def test_there_are_layers() -> None:
     with pytest.raises(ValueError, match="^a decoder has at least one layer$"):
         check()

@@ -11,7 +11,6 @@ import texts
 import torch
 from checkpoints import tensors
 from layer_fuzz import FEW_AND_MANY, LayerFuzz, load, near
-from reference_model import ReferenceModel, Weighted
 from torch import Tensor
 
 from fastslow.engine.model.config import ModelConfig
@@ -27,9 +26,7 @@ CONFIG |= {"n_routed_experts": 16, "n_shared_experts": 1, "num_experts_per_tok":
 CONFIG |= {"n_group": 4, "topk_group": 2, "norm_topk_prob": True, "routed_scaling_factor": 2.5}
 CONFIG |= {"first_k_dense_replace": 1, "max_position_embeddings": 512, "rms_norm_eps": 1e-5}
 CONFIG |= {"bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False, "torch_dtype": "float32"}
-WITHOUT = {"q_lora_rank": None, "norm_topk_prob": False}
 TOKENS = texts.tokens_of(140, vocab=32)  # longer than a block of attention
-LATENT_EPS = 1e-6  # whatever rms_norm_eps says
 
 
 def table(config: dict[str, Any]) -> dict[str, Tensor]:
@@ -38,67 +35,16 @@ def table(config: dict[str, Any]) -> dict[str, Tensor]:
     return {name.replace(".shared_expert.", ".shared_experts."): x for name, x in found.items()}
 
 
-class Reference(ReferenceModel):
-    """The expanded form: every head has its own keys and values."""
-
-    def latent(self, name: str, x: Tensor) -> Tensor:
-        scaled: Tensor = x / (x.square().mean(-1, keepdim=True) + LATENT_EPS).sqrt() * self.tensors[f"{name}.weight"]
-        return scaled
-
-    def _attention(self, name: str, x: Tensor, max_len: int) -> Tensor:
-        c, count, heads = self.config, len(x), self.config["num_attention_heads"]
-        nope, turning, rank = c["qk_nope_head_dim"], c["qk_rope_head_dim"], c["kv_lora_rank"]
-        if c["q_lora_rank"]:
-            q = self.linear(
-                f"{name}.q_b_proj", self.latent(f"{name}.q_a_layernorm", self.linear(f"{name}.q_a_proj", x))
-            )
-        else:
-            q = self.linear(f"{name}.q_proj", x)
-        q = q.view(count, heads, -1)
-        both = self.linear(f"{name}.kv_a_proj_with_mqa", x)
-        shared = self.linear(f"{name}.kv_b_proj", self.latent(f"{name}.kv_a_layernorm", both[:, :rank]))
-        k, v = shared.view(count, heads, -1).split((nope, c["v_head_dim"]), -1)
-        turned = self.rotated(both[:, None, rank:]).expand(-1, heads, -1)
-        q = torch.cat((q[..., :nope], self.rotated(q[..., nope:])), -1)
-        scores = torch.einsum("qhd,khd->hqk", q, torch.cat((k, turned), -1)) * (nope + turning) ** -0.5
-        weights = scores.masked_fill(torch.ones(count, count).triu(1).bool(), -torch.inf).softmax(-1)
-        return self.linear(f"{name}.o_proj", torch.einsum("hqk,khd->qhd", weights, v).reshape(count, -1))
-
-    def rotated(self, x: Tensor) -> Tensor:
-        """Pairs lie side by side."""
-        pairs = torch.view_as_complex(x.contiguous().unflatten(-1, (-1, 2)))
-        rates = self.config["rope_theta"] ** -(torch.arange(0, x.shape[-1], 2).double() / x.shape[-1])
-        angles = torch.arange(len(x)).double()[:, None, None] * rates
-        return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten(-2)
-
-    def _best_of_all(self, name: str, x: Tensor, running: int | None) -> Weighted:
-        """Of the groups whose two best experts, added, are largest."""
-        c = self.config
-        scores = self.linear(f"{name}.gate", x).sigmoid().tolist()
-        shifted = [s + b for s, b in zip(scores, self.tensors[f"{name}.gate.e_score_correction_bias"].tolist())]
-        size = len(scores) // c["n_group"]
-        groups = [range(g * size, (g + 1) * size) for g in range(c["n_group"])]
-        groups.sort(key=lambda group: -sum(sorted(shifted[e] for e in group)[-2:]))
-        kept = c["topk_group"] if running is None else running
-        allowed = [e for group in groups[:kept] for e in group]
-        chosen = sorted(allowed, key=lambda e: -shifted[e])[: c["num_experts_per_tok"] * kept // c["topk_group"]]
-        total = sum(scores[e] for e in chosen) if c["norm_topk_prob"] else 1.0
-        return [(scores[e] / total * c["routed_scaling_factor"], e) for e in chosen]
-
-
-@pytest.mark.parametrize(
-    ("kernels", "dtype", "atol"), [(False, "float32", 1e-4), (False, "float64", 1e-9), (True, "float32", 1e-4)]
-)
-@pytest.mark.parametrize("variant", [{}, WITHOUT], ids=["query latent", "without"])
-def test_logprobs_are_the_references(
-    variant: dict[str, Any], kernels: bool, dtype: str, atol: float, tmp_path: Path
-) -> None:
-    config = CONFIG | variant
-    model, reference = load(tmp_path, config, table(config), dtype, kernels), Reference(tmp_path)
-    for groups in (None, 1, 0):
-        wanted = reference.logits(TOKENS, groups).log_softmax(-1)
-        found = texts.logits(model, TOKENS, [129, *[1] * 5, 6], groups).double().log_softmax(-1)
-        torch.testing.assert_close(found, wanted, rtol=0, atol=atol)
+@pytest.mark.parametrize("kernels", [False, True])
+def test_fewer_groups_are_those_of_a_model_that_keeps_fewer(kernels: bool, tmp_path: Path) -> None:
+    """Log-probabilities of whole models are those of transformers: `test_mixtures.py`."""
+    own, few = table(CONFIG), {"topk_group": 1, "num_experts_per_tok": 2}
+    model, other = load(tmp_path / "own", CONFIG, own, kernels=kernels), load(tmp_path / "few", CONFIG | few, own)
+    found = texts.logits(model, TOKENS, [129, *[1] * 5, 6], 1).log_softmax(-1)
+    torch.testing.assert_close(found, texts.logits(other, TOKENS).log_softmax(-1), rtol=0, atol=1e-4)
+    none = load(tmp_path / "none", CONFIG | {"routed_scaling_factor": 1e-9}, own)
+    found = texts.logits(model, TOKENS, groups=0).log_softmax(-1)
+    torch.testing.assert_close(found, texts.logits(none, TOKENS).log_softmax(-1), rtol=0, atol=1e-4)
 
 
 def test_a_bias_of_the_choice_is_added_to_probabilities() -> None:

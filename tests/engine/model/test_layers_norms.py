@@ -16,8 +16,6 @@ import texts
 import torch
 from checkpoints import DENSE, tensors
 from layer_fuzz import FEW_AND_MANY, LayerFuzz, load, near
-from torch import Tensor
-from torch.nn import functional as F
 
 from fastslow.engine.families.reading import attending, decoder, feeding, norm_of
 from fastslow.engine.model.family import ConfigJson, Family, register
@@ -67,48 +65,6 @@ PEERS: dict[str, tuple[Callable[[ConfigJson], DecoderShape], dict[str, Any]]] = 
 }
 register(Family(("AfterNormsForCausalLM",), read))
 register(*(Family((f"Tested{name}",), reader) for name, (reader, _) in PEERS.items()))
-
-
-def reference(table: dict[str, Tensor], tokens: list[int]) -> Tensor:
-    """[T, V] log-probabilities, in float64, of a whole text at once."""
-    c, w = CONFIG, {name: tensor.double() for name, tensor in table.items()}
-    heads, dim, count = c["num_attention_heads"], c["head_dim"], len(tokens)
-    places = torch.arange(count)
-    angles = places[:, None].double() * c["rope_theta"] ** -(torch.arange(0, dim, 2).double() / dim)
-    turn = torch.polar(torch.ones_like(angles), angles)[:, None]
-
-    def norm(name: str, x: Tensor) -> Tensor:
-        x = x - x.mean(-1, keepdim=True)
-        x = x / (x.square().mean(-1, keepdim=True) + c["layer_norm_eps"]).sqrt()
-        return x * w[f"{name}.weight"] + w[f"{name}.bias"]
-
-    def turned(x: Tensor) -> Tensor:
-        """Pairs lie half a head apart."""
-        pairs = torch.complex(*x.chunk(2, -1)) * turn
-        return torch.cat((pairs.real, pairs.imag), -1)
-
-    x = w["model.embed_tokens.weight"][tokens]
-    for n, window in enumerate(c["windows"]):
-        p = f"model.layers.{n}"
-        q, k, v = (F.linear(x, w[f"{p}.self_attn.{side}_proj.weight"]).view(count, -1, dim) for side in "qkv")
-        q, k, v = turned(q), turned(k).repeat_interleave(2, 1), v.repeat_interleave(2, 1)
-        back = places[:, None] - places
-        hidden = (back < 0) | (back >= window if window else False)
-        scores = torch.einsum("qhd,khd->hqk", q, k) / dim**0.5
-        weights = scores.masked_fill(hidden, -torch.inf).softmax(-1)
-        seen = torch.einsum("hqk,khd->qhd", weights, v).reshape(count, heads * dim)
-        x = x + norm(f"{p}.post_attention_layernorm", F.linear(seen, w[f"{p}.self_attn.o_proj.weight"]))
-        gate, up = (F.linear(x, w[f"{p}.mlp.{side}_proj.weight"]) for side in ("gate", "up"))
-        inner = F.linear(F.silu(gate) * up, w[f"{p}.mlp.down_proj.weight"])
-        x = x + norm(f"{p}.post_feedforward_layernorm", inner)
-    return F.linear(norm("model.norm", x), w["lm_head.weight"]).log_softmax(-1)
-
-
-@pytest.mark.parametrize(("dtype", "atol"), [("float32", 1e-4), ("float64", 1e-9)])
-def test_logprobs_are_the_references(dtype: str, atol: float, tmp_path: Path) -> None:
-    table = tensors(CONFIG)
-    found = texts.logits(load(tmp_path, CONFIG, table, dtype), TOKENS, [129, *[1] * 5, 6])
-    torch.testing.assert_close(found.double().log_softmax(-1), reference(table, TOKENS), rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("name", PEERS)
