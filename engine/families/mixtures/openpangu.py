@@ -22,7 +22,7 @@ from fastslow.engine.families.mixtures.mixture import (
     sparse_decoder,
 )
 from fastslow.engine.families.pangu import MOST_SINKS, RENAMES
-from fastslow.engine.families.reading import expect, layer_count, listed_layers, norm_of
+from fastslow.engine.families.reading import SLIDING, expect, layer_count, listed_layers, norm_of
 from fastslow.engine.host.files import shown
 from fastslow.engine.model.family import (
     GGUF_LAYER,
@@ -56,7 +56,8 @@ ALWAYS = dict.fromkeys(("use_mhc", "mhc_use_gamma", "sandwich_norm"), True)
 
 def _read(raw: ConfigJson) -> DecoderShape:
     """Layers of `swa_layers` see windows, the others the whole text, of which those of `dsa_layers` choose tokens."""
-    expect(raw, {**ALWAYS, "rope_interleave": False, "param_sink_with_value": False})
+    expect(raw, {**ALWAYS, "rope_interleave": False, "topk_method": "noaux_tc"})
+    raw.get("param_sink_with_value")  # values are made of latents, whatever it says
     norm = norm_of(raw, 1e-5)
     mixer = replace(
         latent_mixer(raw, norm, interleaved=False),
@@ -75,6 +76,11 @@ def _read(raw: ConfigJson) -> DecoderShape:
         merge_norm=norm,
     )
     windows, whole = _windows(raw), listed_layers(raw, "block_post_layernorm_idx")
+    types = raw.get("layer_types") or []  # the same once more
+    if wrong := [n for n, kind in enumerate(types) if (kind == SLIDING) != (n in windows)]:
+        raise ValueError(
+            f"layer_types has {shown(types[wrong[0]])} for layer {wrong[0]}, unlike swa_layers"
+        )
     indexer = replace(indexer_of(raw, 24, False), norm=norm)
     seeing = set(range(layer_count(raw))) - set(windows)
     choosing = seeing if raw.get("dsa_layers") is None else listed_layers(raw, "dsa_layers")

@@ -101,7 +101,6 @@ def test_the_published_config() -> None:
         ({"router_sliding_window": 1}, "router_sliding_window 1 must be at least 2"),
         ({"router_sliding_window": 65}, "router_sliding_window 65 must be at most 64"),
         ({"q_lora_rank": None}, "convolutions need a latent of queries: q_lora_rank is 0"),
-        ({"param_sink_with_value": True}, "param_sink_with_value True is not supported, only False is"),
         ({"param_sink_number": 65537}, "param_sink_number 65537 must be at most 65536"),
         ({"block_post_layernorm_idx": [4]}, r"block_post_layernorm_idx \[4\] must be below num_hidden_layers 4"),
         ({"dsa_layers": [0, 1]}, "dsa_layers has layer 1, which is one of swa_layers"),
@@ -113,6 +112,7 @@ def test_the_published_config() -> None:
         ({"index_topk": 0}, "index_topk 0 must be a whole number of at least 1"),
         ({"num_attention_heads": 0}, "num_attention_heads 0 must be a whole number of at least 1"),
         ({"n_group": 4, "topk_group": 2}, "n_group 4 must divide the 6 experts"),
+        ({"layer_types": ["full_attention"] * 4}, "layer_types has 'full_attention' for layer 1, unlike swa_layers"),
         ({"mhc_gate": 1}, "mhc_gate 1 changes the model in a way that .* does not know here"),
     ],
 )
@@ -123,7 +123,9 @@ def test_configs_that_do_not_fit(changed: dict[str, Any], said: str) -> None:
 
 def test_fields_that_are_not_said() -> None:
     config = ModelConfig.from_json(CONFIG)
-    for said in ({"sliding_window_list": None, "sliding_window": 6}, {"dsa_layers": None}):
+    types = ["sliding_attention" if n in CONFIG["swa_layers"] else "full_attention" for n in range(4)]
+    same = {"layer_types": types, "topk_method": "noaux_tc", "param_sink_with_value": True}
+    for said in ({"sliding_window_list": None, "sliding_window": 6}, {"dsa_layers": None}, same):
         assert ModelConfig.from_json(CONFIG | said).layers == config.layers
     assert "indexer" not in " ".join(tensor_shapes(ModelConfig.from_json(CONFIG | {"dsa_layers": []})))
     assert ModelConfig.from_json(CONFIG | {"architectures": ["PanguV2MoEForCausalLM"]}).streams is not None
