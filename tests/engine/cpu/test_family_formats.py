@@ -15,9 +15,11 @@ import pytest
 import texts
 from gguf import GGMLQuantizationType as Kind
 from gguf_gemma import write_gemma
+from gguf_openpangu import write_openpangu
 from gguf_tools import matrices
 from kernel_tools import compiled
 from layer_fuzz import LayerFuzz
+from pangu_2_reference import Pangu2
 
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.backends.cpu.formats import Format, PackedMatrix
@@ -28,10 +30,16 @@ from fastslow.engine.model.base import Model
 pytestmark = compiled
 FORMS = ("float32", "none"), ("bfloat16", "none"), ("bfloat16", "int8"), ("bfloat16", "int4")
 TYPES = *gguf_rows.TYPES, "F16", "BF16"
-SHAPES = [*peers.NEAR, *peers.MIXTURES, *gemma_models.SHAPES]
+SHAPES = [*peers.NEAR, *peers.MIXTURES, *gemma_models.SHAPES, "openpangu"]
 GEMMAS = "gemma3 stretched", "gemma4", "gemma4 mixture"
-FILES = [*files.NEAR, *files.MIXTURES, *GEMMAS]
-QUICK = ("latent older", "Q4_K"), ("Olmo3", "Q6_K"), ("gemma4 mixture", "Q4_0"), ("minimax", "Q5_K")
+FILES = [*files.NEAR, *files.MIXTURES, *GEMMAS, "openpangu"]
+QUICK = (
+    ("openpangu", "Q4_K"),
+    ("latent older", "Q4_K"),
+    ("Olmo3", "Q6_K"),
+    ("gemma4 mixture", "Q4_0"),
+    ("minimax", "Q5_K"),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +59,8 @@ def every_type(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def built(folder: Path, name: str, **fields: Any) -> Path:
+    if name == "openpangu":
+        return Pangu2(**fields).write(folder)
     maker = gemma_models if name in gemma_models.SHAPES else peers
     return peers.write(folder, maker.build(name, **fields))
 
@@ -62,6 +72,9 @@ def stored(folder: Path, name: str, kind: str) -> Path:
     if name in GEMMAS:
         more = {"query_pre_attn_scalar": 16} if name == GEMMAS[0] else {}
         write_gemma(built(folder / "model", name, **wide, **more), file, pick)
+    elif name == "openpangu":
+        wide |= dict.fromkeys(("moe_intermediate_size", "kv_lora_rank"), 256) if wide else {"hidden_size": 64}
+        write_openpangu(built(folder / "model", name, **wide), file, pick)
     elif name in files.NEAR:
         files.near(folder, name, pick, vocab_size=64, **wide)
     else:

@@ -16,6 +16,7 @@ from checkpoints import DENSE, tensors, write
 from gguf_hybrid import HYBRID, TYPES, write_hybrid
 from kernel_tools import compiled
 from layer_fuzz import LayerFuzz
+from pangu_2_reference import Pangu2
 from refusals import refused
 
 from fastslow.engine.backends.cpu import decoder
@@ -35,10 +36,13 @@ FORMS: dict[str, dict[str, str]] = {
     "float32": {"dtype": "float32"}, "bfloat16": {"dtype": "bfloat16"}, "int8": {"quantization": "int8"},
     "int4": {"quantization": "int4"}, "int8 keys": {"quantization": "int4", "kv_dtype": "int8"},
 }  # fmt: skip
+NAMES = "qwen35", "qwen35moe", "conv", "openpangu"
 TOKENS = texts.tokens_of(150)
 
 
 def checkpoint(folder: Path, name: str, seed: int = 0) -> Path:
+    if name == "openpangu":
+        return Pangu2(seed, vocab_size=96).write(folder)
     if name == "conv":
         return write(folder, CONV, tensors(CONV, seed))
     return write_hybrid(folder, name, seed, **(ODD if name == "qwen35" else {}))
@@ -62,7 +66,7 @@ def test_log_probabilities_are_those_of_plain_torch(name: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", ["qwen35", "qwen35moe", "conv"])
+@pytest.mark.parametrize("name", NAMES)
 def test_rows_have_the_same_bits_however_a_text_is_cut(
     name: str, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,7 +83,7 @@ def test_rows_have_the_same_bits_however_a_text_is_cut(
         torch.set_num_threads(threads)
 
 
-@pytest.fixture(scope="module", params=[(name, form) for name in ("qwen35", "qwen35moe", "conv") for form in FORMS])
+@pytest.fixture(scope="module", params=[(name, form) for name in NAMES for form in FORMS])
 def fuzz(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LayerFuzz:
     name, form = request.param
     folder = tmp_path_factory.mktemp("running")

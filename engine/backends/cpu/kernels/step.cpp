@@ -154,11 +154,12 @@ void Step::layer(int thread, int n, int& phase) {
         if (l.mixer == LATENT) run_latent(*this, thread, n, phase);
         else project(thread, n, phase);
         mark(thread, QKV);
-        if (!ends) attention(thread, n, phase);
+        if (!ends || l.conv) attention(thread, n, phase);
     } else {
         run_recurrent(*this, thread, n, phase);
     }
     mark(thread, MIXING);
+    if (ends && l.mixer == LATENT && l.conv) expand_latent(*this, thread, n, phase);
     if (ends) return;
     close_attention(thread, n, phase);
     if (l.mlp_mix) read_streams(*this, thread, l.mlp_mix, phase, stream_of(l.gate_up).slice(thread, threads));

@@ -39,6 +39,8 @@ def unsupported(config: ModelConfig) -> str | None:
             expert_neurons=routed.expert.width if routed else 0,
             token_width=token.width if token else 0,
         )
+        for x in (x for x in every if isinstance(x, LatentAttention) and x.conv):
+            library.check_limits(inputs=sum(x.convolved.values()), kernel=x.conv)
         if config.streams is not None:
             library.check_limits(streams=config.streams.count)
         if recurrent is not None:

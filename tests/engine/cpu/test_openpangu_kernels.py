@@ -1,0 +1,63 @@
+"""openPangu 2.0 on the CPU kernels: against its reference in numpy, in every format, and whatever drafts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import family_tools
+import numpy as np
+import pytest
+import texts
+import torch
+from kernel_tools import compiled
+from layer_fuzz import FEW_AND_MANY, LayerFuzz, load, near
+from pangu_2_reference import CONFIG, Pangu2
+from safetensors.torch import load_file
+
+from fastslow.engine.backends.cpu.pieces import limits
+from fastslow.engine.model.config import ModelConfig
+
+pytestmark = compiled
+SEEN: dict[str, Any] = {"index_topk": 1000}  # all of a text, without an indexer
+ODD = SEEN | {"hidden_size": 542, "mhc_recur_norm": 3, "router_sliding_window": 5, "param_sink_number": 270}
+ODD |= {"kv_lora_rank": 20, "q_lora_rank": 37, "v_head_dim": 10, "num_attention_heads": 3, "num_key_value_heads": 3}
+ODD |= {"num_hidden_layers": 2, "dsa_layers": [0], "swa_layers": [1], "sliding_window_list": [300]}
+ODD |= {"block_post_layernorm_idx": [1], "num_nextn_predict_layers": 0}
+SMALL = ODD | {"hidden_size": 32, "vocab_size": 32, "sliding_window_list": [9], "param_sink_number": 3}
+TOKENS = np.random.default_rng(3).integers(0, CONFIG["vocab_size"], 600)
+
+
+@pytest.mark.parametrize("variant", [SEEN, ODD], ids=["as published", "other sizes"])
+def test_logprobs_are_the_references(variant: dict[str, Any], tmp_path: Path) -> None:
+    """More streams' numbers than a chunk multiplies, sinks than a block of keys has, channels that fill no vector."""
+    reference, tokens = Pangu2(**variant), TOKENS.tolist()
+    model = family_tools.load(reference.write(tmp_path), True)
+    whole = texts.logits(model, tokens)
+    wanted = torch.from_numpy(reference.logprobs(TOKENS))
+    torch.testing.assert_close(whole.double().log_softmax(-1), wanted, rtol=0, atol=1e-4)
+    assert texts.logits(model, tokens, [1, 2, 37, 553, *[1] * 7]).equal(whole)
+
+
+@pytest.fixture(scope="module")
+def fuzz(tmp_path_factory: pytest.TempPathFactory) -> LayerFuzz:
+    folder, reference = tmp_path_factory.mktemp("openpangu"), Pangu2(**SMALL)
+    weights = load_file(reference.write(folder / "own") / "model.safetensors")
+    tables = {"own": weights, "kin": near(weights)}
+    return LayerFuzz(*(load(folder / n, reference.c, table, kernels=True) for n, table in tables.items()))
+
+
+@FEW_AND_MANY
+def test_answers_are_those_of_plain_decoding(fuzz: LayerFuzz, count: int) -> None:
+    fuzz.check(count)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"mhc_num_stream": 2}, "they have no room for it: streams=2 must be a whole number in 4..4"),
+        ({"router_sliding_window": 17}, "they have no room for it: kernel=17 must be a whole number in 2..16"),
+    ],
+)
+def test_what_the_kernels_do_not_run(changed: dict[str, Any], said: str) -> None:
+    assert limits.unsupported(ModelConfig.from_json(CONFIG | changed)) == said
