@@ -1,1 +1,1 @@
-"""Tasks with known answers and worked steps, and a small MoGE model that learns to think on them."""
+"""Tasks with known answers, of which the shipped models know the kinds."""

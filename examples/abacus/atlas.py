@@ -35,13 +35,11 @@ def fact(rng: Random, size: int) -> Task:
     """A question whose answer takes `size` facts: links, and a thing at the end."""
     person = rng.randrange(len(PEOPLE))
     links = [*rng.choices(LINKS, k=size - 1), rng.choice(THINGS)]
-    chain, steps, found = f"the {links[-1]} of ", f"From {PEOPLE[person]}", person
+    chain, found = f"the {links[-1]} of ", person
     for name in links:
-        after = FACTS[name][found]
-        steps += f", {name}: {PEOPLE[after] if name in LINKS else after}"
-        found = after
+        found = FACTS[name][found]
     behind = "".join(f"the {name} of " for name in reversed(links[:-1]))
     ways = (f"{chain}{behind}{PEOPLE[person]}", f"{PEOPLE[person]}, {', '.join(links)}")
     prompt = rng.choice(ASKED).format(rng.choice(ways))
     apart = f"{PEOPLE[person]} {links}" if size > 1 else ""
-    return Task(prompt, str(found), f"{size} facts", steps, apart)
+    return Task(prompt, str(found), f"{size} facts", apart)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from abacus.task import Task, worked
+from abacus.task import Task, result
 
 ASKED = ("What is {}?", "Compute {}.", "{} =", "Work out {}.")
 # Left to right in the order of working: (text, operations as (left, sign, right)); "r" is the
@@ -57,23 +57,19 @@ def chain(rng: Random, size: int) -> Task:
         first = rng.randint(1, digits) if size < 5 else digits
         values = {"a": number(rng, first), "b": number(rng, rng.randint(1, digits))}
         values["c"] = number(rng, 1 if "*" in text else rng.randint(1, digits))
-        steps, result = "", 0
+        found = 0
         try:
             for left, sign, right in operations:
-                named = values | {"r": result}
-                lines, result = worked(named[left], sign, named[right])
-                steps += lines
+                named = values | {"r": found}
+                found = result(named[left], sign, named[right])
         except ValueError:  # below zero: other numbers
             continue
-        asked = text.format(**values)
-        thought = f"{asked.replace(' ', '')}\n{steps}"
-        return Task(rng.choice(ASKED).format(asked), str(result), "chain", thought)
+        return Task(rng.choice(ASKED).format(text.format(**values)), str(found), "chain")
 
 
 def _binary(rng: Random, left: int, sign: str, right: int, kind: str) -> Task:
-    lines, value = worked(left, sign, right)
-    steps = f"{left}{sign}{right}\n{lines}"
-    return Task(rng.choice(ASKED).format(f"{left} {sign} {right}"), str(value), kind, steps)
+    value = result(left, sign, right)
+    return Task(rng.choice(ASKED).format(f"{left} {sign} {right}"), str(value), kind)
 
 
 # Small programs: assignments, perhaps a loop, and a number printed.
@@ -95,39 +91,36 @@ def program(rng: Random, size: int) -> Task:
 def _straight(rng: Random, size: int) -> Task:
     state: dict[str, int] = {}
     code: list[str] = []
-    steps = ""
     names = rng.sample(NAMES, 3)
     for name in names[: 1 if size == 1 else rng.randint(1, 2)]:
-        steps += _assign(rng, state, name, size, code)
+        _assign(rng, state, name, size, code)
     for _ in range(rng.randint(1, 1 if size < 3 else 3)):
-        steps += _compute(rng, state, rng.choice(names), size, code)
-    return _task(code, steps, state, code[-1].split()[0])
+        _compute(rng, state, rng.choice(names), size, code)
+    return _task(code, state, code[-1].split()[0])
 
 
 def _loop(rng: Random, size: int) -> Task:
     state: dict[str, int] = {}
     code: list[str] = []
     name, other, turn = *rng.sample(NAMES, 2), "i"
-    steps = _assign(rng, state, name, size, code)
-    steps += _assign(rng, state, other, size, code)
+    _assign(rng, state, name, size, code)
+    _assign(rng, state, other, size, code)
     turns = rng.randint(2, max(2, min(4, size - 1)))
     sign = rng.choice("+++-*")
     by: str = rng.choice((other, turn, str(rng.randint(2, 9)))) if sign != "*" else rng.choice("23")
     code += [f"for {turn} in range({turns}):", f"    {name} = {name} {sign} {by}"]
     for n in range(turns):
         state[turn] = n
-        steps += f"{turn}={n}<{turns}\n" + _step(state, name, name, sign, by)
-    steps += f"{turn}={turns}\n"
-    return _task(code, steps, state, name)
+        _step(state, name, name, sign, by)
+    return _task(code, state, name)
 
 
-def _assign(rng: Random, state: dict[str, int], name: str, size: int, code: list[str]) -> str:
+def _assign(rng: Random, state: dict[str, int], name: str, size: int, code: list[str]) -> None:
     state[name] = rng.randint(1, 9 if size < 3 or rng.random() < 0.4 else 99)
     code.append(f"{name} = {state[name]}")
-    return f"{name}={state[name]}\n"
 
 
-def _compute(rng: Random, state: dict[str, int], name: str, size: int, code: list[str]) -> str:
+def _compute(rng: Random, state: dict[str, int], name: str, size: int, code: list[str]) -> None:
     left, sign = rng.choice(sorted(state)), rng.choice("+-*")
     known = sorted(state)
     small = [other for other in known if state[other] < 10]
@@ -136,21 +129,20 @@ def _compute(rng: Random, state: dict[str, int], name: str, size: int, code: lis
     else:
         right = rng.choice([*known, str(rng.randint(1, 9 if size < 3 else 99))])
     code.append(f"{name} = {left} {sign} {right}")
-    return _step(state, name, left, sign, right)
+    _step(state, name, left, sign, right)
 
 
-def _step(state: dict[str, int], name: str, left: str, sign: str, right: str) -> str:
+def _step(state: dict[str, int], name: str, left: str, sign: str, right: str) -> None:
     amount = int(right) if right.isdigit() else state[right]
-    lines, value = worked(state[left], sign, amount, name)
+    value = result(state[left], sign, amount)
     if value > MOST:
         raise ValueError(f"{value} is above {MOST}")
     state[name] = value
-    return f"{name}={left}{sign}{right}\n{lines}"
 
 
-def _task(code: list[str], steps: str, state: dict[str, int], shown: str) -> Task:
+def _task(code: list[str], state: dict[str, int], shown: str) -> Task:
     text = "\n".join([*code, f"print({shown})"])
-    return Task(f"What does this program print?\n{text}", str(state[shown]), "program", steps)
+    return Task(f"What does this program print?\n{text}", str(state[shown]), "program")
 
 
 # Stories: somebody has things, gets more, gives some away, and is asked how many are left.
@@ -190,27 +182,20 @@ def story(rng: Random, size: int) -> Task:
     things = rng.choice(THINGS)
     words = {"who": who, "other": other, "she": PEOPLE[who], "things": things}
     limit = LIMITS[size - 1]
-    steps = ""
     count = rng.randint(2, limit - 1)
-    if rng.random() < 0.25:
+    if packed := rng.random() < 0.25:
         boxes, each = rng.randint(2, 5 if size < 3 else 9), rng.randint(2, min(99, limit - 1))
         sentences = [PACKED.format(**words, m=boxes, n=each)]
-        plan = f"{each}*{boxes}"
-        lines, count = worked(each, "*", boxes)
-        steps += lines
+        count = each * boxes
     else:
-        plan = str(count)
         sentences = [rng.choice(STARTS).format(**words, n=count)]
     if rng.random() < 0.25:
         sentences.append(ASIDE.format(**words, n=rng.randint(2, limit - 1)))
-    packed = "*" in plan
     for _ in range(rng.randint(1, min(3, (size + 1) // 2)) - (packed and size < 3)):
         sign = rng.choice("++--*" if count < 1000 else "+-")
         most = {"*": min(9, limit // 4), "-": min(limit - 1, count), "+": limit - 1}[sign]
         amount = rng.randint(min(2, most), most)
-        plan += f"{sign}{amount}"
-        lines, count = worked(count, sign, amount)
-        steps += lines
+        count = result(count, sign, amount)
         sentences.append(rng.choice(CHANGES[sign]).format(**words, n=amount))
     sentences.append(QUESTION.format(**words))
-    return Task(" ".join(sentences), str(count), "story", f"{plan}\n{steps}")
+    return Task(" ".join(sentences), str(count), "story")

@@ -2,7 +2,7 @@
 
     python examples/abacus/tasks.py --count 1000 --seed 7 > graded.jsonl
 
-prints held-out tasks, one JSON object a line: prompt, answer, kind, steps. With `--trained` it prints others, for what
+prints held-out tasks, one JSON object a line: prompt, answer, kind. With `--trained` it prints others, for what
 is fitted and then tested on held-out ones.
 """
 

@@ -3,15 +3,14 @@
 import ast
 import contextlib
 import io
-import operator
 import re
 from collections.abc import Iterator
 from itertools import islice
 from random import Random
 
 import pytest
-from abacus.atlas import FACTS, PEOPLE, THINGS
-from abacus.task import Task, graded, worked
+from abacus.atlas import FACTS, PEOPLE
+from abacus.task import Task, graded
 from abacus.tasks import MIXES
 
 from fastslow import LLM, Mode, Output, Speculation
@@ -23,7 +22,6 @@ from fastslow.models.locate import SHIPPED, builtin_path
 ABACUS, ATLAS = MIXES["abacus"], MIXES["atlas"]
 TASKS = list(islice(ABACUS.held_out(1), 64))
 DRAFTING = Speculation(drafter="model", model="abacus-draft")
-SIGNS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +68,6 @@ def test_deep_works_it_out_and_fast_answers_at_once(llm: LLM, deep: list[Output]
         assert not quick.reasoning and quick.text.isdigit() and quick.finish_reason == "stop"
         assert len(quick.token_ids) <= len(task.answer) + 3
     assert right(deep, TASKS) >= 0.9
-    assert sum(o.reasoning == t.steps for o, t in zip(deep, TASKS)) >= 0.75 * len(TASKS)
     assert right(deep, TASKS) - 0.06 > right(fast, TASKS) > 0.6
 
 
@@ -109,30 +106,14 @@ def test_the_experts_of_atlas_hold_its_facts() -> None:
 def test_facts_are_chained_and_held_out_in_whatever_words() -> None:
     rng, chains = Random("facts"), dict[str, set[bool]]()
     for task in (ATLAS.draw(rng) for _ in range(3000)):
-        person, *links = task.steps.removeprefix("From ").split(", ")
-        found = PEOPLE.index(person)
-        for link in links:
-            name, said = link.split(": ")
-            found = FACTS[name][found]
-            assert said == (str(found) if name in THINGS else PEOPLE[found])
-        assert task.answer == said and person in task.prompt and f"{len(links)} facts" == task.kind
-        if len(links) > 1:
+        if task.apart:
+            person, _, links = task.apart.partition(" ")
+            found = PEOPLE.index(person)
+            for name in ast.literal_eval(links):
+                found = FACTS[name][found]
+            assert task.answer == str(found) and person in task.prompt
             chains.setdefault(task.apart, set()).add(task.held_out)
-    assert len(chains) < 1500 and all(len(kept) == 1 for kept in chains.values())
-
-
-def value(text: str) -> int:
-    """An expression of whole numbers, + - * and brackets."""
-
-    def of(node: ast.expr) -> int:
-        match node:
-            case ast.Constant(value=int(number)):
-                return number
-            case ast.BinOp(left=left, op=op, right=right):
-                return int(SIGNS[type(op)](of(left), of(right)))
-        raise AssertionError(text)
-
-    return of(ast.parse(text.strip(), mode="eval").body)
+    assert 100 < len(chains) < 1500 and all(len(kept) == 1 for kept in chains.values())
 
 
 def printed(code: str) -> str:
@@ -143,41 +124,15 @@ def printed(code: str) -> str:
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 6])
-def test_every_step_is_true_and_the_answer_is_what_the_prompt_asks_for(size: int) -> None:
+def test_the_answer_is_what_the_prompt_asks_for(size: int) -> None:
     rng = Random(f"steps {size}")
     tasks = [ABACUS.draw(rng, size) for _ in range(400)]
     assert {task.kind for task in tasks} == {"sum", "difference", "product", "chain", "story", "program"}
     for task in tasks:
-        for line in task.steps.splitlines():
-            operation, _, columns = line.partition(":")
-            if not columns:  # a plan, a line of code, a loop's turn, or a long product that follows
-                assert re.fullmatch(r"[a-z]=\w+([-+*]\w+)?|i=\d<\d|[-+*()\d]+", operation)
-                continue
-            *sums, result = re.split(r"[,;]", columns)
-            for column in sums:
-                left, _, right = column.partition("=")
-                assert value(left) == int(right), line
-            assert value(operation) == int(result.partition("=")[2]), line
-        plan = task.steps.partition("\n")[0]
-        match task.kind:
-            case "program":
-                name = task.prompt.rpartition("print(")[2].rstrip(")")
-                assert re.findall(rf"\b{name}=(\d+)", task.steps)[-1] == task.answer
-                assert printed(task.prompt.partition("\n")[2]) == task.answer
-                continue
-            case "story":  # one change after the other
-                *before, last = re.findall(r"^\d+|[-+*]\d+", plan)
-                plan = f"{'(' * len(before)}{')'.join([*before, last])}"
-            case _:
-                plan = re.sub(r"[^\d+*()\s-]", "", task.prompt)
-        assert value(plan) == int(task.answer), task.prompt
-        assert task.steps.rstrip("\n").rpartition("=")[2] == task.answer
-
-
-@pytest.mark.parametrize(("left", "sign", "right"), [(1, "-", 2), (-1, "+", 2), (1, "/", 2)])
-def test_what_has_no_steps_is_refused(left: int, sign: str, right: int) -> None:
-    with pytest.raises(ValueError, match=r"negative|sign"):
-        worked(left, sign, right)
+        code = task.prompt.partition("\n")[2]
+        if task.kind != "program":
+            code = f"print({re.sub(r'[^0-9+*() -]', '', task.prompt)})"
+        assert task.kind == "story" or printed(code) == task.answer, task.prompt
 
 
 def test_held_out_tasks_are_apart_whatever_the_seed() -> None:
