@@ -11,8 +11,9 @@ from torch import Tensor
 
 from fastslow.draft.mtp.layer import DraftedText, LayerDraft
 from fastslow.engine.kv.cache import KVCache
+from fastslow.engine.kv.state.layout import UNFOLDED
 from fastslow.engine.model.base import Model
-from fastslow.engine.rows import Segment
+from fastslow.engine.rows import RunningRows, Segment
 from fastslow.engine.types import (
     AcceptResult,
     Features,
@@ -31,11 +32,13 @@ class HeadRows:
 
     Attributes:
         states: [n, H] known hidden states that the last n of them read.
+        unfolded: running states do not have what was done, which runs again with the rows after it.
         done: how many of them have run; they are kept to run the last one again.
     """
 
     end: int
     states: Tensor
+    unfolded: bool
     done: int = 0
 
     @property
@@ -45,9 +48,10 @@ class HeadRows:
 
     def add(self, states: Tensor) -> None:
         """States of the rows from `end` on."""
-        self.states = torch.cat((self.states[self.done :], states))
+        gone = 0 if self.unfolded else self.done
+        self.states = torch.cat((self.states[gone:], states))
         self.end += len(states)
-        self.done = 0
+        self.done -= gone
 
     def ran(self, stop: int) -> None:
         """All rows before `stop` have run."""
@@ -70,9 +74,11 @@ class MtpText(DraftedText):
         nodes: token of every drafted row, and the row before it; -1 = the text's last.
         states: [drafted rows, H] of the head that ran last.
         level: heads that have run drafted rows, and how often the last one did.
+        place: of the heads' running states; -1: they have none. These have the rows that are not kept to run again.
     """
 
     rows: list[HeadRows]
+    place: int
     keys: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     context: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     free: Ints = field(default_factory=lambda: np.empty(0, dtype=np.int64))
@@ -98,7 +104,11 @@ class MtpText(DraftedText):
         return before
 
     def child(self, parent: int, token: int) -> Segment:
-        before = self.grow(parent, token)
+        before, path = self.grow(parent, token), list[int]()
+        while parent >= 0:
+            path.append(1 + parent)
+            parent = self.nodes[parent][1]
+        known = [0] * self.rows[-1].done + path[::-1]
         return Segment(
             tokens=[token],
             positions=[self.end + len(before)],
@@ -108,7 +118,16 @@ class MtpText(DraftedText):
             groups=self.request.groups,
             outputs=[0],
             max_len=self.request.max_len,
+            running=self.work(known, 0, [len(self.paths)]),
         )
+
+    def work(self, before: Sequence[int], stable: int, at: Sequence[int]) -> RunningRows | None:
+        """What rows do with running states. A drafted row's inputs are kept at its number and 1, at 0 those of the
+        text's last row, where it may run again."""
+        if self.place < 0:
+            return None
+        ring = (np.array(rows, dtype=np.int64) % UNFOLDED for rows in (before, at))
+        return RunningRows(self.place, next(ring), 0, stable, next(ring))
 
 
 class MtpDraft(LayerDraft[MtpText]):
@@ -146,6 +165,8 @@ class MtpDraft(LayerDraft[MtpText]):
         super().__init__(target.mtp, target, cache, *usual)
         # of each head the key of each slot's row
         self._written = np.zeros((target.mtp.heads, cache.storage.slots), dtype=np.int64)
+        first = len(target.config.layers)
+        self._running = [n for n in target.config.state_layout.running if n >= first]
 
     def commit(
         self, batch: Sequence[RequestView], result: AcceptResult, features: Features | None
@@ -179,13 +200,16 @@ class MtpDraft(LayerDraft[MtpText]):
 
     def _take(self, request: RequestView, position: int, states: Tensor) -> MtpText:
         """Note the target's hidden states of a text's rows from `position` on."""
-        text = self._texts.get(request.id)
-        if text is None or text.end != position + 1:
-            if text is not None:
+        text, states_of = self._texts.get(request.id), self._cache.storage.running
+        place = self._cache.place(request.id) if self._running else -1
+        if text is None or text.end != position + 1 or text.place != place:
+            if text is not None and text.place == place:
                 self._flush([text])
             heads = range(self._layer.heads)
-            rows = [HeadRows(position + 1 + head, states[:0]) for head in heads]
-            text = self._texts[request.id] = MtpText(request, position + 1, rows)
+            rows = [HeadRows(position + 1 + head, states[:0], place >= 0) for head in heads]
+            text = self._texts[request.id] = MtpText(request, position + 1, rows, place)
+            if states_of is not None and place >= 0:
+                states_of.clear(place, self._running)
         text.add(states)
         return text
 
@@ -278,7 +302,7 @@ class MtpDraft(LayerDraft[MtpText]):
             slots = np.concatenate((slots, [path[-1] for path in text.paths]))
             known = torch.cat((text.states, rows.states[size:]))  # -1: of the text's last row
             inputs = torch.cat((inputs, known[before]))
-        count = len(tokens)
+        count, kept = len(tokens), min(stop, rows.end - 1)
         segment = Segment(
             tokens=tokens,
             positions=positions,
@@ -289,6 +313,7 @@ class MtpDraft(LayerDraft[MtpText]):
             outputs=[] if fresh is None else range(count - max(fresh, 1), count),
             max_len=request.max_len,
             feature_rows=None if head == self._layer.heads - 1 else range(count),
+            running=text.work((), kept - first, [0] * size + [*range(1, 1 + count - size)]),
         )
         return segment, inputs
 

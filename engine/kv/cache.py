@@ -191,6 +191,10 @@ class KVCache:
             return None
         return places.rows(table, rows, fold_to, before)
 
+    def place(self, request: int) -> int:
+        """Where the request's running states are; -1: it has none."""
+        return self._tables[request].place
+
     def valid(self, request: int) -> int:
         """Positions of the request whose rows are right."""
         return self._tables[request].valid

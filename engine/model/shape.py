@@ -164,11 +164,12 @@ class DecoderShape:
         """The same with every layer changed by its number."""
         return replace(self, layers=tuple(map(change, range(len(self.layers)), self.layers)))
 
-    def each_head(self, change: Callable[[Layer], Layer]) -> Self:
-        """The same with every MTP layer changed."""
+    def each_head(self, change: Callable[[int, Layer], Layer]) -> Self:
+        """The same with every MTP layer changed by its number, which goes on after the model's own."""
         if self.mtp is None:
             return self
-        first, *later = (replace(head, layer=change(head.layer)) for head in self.mtp.heads)
+        each = enumerate(self.mtp.heads, len(self.layers))
+        first, *later = (replace(head, layer=change(n, head.layer)) for n, head in each)
         return replace(self, mtp=replace(first, later=tuple(later)))
 
     def drafting(self, most: int) -> Self:
@@ -195,8 +196,7 @@ class DecoderShape:
         every = (x.indexer for x in map(_latent, self.with_mtp.layers) if x is not None)
         if not (found := [indexer.most for indexer in every if indexer is not None]):
             return self
-        plain = self.each(lambda n, layer: _seeing_all(layer))
-        return replace(plain.each_head(_seeing_all), longest=min(found))
+        return replace(self.each(_seeing_all).each_head(_seeing_all), longest=min(found))
 
     @property
     def state_layout(self) -> StateLayout:
@@ -241,6 +241,6 @@ def _latent(layer: Layer) -> LatentAttention | None:
     return layer.mixer if isinstance(layer.mixer, LatentAttention) else None
 
 
-def _seeing_all(layer: Layer) -> Layer:
+def _seeing_all(n: int, layer: Layer) -> Layer:
     mixer = _latent(layer)
     return layer if mixer is None else replace(layer, mixer=replace(mixer, indexer=None))

@@ -216,6 +216,6 @@ class Pangu2:
             both = np.concatenate((pair[0], self.norm(f"{own}.hnorm.weight", state)), -1)
             x = self.linear(f"{own}.eh_proj", both, self.c["hidden_size"])
             for kind in ("attention", "mlp"):
-                x = x + self.sublayer(n, kind, x, np.arange(len(x)))
+                x = x + self.sublayer(n, kind, x, k + 1 + np.arange(len(x)))
             found.append(self.norm(f"{own}.shared_head.norm.weight", x))
         return found[1:]

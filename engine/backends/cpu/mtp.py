@@ -56,7 +56,8 @@ class MtpKernels(CpuDecoder):
         self.layer: MtpLayer = config.mtp.heads[head]
         self.key = f"mtp.{head}"
         own = (len(config.layers) + head,)
-        super().__init__(config.with_mtp, formats, arena, memory, own, storage)
+        reads = config.state_layout, own  # whole, whatever windows say
+        super().__init__(config.with_mtp, formats, arena, memory, own, storage, reads=reads)
 
     def _shape(self) -> structures.CShape:
         shape = super()._shape()

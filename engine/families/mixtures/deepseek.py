@@ -110,7 +110,7 @@ def _sparse(raw: ConfigJson, shape: DecoderShape, heads: int, interleaved: bool)
 
     shares = [n for n, kind in enumerate(kinds) if kind == SHARED]
     unread = tuple(f"model.layers.{n}.self_attn.indexer." for n in shares)
-    choosing = shape.each(sparse).each_head(lambda layer: sparse(len(kinds), layer))
+    choosing = shape.each(sparse).each_head(sparse)
     return replace(choosing, left_out=unread)
 
 

@@ -99,8 +99,7 @@ def _read(raw: ConfigJson) -> DecoderShape:
 
     copies = tuple(f"model.layers.{n}.{COPY}" for n in range(len(shape.layers)))
     return replace(
-        shape.each(one),
-        mtp=None,
+        shape.each(one).each_head(lambda n, layer: replace(one(n, layer), streams=None)),
         fused=(*shape.fused, "latent"),
         left_out=(*shape.left_out, *copies),
         renames=(*shape.renames, *RENAMES),

@@ -68,9 +68,10 @@ class RunningStates:
                     row[first : first + len(some)] = [part.data_ptr() for part in some]
         return known
 
-    def clear(self, place: int) -> None:
-        """Let the state be that of no text."""
-        for part in self._parts:
+    def clear(self, place: int, layers: Collection[int] | None = None) -> None:
+        """Let the state be that of no text, in all layers or some."""
+        some = self.state if layers is None else layers
+        for part in (part for n in some for part in self.state[n]):
             part[place].zero_()
 
     def copy(self, source: int, target: int) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -250,5 +251,8 @@ class LatentModule:
 
     def _filled(self, step: Step) -> Tensor:
         """bool [P, 1]: rows that are not among a text's first ones, to which a convolution adds nothing."""
-        positions = padded(step.rows.positions, step.padded)
-        return torch.from_numpy(positions >= self.mixer.conv - 1)[:, None].to(step.device)
+        rows = step.rows
+        begins = [len(x) - rows.positions[start] for x, start in zip(rows.contexts, rows.starts)]
+        before = rows.positions + np.repeat(np.array(begins), np.diff(rows.starts))
+        filled = padded(before, step.padded) >= self.mixer.conv - 1
+        return torch.from_numpy(filled)[:, None].to(step.device)

@@ -10,18 +10,22 @@ import numpy as np
 import pytest
 import texts
 import torch
-from family_tools import load
+from engine_tools import Ask, Bench, Setting, answer
+from family_tools import KERNELS, load
 from gguf_openpangu import write_openpangu
 from gguf_tools import setting
 from layer_fuzz import FEW_AND_MANY, LayerFuzz, near
 from layer_fuzz import load as loaded
+from mtp_tools import SpiedMtp
 from pangu_2_reference import CONFIG, Pangu2
 from safetensors.torch import load_file
 
+from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.mixers.latent import LatentAttention
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.model.tensors import active_parameters, parameters, tensor_shapes
+from fastslow.engine.params import SamplingParams
 
 OTHER: dict[str, Any] = {
     "index_topk": 70,
@@ -33,7 +37,7 @@ OTHER: dict[str, Any] = {
 }
 OTHER |= {"swa_layers": [1, 2], "sliding_window_list": [6, 30], "num_nextn_predict_layers": 0, "param_sink_number": 1}
 SMALL = OTHER | {"index_topk": 24, "num_hidden_layers": 2, "dsa_layers": [0], "vocab_size": 32, "n_shared_experts": 1}
-SMALL |= {"swa_layers": [1], "sliding_window_list": [9], "block_post_layernorm_idx": [0]}
+SMALL |= {"num_nextn_predict_layers": 3, "swa_layers": [1], "sliding_window_list": [9], "block_post_layernorm_idx": [0]}
 TOKENS = np.random.default_rng(3).integers(0, CONFIG["vocab_size"], 600)
 
 
@@ -65,6 +69,33 @@ def test_answers_are_those_of_plain_decoding(fuzz: LayerFuzz, count: int) -> Non
     fuzz.check(count)
 
 
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_three_heads_draft_what_the_reference_does(kernels: bool, tmp_path: Path) -> None:
+    """In a batch, over chunks of prompts and after rejected drafts; the last head drafts all tokens after the third."""
+    reference, spied = Pangu2(index_topk=512), list[SpiedMtp]()
+    model = load(reference.write(tmp_path), kernels)
+
+    def spy(kv: KVCache) -> SpiedMtp:
+        spied.append(SpiedMtp(model, kv))
+        return spied[-1]
+
+    def chain(tokens: list[int]) -> list[int]:
+        text, last = list(tokens), len(tokens) - 2
+        for head in range(3):
+            state = reference.drafting(np.array(text))[head][last]
+            text.append(int(reference.linear("lm_head", state, CONFIG["vocab_size"]).argmax()))
+        return text[len(tokens) :]
+
+    params = SamplingParams(max_tokens=12, ignore_eos=True)
+    asks = [Ask(tuple(texts.tokens_of(n, n, 40)), params, "mtp", 5) for n in (5, 21, 40)]
+    bench = Bench(model, {"mtp": spy})
+    assert [*map(answer, bench.run(asks, Setting(prompt_rows=16)))] == [answer(bench.alone(ask)) for ask in asks]
+    made = [(tokens, list(tree.tokens)) for tokens, tree in spied[0].made]
+    assert len(made) > 20 and max(len(draft) for _, draft in made) > 3
+    for tokens, draft in made[::3]:
+        assert draft[:3] == chain(tokens)[: len(draft)]
+
+
 FLASH = CONFIG | {
     "hidden_size": 2560, "intermediate_size": 9216, "num_hidden_layers": 46, "num_attention_heads": 48,
     "num_key_value_heads": 48, "vocab_size": 151552, "q_lora_rank": 1024, "kv_lora_rank": 512, "v_head_dim": 128,
@@ -86,7 +117,7 @@ def test_the_published_config() -> None:
     assert config.context == 524288 and config.seeing_all.context == 2048
     assert RoutedUnits.of(config) == ("experts", 8, 0)
     state = config.state_layout
-    assert state.token_numbers == 46 * 576 + 16 * 128 and state.row_bytes(torch.float32) == 46 * 4 * (1024 + 512 + 6144)
+    assert state.token_numbers == 49 * 576 + 16 * 128 and state.row_bytes(torch.float32) == 49 * 4 * (1024 + 512 + 6144)
 
 
 @pytest.mark.parametrize(
