@@ -77,6 +77,8 @@ class KVCache:
             self.windows = WindowPages(where, layout.window, ring)
         else:
             self.storage = storage(layout, slots, dtype, device)
+        # rows of a request that may run beside its running states before they are folded in
+        self.unfolded = UNFOLDED if layout.running else sys.maxsize
         if layout.running:
             self.storage.running = RunningStates(layout, places, snapshots, dtype, device)
         self.prefix_caching = prefix_caching
@@ -164,11 +166,6 @@ class KVCache:
             return False
         self.storage.populate(table.slots(held, table.room))
         return True
-
-    @property
-    def unfolded(self) -> int:
-        """Rows of a request that may run beside its running states before they are folded in."""
-        return sys.maxsize if self.storage.running is None else UNFOLDED
 
     def room(self, request: int) -> int:
         """Positions to which rows may be written now: pages are held for them, and none is too far after what is folded
