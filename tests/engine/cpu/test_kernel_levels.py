@@ -15,9 +15,10 @@ from fastslow.tools.cli.doctor import _kernels
 V3 = "avx2 fma f16c bmi1 bmi2 abm movbe"
 V4 = f"{V3} avx512f avx512bw avx512dq avx512vl avx512cd"
 CHIPS = {  # what Linux shows of them
-    "none": "sse4_2", "Zen 3": V3, "Skylake": V4, "Ice Lake": f"{V4} avx512_vnni",
+    "none": "sse4_2", "Zen 3": V3, "Alder Lake": f"{V3} avx_vnni", "Skylake": V4, "Ice Lake": f"{V4} avx512_vnni",
     "Zen 4": f"{V4} avx512_vnni avx512_bf16",
-    "Sapphire Rapids": f"{V4} avx512_vnni avx512_bf16 amx_bf16 amx_tile amx_int8",
+    "Zen 5": f"{V4} avx_vnni avx512_vnni avx512_bf16",
+    "Sapphire Rapids": f"{V4} avx_vnni avx512_vnni avx512_bf16 amx_bf16 amx_tile amx_int8",
 }  # fmt: skip
 ARM_CHIPS = {
     "Cortex-A53": "fp asimd aes crc32", "Neoverse N1": "fp asimd fphp asimdhp asimddp",
@@ -54,13 +55,24 @@ def on(chip: str) -> None:
     levels.INFO.write_text(f"processor: 0\n{shown}\nbugs\t\t:\n")
 
 
-@pytest.mark.parametrize(("chip", "runs"), list(zip(CHIPS, ["plain", "avx2", "avx512", "avx512", "vnni", "amx"])))
+BEST = ["plain", "avx2", "avxvnni", "avx512", "avx512", "vnni", "vnni", "amx"]
+
+
+@pytest.mark.parametrize(("chip", "runs"), list(zip(CHIPS, BEST, strict=True)))
 def test_the_best_that_the_chip_has_runs(wheel: Path, chip: str, runs: str) -> None:
     on(chip)
     assert library.level() == runs
     (wheel / f"{runs}.so").unlink()
-    below = levels.LEVELS[: levels.LEVELS.index(runs)]
+    below = [
+        name for name in levels.LEVELS[: levels.LEVELS.index(runs)] if name != "avxvnni" or "avx_vnni" in CHIPS[chip]
+    ]
     assert library.level() == (below[-1] if below else "native")
+
+
+def test_what_avxvnni_adds_is_in_no_level_above(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, levels.X86_ADDED)
+    assert [name for name in levels.LEVELS if "-mavxvnni" in levels.level_flags(name)] == ["avxvnni"]
+    assert set(levels.level_flags("avx2")) < set(levels.level_flags("avxvnni"))
 
 
 @pytest.mark.parametrize(("chip", "runs"), list(zip(ARM_CHIPS, ["neon", "dotprod", "dotprod", "i8mm"])))
@@ -114,6 +126,7 @@ def test_where_the_chip_is_not_known_the_plainest_runs(wheel: Path) -> None:
 
 
 @pytest.mark.parametrize(("chip", "level", "says"), [
+    ("Zen 4", "avxvnni", "=avxvnni is above this chip, which has no avx_vnni"),
     ("Zen 3", "avx512", "=avx512 is above this chip, which has no avx512f, avx512bw"),
     ("Zen 4", "amx", "=amx is above this chip, which has no amx_tile, amx_int8, amx_bf16"),
     ("Skylake", "vnni+sanitize", r"=vnni\+sanitize is above this chip, which has no avx512_vn"),

@@ -14,10 +14,12 @@ from pathlib import Path
 INFO = Path("/proc/cpuinfo")
 SYS_ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, XTILEDATA = 158, 0x1023, 18  # of Linux on x86-64
 ARM = platform.machine().lower() in ("aarch64", "arm64")
-# What each level adds to those before it, in the compiler's words. avx2 is x86-64-v3, avx512 is x86-64-v4.
+# What each level adds to those before it, in the compiler's words. avx2 is x86-64-v3, avx512 is x86-64-v4. What avxvnni
+# adds is its own: chips with AVX-512 may lack it.
 X86_ADDED = {
     "plain": "",
     "avx2": "avx2 fma f16c bmi bmi2 lzcnt movbe",
+    "avxvnni": "avxvnni",
     "avx512": "avx512f avx512bw avx512dq avx512vl avx512cd",
     "vnni": "avx512vnni avx512bf16",
     "amx": "amx-tile amx-int8 amx-bf16",
@@ -26,12 +28,12 @@ ARM_ADDED = {"plain": "", "neon": "simd", "dotprod": "dotprod", "i8mm": "i8mm bf
 ADDED = ARM_ADDED if ARM else X86_ADDED
 LEVELS = list(ADDED)
 SHOWN = {"bmi": "bmi1", "lzcnt": "abm", "avx512vnni": "avx512_vnni", "avx512bf16": "avx512_bf16"}
-SHOWN |= {"simd": "asimd", "dotprod": "asimddp"}
+SHOWN |= {"avxvnni": "avx_vnni", "simd": "asimd", "dotprod": "asimddp"}
 APPLE = {"asimddp": "FEAT_DotProd", "i8mm": "FEAT_I8MM", "bf16": "FEAT_BF16"}  # each chip has NEON
 
 
 def _instructions(level: str) -> list[str]:
-    upto = LEVELS[: LEVELS.index(level) + 1]
+    upto = [n for n in LEVELS[: LEVELS.index(level)] if n != "avxvnni"] + [level]
     return [name for each in upto for name in ADDED[each].split()]
 
 

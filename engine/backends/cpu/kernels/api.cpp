@@ -76,7 +76,7 @@ int fs_dot_instructions() {
 #if defined(FASTSLOW_AVX512) && defined(__AVX512BF16__)
     found |= 1;
 #endif
-#if (defined(FASTSLOW_AVX512) && defined(__AVX512VNNI__)) || (defined(FASTSLOW_NEON) && defined(__ARM_FEATURE_DOTPROD))
+#if defined(FASTSLOW_VNNI) || (defined(FASTSLOW_NEON) && defined(__ARM_FEATURE_DOTPROD))
     found |= 2;
 #endif
 #if defined(FASTSLOW_AVX512) || defined(FASTSLOW_AVX2) || defined(FASTSLOW_NEON)
