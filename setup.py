@@ -24,6 +24,12 @@ GLIBC = 2, 28  # which the tag names, unless the libraries need a newer one
 INTO = "fastslow/engine/backends/cpu/compiled/prebuilt"
 
 
+if Path(
+    "fastslow/engine"
+).is_file():  # git makes such files where links are switched off, as on Windows
+    raise SystemExit("links of this checkout are plain files: git clone -c core.symlinks=true")
+
+
 def wanted() -> list[str]:
     """The levels to compile; SystemExit in one sentence where they cannot be."""
     given = os.environ.get(VARIABLE, "")

@@ -72,7 +72,15 @@ def whole_memory(device: torch.device | str) -> int:
     device = torch.device(device)
     if device.type != "cpu":
         return int(torch.get_device_module(device).mem_get_info(device)[1])
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return _all_memory()
+
+
+def _all_memory() -> int:
+    if sys.platform != "win32":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    kilobytes = ctypes.c_ulonglong()
+    ctypes.windll.kernel32.GetPhysicallyInstalledSystemMemory(ctypes.byref(kilobytes))
+    return kilobytes.value * 1024
 
 
 def _host_memory() -> int:
@@ -80,7 +88,7 @@ def _host_memory() -> int:
         for line in _MEMINFO.read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
-    half = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    half = _all_memory() // 2
     logger.warning("free memory is unknown: half of all memory ({} bytes) is assumed", half)
     return half
 

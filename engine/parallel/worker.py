@@ -137,8 +137,14 @@ def worker_loop(
     address: tuple[str, int], token: str, rank: int, local: int, store: Store
 ) -> NoReturn:
     """Serve rank 0, which knows its ranks by `token`, until it is done; then the process ends."""
-    for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(ignored, signal.SIG_IGN)  # they are for rank 0, which ends the others
+    for name in (
+        "SIGINT",
+        "SIGHUP",
+        "SIGUSR1",
+        "SIGUSR2",
+    ):  # they are for rank 0, which ends the others
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     logger.enable("fastslow")  # a process of our own, with nobody else's log in it
     logger.remove()
     logger.add(sys.stderr, level="WARNING", format=f"rank {rank}: {{message}}")

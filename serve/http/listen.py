@@ -33,7 +33,7 @@ def listen(host: str, port: int, unix_socket: Path | None = None) -> Iterator[so
 def address_of(listener: socket.socket) -> str:
     """As a client writes it: http://HOST:PORT, or unix:PATH."""
     name = listener.getsockname()
-    if listener.family == socket.AF_UNIX:
+    if listener.family == getattr(socket, "AF_UNIX", None):
         return f"unix:{name}"
     host, port = name[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,6 +73,8 @@ class Place(Params):
             raise ValueError("--warm-mode is for --warm: give that, too")
         if "TORCHELASTIC_RUN_ID" in os.environ and not self.in_process:
             raise ValueError("under torchrun the first rank serves: give --in-process")
+        if sys.platform == "win32" and (not self.in_process or self.unix_socket):
+            raise ValueError("on Windows an engine needs --in-process, and no --unix-socket")
         return self
 
 

@@ -65,12 +65,13 @@ def chat(options: AnswerOptions) -> None:
 def read_message() -> str:
     """The next message: of a pipe one line, of a terminal also the lines that were pasted with it."""
     typed = sys.stdin.isatty()
+    more = typed and sys.platform != "win32"  # where select knows no terminal
     prompt = "> " if typed else ""
     if not sys.stdout.isatty():  # there input() would write the prompt among the answers
         errors().out(prompt, end="")
         prompt = ""
     lines = [input(prompt)]
-    while typed and not lines[0].startswith("/") and select.select([sys.stdin], [], [], PASTED)[0]:
+    while more and not lines[0].startswith("/") and select.select([sys.stdin], [], [], PASTED)[0]:
         try:
             lines.append(input())
         except EOFError:

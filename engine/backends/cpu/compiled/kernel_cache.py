@@ -8,6 +8,7 @@ import os
 import platform
 import stat
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from functools import cache
@@ -148,6 +149,8 @@ def build(level: str, part: str = "") -> Path:
 
     Where no compiler is found, any that was compiled from these sources for this chip will do.
     """
+    if sys.platform == "win32":
+        raise RuntimeError("the CPU kernels are for Linux and macOS: take WSL on Windows")
     with _building:
         base = level.removesuffix("+sanitize")
         flags = [*FLAGS, *_chosen(base), *(SANITIZE if base != level else [])]
