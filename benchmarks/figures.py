@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import itertools
 import json
 import os
 import statistics
@@ -27,7 +26,6 @@ from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.text.templates import load_template
 from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.tools.machine import circumstances
-from fastslow.tools.prompts import Conversation, read_prompts
 
 Samples = Sequence[Mapping[str, Any]]
 ENOUGH = 3  # uncontended samples that make a median
@@ -78,13 +76,6 @@ def options(doc: str | None, *names: str, **defaults: Any) -> argparse.ArgumentP
 def numbers(text: str) -> list[int]:
     """The numbers of an option such as 1,2,4."""
     return [int(part) for part in text.split(",") if part]
-
-
-def prompts_of(files: Sequence[Path], count: int) -> list[Conversation]:
-    """This many prompts, one of each file in turn."""
-    turns = itertools.zip_longest(*(read_prompts(file) for file in files))
-    found = (prompt for turn in turns for prompt in turn if prompt is not None)
-    return list(itertools.islice(found, count))
 
 
 def chat_encoder(folder: Path) -> Callable[..., list[int]]:

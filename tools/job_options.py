@@ -86,9 +86,6 @@ class TrainConfig(Params):
     prompts: float = field(0.8, "share of texts whose prompt the head sees; 0 = never", ge=0, le=1)
     prompt_rows: int = field(1024, "last rows of a prompt that it sees at most")
     moved: float = field(0.5, "share of these prompts that are moved away from the answer")
-    taught: int = field(
-        0, "last rows of a prompt that are learnt from, too, in half of the texts", ge=0
-    )
     decay: float = field(0.01, "weight decay of the matrices")
     sampled: float = field(0.25, "share of the vocabulary that competes in an update", gt=0, le=1)
     seed: int = field(0, "of order and shares")

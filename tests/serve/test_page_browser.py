@@ -1,6 +1,5 @@
 """The page in Chromium, in front of a server that makes up answers: what a person does and sees, on a phone, too."""
 
-import re
 from typing import Any
 
 import pytest
@@ -70,23 +69,6 @@ def test_a_thought_is_stopped(chat: Chat) -> None:
     chat.ended()
     assert chat.text(".answer .rendered") == "So it is." and "stopped by you" in chat.text(".thought summary")
     assert not chat.all("#stop-thinking:not([hidden])")
-
-
-def test_a_budget_fills_up(chat: Chat) -> None:
-    chat.mode("deep")
-    chat.run("preferences.settings.thinking_budget = 500")
-    chat.ask("think")
-    bar = ".thought progress:not([hidden])"
-    until(lambda: chat.all(bar) and chat.all(bar)[0].get_property("value") > 20, "it fills up")
-    assert chat.all(bar)[0].get_property("max") == 500
-    assert re.search(r"\d+ of 500 tokens$", chat.text(".thought summary"))
-    until(lambda: chat.run("return document.getElementById('scroll').scrollTop > 300"), "it is long")
-    tops = "const [bar, all] = [...arguments].map((one) => one.getBoundingClientRect().top); return bar - all"
-    assert chat.run(tops, chat.all(bar)[0], chat.all("#scroll")[0]) >= 0, "the bar stays in view"
-    chat.button("Answer now").click()
-    chat.ended()
-    assert not chat.all(bar) and "of 500" not in chat.text(".thought summary")
-    assert chat.engine.bodies[-1]["thinking_budget"] == 500
 
 
 def test_it_begins_in_the_servers_default_mode(chat: Chat) -> None:
@@ -185,43 +167,6 @@ def test_keys_are_enough(chat: Chat) -> None:
     assert chat.text(".asked p") == "a\nb" and chat.engine.bodies[-1]["mode"] == "auto"
 
 
-def test_tabs_follow_the_arrow_keys(chat: Chat) -> None:
-    chat.run("document.getElementById('tab-chat').focus()")
-    chat.press(ARROW_RIGHT)
-    until(lambda: len(chat.all("#cards .card")) == 7, "the server's figures are there")
-    assert chat.run("return document.activeElement.id") == "tab-server"
-    chat.press(ARROW_RIGHT)
-    assert chat.run("return document.getElementById('server').hidden")
-
-
-def test_a_theme_is_remembered(chat: Chat) -> None:
-    def ground() -> str:
-        return str(chat.run("return getComputedStyle(document.body).backgroundColor"))
-
-    button = chat.driver.find_element("id", "theme")
-    assert button.get_attribute("aria-label") == "Theme: system"
-    button.click()
-    light = ground()
-    button.click()
-    dark = ground()
-    assert light != dark
-    chat.open()
-    assert ground() == dark
-    assert chat.driver.find_element("id", "theme").get_attribute("aria-label") == "Theme: dark"
-
-
-def test_figures_are_asked_for_only_in_view(chat: Chat) -> None:
-    before = chat.engine.calls
-    until(lambda: chat.run("return document.readyState") == "complete", "it is loaded")
-    assert chat.engine.calls == before
-    chat.driver.find_element("id", "tab-server").click()
-    until(lambda: chat.engine.calls >= before + 2, "they are asked for every two seconds")
-    chat.driver.find_element("id", "tab-chat").click()
-    seen = chat.engine.calls
-    chat.driver.execute_async_script("setTimeout(arguments[0], 2500)")
-    assert chat.engine.calls <= seen + 1
-
-
 def cards_of(chat: Chat, **given: Any) -> str:
     """The text of the cards where the server gives these figures."""
     chat.engine.given = given
@@ -245,26 +190,6 @@ def test_replicas_have_a_table(chat: Chat) -> None:
     assert "r00" in card and "r19" in card and "r20" not in card and "bad" not in card
     assert "25%" in card and "1,234" in card
     assert "5 more are not shown." in card and "3 are gone since the server started." in card
-
-
-def test_charts_are_filled_from_their_second_figure_on(chat: Chat) -> None:
-    before = chat.engine.calls
-    chat.driver.find_element("id", "tab-server").click()
-    until(lambda: chat.engine.calls >= before + 2, "there are two figures")
-    first = "return document.querySelector('.plot polyline').getAttribute('points').split(',')[0]"
-    until(lambda: float(chat.run(first)) == 0, "the line begins at the left")
-    assert re.search(r"\d s ago", chat.text("#cards"))
-
-
-def test_a_phone_shows_no_keys(chat: Chat) -> None:
-    touch = "Emulation.setTouchEmulationEnabled"
-    appear(chat.driver, 375, 720, "light")
-    chat.driver.execute_cdp_cmd(touch, {"enabled": True})
-    coarse = chat.run("return matchMedia('(pointer: coarse)').matches")
-    shown = chat.all(".keys")[0].is_displayed()
-    chat.driver.execute_cdp_cmd(touch, {"enabled": False})
-    appear(chat.driver, 1280, 860, "light")
-    assert coarse and not shown and chat.all(".keys")[0].is_displayed()
 
 
 @pytest.mark.parametrize("colours", [False, True])

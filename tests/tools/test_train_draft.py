@@ -231,18 +231,6 @@ def test_some_prompts_are_moved_away_but_not_too_far(bench: Bench) -> None:
     assert set(firsts) == set(range(-8, -2)) and 20 < firsts.count(-3) < 50
 
 
-def test_some_prompts_are_learnt_from(bench: Bench) -> None:
-    seen = look(bench.model, [TrainText([3, 4, 5, 6, 7, 8, 9], 4)] * 60, (0, 1))
-    found = [*batches(seen, 64, Shown(1.0, 8, taught=2), 32, Random(0))]
-    learnt = [(rows, batch) for batch in found for rows in batch.end[:, 0].tolist()]
-    assert {rows for rows, _ in learnt} == {2, 4} and 20 < sum(r == 4 for r, _ in learnt) < 40
-    for batch in found:
-        for row, rows in enumerate(batch.end[:, 0].tolist()):
-            early = rows - 2
-            assert batch.after[row, 0] == (5 if early else 7)
-            assert int(batch.before.visible[row].sum()) == 3 - early
-
-
 @pytest.fixture
 def command(tmp_path: Path) -> tuple[object, ...]:
     """`train-draft` of a small head for a small model."""

@@ -19,13 +19,11 @@ ALIKE = 128  # prompts whose lengths differ by less may share a batch
 
 class Shown(NamedTuple):
     """Part of a prompt that the head sees: the fields of `TrainConfig`. Of a text outside `share` it sees the last
-    row alone. Prompts are moved since long ones are rare, and a head should find things in them too. Their last
-    `taught` rows are learnt from like an answer, in half of the texts."""
+    row alone. Prompts are moved since long ones are rare, and a head should find things in them too."""
 
     share: float
     rows: int
     moved: float = 0.0
-    taught: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,18 +61,16 @@ class Batch:
 
 
 class BatchCut(NamedTuple):
-    """A text, `shown` rows that the head sees before those it learns from, and how far these were moved. early:
-    how many rows of the prompt it learns from."""
+    """A text, `shown` rows that the head sees before those it learns from, and how far these were moved."""
 
     text: HiddenStates
     shown: int
     gap: int = 0
-    early: int = 0
 
     @property
     def first(self) -> int:
         """The first row that a draft can start from: the prompt's last, or an earlier one."""
-        return self.text.start - 1 - self.early
+        return self.text.start - 1
 
     @property
     def rows(self) -> int:
@@ -137,10 +133,8 @@ def batches(
 
 
 def _cut(text: HiddenStates, shown: Shown, random: Random) -> BatchCut:
-    taught = shown.taught and random.random() < 0.5
-    early = min(shown.taught, text.start - 1) if taught else 0
     if random.random() >= shown.share:
-        return BatchCut(text, 0, early=early)
-    count = min(shown.rows, text.start - 1 - early)
+        return BatchCut(text, 0)
+    count = min(shown.rows, text.start - 1)
     gap = random.randint(0, shown.rows - count) if random.random() < shown.moved else 0
-    return BatchCut(text, count, gap, early)
+    return BatchCut(text, count, gap)

@@ -238,7 +238,7 @@ class Trainer:
         self, texts: Callable[[Random], Iterator[Sequence[HiddenStates]]]
     ) -> Iterator[Batch]:
         c = self.train_config
-        shown = Shown(c.prompts, self.config.prompt, c.moved, c.taught)
+        shown = Shown(c.prompts, self.config.prompt, c.moved)
         while self.tokens < c.tokens:
             before = self.tokens
             for group in texts(self.random):

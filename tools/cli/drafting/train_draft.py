@@ -8,7 +8,7 @@ from fastslow.serve.api.config import ModelArguments
 from fastslow.tools.cli.options import ModelOptions, OptionFields, expand_options, heed_sigterm
 from fastslow.tools.job_options import HeadOptions, TrainConfig
 
-TRAINED = OptionFields("tokens", "rate", "rows", "steps", "taught", "seed", panel="Training")
+TRAINED = OptionFields("tokens", "rate", "rows", "steps", "seed", panel="Training")
 
 
 @expand_options
