@@ -39,4 +39,4 @@ def processor() -> str:
     except OSError:  # not Linux
         return platform.processor()
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
+    return next(names, platform.processor() or platform.machine())

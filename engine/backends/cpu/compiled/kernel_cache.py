@@ -314,8 +314,16 @@ def _chip() -> str:
     """Return the facts that tell chips apart: a cache may be shared by machines."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
-    facts = [x for x in lines if x.startswith(("model name", "flags", "Features"))][:2]
-    return "\0".join([platform.machine(), *facts] if facts else [platform.processor()])
+    facts = dict[str, str]()
+    for line in lines:  # of the first core; Arm's cores have numbers, no names
+        if (what := line.partition(":")[0].strip()) in (
+            "model name",
+            "flags",
+            "Features",
+            "CPU part",
+        ):
+            facts.setdefault(what, line)
+    return "\0".join([platform.machine(), *facts.values()] if facts else [platform.processor()])
 
 
 def _compile(command: list[str], target: Path, part: str) -> None:
