@@ -1,7 +1,7 @@
 """The planner: counts, terms, the published figures, the search."""
 
 import json
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import pytest
@@ -64,6 +64,36 @@ def test_published_figures(row: PublishedRow) -> None:
         seconds = mtp.step(s, row.batch, row.drafted, 2048).seconds / mtp.tokens(row.drafted)
         limit = 1e-6 if row in PUBLISHED[:2] else 0.15
     assert 1000 * seconds == pytest.approx(row.milliseconds, rel=limit)
+
+
+@pytest.mark.parametrize(("device", "cards", "batches"), [("300i-duo", 1, (1, 4, 16)), ("800i-a2", 8, (1, 4, 16, 64))])
+@pytest.mark.parametrize("mode", ["deep", "fast"])
+def test_flash_is_near_its_bound(device: str, cards: int, batches: tuple[int, ...], mode: str) -> None:
+    """The bound is made of published sizes alone: weights that a step reads at 80% of the bandwidth, and 313 us a layer."""
+    work = ForwardWork.of(config_of("openpangu-2.0-flash"))
+    chosen = {"deep": 8, "fast": 4}[mode]
+    assert (work.chosen, work.fewer) == (8, 4)
+    s = Setting(replace(work, chosen=chosen), DEVICES[device], cards, Precision("w8a8", "bf16"), CARDS)
+    attention = 2560 * 1024 + 1024 * 48 * 192 + 2560 * 576 + 512 * 48 * 256 + 48 * 128 * 2560
+    for batch in batches:
+        met = 256 * (1 - (1 - chosen / 256) ** batch)
+        read = 46 * attention + 2 * 3 * 2560 * 9216 + 44 * 3 * 2560 * 1024 * (1 + met) + 2 * 151552 * 2560
+        bound = read / (0.8 * s.device.bandwidth * cards) + 46 * 313e-6
+        assert bound < s.decode(batch, 1, 2048).seconds < 1.15 * bound
+        assert s.memory(batch, 2048) < 0.95 * s.device.memory
+
+
+def test_what_a_row_sees() -> None:
+    """Windows and an indexer's choice end it; an index key is read of every token."""
+    work = ForwardWork.of(config_of("openpangu-2.0-flash"))
+    operations = 2 * 48 * (576 + 512)
+    assert set(work.texts) == {
+        TextReads(16 * 576, 16 * operations, 2048, 128), TextReads(30 * 576, 30 * operations, 512, 128),
+        TextReads(16 * 128, 16 * 2 * 24 * 128),
+    }  # fmt: skip
+    s = Setting(work, DEVICES["800i-a2"], 8, Precision("w8a8", "bf16"), WHOLE)
+    numbers = 16 * 576 * 2048 + 30 * 576 * 512 + 16 * 128 * 9000
+    assert s.decode(3, 1, 9000).kv == pytest.approx(3 * (2 * numbers + 2 * work.state) / 8 / 1.6e12)
 
 
 def test_drafting() -> None:

@@ -16,7 +16,9 @@ from fastslow.engine.model.tensors import tensor_specs
 from fastslow.engine.parallel.sharding import Parallel, RankShard
 
 EMBEDDING = "model.embed_tokens.weight"
-_WIDE = re.compile(r".*\.(mlp\.gate\..*|mlp\.router_scale|self_attn\.sinks)")  # kept in float32
+_WIDE = re.compile(  # kept in float32
+    r".*(\.mlp\.gate\..*|\.mlp\.router_scale|\.self_attn\.(sinks|\w+_conv\.weight)|_mhc_module\..*)"
+)
 
 
 @dataclass(frozen=True, slots=True)
