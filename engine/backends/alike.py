@@ -64,7 +64,7 @@ PARTS = {  # fields of shapes, layers and their parts that not every backend kno
 }
 NO_MORE = Known()
 ACCELERATORS = Known((GatedDelta, ShortConv), frozenset(("out_gate", "shared_gate", "latent")))
-RANKS = Known(parts=frozenset(("latent",)))
+RANKS = Known(parts=frozenset(("latent", "latent_sinks", "conv", "streams", "indexer")))
 KERNELS = Known((GatedDelta, ShortConv), frozenset(PARTS))
 
 
@@ -230,7 +230,9 @@ def _parts(config: DecoderShape) -> set[str]:
         x for layer in layers if isinstance(x := layer.mixer, GroupedAttention | LatentAttention)
     ]
     alike = {
-        replace(x, window=0) if isinstance(x, LatentAttention) else replace(x, rope=None, window=0)
+        replace(x, window=0, indexer=None)
+        if isinstance(x, LatentAttention)
+        else replace(x, rope=None, window=0)
         for x in mixers
     }
     several = {

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastslow.engine.rows import Rows
+from fastslow.engine.rows import Rows, RunningRows
 from fastslow.engine.types import Ints
 
 _LENGTH = struct.Struct("<Q")
@@ -52,6 +52,10 @@ class CommandKind(IntEnum):
     FREE = 2  # number
     MOVE = 3  # number, sources, targets
     FORWARD = 4  # number, layers, features, rows
+    STATES = 5  # running states of a storage: number, (places, snapshots)
+    CLEAR = 6  # number, place
+    COPY = 7  # number, (source, target)
+    SHIFT = 8  # number, place, sources, targets
 
 
 class Command(NamedTuple):
@@ -95,7 +99,8 @@ ROWS = (
 def pack_rows(rows: Rows) -> Ints:
     """Rows as numbers; contexts as the runs of slots that they are made of."""
     runs = [part for context in rows.contexts for part in _runs(context)]
-    return fields(*(getattr(rows, name) for name in ROWS), *runs)
+    work = [part for running in rows.running or () for part in _work(running)]
+    return fields(*(getattr(rows, name) for name in ROWS), [len(work)], *work, *runs)
 
 
 def unpack_rows(values: Ints) -> Rows:
@@ -103,9 +108,25 @@ def unpack_rows(values: Ints) -> Rows:
     parts = split(values)
     arrays: dict[str, Any] = dict(zip(ROWS, parts))
     arrays["only_best"] = arrays["only_best"].astype(np.bool_)
-    firsts, sizes = parts[len(ROWS) :: 2], parts[len(ROWS) + 1 :: 2]
+    (count,), *parts = parts[len(ROWS) :]
+    each = zip(*(parts[i:count:3] for i in range(3)), strict=True)
+    running = tuple(_running(*work) for work in each)
+    firsts, sizes = parts[count::2], parts[count + 1 :: 2]
     contexts = tuple(_slots(f, s) for f, s in zip(firsts, sizes, strict=True))
-    return Rows(**arrays, contexts=contexts)
+    return Rows(**arrays, contexts=contexts, running=running or None)
+
+
+def _work(running: RunningRows) -> tuple[Ints, Ints, Ints]:
+    """A request's work on its running states."""
+    places = [place for both in running.snapshots for place in both]
+    first = _ints([running.place, running.folds, running.stable, *places])
+    return first, running.before, running.at
+
+
+def _running(first: Ints, before: Ints, at: Ints) -> RunningRows:
+    place, folds, stable, *places = first.tolist()
+    snapshots = tuple(zip(places[::2], places[1::2], strict=True))
+    return RunningRows(place, before, folds, stable, at, snapshots)
 
 
 def _runs(slots: Ints) -> tuple[Ints, Ints]:

@@ -23,7 +23,6 @@ from fastslow.engine.model.ffn.dense import MlpModule
 from fastslow.engine.model.ffn.experts import ExpertsModule
 from fastslow.engine.model.ffn.router import GroupRouter
 from fastslow.engine.model.mixers.grouped import GroupedModule
-from fastslow.engine.model.norms import residual
 from fastslow.engine.model.ops import ExpertMatrices, Linear, Ops, Read, soft_cap, wide
 from fastslow.engine.model.parts import Step
 from fastslow.engine.model.tensors import tensor_specs
@@ -144,6 +143,7 @@ def _only(rows: Rows, requests: Ints, first_slot: int) -> Rows | None:
         feature_rows=np.empty(0, dtype=np.int64),
         contexts=tuple(rows.contexts[b] - first_slot for b in requests),
         max_len=rows.max_len[requests],
+        running=rows.running and tuple(rows.running[b] for b in requests),
     )
 
 
@@ -169,6 +169,8 @@ class ShardDecoder:
         kv: this rank's heads, slots of its data-parallel rank. layers: those that run."""
         partition = RowPartition.of(rows, self.shard, kv.slots)
         x_nH = self._embed(partition)
+        if (streams := self.weights.config.streams) is not None:
+            x_nH = x_nH.repeat(1, streams.count)
         step = self._step(partition)
         wanted, looked = partition.holders(rows.outputs), partition.holders(rows.feature_rows)
         mine, mine_seen = (
@@ -195,16 +197,15 @@ class ShardDecoder:
             return self.everyone.reduce_scatter(part_PH)
 
         for n in layers:
-            before, after = w.layers[n].around("mixer")
-            x_nH = residual(x_nH, before, partial(attend, n=n), after)
-            before, after = w.layers[n].around("ffn")
-            x_nH = residual(x_nH, before, partial(mlp, n=n), after)
+            x_nH = w.layers[n].connect(x_nH, "mixer", partial(attend, n=n))
+            x_nH = w.layers[n].whole_norm(w.layers[n].connect(x_nH, "ffn", partial(mlp, n=n)))
             if n in features:
-                taken[n] = x_nH.index_select(0, mine_seen)
+                taken[n] = w.one_stream(x_nH.index_select(0, mine_seen))
         known = None
         if features:
             known = self._features(torch.cat([taken[n] for n in features], -1), looked[0])
-        return self._output(x_nH.index_select(0, mine), known, wanted[0], rows.only_best)
+        last_mH = w.one_stream(x_nH.index_select(0, mine))
+        return self._output(last_mH, known, wanted[0], rows.only_best)
 
     def _embed(self, partition: RowPartition) -> Tensor:
         """[n, H]: every rank looks up the tokens of its vocabulary, the rest are zeros."""

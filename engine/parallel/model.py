@@ -32,6 +32,7 @@ from fastslow.engine.backends.loader import pick_dtype
 from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.checkpoint.quantised import Scheme
 from fastslow.engine.kv.state.layout import StateLayout
+from fastslow.engine.kv.state.running import RunningStates
 from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.base import check_layers, check_step
 from fastslow.engine.model.config import ModelConfig
@@ -47,6 +48,32 @@ _INTERFACE = "GLOO_SOCKET_IFNAME"
 _numbers = itertools.count()
 
 
+class ShardedStates(RunningStates):
+    """Rank 0's own running states, in the place of whole ones, and commands for the other ranks to do the same."""
+
+    def __init__(self, whole: RunningStates, kv: ShardedStorage) -> None:
+        sizes = whole.places, whole.snapshots
+        super().__init__(kv.layout, *sizes, kv.dtype, kv.device)
+        self.bytes = whole.bytes
+        self._commands, self._number = kv.commands, kv.number
+        self._tell(CommandKind.STATES, sizes)
+
+    def clear(self, place: int) -> None:
+        super().clear(place)
+        self._tell(CommandKind.CLEAR, [place])
+
+    def copy(self, source: int, target: int) -> None:
+        super().copy(source, target)
+        self._tell(CommandKind.COPY, [source, target])
+
+    def move(self, place: int, src: Sequence[int], dst: Sequence[int]) -> None:
+        super().move(place, src, dst)
+        self._tell(CommandKind.SHIFT, [place], src, dst)
+
+    def _tell(self, kind: CommandKind, *parts: Sequence[int]) -> None:
+        self._commands.append(Command(kind, fields([self._number], *parts)))
+
+
 class ShardedStorage(KVStorage):
     """Rank 0's own rows, and commands for the other ranks to do the same with theirs.
 
@@ -57,11 +84,11 @@ class ShardedStorage(KVStorage):
     has_windows = False
     shard: ClassVar[RankShard]
     commands: ClassVar[deque[Command]]
+    _states: RunningStates | None = None
 
     def __init__(
         self, layout: StateLayout, slots: int, dtype: torch.dtype, device: torch.device | str
     ) -> None:
-        layout.refuse_running("a model on several ranks")
         own = -(-slots // self.shard.dp_ranks)
         super().__init__(self.shard.local.state_layout, own, dtype, device)
         self.number = next(_numbers)
@@ -69,6 +96,14 @@ class ShardedStorage(KVStorage):
         self.commands.append(Command(CommandKind.OPEN, fields([self.number], sizes)))
         gone = Command(CommandKind.FREE, fields([self.number]))
         weakref.finalize(self, self.commands.append, gone).atexit = False
+
+    @property
+    def running(self) -> RunningStates | None:
+        return self._states
+
+    @running.setter
+    def running(self, whole: RunningStates | None) -> None:
+        self._states = None if whole is None else ShardedStates(whole, self)
 
     def only(self, layer: int) -> Self:
         raise ValueError("one layer's rows cannot be used alone where several ranks have them")

@@ -255,7 +255,12 @@ def _alike(config: ModelConfig) -> AlikeLayers:
 
 
 def _check(config: ModelConfig, parallel: Parallel) -> None:
-    attention_ranks(_alike(config), parallel)
+    together = attention_ranks(_alike(config), parallel)
+    if config.state_layout.running and together < parallel.ranks:
+        raise ValueError(
+            f"{parallel} runs attention side by side, and this model has running states: use ep or tp "
+            "that divides its heads"
+        )
     if wrong := next(_misfits(config, parallel), None):
         raise ValueError(wrong)
 

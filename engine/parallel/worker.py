@@ -25,6 +25,7 @@ from torch.distributed.distributed_c10d import Store
 
 from fastslow.engine.backends.device import ops_for
 from fastslow.engine.checkpoint.checkpoint import Checkpoint
+from fastslow.engine.kv.state.running import RunningStates
 from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.parallel.collectives import Collectives
@@ -80,9 +81,24 @@ class ShardWorker:
             del self.storages[number]
         elif command.kind is CommandKind.MOVE:
             move(self.shard, self.storages[number], parts[1], parts[2])
+        elif command.kind is CommandKind.STATES:
+            kv = self.storages[number]
+            places, snapshots = parts[1].tolist()
+            kv.running = RunningStates(kv.layout, places, snapshots, kv.dtype, self.device)
+        elif command.kind is CommandKind.CLEAR:
+            self._states(number).clear(int(parts[1][0]))
+        elif command.kind is CommandKind.COPY:
+            self._states(number).copy(*parts[1].tolist())
+        elif command.kind is CommandKind.SHIFT:
+            self._states(number).move(int(parts[1][0]), parts[2], parts[3])
         elif command.kind is CommandKind.FORWARD:
             rows, kv = unpack_rows(parts[3]), self.storages[number]
             self.decoder.forward(rows, kv, parts[1].tolist(), parts[2].tolist())
+
+    def _states(self, number: int) -> RunningStates:
+        found = self.storages[number].running
+        assert found is not None
+        return found
 
 
 def move(shard: RankShard, kv: KVStorage, src: Ints, dst: Ints) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from fastslow import LLM
 from fastslow.engine.backends.torch.decoder import Decoder
 from fastslow.engine.model.base import Model
+from fastslow.engine.model.ffn.streams import StreamsModule
 from fastslow.engine.model.mixers.grouped import GroupedModule
 from fastslow.engine.model.mixers.latent import LatentModule
 from fastslow.engine.parallel.collectives import Collectives
@@ -113,7 +114,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         yield value
     elif isinstance(value, list | tuple):
         yield from (x for part in value for x in _tensors(part))
-    elif is_dataclass(value) or isinstance(value, GroupedModule | LatentModule):
+    elif is_dataclass(value) or isinstance(value, GroupedModule | LatentModule | StreamsModule):
         names = {field.name for field in fields(value)} if is_dataclass(value) else {"weights"}
         names -= {"reader", "config", "ops", "layer"}
         yield from (x for name in names for x in _tensors(getattr(value, name)))

@@ -159,15 +159,11 @@ class LayerModule:
                 found.whole_norm = partial(normed, ops, whole, weight)
         return found
 
-    def around(self, sublayer: str) -> tuple[Sublayer, Sublayer]:
-        """The norms before and after a sublayer, "mixer" or "ffn"."""
-        return self.norms.get(sublayer, same), self.norms.get(f"{sublayer}_added", same)
-
     def __call__(self, x_PH: Tensor, kv: KVStorage, n: int, step: Step, wanted: Ints) -> Tensor:
         """The residual stream [P, H], or all of them, after the layer, whose rows are those of layer `n` of the storage."""
         mixed_PH = self.mix(x_PH, kv, n, step)
         ffn = partial(self.ffn, wanted=wanted, stream_PH=mixed_PH)
-        x_PH = self.whole_norm(self._after(mixed_PH, "ffn", ffn))
+        x_PH = self.whole_norm(self.connect(mixed_PH, "ffn", ffn))
         if self.token_input is not None:
             assert step.token_inputs is not None
             x_PH = self.token_input(x_PH, step.token_inputs[:, n])
@@ -175,11 +171,11 @@ class LayerModule:
 
     def mix(self, x_PH: Tensor, kv: KVStorage, n: int, step: Step) -> Tensor:
         """The residual stream [P, H] before the ffn: all that later rows read is kept."""
-        return self._after(x_PH, "mixer", partial(self.mixer, kv=kv, n=n, step=step))
+        return self.connect(x_PH, "mixer", partial(self.mixer, kv=kv, n=n, step=step))
 
-    def _after(self, x_PH: Tensor, place: str, sublayer: Sublayer) -> Tensor:
+    def connect(self, x_PH: Tensor, place: str, sublayer: Sublayer) -> Tensor:
         """The residual stream after a sublayer, "mixer" or "ffn"."""
-        before, after = self.around(place)
+        before, after = self.norms.get(place, same), self.norms.get(f"{place}_added", same)
         connected = self.streams.get(place, one_stream)
         return residual(x_PH, before, sublayer, after, self.layer.residual_scale, connected)
 

@@ -1,7 +1,8 @@
-"""Latent attention on several ranks: heads and experts are cut, latents are everywhere."""
+"""Latent attention on several ranks: heads and experts are cut; latents, streams and convolutions are everywhere."""
 
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,21 +11,38 @@ import torch
 from checkpoints import tensors
 from latent_models import EVERY
 from layer_fuzz import LayerFuzz, load, near
+from pangu_2_reference import Pangu2
 from parallel_tools import ranks, weight_bytes
+from safetensors.torch import load_file
+from torch import Tensor
 
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.parallel.sharding import Parallel, RankShard, usual
 from fastslow.tools.plan.shards import ShardPlan
 
-SLOW = pytest.mark.slow
+OPENPANGU: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 4, "n_routed_experts": 8}
+OPENPANGU |= {"vocab_size": 32, "num_hidden_layers": 3, "dsa_layers": [0], "swa_layers": [1, 2], "index_topk": 24}
+OPENPANGU |= {"sliding_window_list": [6, 30], "num_nextn_predict_layers": 0}
+SLOW, NAMES = pytest.mark.slow, (*EVERY, "openpangu")
 PLACES = [
-    ("v3", "ep=2", 20),
+    ("v3", "ep=2", 0),
+    ("openpangu", "ep=2", 20),
     *(pytest.param(*x, 20, marks=SLOW) for x in product(("v2", "lite"), ("tp=2", "dp=2,ep=2", "ep=4"))),
-    *(pytest.param(*x, 400, marks=SLOW) for x in product(EVERY, ("ep=2", "ep=2,tp=2"))),
+    *(pytest.param(*x, 100, marks=SLOW) for x in product(NAMES, ("ep=2", "ep=2,tp=2"))),
 ]
+
+
+def weights_of(name: str, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Of a tiny model, by its file's names."""
+    if name != "openpangu":
+        return EVERY[name], tensors(EVERY[name])
+    reference = Pangu2(**OPENPANGU)
+    return reference.c, load_file(reference.write(folder) / "model.safetensors")
 
 
 @pytest.mark.parametrize(("name", "layout", "requests"), PLACES)
 def test_ranks_say_what_one_says(name: str, layout: str, requests: int, tmp_path: Path) -> None:
-    config, table, tokens = EVERY[name], tensors(EVERY[name]), texts.tokens_of(60, vocab=32)
+    (config, table), tokens = weights_of(name, tmp_path / "made"), texts.tokens_of(60, vocab=32)
     kin, plain = load(tmp_path / "kin", config, near(table)), load(tmp_path / "one", config, table)
     with ranks(tmp_path / "one", layout) as model:
         slots = np.arange(60) + (model.storage.dp_ranks - 1) * 60
@@ -36,3 +54,10 @@ def test_ranks_say_what_one_says(name: str, layout: str, requests: int, tmp_path
         assert weight_bytes(model._worker.decoder.weights) == plan.shares[0].weights
         assert texts.storage(model, 64 * model.storage.dp_ranks).nbytes == 64 * plan.shares[0].kv_per_token
         LayerFuzz(model, kin, plain).check(requests)
+
+
+def test_running_states_are_of_one_copy_of_attention() -> None:
+    config = ModelConfig.from_json(Pangu2(**OPENPANGU).c)
+    with pytest.raises(ValueError, match="^ep=1,tp=1,dp=2 runs attention side by side, and this model has running"):
+        RankShard.all(config, Parallel(dp=2))
+    assert usual(config, 4) == Parallel(ep=4)
