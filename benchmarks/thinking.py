@@ -17,22 +17,15 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-import numpy as np
 from figures import options, percentiles, show, write
 from rich.progress import track
 
 from fastslow import LLM, Mode
-from fastslow.engine.host.progress import silent
 from fastslow.engine.params import Escalation
 from fastslow.models.locate import resolve_model
 from fastslow.policies.auto import BUILT_IN, checkpoint_selector, read_selector
-from fastslow.policies.features import features
 from fastslow.policies.learned_auto import LearnedModeRouter
 from fastslow.policies.mode_router import ModeRouter
-from fastslow.tools.prompts import Task as GradedTask
-from fastslow.tools.tune.learned import closed, curves, hidden_states
-from fastslow.tools.tune.modes import prompt_facts
-from fastslow.tools.tune.selector import AnswersByMode, GradedAnswer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
@@ -107,23 +100,6 @@ def ask(
     return found
 
 
-def choices(
-    llm: LLM, tasks: list[Task], router: LearnedModeRouter, measured: dict[str, list[TaskAnswer]]
-) -> dict[str, Any]:
-    """Tokens and accuracy by what a token may cost: of the learned auto, of the weights by hand, and of an oracle; and
-    the share between the last two that the first closes."""
-    own = [GradedTask([{"role": "user", "content": t.prompt}], t.answer, "number") for t in tasks]
-    hidden = hidden_states(llm, own, router.between[0], router.layer, silent)
-    by_hand = np.array([BUILT_IN.score(features(prompt_facts(task))) for task in own])
-    sides = [measured[mode] for mode in router.between]
-    answers = AnswersByMode.of_modes(
-        [[GradedAnswer(a.right, a.seconds, tokens=a.tokens) for a in side] for side in sides]
-    )
-    found = curves(answers, *router.outlook(hidden), by_hand)
-    points = {name: [(x.tokens, x.accuracy) for x in each] for name, each in found.items()}
-    return {"curves": points, "closed": closed(answers, found)}
-
-
 def main() -> None:
     parser = options(__doc__, "out")
     parser.add_argument("--mix", choices=MIXES, default="abacus", help="which tasks (abacus)")
@@ -143,12 +119,6 @@ def main() -> None:
         modes = ways(args.only, learned.between if learned else ())
         ask(llm, tasks[:3], modes, args.batch)  # warms up
         measured = ask(llm, tasks, modes, args.batch)
-        curves_of: dict[str, Any] = {"curves": {}}
-        if learned and {*learned.between} <= {*measured}:
-            curves_of = choices(llm, tasks, learned, measured)
-            print(
-                f"auto closes {curves_of['closed']:.0%} of what is between weights by hand and an oracle"
-            )
     figures = {name: figures_of(answers) for name, answers in measured.items()}
     rows = []
     for name, row in figures.items():
@@ -158,8 +128,7 @@ def main() -> None:
     kinds = next(iter(figures.values()))["by_kind"]
     show(["", "accuracy", "median ms", "p95 ms", "tokens", "deep", *kinds], rows)
     tasks_of = {"count": args.count, "seed": args.seed}
-    found = {"tasks": tasks_of, "figures": figures}
-    write(args.out, model=args.model or args.mix, **found, **curves_of)
+    write(args.out, model=args.model or args.mix, tasks=tasks_of, figures=figures)
 
 
 if __name__ == "__main__":
