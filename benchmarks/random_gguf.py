@@ -78,6 +78,17 @@ GLM: dict[str, dict[str, Any]] = {
         "num_nextn_predict_layers": 0,
     },
 }  # fmt: skip
+PANGU: dict[str, dict[str, Any]] = {
+    "openPangu-2.0-Flash": {
+        "vocab_size": 151_552, "max_position_embeddings": 524_288, "hidden_size": 2560, "num_hidden_layers": 46,
+        "num_attention_heads": 48, "q_lora_rank": 1024, "kv_lora_rank": 512, "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64, "v_head_dim": 128, "intermediate_size": 9216, "n_routed_experts": 256,
+        "num_experts_per_tok": 8, "moe_intermediate_size": 1024, "n_shared_experts": 1, "first_k_dense_replace": 2,
+        "routed_scaling_factor": 2.5, "norm_topk_prob": True, "param_sink_number": 128, "router_sliding_window": 3,
+        "mhc_num_stream": 4, "mhc_recur_norm": 20, "block_post_layernorm_idx": [0, *range(4, 40, 5)],
+        "index_topk": 2048, "index_n_heads": 24, "index_head_dim": 128,
+    },
+}  # fmt: skip
 MARKS = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 Shapes = dict[str, tuple[int, ...]]
@@ -97,15 +108,14 @@ def tensors(config: ModelConfig) -> Shapes:
         block = re.match(r"model\.layers\.(\d+)\.(.*)", re.sub(r"experts\.\d+", "experts.*", place))
         at, inner = (f"blk.{block[1]}.", block[2]) if block else ("", place)
         ending = ".weight" if name.endswith(".weight") else ""
-        if name in whole or inner in layer:
+        if inner == "self_attn.kv_b_proj":  # keys turned over, and values
+            of = config.layers[0].mixer
+            assert isinstance(of, LatentAttention)
+            found[f"{at}attn_k_b{ending}"] = of.heads, of.latent, of.nope
+            found[f"{at}attn_v_b{ending}"] = of.heads, of.value_dim, of.latent
+        elif name in whole or inner in layer:
             shape = (experts, *shape) if "*" in inner else shape
             found[whole.get(name) or f"{at}{layer[inner]}{ending}"] = shape
-    for name in [name for name in found if "attn_kv_b" in name]:  # keys turned over, and values
-        del found[name]
-        of = config.layers[0].mixer
-        assert isinstance(of, LatentAttention)
-        found[name.replace("kv_b", "k_b")] = of.heads, of.latent, of.nope
-        found[name.replace("kv_b", "v_b")] = of.heads, of.value_dim, of.latent
     for name in [name for name in found if "gate_exps" in name] * (names.architecture == "gemma4"):
         count, inner, hidden = found.pop(name)  # gates above ups
         del found[name.replace("gate", "up")]
@@ -135,7 +145,9 @@ def add_header(writer: GGUFWriter, raw: Mapping[str, Any], known: Mapping[str, s
         if type(raw.get(field)) is int and key not in ("block_count", "attention.head_count_kv"):
             writer.add_uint32(f"{writer.arch}.{key}", raw[field])
     writer.add_block_count(raw["num_hidden_layers"] + raw.get("mtp_num_hidden_layers", 0))
-    {"gemma4": add_gemma, "deepseek2": add_latent}.get(writer.arch, add_qwen)(writer, raw)
+    {"gemma4": add_gemma, "deepseek2": add_latent, "openpangu": add_pangu}.get(
+        writer.arch, add_qwen
+    )(writer, raw)
     writer.add_layer_norm_rms_eps(1e-6)
     tokens = [*MARKS, *sorted(ByteLevel.alphabet()), "he", "Ġt"]
     count = raw["vocab_size"] - len(tokens)
@@ -186,9 +198,21 @@ def add_latent(writer: GGUFWriter, raw: Mapping[str, Any]) -> None:
     writer.add_rope_freq_base(1e6)
 
 
+def add_pangu(writer: GGUFWriter, raw: Mapping[str, Any]) -> None:
+    writer.add_head_count_kv(raw["num_attention_heads"])
+    writer.add_key_length(raw["qk_nope_head_dim"] + raw["qk_rope_head_dim"])
+    writer.add_value_length(raw["v_head_dim"])
+    writer.add_expert_weights_scale(raw["routed_scaling_factor"])
+    writer.add_expert_weights_norm(raw["norm_topk_prob"])
+    writer.add_expert_gating_func(ExpertGatingFuncType.SIGMOID)
+    writer.add_rope_freq_base(6.4e6)
+    for name in ("swa_layers", "sliding_window_list"):
+        writer.add_array(f"{writer.arch}.{name}", raw[name])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("model", choices=[*SHAPES, *GEMMA, *GLM])
+    parser.add_argument("model", choices=[*SHAPES, *GEMMA, *GLM, *PANGU])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--type", choices=sorted(SCALES), default="Q4_1")
     parser.add_argument("--head", choices=sorted(SCALES), default="Q6_K")
@@ -198,12 +222,13 @@ def main() -> None:
     mixed, gemma = "A3B" in args.model, args.model in GEMMA
     architecture = "Gemma4ForCausalLM" if gemma else f"Qwen3_5{'Moe' * mixed}ForCausalLM"
     architecture = "DeepseekV3ForCausalLM" if args.model in GLM else architecture
+    architecture = "OpenPanguV2ForCausalLM" if args.model in PANGU else architecture
     names = family_of(architecture).gguf
     assert names is not None
     if gemma:
         raw = EVERY_GEMMA | GEMMA[args.model]
-    elif args.model in GLM:
-        raw = dict(GLM[args.model])
+    elif args.model in GLM | PANGU:
+        raw = dict((GLM | PANGU)[args.model])
     else:
         raw = dict(zip(FIELDS, SHAPES[args.model])) | USUAL | (EXPERTS if mixed else {})
         raw |= {
@@ -212,6 +237,14 @@ def main() -> None:
             "tie_word_embeddings": not mixed,
         }
     raw["num_hidden_layers"] = args.layers or raw["num_hidden_layers"]
+    if args.model in PANGU:
+        windows = [n for n in range(raw["num_hidden_layers"]) if n % 3]
+        whole = [n for n in raw["block_post_layernorm_idx"] if n < raw["num_hidden_layers"]]
+        raw |= {
+            "swa_layers": windows,
+            "sliding_window_list": [512] * len(windows),
+            "block_post_layernorm_idx": whole,
+        }
     config = ModelConfig.from_json(raw | {"architectures": [architecture]})
     writer = GGUFWriter(args.out, names.architecture)
     add_header(writer, raw, {**GGUF_FIELDS, **names.fields})
@@ -221,6 +254,13 @@ def main() -> None:
     for name, whole in known.items():
         shape = tuple(n for n in whole if n > 1) or (1,)
         exact = len(shape) < 2 or "ssm_conv1d" in name or "ffn_gate_inp" in name
+        exact |= (
+            "mhc" in name
+            or "a_conv" in name
+            or "o_conv" in name
+            or "kv_conv" in name
+            or "param_sink" in name
+        )
         usual = Kind[args.head if shape[0] == config.vocab_size else args.type]
         if shape[-1] % GGML_QUANT_SIZES[usual][0]:
             usual = Kind.Q5_0  # as llama.cpp's own files have it

@@ -74,8 +74,8 @@ struct Layer {
     // of those. Of each head, one behind the other: dims that are not turned -> latent, latent -> values.
     Matrix absorb, expand;
     float latent_eps;  // of the norms of both latents
-    // Of streams, or null: what is read before each sublayer, [MIXES][STREAMS][H padded], of which the norm is a factor,
-    // and behind it biases; and a norm of all of them after the layer, [STREAMS][H padded], which may be null.
+    // Of streams, or null: what is read before each sublayer, by streams and pieces [MIXES][piece], of which the norm is a
+    // factor, and behind it biases; and a norm of all of them after the layer, [STREAMS][H padded], which may be null.
     const float *attention_mix, *mlp_mix, *streams_norm;
 
     bool attends() const { return mixer == ATTENTION || mixer == LATENT; }
@@ -135,7 +135,7 @@ struct Shape {
     int32_t hidden_first;     // in what `entry` reads
     int32_t entry_width;      // of an assistant's target: embedding and hidden state have it, and no norm; 0: H
     // Of the residual in streams, see streams.h; null: there is one.
-    const float* merge_mix;   // what the head reads, [STREAMS][STREAMS][H padded] and biases
+    const float* merge_mix;   // what the head reads, the same with STREAMS for MIXES
     int32_t stream_rounds;
     float streams_eps, merge_eps;  // of the norms before sublayers and before the head
 

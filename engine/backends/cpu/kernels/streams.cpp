@@ -35,15 +35,15 @@ template <class Work> void each_piece(Step& step, int thread, int& phase, Stream
     }, next);
 }
 
-// Products of a row's piece with some outputs, STREAMS at a time; [outputs] are `stride` apart.
-void multiply_piece(const float* x, const float* weights, size_t stride, int count, int outputs, float* to) {
-    for (int o = 0; o < outputs; o += STREAMS, weights += STREAMS * stride) {
+// Products of a row's piece with weights [outputs][count], STREAMS of them at a time.
+void multiply_piece(const float* x, const float* weights, int count, int outputs, float* to) {
+    for (int o = 0; o < outputs; o += STREAMS, weights += STREAMS * count) {
         vf sums[STREAMS][TURNS]{};
         for (int first = 0; first < count; first += SPAN)
             UNROLL for (int t = 0; t < TURNS; t++) {
                 const int k = first + t * W;
                 UNROLL for (int j = 0; j < STREAMS; j++)
-                    sums[j][t] = fma(load<vf>(x + k), load<vf>(weights + j * stride + k), sums[j][t]);
+                    sums[j][t] = fma(load<vf>(x + k), load<vf>(weights + j * count + k), sums[j][t]);
             }
         for (int j = 0; j < STREAMS; j++) to[o + j] = sum(sums[j]);
     }
@@ -58,7 +58,7 @@ void multiply_streams(Step& step, int thread, const float* mix, int outputs, int
             const Streams own(step, row);
             const float* x = own.at(stream, first);
             float* sums = own.sums + (size_t)c * MIX_SUMS;
-            multiply_piece(x, mix + (size_t)stream * width + first, (size_t)STREAMS * width, count, outputs, sums);
+            multiply_piece(x, mix + ((size_t)stream * width + first) * outputs, count, outputs, sums);
             vf squares[TURNS]{};
             for (int k = 0; k < count; k += SPAN)
                 UNROLL for (int t = 0; t < TURNS; t++)

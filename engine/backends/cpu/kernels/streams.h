@@ -10,7 +10,7 @@ struct Step;
 
 constexpr int STREAMS = 4;
 constexpr int MIXES = STREAMS * (STREAMS + 2);   // of a row: what is read, what is taken, what goes from stream to stream
-constexpr int STREAM_PIECE = 512;                // numbers of a stream in a chunk; fixed, since sums depend on it
+constexpr int STREAM_PIECE = 512;                // numbers of a stream in a chunk, as in pieces/layers.py; sums depend on it
 constexpr int MIX_SUMS = MIXES + STREAMS;        // of a chunk: products, and squares
 constexpr float STREAMS_LEAST = 1e-6f;           // beside what is divided by, and of a stream that is read
 

@@ -41,6 +41,7 @@ NORMS = {  # of a layer, by use: names of the kernels
     "ffn": "mlp_norm",
     "ffn_added": "mlp_post_norm",
 }
+PIECE = 512  # numbers of a stream that lie together for all outputs, as in kernels/streams.h
 PARALLEL_NORMS = "dense_post_norm", "expert_norm", "expert_post_norm"  # as in ParallelFfn.norms
 
 
@@ -136,8 +137,10 @@ def _layer(
 def _mix(key: str, module: str, count: int, outputs: int, hidden: int, last: str = "") -> Vector:
     """What weights of streams are made with: factors are multiplied into the matrix, and biases come behind it."""
     names = "phi.weight", "norm_gamma", f"branch_alpha{last}", f"branch_beta{last}"
-    rows = heads_order(outputs * count, hidden)
-    order = np.append(rows, outputs * count * hidden + np.arange(outputs))
+    rows = heads_order(outputs * count, hidden).reshape(outputs, count, -1)
+    cuts = range(PIECE, rows.shape[2], PIECE)
+    each = (x.ravel() for s in range(count) for x in np.split(rows[:, s], cuts, 1))
+    order = np.concatenate((*each, outputs * count * hidden + np.arange(outputs)))
     turn = partial(_with_factors, count, outputs)
     sources = tuple(f"{module}.{name}" for name in names)
     return Vector(key, len(order), torch.float32, sources, order, turn=turn)
