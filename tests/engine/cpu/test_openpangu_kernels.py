@@ -24,7 +24,8 @@ ODD = SEEN | {"hidden_size": 542, "mhc_recur_norm": 3, "router_sliding_window": 
 ODD |= {"kv_lora_rank": 20, "q_lora_rank": 37, "v_head_dim": 10, "num_attention_heads": 3, "num_key_value_heads": 3}
 ODD |= {"num_hidden_layers": 2, "dsa_layers": [0], "swa_layers": [1], "sliding_window_list": [300]}
 ODD |= {"block_post_layernorm_idx": [1], "num_nextn_predict_layers": 0}
-SMALL = ODD | {"hidden_size": 32, "vocab_size": 32, "sliding_window_list": [9], "param_sink_number": 3}
+SMALL = ODD | {"hidden_size": 32, "vocab_size": 32, "param_sink_number": 3, "num_nextn_predict_layers": 2}
+SMALL |= {"swa_layers": [1, 2, 3], "sliding_window_list": [9, 12, 12]}
 TOKENS = np.random.default_rng(3).integers(0, CONFIG["vocab_size"], 600)
 
 
