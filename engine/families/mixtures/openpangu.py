@@ -77,8 +77,8 @@ def _read(raw: ConfigJson) -> DecoderShape:
     )
     windows, whole = _windows(raw), listed_layers(raw, "block_post_layernorm_idx")
     types = raw.get("layer_types") or []  # the same once more
-    if not isinstance(types, list):
-        raise ValueError(f"layer_types {shown(types)} must be a list of types")
+    if not isinstance(types, list) or len(types) not in (0, layer_count(raw)):
+        raise ValueError(f"layer_types {shown(types)} must be a list of {layer_count(raw)} types")
     if wrong := [n for n, kind in enumerate(types) if (kind == SLIDING) != (n in windows)]:
         raise ValueError(
             f"layer_types has {shown(types[wrong[0]])} for layer {wrong[0]}, unlike swa_layers"

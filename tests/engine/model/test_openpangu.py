@@ -143,8 +143,8 @@ def test_the_published_config() -> None:
         ({"index_topk": 0}, "index_topk 0 must be a whole number of at least 1"),
         ({"num_attention_heads": 0}, "num_attention_heads 0 must be a whole number of at least 1"),
         ({"n_group": 4, "topk_group": 2}, "n_group 4 must divide the 6 experts"),
-        ({"layer_types": 5}, "layer_types 5 must be a list of types"),
         ({"layer_types": ["full_attention"] * 4}, "layer_types has 'full_attention' for layer 1, unlike swa_layers"),
+        ({"layer_types": 5}, "layer_types 5 must be a list of 4 types"),
         ({"mhc_gate": 1}, "mhc_gate 1 changes the model in a way that .* does not know here"),
     ],
 )
