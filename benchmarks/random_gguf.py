@@ -1,9 +1,10 @@
-"""A GGUF file of random weights in the shape of a Qwen3.5, Gemma 4 or GLM: what speed is measured with, here and beside others.
+"""A GGUF file of random weights in the shape of a Qwen3.5, Gemma 4, GLM or openPangu: what speed is measured with.
 
     python benchmarks/random_gguf.py 0.8B --out q.gguf
     python benchmarks/random_gguf.py 35B-A3B --layers 8 --type Q4_K --out moe.gguf
     python benchmarks/random_gguf.py gemma4-E4B --type Q4_0 --out gemma.gguf
     python benchmarks/random_gguf.py GLM-4.7-Flash --layers 8 --type Q4_0 --out glm.gguf
+    python benchmarks/random_gguf.py openPangu-2.0-Flash --layers 5 --type Q4_0 --head Q4_0 --no-mtp --out pangu.gguf
     python benchmarks/peers.py --gguf q.gguf --model q.gguf --engines fastslow:file,llama.cpp:file
 
 Matrices are random blocks of --type, embedding and head those of --head; norms, convolutions and routers are float32.
@@ -144,7 +145,8 @@ def add_header(writer: GGUFWriter, raw: Mapping[str, Any], known: Mapping[str, s
     for key, field in known.items():
         if type(raw.get(field)) is int and key not in ("block_count", "attention.head_count_kv"):
             writer.add_uint32(f"{writer.arch}.{key}", raw[field])
-    writer.add_block_count(raw["num_hidden_layers"] + raw.get("mtp_num_hidden_layers", 0))
+    drafts = (raw.get(f"{kind}_layers", 0) for kind in ("mtp_num_hidden", "num_nextn_predict"))
+    writer.add_block_count(raw["num_hidden_layers"] + sum(drafts))
     {"gemma4": add_gemma, "deepseek2": add_latent, "openpangu": add_pangu}.get(
         writer.arch, add_qwen
     )(writer, raw)
@@ -201,7 +203,6 @@ def add_latent(writer: GGUFWriter, raw: Mapping[str, Any]) -> None:
 def add_pangu(writer: GGUFWriter, raw: Mapping[str, Any]) -> None:
     writer.add_head_count_kv(raw["num_attention_heads"])
     writer.add_key_length(raw["qk_nope_head_dim"] + raw["qk_rope_head_dim"])
-    writer.add_value_length(raw["v_head_dim"])
     writer.add_expert_weights_scale(raw["routed_scaling_factor"])
     writer.add_expert_weights_norm(raw["norm_topk_prob"])
     writer.add_expert_gating_func(ExpertGatingFuncType.SIGMOID)
@@ -238,13 +239,11 @@ def main() -> None:
         }
     raw["num_hidden_layers"] = args.layers or raw["num_hidden_layers"]
     if args.model in PANGU:
-        windows = [n for n in range(raw["num_hidden_layers"]) if n % 3]
-        whole = [n for n in raw["block_post_layernorm_idx"] if n < raw["num_hidden_layers"]]
-        raw |= {
-            "swa_layers": windows,
-            "sliding_window_list": [512] * len(windows),
-            "block_post_layernorm_idx": whole,
-        }
+        count, drafts = raw["num_hidden_layers"], 0 if args.no_mtp else 3
+        seen = {n: 512 if n < count else 2048 for n in range(count + drafts) if n % 3 or n >= count}
+        normed = [n for n in raw["block_post_layernorm_idx"] if n < count]
+        raw |= {"swa_layers": [*seen], "sliding_window_list": [*seen.values()]}
+        raw |= {"block_post_layernorm_idx": normed, "num_nextn_predict_layers": drafts}
     config = ModelConfig.from_json(raw | {"architectures": [architecture]})
     writer = GGUFWriter(args.out, names.architecture)
     add_header(writer, raw, {**GGUF_FIELDS, **names.fields})

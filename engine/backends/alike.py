@@ -172,8 +172,9 @@ def _unlike(config: DecoderShape, known: Known) -> Iterator[str]:
     if any(isinstance(mixer, ShortConv) and mixer.bias for mixer in recurrent):
         yield "their short convolutions have no biases"
     first = attending[0]
-    latents = {(x.conv, x.sinks) for n in attending if isinstance(x := n.mixer, LatentAttention)}
-    if len(latents) > 1 or (recurrent and latents - {(0, 0)}):
+    over = [layer.mixer for layer in attending if isinstance(layer.mixer, LatentAttention)]
+    kinds = {(mixer.conv, mixer.sinks) for mixer in over}
+    if len(kinds) > 1 or (recurrent and kinds - {(0, 0)}):
         yield "its layers differ in convolutions beside latents or learned latents"
     if any(layer.streams and not layer.norms.after for layer in config.layers):
         yield "residual streams take what norms come after"

@@ -4,6 +4,7 @@ the engine. Weights are made when they are asked for, by their names in files: a
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+Array = NDArray[Any]
 HC_EPS = 1e-6
 CONFIG: dict[str, Any] = {"architectures": ["OpenPanguV2ForCausalLM"], "model_type": "openpangu_v2"}
 CONFIG |= {"vocab_size": 40, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 4, "hidden_act": "silu"}
@@ -29,12 +30,14 @@ CONFIG |= {"tie_word_embeddings": False, "bos_token_id": 1, "eos_token_id": 2, "
 
 
 def sigmoid(x: Array) -> Array:
-    return 1 / (1 + np.exp(-x))
+    found: Array = 1 / (1 + np.exp(-x))
+    return found
 
 
 def softmax(x: Array) -> Array:
-    found: Array = np.exp(x - x.max(-1, keepdims=True))
-    return found / found.sum(-1, keepdims=True)
+    found = np.exp(x - x.max(-1, keepdims=True))
+    shares: Array = found / found.sum(-1, keepdims=True)
+    return shares
 
 
 def doubly(res: Array, rounds: int) -> Array:
@@ -169,7 +172,7 @@ class Pangu2:
             out[t] += c["routed_scaling_factor"] * scores[t, chosen] / scores[t, chosen].sum() @ every[t, chosen]
         return out
 
-    def sublayer(self, n: int, kind: str, x: Array, places: Array) -> Array:
+    def sublayer(self, n: int, kind: str, places: Array, x: Array) -> Array:
         """With norms before and after."""
         own, before = f"model.layers.{n}", "input" if kind == "attention" else "pre_mlp"
         fresh = self.norm(f"{own}.{before}_layernorm.weight", x)
@@ -183,7 +186,8 @@ class Pangu2:
         return mixed
 
     def embedded(self, tokens: Any) -> Array:
-        return self.w("model.embed_tokens.weight", self.c["vocab_size"], self.c["hidden_size"])[tokens]
+        found: Array = self.w("model.embed_tokens.weight", self.c["vocab_size"], self.c["hidden_size"])[tokens]
+        return found
 
     def states(self, tokens: Any) -> Array:
         """[T, H] after the last norm."""
@@ -193,7 +197,7 @@ class Pangu2:
             for module, kind in (("attn", "attention"), ("mlp", "mlp")):
                 streams = self.connected(
                     f"model.layers.{n}.{module}_mhc_module", streams,
-                    lambda x, n=n, kind=kind: self.sublayer(n, kind, x, places),
+                    partial(self.sublayer, n, kind, places),
                 )  # fmt: skip
             if n in self.c["block_post_layernorm_idx"]:
                 flat = streams.reshape(len(streams), -1)
@@ -216,6 +220,6 @@ class Pangu2:
             both = np.concatenate((pair[0], self.norm(f"{own}.hnorm.weight", state)), -1)
             x = self.linear(f"{own}.eh_proj", both, self.c["hidden_size"])
             for kind in ("attention", "mlp"):
-                x = x + self.sublayer(n, kind, x, k + 1 + np.arange(len(x)))
+                x = x + self.sublayer(n, kind, k + 1 + np.arange(len(x)), x)
             found.append(self.norm(f"{own}.shared_head.norm.weight", x))
         return found[1:]
