@@ -31,6 +31,8 @@ def test_work_is_counted_from_the_tensors() -> None:
     assert work.always + 64 * work.expert + 2 * work.head == work.stored == 71_988_781_056
     assert work.kv == 2 * 48 * 8 * 128 and work.texts == (TextReads(work.kv, 4 * 48 * 40 * 128),)
     assert (work.chosen, work.fewer) == (8, 2)
+    drafting = ForwardWork.of(config_of("openpangu-r-72b"))  # its layer that drafts has keys in memory alone
+    assert drafting.kv / 51 == drafting.texts[0].numbers / 50
 
 
 def test_terms_are_work_over_rates_and_prefill_hides_the_shorter() -> None:

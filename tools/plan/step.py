@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fastslow.engine.kv.state.layout import RowState
+from fastslow.engine.kv.state.layout import RowState, rows_of
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.mixers.grouped import GroupedAttention
 from fastslow.engine.model.mixers.latent import LatentAttention
@@ -125,8 +125,9 @@ class ForwardWork:
         total = sum(every.values())
         ends = embedding + (0 if config.tie_word_embeddings else head)
         layout, found = config.state_layout, Counter[TextReads]()
-        for n, row in layout.rows.items():
-            found.update(TextReads.of(config.layers[n].mixer, row))
+        for layer, row in zip(config.layers, map(rows_of, layout.layers)):
+            if row is not None:
+                found.update(TextReads.of(layer.mixer, row))
         units = RoutedUnits.of(config)
         fast = builtin_modes(units)["fast"]
         count, mixture = getattr(fast, units.name), config.routed
