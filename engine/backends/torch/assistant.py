@@ -37,7 +37,7 @@ class ClusteredHead:
         """f32 [M, V] (f64 for f64)."""
         fit = self._ops.linear(last_MH, *self._centroids).topk(self._chosen, -1).indices
         tokens = self._order[fit].flatten(1)
-        rows = self._embedding[tokens].to(last_MH.dtype)
+        rows = F.embedding(tokens, self._embedding).to(last_MH.dtype)
         found = (rows @ last_MH[..., None]).squeeze(-1).to(wide(last_MH.dtype))
         logits = found.new_full((len(last_MH), self._order.numel()), NO_LOGIT)
         return logits.scatter_(-1, tokens, found)
