@@ -95,7 +95,7 @@ def window_ring(layout: StateLayout, page_size: int, context: int, rows: int) ->
     """Most pages that a request needs in layers with windows, where a step reads so many rows of text (0: whole texts);
     0: they would save less than half of a context's, or there are no such layers."""
     ring = 2 + -(-(layout.window + rows + UNFOLDED) // page_size)
-    pays = rows and layout.window and not layout.running and 2 * ring * page_size <= context
+    pays = rows and layout.window and 2 * ring * page_size <= context
     return ring if pays else 0
 
 

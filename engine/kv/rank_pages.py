@@ -59,12 +59,14 @@ class RankPages:
         """See `PrefixIndex.match`; with windows only pages whose last window is there; with running states only pages
         up to one that has a snapshot, and none where the text finds no room: its state would be copied in vain."""
         pages, digest = self.prefix.match(tokens, root, self.page_size, most, for_all)
-        if self.windows is not None:
-            covered = self.windows.covered(pages)
-        elif self.places is not None:
-            covered = self.places.covered(pages)
-            covered = covered if self._fits(len(tokens), covered) else ()
-        else:
+        covered, count = pages, -1
+        while count != len(covered):  # as far as both hold
+            count = len(covered)
+            covered = covered if self.windows is None else self.windows.covered(covered)
+            covered = covered if self.places is None else self.places.covered(covered)
+        if self.places is not None and not self._fits(len(tokens), covered):
+            covered = ()
+        if len(covered) == len(pages):
             return pages, digest
         return covered, self.prefix.key(covered[-1]).digest if covered else EMPTY
 

@@ -33,6 +33,7 @@ from fastslow.engine.core.engine_core import EngineCore
 from fastslow.engine.core.request import EscalationState, EscalationTarget, Request
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.state import running
+from fastslow.engine.kv.state.layout import UNFOLDED
 from fastslow.engine.model.base import Model, kv_cache_for
 from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
 from fastslow.engine.sampling.confidence import Confidence
@@ -127,9 +128,12 @@ class LayerFuzz:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(running, "EVERY", draws.choice((8, 256)))
             places, snapshots = draws.choice((3, 6)), draws.choice((2, 16))
-            kv = kv_cache_for(self.model, slots // size, size, places=places, snapshots=snapshots)
+            rows, layout, ring = draws.randint(1, 64), self.model.config.state_layout, 0
+            if layout.running and layout.window and size >= self.model.storage.tile:
+                ring = 2 + -(-(layout.window + rows + UNFOLDED) // size)
+            kv = kv_cache_for(self.model, slots // size, size, places=places, snapshots=snapshots, ring=ring)
         made = {Speculation(drafter=name): make(kv) for name, make in self.bench.drafters.items()}
-        core = EngineCore(self.model, kv, DrafterRouter(made), draws.randint(1, 64), 6)
+        core = EngineCore(self.model, kv, DrafterRouter(made), rows, 6)
         core._masks.unfollowed = partial(self._put_off, Random(slots))  # type: ignore[method-assign]
         self.known.clear()
         asked: list[tuple[Wish, Request]] = []

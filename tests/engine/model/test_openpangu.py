@@ -20,6 +20,7 @@ from mtp_tools import SpiedMtp
 from pangu_2_reference import CONFIG, Pangu2
 from safetensors.torch import load_file
 
+from fastslow.engine.kv.budget import context_bytes
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.mixers.latent import LatentAttention
@@ -117,6 +118,7 @@ def test_the_published_config() -> None:
     assert config.context == 524288 and config.seeing_all.context == 2048
     assert RoutedUnits.of(config) == ("experts", 8, 0)
     state = config.state_layout
+    assert context_bytes(state, torch.bfloat16, 1 << 17, 512) < 0.45 * state.token_bytes(torch.bfloat16) * (1 << 17)
     assert state.token_numbers == 49 * 576 + 16 * 128 and state.row_bytes(torch.float32) == 49 * 4 * (1024 + 512 + 6144)
 
 
