@@ -53,7 +53,7 @@ template <int T> struct Sums {
 // Weights::part(w, v, p) is those of input p, for vector v of outputs. One part of all vectors at a time, so
 // that weights take few registers.
 template <class Weights> struct FloatPasses {
-    static constexpr int PASS_ROWS = Weights::PARTS > 1 ? 5 : 6;  // 10 or 12 sums, 2 weights, an input; what parts them
+    static constexpr int PASS_ROWS = W == 8 && Weights::PARTS > 1 ? 5 : 6;  // two sums each, 2 weights, an input, a mask
     static constexpr int ROW_TURN = Weights::PARTS * sizeof(float);
     static constexpr size_t STRETCH = 64 * TURN, STRETCH_INPUTS = 64 * ROW_TURN;
 
