@@ -16,7 +16,9 @@ from pangu_2_reference import CONFIG, Pangu2
 from safetensors.torch import load_file
 
 from fastslow.engine.backends.cpu.pieces import limits
+from fastslow.engine.model.base import kv_cache_for
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.rows import Rows, Segment
 
 pytestmark = compiled
 SEEN: dict[str, Any] = {"index_topk": 1000}  # all of a text, without an indexer
@@ -51,6 +53,23 @@ def fuzz(tmp_path_factory: pytest.TempPathFactory) -> LayerFuzz:
 @FEW_AND_MANY
 def test_answers_are_those_of_plain_decoding(fuzz: LayerFuzz, count: int) -> None:
     fuzz.check(count)
+
+
+def test_states_are_kept_of_rows_whose_logits_nobody_wants(tmp_path: Path) -> None:
+    """The last layer's, too: its convolution of what heads saw."""
+    model, tokens, found = family_tools.load(Pangu2(**SMALL).write(tmp_path), True), [*range(3, 27)], []
+    for wanted in (range(20), ()):
+        kv = kv_cache_for(model, 4)
+        kv.open(0, tokens, None, 0)
+        kv.reserve(0, 24)
+        for first, stop, outputs in ((0, 20, wanted), (20, 24, range(4))):
+            slots, context = kv.slots(0, first, stop), kv.slots(0, 0, first)
+            places, parents = range(first, stop), range(-1, stop - first - 1)
+            segment = Segment(tokens[first:stop], places, parents, slots, context, outputs=outputs)
+            segment.running = kv.running(0, places, stop)
+            out = model.forward(Rows.of([segment]), kv.storage)
+        found.append(out.logits)
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize(
