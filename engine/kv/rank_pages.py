@@ -59,7 +59,8 @@ class RankPages:
         """See `PrefixIndex.match`; with windows only pages whose last window is there; with running states only pages
         up to one that has a snapshot, and none where the text finds no room: its state would be copied in vain."""
         pages, digest = self.prefix.match(tokens, root, self.page_size, most, for_all)
-        covered, count = pages, -1
+        covered: Sequence[int] = pages
+        count = -1
         while count != len(covered):  # as far as both hold
             count = len(covered)
             covered = covered if self.windows is None else self.windows.covered(covered)

@@ -53,7 +53,7 @@ class CommandKind(IntEnum):
     MOVE = 3  # number, sources, targets
     FORWARD = 4  # number, layers, features, rows
     STATES = 5  # running states of a storage: number, (places, snapshots)
-    CLEAR = 6  # number, place
+    CLEAR = 6  # number, (place, layers if not all)
     COPY = 7  # number, (source, target)
     SHIFT = 8  # number, place, sources, targets
 

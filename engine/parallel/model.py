@@ -15,7 +15,7 @@ import tempfile
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import ClassVar, Self
@@ -58,9 +58,9 @@ class ShardedStates(RunningStates):
         self._commands, self._number = kv.commands, kv.number
         self._tell(CommandKind.STATES, sizes)
 
-    def clear(self, place: int) -> None:
-        super().clear(place)
-        self._tell(CommandKind.CLEAR, [place])
+    def clear(self, place: int, layers: Collection[int] | None = None) -> None:
+        super().clear(place, layers)
+        self._tell(CommandKind.CLEAR, [place, *(layers or ())])
 
     def copy(self, source: int, target: int) -> None:
         super().copy(source, target)

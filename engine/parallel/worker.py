@@ -86,11 +86,12 @@ class ShardWorker:
             places, snapshots = parts[1].tolist()
             kv.running = RunningStates(kv.layout, places, snapshots, kv.dtype, self.device)
         elif command.kind is CommandKind.CLEAR:
-            self._states(number).clear(int(parts[1][0]))
+            place, *layers = parts[1].tolist()
+            self._states(number).clear(place, layers or None)
         elif command.kind is CommandKind.COPY:
             self._states(number).copy(*parts[1].tolist())
         elif command.kind is CommandKind.SHIFT:
-            self._states(number).move(int(parts[1][0]), parts[2], parts[3])
+            self._states(number).move(int(parts[1][0]), parts[2].tolist(), parts[3].tolist())
         elif command.kind is CommandKind.FORWARD:
             rows, kv = unpack_rows(parts[3]), self.storages[number]
             self.decoder.forward(rows, kv, parts[1].tolist(), parts[2].tolist())

@@ -263,7 +263,7 @@ def _gguf_peer(folder: Path, name: str) -> None:
 
 def _openpangu(folder: Path, vocab: int = 320) -> None:
     """Every part of openPangu 2.0 in two layers."""
-    layers = {"num_hidden_layers": 2, "dsa_layers": [0], "swa_layers": [1], "sliding_window_list": [6]}
+    layers: dict[str, Any] = {"num_hidden_layers": 2, "dsa_layers": [0], "swa_layers": [1], "sliding_window_list": [6]}
     layers |= {"block_post_layernorm_idx": [0], "num_nextn_predict_layers": 0, "mhc_recur_norm": 3, "index_topk": 128}
     pangu_2_reference.Pangu2(vocab_size=vocab, max_position_embeddings=128, **layers).write(folder)
     write_bpe(folder, MARKS)

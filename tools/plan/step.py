@@ -79,8 +79,7 @@ class TextReads:
 
     def times(self, layers: float) -> TextReads:
         """The same of so many layers."""
-        both = {"numbers": self.numbers * layers, "operations": self.operations * layers}
-        return replace(self, **both)
+        return replace(self, numbers=self.numbers * layers, operations=self.operations * layers)
 
     @classmethod
     def of(cls, mixer: Mixer, row: RowState) -> Iterator[TextReads]:
@@ -88,7 +87,8 @@ class TextReads:
         if isinstance(mixer, LatentAttention):
             operations = 2 * mixer.heads * (row.key_dim + row.value_dim)
             indexer = mixer.indexer
-            most = min(filter(None, (row.window, indexer and indexer.most)), default=0)
+            limits = row.window, indexer.most if indexer is not None else 0
+            most = min(filter(None, limits), default=0)
             yield cls(row.key_dim, operations, most, mixer.sinks)
             if indexer is not None and not indexer.shared:
                 yield cls(indexer.beside, 2 * indexer.heads * indexer.dim)

@@ -1,5 +1,7 @@
 """The kernels that run: the best level that a wheel brings and the chip has, or the one that a variable names."""
 
+import ctypes
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -99,8 +101,8 @@ def test_an_apple_chip_is_asked(has: str, level: str, wheel: Path, monkeypatch: 
         return -(has not in name.decode())
 
     use(monkeypatch, levels.ARM_ADDED)
-    monkeypatch.setattr(levels.sys, "platform", "darwin")
-    monkeypatch.setattr(levels.ctypes, "CDLL", lambda _: SimpleNamespace(sysctlbyname=sysctlbyname))
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(sysctlbyname=sysctlbyname))
     assert library.level() == level
 
 
