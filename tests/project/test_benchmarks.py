@@ -123,6 +123,15 @@ def test_random_files_of_a_models_shape_run(name: str, kind: str, place: Place) 
     assert len(plain.token_ids) == 8 and plain.token_ids == drafted.token_ids
 
 
+def test_a_random_file_with_latents_runs(place: Place) -> None:
+    small = {"vocab_size": 512, "hidden_size": 64, "num_attention_heads": 2, "q_lora_rank": 32, "kv_lora_rank": 32}
+    small |= {"qk_nope_head_dim": 32, "v_head_dim": 32, "intermediate_size": 64, "moe_intermediate_size": 32}
+    place.patch.setitem(random_gguf.GLM, "GLM-4.7-Flash", random_gguf.GLM["GLM-4.7-Flash"] | small)
+    place.run("random_gguf", "GLM-4.7-Flash --type Q4_0 --head Q8_0 --layers 2 --out {folder}/m.gguf")
+    with LLM(place.out.with_name("m.gguf")) as llm:
+        assert len(llm.generate("the", SamplingParams(max_tokens=8, ignore_eos=True)).token_ids) == 8
+
+
 @pytest.mark.slow
 def test_two_checkouts_are_compared_on_prompts_of_every_kind(place: Place) -> None:
     place.run(
