@@ -129,7 +129,8 @@ class LayerFuzz:
             patch.setattr(running, "EVERY", draws.choice((8, 256)))
             places, snapshots = draws.choice((3, 6)), draws.choice((2, 16))
             rows, layout, ring = draws.randint(1, 64), self.model.config.state_layout, 0
-            if layout.running and layout.window and size >= self.model.storage.tile:
+            kind = self.model.storage
+            if kind.has_windows and layout.running and layout.window and size >= kind.tile:
                 ring = 2 + -(-(layout.window + rows + UNFOLDED) // size)
             kv = kv_cache_for(self.model, slots // size, size, places=places, snapshots=snapshots, ring=ring)
         made = {Speculation(drafter=name): make(kv) for name, make in self.bench.drafters.items()}
