@@ -124,7 +124,7 @@ class LayerFuzz:
         return self.counts
 
     def _round(self, draws: Random, slots: int) -> None:
-        size = draws.choice((1, 4, 4, 16))
+        size, slots = draws.choice((1, 4, 4, 16)), slots * self.model.storage.dp_ranks  # of which a request is on one
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(running, "EVERY", draws.choice((8, 256)))
             places, snapshots = draws.choice((3, 6)), draws.choice((2, 16))
