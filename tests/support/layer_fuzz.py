@@ -118,7 +118,7 @@ class LayerFuzz:
         for n in range(0, requests, ROUND):
             self._round(draws, SLOTS[n // ROUND % len(SLOTS)])
         floors = dict.fromkeys((f"drafted by {name}" for name in self.bench.drafters), 2)
-        floors |= FLOORS | ({"fewer": 10, "restarted": 2} if self.most > 1 else {})
+        floors |= FLOORS | ({"fewer": 10 if self.most > 2 else 5, "restarted": 2} if self.most > 1 else {})
         few = {n: self.counts[n] for n, least in floors.items() if self.counts[n] < least * requests // 60}
         assert not few, f"too little happened: {few} of {self.counts}"
         return self.counts
