@@ -95,12 +95,12 @@ def test_every_command_has_help_and_an_example(name: str) -> None:
 BY_NAME = ("generate", "chat", "plan", "bench", "tune", "train-draft", "corpus build", "corpus add")
 
 
-@pytest.mark.parametrize("name", (*BY_NAME, "simulate measure", "serve", "inspect", "modes"))
+@pytest.mark.parametrize("name", (*BY_NAME, "serve", "inspect", "modes"))
 def test_every_command_takes_its_model_by_position(name: str) -> None:
     result = CliRunner().invoke(app, [*name.split(), "--help"], env={"COLUMNS": "120"})
     usage = next(line for line in result.output.splitlines() if "Usage:" in line)
     assert re.search(r"\b(MODEL|TARGET)[]}]?$", usage.strip().upper()), usage
-    if name in (*BY_NAME, "simulate measure"):
+    if name in BY_NAME:
         assert re.search("--(model|target) ", result.output)
 
 

@@ -29,7 +29,6 @@ COMMANDS = {  # name -> where it is, and its line of help
     "tune": ("drafting.tune", "Find the drafter, the modes or the groups for your prompts."),
     "train-draft": ("drafting.train_draft", "Train a draft head for a model."),
     "corpus": ("drafting.corpus", "Build a corpus of answers, from which suffix drafts copy."),
-    "simulate": ("simulate", "Predict a cluster of replicas on this machine."),
 }
 
 BEGIN = """\

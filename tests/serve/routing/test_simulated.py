@@ -1,47 +1,38 @@
-"""The router before simulated replicas: of 8 places whose steps each answer makes longer."""
+"""The router before simulated replicas: what quick requests wait beside deep ones, and what caches find."""
 
-from functools import partial
-from typing import Any
-
+import numpy as np
 import pytest
+from simulated_replicas import Asked, beginnings, make_trace, simulate
 
 from fastslow.serve.engines.routing.settings import RoutingSettings
-from fastslow.tools.simulate import cluster
-from fastslow.tools.simulate.cluster import SimulatedCluster
-from fastslow.tools.simulate.costs import ModeSteps, ReplicaCosts
-from fastslow.tools.simulate.figures import ModeFigures, by_mode
-from fastslow.tools.simulate.synthetic import TraceRecipe, make_trace
 
-STEPS = ModeSteps(rows=(1, 8, 512), seconds=(0.05, 0.085, 0.085))
-SMALL = ReplicaCosts(modes={"fast": STEPS, "deep": STEPS}, pages=20_000, max_running=8)
+OURS = RoutingSettings(seed=0)
 
 
-def run(costs: ReplicaCosts, replicas: int, recipe: TraceRecipe) -> dict[str, ModeFigures]:
-    """Figures by mode."""
-    return by_mode(SimulatedCluster(make_trace(recipe), costs, replicas).run())
-
-
-def small(rate: float, deep: float, system_tokens: int = 100) -> TraceRecipe:
-    usual: dict[str, Any] = {"requests": 600, "deep_tokens": 400, "answer_tokens": 10}
-    usual |= {"bots": 6, "latency_ms": 1000}
-    return TraceRecipe(rate=rate, deep=deep, system_tokens=system_tokens, **usual)
+def waits(trace: list[Asked], deep: bool, share: float) -> float:
+    """Seconds to the first token that this share of the quick or the deep ones stays below."""
+    return float(np.quantile([one.first for one in trace if one.routed.deep is deep], share))
 
 
 @pytest.mark.parametrize("replicas", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_quick_ones_hardly_feel_a_flood_of_deep_ones(replicas: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    alone = run(SMALL, replicas, small(1.4 * replicas, deep=0))["fast"].first[1]
-    flood = small(2 * replicas, deep=0.3)
-    ours = run(SMALL, replicas, flood)
-    monkeypatch.setattr(cluster, "RoutingSettings", partial(RoutingSettings, reserved_seconds=-1.0))
-    shared = run(SMALL, replicas, flood)
-    assert ours["fast"].first[1] <= 1.5 * alone < 8 * alone < shared["fast"].first[1]
-    assert ours["deep"].first[0] <= 3 * shared["deep"].first[0], "they have the other replicas"
+def test_quick_ones_hardly_feel_a_flood_of_deep_ones(replicas: int) -> None:
+    alone, ours, shared = (make_trace(rate * replicas, think, 100) for rate, think in ((1.4, 0), (2, 0.3), (2, 0.3)))
+    simulate(alone, replicas, OURS)
+    simulate(ours, replicas, OURS)
+    simulate(shared, replicas, RoutingSettings(seed=0, reserved_seconds=-1.0))
+    usual = waits(alone, False, 0.95)
+    assert waits(ours, False, 0.95) <= 1.5 * usual < 8 * usual < waits(shared, False, 0.95)
+    assert waits(ours, True, 0.5) <= 3 * waits(shared, True, 0.5), "they have the other replicas"
 
 
 @pytest.mark.parametrize("replicas", [3, pytest.param(10, marks=pytest.mark.slow)])
 def test_nine_tenths_of_the_prefixes_that_one_cache_would_find(replicas: int) -> None:
-    recipe = small(replicas, deep=0.1, system_tokens=400)
-    quick = ModeSteps(rows=STEPS.rows, seconds=tuple(one / replicas for one in STEPS.seconds))
-    as_large = ReplicaCosts(modes={"fast": quick, "deep": quick}, pages=20_000 * replicas, max_running=8 * replicas)
-    possible = run(as_large, 1, recipe)["all"].hit_rate
-    assert run(SMALL, replicas, recipe)["all"].hit_rate >= 0.9 * possible > 0.3
+    trace = make_trace(replicas, 0.1, 400)
+    simulate(trace, replicas, OURS)
+    seen: set[tuple[str, ...]] = set()
+    possible = 0
+    for one in trace:
+        possible += sum(len(text[-1]) // 4 for text in beginnings(one.pieces) if text in seen)
+        seen.update(beginnings(one.pieces))
+    every = sum(one.routed.prompt_tokens for one in trace)
+    assert sum(one.cached for one in trace) >= 0.9 * possible > 0.3 * every

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastslow.engine.checked import Params
-from fastslow.tools.cli.options import check_writable, expand_options
+from fastslow.tools.cli.options import expand_options
 from fastslow.tools.job_options import field
 
 if TYPE_CHECKING:
@@ -48,9 +47,6 @@ class PlanOptions(Params):
     weights: Literal["w8a8", "bf16"] = field("w8a8", "format of the weights")
     kv: Literal["bf16", "int8"] = field("bf16", "format of keys and values")
     as_json: bool = field(False, "one JSON object", names="--json")
-    costs: Path | None = field(
-        None, "JSON file for the steps of a replica: `fastslow simulate run` reads it"
-    )
 
 
 @expand_options
@@ -61,11 +57,8 @@ def plan(options: PlanOptions) -> None:
     Examples:
       fastslow plan
       fastslow plan --cards 4 --sequence 2048 --latency-ms 100
-      fastslow plan --cards 4 --costs costs.json
       fastslow plan path/to/checkpoint --device h100 --batch 1 --acceptance 0.8
     """
-    if options.costs is not None:
-        check_writable(options.costs)
     from fastslow.tools.cli.screen import console, quiet_log, show, write_json
     from fastslow.tools.plan import search
     from fastslow.tools.plan.device import DEVICES
@@ -102,11 +95,6 @@ def plan(options: PlanOptions) -> None:
         f"{options.model}, {options.weights}, KV {options.kv}, {sequence} tokens a request"
         + (f", mode {options.mode}: {experts} experts a token" if work.experts else "")
     )
-    if options.costs is not None:
-        from fastslow.tools.plan.replica_costs import planned_costs
-        from fastslow.tools.simulate.costs import write_costs
-
-        write_costs(options.costs, planned_costs(setting.of(work), f"planned: {title}"))
     if options.as_json:
         write_json(_record(setting, choices, top, prefill, sequence))
         return

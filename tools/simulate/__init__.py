@@ -1,1 +1,0 @@
-"""Replicas without machines: made or recorded requests through the real router, with planned or measured steps."""
