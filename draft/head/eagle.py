@@ -18,7 +18,7 @@ from fastslow.engine.backends.cpu.library import LIMITS
 from fastslow.engine.checkpoint.row_file import RowFile
 from fastslow.engine.host.files import about, is_file, read_object, shown
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.family import MOST_WIDTH, boolean, integer, integers
+from fastslow.engine.model.config_json import ConfigJson
 from fastslow.engine.model.mixers.rope import Rope, inverse_frequencies
 
 ORIGINAL = ("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM", "LlamaForCausalLM")
@@ -96,20 +96,21 @@ class EagleConfig:
             raise ValueError(
                 f"{MODEL_TYPE} {shown(raw[MODEL_TYPE])} is not supported, only 'eagle3' is"
             )
+        raw = ConfigJson(raw)
         inner = _inner(raw, "transformer_layer_config") if speculators else raw
         kind = inner.get("model_type", "llama")
         if kind not in ("llama", "qwen3"):
             raise ValueError(f"model_type {shown(kind)} of the layer is not one of llama, qwen3")
         if not speculators:
             _check_original(raw)
-        if (layers := integer(inner, "num_hidden_layers", 1)) != 1:
+        if (layers := inner.integer("num_hidden_layers", 1)) != 1:
             raise ValueError(f"num_hidden_layers {layers} is not supported, only 1 is")
         fields = {name: inner[name] for name in LAYER_FIELDS if name in inner}
         fields.setdefault("max_position_embeddings", POSITIONS)
         layer = ModelConfig.from_json(
             {**fields, "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 1}
         )
-        theirs = integer(raw, "target_hidden_size", layer.hidden_size, most=MOST_WIDTH)
+        theirs = raw.width("target_hidden_size", layer.hidden_size)
         if theirs != target.hidden_size:
             raise ValueError(
                 f"the head is of a target with hidden_size {theirs}, this one has {target.hidden_size}"
@@ -120,7 +121,7 @@ class EagleConfig:
                 f"{target.vocab_size}"
             )
         read = _layers(raw, len(target.layers))
-        each, whole = boolean(raw, "fc_norm", False), boolean(raw, "norm_before_fc", False)
+        each, whole = raw.boolean("fc_norm"), raw.boolean("norm_before_fc")
         if each and whole:
             raise ValueError("fc_norm and norm_before_fc exclude each other")
         most = min(target.context, LIMITS["window"][1])
@@ -137,7 +138,7 @@ class EagleConfig:
             eps=alike.eps,
             window=min(window, most) if window else most,
             layers=read,
-            vocabulary=integer(raw, "draft_vocab_size", layer.vocab_size, most=layer.vocab_size),
+            vocabulary=raw.integer("draft_vocab_size", layer.vocab_size, layer.vocab_size),
             prompt=most,  # it was trained on whole texts
         )
         shape.check()
@@ -148,20 +149,20 @@ class EagleConfig:
             target_vocab=target.vocab_size,
             head_norms=kind == "qwen3",
             normed_together=theirs if each else len(read) * theirs if whole else 0,
-            normed_residual=boolean(raw, "norm_before_residual", False),
-            normed_output=boolean(raw, "norm_output", False),
+            normed_residual=raw.boolean("norm_before_residual"),
+            normed_output=raw.boolean("norm_output"),
             prefix="layers.0." if speculators else "midlayer.",
         )
 
 
-def _inner(raw: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+def _inner(raw: ConfigJson, name: str) -> ConfigJson:
     inner = raw.get(name)
     if not isinstance(inner, Mapping):
         raise ValueError(f"{name} must be an object, got {shown(inner)}")
-    return inner
+    return ConfigJson(inner)
 
 
-def _check_original(raw: Mapping[str, Any]) -> None:
+def _check_original(raw: ConfigJson) -> None:
     names = raw.get("architectures")
     architecture = names[0] if isinstance(names, list) and names else names
     if architecture not in ORIGINAL or "draft_vocab_size" not in raw:
@@ -171,16 +172,16 @@ def _check_original(raw: Mapping[str, Any]) -> None:
         )
 
 
-def _layers(raw: Mapping[str, Any], count: int) -> tuple[int, ...]:
+def _layers(raw: ConfigJson, count: int) -> tuple[int, ...]:
     """Target layers whose outputs are read. Published numbers count what a layer takes in, so that 1 is the
     first layer's output; those inside `eagle_config` count outputs, as SGLang reads them."""
-    nested = _inner(raw, "eagle_config") if raw.get("eagle_config") is not None else {}
-    if not boolean(nested, "use_aux_hidden_state", True):
+    nested = raw.inside("eagle_config")
+    if not nested.boolean("use_aux_hidden_state", True):
         raise ValueError("use_aux_hidden_state false is not supported, only true is")
     if nested.get(IDS) is not None:
-        found = integers(nested, IDS)
+        found = nested.integers(IDS)
     elif raw.get(IDS) is not None:
-        found = tuple(n - 1 for n in integers(raw, IDS))
+        found = tuple(n - 1 for n in raw.integers(IDS))
     else:
         found = (1, count // 2 - 1, count - 4)
         if len(set(found)) < 3 or min(found) < 0:
@@ -195,12 +196,12 @@ def _layers(raw: Mapping[str, Any], count: int) -> tuple[int, ...]:
     return found
 
 
-def _window(inner: Mapping[str, Any]) -> int:
+def _window(inner: ConfigJson) -> int:
     """Rows that the layer sees; 0: all."""
     kinds = inner.get("layer_types") or ["full_attention"]
     if not isinstance(kinds, list) or kinds[0] not in ("full_attention", "sliding_attention"):
         raise ValueError(f"layer_types {shown(kinds)} must begin with full or sliding attention")
-    return integer(inner, "sliding_window") if kinds[0] == "sliding_attention" else 0
+    return inner.integer("sliding_window") if kinds[0] == "sliding_attention" else 0
 
 
 def read_eagle(folder: Path, target: ModelConfig) -> tuple[EagleConfig, dict[str, Tensor]]:

@@ -17,13 +17,8 @@ from torch import Tensor
 from fastslow.engine.host.files import about, shown
 from fastslow.engine.host.gguf_file import GgufFile, GgufTensor, read_gguf
 from fastslow.engine.model.config import LISTS, ROPE_FACTORS, own_layers
-from fastslow.engine.model.family import (
-    GGUF_TOP,
-    MOST_EXPERTS,
-    Fields,
-    GgufNames,
-    gguf_family,
-)
+from fastslow.engine.model.config_json import MOST_EXPERTS
+from fastslow.engine.model.family import GGUF_TOP, Fields, GgufNames, gguf_family
 
 FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 

@@ -11,24 +11,13 @@ from fastslow.engine.families.reading import (
     activation_of,
     attending,
     decoder,
-    layer_count,
     rope_fields,
     window_of,
     windows_by_type,
 )
 from fastslow.engine.host.files import shown
-from fastslow.engine.model.family import (
-    GGUF_EXPERTS,
-    GGUF_LAYER,
-    MOST_EXPERTS,
-    MOST_WIDTH,
-    ConfigJson,
-    Family,
-    GgufNames,
-    boolean,
-    integer,
-    number,
-)
+from fastslow.engine.model.config_json import ConfigJson
+from fastslow.engine.model.family import GGUF_EXPERTS, GGUF_LAYER_POST, Family, GgufNames
 from fastslow.engine.model.ffn.dense import DenseMlp
 from fastslow.engine.model.ffn.experts import RoutedExperts
 from fastslow.engine.model.ffn.router import Router
@@ -50,29 +39,23 @@ def read(raw: ConfigJson) -> DecoderShape:
     """Softmax over the logits of the chosen experts. Missing fields have the values of transformers."""
     if not rope_fields(raw):
         raw = raw.changed(rope_scaling=YARN)
-    mixer = attending(raw, theta=THETA, head_dim=64)
+    mixer = attending(raw, theta=THETA, head_dim=64, bias="attention_bias", biased=True)
     if activation_of(raw) != "silu":
         raise ValueError(
             f"hidden_act {shown(raw.get('hidden_act'))} is not supported, only 'silu' is"
         )
-    usual = [FULL if n % 2 else SLIDING for n in range(layer_count(raw))]
+    usual = [FULL if n % 2 else SLIDING for n in range(raw.layers)]
     windows = windows_by_type(raw, window_of(raw, 128), usual)
-    bias = boolean(raw, "attention_bias", True)
-    top_k = integer(raw, "num_experts_per_tok", 4)
-    if integer(raw, "experts_per_token", top_k) != top_k:
+    top_k = raw.integer("num_experts_per_tok", 4)
+    if raw.integer("experts_per_token", top_k) != top_k:
         raise ValueError(f"experts_per_token must be num_experts_per_tok {top_k}")
     experts = "num_local_experts" if "num_local_experts" in raw else "num_experts"
-    swiglu = ClampedSwiglu(number(raw, "swiglu_alpha", 1.702), number(raw, "swiglu_limit", 7.0))
-    width = integer(raw, "intermediate_size", most=MOST_WIDTH)
-    ffn = RoutedExperts(
-        Router("chosen", top_k, bias=True),
-        integer(raw, experts, most=MOST_EXPERTS),
-        DenseMlp(width, swiglu, bias=True),
-    )
-    mixer = replace(mixer, qkv_bias=bias, out_bias=bias, sink_logits=True)
+    swiglu = ClampedSwiglu(raw.number("swiglu_alpha", 1.702), raw.number("swiglu_limit", 7.0))
+    expert = DenseMlp(raw.width("intermediate_size"), swiglu, bias=True)
+    ffn = RoutedExperts(Router("chosen", top_k, bias=True), raw.experts(experts), expert)
 
     def one(n: int, layer: Layer) -> Layer:
-        return replace(layer, mixer=replace(mixer, window=windows[n]))
+        return replace(layer, mixer=replace(mixer, window=windows[n], sink_logits=True))
 
     shape = decoder(raw, Layer(mixer, ffn)).each(one)
     return replace(shape, fused=("experts in turn",), renames=((".mlp.router.", ".mlp.gate."),))
@@ -84,8 +67,7 @@ FAMILY = Family(
     GgufNames(
         "gpt-oss",
         {
-            **{name: place for name, place in GGUF_LAYER.items() if not name.startswith("ffn_")},
-            "post_attention_norm": "post_attention_layernorm",
+            **{n: place for n, place in GGUF_LAYER_POST.items() if not n.startswith("ffn_")},
             "attn_sinks.weight": "self_attn.sinks",
             **GGUF_EXPERTS,
         },

@@ -6,30 +6,21 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from fastslow.engine.families.reading import FULL, attending, decoder, layer_count, layer_types
+from fastslow.engine.families.reading import FULL, attending, decoder, layer_types, norm_of
 from fastslow.engine.host.files import shown
+from fastslow.engine.model.config_json import ConfigJson
 from fastslow.engine.model.family import (
+    GGUF_EXPERT_FIELDS,
     GGUF_EXPERTS,
     GGUF_HEAD_NORMS,
     GGUF_LAYER,
-    LEAST_EPS,
-    MOST_EPS,
-    MOST_EXPERTS,
-    MOST_WIDTH,
-    ConfigJson,
     Family,
     GgufNames,
-    boolean,
-    count,
-    integer,
-    integers,
-    number,
 )
 from fastslow.engine.model.ffn.dense import DenseMlp
 from fastslow.engine.model.ffn.experts import RoutedExperts
 from fastslow.engine.model.ffn.router import Router
 from fastslow.engine.model.mixers.short_conv import ShortConv
-from fastslow.engine.model.norms import RmsNorm
 from fastslow.engine.model.parts import FeedForward
 from fastslow.engine.model.shape import DecoderShape, Layer
 
@@ -56,13 +47,13 @@ RENAMES = (
 def _dense(raw: ConfigJson) -> DecoderShape:
     """MLPs of two thirds of the width that is said, unless `block_auto_adjust_ff_dim` is false."""
     name = "intermediate_size" if raw.get("block_ff_dim") is None else "block_ff_dim"
-    width = integer(raw, name, most=MOST_WIDTH)
-    adjusts = boolean(raw, "block_auto_adjust_ff_dim", True)
-    factor, unit = raw.get("block_ffn_dim_multiplier", 1.0), integer(raw, "block_multiple_of", 256)
+    width = raw.width(name)
+    adjusts = raw.boolean("block_auto_adjust_ff_dim", True)
+    factor, unit = raw.get("block_ffn_dim_multiplier", 1.0), raw.integer("block_multiple_of", 256)
     if adjusts:
         width = int(2 * width / 3)
         if factor is not None:
-            width = int(number(raw, "block_ffn_dim_multiplier", 1.0) * width)
+            width = int(raw.number("block_ffn_dim_multiplier", 1.0) * width)
             width = unit * -(-width // unit)
     return _mixed(raw, DenseMlp(width))
 
@@ -71,42 +62,41 @@ def _moe(raw: ConfigJson) -> DecoderShape:
     """The first `num_dense_layers` are dense."""
     router = Router(
         "sigmoid",
-        integer(raw, "num_experts_per_tok", 4),
-        normed=boolean(raw, "norm_topk_prob", True),
-        scale=number(raw, "routed_scaling_factor", 1.0),
-        choice_bias=boolean(raw, "use_expert_bias", True),
+        raw.integer("num_experts_per_tok", 4),
+        normed=raw.boolean("norm_topk_prob", True),
+        scale=raw.number("routed_scaling_factor", 1.0),
+        choice_bias=raw.boolean("use_expert_bias", True),
         weights_eps=WEIGHTS_EPS,
     )
-    expert = DenseMlp(integer(raw, "moe_intermediate_size", most=MOST_WIDTH))
-    routed = RoutedExperts(router, integer(raw, "num_experts", most=MOST_EXPERTS), expert)
-    dense = DenseMlp(integer(raw, "intermediate_size", most=MOST_WIDTH))
-    plain = 2 if raw.get("num_dense_layers") is None else count(raw, "num_dense_layers")
-    return _mixed(raw, *[dense] * plain, routed)
+    expert = DenseMlp(raw.width("moe_intermediate_size"))
+    routed = RoutedExperts(router, raw.experts("num_experts"), expert)
+    dense = DenseMlp(raw.width("intermediate_size"))
+    return _mixed(raw, *[dense] * raw.count("num_dense_layers", 2), routed)
 
 
 def _mixed(raw: ConfigJson, *ffns: FeedForward) -> DecoderShape:
     """A decoder with these in its first layers; the last of them is that of all others, too. Without `layer_types` the
     layers `full_attn_idxs` have attention, and without these all."""
-    norm = RmsNorm(number(raw, "norm_eps", 1e-5, LEAST_EPS, MOST_EPS))
+    norm = norm_of(raw, 1e-5, "norm_eps")
     for name, other in SAME.items():
         said, usual = raw.get(name), raw.get(other)
         if None not in (said, usual) and said != usual:
             raise ValueError(f"{name} {shown(said)} must be {other} {shown(usual)}")
     for name in ("block_use_swiglu", "use_pos_enc"):
-        if not boolean(raw, name, True):
+        if not raw.boolean(name, True):
             raise ValueError(f"{name} false is not supported")
-    attention = replace(attending(raw, theta=1e6), query_norm=norm, key_norm=norm)
-    kernel, bias = integer(raw, "conv_L_cache", 3), boolean(raw, "conv_bias", False)
-    conv = ShortConv(integer(raw, "hidden_size", most=MOST_WIDTH), kernel, bias)
-    full, every = integers(raw, "full_attn_idxs"), raw.get("full_attn_idxs") is None
-    usual = [FULL if every or n in full else CONV for n in range(layer_count(raw))]
+    attention = attending(raw, theta=1e6, head_norm=norm)
+    kernel, bias = raw.integer("conv_L_cache", 3), raw.boolean("conv_bias")
+    conv = ShortConv(raw.width("hidden_size"), kernel, bias)
+    full, every = raw.integers("full_attn_idxs"), raw.get("full_attn_idxs") is None
+    usual = [FULL if every or n in full else CONV for n in range(raw.layers)]
     types, last = layer_types(raw, (FULL, CONV), usual), len(ffns) - 1
 
     def one(n: int, layer: Layer) -> Layer:
         mixer = attention if types[n] == FULL else conv
         return replace(layer, mixer=mixer, ffn=ffns[min(n, last)])
 
-    tied = boolean(raw, "tie_embedding", boolean(raw, "tie_word_embeddings", True))
+    tied = raw.boolean("tie_embedding", raw.boolean("tie_word_embeddings", True))
     shape = decoder(raw, Layer(attention, ffns[last]), norm=norm).each(one)
     return replace(shape, tie_word_embeddings=tied, renames=RENAMES)
 
@@ -147,9 +137,7 @@ MOE_NAMES = replace(
     },
     fields={
         **NAMES.fields,
-        "expert_count": "num_experts",
-        "expert_used_count": "num_experts_per_tok",
-        "expert_feed_forward_length": "moe_intermediate_size",
+        **GGUF_EXPERT_FIELDS,
         "leading_dense_block_count": "num_dense_layers",
         "expert_weights_scale": "routed_scaling_factor",
         "expert_weights_norm": "norm_topk_prob",

@@ -10,20 +10,19 @@ from fastslow.engine.families.reading import (
     attending,
     decoder,
     feeding,
-    layer_count,
     window_of,
     windows_by_type,
 )
 from fastslow.engine.host.files import shown
-from fastslow.engine.model.family import GGUF_LAYER, ConfigJson, Family, GgufNames, boolean, integer
+from fastslow.engine.model.config_json import ConfigJson
+from fastslow.engine.model.family import GGUF_LAYER, Family, GgufNames
 from fastslow.engine.model.shape import DecoderShape, Layer
 
 
 def _llama(raw: ConfigJson) -> DecoderShape:
     """Biases of all four matrices of attention, or of all three of the MLP, where switched on."""
-    bias = boolean(raw, "attention_bias", False)
-    mixer = replace(attending(raw), qkv_bias=bias, out_bias=bias)
-    return decoder(raw, Layer(mixer, feeding(raw, bias=boolean(raw, "mlp_bias", False))))
+    mlp = feeding(raw, bias=raw.boolean("mlp_bias"))
+    return decoder(raw, Layer(attending(raw, bias="attention_bias"), mlp))
 
 
 def _mistral(raw: ConfigJson) -> DecoderShape:
@@ -34,33 +33,30 @@ def _mistral(raw: ConfigJson) -> DecoderShape:
 
 def _smollm3(raw: ConfigJson) -> DecoderShape:
     """Layers with a 0 in `no_rope_layers`, else each `no_rope_layer_interval`-th, do not rotate."""
-    layers, turns = layer_count(raw), raw.get("no_rope_layers")
-    interval = integer(raw, "no_rope_layer_interval", 4)
+    layers, turns = raw.layers, raw.get("no_rope_layers")
+    interval = raw.integer("no_rope_layer_interval", 4)
     if turns is None:
         turns = [int((n + 1) % interval != 0) for n in range(layers)]
     if not isinstance(turns, list) or len(turns) < layers or set(map(str, turns)) - {"0", "1"}:
         raise ValueError(
             f"no_rope_layers {shown(turns)} must be a list of 0 and 1 for each of {layers} layers"
         )
-    window = window_of(raw, switch=boolean(raw, "use_sliding_window", False))
+    window = window_of(raw, switch=raw.boolean("use_sliding_window"))
     usual = [FULL if turns[n] or not window else SLIDING for n in range(layers)]
     windows = windows_by_type(raw, window, usual)
-    bias = boolean(raw, "attention_bias", False)
-    mixer = replace(attending(raw, theta=2e6), qkv_bias=bias, out_bias=bias)
+    mixer = attending(raw, theta=2e6, bias="attention_bias")
 
     def one(n: int, layer: Layer) -> Layer:
         rope = mixer.rope if turns[n] else None
         return replace(layer, mixer=replace(mixer, rope=rope, window=windows[n]))
 
-    ffn = feeding(raw, bias=boolean(raw, "mlp_bias", False))
+    ffn = feeding(raw, bias=raw.boolean("mlp_bias"))
     return decoder(raw, Layer(mixer, ffn), tied=True).each(one)
 
 
 def _embedded(raw: ConfigJson) -> DecoderShape:
     """Biases of q, k, v, o, unless `bias` is false. openPangu-R-7B-2512, another network, is refused by its fields."""
-    bias = boolean(raw, "bias", True)
-    mixer = replace(attending(raw), qkv_bias=bias, out_bias=bias)
-    return decoder(raw, Layer(mixer, feeding(raw)))
+    return decoder(raw, Layer(attending(raw, bias="bias", biased=True), feeding(raw)))
 
 
 LLAMA = Family(("LlamaForCausalLM",), _llama, GgufNames("llama", GGUF_LAYER, interleaved=True))

@@ -7,27 +7,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fastslow.engine.families.reading import (
-    activation_of,
     attending,
     decoder,
     dense_layers,
-    feeding,
+    mixture,
     norm_of,
+    with_dense,
 )
 from fastslow.engine.host.files import shown
-from fastslow.engine.model.family import (
-    MOST_EXPERTS,
-    MOST_WIDTH,
-    ConfigJson,
-    Family,
-    boolean,
-    count,
-    integer,
-    number,
-    text,
-)
-from fastslow.engine.model.ffn.dense import DenseMlp
-from fastslow.engine.model.ffn.experts import RoutedExperts
+from fastslow.engine.model.config_json import ConfigJson
+from fastslow.engine.model.family import Family
 from fastslow.engine.model.ffn.router import GroupRouter, Router
 from fastslow.engine.model.mixers.grouped import GroupedAttention
 from fastslow.engine.model.shape import DecoderShape, Layer, MtpLayer
@@ -48,46 +37,33 @@ def _decoder(
     raw: ConfigJson, mixer: GroupedAttention, router: GroupRouter | Router
 ) -> DecoderShape:
     """A shared expert and routed ones in all layers, but for those that are dense."""
-    act = activation_of(raw)
-    ffn = RoutedExperts(
-        router,
-        integer(raw, "num_experts", most=MOST_EXPERTS),
-        DenseMlp(integer(raw, "moe_intermediate_size", most=MOST_WIDTH), act),
-        DenseMlp(integer(raw, "shared_expert_intermediate_size", most=MOST_WIDTH), act),
-    )
-    dense = dense_layers(raw)
-    plain = feeding(raw) if dense else None
-
-    def one(n: int, layer: Layer) -> Layer:
-        return replace(layer, ffn=plain) if plain is not None and n in dense else layer
-
-    return decoder(raw, Layer(mixer, ffn)).each(one)
+    ffn = mixture(raw, router, shared=raw.width("shared_expert_intermediate_size"))
+    return with_dense(raw, decoder(raw, Layer(mixer, ffn)), dense_layers(raw))
 
 
 def _moge(raw: ConfigJson) -> DecoderShape:
     """`num_experts_per_tok` is the number of groups."""
-    bias = boolean(raw, "bias", True)
-    mixer = replace(attending(raw), qkv_bias=bias, out_bias=bias)
-    return _decoder(raw, mixer, GroupRouter(integer(raw, "num_experts_per_tok")))
+    router = GroupRouter(raw.integer("num_experts_per_tok"))
+    return _decoder(raw, attending(raw, bias="bias", biased=True), router)
 
 
 def _v2(raw: ConfigJson) -> DecoderShape:
     """`qk_rope_dim` of a head's dims are rotated, and its values have `v_channels`."""
     head_dim = None
     if raw.get("qk_nope_dim") is not None:
-        head_dim = integer(raw, "qk_nope_dim") + integer(raw, "qk_rope_dim")
+        head_dim = raw.integer("qk_nope_dim") + raw.integer("qk_rope_dim")
     mixer = attending(raw, head_dim=head_dim)
-    rotary = integer(raw, "qk_rope_dim", default=mixer.head_dim)
+    rotary = raw.integer("qk_rope_dim", default=mixer.head_dim)
     if rotary % 2 or rotary > mixer.head_dim:
         raise ValueError(f"qk_rope_dim {rotary} must be even and at most {mixer.head_dim}")
-    values = integer(raw, "v_channels", default=mixer.head_dim)
+    values = raw.integer("v_channels", default=mixer.head_dim)
     if values > mixer.head_dim:
         raise ValueError(f"v_channels {values} must be at most {mixer.head_dim}, the keys' size")
-    layout = text(raw, "rotary_layout", default=FIRST) or FIRST
+    layout = raw.text("rotary_layout", default=FIRST) or FIRST
     if layout not in (FIRST, LAST):
         raise ValueError(f"rotary_layout {shown(layout)} is not one of {FIRST}, {LAST}")
     for field in ("bias", "attention_bias", "qkv_bias"):
-        if boolean(raw, field, False):
+        if raw.boolean(field):
             raise ValueError(f"{field} True is not supported with this architecture")
     assert mixer.rope is not None
     mixer = replace(
@@ -96,21 +72,21 @@ def _v2(raw: ConfigJson) -> DecoderShape:
         key_norm=norm_of(raw),
         qkv_fused=True,
         value_dim=values,
-        sinks=count(raw, "param_sink_number", most=MOST_SINKS),
-        sink_values=boolean(raw, "param_sink_with_value", False),
+        sinks=raw.count("param_sink_number", most=MOST_SINKS),
+        sink_values=raw.boolean("param_sink_with_value"),
     )
     router = Router(
         "sigmoid",
-        integer(raw, "num_experts_per_tok"),
-        normed=boolean(raw, "norm_topk_prob", True),
-        scale=number(raw, "routed_scaling_factor", 1.0, most=MOST_SCALE),
-        choice_bias=boolean(raw, "router_enable_expert_bias", False),
+        raw.integer("num_experts_per_tok"),
+        normed=raw.boolean("norm_topk_prob", True),
+        scale=raw.number("routed_scaling_factor", 1.0, most=MOST_SCALE),
+        choice_bias=raw.boolean("router_enable_expert_bias"),
     )
     shape = _decoder(raw, mixer, router)
-    sandwich = boolean(raw, "sandwich_norm", False)
+    sandwich = raw.boolean("sandwich_norm")
     shape = shape.each(lambda n, x: replace(x, norms=replace(x.norms, after=sandwich)))
     mtp = None
-    if count(raw, "num_mtp_layers"):
+    if raw.count("num_mtp_layers"):
         layer = next((x for x in shape.layers if x.routed), shape.layers[-1])
         mtp = MtpLayer.numbered(layer, len(shape.layers), shape.norm)
     return replace(shape, mtp=mtp, drafts_inside=True, renames=RENAMES)

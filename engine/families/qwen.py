@@ -7,31 +7,25 @@ from dataclasses import replace
 from fastslow.engine.families.reading import (
     FULL,
     SLIDING,
-    activation_of,
     attending,
     decoder,
     feeding,
-    layer_count,
+    mixture,
     norm_of,
     sparse_layers,
     window_of,
     windows_by_type,
+    with_dense,
 )
+from fastslow.engine.model.config_json import ConfigJson
 from fastslow.engine.model.family import (
+    GGUF_EXPERT_FIELDS,
     GGUF_EXPERTS,
     GGUF_HEAD_NORMS,
     GGUF_LAYER,
-    MOST_EXPERTS,
-    MOST_WIDTH,
-    ConfigJson,
     Family,
     GgufNames,
-    boolean,
-    count,
-    integer,
 )
-from fastslow.engine.model.ffn.dense import DenseMlp
-from fastslow.engine.model.ffn.experts import RoutedExperts
 from fastslow.engine.model.ffn.router import Router
 from fastslow.engine.model.mixers.grouped import GroupedAttention
 from fastslow.engine.model.shape import DecoderShape, Layer, MtpLayer
@@ -44,12 +38,9 @@ def _qwen2(raw: ConfigJson) -> DecoderShape:
 
 def _late_windows(raw: ConfigJson, mixer: GroupedAttention) -> DecoderShape:
     """By `layer_types`, else from `max_window_layers` on; defaults as in transformers."""
-    layers, window = (
-        layer_count(raw),
-        window_of(raw, 4096, switch=boolean(raw, "use_sliding_window", False)),
-    )
-    first = 28 if raw.get("max_window_layers") is None else count(raw, "max_window_layers")
-    usual = [SLIDING if window and n >= first else FULL for n in range(layers)]
+    window = window_of(raw, 4096, switch=raw.boolean("use_sliding_window"))
+    first = raw.count("max_window_layers", 28)
+    usual = [SLIDING if window and n >= first else FULL for n in range(raw.layers)]
     windows = windows_by_type(raw, window, usual)
 
     def one(n: int, layer: Layer) -> Layer:
@@ -64,40 +55,27 @@ def _qwen3(raw: ConfigJson) -> DecoderShape:
 
 
 def _normed(raw: ConfigJson) -> GroupedAttention:
-    if not boolean(raw, "use_qk_norm", True):  # some configs say it
+    if not raw.boolean("use_qk_norm", True):  # some configs say it
         raise ValueError("use_qk_norm false is not known here")
-    bias, norm = boolean(raw, "attention_bias", False), norm_of(raw)
-    mixer = attending(raw, head_dim=128)
-    return replace(mixer, qkv_bias=bias, out_bias=bias, query_norm=norm, key_norm=norm)
+    return attending(raw, head_dim=128, bias="attention_bias", head_norm=norm_of(raw))
 
 
 def _qwen3_moe(raw: ConfigJson) -> DecoderShape:
     """Softmax over all experts, of which the largest run. A window, where one is used, is every layer's."""
-    layers, sparse = layer_count(raw), sparse_layers(raw)
-    switch = boolean(raw, "use_sliding_window", False)
-    if switch and count(raw, "max_window_layers") not in (0, layers):
+    layers, switch = raw.layers, raw.boolean("use_sliding_window")
+    if switch and raw.count("max_window_layers") not in (0, layers):
         raise ValueError("max_window_layers must be 0 where use_sliding_window is true")
     mixer = replace(_normed(raw), window=window_of(raw, 4096, switch=switch))
     experts = "num_experts" if "num_experts" in raw else "num_local_experts"
-    router = Router(
-        "softmax",
-        integer(raw, "num_experts_per_tok"),
-        normed=boolean(raw, "norm_topk_prob", False),
-    )
-    width = integer(raw, "moe_intermediate_size", most=MOST_WIDTH)
-    expert = DenseMlp(width, activation_of(raw))
-    routed = RoutedExperts(router, integer(raw, experts, most=MOST_EXPERTS), expert)
-    dense = feeding(raw) if len(sparse) < layers else None
-
-    def one(n: int, layer: Layer) -> Layer:
-        return layer if n in sparse or dense is None else replace(layer, ffn=dense)
-
-    return decoder(raw, Layer(mixer, routed)).each(one)
+    chosen, normed = raw.integer("num_experts_per_tok"), raw.boolean("norm_topk_prob")
+    ffn = mixture(raw, Router("softmax", chosen, normed=normed), experts)
+    dense = set(range(layers)) - sparse_layers(raw)
+    return with_dense(raw, decoder(raw, Layer(mixer, ffn)), dense)
 
 
 def _mimo(raw: ConfigJson) -> DecoderShape:
     """Qwen2 with a layer that drafts; it reads the hidden state first."""
-    if not boolean(raw, "attention_bias", True):
+    if not raw.boolean("attention_bias", True):
         raise ValueError("attention_bias false is not supported")
     shape, p = _qwen2(raw), "model.mtp_layers.0"
     token, hidden, entry, last = (
@@ -106,7 +84,7 @@ def _mimo(raw: ConfigJson) -> DecoderShape:
     )
     layer, kind = shape.layers[0], shape.norm
     mtp = MtpLayer(layer, p, token, hidden, entry, last, kind, embedding_first=False)
-    return replace(shape, mtp=mtp if count(raw, "num_nextn_predict_layers", most=1) else None)
+    return replace(shape, mtp=mtp if raw.count("num_nextn_predict_layers", most=1) else None)
 
 
 MIMO = Family(("MiMoForCausalLM",), _mimo)
@@ -118,11 +96,7 @@ QWEN3_MOE = Family(
     GgufNames(
         "qwen3moe",
         GGUF_LAYER | GGUF_HEAD_NORMS | GGUF_EXPERTS,
-        fields={
-            "expert_count": "num_experts",
-            "expert_used_count": "num_experts_per_tok",
-            "expert_feed_forward_length": "moe_intermediate_size",
-        },
+        fields=GGUF_EXPERT_FIELDS,
         given={"norm_topk_prob": True},
     ),
 )

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastslow.engine.families.reading import FULL, LINEAR, share_rotated
+from fastslow.engine.families.reading import FULL, LINEAR, halves, share_rotated
 from fastslow.engine.host.files import shown
 from fastslow.engine.model.config import ROTATED
 from fastslow.engine.model.family import (
+    GGUF_EXPERT_FIELDS,
     GGUF_EXPERTS,
     GGUF_HEAD_NORMS,
-    GGUF_LAYER,
+    GGUF_LAYER_POST,
     GGUF_SHARED,
     Fields,
     GgufNames,
@@ -68,11 +69,6 @@ def _by_key_head(
     return parts
 
 
-def _halves(rows: int, header: Fields) -> dict[str, slice]:
-    """An expert's gate and up in one tensor."""
-    return {"gate_proj": slice(rows // 2), "up_proj": slice(rows // 2, None)}
-
-
 DELTA = {
     "attn_qkv": "linear_attn.in_proj_qkv",
     "attn_gate": "linear_attn.in_proj_z",
@@ -90,9 +86,8 @@ MIXTURE = {
     "ffn_gate_up_exps": "mlp.experts.*.gate_up_proj",
 }
 COMMON = {
-    **{name: place for name, place in GGUF_LAYER.items() if name != "ffn_norm"},
+    **GGUF_LAYER_POST,
     **GGUF_HEAD_NORMS,
-    "post_attention_norm": "post_attention_layernorm",
     **DELTA,
 }
 QWEN35 = GgufNames(
@@ -115,7 +110,7 @@ QWEN35 = GgufNames(
     finish=_header,
     axes={"ssm_conv1d": 1, "ffn_gate_inp_shexp": 0},
     parts={
-        "ffn_gate_up_exps": _halves,
+        "ffn_gate_up_exps": halves,
         "ssm_ba": _by_key_head(("in_proj_b", "in_proj_a"), 0),
         "ssm_in": _by_key_head(("in_proj_qkv", "in_proj_qkv", "in_proj_qkv", "in_proj_z"), 2),
     },
@@ -127,17 +122,15 @@ QWEN35 = GgufNames(
         **{f"nextn.{name}.weight": f"mtp.{name}.weight" for name in COPIES},
     },
 )
-MOE_FIELDS = {
-    "expert_count": "num_experts",
-    "expert_used_count": "num_experts_per_tok",
-    "expert_feed_forward_length": "moe_intermediate_size",
-    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
-}
 QWEN35MOE = replace(
     QWEN35,
     architecture="qwen35moe",
     layer=COMMON | APART | MIXTURE,
-    fields={**QWEN35.fields, **MOE_FIELDS},
+    fields={
+        **QWEN35.fields,
+        **GGUF_EXPERT_FIELDS,
+        "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+    },
 )
 QWEN3NEXT = replace(
     QWEN35MOE,

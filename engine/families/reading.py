@@ -3,30 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
 from fastslow.engine.host.files import shown
 from fastslow.engine.model.config import ROTATED
-from fastslow.engine.model.family import (
-    LEAST_EPS,
-    LEAST_THETA,
-    MOST_EPS,
-    MOST_HEAD_DIM,
-    MOST_HEADS,
-    MOST_LAYERS,
-    MOST_STRETCH,
-    MOST_THETA,
-    MOST_WIDTH,
-    ConfigJson,
-    boolean,
-    integer,
-    integers,
-    number,
-    text,
-)
+from fastslow.engine.model.config_json import MOST_STRETCH, ConfigJson
+from fastslow.engine.model.family import architecture_in
 from fastslow.engine.model.ffn.dense import DenseMlp
+from fastslow.engine.model.ffn.experts import RoutedExperts
+from fastslow.engine.model.ffn.router import GroupRouter, Router
 from fastslow.engine.model.mixers.grouped import GroupedAttention
 from fastslow.engine.model.mixers.rope import Rope, RopeScaling
 from fastslow.engine.model.norms import USUAL_NORM, Norm, RmsNorm
@@ -45,6 +32,8 @@ TOWERS = tuple(  # beginnings of names of tensors for images and sound, which fi
 HIDDEN_ACTS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 SCALINGS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "factors", "proportional")
 ORIGINAL = "original_max_position_embeddings"
+LEAST_EPS, MOST_EPS = 1e-20, 1.0
+LEAST_THETA, MOST_THETA = 1.0, 1e15
 
 
 def halves(rows: int, _: object) -> dict[str, slice]:
@@ -52,23 +41,9 @@ def halves(rows: int, _: object) -> dict[str, slice]:
     return {"gate_proj": slice(rows // 2), "up_proj": slice(rows // 2, None)}
 
 
-def layer_count(raw: ConfigJson) -> int:
-    """`num_hidden_layers`."""
-    return integer(raw, "num_hidden_layers", most=MOST_LAYERS)
-
-
-def expect(raw: ConfigJson, values: Mapping[str, Any]) -> None:
-    """Check fields that may have one value only, where they are there: lists of it, too, one for each layer."""
-    for name, value in values.items():
-        found = raw.get(name)
-        alike = [value] * layer_count(raw) if isinstance(found, list) else value
-        if found is not None and found != alike:
-            raise ValueError(f"{name} {shown(found)} is not supported, only {value} is")
-
-
-def norm_of(raw: ConfigJson, usual: float = 1e-6) -> RmsNorm:
-    """An RMSNorm with `rms_norm_eps`."""
-    return RmsNorm(number(raw, "rms_norm_eps", usual, LEAST_EPS, MOST_EPS))
+def norm_of(raw: ConfigJson, usual: float = 1e-6, field: str = "rms_norm_eps") -> RmsNorm:
+    """An RMSNorm with an eps of config.json."""
+    return RmsNorm(raw.number(field, usual, LEAST_EPS, MOST_EPS))
 
 
 def attending(
@@ -77,16 +52,19 @@ def attending(
     theta: float = 10000.0,
     head_dim: int | None = None,
     partial: float | None = None,
+    bias: str | None = None,
+    biased: bool = False,
+    head_norm: Norm | None = None,
 ) -> GroupedAttention:
-    """Attention as Llama has it, without biases.
+    """Attention as Llama has it.
 
-    theta, head_dim, partial: what holds where config.json is silent; head_dim None is hidden_size / heads, partial None
-    rotates whole heads, and config.json may not say else."""
-    hidden = integer(raw, "hidden_size", most=MOST_WIDTH)
-    heads = integer(raw, "num_attention_heads", most=MOST_HEADS)
-    usual = head_dim or _head_dim(raw, hidden, heads)
-    dim = integer(raw, "head_dim", usual, most=MOST_HEAD_DIM)
-    positions = integer(raw, "max_position_embeddings")
+    theta, head_dim, partial, biased: what holds where config.json is silent; head_dim None is hidden_size / heads,
+    partial None rotates whole heads, and config.json may not say else. bias: the field that switches biases of all four
+    matrices on; None: there are none. head_norm: of queries and keys; None: there is none."""
+    hidden = raw.width("hidden_size")
+    heads = raw.heads("num_attention_heads")
+    dim = raw.head_dim("head_dim", head_dim or _head_dim(raw, hidden, heads))
+    positions = raw.integer("max_position_embeddings")
     base, scaling, share = rotation_of(raw, theta, partial, positions)
     turning = int(dim * share)
     width = 0 if share == 1 else turning
@@ -94,17 +72,46 @@ def attending(
         scaling, width = replace(scaling, pairs=turning // 2), 0
     if share != 1 and turning < 2:
         raise ValueError(f"partial_rotary_factor {share} of head_dim {dim} must be at least 2 dims")
+    has_bias = bias is not None and raw.boolean(bias, biased)
     return GroupedAttention(
         heads,
-        integer(raw, "num_key_value_heads", default=heads),
+        raw.integer("num_key_value_heads", default=heads),
         dim,
         Rope(dim, base, positions, scaling, width),
+        query_norm=head_norm,
+        key_norm=head_norm,
+        qkv_bias=has_bias,
+        out_bias=has_bias,
     )
 
 
 def feeding(raw: ConfigJson, *, bias: bool = False) -> DenseMlp:
     """A dense MLP of `intermediate_size`."""
-    return DenseMlp(integer(raw, "intermediate_size", most=MOST_WIDTH), activation_of(raw), bias)
+    return DenseMlp(raw.width("intermediate_size"), activation_of(raw), bias)
+
+
+def mixture(
+    raw: ConfigJson,
+    router: GroupRouter | Router,
+    experts: str = "num_experts",
+    width: str = "moe_intermediate_size",
+    shared: int = 0,
+) -> RoutedExperts:
+    """Routed experts and a shared one, without biases. experts, width: fields of their number, and of the width of
+    each. shared: the width of the shared one; 0: there is none."""
+    act = activation_of(raw)
+    expert, own = DenseMlp(raw.width(width), act), DenseMlp(shared, act) if shared else None
+    return RoutedExperts(router, raw.experts(experts), expert, own)
+
+
+def with_dense(
+    raw: ConfigJson, shape: DecoderShape, dense: Collection[int], bias: bool = False
+) -> DecoderShape:
+    """The same with an MLP of `intermediate_size` in these layers."""
+    if not dense:
+        return shape
+    mlp = feeding(raw, bias=bias)
+    return shape.each(lambda n, layer: replace(layer, ffn=mlp) if n in dense else layer)
 
 
 def decoder(
@@ -113,10 +120,8 @@ def decoder(
     """A decoder whose layers are all alike; `DecoderShape.each` changes some. None: as Llama has them, without biases.
 
     norm: the kind of all norms of hidden states; None: RMSNorm. tied: what holds where config.json is silent."""
-    if not boolean(raw, "is_causal", True):
+    if not raw.boolean("is_causal", True):
         raise ValueError("is_causal false is not supported: a row sees no later one")
-    architectures = raw.get("architectures")
-    name = architectures[0] if isinstance(architectures, list) else architectures
     norm = norm_of(raw) if norm is None else norm
     layer = Layer(attending(raw), feeding(raw)) if layer is None else layer
     if layer.norms.kind not in (USUAL_NORM, norm):
@@ -125,16 +130,16 @@ def decoder(
         )
     layer = replace(layer, norms=replace(layer.norms, kind=norm))
     return DecoderShape(
-        architecture=str(name),
-        vocab_size=integer(raw, "vocab_size"),
-        hidden_size=integer(raw, "hidden_size", most=MOST_WIDTH),
-        layers=(layer,) * layer_count(raw),
-        max_positions=integer(raw, "max_position_embeddings"),
+        architecture=str(architecture_in(raw)),
+        vocab_size=raw.integer("vocab_size"),
+        hidden_size=raw.width("hidden_size"),
+        layers=(layer,) * raw.layers,
+        max_positions=raw.integer("max_position_embeddings"),
         norm=norm,
-        tie_word_embeddings=boolean(raw, "tie_word_embeddings", tied),
-        bos_id=next(iter(integers(raw, "bos_token_id")), None),
-        eos_ids=integers(raw, "eos_token_id"),
-        dtype=text(raw, "dtype", default=text(raw, "torch_dtype", default=None)),
+        tie_word_embeddings=raw.boolean("tie_word_embeddings", tied),
+        bos_id=next(iter(raw.integers("bos_token_id")), None),
+        eos_ids=raw.integers("eos_token_id"),
+        dtype=raw.text("dtype", raw.text("torch_dtype")),
         left_out=TOWERS,
     )
 
@@ -157,10 +162,11 @@ def _head_dim(raw: ConfigJson, hidden: int, heads: int) -> int | None:
     return hidden // heads or None
 
 
-def rope_fields(raw: ConfigJson) -> dict[str, Any]:
+def rope_fields(raw: ConfigJson) -> ConfigJson:
     """The fields of `rope_scaling`, else of `rope_parameters`; the base of the second counts for both."""
     first, second = raw.inside("rope_scaling"), raw.inside("rope_parameters")
-    return {**{n: x for n, x in second.items() if n == "rope_theta" or not first}, **first}
+    kept = {n: x for n, x in second.items() if n == "rope_theta" or not first}
+    return ConfigJson({**kept, **first})
 
 
 def rotation_of(
@@ -171,22 +177,20 @@ def rotation_of(
     rope = places[0] or places[1]
     based = [place for place in (*places, raw) if "rope_theta" in place] or [raw]
     place = rope if "partial_rotary_factor" in rope else raw
-    partial = number(place, "partial_rotary_factor", usual or 1.0)
+    partial = place.number("partial_rotary_factor", usual or 1.0)
     proportional = rope.get("rope_type") == "proportional"
     if usual is None and partial != 1 and not proportional or partial > 1:
         allowed = "only 1 is" if usual is None else "it is at most 1"
         raise ValueError(f"partial_rotary_factor {partial} is not supported, {allowed}")
-    base = number(based[0], "rope_theta", theta, LEAST_THETA, MOST_THETA)
+    base = based[0].number("rope_theta", theta, LEAST_THETA, MOST_THETA)
     scaling = _scaling(raw, rope, positions)
-    if (
-        usual is not None
-    ):  # of the places of a token in images and films: a text has one place for all three
+    if usual is not None:  # places of a token in images and films: a text has one for all three
         rope.get("mrope_section"), rope.get("mrope_interleaved")
     rope.check_rest()
     return base, scaling, partial
 
 
-def _scaling(raw: ConfigJson, rope: Mapping[str, Any], max_positions: int) -> RopeScaling | None:
+def _scaling(raw: ConfigJson, rope: ConfigJson, max_positions: int) -> RopeScaling | None:
     """None where it stretches nothing."""
     older = rope.get("type")
     kind = rope.get("rope_type") or older or "default"
@@ -201,7 +205,7 @@ def _scaling(raw: ConfigJson, rope: Mapping[str, Any], max_positions: int) -> Ro
     if kind == "factors":
         return RopeScaling(kind, 1.0, factors=_factors(rope, kind))
     usual = 1.0 if kind == "proportional" else None
-    factor = number(rope, "factor", usual, most=MOST_STRETCH)
+    factor = rope.number("factor", usual, most=MOST_STRETCH)
     if factor < 1:
         raise ValueError(f"rope_scaling factor {factor} must be at least 1")
     if kind == "llama3":
@@ -212,23 +216,23 @@ def _scaling(raw: ConfigJson, rope: Mapping[str, Any], max_positions: int) -> Ro
     return RopeScaling(kind, factor)
 
 
-def _llama3(rope: Mapping[str, Any], factor: float) -> RopeScaling:
-    low = number(rope, "low_freq_factor", most=MOST_STRETCH)
-    high = number(rope, "high_freq_factor", most=MOST_STRETCH)
+def _llama3(rope: ConfigJson, factor: float) -> RopeScaling:
+    low = rope.number("low_freq_factor", most=MOST_STRETCH)
+    high = rope.number("high_freq_factor", most=MOST_STRETCH)
     if high <= low:
         raise ValueError(f"high_freq_factor {high} must be above low_freq_factor {low}")
-    original = integer(rope, ORIGINAL)
+    original = rope.integer(ORIGINAL)
     return RopeScaling("llama3", factor, low, high, original)
 
 
-def _yarn(rope: Mapping[str, Any], factor: float, max_positions: int) -> RopeScaling:
+def _yarn(rope: ConfigJson, factor: float, max_positions: int) -> RopeScaling:
     """With the defaults of transformers; a field of 0 counts as missing there."""
-    fast = number(rope, "beta_fast", 32.0, most=MOST_STRETCH)
-    slow = number(rope, "beta_slow", 1.0, most=MOST_STRETCH)
+    fast = rope.number("beta_fast", 32.0, most=MOST_STRETCH)
+    slow = rope.number("beta_slow", 1.0, most=MOST_STRETCH)
     if fast <= slow:
         raise ValueError(f"beta_fast {fast} must be above beta_slow {slow}")
     mscale, of_all = (
-        number(rope, name) if rope.get(name) else 0.0 for name in ("mscale", "mscale_all_dim")
+        rope.number(name) if rope.get(name) else 0.0 for name in ("mscale", "mscale_all_dim")
     )
     usual = stretch(factor, 1.0)
     if mscale and of_all:
@@ -236,34 +240,34 @@ def _yarn(rope: Mapping[str, Any], factor: float, max_positions: int) -> RopeSca
     return RopeScaling(
         "yarn",
         factor,
-        original_max_positions=integer(rope, ORIGINAL, max_positions),
+        original_max_positions=rope.integer(ORIGINAL, max_positions),
         fast_turns=fast,
         slow_turns=slow,
-        whole_pairs=boolean(rope, "truncate", True),
-        attention_factor=number(rope, "attention_factor", usual, most=MOST_STRETCH),
+        whole_pairs=rope.boolean("truncate", True),
+        attention_factor=rope.number("attention_factor", usual, most=MOST_STRETCH),
     )
 
 
-def _longrope(raw: ConfigJson, rope: Mapping[str, Any], max_positions: int) -> RopeScaling:
+def _longrope(raw: ConfigJson, rope: ConfigJson, max_positions: int) -> RopeScaling:
     """The length before scaling stands outside of the object, else inside."""
     inside = rope.get(ORIGINAL)
-    original = integer(raw, ORIGINAL, inside, least=2)
-    factor = number(rope, "factor", max_positions / original, most=MOST_STRETCH)
+    original = raw.integer(ORIGINAL, inside, least=2)
+    factor = rope.number("factor", max_positions / original, most=MOST_STRETCH)
     usual = math.sqrt(1 + math.log(max(factor, 1.0)) / math.log(original))
     return RopeScaling(
         "longrope",
         factor,
         original_max_positions=original,
-        attention_factor=number(rope, "attention_factor", usual, most=MOST_STRETCH),
+        attention_factor=rope.number("attention_factor", usual, most=MOST_STRETCH),
         factors=_factors(rope, "short_factor"),
         long_factors=_factors(rope, "long_factor"),
     )
 
 
-def _factors(rope: Mapping[str, Any], name: str) -> tuple[float, ...]:
+def _factors(rope: ConfigJson, name: str) -> tuple[float, ...]:
     each = rope.get(name)
     some = each if isinstance(each, list) else []
-    return tuple(number({name: x}, name, most=MOST_STRETCH) for x in some)
+    return tuple(ConfigJson({name: x}).number(name, most=MOST_STRETCH) for x in some)
 
 
 def stretch(factor: float, mscale: float) -> float:
@@ -289,7 +293,7 @@ def window_of(raw: ConfigJson, usual: int | None = None, *, switch: bool = True)
     value = raw.get("sliding_window", usual)
     if value is None or not switch:
         return 0
-    return integer(raw, "sliding_window", usual)
+    return raw.integer("sliding_window", usual)
 
 
 def windows_by_type(raw: ConfigJson, window: int, usual: list[str]) -> tuple[int, ...]:
@@ -316,8 +320,8 @@ def layer_types(
 
 def sparse_layers(raw: ConfigJson) -> frozenset[int]:
     """The layers with experts by `decoder_sparse_step`, without `mlp_only_layers`."""
-    step = integer(raw, "decoder_sparse_step", 1)
-    return frozenset(range(step - 1, layer_count(raw), step)) - dense_layers(raw)
+    step = raw.integer("decoder_sparse_step", 1)
+    return frozenset(range(step - 1, raw.layers, step)) - dense_layers(raw)
 
 
 def dense_layers(raw: ConfigJson) -> frozenset[int]:
@@ -327,7 +331,7 @@ def dense_layers(raw: ConfigJson) -> frozenset[int]:
 
 def listed_layers(raw: ConfigJson, name: str) -> frozenset[int]:
     """The layers that a field lists; none where it is missing."""
-    found, layers = frozenset(integers(raw, name)), layer_count(raw)
+    found, layers = frozenset(raw.integers(name)), raw.layers
     if any(n >= layers for n in found):
         named = shown(sorted(found))
         raise ValueError(f"{name} {named} must be below num_hidden_layers {layers}")

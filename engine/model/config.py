@@ -12,10 +12,9 @@ import numpy as np
 from fastslow.engine.host.files import about, read_object, shown, text_part
 from fastslow.engine.host.gguf_file import BLOCKS, DRAFTS, GgufTensor, is_gguf, read_gguf
 from fastslow.engine.kv.state.layout import SharedState, rows_of
+from fastslow.engine.model.config_json import MOST, ConfigJson
 from fastslow.engine.model.family import (
     GGUF_FIELDS,
-    MOST,
-    ConfigJson,
     Fields,
     GgufNames,
     architecture_in,

@@ -25,7 +25,8 @@ from fastslow.engine.families.reading import decoder, norm_of
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.family import ConfigJson, Family, register
+from fastslow.engine.model.config_json import ConfigJson
+from fastslow.engine.model.family import Family, register
 from fastslow.engine.model.shape import DecoderShape, MtpLayer
 from fastslow.engine.sampling.probs import only_best, probs_at
 from fastslow.engine.types import RequestView, Tree

@@ -4,28 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fastslow.engine.families.reading import (
-    FULL,
-    attending,
-    decoder,
-    expect,
-    feeding,
-    layer_count,
-    layer_types,
-)
-from fastslow.engine.model.family import (
-    GGUF_LAYER,
-    MOST_WIDTH,
-    ConfigJson,
-    Family,
-    GgufNames,
-    boolean,
-    integer,
-    number,
-    refusal,
-)
+from fastslow.engine.families.reading import FULL, attending, decoder, feeding, layer_types
+from fastslow.engine.model.config_json import ConfigJson
+from fastslow.engine.model.family import GGUF_LAYER, Family, GgufNames, refusal
 from fastslow.engine.model.ffn.dense import DenseMlp
-from fastslow.engine.model.mixers.grouped import GroupedAttention
 from fastslow.engine.model.parts import FeedForward
 from fastslow.engine.model.shape import DecoderShape, Layer
 
@@ -42,41 +24,34 @@ RENAMES = (
 )
 
 
-def scaled(raw: ConfigJson, mixer: GroupedAttention, ffn: FeedForward) -> DecoderShape:
+def scaled(raw: ConfigJson, ffn: FeedForward, rotates: bool = True) -> DecoderShape:
     """A decoder of such layers with the factors of all Granite models; `logits_scaling` divides."""
-    bias = boolean(raw, "attention_bias", False)
-    scale = number(raw, "attention_multiplier", 1.0)
-    layer = Layer(
-        replace(mixer, qkv_bias=bias, out_bias=bias, score_scale=scale),
-        ffn,
-        residual_scale=number(raw, "residual_multiplier", 1.0),
-    )
+    mixer = attending(raw, bias="attention_bias")
+    scale = raw.number("attention_multiplier", 1.0)
+    mixer = replace(mixer, score_scale=scale, rope=mixer.rope if rotates else None)
+    layer = Layer(mixer, ffn, residual_scale=raw.number("residual_multiplier", 1.0))
     return replace(
         decoder(raw, layer),
-        embedding_scale=number(raw, "embedding_multiplier", 1.0),
-        logit_scale=1 / number(raw, "logits_scaling", 1.0),
+        embedding_scale=raw.number("embedding_multiplier", 1.0),
+        logit_scale=1 / raw.number("logits_scaling", 1.0),
     )
 
 
 def _granite(raw: ConfigJson) -> DecoderShape:
-    return scaled(raw, attending(raw), feeding(raw, bias=boolean(raw, "mlp_bias", False)))
+    return scaled(raw, feeding(raw, bias=raw.boolean("mlp_bias")))
 
 
 def _hybrid(raw: ConfigJson) -> DecoderShape:
     """Of Granite 4, those whose layers all have attention, and one MLP that files call a shared one."""
-    mamba = ["mamba"] * layer_count(raw)
+    mamba = ["mamba"] * raw.layers
     if "mamba" in layer_types(raw, (*ATTENTION, "mamba"), mamba):
         raise refusal("architecture", HYBRID.architectures[0], GRANITE.architectures)
-    expect(raw, {"num_local_experts": 0, "normalization_function": "rmsnorm"})
+    raw.expect({"num_local_experts": 0, "normalization_function": "rmsnorm"})
     for name in [*raw]:
         if name.startswith("mamba_") or name in ("num_experts_per_tok", "time_step_limit"):
             raw.get(name)  # of layers that this model has none of
-    mixer = attending(raw)
-    if raw.get("position_embedding_type") != "rope":
-        mixer = replace(mixer, rope=None)
-    shape = scaled(
-        raw, mixer, DenseMlp(integer(raw, "shared_intermediate_size", 1024, most=MOST_WIDTH))
-    )
+    mlp = DenseMlp(raw.width("shared_intermediate_size", 1024))
+    shape = scaled(raw, mlp, raw.get("position_embedding_type") == "rope")
     return replace(shape, fused=("gate_up",), renames=RENAMES)
 
 

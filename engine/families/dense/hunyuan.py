@@ -6,16 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from fastslow.engine.families.reading import attending, decoder, feeding, norm_of, rope_fields
-from fastslow.engine.model.family import (
-    GGUF_HEAD_NORMS,
-    GGUF_LAYER,
-    MOST_STRETCH,
-    ConfigJson,
-    Family,
-    GgufNames,
-    boolean,
-    number,
-)
+from fastslow.engine.model.config_json import MOST_STRETCH, ConfigJson
+from fastslow.engine.model.family import GGUF_HEAD_NORMS, GGUF_LAYER, Family, GgufNames
 from fastslow.engine.model.mixers.grouped import GroupedAttention
 from fastslow.engine.model.shape import DecoderShape, Layer
 
@@ -31,21 +23,14 @@ def turned(raw: ConfigJson) -> GroupedAttention:
     """Attention of HunYuan models: with `alpha`, a scaling called dynamic is the same for every text."""
     fields, alpha = rope_fields(raw), 1.0
     if fields.get("alpha") and "dynamic" in (fields.get("rope_type"), fields.get("type")):
-        alpha = number(fields, "alpha", most=MOST_STRETCH)
+        alpha = fields.number("alpha", most=MOST_STRETCH)
         rest = {n: x for n, x in fields.items() if n not in OF_ALPHA}
         raw = raw.changed(rope_scaling={"rope_type": "default", **rest})
-    mixer, bias, norm = attending(raw), boolean(raw, "attention_bias", False), norm_of(raw, 1e-5)
+    mixer = attending(raw, bias="attention_bias", head_norm=norm_of(raw, 1e-5))
     rope = mixer.rope
     assert rope is not None
-    return replace(
-        mixer,
-        rope=replace(rope, theta=rope.theta * alpha ** (rope.dim / max(rope.dim - 2, 1))),
-        qkv_bias=bias,
-        out_bias=bias,
-        query_norm=norm,
-        key_norm=norm,
-        norm_turned=True,
-    )
+    rope = replace(rope, theta=rope.theta * alpha ** (rope.dim / max(rope.dim - 2, 1)))
+    return replace(mixer, rope=rope, norm_turned=True)
 
 
 def _dense(raw: ConfigJson) -> DecoderShape:

@@ -13,14 +13,8 @@ from fastslow.engine.families.reading import (
     rope_fields,
     window_of,
 )
-from fastslow.engine.model.family import (
-    GGUF_LAYER,
-    ConfigJson,
-    Family,
-    GgufNames,
-    integer,
-    number,
-)
+from fastslow.engine.model.config_json import ConfigJson
+from fastslow.engine.model.family import GGUF_LAYER, Family, GgufNames
 from fastslow.engine.model.shape import DecoderShape, Layer
 
 BETA = "llama_4_scaling_beta"
@@ -39,15 +33,14 @@ RENAMES_NEW = (("model.language_model.", "model."),)
 
 def _ministral3(raw: ConfigJson) -> DecoderShape:
     """Texts of Mistral Small have no such factor, and are read as Mistral's own."""
-    fields = rope_fields(raw) or ({} if raw.get("model_type") == "mistral" else YARN)
+    usual = {} if raw.get("model_type") == "mistral" else YARN
+    fields = rope_fields(raw) or ConfigJson(usual)
     rest = {n: x for n, x in fields.items() if n not in (BETA, "max_position_embeddings")}
     mixer = attending(raw.changed(rope_scaling=rest, rope_parameters=None), head_dim=128)
     scale = None
     if fields.get(BETA) is not None:
-        scale = (
-            number(fields, BETA),
-            integer(fields, ORIGINAL, integer(raw, "max_position_embeddings")),
-        )
+        length = fields.integer(ORIGINAL, raw.integer("max_position_embeddings"))
+        scale = fields.number(BETA), length
     mixer = replace(mixer, window=window_of(raw), position_scale=scale)
     shape = decoder(raw, Layer(mixer, feeding(raw)), norm=norm_of(raw, 1e-5))
     return replace(shape, renames=RENAMES + RENAMES_NEW)

@@ -13,22 +13,14 @@ from fastslow.engine.families.reading import (
     attending,
     decoder,
     feeding,
-    layer_count,
     norm_of,
     rope_fields,
     window_of,
     windows_by_type,
 )
 from fastslow.engine.host.files import shown
-from fastslow.engine.model.family import (
-    GGUF_HEAD_NORMS,
-    GGUF_LAYER,
-    ConfigJson,
-    Family,
-    GgufNames,
-    boolean,
-    integer,
-)
+from fastslow.engine.model.config_json import ConfigJson
+from fastslow.engine.model.family import GGUF_HEAD_NORMS, GGUF_LAYER, Family, GgufNames
 from fastslow.engine.model.mixers.grouped import GroupedAttention
 from fastslow.engine.model.mixers.rope import Rope
 from fastslow.engine.model.norms import LayerNorms
@@ -59,27 +51,29 @@ def _after(
 def _pattern(raw: ConfigJson, window: int) -> tuple[int, ...]:
     """By `layer_types`, else by `sliding_window_pattern`: every so many layers one sees all, or letters in turn, of
     which L is a window."""
-    pattern, layers = raw.get(PATTERN), range(layer_count(raw))
+    pattern, layers = raw.get(PATTERN), range(raw.layers)
     if isinstance(pattern, str) and pattern and not {*pattern} - {*"LG"}:
         local = [pattern[n % len(pattern)] == "L" for n in layers]
     else:
-        every = integer(raw, PATTERN, EVERY) if window else 1
+        every = raw.integer(PATTERN, EVERY) if window else 1
         local = [(n + 1) % every != 0 for n in layers]
     return windows_by_type(raw, window, [SLIDING if x and window else FULL for x in local])
 
 
 def _olmo2(raw: ConfigJson) -> DecoderShape:
-    return _olmo(raw, attending(raw), (0,) * layer_count(raw))
+    return _olmo(raw, attending(raw, bias="attention_bias"), (0,) * raw.layers)
 
 
 def _olmo3(raw: ConfigJson) -> DecoderShape:
     """A scaling without types of layers is that of layers that see all."""
     each, fields = raw.inside("rope_parameters"), rope_fields(raw)
-    far, near = fields, {n: x for n, x in fields.items() if n == "rope_theta"}
+    far, near = {**fields}, {n: x for n, x in fields.items() if n == "rope_theta"}
     if {FULL, SLIDING} & each.keys():
         far, near = {**each.inside(FULL), **raw.inside("rope_scaling")}, {**each.inside(SLIDING)}
     mixer, other = (
-        attending(raw.changed(rope_scaling=x, rope_parameters=None), theta=500000.0)
+        attending(
+            raw.changed(rope_scaling=x, rope_parameters=None), theta=500000.0, bias="attention_bias"
+        )
         for x in (far, near)
     )
     return _olmo(raw, mixer, _pattern(raw, window_of(raw, 4096)), other.rope)
@@ -88,9 +82,8 @@ def _olmo3(raw: ConfigJson) -> DecoderShape:
 def _olmo(
     raw: ConfigJson, mixer: GroupedAttention, windows: tuple[int, ...], near: Rope | None = None
 ) -> DecoderShape:
-    bias = boolean(raw, "attention_bias", False)
-    mixer = replace(mixer, qkv_bias=bias, out_bias=bias, norms_whole=True)
-    return _after(raw, mixer, windows, {True: near, False: mixer.rope})
+    ropes = {True: near, False: mixer.rope}
+    return _after(raw, replace(mixer, norms_whole=True), windows, ropes)
 
 
 def _olmo_file(raw: ConfigJson) -> DecoderShape:

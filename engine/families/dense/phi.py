@@ -18,14 +18,15 @@ from fastslow.engine.families.reading import (
 )
 from fastslow.engine.host.files import shown
 from fastslow.engine.model.config import ROTATED
-from fastslow.engine.model.family import GGUF_LAYER, ConfigJson, Family, GgufNames, integer
+from fastslow.engine.model.config_json import ConfigJson
+from fastslow.engine.model.family import GGUF_LAYER, Family, GgufNames
 from fastslow.engine.model.shape import DecoderShape, Layer
 
 
 def _phi3(raw: ConfigJson) -> DecoderShape:
     """All layers see a window, where `sliding_window` names one."""
     raw.get(ORIGINAL)  # which is often there where nothing is stretched
-    if integer(raw, "full_attn_mod", 1) != 1:
+    if raw.integer("full_attn_mod", 1) != 1:
         raise ValueError(f"full_attn_mod {shown(raw['full_attn_mod'])} is not supported, only 1 is")
     mixer = replace(attending(raw, partial=1.0), qkv_fused=True, window=window_of(raw))
     shape = decoder(raw, Layer(mixer, feeding(raw)), norm=norm_of(raw, 1e-5))

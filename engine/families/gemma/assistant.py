@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from fastslow.engine.families.gemma.gemma4 import GEMMA_4
 from fastslow.engine.families.gemma.gguf import ASSISTANT
-from fastslow.engine.model.family import MOST_WIDTH, ConfigJson, Family, boolean, count, integer
+from fastslow.engine.model.config_json import ConfigJson
+from fastslow.engine.model.family import Family
 from fastslow.engine.model.mixers.grouped import GroupedAttention
 from fastslow.engine.model.shape import Assistance, DecoderShape, Layer
 
@@ -15,10 +16,10 @@ ALONE = {"num_kv_shared_layers": 0, "vocab_size_per_layer_input": None}
 
 def _assistant(raw: ConfigJson) -> DecoderShape:
     """Logits have no cap, as in transformers: it would not change their order."""
-    count(raw, "hidden_size_per_layer_input", most=0)
-    hidden = integer(raw, "backbone_hidden_size", 1536, most=MOST_WIDTH)
-    sizes = integer(raw, "num_centroids", 2048), integer(raw, "centroid_intermediate_top_k", 32)
-    clusters = sizes if boolean(raw, "use_ordered_embeddings", False) else (0, 0)
+    raw.count("hidden_size_per_layer_input", most=0)
+    hidden = raw.width("backbone_hidden_size", 1536)
+    sizes = raw.integer("num_centroids", 2048), raw.integer("centroid_intermediate_top_k", 32)
+    clusters = sizes if raw.boolean("use_ordered_embeddings") else (0, 0)
     shape = GEMMA_4.read(raw.changed(**ALONE)).each(_sharing)
     return replace(shape, logit_cap=0.0, assists=Assistance("Gemma4", hidden, *clusters))
 

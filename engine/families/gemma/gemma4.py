@@ -7,9 +7,9 @@ from functools import partial
 
 from fastslow.engine.families.gemma.gguf import GEMMA4
 from fastslow.engine.families.gemma.typed import given, of_type, shape_of, types_of
-from fastslow.engine.families.mixtures.mixture import mixture
-from fastslow.engine.families.reading import FULL, attending, expect, feeding, norm_of, window_of
-from fastslow.engine.model.family import MOST_WIDTH, ConfigJson, Family, boolean, count, integer
+from fastslow.engine.families.reading import FULL, attending, feeding, mixture, norm_of, window_of
+from fastslow.engine.model.config_json import ConfigJson
+from fastslow.engine.model.family import Family
 from fastslow.engine.model.ffn.dense import DenseMlp
 from fastslow.engine.model.ffn.parallel import ParallelFfn
 from fastslow.engine.model.ffn.router import Router
@@ -25,24 +25,24 @@ def _read(raw: ConfigJson, width: int = 256, window: int = 512, end: int = 1 << 
     """The last `num_kv_shared_layers` read the keys of the last layer of their type before them; the last of all layers
     has no window. width, window, end: of per-layer embeddings, windows and texts, where nothing is said."""
     raw = given(raw, vocab_size=262144, max_position_embeddings=end)
-    expect(raw, {"use_bidirectional_attention": "vision"})  # and texts are read in one direction
-    norm, bias, types = norm_of(raw), boolean(raw, "attention_bias", False), types_of(raw)
+    raw.expect({"use_bidirectional_attention": "vision"})  # and texts are read in one direction
+    norm, types = norm_of(raw), types_of(raw)
     types[-1], layers = FULL, len(types)
-    own = layers - count(raw, "num_kv_shared_layers", most=layers - 1)
+    own = layers - raw.count("num_kv_shared_layers", most=layers - 1)
     last = {kind: n for n, kind in enumerate(types[:own])}
     if missing := set(types) - last.keys():
         raise ValueError(f"num_kv_shared_layers {layers - own} leaves no {min(missing)} with keys")
-    made, window = boolean(raw, "attention_k_eq_v", False), window_of(raw, window)
-    full = {"head_dim": integer(raw, "global_head_dim", 512)}
+    made, window = raw.boolean("attention_k_eq_v"), window_of(raw, window)
+    full = {"head_dim": raw.integer("global_head_dim", 512)}
     if (heads := raw.get("num_global_key_value_heads")) is not None and made:
         full["num_key_value_heads"] = heads
     sizes = raw.inside("per_layer_config")
     each = [sizes.inside(str(n)) for n in range(layers)]
     sizes.check_rest()
-    dense, wide = feeding(raw), 1 + boolean(raw, "use_double_wide_mlp", False)
+    dense, wide = feeding(raw), 1 + raw.boolean("use_double_wide_mlp")
     ffn = _experts(raw, dense, norm)
-    width = 0 if raw.get(PER_LAYER, 0) is None else integer(raw, PER_LAYER, width, MOST_WIDTH, 0)
-    table = integer(raw, "vocab_size_per_layer_input", 262144)
+    width = 0 if raw.get(PER_LAYER, 0) is None else raw.width(PER_LAYER, width, least=0)
+    table = raw.integer("vocab_size_per_layer_input", 262144)
     token_input = TokenInput(width, dense.activation, norm) if width else None
 
     def one(n: int, layer: Layer) -> Layer:
@@ -50,14 +50,13 @@ def _read(raw: ConfigJson, width: int = 256, window: int = 512, end: int = 1 << 
         said = each[n] if sizes else full if kind == FULL else {}
         sized = {name: said[name] for name in HEADS if name in said}
         each[n].check_rest()
+        own_fields = of_type(raw, kind, PROPORTIONAL).changed(**sized)
         mixer = replace(
-            attending(of_type(raw, kind, PROPORTIONAL).changed(**sized)),
+            attending(own_fields, bias="attention_bias"),
             query_norm=norm,
             key_norm=norm if shares is None else None,
             value_norm=norm if shares is None else None,
             keys_as_values=made and kind == FULL,
-            qkv_bias=bias,
-            out_bias=bias,
             window=0 if kind == FULL else window,
             score_scale=1.0,
             shares=shares,
@@ -74,11 +73,9 @@ def _read(raw: ConfigJson, width: int = 256, window: int = 512, end: int = 1 << 
 
 
 def _experts(raw: ConfigJson, dense: DenseMlp, norm: RmsNorm) -> ParallelFfn | None:
-    if not boolean(raw, "enable_moe_block", False):
+    if not raw.boolean("enable_moe_block"):
         return None
-    router = Router(
-        "softmax", integer(raw, "top_k_experts"), input_norm=norm, per_expert_scale=True
-    )
+    router = Router("softmax", raw.integer("top_k_experts"), input_norm=norm, per_expert_scale=True)
     return ParallelFfn(dense, mixture(raw, router, "num_experts", "moe_intermediate_size"), norm)
 
 

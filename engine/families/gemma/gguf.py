@@ -7,12 +7,12 @@ from typing import Any
 
 from fastslow.engine.families.reading import FULL, SLIDING, halves
 from fastslow.engine.host.files import shown
+from fastslow.engine.model.config_json import ConfigJson
 from fastslow.engine.model.family import (
     GGUF_EXPERTS,
     GGUF_HEAD_NORMS,
     GGUF_LAYER,
     GgufNames,
-    count,
 )
 
 # Fields that these files stand for, and no config.json has.
@@ -57,7 +57,8 @@ def _gemma4(raw: dict[str, Any]) -> None:
     sizes = ({"head_dim": dims[t], "num_key_value_heads": n} for t, n in zip(types, every))
     raw["per_layer_config"] = {str(n): size for n, size in enumerate(sizes)}
     raw["num_key_value_heads"] = every[0] if every else None
-    widths, own = raw.get("intermediate_size"), layers - count(raw, "num_kv_shared_layers")
+    widths = raw.get("intermediate_size")
+    own = layers - ConfigJson(raw).count("num_kv_shared_layers")
     if isinstance(widths, list) and widths:
         first, last = widths[0], widths[-1]
         if widths != [first] * own + [last] * (layers - own) or last not in (first, 2 * first):

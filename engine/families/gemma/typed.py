@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from fastslow.engine.families.reading import FULL, SLIDING, decoder, layer_count, layer_types
-from fastslow.engine.model.family import ConfigJson, integer, number
+from fastslow.engine.families.reading import FULL, SLIDING, decoder, layer_types
+from fastslow.engine.model.config_json import ConfigJson
 from fastslow.engine.model.norms import RmsNorm
 from fastslow.engine.model.shape import DecoderShape, Layer
 
@@ -55,9 +55,9 @@ def of_type(raw: ConfigJson, kind: str, usual: dict[str, Any]) -> ConfigJson:
 def types_of(raw: ConfigJson) -> list[str]:
     """The type of every layer: each sixth sees all, where nothing else is said."""
     every, _ = (
-        integer(raw, name, 6) for name in ("sliding_window_pattern", "_sliding_window_pattern")
+        raw.integer(name, 6) for name in ("sliding_window_pattern", "_sliding_window_pattern")
     )
-    usual = [SLIDING if (n + 1) % every else FULL for n in range(layer_count(raw))]
+    usual = [SLIDING if (n + 1) % every else FULL for n in range(raw.layers)]
     return [*layer_types(raw, (FULL, SLIDING), usual)]
 
 
@@ -69,7 +69,7 @@ def shape_of(raw: ConfigJson, layers: Iterable[Layer], norm: RmsNorm, *unread: s
         shape,
         layers=found,
         embedding_scale=shape.hidden_size**0.5,
-        logit_cap=0.0 if cap is None else number(raw, "final_logit_softcapping"),
+        logit_cap=0.0 if cap is None else raw.number("final_logit_softcapping"),
         fused=("experts",),
         left_out=(*shape.left_out, *unread),
         renames=RENAMES,

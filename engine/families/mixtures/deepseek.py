@@ -16,29 +16,10 @@ from fastslow.engine.families.mixtures.mixture import (
     sigmoid_router,
     sparse_decoder,
 )
-from fastslow.engine.families.reading import (
-    expect,
-    layer_count,
-    layer_types,
-    rope_fields,
-    rotation_of,
-    stretch,
-)
+from fastslow.engine.families.reading import layer_types, rope_fields, rotation_of, stretch
 from fastslow.engine.host.files import shown
-from fastslow.engine.model.family import (
-    GGUF_LAYER,
-    MOST_HEAD_DIM,
-    MOST_HEADS,
-    MOST_WIDTH,
-    ConfigJson,
-    Family,
-    GgufNames,
-    boolean,
-    count,
-    integer,
-    number,
-    text,
-)
+from fastslow.engine.model.config_json import ConfigJson
+from fastslow.engine.model.family import GGUF_LAYER, Family, GgufNames
 from fastslow.engine.model.ffn.router import Router
 from fastslow.engine.model.mixers.indexer import Indexer
 from fastslow.engine.model.mixers.latent import LatentAttention
@@ -49,23 +30,21 @@ from fastslow.engine.model.shape import DecoderShape, Layer
 LATENT_EPS = 1e-6  # whatever rms_norm_eps says
 GREEDY, LIMITED = "greedy", "group_limited_greedy"
 MULTIPLIER = "yarn_log_multiplier"  # in headers: a tenth of mscale_all_dim
-FULL, SHARED = (
-    "full",
-    "shared",
-)  # layers that choose what rows see, and those that take an earlier one's choice
+# Layers that choose what rows see, and those that take an earlier one's choice.
+FULL, SHARED = "full", "shared"
 
 
 def _v2(raw: ConfigJson) -> DecoderShape:
     """Softmax over all experts; of groups, the best expert of each says which are kept."""
-    expect(raw, {"scoring_func": "softmax", "norm_topk_prob": False})
-    if (method := text(raw, "topk_method", GREEDY)) not in (GREEDY, LIMITED):
+    raw.expect({"scoring_func": "softmax", "norm_topk_prob": False})
+    if (method := raw.text("topk_method", GREEDY)) not in (GREEDY, LIMITED):
         raise ValueError(f"topk_method {shown(method)} is not one of {GREEDY}, {LIMITED}")
-    groups, kept = integer(raw, "n_group", 1), integer(raw, "topk_group", 1)
+    groups, kept = raw.integer("n_group", 1), raw.integer("topk_group", 1)
     router = Router(
         "softmax",
-        integer(raw, "num_experts_per_tok"),
+        raw.integer("num_experts_per_tok"),
         normed=False,
-        scale=number(raw, "routed_scaling_factor", 1.0),
+        scale=raw.number("routed_scaling_factor", 1.0),
         groups=groups if method == LIMITED else 0,
         kept_groups=kept,
         group_best=1,
@@ -84,7 +63,7 @@ def _lite(raw: ConfigJson) -> DecoderShape:
 
 
 def _sigmoid(raw: ConfigJson, router: Router, dense: int) -> DecoderShape:
-    expect(raw, {"scoring_func": "sigmoid", "topk_method": "noaux_tc"})
+    raw.expect({"scoring_func": "sigmoid", "topk_method": "noaux_tc"})
     return _latent(raw, router, dense, 1)
 
 
@@ -99,7 +78,7 @@ def _glm5(raw: ConfigJson) -> DecoderShape:
 
 
 def _sparse(raw: ConfigJson, shape: DecoderShape, heads: int, interleaved: bool) -> DecoderShape:
-    expect(raw, {"layer_types": "indexed_attention"})
+    raw.expect({"layer_types": "indexed_attention"})
     indexer = indexer_of(raw, heads, interleaved)
     kinds = _choosing(raw, len(shape.layers))
 
@@ -116,19 +95,19 @@ def _sparse(raw: ConfigJson, shape: DecoderShape, heads: int, interleaved: bool)
 
 def indexer_of(raw: ConfigJson, heads: int, interleaved: bool) -> Indexer:
     """heads, interleaved: where config.json is silent."""
-    layout = boolean(raw, "indexer_rope_interleave", interleaved)
+    layout = raw.boolean("indexer_rope_interleave", interleaved)
     return Indexer(
-        integer(raw, "index_n_heads", heads, most=MOST_HEADS),
-        integer(raw, "index_head_dim", 128, most=MOST_HEAD_DIM),
-        integer(raw, "index_topk", 2048),
+        raw.heads("index_n_heads", heads),
+        raw.head_dim("index_head_dim", 128),
+        raw.integer("index_topk", 2048),
         "interleaved-first" if layout else "halves-first",
     )
 
 
 def _choosing(raw: ConfigJson, layers: int) -> list[str]:
     """`indexer_types`, a pattern of letters, or one of every `index_topk_freq` layers after the first ones."""
-    every = integer(raw, "index_topk_freq", 1)
-    first = integer(raw, "index_skip_topk_offset", 2, least=0)
+    every = raw.integer("index_topk_freq", 1)
+    first = raw.count("index_skip_topk_offset", 2)
     usual = [SHARED if max(n - first + 1, 0) % every else FULL for n in range(layers)]
     pattern = raw.get("index_topk_pattern")
     if isinstance(pattern, str):
@@ -144,7 +123,7 @@ def _choosing(raw: ConfigJson, layers: int) -> list[str]:
 
 def _latent(raw: ConfigJson, router: Router, dense: int, shares: int) -> DecoderShape:
     """The first `first_k_dense_replace` layers are dense, or those that `mlp_layer_types` says."""
-    layers, first = layer_count(raw), integer(raw, "first_k_dense_replace", dense, least=0)
+    layers, first = raw.layers, raw.count("first_k_dense_replace", dense)
     usual = ["dense" if n < first else "sparse" for n in range(layers)]
     kinds = layer_types(raw, ("dense", "sparse"), usual, "mlp_layer_types")
     each = {n for n, kind in enumerate(kinds) if kind == "dense"}
@@ -155,16 +134,15 @@ def _latent(raw: ConfigJson, router: Router, dense: int, shares: int) -> Decoder
 
 def latent_mixer(raw: ConfigJson, norm: RmsNorm, interleaved: bool = True) -> LatentAttention:
     """The attention of all layers. norm: of latents. interleaved: how dims turn where config.json is silent."""
-    heads = integer(raw, "num_attention_heads", most=MOST_HEADS)
+    heads = raw.heads("num_attention_heads")
     nope, turning, values = (
-        integer(raw, name, most=MOST_HEAD_DIM)
-        for name in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+        raw.head_dim(name) for name in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
     )
     sizes = {"num_key_value_heads": heads, "head_dim": turning, "qk_head_dim": nope + turning}
-    expect(raw, {**sizes, "moe_layer_freq": 1})
-    positions = integer(raw, "max_position_embeddings")
+    raw.expect({**sizes, "moe_layer_freq": 1})
+    positions = raw.integer("max_position_embeddings")
     base, scaling, _ = rotation_of(raw, 10000.0, None, positions)
-    layout = "interleaved-first" if boolean(raw, "rope_interleave", interleaved) else "halves-first"
+    layout = "interleaved-first" if raw.boolean("rope_interleave", interleaved) else "halves-first"
     scale = (nope + turning) ** -0.5
     if scaling is not None and scaling.kind == "yarn":
         scale *= stretch(scaling.factor, rope_fields(raw).get("mscale_all_dim") or 0.0) ** 2
@@ -173,8 +151,8 @@ def latent_mixer(raw: ConfigJson, norm: RmsNorm, interleaved: bool = True) -> La
         nope,
         Rope(turning, base, positions, scaling, layout=layout),
         values,
-        integer(raw, "kv_lora_rank", most=MOST_WIDTH),
-        count(raw, "q_lora_rank", most=MOST_WIDTH),
+        raw.width("kv_lora_rank"),
+        raw.width("q_lora_rank", 0, least=0),
         scale,
         norm=norm,
     )
@@ -191,17 +169,18 @@ def _header(raw: dict[str, Any]) -> None:
     sizes, biased = raw.pop("heads"), raw.pop("biased", False)
     raw.pop("num_key_value_heads", None)
     key, value = ("key_mla", "value_mla") if "key_mla" in sizes else ("key", "value")
-    raw["v_head_dim"] = integer(sizes, value)
-    raw["qk_nope_head_dim"] = integer(sizes, key) - integer(raw, "qk_rope_head_dim")
+    raw["v_head_dim"] = ConfigJson(sizes).integer(value)
+    turning = ConfigJson(raw).integer("qk_rope_head_dim")
+    raw["qk_nope_head_dim"] = ConfigJson(sizes).integer(key) - turning
     gate = raw.pop(GATE, SIGMOID if biased else SOFTMAX)
     if gate not in (SOFTMAX, SIGMOID):
         raise ValueError(f"{GATE} {shown(gate)} is not one of {SOFTMAX}, {SIGMOID}")
     if gate == SOFTMAX:
-        limited = integer(raw, "n_group") > 1
+        limited = ConfigJson(raw).integer("n_group") > 1
         raw |= {"scoring_func": "softmax", "topk_method": LIMITED if limited else GREEDY}
     rope = raw["rope_scaling"]
     if (said := rope.pop("mscale_all_dim", None)) and rope.get("rope_type") == "yarn":
-        of_all = round(number({MULTIPLIER: said}, MULTIPLIER) * 10, 6)  # of float32
+        of_all = round(ConfigJson({MULTIPLIER: said}).number(MULTIPLIER) * 10, 6)  # of float32
         rope |= {"mscale": of_all, "mscale_all_dim": of_all}
 
 
@@ -229,12 +208,7 @@ V3 = Family(
     _of_header,
     GgufNames(
         "deepseek2",
-        {
-            **GGUF_LAYER,
-            **TENSORS,
-            **NEXTN,
-            **LATENT,
-        },
+        {**GGUF_LAYER, **TENSORS, **NEXTN, **LATENT},
         fields={
             **SPARSE,
             **RANKS,

@@ -12,21 +12,10 @@ from fastslow.engine.families.mixtures.mixture import (
     SOFTMAX,
     TENSORS,
     check_gate,
-    mixture,
-    with_dense,
 )
-from fastslow.engine.families.reading import attending, decoder, expect, layer_count
-from fastslow.engine.model.family import (
-    GGUF_LAYER,
-    MOST_EXPERTS,
-    MOST_WIDTH,
-    ConfigJson,
-    Family,
-    GgufNames,
-    boolean,
-    integer,
-    number,
-)
+from fastslow.engine.families.reading import attending, decoder, mixture, with_dense
+from fastslow.engine.model.config_json import ConfigJson
+from fastslow.engine.model.family import GGUF_LAYER, Family, GgufNames
 from fastslow.engine.model.ffn.router import Router
 from fastslow.engine.model.shape import DecoderShape, Layer
 
@@ -37,23 +26,22 @@ def _read(raw: ConfigJson) -> DecoderShape:
     """Experts in every `moe_layer_interval`-th layer between `moe_layer_start_index` and `moe_layer_end_index`."""
     for name in ("moe_capacity", "moe_gate", "moe_use_aux_free"):  # of training
         raw.get(name)
-    if (least := number(raw, "moe_norm_min", 1e-12)) > LEAST_SUM:
+    if (least := raw.number("moe_norm_min", 1e-12)) > LEAST_SUM:
         raise ValueError(f"moe_norm_min {least} is not supported, it is at most {LEAST_SUM}")
-    expect(raw, {"use_rmsnorm": True})
-    bias, mixer = boolean(raw, "use_bias", False), attending(raw, theta=500000.0)
+    raw.expect({"use_rmsnorm": True})
+    bias, mixer = raw.boolean("use_bias"), attending(raw, theta=500000.0, bias="use_bias")
     assert mixer.rope is not None
-    rope = replace(mixer.rope, layout="interleaved-first")
-    mixer = replace(mixer, rope=rope, qkv_bias=bias, out_bias=bias)
-    shared = integer(raw, "moe_intermediate_size", most=MOST_WIDTH)
-    shared *= integer(raw, "moe_num_shared_experts", 2, most=MOST_EXPERTS, least=0)
-    router = Router("softmax", integer(raw, "moe_k", 6), choice_bias=True)
-    ffn = mixture(raw, router, "moe_num_experts", "moe_intermediate_size", shared)
+    mixer = replace(mixer, rope=replace(mixer.rope, layout="interleaved-first"))
+    shared = raw.width("moe_intermediate_size")
+    shared *= raw.experts("moe_num_shared_experts", 2, least=0)
+    router = Router("softmax", raw.integer("moe_k", 6), choice_bias=True)
+    ffn = mixture(raw, router, "moe_num_experts", shared=shared)
     if ffn.shared is not None:
         ffn = replace(ffn, shared=replace(ffn.shared, bias=bias))
-    first, last = integer(raw, "moe_layer_start_index", 1, least=0), layer_count(raw)
-    if (end := integer(raw, "moe_layer_end_index", -1, least=-1)) >= 0:
+    first, last = raw.count("moe_layer_start_index", 1), raw.layers
+    if (end := raw.integer("moe_layer_end_index", -1, least=-1)) >= 0:
         last = end + 1
-    step, every = integer(raw, "moe_layer_interval", 1), set(range(layer_count(raw)))
+    step, every = raw.integer("moe_layer_interval", 1), set(range(raw.layers))
     dense = every - {n for n in range(first, last) if (n + 1) % step == 0}
     shape = with_dense(raw, decoder(raw, Layer(mixer, ffn), tied=True), dense, bias)
     return replace(

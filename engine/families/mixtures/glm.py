@@ -16,24 +16,17 @@ from fastslow.engine.families.mixtures.mixture import (
 )
 from fastslow.engine.families.reading import attending, norm_of, share_rotated
 from fastslow.engine.model.config import ROTATED
-from fastslow.engine.model.family import (
-    GGUF_HEAD_NORMS,
-    GGUF_LAYER,
-    ConfigJson,
-    Family,
-    GgufNames,
-    boolean,
-    integer,
-)
+from fastslow.engine.model.config_json import ConfigJson
+from fastslow.engine.model.family import GGUF_HEAD_NORMS, GGUF_LAYER_POST, Family, GgufNames
 from fastslow.engine.model.shape import DecoderShape
 
 
 def _read(raw: ConfigJson) -> DecoderShape:
     """The first `first_k_dense_replace` layers are dense."""
-    norm = norm_of(raw) if boolean(raw, "use_qk_norm", False) else None
-    bias = boolean(raw, "attention_bias", False)
-    mixer = replace(attending(raw, partial=0.5), qkv_bias=bias, query_norm=norm, key_norm=norm)
-    dense = integer(raw, "first_k_dense_replace", 1, least=0)
+    norm = norm_of(raw) if raw.boolean("use_qk_norm") else None
+    mixer = attending(raw, partial=0.5, head_norm=norm)
+    mixer = replace(mixer, qkv_bias=raw.boolean("attention_bias"))
+    dense = raw.count("first_k_dense_replace", 1)
     return sparse_decoder(raw, mixer, sigmoid_router(raw), range(dense))
 
 
@@ -47,17 +40,8 @@ GLM4_MOE = Family(
     _read,
     GgufNames(
         "glm4moe",
-        {
-            **{name: place for name, place in GGUF_LAYER.items() if name != "ffn_norm"},
-            **GGUF_HEAD_NORMS,
-            **TENSORS,
-            "post_attention_norm": "post_attention_layernorm",
-            **NEXTN,
-        },
-        fields={
-            **SPARSE,
-            "rope.dimension_count": ROTATED,
-        },
+        {**GGUF_LAYER_POST, **GGUF_HEAD_NORMS, **TENSORS, **NEXTN},
+        fields={**SPARSE, "rope.dimension_count": ROTATED},
         present={"attn_q.bias": "attention_bias", "attn_q_norm.weight": "use_qk_norm"},
         finish=_header,
     ),

@@ -5,17 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fastslow.engine.families.dense.granite import SCALES, scaled
-from fastslow.engine.families.mixtures.mixture import FIELDS, TENSORS, mixture
-from fastslow.engine.families.reading import attending
-from fastslow.engine.model.family import (
-    GGUF_LAYER,
-    MOST_WIDTH,
-    ConfigJson,
-    Family,
-    GgufNames,
-    count,
-    integer,
-)
+from fastslow.engine.families.mixtures.mixture import FIELDS, TENSORS
+from fastslow.engine.families.reading import mixture
+from fastslow.engine.model.config_json import ConfigJson
+from fastslow.engine.model.family import GGUF_LAYER, Family, GgufNames
 from fastslow.engine.model.ffn.router import Router
 from fastslow.engine.model.shape import DecoderShape
 
@@ -30,11 +23,10 @@ RENAMES = (
 
 def _read(raw: ConfigJson) -> DecoderShape:
     """Without `shared_intermediate_size` there is no shared MLP."""
-    router = Router("chosen", integer(raw, "num_experts_per_tok", 2))
-    shared = count(raw, "shared_intermediate_size", most=MOST_WIDTH)
+    router = Router("chosen", raw.integer("num_experts_per_tok", 2))
+    shared = raw.width("shared_intermediate_size", 0, least=0)
     ffn = mixture(raw, router, "num_local_experts", "intermediate_size", shared)
-    shape = scaled(raw, attending(raw), ffn)
-    return replace(shape, fused=("experts", "gate_up"), renames=RENAMES)
+    return replace(scaled(raw, ffn), fused=("experts", "gate_up"), renames=RENAMES)
 
 
 GRANITE_MOE = Family(

@@ -12,19 +12,10 @@ from fastslow.engine.families.mixtures.mixture import (
     SOFTMAX,
     TENSORS,
     check_gate,
-    mixture,
 )
-from fastslow.engine.families.reading import decoder, expect, norm_of
-from fastslow.engine.model.family import (
-    GGUF_HEAD_NORMS,
-    GGUF_LAYER,
-    MOST_WIDTH,
-    ConfigJson,
-    Family,
-    GgufNames,
-    integer,
-    integers,
-)
+from fastslow.engine.families.reading import decoder, mixture, norm_of
+from fastslow.engine.model.config_json import ConfigJson
+from fastslow.engine.model.family import GGUF_HEAD_NORMS, GGUF_LAYER, Family, GgufNames
 from fastslow.engine.model.ffn.router import Router
 from fastslow.engine.model.shape import DecoderShape, Layer
 
@@ -53,13 +44,13 @@ RENAMES = (
 
 def _read(raw: ConfigJson) -> DecoderShape:
     """`moe_topk` is a number, or a list of one for each layer, all alike. Experts are as wide as the shared one."""
-    mixer, width = hunyuan.turned(raw), integer(raw, "intermediate_size", most=MOST_WIDTH)
-    expect(raw, EXPECTED | {"moe_intermediate_size": width, "attention_head_dim": mixer.head_dim})
+    mixer, width = hunyuan.turned(raw), raw.width("intermediate_size")
+    raw.expect(EXPECTED | {"moe_intermediate_size": width, "attention_head_dim": mixer.head_dim})
     for name in OTHERS.split():
         raw.get(name)
-    chosen = (integers(raw, "moe_topk") or (1,))[0]
-    expect(raw, {"moe_topk": chosen})
-    ffn = mixture(raw, Router("softmax", chosen), "num_experts", "intermediate_size", width)
+    chosen = (raw.integers("moe_topk") or (1,))[0]
+    raw.expect({"moe_topk": chosen})
+    ffn = mixture(raw, Router("softmax", chosen), width="intermediate_size", shared=width)
     shape = decoder(raw, Layer(mixer, ffn), norm=norm_of(raw, 1e-5))
     return replace(shape, fused=("experts",), renames=RENAMES)
 

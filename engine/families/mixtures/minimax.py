@@ -10,18 +10,11 @@ from fastslow.engine.families.mixtures.mixture import (
     SIGMOID,
     TENSORS,
     check_gate,
-    mixture,
 )
-from fastslow.engine.families.reading import attending, decoder, expect, norm_of
+from fastslow.engine.families.reading import attending, decoder, mixture, norm_of
 from fastslow.engine.model.config import ROTATED
-from fastslow.engine.model.family import (
-    GGUF_HEAD_NORMS,
-    GGUF_LAYER,
-    ConfigJson,
-    Family,
-    GgufNames,
-    integer,
-)
+from fastslow.engine.model.config_json import ConfigJson
+from fastslow.engine.model.family import GGUF_HEAD_NORMS, GGUF_LAYER, Family, GgufNames
 from fastslow.engine.model.ffn.router import Router
 from fastslow.engine.model.shape import DecoderShape, Layer
 
@@ -46,17 +39,15 @@ RENAMES = (
 
 def _read(raw: ConfigJson) -> DecoderShape:
     """`rotary_dim` of a head's dims are rotated, where that field is there."""
-    expect(raw, EXPECTED)
-    mixer, norm = attending(raw, theta=5e6, head_dim=128, partial=1.0), norm_of(raw)
+    raw.expect(EXPECTED)
+    mixer = attending(raw, theta=5e6, head_dim=128, partial=1.0, head_norm=norm_of(raw))
     assert mixer.rope is not None
     if raw.get("rotary_dim") is not None:
-        turned = integer(raw, "rotary_dim", most=mixer.head_dim)
+        turned = raw.integer("rotary_dim", most=mixer.head_dim)
         mixer = replace(mixer, rope=replace(mixer.rope, width=turned % mixer.head_dim))
-    mixer = replace(mixer, query_norm=norm, key_norm=norm, norms_whole=True)
-    router = Router("sigmoid", integer(raw, "num_experts_per_tok", 8), choice_bias=True)
-    shape = decoder(
-        raw, Layer(mixer, mixture(raw, router, "num_local_experts", "intermediate_size"))
-    )
+    router = Router("sigmoid", raw.integer("num_experts_per_tok", 8), choice_bias=True)
+    ffn = mixture(raw, router, "num_local_experts", "intermediate_size")
+    shape = decoder(raw, Layer(replace(mixer, norms_whole=True), ffn))
     return replace(shape, drafts_inside=True, fused=("experts",), renames=RENAMES)
 
 

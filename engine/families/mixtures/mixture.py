@@ -6,20 +6,10 @@ from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
-from fastslow.engine.families.reading import activation_of, decoder, feeding
+from fastslow.engine.families.reading import decoder, mixture, with_dense
 from fastslow.engine.host.files import shown
-from fastslow.engine.model.family import (
-    GGUF_EXPERTS,
-    GGUF_SHARED,
-    MOST_EXPERTS,
-    MOST_WIDTH,
-    ConfigJson,
-    boolean,
-    integer,
-    number,
-)
-from fastslow.engine.model.ffn.dense import DenseMlp
-from fastslow.engine.model.ffn.experts import RoutedExperts
+from fastslow.engine.model.config_json import ConfigJson
+from fastslow.engine.model.family import GGUF_EXPERT_FIELDS, GGUF_EXPERTS, GGUF_SHARED
 from fastslow.engine.model.ffn.router import Router
 from fastslow.engine.model.parts import Mixer
 from fastslow.engine.model.shape import DecoderShape, Layer, MtpLayer
@@ -29,9 +19,7 @@ BIAS = "mlp.gate.e_score_correction_bias"
 GATE, SHARES = "expert_gating_func", "expert_shared_count"
 TENSORS = {**GGUF_EXPERTS, **GGUF_SHARED, "exp_probs_b.bias": BIAS}  # of GGUF files
 FIELDS = {  # of their headers
-    "expert_count": "num_experts",
-    "expert_used_count": "num_experts_per_tok",
-    "expert_feed_forward_length": "moe_intermediate_size",
+    **GGUF_EXPERT_FIELDS,
     "expert_shared_feed_forward_length": "shared_intermediate_size",
     GATE: GATE,
 }
@@ -57,30 +45,19 @@ MOST_DRAFTING = 8  # layers that draft
 WEIGHTS_EPS = 1e-20  # beside the sum that the weights of experts are divided by
 
 
-def mixture(
-    raw: ConfigJson, router: Router, experts: str, width: str, shared: int = 0
-) -> RoutedExperts:
-    """Routed experts and a shared one, without biases. experts, width: fields of their number, and of the width of
-    each. shared: the width of the shared one; 0: there is none."""
-    act = activation_of(raw)
-    expert = DenseMlp(integer(raw, width, most=MOST_WIDTH), act)
-    own = DenseMlp(shared, act) if shared else None
-    return RoutedExperts(router, integer(raw, experts, most=MOST_EXPERTS), expert, own)
-
-
 def sigmoid_router(
     raw: ConfigJson, chosen: int = 8, groups: int = 1, kept: int = 1, scale: float = 1.0
 ) -> Router:
     """As DeepSeek-V3 has it. The numbers hold where config.json is silent."""
-    groups = integer(raw, "n_group", groups)
+    groups = raw.integer("n_group", groups)
     return Router(
         "sigmoid",
-        integer(raw, "num_experts_per_tok", chosen),
-        normed=boolean(raw, "norm_topk_prob", True),
-        scale=number(raw, "routed_scaling_factor", scale),
+        raw.integer("num_experts_per_tok", chosen),
+        normed=raw.boolean("norm_topk_prob", True),
+        scale=raw.number("routed_scaling_factor", scale),
         choice_bias=True,
         groups=groups if groups > 1 else 0,
-        kept_groups=integer(raw, "topk_group", kept),
+        kept_groups=raw.integer("topk_group", kept),
         weights_eps=WEIGHTS_EPS,
     )
 
@@ -91,27 +68,17 @@ def sparse_decoder(
     """A decoder with an MLP in `dense` layers, and `n_routed_experts` beside `n_shared_experts` in others and in a
     layer that drafts; where no field says it, the files show whether there is one. shares: where config.json is
     silent."""
-    width = integer(raw, "moe_intermediate_size", most=MOST_WIDTH)
-    shared = width * integer(raw, "n_shared_experts", shares, most=MOST_EXPERTS, least=0)
-    ffn = mixture(raw, router, "n_routed_experts", "moe_intermediate_size", shared)
+    width = raw.width("moe_intermediate_size")
+    shared = width * raw.experts("n_shared_experts", shares, least=0)
+    ffn = mixture(raw, router, "n_routed_experts", shared=shared)
     shape = decoder(raw, Layer(mixer, ffn))
-    heads = integer(raw, DRAFTS, 1, most=MOST_DRAFTING, least=0)
+    heads = raw.count(DRAFTS, 1, MOST_DRAFTING)
     mtp = MtpLayer.numbered(shape.layers[0], len(shape.layers), shape.norm, count=heads)
     shape = replace(shape, mtp=mtp if heads else None)
     layers = {n for n in range(len(shape.layers)) if n in dense}
     return replace(
         with_dense(raw, shape, layers), drafts_inside=True, fused=("experts",), renames=(SHARED,)
     )
-
-
-def with_dense(
-    raw: ConfigJson, shape: DecoderShape, dense: Collection[int], bias: bool = False
-) -> DecoderShape:
-    """The same with an MLP of `intermediate_size` in these layers."""
-    if not dense:
-        return shape
-    mlp = feeding(raw, bias=bias)
-    return shape.each(lambda n, layer: replace(layer, ffn=mlp) if n in dense else layer)
 
 
 def check_gate(raw: dict[str, Any], wanted: int) -> None:

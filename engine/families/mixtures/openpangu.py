@@ -22,18 +22,10 @@ from fastslow.engine.families.mixtures.mixture import (
     sparse_decoder,
 )
 from fastslow.engine.families.pangu import MOST_SINKS, RENAMES
-from fastslow.engine.families.reading import SLIDING, expect, layer_count, listed_layers, norm_of
+from fastslow.engine.families.reading import SLIDING, listed_layers, norm_of
 from fastslow.engine.host.files import shown
-from fastslow.engine.model.family import (
-    GGUF_LAYER,
-    ConfigJson,
-    Family,
-    GgufNames,
-    boolean,
-    count,
-    integer,
-    integers,
-)
+from fastslow.engine.model.config_json import ConfigJson
+from fastslow.engine.model.family import GGUF_LAYER_POST, Family, GgufNames
 from fastslow.engine.model.ffn.streams import (
     MERGE,
     MOST_ROUNDS,
@@ -56,35 +48,35 @@ ALWAYS = dict.fromkeys(("use_mhc", "mhc_use_gamma", "sandwich_norm"), True)
 
 def _read(raw: ConfigJson) -> DecoderShape:
     """Layers of `swa_layers` see windows, the others the whole text, of which those of `dsa_layers` choose tokens."""
-    expect(raw, {**ALWAYS, "rope_interleave": False, "topk_method": "noaux_tc"})
+    raw.expect({**ALWAYS, "rope_interleave": False, "topk_method": "noaux_tc"})
     raw.get("param_sink_with_value")  # values are made of latents, whatever it says
     norm = norm_of(raw, 1e-5)
     mixer = replace(
         latent_mixer(raw, norm, interleaved=False),
-        conv=count(raw, "router_sliding_window", MOST_TAPS)
-        if boolean(raw, "use_mome", True)
+        conv=raw.count("router_sliding_window", most=MOST_TAPS)
+        if raw.boolean("use_mome", True)
         else 0,
-        sinks=count(raw, "param_sink_number", MOST_SINKS),
+        sinks=raw.count("param_sink_number", most=MOST_SINKS),
     )
     router = sigmoid_router(raw, 8, scale=2.5)
-    router = replace(router, choice_bias=boolean(raw, "router_enable_expert_bias", True))
-    dense = range(integer(raw, "first_k_dense_replace", 0, least=0))
+    router = replace(router, choice_bias=raw.boolean("router_enable_expert_bias", True))
+    dense = range(raw.count("first_k_dense_replace"))
     shape = sparse_decoder(raw, mixer, router, dense)
     streams = Streams(
-        integer(raw, "mhc_num_stream", 4, MOST_STREAMS),
-        integer(raw, "mhc_recur_norm", 20, MOST_ROUNDS),
+        raw.integer("mhc_num_stream", 4, MOST_STREAMS),
+        raw.integer("mhc_recur_norm", 20, MOST_ROUNDS),
         merge_norm=norm,
     )
     windows, whole = _windows(raw), listed_layers(raw, "block_post_layernorm_idx")
     types = raw.get("layer_types") or []  # the same once more
-    if not isinstance(types, list) or len(types) not in (0, layer_count(raw)):
-        raise ValueError(f"layer_types {shown(types)} must be a list of {layer_count(raw)} types")
+    if not isinstance(types, list) or len(types) not in (0, raw.layers):
+        raise ValueError(f"layer_types {shown(types)} must be a list of {raw.layers} types")
     if wrong := [n for n, kind in enumerate(types) if (kind == SLIDING) != (n in windows)]:
         raise ValueError(
             f"layer_types has {shown(types[wrong[0]])} for layer {wrong[0]}, unlike swa_layers"
         )
     indexer = replace(indexer_of(raw, 24, False), norm=norm)
-    seeing = set(range(layer_count(raw))) - set(windows)
+    seeing = set(range(raw.layers)) - set(windows)
     choosing = seeing if raw.get("dsa_layers") is None else listed_layers(raw, "dsa_layers")
     if both := choosing - seeing:
         raise ValueError(f"dsa_layers has layer {min(both)}, which is one of swa_layers")
@@ -110,15 +102,18 @@ def _read(raw: ConfigJson) -> DecoderShape:
 
 def _windows(raw: ConfigJson) -> dict[int, int]:
     """By layer; those that draft come after the model's own."""
-    layers = integers(raw, "swa_layers")
+    layers = raw.integers("swa_layers")
     usual = [raw.get("sliding_window")] * len(layers)
     each = usual if (said := raw.get("sliding_window_list")) is None else said
     if not isinstance(each, list) or len(each) != len(layers):
         raise ValueError(
             f"sliding_window_list {shown(each)} must have a window for each of the {len(layers)} swa_layers"
         )
-    found = {n: integer({"a window": x}, "a window") for n, x in zip(layers, each, strict=True)}
-    most = layer_count(raw) + count(raw, "num_nextn_predict_layers")
+    found = {
+        n: ConfigJson({"a window": x}).integer("a window")
+        for n, x in zip(layers, each, strict=True)
+    }
+    most = raw.layers + raw.count("num_nextn_predict_layers")
     if beyond := [n for n in layers if n >= most]:
         raise ValueError(
             f"swa_layers has {beyond[0]}, but must be below {most}, the number of layers"
@@ -129,7 +124,7 @@ def _windows(raw: ConfigJson) -> dict[int, int]:
 def _header(raw: dict[str, Any]) -> None:
     """The length of keys is that of all dims of a head."""
     check_gate(raw, SIGMOID)
-    turning, whole = (integer(raw, name) for name in ("qk_rope_head_dim", "qk_head_dim"))
+    turning, whole = map(ConfigJson(raw).integer, ("qk_rope_head_dim", "qk_head_dim"))
     raw["qk_nope_head_dim"] = whole - turning
 
 
@@ -139,12 +134,11 @@ OPENPANGU = Family(
     GgufNames(
         "openpangu",
         {
-            **{name: place for name, place in GGUF_LAYER.items() if name != "ffn_norm"},
+            **GGUF_LAYER_POST,
             **TENSORS,
             **NEXTN,
             **LATENT,
             "attn_kv_b": COPY,
-            "post_attention_norm": "post_attention_layernorm",
             "ffn_norm": "pre_feedforward_layernorm",
             "post_ffw_norm": "post_feedforward_layernorm",
             "block_post_norm": WHOLE_NORM,

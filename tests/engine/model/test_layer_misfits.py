@@ -10,7 +10,7 @@ from checkpoints import DENSE
 
 from fastslow.engine.families.reading import decoder
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.family import ConfigJson
+from fastslow.engine.model.config_json import ConfigJson
 from fastslow.engine.model.ffn.dense import DenseMlp
 from fastslow.engine.model.ffn.experts import RoutedExperts
 from fastslow.engine.model.ffn.router import GroupRouter, Router

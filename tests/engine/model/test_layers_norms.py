@@ -18,7 +18,8 @@ from checkpoints import DENSE, tensors
 from layer_fuzz import FEW_AND_MANY, LayerFuzz, load, near
 
 from fastslow.engine.families.reading import attending, decoder, feeding, norm_of
-from fastslow.engine.model.family import ConfigJson, Family, register
+from fastslow.engine.model.config_json import ConfigJson
+from fastslow.engine.model.family import Family, register
 from fastslow.engine.model.norms import LayerNorm, LayerNorms
 from fastslow.engine.model.shape import DecoderShape, Layer
 

@@ -33,7 +33,8 @@ from fastslow.engine.checkpoint.identity import model_digest
 from fastslow.engine.families.reading import attending, decoder
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.family import ConfigJson, Family, register
+from fastslow.engine.model.config_json import ConfigJson
+from fastslow.engine.model.family import Family, register
 from fastslow.engine.model.ffn.dense import DenseMlp
 from fastslow.engine.model.ffn.experts import RoutedExperts
 from fastslow.engine.model.ffn.router import Router

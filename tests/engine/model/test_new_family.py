@@ -30,7 +30,8 @@ from fastslow.engine.checkpoint.checkpoint import floats
 from fastslow.engine.families.reading import attending, decoder, feeding, norm_of
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.family import ConfigJson, Family, number, register
+from fastslow.engine.model.config_json import ConfigJson
+from fastslow.engine.model.family import Family, register
 from fastslow.engine.model.ffn.dense import DenseMlp
 from fastslow.engine.model.norms import LayerNorms, RmsNorm
 from fastslow.engine.model.shape import DecoderShape, Layer
@@ -52,7 +53,7 @@ VARIANTS: dict[str, dict[str, Any]] = {"plain": {}, "caps": CAPS, "partial": PAR
 def read(raw: ConfigJson) -> DecoderShape:
     """Read what differs from Llama."""
     partial, values = raw.get("partial"), raw.get("values")
-    score_cap, logit_cap = (number(raw, name) if name in raw else 0.0 for name in CAPS)
+    score_cap, logit_cap = (raw.number(name) if name in raw else 0.0 for name in CAPS)
     norm, mixer = RmsNorm(norm_of(raw).eps, offset=1.0), attending(raw)
     assert mixer.rope is not None
     layout = "interleaved-first" if partial else "halves-first"
