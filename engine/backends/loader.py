@@ -253,12 +253,7 @@ def _on_cpu(
     source: _Source, formats: Formats, quantization: str, kv_dtype: str, progress: bool
 ) -> CpuDecoder:
     """On the CPU kernels, from a packing that is kept."""
-    folder, config = source.folder, _with_known_mtp(source.config.seeing_all, unsupported)
-    if config.context < source.config.context:
-        logger.warning(
-            "the kernels have no indexer of sparse attention: texts may have {} tokens",
-            config.context,
-        )
+    folder, config = source.folder, _with_known_mtp(source.config, unsupported)
     logger.debug("running {} on the CPU kernels ({})", formats.name, level())
     storage = source.storage(kv_dtype, quantization)
     arena = Arena.of(config, formats)

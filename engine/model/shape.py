@@ -124,7 +124,6 @@ class DecoderShape:
         mtp: the layer that predicts further tokens; None: the checkpoint is not asked for one.
         assists: what it has as the assistant of another model, without which it does not run; None: it is none.
         drafts_inside: tensors of layers after the model's own belong to drafts.
-        longest: tokens that a text may have whatever the rotations allow; 0: as they do.
         fused: layouts in which files may hold several tensors as one: "experts" of a layer, gates above ups; "experts
             in turn", gates and ups in turn; "delta", matrices of a gated delta net; "choice row", a matrix of one row
             for the bias of a router's choice; "latent", keys and values of a latent apart (`checkpoint/fused.py`).
@@ -150,7 +149,6 @@ class DecoderShape:
     mtp: MtpLayer | None = None
     assists: Assistance | None = None
     drafts_inside: bool = False
-    longest: int = 0
     fused: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     renames: tuple[tuple[str, str], ...] = ()
@@ -191,14 +189,6 @@ class DecoderShape:
         return self.layers[0].streams if self.layers else None
 
     @property
-    def seeing_all(self) -> Self:
-        """The same without indexers, for texts of which rows see all."""
-        every = (x.indexer for x in map(_latent, self.with_mtp.layers) if x is not None)
-        if not (found := [indexer.most for indexer in every if indexer is not None]):
-            return self
-        return replace(self.each(_seeing_all).each_head(_seeing_all), longest=min(found))
-
-    @property
     def state_layout(self) -> StateLayout:
         """The states that its layers keep of a text; those of MTP layers come last, and are kept whole: their rows are
         written late."""
@@ -223,8 +213,7 @@ class DecoderShape:
     @property
     def context(self) -> int:
         """The longest text in tokens."""
-        most = min((rope.context for rope in self.ropes), default=self.max_positions)
-        return min(most, self.longest or most)
+        return min((rope.context for rope in self.ropes), default=self.max_positions)
 
     @property
     def routed(self) -> RoutedExperts | None:
@@ -235,12 +224,3 @@ class DecoderShape:
     def chosen(self) -> int:
         """Routed experts that a token runs in a layer that has any; 0 for a dense model."""
         return 0 if self.routed is None else self.routed.router.chosen
-
-
-def _latent(layer: Layer) -> LatentAttention | None:
-    return layer.mixer if isinstance(layer.mixer, LatentAttention) else None
-
-
-def _seeing_all(n: int, layer: Layer) -> Layer:
-    mixer = _latent(layer)
-    return layer if mixer is None else replace(layer, mixer=replace(mixer, indexer=None))

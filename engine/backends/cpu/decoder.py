@@ -277,6 +277,9 @@ class CpuDecoder:
             own |= {name: getattr(mixer.absorbed, name) for name in names}
             own |= {name: self._matrix(f"{n}.{name}") for name in ("queries", "absorb", "expand")}
             own |= {"score_scale": mixer.score_scale, "latent_eps": mixer.norm.eps}
+            if (x := mixer.indexer) is not None:
+                own |= {"index_most": x.most, "index_heads": x.heads, "index_dim": x.dim}
+                own["index_eps"] = x.norm.eps
         if (token := layer.token_input) is not None:
             every, rows = self._matrix("token_projection"), len(orders.plain_order(token.width))
             own["token_projection"] = matrices.part_of(every, n * rows, rows)
@@ -373,8 +376,12 @@ VECTORS = (
     *("sink_keys", "sink_values", "mlp_norm", "mlp_post_norm", "router_scale", "choice_bias"),
     *("conv", "decay", "dt_bias", "value_norm", "router_norm", "expert_norm", "dense_post_norm"),
     *("expert_post_norm", "layer_scale", "token_norm", "attention_mix", "mlp_mix", "streams_norm"),
+    *("index_norm", "index_bias"),
 )
-MATRICES = "out", "router", "gate_up", "down", "mixed", "z", "rates", "token_gate", "token_up"
+MATRICES = (
+    *("out", "router", "gate_up", "down", "mixed", "z", "rates", "token_gate", "token_up"),
+    *("index_queries", "index_keys"),
+)
 MIXERS = {
     GroupedAttention: 0,
     GatedDelta: 1,

@@ -50,6 +50,10 @@ class Indexer:
         if self.dim < rope.dim or self.dim % 2:
             yield f"index_head_dim {self.dim} must be even and at least {rope.dim}, the dims that rotate"
 
+    def order(self, rope: Rope) -> list[int]:
+        """Where the dims of a head lie in files."""
+        return [*replace(rope, layout=self.layout).order, *range(rope.dim, self.dim)]
+
     def tensors(self, prefix: str, hidden: int, query_latent: int) -> Iterator[TensorSpec]:
         if self.shared:
             return
@@ -60,9 +64,7 @@ class Indexer:
         yield from linear(f"{own}.weights_proj", self.heads, hidden, False)
 
     def load(self, prefix: str, reader: WeightReader[M, Any], rope: Rope) -> IndexerWeights[M]:
-        own = f"{prefix}.self_attn.indexer"
-        turned = replace(rope, layout=self.layout).order
-        order = [*turned, *range(rope.dim, self.dim)]
+        own, order = f"{prefix}.self_attn.indexer", self.order(rope)
         queries = reader.plain(f"{own}.wq_b.weight").unflatten(0, (self.heads, -1))[:, order]
         weight, bias = reader.norm(f"{own}.k_norm", self.norm)
         return IndexerWeights(

@@ -60,7 +60,7 @@ def every_type(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def built(folder: Path, name: str, **fields: Any) -> Path:
     if name == "openpangu":
-        return Pangu2(**fields).write(folder)
+        return Pangu2(index_topk=24, **fields).write(folder)
     maker = gemma_models if name in gemma_models.SHAPES else peers
     return peers.write(folder, maker.build(name, **fields))
 

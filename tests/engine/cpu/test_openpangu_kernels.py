@@ -21,17 +21,28 @@ from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.rows import Rows, Segment
 
 pytestmark = compiled
-SEEN: dict[str, Any] = {"index_topk": 1000}  # all of a text, without an indexer
-ODD = SEEN | {"hidden_size": 542, "mhc_recur_norm": 3, "router_sliding_window": 5, "param_sink_number": 270}
+ODD: dict[str, Any] = {
+    "index_topk": 300,
+    "hidden_size": 542,
+    "mhc_recur_norm": 3,
+    "router_sliding_window": 5,
+    "param_sink_number": 270,
+}
 ODD |= {"kv_lora_rank": 20, "q_lora_rank": 37, "v_head_dim": 10, "num_attention_heads": 3, "num_key_value_heads": 3}
 ODD |= {"num_hidden_layers": 2, "dsa_layers": [0], "swa_layers": [1], "sliding_window_list": [300]}
 ODD |= {"block_post_layernorm_idx": [1], "num_nextn_predict_layers": 0}
-SMALL = ODD | {"hidden_size": 32, "vocab_size": 32, "param_sink_number": 3, "num_nextn_predict_layers": 2}
+SMALL = ODD | {
+    "index_topk": 24,
+    "hidden_size": 32,
+    "vocab_size": 32,
+    "param_sink_number": 3,
+    "num_nextn_predict_layers": 2,
+}
 SMALL |= {"swa_layers": [1, 2, 3], "sliding_window_list": [9, 12, 12]}
 TOKENS = np.random.default_rng(3).integers(0, CONFIG["vocab_size"], 600)
 
 
-@pytest.mark.parametrize("variant", [SEEN, ODD], ids=["as published", "other sizes"])
+@pytest.mark.parametrize("variant", [{}, ODD], ids=["as published", "other sizes"])
 def test_logprobs_are_the_references(variant: dict[str, Any], tmp_path: Path) -> None:
     """More streams' numbers than a chunk multiplies, sinks than a block of keys has, channels that fill no vector."""
     reference, tokens = Pangu2(**variant), TOKENS.tolist()

@@ -1,4 +1,4 @@
-"""The indexer of sparse attention: texts longer than what a row may see."""
+"""The indexer of sparse attention, on torch and on the CPU kernels: texts longer than what a row may see."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import texts
 import torch
 from checkpoints import DENSE, tensors, write
-from family_tools import LONG, check_however_cut, load
+from family_tools import KERNELS, LONG, check_however_cut, load
 from layer_fuzz import LayerFuzz, near
 
 from fastslow.engine.model.config import ModelConfig
@@ -25,17 +25,21 @@ CONFIG: dict[str, Any] = {
 }  # fmt: skip
 
 
+EACH = pytest.mark.parametrize("kernels", KERNELS)
+
+
+@EACH
 @pytest.mark.parametrize("name", ["deepseek_v32 chosen", "glm dsa chosen"])
-def test_logprobs_are_those_of_transformers_however_a_text_is_cut(name: str, tmp_path: Path) -> None:
+def test_logprobs_are_those_of_transformers_however_a_text_is_cut(name: str, kernels: bool, tmp_path: Path) -> None:
     theirs = peers.build(name, max_position_embeddings=1024)
-    check_however_cut(load(peers.write(tmp_path, theirs), False), peers.logprobs(theirs, LONG), 20)
+    check_however_cut(load(peers.write(tmp_path, theirs), kernels), peers.logprobs(theirs, LONG), 20)
 
 
-@pytest.fixture(scope="module")
-def fuzz(tmp_path_factory: pytest.TempPathFactory) -> LayerFuzz:
+@pytest.fixture(scope="module", params=KERNELS)
+def fuzz(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LayerFuzz:
     folder, own = tmp_path_factory.mktemp("indexed"), tensors(CONFIG)
     both = {"own": own, "kin": near(own)}
-    return LayerFuzz(*(load(write(folder / n, CONFIG, table), False) for n, table in both.items()))
+    return LayerFuzz(*(load(write(folder / n, CONFIG, table), request.param) for n, table in both.items()))
 
 
 @pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.slow)])
@@ -44,13 +48,14 @@ def test_answers_are_those_of_plain_decoding(fuzz: LayerFuzz, count: int) -> Non
     fuzz.check(count)
 
 
-def test_of_equal_scores_the_earlier_token_is_seen(tmp_path: Path) -> None:
+@EACH
+def test_of_equal_scores_the_earlier_token_is_seen(kernels: bool, tmp_path: Path) -> None:
     """All scores are 0: rows see the first tokens alone, and what lies between changes nothing."""
     table = tensors(CONFIG)
     for name, x in table.items():
         if name.endswith("weights_proj.weight"):
             x.zero_()
-    model = load(write(tmp_path, CONFIG, table), False)
+    model = load(write(tmp_path, CONFIG, table), kernels)
     tokens = texts.tokens_of(300, vocab=32)
     other = [*tokens[:8], *reversed(tokens[8:-1]), tokens[-1]]
     first, second = (texts.logits(model, some) for some in (tokens, other))
@@ -58,9 +63,10 @@ def test_of_equal_scores_the_earlier_token_is_seen(tmp_path: Path) -> None:
     assert not torch.equal(first[20:-1], second[20:-1])
 
 
-def test_texts_that_are_not_longer_have_the_bits_of_dense_attention(tmp_path: Path) -> None:
-    model = load(write(tmp_path, CONFIG | {"index_topk": 40}, tensors(CONFIG)), False)
-    dense = load(write(tmp_path, CONFIG | {"index_topk": 500}, tensors(CONFIG)), False)
+@EACH
+def test_texts_that_are_not_longer_have_the_bits_of_dense_attention(kernels: bool, tmp_path: Path) -> None:
+    model = load(write(tmp_path, CONFIG | {"index_topk": 40}, tensors(CONFIG)), kernels)
+    dense = load(write(tmp_path, CONFIG | {"index_topk": 500}, tensors(CONFIG)), kernels)
     tokens = texts.tokens_of(60, vocab=32)
     first, second = (texts.logits(m, tokens, [33, 9, 18]) for m in (model, dense))
     assert torch.equal(first[:40], second[:40]) and not torch.equal(first[40:], second[40:])

@@ -95,7 +95,7 @@ def test_published_configs() -> None:
     assert mixer.scale == pytest.approx(0.1147214) and mixer.rope.scaling.attention_factor == 1
     assert [layer.routed is None for layer in lite.layers] == [True] + [False] * 26
     assert lite.mtp is None and sparse.mtp is not None and RoutedUnits.of(lite) == ("experts", 6, 0)
-    assert lite.context == sparse.context == 163840 and sparse.seeing_all.context == 2048
+    assert lite.context == sparse.context == 163840
     assert RoutedUnits.of(sparse) == ("groups", 4, 0)
 
 

@@ -115,7 +115,7 @@ def test_the_published_config() -> None:
     assert windows == [0 if n % 3 == 0 else 512 for n in range(46)]
     normed = [n for n, x in enumerate(config.layers) if x.streams is not None and x.streams.whole_norm is not None]
     assert normed == FLASH["block_post_layernorm_idx"]
-    assert config.context == 524288 and config.seeing_all.context == 2048
+    assert config.context == 524288
     assert RoutedUnits.of(config) == ("experts", 8, 0)
     state = config.state_layout
     assert context_bytes(state, torch.bfloat16, 1 << 17, 512) < 0.45 * state.token_bytes(torch.bfloat16) * (1 << 17)

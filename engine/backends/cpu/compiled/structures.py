@@ -76,6 +76,10 @@ class CLayer(Checked):
         (c_int32, "token_at values_normed"),
         (CMatrix, "absorb expand"),
         (c_float, "latent_eps"),
+        (c_int32, "index_most index_heads index_dim"),
+        (c_float, "index_eps"),
+        (CMatrix, "index_queries index_keys"),
+        (c_void_p, "index_norm index_bias"),
         (c_void_p, "attention_mix mlp_mix streams_norm"),
     )
 

@@ -1,4 +1,5 @@
 #include "attend.h"
+#include "score_index.h"
 
 namespace fastslow {
 
@@ -9,12 +10,15 @@ void attend_halves(Step& step, int thread, int layer, int chunk) {
     attend_as<uint16_t>(step, thread, layer, chunk);
 }
 
-Attend attending[FORMATS] = {nullptr, attend_halves};
+const Attend halves{attend_halves, score_index_as<uint16_t>};
+const Attend* attending[FORMATS] = {nullptr, &halves};
 
 }  // namespace
 
 void AttentionPlan::plan(const StepArgs& a, const Shape& shape, const Layer& l) {
     window = l.window;
+    most = l.index_most;
+    longest = 0;
     groups.clear();
     items.clear();
     const int most_rows = std::max(1, MOST_QUERIES / (l.heads / l.kv_heads));
@@ -25,7 +29,9 @@ void AttentionPlan::plan(const StepArgs& a, const Shape& shape, const Layer& l) 
         for (int first = (int)a.starts[b]; first < stop; first += most_rows) {
             RowGroup group{b, first, std::min(most_rows, stop - first), 0, INT64_MAX};
             for (int i = first; i < first + group.count; i++) {
-                const int64_t sees = a.context_lengths[b] + a.tail_lengths[i];
+                const int64_t all = a.context_lengths[b] + a.tail_lengths[i], sees = seen(all);
+                longest = std::max(longest, all);
+                group.chooses |= sees < all;
                 group.longest = std::max(group.longest, sees);
                 group.least = std::min(group.least, this->first(sees));
             }
@@ -49,10 +55,14 @@ void AttentionPlan::plan(const StepArgs& a, const Shape& shape, const Layer& l) 
 bool attends(int kv_format) { return kv_format >= 0 && kv_format < FORMATS && attending[kv_format]; }
 
 // Keys and values of one kind more, which another library attends over.
-extern "C" EXPORT void fs_add_attention(int kv_format, Attend attend) { attending[kv_format] = attend; }
+extern "C" EXPORT void fs_add_attention(int kv_format, const Attend* attend) { attending[kv_format] = attend; }
 
 void attend(Step& step, int thread, int layer, int chunk) {
-    attending[step.args.kv_format](step, thread, layer, chunk);
+    attending[step.args.kv_format]->attend(step, thread, layer, chunk);
+}
+
+void score_index(Step& step, int thread, int layer, int chunk) {
+    attending[step.args.kv_format]->score_index(step, thread, layer, chunk);
 }
 
 void merge(Step& step, int thread, int layer, int chunk) {

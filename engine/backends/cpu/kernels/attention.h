@@ -21,8 +21,9 @@ constexpr int SCORE_STRIDE = KEY_BLOCK + 16;   // floats from query to query: no
 // Rows of one request that attend as a group, so that a key is read once for all of them.
 struct RowGroup {
     int request, first, count;
-    int64_t longest;  // keys that its last row sees
-    int64_t least;    // the first place that some row sees
+    int64_t longest;       // keys that its last row sees
+    int64_t least;         // the first place that some row sees
+    bool chooses = false;  // some row does not see all
 
     // The key blocks that some row sees, by their places in the text.
     int first_block() const { return (int)(least / KEY_BLOCK); }
@@ -47,7 +48,12 @@ struct AttentionPlan {
     // The first place that a row sees which sees so many keys.
     int64_t first(int64_t sees) const { return window && sees > window ? sees - window : 0; }
 
+    // Keys that a row sees of so many, which an indexer chose.
+    int64_t seen(int64_t all) const { return most && all > most ? most : all; }
+    bool chooses() const { return most && longest > most; }
+
     int window = 0;  // keys that a row sees at most; 0 = all
+    int64_t most = 0, longest = 0;  // keys that an indexer leaves a row, 0: all; keys before some row, itself included
     int sink_blocks = 0;
     std::vector<RowGroup> groups;
     std::vector<Item> items;  // where split: every part of every group
@@ -57,10 +63,15 @@ struct AttentionPlan {
     std::size_t partial_floats = 0;
 };
 
-typedef void (*Attend)(Step& step, int thread, int layer, int chunk);
+// One chunk of a layer's attention over keys of one kind, and of an indexer's scores.
+struct Attend {
+    void (*attend)(Step& step, int thread, int layer, int chunk);
+    void (*score_index)(Step& step, int thread, int layer, int chunk);
+};
 bool attends(int kv_format);
 
-// One chunk of a layer's attention; and, where split, one chunk of merging.
+// One chunk of a layer's attention, of an indexer's scores before it; and, where split, one chunk of merging.
+void score_index(Step& step, int thread, int layer, int chunk);
 void attend(Step& step, int thread, int layer, int chunk);
 void merge(Step& step, int thread, int layer, int chunk);
 

@@ -167,6 +167,23 @@ void check_latent(const Shape& s, const Layer& l) {
         refuse("convolutions of %d channels have not %lld", s.recurrence.channels, (long long)channels);
 }
 
+// A layer that takes an earlier one's choice has no matrices for it.
+void check_indexer(const Shape& s, const Layer& l) {
+    if (l.mixer != LATENT || l.window || l.index_most < 1)
+        refuse("a layer of mixer %d and window=%d chooses index_most=%d keys", l.mixer, l.window, l.index_most);
+    if (!l.index_keys.outputs) return;
+    check(limits::INDEX_HEADS, l.index_heads);
+    check(limits::HEAD_DIM, l.index_dim);
+    const int turning = l.head_dim - l.value_dim;
+    if (l.index_dim % 2 || l.index_dim < turning || !l.mixed.outputs)
+        refuse("index_dim=%d must be even and at least %d, and queries made of latents", l.index_dim, turning);
+    check_matrix("index_queries", l.index_queries, l.qkv[0].inputs, (int64_t)l.index_heads * padded(l.index_dim, TILE));
+    check_matrix("index_keys", l.index_keys, s.hidden, padded(l.index_dim, TILE));
+    check_matrix("rates", l.rates, s.hidden, padded(l.index_heads, TILE));
+    if (l.rates.format != F32) refuse("rates are not float32");
+    check_vector("index_norm", l.index_norm);
+}
+
 void check_token_input(const Shape& s, const Layer& l) {
     const int64_t width = padded(s.token_width, TILE);
     check_matrix("token_projection", l.token_projection, s.hidden, width);
@@ -192,6 +209,7 @@ void check_layer(const Shape& s, const Layer& l, bool reads_pair) {
     if (l.mixer == ATTENTION) check_attention(s, l, reads_pair);
     else if (l.mixer == LATENT) check_latent(s, l);
     else check_recurrent(s, l);
+    if (l.index_most || l.index_keys.outputs) check_indexer(s, l);
     const bool routed = l.router.outputs > 0;
     if (!routed || l.down.outputs > 0) check_dense(s, l);
     if (routed) check_routed(s, l);
@@ -294,8 +312,12 @@ void check_model(const Shape& s, const Layer* layers) {
     check(limits::TOKEN_WIDTH, s.token_width);
     if (s.token_width) check_vector("token_projection_norm", s.token_projection_norm);
     const bool paired = s.fuse.outputs && !s.entry.outputs;  // the first layer reads a pair
+    int32_t most = 0;
     for (int n = 0; n < s.layers; n++) {
         check_layer(s, layers[n], paired && !n);
+        if (most && layers[n].index_most && layers[n].index_most != most)
+            refuse("layers choose %d and %d keys", most, layers[n].index_most);
+        most = std::max(most, layers[n].index_most);
         if (layers[n].token_projection.format != layers[0].token_projection.format)
             refuse("projections of per-layer embeddings differ in format");
     }
@@ -332,8 +354,9 @@ void check_step(const Model& model, const StepArgs& a) {
     for (int n = 0; n < s.layers; n++) {
         const Layer& l = model.layers[n];
         if (!l.attends()) continue;
-        if (a.kv_format == INT8 && l.head_dim % 4)
-            refuse("keys and values of format %d with head_dim=%d are unknown", a.kv_format, l.head_dim);
+        for (const int dim : {l.head_dim, l.index_keys.outputs ? l.index_dim : 0})
+            if (a.kv_format == INT8 && dim % 4)
+                refuse("keys and values of format %d with head_dim=%d are unknown", a.kv_format, dim);
         if (!a.keys[n] || !a.values[n]) refuse("layer %d has no keys and values", n);
     }
     if (s.token_width && !a.token_rows) refuse("the rows have no per-layer embeddings");

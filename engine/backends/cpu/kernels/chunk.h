@@ -31,7 +31,8 @@ template <class T> struct Chunk {
     int queries() const { return each() * kv_heads; }
     bool chain() const { return step.args.chains[group.request]; }
     int64_t context() const { return step.args.context_lengths[group.request]; }
-    int64_t sees(int row) const { return context() + step.args.tail_lengths[row]; }
+    int64_t length(int row) const { return context() + step.args.tail_lengths[row]; }
+    int64_t sees(int row) const { return plan.seen(length(row)); }
     int64_t first(int row) const { return plan.first(sees(row)); }
     int row(int query) const { return group.first + query % each() / ratio(); }
     int head(int query) const { return (kv_head + query / each()) * ratio() + query % ratio(); }
@@ -49,15 +50,17 @@ template <class T> struct Chunk {
         return step.model.space.q + ((size_t)row(query) * kind().heads + head(query)) * kind().head_dim;
     }
 
+    // place: among those that the row sees.
     int64_t slot(int row, int64_t place) const {
         const StepArgs& a = step.args;
+        if (sees(row) < length(row)) place = step.chosen(row)[place];
         return step.slot(layer, place < context() ? a.contexts[group.request][place]
                                                   : a.tails[a.tail_starts[row] + place - context()]);
     }
 
     // Where places from .. from + LANES - 1 of a row lie; past the row's end none is real.
     void find(int row, int64_t from, Places& places) const {
-        const int64_t end = context();
+        const int64_t end = sees(row) < length(row) ? 0 : context();
         places.count = (int)std::clamp<int64_t>(sees(row) - from, 0, LANES);
         if (from + LANES <= end) {
             std::copy_n(step.args.contexts[group.request] + from, LANES, places.slots);

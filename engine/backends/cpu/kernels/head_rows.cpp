@@ -26,9 +26,9 @@ void put_halves(uint32_t* words, const uint16_t* some, bool upper) {
 
 // Write one head of a key or value to its lane of a tile.
 template <class T>
-void keep(const float* v, T* layer, bool value, int64_t slot, int kv_head, const Layer& l) {
-    const int dim = l.head_dim, lane = slot % LANES;
-    T* tile = layer + Tile<T>::value_start(slot, kv_head, l.kept_heads(), dim);  // keys start there, too
+void keep(const float* v, T* layer, bool value, int64_t slot, int kv_head, int heads, int dim) {
+    const int lane = slot % LANES;
+    T* tile = layer + Tile<T>::value_start(slot, kv_head, heads, dim);  // keys start there, too
     for (int d = 0; d < dim; d += W) {
         T some[W];
         const int count = std::min(W, dim - d);
@@ -57,13 +57,10 @@ void ask(const void* layer, bool value, int64_t slot, int kv_head, const Layer& 
     for (size_t at = 0; at < bytes; at += 64) prefetch_to_write(from + at);
 }
 
-// The same in int8: the lane's bytes, and its scale among the keys'.
-void keep_int8(const float* v, uint8_t* keys, uint8_t* values, bool value, int64_t slot, int kv_head,
-               const Layer& l) {
-    using ByteTile = Tile<uint8_t>;
-    const int dim = l.head_dim, lane = slot % LANES;
-    uint8_t* key_tile = keys + ByteTile::key_start(slot, kv_head, l.kept_heads(), dim);
-    uint8_t* tile = value ? values + ByteTile::value_start(slot, kv_head, l.kept_heads(), dim) : key_tile;
+using ByteTile = Tile<uint8_t>;
+
+// The same in int8: the lane's bytes, and its scale.
+void keep_int8(const float* v, uint8_t* tile, uint8_t* scale, bool value, int lane, int dim) {
     float most = 0.0f;
     for (int d = 0; d < dim; d++) {
         const float magnitude = std::fabs(v[d]);
@@ -71,8 +68,7 @@ void keep_int8(const float* v, uint8_t* keys, uint8_t* values, bool value, int64
         if (most != most) break;
     }
     const float inverse = steps(most);
-    store(key_tile + ByteTile::scale(lane, dim, value), step_of(most));
-    if (l.mixer == LATENT) store(key_tile + ByteTile::scale(lane, dim, true), step_of(most));
+    store(scale, step_of(most));
     for (int d = 0; d < dim; d++) {
         const int number = inverse == 0.0f ? 0 : (int)std::lrintf(v[d] * inverse);
         tile[value ? ByteTile::value(lane, d, dim) : ByteTile::key(lane, d)] = (uint8_t)(number + 128);
@@ -109,12 +105,31 @@ void put_head(const Step& step, int layer, int head, int row, const float* v) {
     const int kv_head = head - l.heads - (value ? l.kv_heads : 0);
     void* cache = (value ? a.values : a.keys)[layer];
     const int64_t slot = step.slot(layer, a.slots[row]);
-    if (a.kv_format == INT8)
-        keep_int8(v, (uint8_t*)a.keys[layer], (uint8_t*)a.values[layer], value, slot, kv_head, l);
-    else if (a.kv_format == F32)
-        keep(v, (float*)cache, value, slot, kv_head, l);
+    const int heads = l.kept_heads(), lane = slot % LANES;
+    if (a.kv_format == INT8) {
+        uint8_t* keys = (uint8_t*)a.keys[layer] + ByteTile::key_start(slot, kv_head, heads, dim);
+        uint8_t* tile = value ? (uint8_t*)cache + ByteTile::value_start(slot, kv_head, heads, dim) : keys;
+        keep_int8(v, tile, keys + ByteTile::scale(lane, dim, value), value, lane, dim);
+    } else if (a.kv_format == F32)
+        keep(v, (float*)cache, value, slot, kv_head, heads, dim);
     else
-        keep(v, (uint16_t*)cache, value, slot, kv_head, l);
+        keep(v, (uint16_t*)cache, value, slot, kv_head, heads, dim);
+}
+
+void put_index_key(const Step& step, int layer, int row, const float* v) {
+    const Layer& l = step.model.layers[layer];
+    const StepArgs& a = step.args;
+    const int64_t slot = a.slots[row];
+    const int dim = l.index_dim, lane = slot % LANES;
+    void* beside = a.values[layer];
+    if (a.kv_format == INT8) {
+        uint8_t* keys = (uint8_t*)a.keys[layer] + ByteTile::key_start(slot, 0, 1, l.head_dim);
+        uint8_t* tile = (uint8_t*)beside + ByteTile::value_start(slot, 0, 1, dim);
+        keep_int8(v, tile, keys + ByteTile::scale(lane, l.head_dim, true), false, lane, dim);
+    } else if (a.kv_format == F32)
+        keep(v, (float*)beside, false, slot, 0, 1, dim);
+    else
+        keep(v, (uint16_t*)beside, false, slot, 0, 1, dim);
 }
 
 namespace {

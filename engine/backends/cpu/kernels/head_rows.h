@@ -18,6 +18,9 @@ void turn(const Step& step, int layer, int row, int dims, float* v);
 // A head that is normed and turned: a query is scaled and kept, a key or value goes to its page.
 void put_head(const Step& step, int layer, int head, int row, const float* v);
 
+// An index key that is normed and turned, to its row's page, beside the latent key.
+void put_index_key(const Step& step, int layer, int row, const float* v);
+
 // Before the product: stores to lines that are far away would hold up the stores after them.
 void ask_place(const Step& step, int layer, int head, int row);
 

@@ -35,7 +35,8 @@ template <class T> void find_block(const Chunk<T>& c, int64_t from, int64_t to, 
     block.tiles = (block.count + LANES - 1) / LANES;
     // the last row of a chain sees all its keys, so its list serves the rows before it
     block.first = (int)(std::max<int64_t>(c.group.least - from, 0) / LANES);
-    const int64_t alike = c.chain() ? block.tiles : (c.context() - from) / LANES;
+    const int64_t all = c.chain() ? block.tiles : (c.context() - from) / LANES;
+    const int64_t alike = !c.group.chooses ? all : c.group.count == 1 ? block.tiles : 0;  // each row has its own choice
     block.shared = (int)std::clamp<int64_t>(alike, 0, block.tiles);
     for (int t = block.first; t < block.tiles; t++) c.find(last, from + t * LANES, block.places[t]);
     // the text's next block; else the next chunk's first: other heads of this text, or another text
@@ -103,7 +104,7 @@ template <class T> void score_block(const Chunk<T>& c, const KeyBlock& block, Sc
             if constexpr (Tile<T>::SCALED)
                 for (int j = i; j < i + at_once; j++)
                     std::memcpy(own.value_scales + (size_t)j * KEY_BLOCK + t * LANES,
-                                keys + Tile<T>::scale(0, dim, true), sizeof(float) * LANES);
+                                keys + Tile<T>::scale(0, dim, !c.latent()), sizeof(float) * LANES);
         }
     }
 }

@@ -47,6 +47,18 @@ void place_latent(Step& step, int thread, int n, int row) {
     std::copy_n(given + columns.gates + latent, turning, key + latent);
     turn(step, n, row, turning, key + latent);
     put_head(step, n, l.heads, row, key);
+    if (!l.index_keys.outputs) return;
+    float* index = given + columns.index;
+    const int dim = l.index_dim;
+    if (l.index_bias) {
+        float mean = 0.0f;
+        for (int d = 0; d < dim; d++) mean += index[d];
+        for (int d = 0; d < dim; d++) index[d] -= mean / (float)dim;
+    }
+    norm(index, dim, padded(dim, TILE), l.index_norm, l.index_eps, index);
+    for (int d = 0; d < dim && l.index_bias; d++) index[d] += l.index_bias[d];
+    turn(step, n, row, turning, index);
+    put_index_key(step, n, row, index);
 }
 
 // A head's queries: the dims that are not turned go through its part of what makes keys of latents.

@@ -28,6 +28,7 @@ constexpr Limit SINKS{"sinks", 0, 65536};
 constexpr Limit EXPERT_NEURONS{"expert_neurons", 0, 1048576};
 constexpr Limit TOKEN_WIDTH{"token_width", 0, 65536};  // of a layer's part of a row of per-layer embeddings
 constexpr Limit STREAMS{"streams", 4, 4};
+constexpr Limit INDEX_HEADS{"index_heads", 1, 64};  // of an indexer: a row's scores are those of all at once
 constexpr Limit KERNEL{"kernel", 2, 16};  // of a short convolution
 constexpr Limit INPUTS{"inputs", 1, 1048576};  // of any matrix
 constexpr Limit WINDOW{"window", 1, 16777216};  // rows that a draft head's attention sees

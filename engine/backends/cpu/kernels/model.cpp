@@ -29,7 +29,9 @@ Model::Model(const Shape& shape, const Layer* given)
     };
     ready_bytes = 64;
     ready_expert_bytes = 64;
-    for (const Layer& l : layers) {
+    for (Layer& l : layers) {
+        if (l.index_keys.outputs) index_most = l.index_most;
+        l.index_most = index_most ? l.index_most : 0;  // nothing is chosen before it
         if (l.router.outputs && !l.down.outputs) shares = false;
         kind_of.push_back(0);
         if (l.attends()) {
@@ -42,14 +44,16 @@ Model::Model(const Shape& shape, const Layer* given)
             if (l.mixer == LATENT) {
                 head_width = std::max(head_width, padded(l.absorb.inputs + l.head_dim, TILE));
                 head_width = std::max(head_width, padded(l.out.inputs / l.heads, TILE));
+                head_width = std::max(head_width, padded(l.index_dim, TILE));
                 expanded_width = std::max(expanded_width, padded(l.out.inputs, TILE));
+                index_width = std::max(index_width, l.index_queries.outputs);
             }
         }
         const int seen = l.attends() ? l.heads * l.value_dim : recurrent;
         attention_width = std::max(attention_width, padded(seen, TILE));
         for (const Matrix& m : l.qkv) most(m);
         for (const Matrix* m : {&l.out, &l.gate_up, &l.down, &l.expert_gate_up, &l.mixed, &l.z, &l.token_projection,
-                                &l.token_gate, &l.token_up, &l.absorb, &l.expand})
+                                &l.token_gate, &l.token_up, &l.absorb, &l.expand, &l.index_queries, &l.index_keys})
             most(*m);
         gates |= l.qkv[3].outputs > 0;
         if (l.mixer == ATTENTION && l.head_norms == WHOLE)
@@ -70,7 +74,8 @@ Model::Model(const Shape& shape, const Layer* given)
 
 // Whether attention is cut in the same way.
 bool Model::same_attention(const Layer& a, const Layer& b) {
-    return a.mixer == b.mixer && a.window == b.window && a.heads == b.heads && a.kv_heads == b.kv_heads && a.head_dim == b.head_dim;
+    return a.mixer == b.mixer && a.window == b.window && a.heads == b.heads && a.kv_heads == b.kv_heads && a.head_dim == b.head_dim &&
+           a.index_most == b.index_most;
 }
 
 Model::~Model() {
@@ -125,6 +130,7 @@ void Model::make_room(int rows, int threads, size_t partial_floats) {
     space.mixed = floats((size_t)rows * mixed_width);
     space.whole = floats((size_t)rows * whole_width);
     space.expanded = floats((size_t)rows * expanded_width);
+    space.index_queries = floats((size_t)rows * index_width);
     space.seen = floats((size_t)rows * attention_width);
     space.h = floats((size_t)rows * neurons_pad);
     space.expert_h = floats(entries * expert_pad);

@@ -74,6 +74,12 @@ struct Layer {
     // of those. Of each head, one behind the other: dims that are not turned -> latent, latent -> values.
     Matrix absorb, expand;
     float latent_eps;  // of the norms of both latents
+    // Of an indexer, see indexer.h: it leaves a row so many keys at most, 0: all. A layer without `index_keys` takes what
+    // the last one before it chose that has them. Queries are made of queries' latents, weights of heads by `rates`.
+    int32_t index_most, index_heads, index_dim;
+    float index_eps;
+    Matrix index_queries, index_keys;
+    const float *index_norm, *index_bias;  // [index_dim] of keys: an RMS norm, or with a bias a layer norm
     // Of streams, or null: what is read before each sublayer, by streams and pieces [MIXES][piece], of which the norm is a
     // factor, and behind it biases; and a norm of all of them after the layer, [STREAMS][H padded], which may be null.
     const float *attention_mix, *mlp_mix, *streams_norm;
@@ -149,7 +155,7 @@ struct Shape {
 struct Workspace {
     int rows = 0;
     float *x, *streams, *mixes, *moved, *beside, *tokens, *q, *gates, *seen, *h, *expert_h, *router_logits, *partial, *pair, *level, *mixed, *whole;
-    float* expanded;
+    float *expanded, *index_queries;
     uint8_t *ready, *ready_router, *ready_expert;
     size_t partial_floats = 0;
 };
@@ -211,6 +217,8 @@ struct Model {
     bool gates = false;         // some layer gates what its heads saw
     int token_pad = 0;          // of a row's per-layer embedding in a layer
     int expanded_width = 0;  // of the values of all heads with latents
+    int index_width = 0;     // of the queries of all heads of an indexer
+    int index_most = 0;      // keys that it leaves a row
     int whole_width = 0;  // of a row's queries, and behind them keys, that are normed together
     int hidden_pad, neurons_pad, expert_pad, pair_width, level_width, mixed_width = 0;
     int attention_width = 0, query_width = 0, head_width = 0;  // the widest: what heads see, queries, a head

@@ -81,19 +81,13 @@ void Line::convolve(int row, int channel, int count, float* to) const {
     }
 }
 
-Columns::Columns(const Layer& l, const Recurrence& r) {
-    gates = l.mixer == SHORT_CONV ? r.channels : padded(l.mixed.outputs, TILE);
-    rates = gates + padded(l.z.outputs, TILE);
-    width = l.mixer == SHORT_CONV ? padded(l.mixed.outputs, TILE) : rates + padded(l.rates.outputs, TILE);
-}
-
 void project_mixed(Step& step, int thread, int n, int& phase) {
     Model& model = step.model;
     const Layer& l = model.layers[n];
     const Columns columns(l, model.shape.recurrence);
     Scratch& own = model.scratch[thread];
     const int hidden = model.shape.hidden, rows_count = step.args.rows;
-    const bool few = step.narrow(), alike = !l.z.outputs || !l.mixed.outputs || same_rows(l.mixed, l.z);
+    const bool few = step.narrow();
     auto normed = [&](int i) { return step.normed(thread, i, l.attention_norm); };
     auto into = [&](const Matrix& m, int tile, int column, const uint8_t* rows, size_t stride) {
         multiply(m, m.tiles + tile * tile_bytes(m), rows, stride, rows_count, [&](int first, int got, float* out) {
@@ -102,7 +96,7 @@ void project_mixed(Step& step, int thread, int n, int& phase) {
                 std::copy_n(out + i * TILE, TILE,
                             model.space.mixed + (size_t)(first + i) * model.mixed_width + column + tile * TILE);
         });
-        if (l.mixer != LATENT || !l.conv) return;
+        if (l.mixer != LATENT || !l.conv || column >= columns.rates) return;
         const int before = column ? l.qkv[0].inputs : 0, count = (column ? l.value_dim : l.qkv[0].inputs) - tile * TILE;
         add_convolved(step, thread, n, model.space.mixed + column + tile * TILE, model.mixed_width,
                       before + tile * TILE, std::min(count, TILE));
@@ -111,20 +105,30 @@ void project_mixed(Step& step, int thread, int n, int& phase) {
         return step.ready(thread, phase, chunks, rows_count, few, format_of(m.format), hidden, model.ready_bytes,
                           model.space.ready, own.ready, normed);
     };
-    const int tiles = tiles_of(l.mixed), z_tiles = tiles_of(l.z), rate_tiles = tiles_of(l.rates);
-    const int at_once = tiles + (alike ? z_tiles : 0), chunks = at_once + rate_tiles;
-    const uint8_t* exact = !rate_tiles ? nullptr :
-        step.ready(thread, phase, chunks, rows_count, few, format_of(F32), hidden, model.ready_router_bytes,
-                   model.space.ready_router, own.ready_router, normed);
-    const uint8_t* rows = ready(l.mixed.outputs ? l.mixed : l.z, chunks);
-    step.phases.run(phase++, thread, chunks, [&](int c) {
-        if (c < tiles) into(l.mixed, c, 0, rows, model.ready_bytes);
-        else if (c < at_once) into(l.z, c - tiles, columns.gates, rows, model.ready_bytes);
-        else into(l.rates, c - at_once, columns.rates, exact, model.ready_router_bytes);
-    });
-    if (!alike) {
-        rows = ready(l.z, z_tiles);
-        step.phases.run(phase++, thread, z_tiles, [&](int c) { into(l.z, c, columns.gates, rows, model.ready_bytes); });
+    struct Part {
+        const Matrix& m;
+        int column;
+    };
+    const Part parts[] = {{l.mixed, 0}, {l.z, columns.gates}, {l.index_keys, columns.index}};
+    int rate_tiles = tiles_of(l.rates);
+    for (int first = 0, last; first < 3; first = last) {  // at once what takes the same rows
+        const Matrix& m = parts[first].m;
+        int tiles = 0;
+        for (last = first; last < 3 && (!parts[last].m.outputs || same_rows(m, parts[last].m)); last++)
+            tiles += tiles_of(parts[last].m);
+        if (!tiles) continue;
+        const int chunks = tiles + rate_tiles;
+        const uint8_t* exact = !rate_tiles ? nullptr :
+            step.ready(thread, phase, chunks, rows_count, few, format_of(F32), hidden, model.ready_router_bytes,
+                       model.space.ready_router, own.ready_router, normed);
+        const uint8_t* rows = ready(m, chunks);
+        step.phases.run(phase++, thread, chunks, [&](int c) {
+            if (c >= tiles) return into(l.rates, c - tiles, columns.rates, exact, model.ready_router_bytes);
+            int part = first;
+            while (c >= tiles_of(parts[part].m)) c -= tiles_of(parts[part++].m);
+            into(parts[part].m, c, parts[part].column, rows, model.ready_bytes);
+        });
+        rate_tiles = 0;
     }
     step.mark(thread, QKV);
 }

@@ -76,14 +76,19 @@ private:
 
 // Numbers of a row of a recurrent layer: what its matrices give, the next one from a new tile on.
 struct Columns {
-    Columns(const Layer& l, const Recurrence& r);
-    int gates, rates, width;  // where those begin; the first are what a convolution reads
+    Columns(const Layer& l, const Recurrence& r)
+        : gates(l.mixer == SHORT_CONV ? r.channels : padded(l.mixed.outputs, TILE)),
+          rates(gates + padded(l.z.outputs, TILE)),
+          index(rates + padded(l.rates.outputs, TILE)),
+          width(l.mixer == SHORT_CONV ? padded(l.mixed.outputs, TILE) : index + padded(l.index_keys.outputs, TILE)) {}
+
+    int gates, rates, index, width;  // where those begin; the first are what a convolution reads
 };
 
 // Floats that a thread needs for a unit.
 size_t unit_floats(const Recurrence& r);
 
-// What a layer's `mixed`, `z` and `rates` give, in their Columns.
+// What a layer's `mixed`, `z`, `rates` and `index_keys` give, in their Columns.
 void project_mixed(Step& step, int thread, int layer, int& phase);
 
 // A layer but for its last matrix, which reads `seen`.

@@ -6,6 +6,7 @@
 
 #include "entry.h"
 #include "head_rows.h"
+#include "indexer.h"
 #include "latent.h"
 #include "read_rows.h"
 #include "simd.h"
@@ -15,9 +16,9 @@ namespace fastslow {
 
 // The most that a layer takes: qkv, norms of all heads, attention, merge, out, shared and routed experts, down, two
 // norms behind them, and seven times rows made ready; keys and values of other formats than queries, twice two more;
-// five of per-layer embeddings; three more of latents; seven of streams. The rest: embedding or entry, twice two more,
+// five of per-layer embeddings; three more of latents; six of an indexer; seven of streams. The rest: embedding or entry, twice two more,
 // and the head with its rows.
-constexpr int LAYER_PHASES = 36, OTHER_PHASES = 4 + ENTRY_PHASES;
+constexpr int LAYER_PHASES = 42, OTHER_PHASES = 4 + ENTRY_PHASES;
 
 int tiles_per_chunk(int tiles, int threads) {
     return std::clamp(tiles / (threads * 16), 1, 8);
@@ -88,9 +89,15 @@ void Step::prepare(const StepArgs& given, int from, int to, bool reads) {
     routed = model.shape.shared_gate || std::any_of(groups.begin(), groups.end(), [](int64_t g) { return g != 0; });
     plans.resize(model.kinds.size());
     partial_floats = 0;
+    longest = 0;
     for (size_t i = 0; i < plans.size(); i++) {
         plans[i].plan(args, model.shape, model.layers[model.kinds[i]]);
         partial_floats = std::max(partial_floats, plans[i].partial_floats);
+        if (plans[i].chooses()) longest = plans[i].longest;
+    }
+    if (longest) {
+        chosen_at = std::max(partial_floats, index_floats(*this));
+        partial_floats = chosen_at + (size_t)args.rows * model.index_most;
     }
     if (routed) {
         choices.resize(model.layers.size());
@@ -178,6 +185,7 @@ void Step::attention(int thread, int n, int& phase) {
     const Layer& l = model.layers[n];
     const AttentionPlan& attention = plan(n);
     const int chunks = attention.chunks(l.kv_heads);
+    if (attention.chooses() && l.index_keys.outputs) choose_keys(*this, thread, n, phase);
     phases.run(phase++, thread, chunks, [&](int c) { attend(*this, thread, n, c); },
                stream_of(l.out).slice(thread, threads));
     if (attention.split) {

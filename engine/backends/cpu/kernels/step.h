@@ -156,6 +156,11 @@ struct Step : Task {
 
     const AttentionPlan& plan(int layer) const { return plans[model.kind_of[layer]]; }
 
+    // The keys that an indexer chose for a row, by their places in its text, in their order.
+    uint32_t* chosen(int row) const {
+        return (uint32_t*)(model.space.partial + chosen_at) + (size_t)row * model.index_most;
+    }
+
     Model& model;
     StepArgs args{};
     Phases phases;
@@ -168,6 +173,8 @@ struct Step : Task {
     int first = 0, last = 0;                       // layers first .. last - 1 run
     bool is_read = true;                           // what the last of them gives
     std::size_t partial_floats = 0;                // that its attention needs
+    std::size_t chosen_at = 0;                     // of these, behind which choices of keys lie
+    int64_t longest = 0;                           // keys that some row chooses from; 0: none does
     std::atomic<bool> unreadable{false};           // the file of the embedding
 
 private:

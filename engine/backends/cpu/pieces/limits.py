@@ -41,6 +41,9 @@ def unsupported(config: ModelConfig) -> str | None:
         )
         for x in (x for x in every if isinstance(x, LatentAttention) and x.conv):
             library.check_limits(inputs=sum(x.convolved.values()), kernel=x.conv)
+        for m in (x for x in every if isinstance(x, LatentAttention)):
+            if (i := m.indexer) is not None:
+                library.check_limits(index_heads=i.heads, head_dim=i.dim, inputs=i.heads * i.dim)
         if config.streams is not None:
             library.check_limits(streams=config.streams.count)
         if recurrent is not None:

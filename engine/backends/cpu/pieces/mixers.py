@@ -23,9 +23,10 @@ from fastslow.engine.backends.cpu.pieces.matrices import bias_piece, head_counts
 from fastslow.engine.backends.cpu.pieces.orders import heads_order, plain_order
 from fastslow.engine.model.mixers.delta import GatedDelta, decay_of
 from fastslow.engine.model.mixers.grouped import GroupedAttention
+from fastslow.engine.model.mixers.indexer import Indexer
 from fastslow.engine.model.mixers.latent import SINK_KEYS, SINK_LATENTS, LatentAttention
 from fastslow.engine.model.mixers.short_conv import ShortConv
-from fastslow.engine.model.norms import RmsNorm
+from fastslow.engine.model.norms import LayerNorm, RmsNorm
 from fastslow.engine.types import Ints
 
 
@@ -136,8 +137,28 @@ def latent(
         beside = f"{prefix}.{SINK_KEYS}"
         yield SinkTiles(f"{n}.sink_keys", *size, learned, dims, *normed, beside)
         yield SinkTiles(f"{n}.sink_values", *size, learned, (), *normed)
+    if m.indexer is not None and not m.indexer.shared:
+        yield from _indexer(m.indexer, m, hidden, formats, n, f"{prefix}.indexer")
     out, inner = plain_order(hidden), m.heads * m.value_dim
     yield from matrix(f"{n}.out", formats, inner, out, [f"{prefix}.o_proj"], False)
+
+
+def _indexer(
+    x: Indexer, m: LatentAttention, hidden: int, formats: Formats, n: int, prefix: str
+) -> Iterator[Piece]:
+    f32, dims = torch.float32, np.array(x.order(m.rope))
+    for key, inputs, heads, name in (
+        ("queries", m.query_latent, x.heads, "wq_b"),
+        ("keys", hidden, 1, "wk"),
+    ):
+        rows, source = heads_order(heads, x.dim, dims), [f"{prefix}.{name}"]
+        yield from matrix(f"{n}.index_{key}", formats, inputs, rows, source, False)
+    weights = (f"{prefix}.weights_proj.weight",)
+    yield PackedMatrix(f"{n}.rates", Format.FLOAT32, hidden, plain_order(x.heads), weights)
+    offset, norm = x.norm.offset if isinstance(x.norm, RmsNorm) else 0.0, f"{prefix}.k_norm"
+    yield Vector(f"{n}.index_norm", x.dim, f32, (f"{norm}.weight",), dims, offset)
+    if isinstance(x.norm, LayerNorm):
+        yield Vector(f"{n}.index_bias", x.dim, f32, (f"{norm}.bias",), dims)
 
 
 def delta(m: GatedDelta, hidden: int, formats: Formats, n: int, prefix: str) -> Iterator[Piece]:
