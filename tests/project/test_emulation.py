@@ -28,6 +28,15 @@ def test_there_is_a_chip_for_each_level_and_what_runs_there() -> None:
     assert all((emulation.ROOT / "tests" / name).is_file() for name in emulation.TESTS)
 
 
+def test_a_wheel_runs_without_a_compiler(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    python = tmp_path / "root" / "usr" / "bin" / "python3.13"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho "$PYTHONPATH, $PATH, $CXX., $*"\n')
+    python.chmod(0o755)
+    assert emulation.run(python, "neon", ["fastslow", "doctor"], source=tmp_path / "wheel") == 0
+    assert capfd.readouterr().out.startswith(f"{tmp_path}/site:{tmp_path}/wheel, /nonexistent, ., -m fastslow doctor\n")
+
+
 @pytest.mark.slow
 @HERE
 @pytest.mark.parametrize("level", list(ARM_ADDED))
