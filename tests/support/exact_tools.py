@@ -207,12 +207,12 @@ def watch(
 
 
 def others(asks: list[Ask]) -> list[Ask]:
-    """The same prompts in all modes, so that a prefix of the wrong mode could be found."""
-    return [
-        Ask(ask.tokens, SamplingParams(max_tokens=2), groups=groups)
-        for groups in {ask.groups for ask in asks}
-        for ask in asks
-    ]
+    """The same prompts in all modes, so that a prefix of the wrong mode could be found.
+
+    The whole model comes last, whatever order Python gives a set: few pages keep the last prompts alone.
+    """
+    modes = sorted({ask.groups for ask in asks}, key=lambda groups: (groups is None, groups or 0))
+    return [Ask(ask.tokens, SamplingParams(max_tokens=2), groups=groups) for groups in modes for ask in asks]
 
 
 def params(**fields: Any) -> SamplingParams:
