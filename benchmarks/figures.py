@@ -51,8 +51,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "model": {"default": "smollm2", "help": "a folder or a built-in name"},
     "dtype": {"help": "of the weights, or auto"},
     "quantization": {"help": "none, int8, int4 or auto"},
-    "head": {"type": Path, "help": "the head's file, if not the model's own"},
-    "prompts": {"type": Path, "nargs": "+", "required": True, "metavar": "FILE.jsonl"},
     "limit": {"type": int, "help": "prompts of each set"},
     "tokens": {"type": int, "help": "of each answer"},
     "threads": {"type": int, "default": physical_cores()},
@@ -125,12 +123,6 @@ def middle(samples: Samples, key: str = "rate", digits: int | None = None) -> st
     value = statistics.median(sample[key] for sample in chosen)
     places = digits if digits is not None else 0 if value >= 100 else 1
     return f"{'~' if contended else ''}{value:.{places}f} (n={len(chosen)})"
-
-
-def percentiles(values: Iterable[float]) -> list[float]:
-    """The 50th, the 95th and the 99th."""
-    found: list[float] = np.percentile([*values] or [np.nan], (50, 95, 99)).tolist()
-    return found
 
 
 # Conditions
