@@ -25,8 +25,7 @@ from fastslow.tools.train_head.batches import Shown, batches
 from fastslow.tools.train_head.features import Shards, look
 from fastslow.tools.train_head.muon import Muon
 from fastslow.tools.train_head.train import first_weights, head_quality, train_head
-from fastslow.tools.train_head.trainer import CHUNK, Guess, Measured
-from fastslow.tools.train_head.unroll import Attend
+from fastslow.tools.train_head.trainer import Measured
 
 VOCAB = 40
 
@@ -131,41 +130,6 @@ def _best(bench: Bench, tokens: list[int]) -> list[int]:
     """The next token of plain decoding after each beginning."""
     runs = [answer(bench.alone(Ask(tuple(tokens[: n + 1]))))[0] for n in range(len(tokens))]
     return torch.tensor(runs, dtype=torch.int32).tolist()
-
-
-def test_the_loss_is_a_cross_entropy_with_its_gradient() -> None:
-    torch.manual_seed(0)
-    hidden = torch.randn(CHUNK + 3, 6, requires_grad=True)
-    head, lift, weight = torch.randn(9, 6), torch.rand(9), torch.rand(CHUNK + 3)
-    probs = torch.rand(CHUNK + 3, 9) / 9
-    loss, guesses = Guess.apply(hidden, probs, head, lift, weight)  # type: ignore[no-untyped-call]
-    (grad,) = torch.autograd.grad(loss, hidden)
-    log_q = torch.log_softmax(hidden @ head.T + lift, -1)
-    plain = -(weight[:, None] * probs * log_q).sum()
-    (want,) = torch.autograd.grad(plain, hidden)
-    assert torch.allclose(loss, plain) and torch.allclose(grad, want, atol=1e-5)
-    assert torch.equal(guesses, (hidden @ head.T).argmax(-1))
-
-
-@pytest.mark.parametrize("steps", [0, 1, 3])
-def test_rows_attend_to_a_texts_keys_and_their_own(steps: int) -> None:
-    """The same as one softmax over both, gradients too."""
-    torch.manual_seed(steps)
-    q, *own = (torch.randn(2, 3, 5, 8) for _ in range(1 + 2 * steps))
-    k, v = torch.randn(2, 3, 7, 8), torch.randn(2, 3, 7, 8)
-    bias = torch.zeros(2, 1, 5, 7).masked_fill_(torch.rand(2, 1, 5, 7) < 0.4, -torch.inf)
-    bias[..., 2] = 0.0
-    inputs = [x.requires_grad_() for x in (q, k, v, *own)]
-    out = Attend.apply(*inputs[:3], bias, *own)  # type: ignore[no-untyped-call]
-    scores = [q @ k.mT * 8**-0.5 + bias, *((q * x).sum(-1, True) * 8**-0.5 for x in own[::2])]
-    masses = torch.softmax(torch.cat(scores, -1), -1)
-    want = masses[..., :7] @ v
-    for n, value in enumerate(own[1::2]):
-        want = want + masses[..., 7 + n, None] * value
-    assert torch.allclose(out, want, atol=1e-5)
-    pull = torch.randn_like(out)
-    for mine, plain in zip(*(torch.autograd.grad(x, inputs, pull) for x in (out, want))):
-        assert torch.allclose(mine, plain, atol=1e-5)
 
 
 def test_a_share_of_the_vocabulary_stands_for_all_of_it(bench: Bench, target: Path) -> None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +28,6 @@ from fastslow.tools.train_head.muon import Muon
 from fastslow.tools.train_head.unroll import Prefix, unroll
 
 SHAPE = (256, 512, 1024)  # of the products that are timed
-CHUNK = 512  # rows at once: a [rows, D] block stays small
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -49,45 +47,16 @@ def _seconds(dtype: torch.dtype) -> float:
     return min(timeit.repeat(lambda: F.linear(x, w), number=1, repeat=4))
 
 
-class Guess(torch.autograd.Function):
-    """Cross entropy of the head's probabilities with the target's, over D candidates.
-
-    `apply(hidden [N, H], probs [N, D], head [D, H], lift [D], weight [N])` gives the weighted sum, f32 [], and the
-    guesses, int64 [N], indices among the candidates. The target's mass outside them counts for nothing. lift: is added
-    to the head's logits, `Candidates`. The head's rows are the target's own and get no gradient.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_NH: Tensor,
-        target_ND: Tensor,
-        head_DH: Tensor,
-        lift_D: Tensor,
-        weight_N: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        total = hidden_NH.new_zeros((), dtype=torch.float32)
-        grad_NH = torch.empty_like(hidden_NH)
-        guesses = []
-        for first in range(0, len(hidden_NH), CHUNK):
-            at = slice(first, first + CHUNK)
-            logits = (hidden_NH[at].to(head_DH.dtype) @ head_DH.T).float()
-            guesses.append(logits.argmax(-1))
-            log_q = torch.log_softmax(logits.add_(lift_D), -1)
-            p, weight = target_ND[at].float(), weight_N[at]
-            total -= torch.linalg.vecdot(p, log_q) @ weight
-            slope = log_q.exp_().mul_((p.sum(-1) * weight)[:, None])
-            slope.addcmul_(p, weight[:, None], value=-1.0)
-            grad_NH[at] = (slope.to(head_DH.dtype) @ head_DH).to(grad_NH.dtype)
-        ctx.save_for_backward(grad_NH)
-        found = torch.cat(guesses)
-        ctx.mark_non_differentiable(found)
-        return total, found
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        (grad_NH,) = ctx.saved_tensors
-        return grad * grad_NH, None, None, None, None
+def guess(
+    hidden_NH: Tensor, target_ND: Tensor, head_DH: Tensor, lift_D: Tensor, weight_N: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Cross entropy of the head's probabilities with the target's, over D candidates: the weighted sum, f32 [], and
+    the guesses, int64 [N], indices among the candidates. The target's mass outside them counts for nothing. lift: is
+    added to the head's logits, `Candidates`. The head's rows are the target's own and get no gradient."""
+    logits = (hidden_NH.to(head_DH.dtype) @ head_DH.T).float()
+    log_q = torch.log_softmax(logits + lift_D, -1)
+    total = -torch.linalg.vecdot(target_ND.float(), log_q) @ weight_N
+    return total, logits.argmax(-1)
 
 
 @dataclass(slots=True)
@@ -156,7 +125,7 @@ class Trainer:
             at = counted.flatten().nonzero()[:, 0]
             weight = torch.full((len(at),), self.train_config.fade**step)
             ready = layer.final_norm(hidden).flatten(0, 1)[at]
-            loss, guesses = Guess.apply(ready, target_RD[at], head_DH, lift, weight)  # type: ignore[no-untyped-call]
+            loss, guesses = guess(ready, target_RD[at], head_DH, lift, weight)
             total = total + loss
             hit = torch.zeros(counted.numel(), dtype=torch.bool)
             hit[at] = guesses == goals[at]

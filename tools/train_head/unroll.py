@@ -6,17 +6,14 @@ step k-1 put out one row before, and attends to the true rows up to k-1 back and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastslow.draft.head.layer import HeadLayer, rotation
-
-FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 class Prefix(NamedTuple):
@@ -79,49 +76,22 @@ def _attend(q: Tensor, chain: list[tuple[Tensor, Tensor]], mask: Tensor, step: i
     ratio = q.shape[2] // chain[0][0].shape[2]
     wide = [[x.repeat_interleave(ratio, 2).transpose(1, 2) for x in pair] for pair in chain]
     own = [_back(x, step - i) for i, pair in enumerate(wide) if i for x in pair]
-    bias = torch.zeros(mask.shape).masked_fill_(~mask, -torch.inf)[:, None]
-    out: Tensor = Attend.apply(q.transpose(1, 2), *wide[0], bias, *own)  # type: ignore[no-untyped-call]
+    (k, v), *_ = wide
+    out = attend(q.transpose(1, 2), k, v, mask[:, None], own)
     return out.transpose(1, 2).flatten(2)
 
 
-class Attend(torch.autograd.Function):
-    """Attention [B, heads, T, D] of each row to the keys that a mask shows and to some keys of its own.
-
-    `apply(q, k, v, bias, k1, v1, k2, v2, ...)`: q, k1, v1, ... [B, heads, T, D], k and v [B, heads, S,
-    D], bias [B, 1, T, S]. torch's blocks work on the mask's part alone; given the sum of both parts they
-    give its gradient, too, as in ring attention (arXiv 2310.01889).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, *own: Tensor) -> Tensor:
-        scale = q.shape[-1] ** -0.5
-        out: Tensor
-        out, mass = FLASH(q, k, v, 0.0, False, attn_mask=bias, scale=scale)
-        if own:
-            scores = torch.stack([(q * key).sum(-1) for key in own[::2]]) * scale
-            total = torch.logaddexp(mass, scores.logsumexp(0))
-            out = out * (mass - total).exp()[..., None]
-            for score, value in zip(scores, own[1::2]):
-                out = out + (score - total).exp()[..., None] * value
-            mass = total
-        ctx.save_for_backward(q, k, v, bias, out, mass, *own)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, bias, out, mass, *own = ctx.saved_tensors
-        scale = q.shape[-1] ** -0.5
-        grad_q, grad_k, grad_v = FLASH_BACKWARD(
-            grad, q, k, v, out, mass, 0.0, False, attn_mask=bias, scale=scale
-        )
-        level = (grad * out).sum(-1)
-        grads: list[Tensor] = []
-        for key, value in zip(own[::2], own[1::2]):
-            weight = ((q * key).sum(-1) * scale - mass).exp()
-            slope = (weight * ((grad * value).sum(-1) - level) * scale)[..., None]
-            grad_q = grad_q + slope * key
-            grads += [slope * q, weight[..., None] * grad]
-        return grad_q, grad_k, grad_v, None, *grads
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, own: Sequence[Tensor]) -> Tensor:
+    """Attention [B, heads, T, D] of each row to the keys that a mask shows and to some keys of its own. q [B, heads, T,
+    D]; k, v [B, heads, S, D]; mask bool [B, 1, T, S]; own: k1, v1, k2, v2, ... as q."""
+    scale = q.shape[-1] ** -0.5
+    shown = (q @ k.mT * scale).masked_fill(~mask, -torch.inf)
+    alone = [(q * key).sum(-1, keepdim=True) * scale for key in own[::2]]
+    shares = torch.cat((shown, *alone), -1).softmax(-1)
+    out = shares[..., : k.shape[2]] @ v
+    for n, value in enumerate(own[1::2], k.shape[2]):
+        out = out + shares[..., n, None] * value
+    return out
 
 
 def _back(x: Tensor, places: int) -> Tensor:
