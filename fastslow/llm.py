@@ -253,11 +253,6 @@ class LLM:
             self._worker.ask(whole)  # kept in a file, which the next one reads
             self._worker.ask(partial(self._step_seconds, groups, 1)).result()
 
-    def step_seconds(self, rows: int, mode: str) -> float:
-        """Return the seconds that a step with so many rows takes in a mode, as far as is known."""
-        ask = self._worker.ask(partial(self._step_seconds, self.modes[mode].routed, rows))
-        return float(ask.result())
-
     @property
     def tool_calls(self) -> ToolCalls:
         """The form in which the model writes tool calls."""

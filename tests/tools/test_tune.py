@@ -16,7 +16,7 @@ from fastslow.engine.host.machine import Watch
 from fastslow.engine.host.progress import silent
 from fastslow.settings import read_settings
 from fastslow.tools.prompts import Conversation, read_prompts
-from fastslow.tools.tune import halving, sample
+from fastslow.tools.tune import sample, search
 from fastslow.tools.tune.candidates import PLAIN, default_drafters, label
 from fastslow.tools.tune.runner import Grid, TuneRunner
 from fastslow.tools.tune.sample import Cell
@@ -174,7 +174,7 @@ def test_tune_writes_both_files(
         terminate_after(runs, monkeypatch)
     monkeypatch.setattr(sample, "CLIP", 1e9)  # no run counts as disturbed
     monkeypatch.setattr(sample, "CONTENDED", 1.0)
-    monkeypatch.setattr(halving, "LOSS", 1e9)  # nor do they scatter too much
+    monkeypatch.setattr(search, "LOSS", 1e9)  # nor do they scatter too much
     out = tmp_path / "tuned.json"
     options = ("--lengths", "1,3", "--tokens", 8, "--minutes", 1, "--limit", 2 if runs else 1)
     done = call("tune", tiny, *("--prompts", questions, "-o", out), *options)
@@ -195,7 +195,7 @@ def test_beside_other_programs_there_is_no_verdict(
     the time around them."""
     shares = itertools.cycle((0.4, None))
     monkeypatch.setattr(Watch, "others", lambda _: next(shares) if not kind else 0.4)
-    monkeypatch.setattr(halving, "LOSS", 1e9)
+    monkeypatch.setattr(search, "LOSS", 1e9)
     monkeypatch.setattr(sample, "CLIP", 1e9)
     out = tmp_path / "tuned.json"
     options = ("--drafters", "ngram", "--lengths", "1", "--tokens", 8, "--limit", 1, *kind)

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from fastslow.policies.mode_router import PromptFacts
-from fastslow.tools.tune.learned import Learned, area, fit_learned, learn
-from fastslow.tools.tune.selector import AnswersByMode, Figures
+from fastslow.tools.tune.learned import Learned, fit_learned, learn
+from fastslow.tools.tune.selector import AnswersByMode
 
 BETWEEN = "fast", "brief", "deep"
 HIDDEN = 12
@@ -27,8 +27,7 @@ def made_up(count: int = 1200, seed: int = 0) -> tuple[np.ndarray, AnswersByMode
 @pytest.fixture(scope="module")
 def learned() -> Learned:
     hidden, answers, _ = made_up()
-    by_hand = np.random.default_rng(1).normal(size=len(hidden))  # which know nothing
-    return learn(hidden, answers, BETWEEN, 1, 0.9, by_hand)
+    return learn(hidden, answers, BETWEEN, 1, 0.9)
 
 
 def test_chances_and_tokens_are_found_again() -> None:
@@ -48,23 +47,17 @@ def test_it_keeps_the_gain_with_fewer_tokens_and_says_how_sure_it_is(learned: Le
     fast, deep = (answers.right[:, place].mean() for place in (0, 2))
     assert learned.figures.accuracy >= fast + 0.85 * (deep - fast)
     assert learned.figures.tokens < 0.7 * answers.tokens[:, 2].mean()
-    assert learned.miscalibrated < 0.03 and 0.2 < learned.closed < 1.0 and learned.router.cost > 0
-    assert set(learned.record()["curves"]) == {"learned", "by hand", "oracle"}
+    assert learned.miscalibrated < 0.03 and learned.router.cost > 0
 
 
-def test_what_a_report_holds_of_time_gain_and_hidden_states() -> None:
+def test_what_a_report_holds_of_time_and_hidden_states(learned: Learned) -> None:
     """Nobody is told what his own fit has seen."""
     _, answers, _ = made_up(300)
     noise = np.random.default_rng(2).normal(size=(300, 200))
-    deceived = learn(noise, answers, BETWEEN, 1, 0.9, noise[:, 0])
-    assert abs(deceived.closed) < 0.12 and deceived.miscalibrated < 0.06
+    deceived = learn(noise, answers, BETWEEN, 1, 0.9)
+    assert deceived.loss > 1.2 * learned.loss and deceived.miscalibrated < 0.06
     _, answers, _ = made_up(50)
     stays, goes = answers.of(np.zeros(50, dtype=int)), answers.of(np.full(50, 2))
     assert stays.seconds == pytest.approx(answers.seconds[:, 0].mean()) and not stays.share_in_other_modes
     assert goes.seconds == pytest.approx(answers.seconds[:, 2].mean() + 0.02)
     assert goes.tokens == pytest.approx(answers.tokens[:, 2].mean())
-    low, high, above = (Figures(a, 0.0, 0.0, t) for a, t in ((0.2, 0.0), (0.8, 10.0), (0.8, 5.0)))
-    assert area([low, high], 0, 10) == pytest.approx(0.5, abs=0.003)
-    assert area([low, high, above], 0, 10) == pytest.approx(0.65, abs=0.01)
-    worse = Figures(0.3, 0.0, 0.0, 5.0)
-    assert area([low, high, worse], 0, 10) == pytest.approx(0.5, abs=0.003), "nobody has to take it"

@@ -13,7 +13,7 @@ ADAPTIVE = "adaptive"
 JOINED = ("suffix|head", "suffix|self")
 
 Length = int | None  # None: chosen step by step
-LENGTHS: tuple[Length, ...] = (1, 2, 4, 8, 16, None)  # where nobody says which
+LENGTHS: tuple[Length, ...] = (2, 4, 8, None)  # where nobody says which
 
 
 def read_lengths(text: str) -> list[Length]:

@@ -25,7 +25,7 @@ from fastslow.tools.tune.selector import AnswersByMode, Bools, F64s, Figures, fi
 SIZES = (4, 16, 64, 256)  # components that the chances depend on: what predicts best is taken
 EACH = 8  # tasks for a component, at least
 COSTS = np.concatenate([[0.0], np.geomspace(1e-5, 1.0, 60)])  # of a token, in right answers
-PRICES = np.concatenate([[0.0], np.geomspace(1e-6, 10.0, 1000)])
+LEAST = 1e-6  # chance of what came out
 BINS = 10  # of chances that are compared with what came out
 
 
@@ -33,41 +33,6 @@ def taken(chances_NM: F64s, tokens_NM: F64s, cost: float) -> NDArray[np.int64]:
     """The place of the mode that each task gets, [N]."""
     places: NDArray[np.int64] = (chances_NM - cost * tokens_NM).argmax(1)
     return places
-
-
-def curve(answers: AnswersByMode, chances_NM: F64s, tokens_NM: F64s) -> list[Figures]:
-    """Evaluate the router at each of COSTS, with these chances and token counts."""
-    return [answers.of(taken(chances_NM, tokens_NM, cost)) for cost in COSTS]
-
-
-def area(points: Sequence[Figures], least: float, most: float) -> float:
-    """Mean accuracy over token counts from `least` to `most`, on the upper convex hull of these points."""
-    tokens, accuracy = np.array([(one.tokens, one.accuracy) for one in points]).T
-    at = np.linspace(least, most, 200)
-    bought = [(accuracy - price * tokens).max() + price * at for price in PRICES]
-    return float(np.min(bought, 0).mean())
-
-
-def curves(
-    answers: AnswersByMode, chances_NM: F64s, tokens_NM: F64s, by_hand_N: F64s
-) -> dict[str, list[Figures]]:
-    """Accuracy against tokens of three routers: the learned one, the built-in weights (tasks with scores above a
-    threshold go to the last mode), and an oracle that knows every outcome."""
-    last = answers.right.shape[1] - 1
-    cuts = np.quantile(by_hand_N, np.linspace(0, 1, len(COSTS)))
-    return {
-        "learned": curve(answers, chances_NM, tokens_NM),
-        "by hand": [answers.of(last * (by_hand_N > cut)) for cut in (cuts[0] - 1, *cuts)],
-        "oracle": curve(answers, answers.right.astype(float), answers.tokens),
-    }
-
-
-def closed(answers: AnswersByMode, found: dict[str, list[Figures]]) -> float:
-    """Share of the area between the built-in router and the oracle that the learned router gains; 0 without area."""
-    last = answers.right.shape[1] - 1
-    ends = answers.all_in(0).tokens, answers.all_in(last).tokens
-    low, own, high = (area(found[name], *ends) for name in ("by hand", "learned", "oracle"))
-    return (own - low) / (high - low) if high > low else 0.0
 
 
 class _Recorder(LearnedModeRouter):
@@ -141,8 +106,7 @@ class Learned:
     router: LearnedModeRouter
     figures: Figures
     calibration: list[tuple[float, float]]  # of BINS of as many: the mean chance, the share right
-    curves: dict[str, list[Figures]]  # of the router, by hand, and of who knows the outcomes
-    closed: float  # share of the area between the curves by hand and of the oracle
+    loss: float  # of the chances, in nats
 
     @property
     def miscalibrated(self) -> float:
@@ -150,12 +114,9 @@ class Learned:
         return fmean(abs(said - right) for said, right in self.calibration)
 
     def record(self) -> dict[str, Any]:
-        """Record for the settings file; curves are (tokens, accuracy)."""
-        points = {
-            name: [(x.tokens, x.accuracy) for x in each] for name, each in self.curves.items()
-        }
-        said = {name: getattr(self, name) for name in ("calibration", "miscalibrated", "closed")}
-        return asdict(self.figures) | said | {"curves": points}
+        """Record for the settings file."""
+        said = {name: getattr(self, name) for name in ("calibration", "miscalibrated", "loss")}
+        return asdict(self.figures) | said
 
 
 def learn(
@@ -164,10 +125,9 @@ def learn(
     between: tuple[str, ...],
     layer: int,
     keep: float,
-    by_hand_N: F64s,
 ) -> Learned:
     """Fit a router whose cost is the one with fewest tokens of those that keep `keep` of what the last mode is better
-    by. by_hand_N: scores above which tasks go to the last mode, to be compared with."""
+    by."""
     count = len(hidden_NH)
     chances, tokens = np.zeros_like(answers.tokens), np.zeros_like(answers.tokens)
     for own, others in folds(count):
@@ -177,23 +137,22 @@ def learn(
     for own, others in folds(count):
         cost = _cheapest(answers.only(others), chances[others], tokens[others], keep)
         goes[own] = taken(chances[own], tokens[own], cost)
-    found = curves(answers, chances, tokens, by_hand_N)
+    said = np.where(answers.right, chances, 1 - chances)  # of what came out
     router = fit_learned(hidden_NH, answers, between, layer)
     cost = _cheapest(answers, chances, tokens, keep)
     return Learned(
         router.model_copy(update={"cost": cost}),
         answers.of(goes),
         calibration(chances.ravel(), answers.right.ravel()),
-        found,
-        closed(answers, found),
+        float(-np.log(np.maximum(said, LEAST)).mean()),
     )
 
 
 def _cheapest(answers: AnswersByMode, chances_NM: F64s, tokens_NM: F64s, keep: float) -> float:
     """The cost with the fewest tokens of those that keep enough; the largest where none does."""
-    found = zip(curve(answers, chances_NM, tokens_NM), COSTS, strict=True)
+    found = [(answers.of(taken(chances_NM, tokens_NM, cost)), float(cost)) for cost in COSTS]
     aim = answers.aim(keep)
-    able = [(one.tokens, float(cost)) for one, cost in found if one.accuracy >= aim]
+    able = [(one.tokens, cost) for one, cost in found if one.accuracy >= aim]
     return min(able)[1] if able else float(COSTS[-1])
 
 

@@ -104,8 +104,7 @@ class ModesFound:
                 style="bold" if name == self.best_way else None,
             )
         table.caption = (
-            f"of tasks that the fit did not see ({FOLDS} folds); between the built-in weights (0%) and a choice that "
-            f"knows every outcome (100%), auto is at {self.learned.closed:.0%}; its chances are off by "
+            f"of tasks that the fit did not see ({FOLDS} folds); the chances of auto are off by "
             f"{self.learned.miscalibrated:.1%}"
         )
         return table
@@ -190,9 +189,8 @@ def find(
     Ctrl-C."""
     answers, between = AnswersByMode.of_modes(list(sides.values())), tuple(sides)
     by_hand = np.array([BUILT_IN.score(features(prompt_facts(task))) for task in tasks])
-    given = answers, between
-    each = [learn(own, *given, layer, keep, by_hand) for layer, own in hidden.items()]
-    learned = max(each, key=lambda one: one.closed)
+    each = [learn(own, answers, between, layer, keep) for layer, own in hidden.items()]
+    learned = min(each, key=lambda one: one.loss)
     escalation, escalating = judge_escalation(sides[CHEAP], answers, keep)
     last = len(between) - 1
     figures = {mode: answers.all_in(place) for place, mode in enumerate(between)}

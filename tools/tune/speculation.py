@@ -18,12 +18,11 @@ from fastslow.tools.machine import circumstances
 from fastslow.tools.prompts import Conversation
 from fastslow.tools.tune import sample as stats
 from fastslow.tools.tune.candidates import PLAIN, family, is_plain, label
-from fastslow.tools.tune.halving import ENOUGH, SuccessiveHalving
 from fastslow.tools.tune.runner import TuneRunner
 from fastslow.tools.tune.sample import Sample
+from fastslow.tools.tune.search import ENOUGH, SpeculationSearch
 
 NOISY = 1 / 3  # share of disturbed runs from which on the report warns
-DRAFTS = (1, 2, 4, 8, 16)  # tokens, whose rows are priced
 COLUMNS = ("setting", "x plain", "tokens/s", "tokens/step", "step time", "accepted", "runs", "")
 
 
@@ -38,12 +37,9 @@ class TuneResult:
     sampling: SamplingParams
     samples: dict[Speculation, list[Sample]]
     best: Speculation = PLAIN
-    finalists: list[Speculation] = field(default_factory=list)
     carried: bool = True  # whether the samples carry a verdict
     stopped: bool = False  # by Ctrl-C
     seconds: float = 0.0
-    # drafted tokens of each request -> plain steps
-    step_costs: dict[int, float] = field(default_factory=dict)
     circumstances: dict[str, Any] = field(default_factory=circumstances)
 
     @property
@@ -61,10 +57,9 @@ class TuneResult:
 
     @property
     def measured(self) -> list[Speculation]:
-        """Settings with figures: the best one, then the furthest and fastest."""
+        """Settings with figures: the best one, then the fastest."""
         there = [s for s in self.samples if isfinite(self.ratio(s))]
-        order = lambda s: (s == self.best, len(self.samples[s]), self.ratio(s))
-        return sorted(there, key=order, reverse=True)
+        return sorted(there, key=lambda s: (s == self.best, self.ratio(s)), reverse=True)
 
     @property
     def disturbed(self) -> tuple[int, int]:
@@ -85,7 +80,6 @@ class TuneResult:
             "sampling": self.sampling.model_dump(mode="json", exclude_defaults=True),
             "stopped_early": self.stopped,
             "seconds": round(self.seconds, 1),
-            "step_costs": self.step_costs,
             "settings": {
                 label(s): {"ratio": self.ratio(s), "samples": len(self.samples[s])}
                 for s in self.measured
@@ -123,15 +117,6 @@ class TuneResult:
             f"plain decoding: {self.rate(self.best):.1f} instead of {self.plain_rate:.1f} tokens/s.{beside}"
         )
 
-    def rows(self) -> str:
-        """Say at how many tokens a step drafts break even: as many as the plain steps that such a step costs, where
-        drafts cost nothing else."""
-        parts = [
-            f"{n} drafted: {cost:.2f} x ({(cost - 1) / n:.0%} accepted)"
-            for n, cost in self.step_costs.items()
-        ]
-        return "a step breaks even with " + ", ".join(parts)
-
     def table(self) -> Table:
         """All settings, the best one first."""
         table = Table(*COLUMNS)
@@ -149,21 +134,8 @@ class TuneResult:
             f"{stats.step_cost(samples, self.samples[PLAIN]):.2f} x",
             "-" if share is None else f"{share:.0%}",
             str(len(samples)),
-            self._note(setting),
+            "not surely faster" if self.ratio(setting) > self.ratio(self.best) else "",
         ]
-
-    def _note(self, setting: Speculation) -> str:
-        words = []
-        if setting not in self.finalists and not is_plain(setting) and setting != self.best:
-            words.append("dropped out")
-        elif self.ratio(setting) > self.ratio(self.best):
-            words.append("not surely faster")
-        share, made = stats.accepted_share(self.samples[setting]), self.samples[setting]
-        gained = stats.tokens_per_step(made) - 1
-        if share and gained > 0 and self.ratio(setting) < 1:
-            needed = share * (stats.step_cost(made, self.samples[PLAIN]) - 1) / gained
-            words.append(f"pays from {needed:.0%} accepted" if needed <= 1 else "cannot pay")
-        return ", ".join(words)
 
 
 def tune_speculation(
@@ -190,7 +162,7 @@ def tune_speculation(
     random.Random(0).shuffle(order)  # a file is often sorted by kind
     started, seconds = time.monotonic(), 60 * minutes
     runner = TuneRunner(llm, sampling)
-    search = SuccessiveHalving(candidates, batch, mode)
+    search = SpeculationSearch(candidates, batch, mode)
     parts = [order[i * batch : (i + 1) * batch] for i in range(len(order) // batch)]
     found = TuneResult(model, batch, mode, len(order), sampling, samples=search.samples)
     try:
@@ -202,8 +174,6 @@ def tune_speculation(
         found.stopped = True
     if not any(sample.tokens for sample in search.samples[PLAIN]):
         raise ValueError("every answer ended at its first token: there is nothing to measure")
-    plain = llm.step_seconds(batch, mode)
-    found.step_costs = {n: llm.step_seconds(batch * (1 + n), mode) / plain for n in DRAFTS}
-    found.best, found.finalists, found.carried = search.best, search.alive, search.carried
+    found.best, found.carried = search.best, search.carried
     found.seconds = time.monotonic() - started
     return found

@@ -109,8 +109,6 @@ def tune(options: TuneOptions) -> None:
         write_settings(out, model, found.best, found.figures(), folder)
     show(found.table())
     console().print(found.headline() + said)
-    if not (options.modes or options.groups):
-        console().print(found.rows(), style="dim")
     console().print(written, style="dim")
     if found.stopped:
         raise KeyboardInterrupt
