@@ -28,8 +28,6 @@ class QuantizeOptions(Params):
     """Options of quantising a checkpoint; also those of `fastslow quantize`."""
 
     tokens: int = field(8192, "tokens to calibrate with", ge=1)
-    least: int = field(32, "tokens that every expert should see", ge=1)
-    most: int = field(65536, "tokens that are looked at for that", ge=1)
     embedding: Literal["auto", "int8", "float"] = field(
         "auto",
         "embedding and head; auto: int8 where floats would keep the checkpoint above 0.52 of its size",

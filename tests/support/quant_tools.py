@@ -14,8 +14,6 @@ from fastslow.engine.model.ops import QuantLinear
 from fastslow.tools.job_options import QuantizeOptions
 from fastslow.tools.quantize.quantize import quantize
 
-TINY = QuantizeOptions(tokens=192, least=4, most=512)
-
 
 def texts_of(vocab: int, count: int = 24, length: int = 24, seed: int = 0) -> Iterator[list[int]]:
     return iter(np.random.default_rng(seed).integers(0, vocab, (count, length)).tolist())
@@ -24,7 +22,7 @@ def texts_of(vocab: int, count: int = 24, length: int = 24, seed: int = 0) -> It
 def quantised(source: Path, out: Path, **fields: Any) -> Path:
     """The W8A8 of a tiny checkpoint."""
     config = json.loads((source / "config.json").read_text())
-    options = QuantizeOptions(**{**{f: getattr(TINY, f) for f in ("tokens", "least", "most")}, **fields})
+    options = QuantizeOptions(**{"tokens": 192, **fields})
     return quantize(source, out, texts_of(config["vocab_size"]), options).folder
 
 

@@ -18,7 +18,7 @@ from fastslow.tools.kept import KeptWork
 from fastslow.tools.quantize import quantize as quantizing
 
 CONVERTED = ConvertOptions(groups=4, experts=4, tokens=300, fast=1)
-QUANTISED = QuantizeOptions(tokens=192, least=4, most=512)
+QUANTISED = QuantizeOptions(tokens=192)
 
 
 def convert(source: Path, out: Path, report: Any) -> None:

@@ -1,8 +1,6 @@
-"""Steps from a checkpoint to W8A8: smoothing, aligned gates, rounding, balanced calibration, the plan."""
+"""Steps from a checkpoint to W8A8: smoothing, layers, files, what is refused and reported."""
 
 import json
-from collections.abc import Iterator
-from itertools import repeat
 from pathlib import Path
 
 import checkpoints
@@ -12,18 +10,16 @@ import torch
 from cli_tools import printed, refusal
 from quant_tools import quantised, texts_of
 from refusals import refused
-from torch.nn import functional as F
 
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.ops import QuantLinear
 from fastslow.tools.job_options import QuantizeOptions
 from fastslow.tools.plan.published import KNOWN
-from fastslow.tools.quantize.calibration import balanced_texts, prompts_of
+from fastslow.tools.quantize.calibration import prompts_of
 from fastslow.tools.quantize.comparison import compare
 from fastslow.tools.quantize.plain_layer import ROUTER, PlainLayer, Tensors, plain, watched
 from fastslow.tools.quantize.quantize import int8_embedding, quantize
-from fastslow.tools.quantize.quantize_layer import agreement, align, kv_scales, quantize_layer, round_matrix
+from fastslow.tools.quantize.quantize_layer import kv_scales, quantize_layer
 from fastslow.tools.quantize.smooth import ChannelStats, Site, error, sites_of, smooth_site, vector
 
 MOGE = {**checkpoints.MOGE, "bias": True}
@@ -96,33 +92,6 @@ def test_the_router_and_every_expert_can_demand() -> None:
     assert vector(site, tensors, largest, 0.5)[3] == vector(site, tensors, largest, 0.5)[0] * 16
 
 
-def test_an_aligned_gate_chooses_as_before() -> None:
-    """Rows arrive turned a little: least squares finds the gate that undoes it."""
-    random = torch.Generator().manual_seed(0)
-    gate, x = torch.randn(16, 32, generator=random), torch.randn(600, 32, generator=random)
-    turn = torch.eye(32) + 0.15 * torch.randn(32, 32, generator=random)
-    goal = F.linear(x, gate)
-    found = align(gate, x @ turn, goal, 4)
-    assert agreement(F.linear(x @ turn, gate), goal, 4) < 0.7
-    assert agreement(F.linear(x @ turn, found), goal, 4) > 0.97
-    assert align(gate, x, goal, 4) is gate, "there is nothing to gain"
-
-
-def test_rounding_keeps_products_rather_than_numbers() -> None:
-    random = torch.Generator().manual_seed(0)
-    mix = torch.randn(8, 40, generator=random)
-    x = torch.randn(500, 8, generator=random) @ mix + 0.05 * torch.randn(500, 40, generator=random)
-    weight = torch.randn(70, 40, generator=random)
-    plain_, kept = round_matrix(weight, None), round_matrix(weight, x.T @ x / len(x))
-    assert torch.equal(plain_.weight_OI, QuantLinear.of(weight).weight_OI)
-    assert torch.equal(kept.scale_O, plain_.scale_O)
-    exact = F.linear(x, weight)
-    errors = [(F.linear(x, m.dequantised()) - exact).norm() for m in (plain_, kept)]
-    assert errors[1] < 0.5 * errors[0]
-    for gram in (torch.zeros(40, 40), torch.full((40, 40), float("nan"))):
-        assert torch.equal(round_matrix(weight, gram).weight_OI, plain_.weight_OI)
-
-
 def test_a_layer_in_int8_is_near_the_float_one() -> None:
     tensors, x = layer_of(), rows()
     exact = PlainLayer(CONFIG, 0, dict(tensors), LENGTHS)(x, plain(tensors))
@@ -135,56 +104,20 @@ def test_a_layer_in_int8_is_near_the_float_one() -> None:
     assert (keys * 127 >= made.kv[0] * 0.999).all()
 
 
-def one_way(tokens: list[int]) -> torch.Tensor:
-    """Rows of an embedding in which token t is the t-th direction, so that a gate can read it."""
-    return torch.eye(CONFIG.hidden_size)[torch.tensor(tokens)] * 8
-
-
-def routed(n: int) -> Tensors:
-    """A layer that only routes: token t goes to expert t % 4 of its group."""
-    tensors = {name: torch.zeros_like(t) for name, t in layer_of().items()}
-    tensors["post_attention_layernorm.weight"] += 1
-    gate = tensors[f"{ROUTER}.weight"]
-    for token in range(CONFIG.hidden_size):
-        gate[token % 4 :: 4, token] = 1.0
-    return tensors
-
-
-def test_calibration_goes_on_until_every_expert_has_its_tokens() -> None:
-    """Texts that bring nothing to those that starve are left out."""
-    config = ModelConfig.from_json({**MOGE, "num_hidden_layers": 2})
-
-    def some() -> Iterator[list[int]]:
-        yield from repeat([0, 1, 2] * 100, 6)
-        yield [4, 5, 6] * 80
-        yield [3, 7, 0]
-        yield [1, 2, 11, 3]
-        yield from repeat([9] * 500)
-
-    found = balanced_texts(config, one_way, routed, some(), enough=600, least=4, most=20000)
-    assert found.texts == [[0, 1, 2] * 100] * 2 + [[3, 7, 0], [1, 2, 11, 3]]
-    assert found.counts.shape == (2, 16) and found.counts[:, 3::4].eq(4).all() and found.starved(4) == []
-
-
-def test_experts_that_starve_are_named_and_a_small_embedding_stays_in_float(tmp_path: Path) -> None:
-    config = ModelConfig.from_json({**MOGE, "num_hidden_layers": 2})
-    found = balanced_texts(config, one_way, routed, iter([[0, 1, 2] * 10, [3]]), enough=9, least=2, most=10**6)
-    assert found.starved(2) == [(n, e, 1) for n in range(2) for e in range(3, 16, 4)]
-    stopped = balanced_texts(config, one_way, routed, repeat([0, 1, 2] * 10), enough=9, least=2, most=600)
-    assert {tokens for _, _, tokens in stopped.starved(2)} == {0}
+def test_a_small_embedding_stays_in_float(tmp_path: Path) -> None:
     assert not int8_embedding(ModelConfig.from_json(PANGU_72B))
     assert int8_embedding(ModelConfig.from_json({**PANGU_72B, "num_hidden_layers": 4}))
     plain_ = checkpoints.write_moge(tmp_path / "float", torch_dtype="bfloat16")
     sizes = {}
     for embedding in ("int8", "float"):
-        options = QuantizeOptions(tokens=64, least=1, most=64, embedding=embedding)
+        options = QuantizeOptions(tokens=64, embedding=embedding)
         sizes[embedding] = quantize(plain_, tmp_path / f"w8a8-{embedding}", texts_of(96), options).nbytes
     assert sizes["float"] - sizes["int8"] == 2 * 96 * (64 - 2), "embedding and head, and scales"
 
 
 def test_what_cannot_be_quantised_is_refused(tmp_path: Path) -> None:
     plain_ = checkpoints.write_moge(tmp_path / "float", num_hidden_layers=1)
-    folder = quantised(plain_, tmp_path / "w8a8", tokens=24, least=1)
+    folder = quantised(plain_, tmp_path / "w8a8", tokens=24)
     other = tmp_path / "other"  # refused before its weights are read
     other.mkdir()
     (other / "config.json").write_text(json.dumps(pangu_v2_tools.MOE))
@@ -226,7 +159,7 @@ def test_the_command_quantises_and_reports_also_on_a_checkpoints_own_prompts(tmp
     plain_ = checkpoints.write_moge(tmp_path / "float", num_hidden_layers=2, eos_token_id=None)
     (plain_ / "old.head").write_bytes(b"")  # of the float weights
     out = tmp_path / "w8a8"
-    said = printed("quantize", plain_, out, *("--tokens", 64, "--answer", 6, "--least", 1, "--check", 3, "--kv"))
+    said = printed("quantize", plain_, out, *("--tokens", 64, "--answer", 6, "--check", 3, "--kv"))
     assert "perplexity" in said and "drift of a layer" in said and f"--model {out}" in said
     record = json.loads((out / "quantization_report.json").read_text())
     assert record["bytes"] < record["source_bytes"] and len(record["drift"]) == 2

@@ -55,18 +55,14 @@ def compare(source: Model, quantised: Model, texts: Sequence[Sequence[int]]) -> 
 
 
 def record(
-    made: QuantizedCheckpoint, least: int, compared: Comparison | None, memory: list[int]
+    made: QuantizedCheckpoint, compared: Comparison | None, memory: list[int]
 ) -> dict[str, Any]:
     """For programs: bytes, shares, nats, and the drift of each layer; empty parts were not measured."""
     return {
         "source_bytes": made.source_bytes,
         "bytes": made.nbytes,
         "memory": memory,
-        "calibration": {
-            "texts": len(made.calibration.texts),
-            "tokens": made.calibration.tokens,
-            "starved": made.calibration.starved(least),
-        },
+        "calibration": {"texts": len(made.texts), "tokens": sum(map(len, made.texts))},
         "compared": None if compared is None else asdict(compared),
         "drift": made.drifts,
     }
@@ -87,7 +83,6 @@ def table_of(facts: dict[str, Any]) -> Table:
         table.add_row(f"KL, {found['tokens']} tokens", "", f"{found['kl']:.5f} nats")
         table.add_row("same likeliest token", "", f"{found['agreement']:.2%}")
     table.add_row("calibration", "", f"{facts['calibration']['tokens']} tokens")
-    table.add_row("experts with too few tokens", "", str(len(facts["calibration"]["starved"])))
     drifts = facts["drift"]
     table.add_row("drift of a layer", "", f"{fmean(drifts):.4f} mean, {max(drifts):.4f} worst")
     return table

@@ -60,21 +60,14 @@ class PlainLayer:
     tensors: Tensors
     lengths: Sequence[int]
 
-    def __call__(
-        self,
-        x_NH: Tensor,
-        product: Product,
-        chosen: Watcher = lambda *_: None,
-        kept: Watcher = lambda *_: None,
-    ) -> Tensor:
-        """The layer's output [N, H]. chosen: is given the router's scores [N, E] and the experts it chose,
-        int64 [N, G]. kept: is given keys and values, [N, kv_heads * D] each."""
+    def __call__(self, x_NH: Tensor, product: Product, kept: Watcher = lambda *_: None) -> Tensor:
+        """The layer's output [N, H]. kept: is given keys and values, [N, kv_heads * D] each."""
         before = partial(self._norm, "input_layernorm")
         x_NH = residual(x_NH, before, lambda x: self._attention(x, product, kept), same)
         before = partial(self._norm, "post_attention_layernorm")
         if (routed := self.config.layers[self.n].routed) is None:
             return residual(x_NH, before, lambda x: self._mlp("mlp", x, product), same)
-        return residual(x_NH, before, lambda x: self._moge(x, routed, product, chosen), same)
+        return residual(x_NH, before, lambda x: self._moge(x, routed, product), same)
 
     def _norm(self, name: str, x_NH: Tensor) -> Tensor:
         return normed(OPS, self.config.norm, NormWeights(self.tensors[f"{name}.weight"]), x_NH)
@@ -89,14 +82,11 @@ class PlainLayer:
         up = self._linear(f"{name}.up_proj", x_NH, product)
         return self._linear(f"{name}.down_proj", F.silu(gate) * up, product)
 
-    def _moge(
-        self, x_NH: Tensor, routed: RoutedExperts, product: Product, chosen: Watcher
-    ) -> Tensor:
+    def _moge(self, x_NH: Tensor, routed: RoutedExperts, product: Product) -> Tensor:
         scores = product(ROUTER, x_NH)
         scale = self.tensors["mlp.router_scale"].flatten()
         assert isinstance(routed.router, GroupRouter)
         choice = choose(scores, scale, routed.router.groups, torch.full((len(x_NH),), -1))
-        chosen(scores, choice.numbers.long())
         y = self._mlp("mlp.shared_expert", x_NH, product)
         for e in range(routed.experts):
             rows, group = (choice.numbers == e).nonzero(as_tuple=True)

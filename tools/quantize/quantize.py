@@ -9,7 +9,6 @@ from math import prod
 from pathlib import Path
 
 import torch
-from loguru import logger
 from torch import Tensor
 
 from fastslow.engine.checkpoint.checkpoint import Checkpoint
@@ -21,7 +20,6 @@ from fastslow.engine.model.tensors import layer_names, tensor_shapes
 from fastslow.models.folder import fresh_folder, require_vacant
 from fastslow.tools.job_options import QuantizeOptions
 from fastslow.tools.kept import KeptWork
-from fastslow.tools.quantize.calibration import Calibration, balanced_texts
 from fastslow.tools.quantize.plain_layer import ROUTER, Tensors, as_plain
 from fastslow.tools.quantize.quantize_layer import kv_scales, quantize_layer
 from fastslow.tools.quantize.writer import CheckpointWriter, described
@@ -47,10 +45,10 @@ def int8_embedding(config: ModelConfig) -> bool:
 
 @dataclass(slots=True)
 class QuantizedCheckpoint:
-    """Result of quantising a checkpoint: where it lies, its calibration, the drift of each layer."""
+    """Result of quantising a checkpoint: where it lies, its calibration (token ids), the drift of each layer."""
 
     folder: Path
-    calibration: Calibration
+    texts: list[list[int]]
     drifts: list[float] = field(default_factory=list)
     nbytes: int = 0
     source_bytes: int = 0
@@ -86,7 +84,7 @@ def quantize(
         writer = CheckpointWriter(folder, options.kv)
         writer.take(work.outer())
         for n in range(len(config.layers)):
-            layer = kept.part(f"layer-{n}", partial(work.layer, n, made.calibration.texts, kept))
+            layer = kept.part(f"layer-{n}", partial(work.layer, n, made.texts, kept))
             kept.drop(f"rows-{n}")
             made.drifts.append(float(layer.pop(DRIFT)))
             writer.take(dict(sorted(layer.items())))
@@ -111,41 +109,18 @@ class _Work:
         small = int8_embedding(self.config) if wanted == "auto" else wanted == "int8"
         self._embedding = QuantLinear.of(own) if small else own
 
-    def calibrate(self, texts: Iterator[list[int]], kept: KeptWork) -> Calibration:
-        options = self.options
-
+    def calibrate(self, texts: Iterator[list[int]], kept: KeptWork) -> list[list[int]]:
         def drawn() -> Iterator[list[int]]:
-            tokens = 0
-            for text in texts:
+            tokens, most = 0, self.options.tokens
+            while tokens < most and (text := next(texts, None)) is not None:
                 tokens += len(text)
-                share = 0.5 * min(1.0, tokens / options.tokens)
-                self.report(share, f"answers to calibrate with, {tokens:,} tokens")
+                said = f"answers to calibrate with, {tokens:,} tokens"
+                self.report(0.5 * min(1.0, tokens / most), said)
                 yield text
 
-        def make() -> list[list[int]]:
-            embedding = self.read(EMBEDDING)
-            found = balanced_texts(
-                self.config,
-                lambda tokens: embedding[torch.tensor(tokens)].float(),
-                self._tensors,
-                drawn(),
-                enough=options.tokens,
-                least=options.least,
-                most=max(options.most, options.tokens),
-            )
-            return [*found.counts.tolist(), *found.texts]
-
-        lists, layers = kept.lists("texts", make), len(self.config.layers)
-        found = Calibration(lists[layers:], torch.tensor(lists[:layers], dtype=torch.int64))
-        if not found.texts:
+        found = kept.lists("texts", drawn)
+        if not found:
             raise ValueError("calibration needs at least one text, got none")
-        starved = found.starved(options.least)
-        if starved:
-            never = sum(tokens == 0 for _, _, tokens in starved)
-            logger.warning(
-                f"{len(starved)} experts saw fewer than {options.least} calibration tokens, {never} "
-                "of them none: those are quantised by their weights alone"
-            )
         return found
 
     def rows(self, texts: list[list[int]]) -> Tensors:

@@ -78,11 +78,8 @@ def _made(tensors: Tensors, name: str) -> tuple[str, ...]:
 @dataclass(slots=True)
 class ChannelStats:
     """Inputs that the matrices of a layer were given: largest size per channel, some rows. Rows are those of the float
-    model, spread over the texts. grams: float32 [I, I] of `wanted` inputs, the mean product of channels in rows of
-    length 1: a few tokens have inputs a hundred times as long as others', and would be all that counts."""
+    model, spread over the texts."""
 
-    wanted: frozenset[str] = frozenset()
-    grams: dict[str, Tensor] = field(default_factory=dict)
     largest: dict[str, Tensor] = field(default_factory=dict)
     rows: dict[str, Tensor] = field(default_factory=dict)
 
@@ -91,9 +88,6 @@ class ChannelStats:
         most = SAMPLES if ".experts." in name else SHARED_SAMPLES
         step = max(1, len(x_NI) // most)
         self.rows[name] = x_NI[::step][:most].clone()
-        if name in self.wanted:
-            alike = F.normalize(x_NI, dim=-1)
-            self.grams[name] = alike.T @ alike / len(alike)
 
 
 def vector(site: Site, tensors: Tensors, largest: Mapping[str, Tensor], strength: float) -> Tensor:

@@ -76,7 +76,7 @@ def quantize(
         ):
             sizes = [getattr(llm.model, "weight_bytes", 0) for llm in (first, second)]
             compared = compare(first.model, second.model, held) if held else None
-    facts = record(made, options.least, compared, sizes if all(sizes) else [])
+    facts = record(made, compared, sizes if all(sizes) else [])
     (out / FILE).write_text(json.dumps(facts, indent=1), "utf-8")
     show(table_of(facts))
     console().print(f'done: fastslow generate "Hello" --model {shlex.quote(str(out))}')
