@@ -53,23 +53,27 @@ class ConvertOptions(Params):
             raise ValueError(f"fast={self.fast} must be at most groups={self.groups}")
 
 
-class HeadOptions(Params):
-    """Options of a draft head: its target and its data; also those of `fastslow train-draft`."""
+class TaughtOptions(Params):
+    """Options of what a draft head is taught: the target's own answers."""
 
     target: str = field(
         ..., "checkpoint folder, GGUF file or built-in name", names="TARGET --target"
     )
     data: Path = field(..., PROMPTS)
-    out: Path = field(..., "the head's file to write", names="--out -o")
-    work: Path | None = field(None, "folder for answers, features, checkpoint; default: OUT.work")
-    vocabulary: int = field(2048, "tokens that can be drafted, beside a text's own", ge=1)
     answer: int = field(192, "most tokens of an answer", ge=3)
+
+
+class HeadOptions(TaughtOptions):
+    """Options of a draft head: its target and its data; also those of `fastslow train-draft`."""
+
+    out: Path = field(..., "the head's file to write", names="--out -o")
+    vocabulary: int = field(2048, "tokens that can be drafted, beside a text's own", ge=1)
     batch: int = field(16, "answers made at once", ge=1)
 
     @property
-    def work_folder(self) -> Path:
-        """The folder that keeps what was done."""
-        return self.work or self.out.with_suffix(".work")
+    def taught(self) -> TaughtOptions:
+        """Those alone that answers and features depend on."""
+        return TaughtOptions(target=self.target, data=self.data, answer=self.answer)
 
 
 class TrainConfig(Params):

@@ -26,7 +26,7 @@ class KeptWork:
     there goes. ValueError: the folder is there, and no job's."""
 
     def __init__(self, out: Path, source: Path, options: Params) -> None:
-        self._folder = folder = out.with_name(f"{out.name}.work")
+        self.folder = folder = out.with_name(f"{out.name}.work")
         files = [str(path.stat().st_mtime_ns) for _, path in options if isinstance(path, Path)]
         facts = {"version": fastslow.__version__, "model": model_digest(source), "files": files}
         job = {**facts, "options": options.model_dump(mode="json")}
@@ -41,14 +41,14 @@ class KeptWork:
 
     def part(self, name: str, make: Callable[[], Tensors]) -> Tensors:
         """Return one part; it is made and kept if it is not there."""
-        path = self._folder / name
+        path = self.folder / name
         return load_file(path) if path.is_file() else self.keep(name, make())
 
     def keep(self, name: str, tensors: Tensors) -> Tensors:
         """Keep a part that was made, and return it."""
-        work = self._folder / "unfinished"
+        work = self.folder / "unfinished"
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, work)
-        work.rename(self._folder / name)
+        work.rename(self.folder / name)
         return tensors
 
     def lists(self, name: str, make: Callable[[], Iterable[list[int]]]) -> list[list[int]]:
@@ -61,6 +61,6 @@ class KeptWork:
     def drop(self, name: str | None = None) -> None:
         """Remove a part, or all, as the job is done."""
         if name is None:
-            shutil.rmtree(self._folder)
+            shutil.rmtree(self.folder)
         else:
-            (self._folder / name).unlink(missing_ok=True)
+            (self.folder / name).unlink(missing_ok=True)

@@ -19,8 +19,9 @@ from fastslow.draft.head.runner import load_head
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.sampling.probs import probs_at
 from fastslow.tools.job_options import HeadOptions, TrainConfig
+from fastslow.tools.kept import KeptWork
 from fastslow.tools.train_head import trainer
-from fastslow.tools.train_head.answers import AnswerStore, TrainText
+from fastslow.tools.train_head.answers import TrainText
 from fastslow.tools.train_head.batches import Shown, batches
 from fastslow.tools.train_head.features import Shards, look
 from fastslow.tools.train_head.muon import Muon
@@ -56,7 +57,8 @@ def asked(bench: Bench) -> Any:
 
 def plan(target: Path, folder: Path, tokens: int = 6000) -> tuple[HeadOptions, TrainConfig]:
     out, model = folder / "head.safetensors", str(target)
-    options = HeadOptions(target=model, data=folder, out=out, vocabulary=VOCAB, answer=20)
+    (data := folder / "prompts.jsonl").touch()
+    options = HeadOptions(target=model, data=data, out=out, vocabulary=VOCAB, answer=20)
     training = {"rows": 256, "steps": 3, "warm_up": 4, "products": "float32", "rate": 1e-2}
     return options, TrainConfig.model_validate(training | {"tokens": tokens})
 
@@ -96,33 +98,28 @@ def test_interrupted_it_continues(bench: Bench, target: Path, tmp_path: Path) ->
     with pytest.raises(KeyboardInterrupt):
         train_head(made, training, bench.model, asked(bench), prompts(30), on_update=stop)
     assert not made.out.exists()
-    file = made.work_folder / "answers.jsonl"
-    answers = file.read_bytes()
-    file.write_bytes(answers + b'{"prompt": [1, 2')  # cut off
 
     def refuse(*_: Any) -> Any:
         raise AssertionError("every prompt is answered already")
 
     train_head(made, training, bench.model, refuse, prompts(30), on_update=stop)
-    assert file.read_bytes() == answers and counts[3] > counts[2] and made.out.is_file()
-    refused(r"has features of layers \(0, 1\), not \(1,\)", Shards, made.work_folder / "features", (1,))
+    assert counts[3] > counts[2] and made.out.is_file()
     other = made.model_copy(update={"vocabulary": VOCAB - 1})
     refused(r"checkpoint=.* is of another head", train_head, other, training, bench.model, refuse, prompts(30))
     refused("at least 2 prompts, got 1", train_head, made, training, bench.model, refuse, prompts(1))
 
 
-def test_features_are_the_targets_own(bench: Bench, tmp_path: Path) -> None:
+def test_features_are_the_targets_own(bench: Bench, target: Path, tmp_path: Path) -> None:
     texts = [TrainText([3, 4, 5, 6], 2), TrainText([7, 8, 9, 10, 11, 12], 3), TrainText([5] * 3, 1)]
-    shards = Shards(tmp_path / "shards", (1, 0))
-    shards.grow(bench.model, texts[:1], shard=1)
-    shards.grow(bench.model, texts, shard=2)
-    again = Shards(tmp_path / "shards", (1, 0))
-    assert again.counts == [1, 2]
+    kept = KeptWork(tmp_path / "head", target, TrainConfig())
+    shards = Shards(kept, "features", bench.model, texts, (1, 0))
+    kept_texts = shards.make()
+    assert kept_texts[0].tokens.tolist() == shards.read("features-00000")[0].tokens.tolist(), "as they are kept"
     alone = [look(bench.model, [text], (1, 0))[0] for text in texts]
-    for mine, kept, text in zip(alone, [*again.read(0), *again.read(1)], texts):
-        assert kept.tokens.tolist() == text.tokens and kept.start == text.start
-        assert torch.allclose(kept.features.float(), mine.features.float(), atol=1e-2)
-        assert torch.equal(kept.best, mine.best) and torch.allclose(kept.mass, mine.mass, atol=1e-4)
+    for mine, seen, text in zip(alone, kept_texts, texts, strict=True):
+        assert seen.tokens.tolist() == text.tokens and seen.start == text.start
+        assert torch.allclose(seen.features.float(), mine.features.float(), atol=1e-2)
+        assert torch.equal(seen.best, mine.best) and torch.allclose(seen.mass, mine.mass, atol=1e-4)
     assert torch.equal(alone[0].best, torch.tensor(_best(bench, texts[0].tokens)))
 
 
@@ -208,7 +205,7 @@ def command(tmp_path: Path) -> tuple[object, ...]:
 def test_the_command(command: tuple[object, ...], tmp_path: Path) -> None:
     folder, out = tmp_path / "model", tmp_path / "head.safetensors"
     assert "tokens/step in chains of 4 on held-out answers" in printed(*command)
-    assert (tmp_path / "head.work" / "checkpoint.safetensors").is_file()
+    assert (tmp_path / "head.safetensors.work" / "checkpoint.safetensors").is_file()
     head = load_head(out, folder)
     assert head.config.layers == (0, 1) and len(head.vocab_ids(head.open(0))) == 100
     assert run("train-draft", "--target", folder, "--data", out, "-o", out) != 0
@@ -224,25 +221,21 @@ def test_a_resumed_training_keeps_its_dtype(
     monkeypatch.setattr(trainer, "faster_dtype", lambda: next(timed))
     train_head(made, training, bench.model, asked(bench), prompts(20))
     train_head(made, training.model_copy(update={"tokens": 600}), bench.model, asked(bench), prompts(20))
-    assert read_metadata(made.work_folder / "checkpoint.safetensors")["products"] == "bfloat16"
+    assert read_metadata(tmp_path / "head.safetensors.work" / "checkpoint.safetensors")["products"] == "bfloat16"
 
 
-def test_interrupted_the_command_says_what_is_kept(
+def test_interrupted_the_command_says_that_it_goes_on(
     command: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: Any, **how: Any) -> Any:
         raise KeyboardInterrupt
 
-    for place, kept in (
-        (AnswerStore, "keeps 0 answers, 0 files of features and 0 tokens of training"),
-        (Shards, "keeps 8 answers, 0 files of features and 0 tokens of training"),
-        (trainer.Trainer, "keeps 8 answers, 1 files of features and 0 tokens of training"),
-    ):
-        with monkeypatch.context() as patch:
-            patch.setattr(place, {AnswerStore: "write", Shards: "grow"}.get(place, "update"), stop)
-            done = call(*command)
-        said = " ".join(done.err.split())
-        assert done.code == 130 and f"{kept}: the same command continues from there" in said
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.Trainer, "update", stop)
+        done = call(*command)
+    said = " ".join(done.err.split())
+    assert done.code == 130 and "head.safetensors.work keeps what was done: the same command" in said
+    monkeypatch.setattr("fastslow.tools.train_head.features.look", None)  # nothing is looked at again
     assert run(*command) == 0
 
 

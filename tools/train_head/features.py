@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
+from functools import partial
 from random import Random
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fastslow.engine.host.progress import Report, silent
 from fastslow.engine.model.base import Model
 from fastslow.tools.forward import forward_texts
+from fastslow.tools.kept import KeptWork, Tensors
 from fastslow.tools.train_head.answers import TrainText
 
 ROWS = 512  # of a forward
+SHARD = 256  # texts
 PARTS = ("tokens", "features", "best", "mass")  # of `HiddenStates`, a row a token
 
 
@@ -55,58 +53,49 @@ def _look(model: Model, texts: Sequence[TrainText], layers: tuple[int, ...]) -> 
 
 
 class Shards:
-    """A folder of safetensors files, grown text by text and taken up where it ends. layers: of the target, that
-    features come from. ValueError: the folder holds features of others."""
+    """What the target saw in some texts, a shard of them a part of the kept work. layers: of the target, that features
+    come from."""
 
-    def __init__(self, folder: Path, layers: tuple[int, ...]) -> None:
-        self.folder = folder
-        self.layers = layers
-        self.counts: list[int] = []  # texts in each shard
-        folder.mkdir(parents=True, exist_ok=True)
-        while (path := self._path(len(self.counts))).is_file():
-            with safe_open(path, framework="pt") as file:
-                theirs = tuple(json.loads(file.metadata()["layers"]))
-                self.counts.append(len(file.get_tensor("start")))
-            if theirs != layers:
-                raise ValueError(f"{path} has features of layers {theirs}, not {layers}")
-
-    @property
-    def texts(self) -> int:
-        return sum(self.counts)
-
-    def grow(
-        self, model: Model, texts: Sequence[TrainText], shard: int = 256, report: Report = silent
+    def __init__(
+        self,
+        kept: KeptWork,
+        name: str,
+        model: Model,
+        texts: Sequence[TrainText],
+        layers: tuple[int, ...],
     ) -> None:
-        """Look at the texts that are not in the shards yet: of those of every earlier call all are."""
-        while self.texts < len(texts):
-            report(self.texts / len(texts), "features")
-            some = texts[self.texts : self.texts + shard]
-            self._add(look(model, some, self.layers))
+        self._kept = kept
+        starts = range(0, len(texts), SHARD)
+        self._parts = {
+            f"{name}-{n:05}": partial(_table, model, texts[first : first + SHARD], layers)
+            for n, first in enumerate(starts)
+        }
 
-    def read(self, number: int) -> list[HiddenStates]:
+    def make(self, report: Report = silent) -> list[HiddenStates]:
+        """Look at the texts of all shards that are not kept yet; gives those of the last one."""
+        seen: list[HiddenStates] = []
+        for n, name in enumerate(self._parts):
+            report(n / len(self._parts), "features")
+            seen = self.read(name)
+        return seen
+
+    def read(self, name: str) -> list[HiddenStates]:
         """The texts of a shard, in order."""
-        table = load_file(self._path(number))
-        ends = [0, *table["ends"].tolist()]
-        sizes = [last - first for first, last in pairwise(ends)]
-        parts = (torch.split(table[name], sizes) for name in PARTS)
+        table = self._kept.part(name, self._parts[name])
+        sizes = table["sizes"].tolist()
+        parts = (torch.split(table[part], sizes) for part in PARTS)
         return [HiddenStates(*seen) for seen in zip(*parts, table["start"].tolist())]
 
     def epoch(self, random: Random, at_once: int = 4) -> Iterator[list[HiddenStates]]:
         """All texts in random order: `at_once` shards at a time, whose texts then mix."""
-        order = list(range(len(self.counts)))
+        order = list(self._parts)
         random.shuffle(order)
         for at in range(0, len(order), at_once):
-            yield [seen for number in order[at : at + at_once] for seen in self.read(number)]
+            yield [seen for name in order[at : at + at_once] for seen in self.read(name)]
 
-    def _path(self, number: int) -> Path:
-        return self.folder / f"features-{number:05}.safetensors"
 
-    def _add(self, seen: Sequence[HiddenStates]) -> None:
-        table = {name: torch.cat([getattr(s, name) for s in seen]) for name in PARTS}
-        table["ends"] = torch.tensor([len(s.tokens) for s in seen]).cumsum(0)
-        table["start"] = torch.tensor([s.start for s in seen])
-        path = self._path(len(self.counts))
-        part = path.with_suffix(".part")
-        save_file(table, part, {"layers": json.dumps(self.layers)})
-        part.rename(path)  # what has its name is whole
-        self.counts.append(len(seen))
+def _table(model: Model, texts: Sequence[TrainText], layers: tuple[int, ...]) -> Tensors:
+    seen = look(model, texts, layers)
+    table = {name: torch.cat([getattr(one, name) for one in seen]) for name in PARTS}
+    table["sizes"] = torch.tensor([len(one.tokens) for one in seen])
+    return table | {"start": torch.tensor([one.start for one in seen])}

@@ -16,15 +16,16 @@ from loguru import logger
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fastslow.draft.head.config import NORMS, HeadConfig, fingerprint, read_ends, read_metadata
+from fastslow.draft.head.config import NORMS, HeadConfig, fingerprint, read_ends
 from fastslow.engine.backends.alike import AlikeLayers
 from fastslow.engine.host.progress import Report, silent
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.config import ModelConfig
 from fastslow.models.locate import resolve_model
 from fastslow.tools.job_options import HeadOptions, TrainConfig
+from fastslow.tools.kept import KeptWork
 from fastslow.tools.prompts import Conversation
-from fastslow.tools.train_head.answers import AnswerStore, Ask, TrainText
+from fastslow.tools.train_head.answers import Ask, TrainText, answers
 from fastslow.tools.train_head.batches import Shown, batches
 from fastslow.tools.train_head.features import HiddenStates, Shards
 from fastslow.tools.train_head.trainer import Measured, Trainer
@@ -80,31 +81,25 @@ def train_head(
     on_update: Callable[[Measured], None] = lambda measured: None,
 ) -> HeadQuality:
     """Make a head; returns its quality on answers held out. model, ask: the target, for features and for
-    answers. prompts: the same ones when the work is taken up again. ValueError: too few prompts, or the
-    work is of another target."""
+    answers. prompts: those of `options.data`. ValueError: too few prompts, or a checkpoint of another head."""
     if len(prompts) < 2:
         raise ValueError(f"data must hold at least 2 prompts, got {len(prompts)}")
-    work, count = options.work_folder, len(model.config.layers)
+    target, count = resolve_model(options.target), len(model.config.layers)
     # an early, a late and the last one, which the head fuses
     layers = tuple(sorted({count // 3 - 1, 2 * count // 3 - 1, count - 1} - {-1}))
-    work.mkdir(parents=True, exist_ok=True)
-    answers = AnswerStore(work / "answers.jsonl")
-    answers.write(prompts, ask, tokens=options.answer, report=report)
-    held, taught = _parted(answers.read()[: len(prompts)])
-    shards = Shards(work / "features", layers)
-    shards.grow(model, taught, report=report)
-    test = Shards(work / "held-out", layers)
-    test.grow(model, held)
-    walked = [seen for number in range(len(test.counts)) for seen in test.read(number)]
-    target, vocabulary = resolve_model(options.target), model.config.vocab_size
+    kept = KeptWork(options.out, target, options.taught)
+    held, taught = _parted(answers(kept, prompts, ask, options.answer, report))
+    shards = Shards(kept, "features", model, taught, layers)
+    shards.make(report)
+    walked = Shards(kept, "held-out", model, held, layers).make()  # MOST_HELD of them are one shard
+    vocabulary = model.config.vocab_size
     used = (token for text in taught for token in text.tokens[text.start :])
     tokens = draft_vocabulary(used, min(options.vocabulary, vocabulary), vocabulary)
     config, weights = first_weights(target, layers, tokens, training.seed)
     if training.prompts:
         rows = training.prompt_rows
         config = replace(config, prompt=rows, window=max(config.window, rows + ANSWER_ROWS))
-    checkpoint = work / CHECKPOINT
-    trainer = Trainer(config, weights, read_ends(target), training, checkpoint)
+    trainer = Trainer(config, weights, read_ends(target), training, kept.folder / CHECKPOINT)
 
     def updated(measured: Measured) -> None:
         shares = " ".join(f"{share:.0%}" for share in measured.right)
@@ -121,19 +116,6 @@ def train_head(
     provenance = {"tokens": trainer.tokens, "answers": len(taught), "held_out": quality}
     save_head(trainer, options.out, fingerprint(target), provenance)
     return found
-
-
-def kept(options: HeadOptions) -> str:
-    """Say what is kept of a run that was stopped, for people."""
-    work, tokens = options.work_folder, 0
-    answers = len(AnswerStore(work / "answers.jsonl").read())
-    features = len([*(work / "features").glob("*.safetensors")])
-    if (checkpoint := work / CHECKPOINT).is_file():
-        tokens = json.loads(read_metadata(checkpoint)["trained"])[0]
-    return (
-        f"{work} keeps {answers:,} answers, {features:,} files of features and {tokens:,} tokens of training: "
-        "the same command continues from there"
-    )
 
 
 def _parted(texts: Sequence[TrainText]) -> tuple[list[TrainText], list[TrainText]]:

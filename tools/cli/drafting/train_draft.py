@@ -28,7 +28,7 @@ def train_draft(
     from fastslow.engine.host.progress import progress_bar
     from fastslow.tools.cli.screen import console, errors, quiet_log
     from fastslow.tools.prompts import read_prompts
-    from fastslow.tools.train_head.train import kept, train_head
+    from fastslow.tools.train_head.train import train_head
 
     heed_sigterm()
     quiet_log()
@@ -47,7 +47,8 @@ def train_draft(
                 report,
             )
     except KeyboardInterrupt:
-        errors().print(kept(options), style="dim")
+        said = f"{options.out}.work keeps what was done: the same command continues from there"
+        errors().print(said, style="dim")
         raise
     shares = ", ".join(f"{share:.0%}" for share in found.acceptance)
     console().print(
