@@ -110,11 +110,6 @@ def load_model(
         int8 = tensors.linear if quantization == W8A8 else no_int8
         if ops is not None and picked != torch.float64 and _on_device(config, ops, picked):
             known = _with_known_mtp(config, partial(unlike, known=ACCELERATORS))
-            if known.mtp is not None and known.mtp.later:
-                logger.info(
-                    "the first of {} layers drafts all tokens on this device", len(known.mtp.heads)
-                )
-                known = known.drafting(1)
             return PagedDecoder(Stacked(known, ops, picked, place.device, tensors.read, int8))
         where = place.device
         table = source.checkpoint.table

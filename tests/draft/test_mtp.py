@@ -45,7 +45,7 @@ PAIRS = (
         for backend in ("kernels", "accelerator")
         for kind in ("numbered", "apart", "turned", "pangu v2")
     ]
-    + [("kernels", "three")]
+    + [("kernels", "three"), ("accelerator", "three")]
 )
 
 
@@ -137,7 +137,10 @@ def test_the_likeliest_path_of_a_tree_is_the_chain(opened: Callable[[str, str], 
     assert len(depths) > 4 and max(depths) > 3
 
 
-@pytest.mark.parametrize(("backend", "kind"), [*((backend, "numbered") for backend in BACKENDS), ("kernels", "three")])
+@pytest.mark.parametrize(
+    ("backend", "kind"),
+    [*((backend, "numbered") for backend in BACKENDS), *((backend, "three") for backend in ("kernels", "accelerator"))],
+)
 def test_what_the_layer_predicts_is_accepted(backend: str, kind: str, tmp_path: Path) -> None:
     model = BACKENDS[backend](mtp_tools.repeat_itself(tmp_path, kind))
     for name in ("mtp", "mtp tree"):

@@ -67,7 +67,7 @@ class PagedDecoder(LayeredModel[Stacked]):
 
     @cached_property
     def mtp(self) -> PagedMtp | None:
-        return None if self.weights.mtp is None else PagedMtp(self.weights)
+        return PagedMtp(self.weights) if self.weights.mtp else None
 
     @torch.inference_mode()
     def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> ModelOutput:
@@ -122,16 +122,17 @@ class PagedDecoder(LayeredModel[Stacked]):
         last_MH = fresh_TH.index_select(0, step.outputs)
         logits_MV = self.ops.linear(last_MH, w.head)
         logits_MV = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32))
-        best, seen = _first_best(logits_MV), self._seen([taken[n] for n in features], last_MH)
+        best = _first_best(logits_MV)
+        seen = self._seen([taken[n] for n in features], fresh_TH, step)
         return Result(soft_cap(logits_MV, self.config.logit_cap), best, seen)
 
     def _start(self, step: PagedStep) -> Tensor:
         """Return the input of the first layer."""
         return self.weights.embed(step.tokens)
 
-    def _seen(self, features: Sequence[Tensor], last_MH: Tensor) -> Tensor:
-        """The features of a result. last_MH: normed hidden states of the outputs."""
-        return torch.cat(list(features), -1) if features else last_MH[:, :0]
+    def _seen(self, features: Sequence[Tensor], fresh_TH: Tensor, step: PagedStep) -> Tensor:
+        """The features of a result. fresh_TH: the last norm's rows."""
+        return torch.cat(list(features), -1) if features else fresh_TH[:0, :0]
 
     def _recur(
         self, x_TH: Tensor, layer: StackedLayer, kv: BlockStorage, n: int, step: PagedStep
@@ -292,14 +293,15 @@ class PagedDecoder(LayeredModel[Stacked]):
 
 
 class MtpLayers(PagedDecoder):
-    """The MTP layer alone, between its entry and the model's head. Its steps are never recorded."""
+    """An MTP layer alone, between its entry and the model's head. Its steps are never recorded."""
 
-    def __init__(self, weights: Stacked) -> None:
-        super().__init__(weights.of_mtp(), (len(weights.config.layers),))
+    def __init__(self, weights: Stacked, head: int) -> None:
+        super().__init__(weights.of_mtp(head), (len(weights.config.layers) + head,))
+        self._head = weights.mtp[head]
 
     @torch.inference_mode()
     def run(self, rows: Rows, kv: KVStorage) -> ModelOutput:
-        """Rows with their inputs; the features are normed hidden states of the outputs."""
+        """Rows with their inputs; the features are normed hidden states."""
         check_step(rows, kv, self.storage, (), ())
         assert isinstance(kv, BlockStorage)
         inputs = inputs_of(rows)
@@ -309,39 +311,36 @@ class MtpLayers(PagedDecoder):
             return self._fetch(self._run(step, kv, ()), rows, True)
 
     def _start(self, step: PagedStep) -> Tensor:
-        mtp = self.weights.mtp
-        assert mtp is not None and step.inputs is not None
+        mtp = self._head
+        assert step.inputs is not None
         embedded = self.ops.rms_norm(super()._start(step), mtp.embedding_norm, self._eps)
         pair = embedded, self.ops.rms_norm(step.inputs, mtp.hidden_norm, self._eps)
         both = torch.cat(pair if mtp.shape.embedding_first else pair[::-1], -1)
         return self.ops.linear(both, mtp.entry)
 
-    def _seen(self, features: Sequence[Tensor], last_MH: Tensor) -> Tensor:
-        return last_MH
+    def _seen(self, features: Sequence[Tensor], fresh_TH: Tensor, step: PagedStep) -> Tensor:
+        return fresh_TH.index_select(0, step.feature_rows)
 
 
 class PagedMtp:
-    """`MtpModel` of a `PagedDecoder`, of one head."""
-
-    heads = 1
+    """`MtpModel` of a `PagedDecoder`."""
 
     def __init__(self, weights: Stacked) -> None:
-        self._weights = weights
-        self._layers = MtpLayers(weights)
+        self._weights, self.heads = weights, len(weights.mtp)
+        self._layers = [MtpLayers(weights, head) for head in range(self.heads)]
 
     @torch.inference_mode()
     def states(self, features: Features) -> Tensor:
         w = self._weights
-        assert w.mtp is not None
         states = torch.as_tensor(features)
-        if not w.mtp.shape.after_norm:
+        if not w.mtp[0].shape.after_norm:
             return states
         with w.ops.active():
             there = states.to(w.device, w.dtype)
             return _fetched(w.ops.rms_norm(there, w.norm, w.alike.eps))
 
     def forward(self, rows: Rows, kv: KVStorage, head: int = -1) -> ModelOutput:
-        return self._layers.run(rows, kv)
+        return self._layers[head].run(rows, kv)
 
 
 def _fetched(values: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ class StackedLayer:
 
 @dataclass(frozen=True, slots=True)
 class DeviceMtp:
-    """Weights of the MTP layer, beside the embedding and the head of its model."""
+    """Weights of an MTP layer, beside the embedding and the head of its model."""
 
     shape: MtpLayer
     layer: StackedLayer
@@ -168,7 +168,8 @@ class Stacked:
             self._layer(layer, f"model.layers.{n}", reader) for n, layer in enumerate(config.layers)
         ]
         self.norm = reader.norm("model.norm", config.norm).weight
-        self.mtp = None if config.mtp is None else self._mtp(config.mtp, reader)
+        heads = () if config.mtp is None else config.mtp.heads
+        self.mtp = [self._mtp(head, reader) for head in heads]
         tied = config.tie_word_embeddings
         self.head = reader.packed(self.embedding) if tied else reader.matrix("lm_head")
 
@@ -177,12 +178,11 @@ class Stacked:
         rows, scale = self.embedding.index_select(0, tokens), self.config.embedding_scale
         return rows if scale == 1 else rows * scale
 
-    def of_mtp(self) -> Stacked:
-        """The same weights as those of a model whose last layer is the MTP layer, with that one's last norm."""
-        assert self.mtp is not None
+    def of_mtp(self, head: int) -> Stacked:
+        """The same weights as those of a model whose last layers are the MTP layers, with the last norm of one of them."""
         view = copy.copy(self)
         view.config = self.config.with_mtp
-        view.layers, view.norm = [*self.layers, self.mtp.layer], self.mtp.norm
+        view.layers, view.norm = [*self.layers, *(x.layer for x in self.mtp)], self.mtp[head].norm
         return view
 
     def _mtp(self, mtp: MtpLayer, reader: DeviceReader) -> DeviceMtp:
