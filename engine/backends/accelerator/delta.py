@@ -9,81 +9,44 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastslow.engine.kv.state.layout import UNFOLDED
 from fastslow.engine.kv.state.running import RunningStates
 from fastslow.engine.model.mixers.delta import DeltaModule
+from fastslow.engine.model.mixers.short_conv import ConvInputs, on_device
 from fastslow.engine.model.parts import Step
 from fastslow.engine.rows import Rows
 from fastslow.engine.types import Ints
 
 
-class RowDepths:
+class RowDepths(ConvInputs):
     """Rows of a step after those of earlier steps that are not folded in, as indices on the device.
 
-    places: of the requests' states. before: ring rows of the earlier rows. order: all rows by depth, which is how many
-    rows lie between one and its state; back: the way back. seen: of the inputs that states hold and then of all rows',
-    those that each row of the step sees. held: those that states hold when they are copied to places `to`. later: rows
-    that are not folded in, and `later_to` the ring rows that take them. sizes: rows of each depth. depths: of each,
-    which of the states before its rows follow (None: each its own), and which of those after them are copied where."""
+    order: all rows by depth, which is how many rows lie between one and its state; back: the way back. sizes: rows of
+    each depth. depths: of each, which of the states before its rows follow (None: each its own), and which of those
+    after them are copied where."""
 
     def __init__(self, rows: Rows, tail: int, device: torch.device) -> None:
-        """tail: inputs of each request that a state holds."""
-        work, count = list(rows.each_running()), len(rows.tokens)
-        base = tail * len(work)
-        own = base + sum(len(running.before) for running, *_ in work)
-        link = np.arange(-1, own + count - 1)  # to each input the one before it
-        before, later, later_to = list[int](), list[int](), list[int]()
-        copied, to = list[int](), list[int]()
-        for b, (running, some, parents) in enumerate(work):
-            line = [base + len(before) + n for n in range(len(running.before))]
-            link[line[:1]] = (b + 1) * tail - 1
-            mine = range(own, own + count)[some]
-            link[mine] = np.where(parents < 0, [(b + 1) * tail - 1, *line][-1], mine[0] + parents)
-            line += mine
-            for done, place in (
-                *running.snapshots,
-                (running.folds + running.stable, running.place),
-            ):
-                copied += line[done - 1 : done]
-                to += [place] * (done > 0)
-            ring = running.place * UNFOLDED
-            before += (ring + running.before).tolist()
-            later += [row - base for row in mine[running.stable :]]
-            later_to += (ring + running.at[running.stable :]).tolist()
+        super().__init__(rows, tail, device)
+        link, first = self.link, self.first
         depth = np.full(len(link), -1)
-        for row in range(base, len(link)):
+        for row in range(first, len(link)):
             depth[row] = depth[link[row]] + 1
-        order, sizes = np.argsort(depth[base:], kind="stable"), np.bincount(depth[base:])
+        order, sizes = np.argsort(depth[first:], kind="stable"), np.bincount(depth[first:])
         back = np.argsort(order)
-        place_of = np.concatenate((np.arange(base) // tail, back))  # among the rows of its depth
-        place_of[base:] -= (np.cumsum(sizes) - sizes)[depth[base:]]
-        seen, held = _inputs(link, np.arange(own, len(link)), tail + 1), _inputs(link, copied, tail)
-        parts = [[x.place for x, *_ in work], before, order, back, seen, held, to, later, later_to]
-        for alike in np.split(order + base, np.cumsum(sizes)[:-1]):
-            kept = [n for n, row in enumerate(copied) if depth[row] == depth[alike[0]]]
-            parts += [
-                place_of[link[alike]],
-                [place_of[copied[n]] for n in kept],
-                [to[n] for n in kept],
-            ]
-        flat = [np.asarray(part, dtype=np.int64) for part in parts]
-        there = torch.from_numpy(np.concatenate(flat)).to(device).split([len(x) for x in flat])
-        self.places, self.before, self.order, self.back, self.seen = there[:5]
-        self.held, self.to, self.later, self.later_to = there[5:9]
+        place_of = np.concatenate((np.arange(first) // tail, back))  # among the rows of its depth
+        place_of[first:] -= (np.cumsum(sizes) - sizes)[depth[first:]]
+        parts: list[Sequence[int] | Ints] = [order, back]
+        for alike in np.split(order + first, np.cumsum(sizes)[:-1]):
+            kept = [n for n, row in enumerate(self.copied) if depth[row] == depth[alike[0]]]
+            copied = place_of[[self.copied[n] for n in kept]]
+            parts += [place_of[link[alike]], copied, [self.copied_to[n] for n in kept]]
+        self.order, self.back, *there = on_device(parts, device)
         self.sizes = sizes.tolist()
-        states = np.arange(max(len(work), *self.sizes))
+        counts = (len(self.places), *self.sizes)
+        each = zip(counts, parts[2::3], there[::3], there[1::3], there[2::3])
         self.depths = [
-            (None if np.array_equal(own, states[:n]) else there[i], *there[i + 1 : i + 3])
-            for n, own, i in zip((len(work), *self.sizes), flat[9::3], range(9, len(there), 3))
+            (None if np.array_equal(own, np.arange(n)) else above, kept, to)
+            for n, own, above, kept, to in each
         ]
-
-
-def _inputs(link: Ints, rows: Sequence[int] | Ints, count: int) -> Ints:
-    """The last `count` inputs up to each row's own, one row after the other."""
-    found = [np.asarray(rows, dtype=np.int64)]
-    while len(found) < count:
-        found.append(link[found[-1]])
-    return np.stack(found[::-1], 1).flatten()
 
 
 class SideBySideDelta(DeltaModule):
