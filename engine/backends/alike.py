@@ -62,9 +62,10 @@ PARTS = {  # fields of shapes, layers and their parts that not every backend kno
     "latent_sinks": "learned latents that every row sees",
     "streams": "several residual streams",
 }
+LATENT = frozenset(("latent", "latent_sinks", "conv", "streams", "indexer"))
 NO_MORE = Known()
-ACCELERATORS = Known((GatedDelta, ShortConv), frozenset(("out_gate", "shared_gate", "latent")))
-RANKS = Known(parts=frozenset(("latent", "latent_sinks", "conv", "streams", "indexer")))
+ACCELERATORS = Known((GatedDelta, ShortConv), LATENT | {"out_gate", "shared_gate"})
+RANKS = Known(parts=LATENT)
 KERNELS = Known((GatedDelta, ShortConv), frozenset(PARTS))
 
 

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastslow.engine.backends.accelerator.kv import BlockStorage, Tail
+from fastslow.engine.backends.accelerator.attention import PagedAttention
+from fastslow.engine.backends.accelerator.kv import BLOCK, BlockStorage
 from fastslow.engine.backends.accelerator.latent import PagedLatent
 from fastslow.engine.backends.accelerator.ops import (
     DeviceMatrix,
     DeviceMlp,
-    DeviceTables,
-    Front,
     LayerKV,
-    PagedOps,
-    merged,
 )
 from fastslow.engine.backends.accelerator.recorded import Recorder
 from fastslow.engine.backends.accelerator.step import (
@@ -38,14 +35,13 @@ from fastslow.engine.model.ffn.experts import MixtureWeights
 from fastslow.engine.model.ffn.router import ExpertChoice, GroupRouter, choose, choose_best
 from fastslow.engine.model.mixers.grouped import GroupedWeights
 from fastslow.engine.model.mixers.rope import Rotary
+from fastslow.engine.model.norms import Sublayer
 from fastslow.engine.model.ops import sigmoid, soft_cap, wide
 from fastslow.engine.model.parts import Step
 from fastslow.engine.rows import Rows
 from fastslow.engine.types import Features, Floats, ModelOutput
 
 Ffn = MlpWeights[DeviceMatrix] | MixtureWeights[DeviceMatrix, DeviceMatrix]
-TAIL = 1 << 16  # slots that a tail reads at once
-SCORES = 1 << 26  # products of queries and keys of a tail at once
 
 
 class PagedDecoder(LayeredModel[Stacked]):
@@ -61,7 +57,7 @@ class PagedDecoder(LayeredModel[Stacked]):
         c = weights.config
         self._attention, self._eps = weights.alike.attention, weights.alike.eps
         self._rotary = Rotary(weights.alike.rope)
-        self._staging = Staging(self.ops)
+        self._staging, self._attend = Staging(self.ops), PagedAttention(self.ops)
         self._plan = StepPlan.of(c, self.layers, self.ops)
         self.recorder = Recorder(self._plan, self._staging, c.context)
 
@@ -85,7 +81,7 @@ class PagedDecoder(LayeredModel[Stacked]):
         """The step on the device. angles: of its rows."""
         layouts = self._plan.layouts(rows, self.ops.most_rows)
         step = PagedStep.of(rows, angles, layouts, self._plan).to(self.device, self._staging)
-        if None in self._plan.layers:
+        if self._plan.plain:
             plain = Step(rows, len(rows.tokens), self.weights.plain, self.dtype, self.device)
             step = replace(step, plain=plain)
         return step
@@ -102,23 +98,27 @@ class PagedDecoder(LayeredModel[Stacked]):
         w, eps = self.weights, self._eps
         x_TH = self._start(step)
         taken: dict[int, Tensor] = {}
-        first, *others = self.layers
-        fresh_TH = self.ops.rms_norm(x_TH, w.layers[first].norms["mixer"], eps)
-        norms = [*(w.layers[n].norms["mixer"] for n in others), w.norm]
+        first, *others = (w.layers[n] for n in self.layers)
+        fresh_TH = self.ops.rms_norm(x_TH, first.norms["mixer"], eps)
+        if first.streams and w.merge is not None:  # each begins as the embedding
+            x_TH = x_TH.repeat(1, w.merge.streams.count)
+        norms = [*(layer.norms["mixer"] for layer in others), w.norm]
         for n, place, next_norm in zip(self.layers, self._plan.layers, norms, strict=True):
             layer = w.layers[n]
-            if place is None:
-                mixed_TH = self._recur(fresh_TH, layer, kv, n, step)
+            mix = partial(self._mix, layer=layer, kv=kv, n=n, place=place, step=step)
+            mlp = partial(self._mlp, layer=layer, step=step)
+            if layer.streams:
+                for use, sublayer in (("mixer", mix), ("ffn", mlp)):
+                    normed = partial(self._prenormed, norm_H=layer.norms[use], sublayer=sublayer)
+                    x_TH = layer.streams[use](x_TH, normed)
+                x_TH = self._normed(x_TH, layer.whole_norm)
             else:
-                pair = LayerKV(kv.k[n], kv.v[n])
-                mixed_TH = self._mix(fresh_TH, layer, pair, step, step.layouts[place])
-            mixed_TH = self._post_normed(mixed_TH, layer.norms.get("mixer_added"))
-            fresh_TH, x_TH = self.ops.add_rms_norm(mixed_TH, x_TH, layer.norms["ffn"], eps)
-            moved_TH = self._mlp(fresh_TH, layer.ffn, step)
-            moved_TH = self._post_normed(moved_TH, layer.norms.get("ffn_added"))
-            fresh_TH, x_TH = self.ops.add_rms_norm(moved_TH, x_TH, next_norm, eps)
+                fresh_TH, x_TH = self.ops.add_rms_norm(mix(fresh_TH), x_TH, layer.norms["ffn"], eps)
+                fresh_TH, x_TH = self.ops.add_rms_norm(mlp(fresh_TH), x_TH, next_norm, eps)
             if n in features:
-                taken[n] = x_TH.index_select(0, step.feature_rows)
+                taken[n] = self._one_stream(x_TH.index_select(0, step.feature_rows), layer)
+        if first.streams:
+            fresh_TH = self.ops.rms_norm(self._one_stream(x_TH, first), w.norm, eps)
         last_MH = fresh_TH.index_select(0, step.outputs)
         logits_MV = self.ops.linear(last_MH, w.head)
         logits_MV = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32))
@@ -134,26 +134,60 @@ class PagedDecoder(LayeredModel[Stacked]):
         """The features of a result. fresh_TH: the last norm's rows."""
         return torch.cat(list(features), -1) if features else fresh_TH[:0, :0]
 
-    def _recur(
-        self, x_TH: Tensor, layer: StackedLayer, kv: BlockStorage, n: int, step: PagedStep
-    ) -> Tensor:
-        assert step.plain is not None
-        assert not isinstance(layer.mixer, GroupedWeights | PagedLatent)
-        return layer.mixer(x_TH, kv, n, step.plain)
+    def _one_stream(self, x_TH: Tensor, layer: StackedLayer) -> Tensor:
+        """[T, H] of what a layer gave, which may be several residual streams."""
+        merge = self.weights.merge
+        return merge.merged(x_TH) if layer.streams and merge is not None else x_TH
+
+    def _prenormed(self, x_TH: Tensor, norm_H: Tensor, sublayer: Sublayer) -> Tensor:
+        return sublayer(self.ops.rms_norm(x_TH, norm_H, self._eps))
 
     def _mix(
         self,
         x_TH: Tensor,
         layer: StackedLayer,
-        pair: LayerKV,
+        kv: BlockStorage,
+        n: int,
+        place: int | None,
         step: PagedStep,
-        layout: DeviceLayout,
     ) -> Tensor:
-        if isinstance(layer.mixer, PagedLatent):
-            q_THD, key_T1D = layer.mixer.project(x_TH, step)
-            rows = key_T1D, key_T1D[..., : pair.values.shape[-1]]
-            PagedOps.store(self.ops, *rows, pair, step.slots)
-            return layer.mixer.out(self._attend(q_THD, pair, layout, None))
+        """What the mixer adds. place: of the layer's window; None: a module of plain torch runs."""
+        if place is None:
+            assert step.plain is not None and not isinstance(layer.mixer, GroupedWeights)
+            mixed_TH = layer.mixer(x_TH, kv, n, step.plain)
+        elif isinstance(layer.mixer, PagedLatent):
+            mixed_TH = self._mix_latent(x_TH, layer, kv, n, step.layouts[place], step)
+        else:
+            pair = LayerKV(kv.k[n], kv.v[n])
+            mixed_TH = self._mix_heads(x_TH, layer, pair, step.layouts[place], step)
+        return self._normed(mixed_TH, layer.norms.get("mixer_added"))
+
+    def _mix_latent(
+        self,
+        x_TH: Tensor,
+        layer: StackedLayer,
+        kv: BlockStorage,
+        n: int,
+        layout: DeviceLayout,
+        step: PagedStep,
+    ) -> Tensor:
+        mixer = layer.mixer
+        assert isinstance(mixer, PagedLatent)
+        added = partial(mixer.convolved, kv=kv, n=n, step=step.plain)
+        turned = partial(self.ops.rotate, cos_T1D=step.cos, sin_T1D=step.sin)
+        q_THD, kept, _ = mixer.project(x_TH, added, turned)
+        kv.k[n].index_copy_(0, step.slots.long(), kept)
+        pair = LayerKV(*(side.unflatten(0, (-1, BLOCK)) for side in (kv.k[n], kv.v[n])))
+        return mixer.out(self._attend(q_THD.to(x_TH.dtype), pair, layout, layer.front), added)
+
+    def _mix_heads(
+        self,
+        x_TH: Tensor,
+        layer: StackedLayer,
+        pair: LayerKV,
+        layout: DeviceLayout,
+        step: PagedStep,
+    ) -> Tensor:
         assert isinstance(layer.mixer, GroupedWeights)
         q_THD, *fresh, gates_THD = self._project(x_TH, layer.mixer, layer.turns, step)
         k_TKD, v_TKD = map(self._widened, fresh)
@@ -184,86 +218,18 @@ class PagedDecoder(LayeredModel[Stacked]):
             q_THD, k_TKD = turned.split((c.heads, c.kv_heads), 1)
         return q_THD, k_TKD, v_TKD, gates_THD
 
-    def _post_normed(self, moved_TH: Tensor, norm_H: Tensor | None) -> Tensor:
-        return moved_TH if norm_H is None else self.ops.rms_norm(moved_TH, norm_H, self._eps)
+    def _normed(self, x_TH: Tensor, norm_H: Tensor | None) -> Tensor:
+        return x_TH if norm_H is None else self.ops.rms_norm(x_TH, norm_H, self._eps)
 
     def _widened(self, x_TND: Tensor) -> Tensor:
         """Filled up with zeros to the width of the cache; they add nothing to any product."""
         room = self.storage.width(x_TND.shape[-1]) - x_TND.shape[-1]
         return F.pad(x_TND, (0, room)) if room else x_TND
 
-    def _attend(
-        self, q_THD: Tensor, kv: LayerKV, layout: DeviceLayout, front: Front | None
-    ) -> Tensor:
-        if layout.tail is None:
-            assert layout.chains is not None
-            return self.ops.attend(q_THD, kv, layout.chains, front)
-        q = q_THD.index_select(0, layout.tail.rows)
-        seen = self._attend_tail(q, kv, layout.tail, front)
-        out_THD = seen.new_empty(len(q_THD), *seen.shape[1:])
-        out_THD.index_copy_(0, layout.tail.rows, seen)
-        if layout.chains is not None:
-            assert layout.rows is not None
-            q = q_THD.index_select(0, layout.rows)
-            seen = self.ops.attend(q, kv, layout.chains, front)
-            out_THD.index_copy_(0, layout.rows, seen)
-        return out_THD
+    def _mlp(self, x_TH: Tensor, layer: StackedLayer, step: PagedStep) -> Tensor:
+        return self._normed(self._ffn(x_TH, layer.ffn, step), layer.norms.get("ffn_added"))
 
-    def _attend_tail(
-        self, q_RHD: Tensor, kv: LayerKV, tail: Tail[Tensor, DeviceTables], front: Front | None
-    ) -> Tensor:
-        """A few keys by plain products; what blocks hold, and what is in front, join them by their weights."""
-        lines, width = tail.slots.shape
-        q = q_RHD.index_select(0, tail.gather.flatten()).view(lines, -1, *q_RHD.shape[1:])
-        each = max(1, TAIL // width)
-        some = [slice(i, i + each) for i in range(0, lines, each)]
-        slots = [self._attend_slots(q[i], kv, tail.slots[i], tail.hidden[i]) for i in some]
-        own, own_weight = (
-            torch.cat(x).flatten(0, 1).index_select(0, tail.places) for x in zip(*slots)
-        )
-        parts = [(own, own_weight)]
-        if tail.runs is not None:
-            text, text_weight = self.ops.attend_in_part(q_RHD, kv, tail.runs)
-            blind = tail.blind[:, None, None]  # such a row's run read unused slots, maybe NaN
-            parts.append((text.masked_fill(blind, 0), text_weight.masked_fill(blind, -torch.inf)))
-        if front is not None:
-            parts.append(self.ops.attend_front(q_RHD, front))
-        return own.to(q_RHD.dtype) if len(parts) == 1 else merged(parts, q_RHD.dtype)
-
-    def _attend_slots(
-        self, q_BQHD: Tensor, kv: LayerKV, slots_BW: Tensor, hidden_BQW: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Rows over single slots: [B, Q, heads, D], and the logarithms of the sums, [B, Q, heads, 1]."""
-        shape, dtype = self.ops.shape, self.ops.tail_dtype or q_BQHD.dtype
-        lines, rows, heads, dim = q_BQHD.shape
-        k, v = (
-            self._gathered(side, slots_BW.flatten())
-            .view(*slots_BW.shape, shape.kv_heads, -1)
-            .transpose(1, 2)
-            .to(dtype)
-            for side in kv
-        )  # [B, kv_heads, W, D]
-        q = q_BQHD.view(lines, rows, shape.kv_heads, -1, dim).permute(0, 2, 3, 1, 4)
-        q = q.flatten(2, 3).to(dtype) * shape.scale  # heads that share keys as rows
-        hidden = hidden_BQW.repeat(1, heads // shape.kv_heads, 1)[:, None]
-        parts: list[tuple[Tensor, Tensor]] = []
-        each = max(1, SCORES // (lines * shape.kv_heads * slots_BW.shape[1]))
-        for some, unseen in zip(q.split(each, 2), hidden.split(each, 2), strict=True):
-            scores = (some @ k.transpose(-1, -2)).to(torch.promote_types(dtype, torch.float32))
-            scores = scores.masked_fill(unseen, -torch.inf)
-            weight = scores.logsumexp(-1, keepdim=True)
-            parts.append(((scores - weight).exp().to(dtype) @ v, weight))
-        both = (torch.cat(x, 2).unflatten(2, (-1, rows)) for x in zip(*parts, strict=True))
-        out, weight = (x.permute(0, 3, 1, 2, 4).flatten(2, 3) for x in both)
-        return out, weight
-
-    def _gathered(self, cache: Tensor, slots_N: Tensor) -> Tensor:
-        """Rows of keys or values; latents lie in plain order on every device."""
-        if self.ops.shape.latent:
-            return PagedOps.gather(self.ops, cache, slots_N)
-        return self.ops.gather(cache, slots_N)
-
-    def _mlp(self, x_TH: Tensor, mlp: Ffn, step: PagedStep) -> Tensor:
+    def _ffn(self, x_TH: Tensor, mlp: Ffn, step: PagedStep) -> Tensor:
         shared = mlp.shared if isinstance(mlp, MixtureWeights) else mlp
         if shared is None:
             y_TH = torch.zeros_like(x_TH)

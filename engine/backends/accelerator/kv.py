@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastslow.engine.kv.state.layout import StateLayout
+from fastslow.engine.kv.state.layout import RowState, StateLayout
 from fastslow.engine.kv.state.storage import KVStorage, Sides
 from fastslow.engine.rows import Rows
 from fastslow.engine.types import Ints
@@ -78,19 +78,24 @@ class BlockStorage(KVStorage):
 
 
 class LatentStorage(BlockStorage):
-    """Blocks of latents, [blocks, 128, 1, width]: values are the first numbers of keys."""
+    """Latents in the order of slots, [slots, 1, width], each 128 a block: values are the first numbers of keys."""
 
     @classmethod
     def token_bytes(cls, layout: StateLayout, dtype: torch.dtype) -> int:
         return layout.token_bytes(dtype)
 
     def _allocate(self) -> tuple[Tensor, ...]:
-        blocks = -(-self.slots // BLOCK)
-        self.spare = blocks * BLOCK
-        ((row, layers),) = self._alike().items()
-        self.kv_heads, self.dim = row.heads, row.key_dim
-        shape = len(layers), blocks + SPARE // BLOCK, BLOCK, row.heads, row.key_dim
-        return (torch.zeros(shape, dtype=self.dtype, device=self.device),)
+        self.spare = self.slots + -self.slots % BLOCK
+        return KVStorage._allocate(self)
+
+    def _room(self, row: RowState) -> int:
+        return self.spare + SPARE
+
+    def _read(self, part: Sides, slots: Ints) -> Sides:
+        return KVStorage._read(self, part, slots)
+
+    def _write(self, part: Sides, slots: Ints, given: Sides) -> None:
+        KVStorage._write(self, part, slots, given)
 
 
 class WideStorage(BlockStorage):

@@ -75,7 +75,7 @@ class Recorder:
     """
 
     def __init__(self, plan: StepPlan, staging: Staging, context: int) -> None:
-        self.enabled = plan.ops.records and None not in plan.layers
+        self.enabled = plan.ops.records and not plan.plain
         self.replays = self.recorded = self.failed = 0
         self._plan, self._ops = plan, plan.ops
         self._staging = staging

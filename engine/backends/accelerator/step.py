@@ -24,7 +24,7 @@ from fastslow.engine.backends.alike import ACCELERATORS, AlikeLayers
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.mixers.grouped import GroupedAttention
 from fastslow.engine.model.mixers.latent import LatentAttention
-from fastslow.engine.model.parts import Step
+from fastslow.engine.model.parts import Mixer, Step
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.rows import Rows
 from fastslow.engine.types import Floats
@@ -87,9 +87,9 @@ class Result(NamedTuple):
 class StepPlan:
     """Layout of a model's steps: one for each of the `windows` of its layers.
 
-    layers: of every layer that runs, the place of its window; None: it keeps a running state. chosen: routed groups of a token, or experts
+    layers: of every layer that runs, the place of its window; None: it is a module of plain torch. chosen: routed groups of a token, or experts
     where the model has no groups. chained: of each window, whether the device runs chains of rows. merged: whether a tail's
-    rows see what is in blocks by its kernels.
+    rows see what is in blocks by its kernels. plain: what asks the host for places, see `unrecorded`.
     """
 
     ops: PagedOps
@@ -98,20 +98,21 @@ class StepPlan:
     chosen: int
     chained: tuple[bool, ...]
     merged: bool
+    plain: str = ""
 
     @classmethod
     def of(cls, config: ModelConfig, layers: Sequence[int], ops: PagedOps) -> StepPlan:
         """For a model of which these layers run."""
         mixers = [config.layers[n].mixer for n in layers]
-        attending = GroupedAttention | LatentAttention
-        each = [x.window if isinstance(x, attending) else None for x in mixers]
+        each = [window_of(mixer) for mixer in mixers]
         windows = tuple(dict.fromkeys(size for size in each if size is not None))
         places = tuple(None if size is None else windows.index(size) for size in each)
         alike = AlikeLayers.of(config, ACCELERATORS)
         a, known = alike.attention, alike.latent is None or ops.latents
         fronts = known and (ops.merges or not (a.sink_logits or a.sinks))
         chained = tuple(fronts and (ops.windows or not size) for size in windows)
-        return cls(ops, windows, places, RoutedUnits.of(config).most, chained, known and ops.merges)
+        chosen, plain = RoutedUnits.of(config).most, unrecorded(config)
+        return cls(ops, windows, places, chosen, chained, known and ops.merges, plain)
 
     def layouts(self, rows: Rows, most: int) -> list[HostLayout]:
         """Of a step, for each window, in runs of at most `most` rows."""
@@ -119,6 +120,20 @@ class StepPlan:
             attention_layout(rows, BLOCK, most, self.merged, size, chained)
             for size, chained in zip(self.windows, self.chained)
         ]
+
+
+def window_of(mixer: Mixer) -> int | None:
+    """Of attention over block tables; None: another mixer."""
+    if isinstance(mixer, LatentAttention) and mixer.indexer is not None:
+        return None
+    return mixer.window if isinstance(mixer, GroupedAttention | LatentAttention) else None
+
+
+def unrecorded(config: ModelConfig) -> str:
+    """Say what of a model's steps asks the host for places, so that they cannot be recorded; empty: nothing."""
+    if config.state_layout.running:
+        return "running states"
+    return "indexers" if any(window_of(x.mixer) is None for x in config.layers) else ""
 
 
 DeviceLayout = AttentionLayout[Tensor, DeviceTables]

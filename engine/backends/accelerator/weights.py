@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 from loguru import logger
@@ -21,14 +20,16 @@ from fastslow.engine.backends.accelerator.ops import (
     ModuleOps,
     PagedOps,
 )
+from fastslow.engine.backends.accelerator.step import unrecorded
 from fastslow.engine.backends.alike import ACCELERATORS, AlikeLayers
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ffn.dense import MlpWeights
 from fastslow.engine.model.ffn.experts import MixtureWeights
+from fastslow.engine.model.ffn.streams import WHOLE_NORM
 from fastslow.engine.model.mixers.delta import GatedDelta
 from fastslow.engine.model.mixers.grouped import GroupedAttention, GroupedWeights
 from fastslow.engine.model.mixers.latent import LatentAttention
-from fastslow.engine.model.norms import Norm, NormWeights, RmsNorm
+from fastslow.engine.model.norms import Connection, LayerNorm, Norm, NormWeights
 from fastslow.engine.model.ops import Read, ReadQuant, no_int8, wide
 from fastslow.engine.model.parts import Mixer, MixerModule
 from fastslow.engine.model.shape import Layer, MtpLayer
@@ -37,13 +38,16 @@ from fastslow.engine.model.tensors import EMBEDDING
 
 @dataclass(frozen=True, slots=True)
 class StackedLayer:
-    """Weights of a layer. mixer: of attention, with what it does over latents, or a module of plain torch. norms: by use, see `LayerNorms.names`."""
+    """Weights of a layer. mixer: of attention, or a module of plain torch. norms: by use, see `LayerNorms.names`.
+    streams: how sublayers stand in several residual streams, whole_norm: of all of these."""
 
-    mixer: GroupedWeights[DeviceMatrix] | PagedLatent | MixerModule
+    mixer: GroupedWeights[DeviceMatrix] | MixerModule
     ffn: MlpWeights[DeviceMatrix] | MixtureWeights[DeviceMatrix, DeviceMatrix]
     norms: dict[str, Tensor]
     turns: bool
     front: Front | None = None
+    streams: dict[str, Connection] = field(default_factory=dict)
+    whole_norm: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +79,10 @@ class DeviceReader:
 
     def norm(self, name: str, kind: Norm) -> NormWeights:
         """In the dtype that kernels want, rounded after the offset is added."""
-        offset = kind.offset if isinstance(kind, RmsNorm) else 0.0
-        if not offset:
+        if isinstance(kind, LayerNorm):
+            bias = self.plain(f"{name}.bias") if kind.bias else None
+            return NormWeights(self.plain(f"{name}.weight"), bias)
+        if not (offset := kind.offset):
             return NormWeights(self.plain(f"{name}.weight"))
         whole = self.plain(f"{name}.weight", dtype=wide(self.dtype)) + offset
         return NormWeights(whole.to(self.dtype))
@@ -157,8 +163,8 @@ class Stacked:
         if int8 is not no_int8 and not ops.runs_int8:
             logger.warning("int8 weights do not run on this device, they are multiplied out")
             int8 = no_int8
-        if ops.records and config.state_layout.running:
-            logger.info("steps with running states are not recorded: they run kernel by kernel")
+        if ops.records and (why := unrecorded(config)):
+            logger.info("steps with {} are not recorded: they run kernel by kernel", why)
         self.config, self.ops, self.dtype, self.device = config, ops, dtype, device
         self.plain = ModuleOps(ops)
         self.storage: type[BlockStorage] = LatentStorage if ops.shape.latent else ops.storage
@@ -168,6 +174,8 @@ class Stacked:
             self._layer(layer, f"model.layers.{n}", reader) for n, layer in enumerate(config.layers)
         ]
         self.norm = reader.norm("model.norm", config.norm).weight
+        streams = config.streams
+        self.merge = None if streams is None else streams.merge(reader, self.plain)
         heads = () if config.mtp is None else config.mtp.heads
         self.mtp = [self._mtp(head, reader) for head in heads]
         tied = config.tie_word_embeddings
@@ -197,20 +205,27 @@ class Stacked:
             use: reader.norm(f"{prefix}.{name}", kind).weight
             for use, name in layer.norms.names.items()
         }
-        ffn = layer.ffn.load(prefix, reader)
-        if isinstance(layer.mixer, LatentAttention):
-            plain = PlainReader(reader.ops, reader.dtype, reader.device, reader.read, reader.int8)
-            latent = PagedLatent(layer.mixer, layer.mixer.load(prefix, plain), self.ops)
-            return StackedLayer(latent, ffn, norms, True)
-        mixer = layer.mixer.load(prefix, reader)
-        if not isinstance(layer.mixer, GroupedAttention):
-            return StackedLayer(self._module(layer.mixer, mixer), ffn, norms, False)
-        return StackedLayer(mixer, ffn, norms, layer.rope is not None, self._front(mixer))
+        mixer, ffn = self._mixer(layer.mixer, prefix, reader), layer.ffn.load(prefix, reader)
+        front = mixer.seen_first if isinstance(mixer, PagedLatent) else None
+        if isinstance(mixer, GroupedWeights):
+            front = self._front(mixer)
+        found = StackedLayer(mixer, ffn, norms, layer.rope is not None, front)
+        if (own := layer.streams) is None:
+            return found
+        name, streams = f"{prefix}.{WHOLE_NORM}", own.modules(prefix, reader, self.plain)
+        whole = None if own.whole_norm is None else reader.norm(name, own.whole_norm).weight
+        return replace(found, streams=streams, whole_norm=whole)
 
-    def _module(self, mixer: Mixer, weights: Any) -> MixerModule:
+    def _mixer(
+        self, mixer: Mixer, prefix: str, reader: DeviceReader
+    ) -> GroupedWeights[DeviceMatrix] | MixerModule:
+        if isinstance(mixer, LatentAttention):
+            reader = PlainReader(reader.ops, reader.dtype, reader.device, reader.read, reader.int8)
+            return PagedLatent(mixer, mixer.load(prefix, reader), self.plain)
+        weights = mixer.load(prefix, reader)
         if isinstance(mixer, GatedDelta):
             return SideBySideDelta(mixer, weights, self.plain)
-        return mixer.module(weights, self.plain)
+        return weights if isinstance(mixer, GroupedAttention) else mixer.module(weights, self.plain)
 
     def _front(self, attention: GroupedWeights[DeviceMatrix]) -> Front | None:
         """Sinks, as wide as the cache's rows."""

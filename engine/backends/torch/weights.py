@@ -13,7 +13,7 @@ from torch import Tensor
 from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.base import best_tokens
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.ffn.streams import MERGE, MODULES, WHOLE_NORM, StreamsModule
+from fastslow.engine.model.ffn.streams import WHOLE_NORM, StreamsModule
 from fastslow.engine.model.ffn.token_input import TABLE, PerLayerModule, Table, TokenInputModule
 from fastslow.engine.model.norms import (
     Connection,
@@ -151,9 +151,7 @@ class LayerModule:
         if layer.scaled:
             found.scalar = reader.plain(f"{prefix}.layer_scalar")
         if (own := layer.streams) is not None:
-            for sublayer, name in MODULES.items():
-                weights = own.load(f"{prefix}.{name}", reader)
-                found.streams[sublayer] = StreamsModule(own, own.norm, weights, ops)
+            found.streams = own.modules(prefix, reader, ops)
             if (whole := own.whole_norm) is not None:
                 weight = reader.norm(f"{prefix}.{WHOLE_NORM}", whole)
                 found.whole_norm = partial(normed, ops, whole, weight)
@@ -223,8 +221,7 @@ class Weights:
         self.norm = partial(normed, reader.ops, c.norm, reader.norm("model.norm", c.norm))
         self.merge = self.per_layer = None
         if (streams := c.streams) is not None:
-            last = streams.load(MERGE, reader, "_pre")
-            self.merge = StreamsModule(streams, streams.merge_norm, last, reader.ops)
+            self.merge = streams.merge(reader, reader.ops)
         if (part := c.per_layer_embedding) is not None:
             weights = part.load(reader, reader.table(TABLE))
             self.per_layer = PerLayerModule(part, weights, reader.ops)

@@ -10,10 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from fastslow.engine.model.norms import USUAL_NORM, RmsNorm, Sublayer
+from fastslow.engine.model.norms import USUAL_NORM, Connection, RmsNorm, Sublayer
 from fastslow.engine.model.ops import Ops, sigmoid, wide
 from fastslow.engine.model.parts import WeightReader
 from fastslow.engine.model.tensor_spec import TensorSpec
@@ -71,6 +70,17 @@ class Streams:
         sums = wide(reader.dtype)
         return StreamWeights(*(reader.plain(f"{module}.{x}", dtype=sums) for x in names))
 
+    def modules(
+        self, prefix: str, reader: WeightReader[Any, Any], ops: Ops
+    ) -> dict[str, Connection]:
+        """How each of a layer's sublayers stands in them."""
+        weights = {use: self.load(f"{prefix}.{name}", reader) for use, name in MODULES.items()}
+        return {use: StreamsModule(self, self.norm, own, ops) for use, own in weights.items()}
+
+    def merge(self, reader: WeightReader[Any, Any], ops: Ops) -> StreamsModule:
+        """What makes one of them at the decoder's end."""
+        return StreamsModule(self, self.merge_norm, self.load(MERGE, reader, "_pre"), ops)
+
 
 @dataclass(slots=True)
 class StreamWeights:
@@ -99,16 +109,11 @@ class StreamsModule:
         own = self._read(x_PF, read * w.alpha[0] + first)
         fresh = sublayer(own).to(made.dtype)
         taken = 2 * sigmoid(taken * w.alpha[1] + second)
-        each = x_PF.to(made.dtype).chunk(count, -1)
+        each = x_PF.to(made.dtype).unflatten(-1, (count, -1)).split(1, 1)
         mixing = self._doubly((mixed * w.alpha[2] + third).unflatten(-1, (count, count)))
-        found = [
-            _added(
-                [taken[:, new, None] * fresh]
-                + [mixing[:, old, new, None] * stream for old, stream in enumerate(each)]
-            )
-            for new in range(count)
-        ]
-        return torch.cat(found, -1).to(x_PF.dtype)
+        mixed_in = [mixing[:, old, :, None] * stream for old, stream in enumerate(each)]
+        found = _added([taken[..., None] * fresh[:, None], *mixed_in])
+        return found.flatten(1).to(x_PF.dtype)
 
     def merged(self, x_PF: Tensor) -> Tensor:
         """[P, H] of all streams, at the end."""
@@ -137,7 +142,9 @@ class StreamsModule:
 
 
 def _total(x: Tensor, axis: int) -> Tensor:
-    """The sum over an axis, which stays, one after the other."""
+    """The sum over an axis, which stays, on the CPU one after the other."""
+    if x.device.type != "cpu":
+        return x.sum(axis, keepdim=True)
     return _added(x.unbind(axis)).unsqueeze(axis)
 
 

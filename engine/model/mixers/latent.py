@@ -5,8 +5,9 @@ DeepSeek-V2, arXiv 2405.04434. The absorbed form runs for prompts and steps alik
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -29,6 +30,7 @@ M = TypeVar("M")
 MOST_SHARING = 16  # heads of a group
 OF_HEADS, TO_HIDDEN = ShardRule(ShardAxis.HEADS, 0), ShardRule(ShardAxis.HEADS, 1)
 CONVOLUTIONS = "qa_conv", "compresskv_conv", "o_conv"
+Convolved = Callable[[int, Tensor], Tensor]
 SINK_LATENTS, SINK_KEYS = "param_sink_compressed_kv", "param_sink_k_pe"
 
 
@@ -195,54 +197,77 @@ class LatentWeights(Generic[M]):
 
 
 class LatentModule:
-    """Latent attention on plain torch."""
+    """Latent attention on plain torch. sinks: keys and values [N, 1, width] that every row sees, or none."""
 
     def __init__(self, mixer: LatentAttention, weights: LatentWeights[Linear], ops: Ops) -> None:
         self.mixer, self.weights, self.ops = mixer, weights, ops
+        self.sinks: tuple[Tensor, Tensor] | None = None
         self.front = NO_FRONT
         if weights.sinks is not None:
             latents, keys = weights.sinks
             latents = normed(ops, mixer.norm, weights.key_norm, latents)
             both = torch.cat((latents, keys), -1)[:, None]
-            values = both[..., : mixer.latent]
-            self.front = RowFront(Sinks.of(both, values, ops.block, wide(both.dtype)))
+            self.sinks = both, both[..., : mixer.latent]
+            self.front = RowFront(Sinks.of(*self.sinks, ops.block, wide(both.dtype)))
         self.indexer = None
         if mixer.indexer is not None and weights.indexer is not None:
             self.indexer = IndexerModule(mixer.indexer, weights.indexer, mixer.rope, ops)
 
     def __call__(self, x_PH: Tensor, kv: KVStorage, n: int, step: Step) -> Tensor:
         """[P, hidden]. Writes the rows' latents and rotated keys at their slots, then attends."""
-        m, w, ops, sums = self.mixer, self.weights, self.ops, wide(x_PH.dtype)
-        cos, sin = rotation(m.rope, step)
-        latent, turning = ops.linear(x_PH, *w.keys).split((m.latent, m.rope.dim), -1)
-        latent = self._convolved(1, latent.contiguous(), kv, n, step)
-        latent = normed(ops, m.norm, w.key_norm, latent)
-        turned = ops.rotate(turning[:, None].to(sums), cos, sin)
+        m, (cos, sin) = self.mixer, rotation(self.mixer.rope, step)
+        added = partial(self.convolved, kv=kv, n=n, step=step)
+        turned = partial(self.ops.rotate, cos_T1D=cos, sin_T1D=sin)
+        q_PHD, kept, x_PI = self.project(x_PH, added, turned)
         k_SKD, where = kv.k[n], kv.pages_of(n)
-        step.store(k_SKD, torch.cat((latent[:, None], turned.to(x_PH.dtype)), -1), where)
-        x_PI = x_PH
-        if w.compress is not None and w.query_norm is not None:
-            x_PI = self._convolved(0, ops.linear(x_PH, *w.compress), kv, n, step)
-            x_PI = normed(ops, m.norm, w.query_norm, x_PI)
-        queries = ops.linear(x_PI, *w.queries).view(len(x_PH), m.heads, -1)
-        plain, turning = queries.split((m.nope, m.rope.dim), -1)
-        absorbed = [ops.linear(plain[:, h].contiguous(), *w.absorb[h]) for h in range(m.heads)]
-        parts = (torch.stack(absorbed, 1).to(sums), ops.rotate(turning.to(sums), cos, sin))
+        step.store(k_SKD, kept, where)
         chosen = None
         if self.indexer is not None:
             chosen = step.chosen = self.indexer(x_PH, x_PI, kv, n, step, m.heads)
         elif m.indexer is not None:
             chosen = step.chosen
-        q_PHD, values = torch.cat(parts, -1) * m.score_scale, k_SKD[..., : m.latent]
+        q_PHD, values = q_PHD * m.score_scale, k_SKD[..., : m.latent]
         seen = attend(q_PHD, k_SKD, values, step, m.window, self.front, where, chosen)
-        each = seen.to(x_PH.dtype).view(len(x_PH), m.heads, -1)
-        out = [ops.linear(each[:, h].contiguous(), *w.expand[h]) for h in range(m.heads)]
-        return ops.linear(self._convolved(2, torch.cat(out, -1), kv, n, step), *w.out)
+        return self.out(seen.to(x_PH.dtype).view(len(x_PH), m.heads, -1), added)
 
-    def _convolved(self, part: int, x_PC: Tensor, kv: KVStorage, n: int, step: Step) -> Tensor:
+    def project(
+        self, x_PH: Tensor, added: Convolved, turned: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [P, heads, latent + rotated] in float32 (float64 for float64), what is kept of rows, [P, 1, the same],
+        and the queries' latents. turned: rotates heads. added: see `convolved`."""
+        m, w, ops, sums = self.mixer, self.weights, self.ops, wide(x_PH.dtype)
+        latent, key = ops.linear(x_PH, *w.keys).split((m.latent, m.rope.dim), -1)
+        latent = normed(ops, m.norm, w.key_norm, added(1, latent.contiguous()))
+        kept = torch.cat((latent[:, None], turned(key[:, None].to(sums)).to(x_PH.dtype)), -1)
+        x_PI = x_PH
+        if w.compress is not None and w.query_norm is not None:
+            x_PI = normed(ops, m.norm, w.query_norm, added(0, ops.linear(x_PH, *w.compress)))
+        queries = ops.linear(x_PI, *w.queries).view(len(x_PH), m.heads, -1)
+        plain, turning = queries.split((m.nope, m.rope.dim), -1)
+        parts = self._absorbed(plain).to(sums), turned(turning.to(sums))
+        return torch.cat(parts, -1), kept, x_PI
+
+    def out(self, seen_PHC: Tensor, added: Convolved) -> Tensor:
+        """[P, hidden] of the latents that heads saw."""
+        return self.ops.linear(added(2, self._expanded(seen_PHC)), *self.weights.out)
+
+    def _absorbed(self, plain_PHD: Tensor) -> Tensor:
+        """[P, heads, latent] of the dims of queries that do not rotate."""
+        heads = zip(plain_PHD.unbind(1), self.weights.absorb, strict=True)
+        return torch.stack([self.ops.linear(x.contiguous(), *w) for x, w in heads], 1)
+
+    def _expanded(self, seen_PHC: Tensor) -> Tensor:
+        """[P, heads * values] of the latents that heads saw."""
+        heads = zip(seen_PHC.unbind(1), self.weights.expand, strict=True)
+        return torch.cat([self.ops.linear(x.contiguous(), *w) for x, w in heads], -1)
+
+    def convolved(
+        self, part: int, x_PC: Tensor, kv: KVStorage, n: int, step: Step | None
+    ) -> Tensor:
         """With what a convolution adds, where there are any. part: of `LatentAttention.convolved`."""
         if not self.mixer.conv:
             return x_PC
+        assert step is not None
         first = sum([*self.mixer.convolved.values()][:part])
         inputs = x_PC.to(wide(x_PC.dtype))
         added = convolved(inputs, self.weights.taps[part], kv, n, step, first)

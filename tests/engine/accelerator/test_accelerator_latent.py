@@ -2,6 +2,8 @@
 on the CPU."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,23 +11,29 @@ import texts
 import torch
 from checkpoints import random_table
 from fake_cuda import RecordingOps
-from latent_models import EVERY, LITE
+from family_tools import load
+from latent_models import CHOOSING, EVERY, LITE, OPENPANGU
 from layer_fuzz import LayerFuzz, near
 from npu_tools import CHIPS, simulated
 from pairs import pairwise
+from pangu_2_reference import Pangu2
 from torch import Tensor
 
-from fastslow.engine.backends.accelerator import cuda, decoder
+from fastslow.engine.backends.accelerator import attention, cuda
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.accelerator.ops import PagedOps
 from fastslow.engine.backends.accelerator.weights import Stacked
 from fastslow.engine.backends.device import DeviceChoice, ops_for, paged_ops_for
+from fastslow.engine.backends.loader import load_model
 from fastslow.engine.backends.torch.decoder import Decoder
 from fastslow.engine.backends.torch.weights import TorchReader, Weights
 from fastslow.engine.model.config import ModelConfig
 
 CPU, DEVICES = torch.device("cpu"), ("cuda", *CHIPS)
-CONFIGS = EVERY | {"dense": LITE | {"first_k_dense_replace": 3, "num_nextn_predict_layers": 0}}
+DENSE = {"first_k_dense_replace": 3, "num_nextn_predict_layers": 0}
+STREAMS = OPENPANGU | DENSE | {"use_mome": False, "router_sliding_window": None, "dsa_layers": []}
+STREAMS |= {"swa_layers": [1, 2], "sliding_window_list": [6, 30]}
+CONFIGS = EVERY | CHOOSING | {"dense": LITE | DENSE, "dense streams": STREAMS}
 
 
 @pytest.fixture(params=DEVICES)
@@ -37,14 +45,14 @@ def ops(request: pytest.FixtureRequest) -> Iterator[PagedOps]:
         yield paged_ops_for(DeviceChoice("npu", CPU))
 
 
-def plain(config: ModelConfig, table: dict[str, Tensor]) -> Decoder:
-    return Decoder(Weights(config, TorchReader(ops_for("cpu"), torch.float32, CPU, table.__getitem__)))
+def plain(config: ModelConfig, table: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> Decoder:
+    return Decoder(Weights(config, TorchReader(ops_for("cpu"), dtype, CPU, table.__getitem__)))
 
 
 @pytest.mark.parametrize(("name", "few", "ops"), pairwise([*CONFIGS], (False, True), DEVICES), indirect=["ops"])
 def test_logprobs(name: str, few: bool, ops: PagedOps, monkeypatch: pytest.MonkeyPatch) -> None:
     """few: products at once, and scattered slots. A GPU records steps without experts in float32."""
-    for module in (cuda, decoder) if few else ():
+    for module in (attention, cuda) if few else ():
         monkeypatch.setattr(module, "SCORES", 2048)
     config, tokens = ModelConfig.from_json(CONFIGS[name]), texts.tokens_of(170, vocab=32)
     table, slots = random_table(config), np.random.default_rng(1).permutation(400)[:170] if few else None
@@ -53,18 +61,46 @@ def test_logprobs(name: str, few: bool, ops: PagedOps, monkeypatch: pytest.Monke
         sizes = [140, *[1] * 3, 10, *[1] * 2, 15]
         found = texts.logits(model, tokens, sizes, wanted, slots=slots).log_softmax(-1)
         expected = texts.logits(cpu, tokens, groups=wanted).log_softmax(-1)
-        torch.testing.assert_close(found, expected, rtol=0, atol=2e-4)
-    assert (model.recorder.replays > 0) == (ops.latents and name == "dense" and not few)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    assert (model.recorder.replays > 0) == (ops.latents and name.startswith("dense") and not few)
 
 
-SLOW = [pytest.param(500, device, marks=pytest.mark.slow) for device in DEVICES]
+@pytest.mark.parametrize("device", DEVICES)
+def test_numbers_of_16_bits(device: str) -> None:
+    """Of openPangu 2.0, in which rounding changes what late rows choose: as far off as plain torch is."""
+    config, tokens = ModelConfig.from_json(OPENPANGU), texts.tokens_of(120, vocab=32)
+    table, dtype = random_table(config), torch.float16 if device == CHIPS[1] else torch.bfloat16
+    expected, off = texts.logits(plain(config, table), tokens).log_softmax(-1), list[float]()
+    with nullcontext() if device == "cuda" else simulated(device, exact=False):
+        ops = RecordingOps(CPU) if device == "cuda" else paged_ops_for(DeviceChoice("npu", CPU))
+        for model in (
+            PagedDecoder(Stacked(config, ops, dtype, CPU, table.__getitem__)), plain(config, table, dtype)
+        ):  # fmt: skip
+            found = texts.logits(model, tokens, [100, *[1] * 5, 15]).log_softmax(-1)
+            off.append((found - expected).square().mean().sqrt().item())
+    assert 0 < off[0] < 1.5 * off[1], off
 
 
-@pytest.mark.parametrize(("count", "ops"), [(20, "cuda"), *SLOW], indirect=["ops"])
-def test_answers(ops: PagedOps, count: int) -> None:
-    """Drafted rows, trees, the layer that drafts."""
-    config = ModelConfig.from_json(EVERY["v3"])
+DRAFTING, SLOW = ("v3", "glm5", "openpangu"), pytest.mark.slow
+MANY = [pytest.param(name, 500, device, marks=SLOW) for name in DRAFTING for device in DEVICES]
+FEW = [("v3", 20, "cuda"), ("openpangu", 20, CHIPS[0])]
+
+
+@pytest.mark.parametrize(("name", "count", "ops"), [*FEW, *MANY], indirect=["ops"])
+def test_answers(name: str, ops: PagedOps, count: int) -> None:
+    """Drafted rows, trees, the layers that draft."""
+    config = ModelConfig.from_json(CONFIGS[name])
     table = random_table(config)
     model = PagedDecoder(Stacked(config, ops, torch.float32, CPU, table.__getitem__))
     assert model.mtp is not None
-    LayerFuzz(model, plain(config, near(table)), plain(config, table)).check(count)
+    LayerFuzz(model, plain(config, near(table)), plain(config, table)).check(count, 1)
+
+
+def test_openpangu_of_a_folder(tmp_path: Path, logged: list[str]) -> None:
+    folder = Pangu2(**OPENPANGU).write(tmp_path)
+    with simulated(CHIPS[0]):
+        model = load_model(folder, "auto", "npu", progress=False)
+    assert isinstance(model, PagedDecoder) and model.mtp is not None and model.mtp.heads == 3
+    assert any("steps with running states are not recorded" in line for line in logged)
+    found, expected = (texts.logits(x, texts.tokens_of(60, vocab=32)) for x in (model, load(folder, False)))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
