@@ -25,12 +25,14 @@ NATIVE = "-march=native"
 
 
 def find_compiler() -> str:
-    """CXX, else c++, g++ or clang++. RuntimeError if none is there."""
+    """Return CXX, a program without arguments, else c++, g++ or clang++. RuntimeError if none is there."""
     named = os.environ.get("CXX")
     for name in [named] if named else ["c++", "g++", "clang++"]:
         if found := shutil.which(name):
             return found
-    raise RuntimeError(f"no C++ compiler was found: {HELP}")
+    unread = f"CXX={named!r} is no program (arguments are not read)"
+    missing = unread if named else "no C++ compiler was found"
+    raise RuntimeError(f"{missing}: {HELP}")
 
 
 @cache

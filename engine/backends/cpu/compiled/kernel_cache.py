@@ -158,10 +158,10 @@ def build(level: str, part: str = "") -> Path:
         name = f"{level}{part}-{_key(flags)}"
         try:
             compiler = find_compiler()
-        except RuntimeError:
+        except RuntimeError as error:
             for target in sorted(folder.glob(f"{name}-*.so")):
                 if _whole(target):
-                    logger.info("no C++ compiler was found, cached kernels run: {}", target)
+                    logger.info("cached kernels run, {}: {}", target, error)
                     return target
             raise
         target = folder / f"{name}-{_digest(_version(compiler).encode())}.so"
