@@ -22,8 +22,7 @@ qwen4exp qwen38flashnext | Qwen3.8-Flash-Next | it has several residual streams 
 embeddings and block-sparse attention | qwen3_5moe
 lfm3 | LFM3 | it has a gate for each head of attention, another RoPE in sliding-window layers, \
 convolutions of 7 tokens and norms after sublayers | lfm2
-glmdsa deepseek32 | GLM-5 and DeepSeek V3.2 in GGUF files | it has the indexer of sparse attention, which is read from \
-folders alone | glmmoedsa
+deepseek32 | DeepSeek V3.2 in GGUF files | no family reads its names of tensors yet: folders run | deepseekv32
 kimik2 mistral4 minicpm3 longcat youtu | Kimi K2.5, Mistral 4, MiniCPM3, LongCat-Flash, Youtu | no family reads its \
 config yet, though attention with latent keys (MLA) runs | deepseekv3
 gemma2 | Gemma 2 | no family reads its config yet: soft caps of attention scores, and norms around sublayers | gemma3

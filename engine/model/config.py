@@ -201,7 +201,7 @@ def _add_tensors(raw: dict[str, Any], tensors: Mapping[str, GgufTensor]) -> None
     first = (tensors.get(f"blk.0.{name}.weight") for name in ("attn_q", "attn_qkv"))
     kind = next(filter(None, first), embedding).kind.name
     raw["torch_dtype"] = OWN_DTYPES.get(kind, "bfloat16")
-    keys = [name for name in tensors if name.endswith(".attn_k.weight")]
+    keys = [name for name in tensors if name.endswith(".attn_k.weight") and ".indexer." not in name]
     if any(f"{name.removesuffix('k.weight')}v.weight" not in tensors for name in keys):
         raw["attention_k_eq_v"] = True
     if "blk.0.attn_output.bias" in tensors:

@@ -28,6 +28,8 @@ NEAR: dict[str, dict[str, Any]] = {
 SMALLER: dict[str, Any] = {**DENSE, "num_hidden_layers": 3, "vocab_size": 64}
 SIZED = {"moe_intermediate_size": 32, "num_experts_per_tok": 3, "partial_rotary_factor": 0.5}
 LATENT = {**peers.LATENT, "head_dim": None, "norm_topk_prob": True}
+SPARSE = {"architectures": ["GlmMoeDsaForCausalLM"], "index_topk": 16, "index_n_heads": 4, "index_head_dim": 32}
+SPARSE["routed_scaling_factor"] = 2.5
 STRETCHED = {"rope_type": "yarn", "factor": 20.0, "original_max_position_embeddings": 64}
 MIXTURES: dict[str, dict[str, Any]] = {
     "glm": {
@@ -58,6 +60,13 @@ MIXTURES: dict[str, dict[str, Any]] = {
     "latent glm": {
         **SMALLER, **LATENT, "architectures": ["Glm4MoeLiteForCausalLM"], "num_nextn_predict_layers": 1,
         "routed_scaling_factor": 1.8, "tie_word_embeddings": True,
+    },
+    "latent sparse": {
+        **SMALLER, **LATENT, **SPARSE, "num_nextn_predict_layers": 1, "indexer_types": ["full", "shared", "full"],
+    },
+    "latent sparse said": {
+        **SMALLER, **LATENT, **SPARSE, "indexer_types": ["full", "full", "shared"], "types": [True, True, False],
+        "num_nextn_predict_layers": 0,
     },
     "granite": {
         **SMALLER, "architectures": ["GraniteMoeForCausalLM"], "num_local_experts": 8, "num_experts_per_tok": 3,

@@ -9,6 +9,7 @@ import gguf
 from torch import Tensor
 
 CLASSES = ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM")
+SPARSE = "GlmMoeDsaForCausalLM"
 NEXTN = {"shared_head.norm": "shared_head_norm", "shared_head.head": "shared_head_head"}
 NEXTN |= {name: name for name in ("enorm", "hnorm", "eh_proj", "embed_tokens")}
 
@@ -44,6 +45,12 @@ def add_latent(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
     writer.add_kv_lora_rank(rank)
     if config["q_lora_rank"] is not None:
         writer.add_q_lora_rank(config["q_lora_rank"])
+    if "index_topk" in config:
+        writer.add_indexer_head_count(config["index_n_heads"])
+        writer.add_indexer_key_length(config["index_head_dim"])
+        writer.add_indexer_top_k(config["index_topk"])
+    if "types" in config:  # newer files say them
+        writer.add_array(f"{writer.arch}.attention.indexer.types", config["types"])
     if "scoring_func" in config:
         kinds = gguf.ExpertGatingFuncType
         writer.add_expert_gating_func(kinds.SIGMOID if config["scoring_func"] == "sigmoid" else kinds.SOFTMAX)

@@ -35,7 +35,7 @@ ARCHES = {
     "SeedOssForCausalLM": MODEL_ARCH.SEED_OSS, "HunYuanDenseV1ForCausalLM": MODEL_ARCH.HUNYUAN_DENSE,
     "Olmo2ForCausalLM": MODEL_ARCH.OLMO2, "Olmo3ForCausalLM": MODEL_ARCH.OLMO2,
     "Exaone4ForCausalLM": MODEL_ARCH.EXAONE4, "Ministral3ForCausalLM": MODEL_ARCH.MISTRAL3,
-    **dict.fromkeys(gguf_latent.CLASSES, MODEL_ARCH.DEEPSEEK2),
+    **dict.fromkeys(gguf_latent.CLASSES, MODEL_ARCH.DEEPSEEK2), gguf_latent.SPARSE: MODEL_ARCH.GLM_DSA,
 }  # fmt: skip
 SOFTMAX, SIGMOID = gguf.ExpertGatingFuncType.SOFTMAX, gguf.ExpertGatingFuncType.SIGMOID
 GATES: dict[MODEL_ARCH, gguf.ExpertGatingFuncType | None] = {
@@ -44,7 +44,8 @@ GATES: dict[MODEL_ARCH, gguf.ExpertGatingFuncType | None] = {
     MODEL_ARCH.ERNIE4_5_MOE: SOFTMAX,
 }
 GATES |= dict.fromkeys((MODEL_ARCH.GRANITE_MOE, MODEL_ARCH.HUNYUAN_MOE, MODEL_ARCH.GRANITE))
-GATES[MODEL_ARCH.DEEPSEEK2] = None  # not said, or none
+LATENT = MODEL_ARCH.DEEPSEEK2, MODEL_ARCH.GLM_DSA
+GATES |= dict.fromkeys(LATENT)  # not said, or none
 MIXTURE = {  # of their config.json, and what writes it
     "n_routed_experts": "expert_count", "moe_num_experts": "expert_count", "moe_k": "expert_used_count",
     "moe_topk": "expert_used_count", "num_shared_expert": "expert_shared_count",
@@ -143,7 +144,7 @@ def arranged(
 ) -> dict[str, NDArray[np.float32]]:
     """float32 arrays by GGUF name: experts joined, rows of q and k interleaved where the family's are."""
     names = gguf.get_tensor_name_map(arch, config["num_hidden_layers"] + 1)
-    if arch is MODEL_ARCH.DEEPSEEK2:
+    if arch in LATENT:
         tensors = dict(gguf_latent.converted(tensors, config))
     if arch in HYBRID:
         tensors = dict(gguf_hybrid.converted(tensors, config, arch))
@@ -196,7 +197,7 @@ def add_header(writer: gguf.GGUFWriter, config: Mapping[str, Any], arch: MODEL_A
     rope = config.get("rope_parameters", config)
     writer.add_rope_freq_base(rope["rope_theta"])
     writer.add_layer_norm_rms_eps(config.get("rms_norm_eps") or config["norm_eps"])
-    if arch is not MODEL_ARCH.DEEPSEEK2:
+    if arch not in LATENT:
         writer.add_key_length(config["head_dim"])
         writer.add_value_length(config["head_dim"])
         writer.add_rope_dimension_count(int(config["head_dim"] * rope.get("partial_rotary_factor", 1)))
@@ -204,7 +205,7 @@ def add_header(writer: gguf.GGUFWriter, config: Mapping[str, Any], arch: MODEL_A
     writer.add_file_type(7)
     writer.add_quantization_version(2)
     writer.add_feed_forward_length(config["intermediate_size"])
-    if arch is MODEL_ARCH.DEEPSEEK2:
+    if arch in LATENT:
         gguf_latent.add_latent(writer, config)
     if arch in HYBRID:
         gguf_hybrid.add_hybrid(writer, config)

@@ -184,6 +184,15 @@ def _header(raw: dict[str, Any]) -> None:
         rope |= {"mscale": of_all, "mscale_all_dim": of_all}
 
 
+def _sparse_header(raw: dict[str, Any]) -> None:
+    """Files that do not say which layers choose show it by their tensors."""
+    _header(raw)
+    own = raw.pop(CHOOSING)
+    usual = [n in own for n in range(raw["num_hidden_layers"])]
+    kinds = raw.get("indexer_types") or usual
+    raw["indexer_types"] = [FULL if chooses is True else SHARED for chooses in kinds]
+
+
 LATENT = {  # tensors of GGUF files
     "attn_q_a": "self_attn.q_a_proj",
     "attn_q_a_norm": "self_attn.q_a_layernorm",
@@ -199,34 +208,49 @@ RANKS = {  # fields of their headers
     "attention.kv_lora_rank": "kv_lora_rank",
     "rope.dimension_count": "qk_rope_head_dim",
 }
+INDEXER = {  # fields of headers, too
+    "attention.indexer.head_count": "index_n_heads",
+    "attention.indexer.key_length": "index_head_dim",
+    "attention.indexer.top_k": "index_topk",
+}
+INDEX_TENSORS = {"k_norm": "k_norm", "proj": "weights_proj", "attn_k": "wk", "attn_q_b": "wq_b"}
+CHOOSING = "layers_with_indexers"
 V2 = Family(("DeepseekV2ForCausalLM",), _v2)
 LITE = Family(("Glm4MoeLiteForCausalLM",), _lite)
 V32 = Family(("DeepseekV32ForCausalLM",), _v32)
-GLM5 = Family(("GlmMoeDsaForCausalLM",), _glm5)
-V3 = Family(
-    ("DeepseekV3ForCausalLM",),
-    _of_header,
-    GgufNames(
-        "deepseek2",
-        {**GGUF_LAYER, **TENSORS, **NEXTN, **LATENT},
-        fields={
-            **SPARSE,
-            **RANKS,
-            "attention.key_length": "heads.key",
-            "attention.value_length": "heads.value",
-            "attention.key_length_mla": "heads.key_mla",
-            "attention.value_length_mla": "heads.value_mla",
-            f"rope.scaling.{MULTIPLIER}": "rope_scaling.mscale_all_dim",
-        },
-        given={
-            "n_group": 1,
-            "topk_group": 1,
-            "norm_topk_prob": False,
-            "routed_scaling_factor": 1.0,
-            "first_k_dense_replace": 0,
-            "heads": {},
-        },
-        present={"exp_probs_b.bias": "biased"},
-        finish=_header,
-    ),
+DEEPSEEK2 = GgufNames(
+    "deepseek2",
+    {**GGUF_LAYER, **TENSORS, **NEXTN, **LATENT},
+    fields={
+        **SPARSE,
+        **RANKS,
+        "attention.key_length": "heads.key",
+        "attention.value_length": "heads.value",
+        "attention.key_length_mla": "heads.key_mla",
+        "attention.value_length_mla": "heads.value_mla",
+        f"rope.scaling.{MULTIPLIER}": "rope_scaling.mscale_all_dim",
+    },
+    given={
+        "n_group": 1,
+        "topk_group": 1,
+        "norm_topk_prob": False,
+        "routed_scaling_factor": 1.0,
+        "first_k_dense_replace": 0,
+        "heads": {},
+    },
+    present={"exp_probs_b.bias": "biased"},
+    finish=_header,
 )
+V3 = Family(("DeepseekV3ForCausalLM",), _of_header, DEEPSEEK2)
+GLM_DSA = replace(
+    DEEPSEEK2,
+    architecture="glm-dsa",
+    layer={
+        **DEEPSEEK2.layer,
+        **{f"indexer.{name}": f"self_attn.indexer.{x}" for name, x in INDEX_TENSORS.items()},
+    },
+    fields={**DEEPSEEK2.fields, **INDEXER, "attention.indexer.types": "indexer_types"},
+    lists={"indexer.k_norm.weight": CHOOSING},
+    finish=_sparse_header,
+)
+GLM5 = Family(("GlmMoeDsaForCausalLM",), _glm5, GLM_DSA)

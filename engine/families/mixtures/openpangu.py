@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from fastslow.engine.families.mixtures.deepseek import (
+    INDEXER,
     LATENT,
     RANKS,
     indexer_of,
@@ -38,7 +39,7 @@ from fastslow.engine.model.shape import DecoderShape, Layer
 MOST_TAPS = 64
 COPY = "self_attn.kv_b_copy"  # which older GGUF files have beside the matrices of keys and values
 STREAMS = {"phi": "phi", "alpha": "branch_alpha", "beta": "branch_beta", "gamma": "norm_gamma"}
-INDEXER = {"k_norm": "k_norm", "weights_proj": "weights_proj", "k": "wk", "q_b": "wq_b"}
+INDEX_TENSORS = {"k_norm": "k_norm", "weights_proj": "weights_proj", "k": "wk", "q_b": "wq_b"}
 SAID = (  # alike in headers and config.json
     *("mhc_num_stream", "mhc_recur_norm", "param_sink_number", "swa_layers"),
     "sliding_window_list",
@@ -152,7 +153,10 @@ OPENPANGU = Family(
                 for side in ("attn", "mlp")
                 for name, place in STREAMS.items()
             },
-            **{f"attn_indexer_{name}": f"self_attn.indexer.{x}" for name, x in INDEXER.items()},
+            **{
+                f"attn_indexer_{name}": f"self_attn.indexer.{x}"
+                for name, x in INDEX_TENSORS.items()
+            },
         },
         fields={
             **SPARSE,
@@ -160,9 +164,7 @@ OPENPANGU = Family(
             "attention.key_length": "qk_head_dim",
             "attention.value_length": "v_head_dim",
             "attention.sliding_window": "sliding_window",
-            "attention.indexer.head_count": "index_n_heads",
-            "attention.indexer.key_length": "index_head_dim",
-            "attention.indexer.top_k": "index_topk",
+            **INDEXER,
             **{name: name for name in SAID},
         },
         given={"router_sliding_window": 3, "norm_topk_prob": False},
