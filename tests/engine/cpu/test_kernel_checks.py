@@ -132,6 +132,7 @@ def test_the_kernels_hold_the_limits_that_python_reads(model: CpuDecoder, field:
     ("chosen", 3, "16 experts are no multiple of 3 groups"), ("expert_neurons", 64, "matrix expert_gate_up is"),
     ("embedding_format", 7, "format 7 of the embedding is unknown"),
     ("embedding", None, "the embedding is neither in memory nor in a file"), ("norm", None, "vector norm is missing"),
+    ("index_most", 4, "a layer of mixer 0 and window=0 chooses index_most=4 keys"),
 ])  # fmt: skip
 def test_shapes_that_do_not_fit_their_matrices_are_refused(
     model: CpuDecoder, field: str, value: Any, sentence: str

@@ -67,9 +67,10 @@ template <class T> void attend_as(Step& step, int thread, int layer, int chunk) 
     const int parts = step.model.layers[layer].kv_heads / plan.heads_at_once, work = chunk / parts;
     const int number = plan.split ? plan.items[work].group : work;
     const int kv_head = chunk % parts * plan.heads_at_once;
-    const Chunk<T> c{step, plan, plan.groups[number], layer, kv_head, plan.heads_at_once};
-    const int width = padded(c.kind().head_dim, LANES), count = c.queries();
     Scratch& own = step.model.scratch[thread];
+    Chunk<T> c{step, plan, plan.groups[number], layer, kv_head, plan.heads_at_once};
+    if (c.sees(c.group.first) < c.length(c.group.first)) c.copies = (T*)own.copies;
+    const int width = padded(c.kind().head_dim, LANES), count = c.queries();
     float most[MOST_QUERIES], total[MOST_QUERIES];
     if (plan.split) {
         run_part(c, plan.items[work].part, own, most, total);

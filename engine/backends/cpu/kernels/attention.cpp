@@ -26,12 +26,14 @@ void AttentionPlan::plan(const StepArgs& a, const Shape& shape, const Layer& l) 
     most_parts = 1;
     for (int b = 0; b < a.requests; b++) {
         const int stop = (int)a.starts[b + 1];
-        for (int first = (int)a.starts[b]; first < stop; first += most_rows) {
-            RowGroup group{b, first, std::min(most_rows, stop - first), 0, INT64_MAX};
+        int64_t all = 0;
+        for (int i = (int)a.starts[b]; i < stop; i++) all = std::max(all, a.context_lengths[b] + a.tail_lengths[i]);
+        longest = std::max(longest, all);
+        const int at_once = seen(all) < all ? 1 : most_rows;  // each row has its own choice
+        for (int first = (int)a.starts[b]; first < stop; first += at_once) {
+            RowGroup group{b, first, std::min(at_once, stop - first), 0, INT64_MAX};
             for (int i = first; i < first + group.count; i++) {
-                const int64_t all = a.context_lengths[b] + a.tail_lengths[i], sees = seen(all);
-                longest = std::max(longest, all);
-                group.chooses |= sees < all;
+                const int64_t sees = seen(a.context_lengths[b] + a.tail_lengths[i]);
                 group.longest = std::max(group.longest, sees);
                 group.least = std::min(group.least, this->first(sees));
             }

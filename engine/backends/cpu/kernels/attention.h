@@ -21,9 +21,8 @@ constexpr int SCORE_STRIDE = KEY_BLOCK + 16;   // floats from query to query: no
 // Rows of one request that attend as a group, so that a key is read once for all of them.
 struct RowGroup {
     int request, first, count;
-    int64_t longest;       // keys that its last row sees
-    int64_t least;         // the first place that some row sees
-    bool chooses = false;  // some row does not see all
+    int64_t longest;  // keys that its last row sees
+    int64_t least;    // the first place that some row sees
 
     // The key blocks that some row sees, by their places in the text.
     int first_block() const { return (int)(least / KEY_BLOCK); }

@@ -18,6 +18,7 @@ template <class T> struct Chunk {
     const AttentionPlan& plan;
     const RowGroup& group;
     int layer, kv_head, kv_heads;
+    T* copies = nullptr;  // where a row's chosen keys are copied to, a block of them: they lie anywhere
 
     // The group whose chunks come next; the last one's are its own.
     const RowGroup& following() const {
@@ -72,7 +73,15 @@ template <class T> struct Chunk {
         places.look();
     }
 
-    const T* keys() const { return (const T*)step.args.keys[layer]; }
+    // Copy a tile of the block, which then lies there.
+    void copy(int tile, Places& places) const {
+        const int dim = kind().head_dim;
+        gather_keys((const T*)step.args.keys[layer], places, 0, 1, dim, copies + tile * Tile<T>::key_size(dim));
+        for (int j = 0; j < LANES; j++) places.slots[j] = tile * LANES + j;
+        places.one_tile = true;
+    }
+
+    const T* keys() const { return copies ? copies : (const T*)step.args.keys[layer]; }
     const T* values() const { return (const T*)step.args.values[layer]; }
     bool latent() const { return kind().mixer == LATENT; }  // values lie in keys
     int kept(int head) const { return latent() ? 0 : kv_head + head; }

@@ -35,17 +35,19 @@ template <class T> void find_block(const Chunk<T>& c, int64_t from, int64_t to, 
     block.tiles = (block.count + LANES - 1) / LANES;
     // the last row of a chain sees all its keys, so its list serves the rows before it
     block.first = (int)(std::max<int64_t>(c.group.least - from, 0) / LANES);
-    const int64_t all = c.chain() ? block.tiles : (c.context() - from) / LANES;
-    const int64_t alike = !c.group.chooses ? all : c.group.count == 1 ? block.tiles : 0;  // each row has its own choice
+    const int64_t alike = c.chain() || c.copies ? block.tiles : (c.context() - from) / LANES;
     block.shared = (int)std::clamp<int64_t>(alike, 0, block.tiles);
-    for (int t = block.first; t < block.tiles; t++) c.find(last, from + t * LANES, block.places[t]);
+    for (int t = block.first; t < block.tiles; t++) {
+        c.find(last, from + t * LANES, block.places[t]);
+        if (c.copies) c.copy(t, block.places[t]);
+    }
     // the text's next block; else the next chunk's first: other heads of this text, or another text
     const bool on = to < c.group.longest, heads = c.kv_head + c.kv_heads < c.kind().kv_heads;
     const RowGroup& next = on || heads ? c.group : c.following();
     const Chunk<T> soon{c.step, c.plan, next, c.layer, c.kv_head, c.kv_heads};
     const int row = next.first + next.count - 1;
     const int64_t first = on ? from + KEY_BLOCK : next.least, end = soon.sees(row) - 1;
-    for (int i = 0; i < TILES_AHEAD; i++) block.next[i] = soon.slot(row, std::min(first + i * LANES, end));
+    for (int i = 0; i < TILES_AHEAD; i++) block.next[i] = c.copies ? i * LANES : soon.slot(row, std::min(first + i * LANES, end));
     block.next_head = on ? 0 : heads ? c.kv_heads : -c.kv_head;
 }
 

@@ -166,6 +166,7 @@ void Model::make_room(int rows, int threads, size_t partial_floats) {
         own.queries = floats(QUERY_ROOM * (width + 16));
         own.keys = floats(16 * width);
         own.values = floats(KEY_BLOCK * width);
+        own.copies = floats(index_most ? KEY_BLOCK * (width + 8) : 0);
         own.outs = floats(2 * QUERY_ROOM * width);
         own.unit = floats(shape.recurrence.kernel ? unit_floats(shape.recurrence) : 0);
     }

@@ -163,7 +163,7 @@ struct Workspace {
 // Memory of one thread's own.
 struct Scratch {
     uint8_t *ready, *ready_router, *ready_expert, *gathered;
-    float *row, *head, *acc, *scores, *value_scales, *queries, *keys, *values, *outs, *unit;
+    float *row, *head, *acc, *scores, *value_scales, *queries, *keys, *values, *copies, *outs, *unit;
     uint8_t* masses;
 };
 
