@@ -6,7 +6,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from fastslow.engine.families.reading import FULL, attending, decoder, layer_types, norm_of
+from fastslow.engine.families.reading import (
+    FULL,
+    NUMBERED,
+    attending,
+    decoder,
+    layer_types,
+    norm_of,
+)
 from fastslow.engine.host.files import shown
 from fastslow.engine.model.config_json import ConfigJson
 from fastslow.engine.model.family import (
@@ -38,9 +45,7 @@ RENAMES = (
     (".self_attn.k_layernorm.", ".self_attn.k_norm."),
     (".feed_forward.expert_bias", ".mlp.gate.e_score_correction_bias"),
     (".feed_forward.", ".mlp."),
-    (".w1.", ".gate_proj."),
-    (".w3.", ".up_proj."),
-    (".w2.", ".down_proj."),
+    *NUMBERED,
 )
 
 

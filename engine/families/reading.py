@@ -29,6 +29,12 @@ TOWERS = tuple(  # beginnings of names of tensors for images and sound, which fi
         *("audio_tower", "embed_audio", "multi_modal_projector"),
     )
 )
+TEXT_PART = (  # names in files of models for text and images
+    ("language_model.model.", "model."),
+    ("model.language_model.", "model."),
+    ("language_model.lm_head.", "lm_head."),
+)
+NUMBERED = ((".w1.", ".gate_proj."), (".w3.", ".up_proj."), (".w2.", ".down_proj."))  # of MLPs
 HIDDEN_ACTS: dict[str, Activation] = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
 SCALINGS = ("default", "linear", "dynamic", "llama3", "yarn", "longrope", "factors", "proportional")
 ORIGINAL = "original_max_position_embeddings"

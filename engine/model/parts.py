@@ -133,12 +133,8 @@ class FfnModule(Protocol):
         rows before the norm, of which some parts make more."""
 
 
-class Mixer(Protocol):
-    """A part that lets rows of a text see each other: attention of any kind, or a recurrence."""
-
-    @property
-    def state(self) -> State:
-        """The state that the layer keeps of a text."""
+class Part(Protocol):
+    """A part of a layer."""
 
     def tensors(self, prefix: str, hidden: int) -> Iterator[TensorSpec]:
         """The tensors below the layer's prefix, in file order."""
@@ -146,20 +142,23 @@ class Mixer(Protocol):
     def load(self, prefix: str, reader: WeightReader[Any, Any]) -> Any:
         """The weights, each matrix in the reader's form."""
 
-    def module(self, weights: Any, ops: Ops) -> MixerModule:
-        """The mixer on plain torch."""
-
     def misfits(self) -> Iterator[str]:
         """Yield a sentence for each field that does not fit the others."""
 
 
-class FeedForward(Protocol):
+class Mixer(Part, Protocol):
+    """A part that lets rows of a text see each other: attention of any kind, or a recurrence."""
+
+    @property
+    def state(self) -> State:
+        """The state that the layer keeps of a text."""
+
+    def module(self, weights: Any, ops: Ops) -> MixerModule:
+        """The mixer on plain torch."""
+
+
+class FeedForward(Part, Protocol):
     """A part that makes something of each row alone."""
 
-    def tensors(self, prefix: str, hidden: int) -> Iterator[TensorSpec]: ...
-
-    def load(self, prefix: str, reader: WeightReader[Any, Any]) -> Any: ...
-
-    def module(self, weights: Any, ops: Ops) -> FfnModule: ...
-
-    def misfits(self) -> Iterator[str]: ...
+    def module(self, weights: Any, ops: Ops) -> FfnModule:
+        """The part on plain torch."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from fastslow.engine.families.reading import (
     ORIGINAL,
+    TEXT_PART,
     attending,
     decoder,
     feeding,
@@ -27,8 +28,6 @@ YARN = {
     "mscale_all_dim": 1.0,
     BETA: 0.1,
 }
-RENAMES = (("language_model.model.", "model."), ("language_model.lm_head.", "lm_head."))
-RENAMES_NEW = (("model.language_model.", "model."),)
 
 
 def _ministral3(raw: ConfigJson) -> DecoderShape:
@@ -43,7 +42,7 @@ def _ministral3(raw: ConfigJson) -> DecoderShape:
         scale = fields.number(BETA), length
     mixer = replace(mixer, window=window_of(raw), position_scale=scale)
     shape = decoder(raw, Layer(mixer, feeding(raw)), norm=norm_of(raw, 1e-5))
-    return replace(shape, renames=RENAMES + RENAMES_NEW)
+    return replace(shape, renames=TEXT_PART)
 
 
 MINISTRAL3 = Family(

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from fastslow.engine.families.reading import FULL, SLIDING, decoder, layer_types
+from fastslow.engine.families.reading import FULL, SLIDING, TEXT_PART, decoder, layer_types
 from fastslow.engine.model.config_json import ConfigJson
 from fastslow.engine.model.norms import RmsNorm
 from fastslow.engine.model.shape import DecoderShape, Layer
@@ -17,9 +17,7 @@ USUAL |= {"num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 
 USUAL |= {"bos_token_id": 2, "eos_token_id": 1, "hidden_activation": "gelu_pytorch_tanh"}
 BASES = {FULL: ("rope_theta", 1e6), SLIDING: ("rope_local_base_freq", 1e4)}
 RENAMES = (
-    ("language_model.model.", "model."),
-    ("model.language_model.", "model."),
-    ("language_model.lm_head.", "lm_head."),
+    *TEXT_PART,
     (".router.per_expert_scale", ".mlp.gate.per_expert_scale"),
     (".router.scale", ".mlp.gate.scale"),
     (".router.proj.", ".mlp.gate."),

@@ -11,7 +11,7 @@ from fastslow.engine.families.mixtures.mixture import (
     TENSORS,
     check_gate,
 )
-from fastslow.engine.families.reading import attending, decoder, mixture, norm_of
+from fastslow.engine.families.reading import NUMBERED, attending, decoder, mixture, norm_of
 from fastslow.engine.model.config import ROTATED
 from fastslow.engine.model.config_json import ConfigJson
 from fastslow.engine.model.family import GGUF_HEAD_NORMS, GGUF_LAYER, Family, GgufNames
@@ -31,9 +31,7 @@ EXPECTED = {
 RENAMES = (
     (".block_sparse_moe.", ".mlp."),
     (".mlp.e_score_correction_bias", ".mlp.gate.e_score_correction_bias"),
-    (".w1.", ".gate_proj."),
-    (".w3.", ".up_proj."),
-    (".w2.", ".down_proj."),
+    *NUMBERED,
 )
 
 
