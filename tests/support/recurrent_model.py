@@ -126,7 +126,5 @@ class RecurrentModel:
             ring[r.at[i]] = x[i]
         return out
 
-    mtp = None
-
     def layer_subset(self, layers: Sequence[int]) -> RecurrentModel:
         raise ValueError("it has all layers")

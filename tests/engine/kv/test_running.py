@@ -1,143 +1,30 @@
-"""Running states: whatever steps a text comes in, each row has the bits of plain decoding."""
+"""Running states: where snapshots are taken and found, and what drafts cost."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable
 from random import Random
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from engine_tools import RandomDraft, answer
-from recurrent_model import EOS, LAYOUT, NO_TEXT, VOCAB, RecurrentModel
-from schedule_tools import request as new_request
+from engine_tools import Ask, Bench, answer
+from recurrent_model import LAYOUT, VOCAB, RecurrentModel
 
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.model.kv import BorrowedKV, OwnKV
-from fastslow.draft.router import DrafterRouter
-from fastslow.engine.core.engine_core import EngineCore
-from fastslow.engine.core.request import Request
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.integrity import IntegrityError
 from fastslow.engine.kv.page_file import PageFile
 from fastslow.engine.kv.state import running
 from fastslow.engine.kv.state.layout import UNFOLDED
-from fastslow.engine.params import SamplingParams, Speculation
-from fastslow.engine.rows import ALL_GROUPS
+from fastslow.engine.params import SamplingParams
 from fastslow.engine.sampling.probs import probs_at
-from fastslow.engine.sampling.stop import Stopper
-from fastslow.engine.types import Drafter
-from fastslow.policies.speculation.planner import FixedLength
-
-DRAFTERS = ("off", "random", "self", "self tree", "model", "model tree")
 
 
 def hybrid(pages: int, places: int, snapshots: int, **fields: Any) -> KVCache:
     kind: dict[str, Any] = {"layout": LAYOUT, "dtype": torch.float32, "device": "cpu", "page_size": 4}
     return KVCache(**kind, pages=pages, places=places, snapshots=snapshots, **fields)
-
-
-class Engine:
-    """A core with a recurrent target, and a drafting model of the same kind."""
-
-    def __init__(self, seed: int) -> None:
-        self.random = Random(seed)
-        draw = self.random.choice
-        self.model, self.small = RecurrentModel(), RecurrentModel()
-        self.kv = hybrid(draw([36, 60]), draw([3, 6]), draw([2, 20]), prefix_caching=seed % 5 > 0)
-        self.small_kv = hybrid(80, 3, 3)
-        target, small, own = self.model, self.small, OwnKV(self.small_kv)
-        made: dict[str, Drafter] = {
-            "random": RandomDraft(),
-            "self": ModelDraft(target, BorrowedKV(self.kv), probs_at, 0),
-            "self tree": ModelDraft(target, BorrowedKV(self.kv), probs_at, 1, width=2),
-            "model": ModelDraft(small, own, probs_at),
-            "model tree": ModelDraft(small, own, probs_at, width=3),
-        }
-        drafters = DrafterRouter({Speculation(drafter=name): d for name, d in made.items()})
-        self.core = EngineCore(target, self.kv, drafters, draw([5, 9, 64]), draw([3, 6]))
-        self.core._masks.unfollowed = self.unfollowed  # type: ignore[assignment,method-assign]
-        self.asked: list[Request] = []
-        self.stories = [[self.random.randrange(3, VOCAB) for _ in range(70)] for _ in range(2)]
-        self.pinned = 0
-
-    def unfollowed(self, ready: Sequence[Request], *_: object) -> set[Request]:
-        """Some run their last token again."""
-        return {request for request in ready if self.random.random() < 0.1}
-
-    def add(self) -> None:
-        shared, room = self.random.choice([0, 20, 33, 70, 70]), self.random.randint(8, 40)
-        own = [self.random.randrange(3, VOCAB) for _ in range(self.random.randint(1, 16))]
-        tokens, name = [*self.random.choice(self.stories)[:shared], *own], self.random.choice(DRAFTERS)
-        stopper = Stopper(SamplingParams(max_tokens=room), frozenset({EOS}), room, None)
-        nodes = 0 if name == "off" else self.random.choice([3, 9, 60])
-        request = new_request(
-            len(self.asked), len(tokens), room, tokens=tokens, end_ids=frozenset({EOS}), stopper=stopper,
-            speculation=Speculation(drafter=name), policy=FixedLength(nodes),
-            groups=self.random.choice([None, None, 1]),
-        )  # fmt: skip
-        self.asked.append(request)
-        self.core.add(request)
-
-    def step(self) -> None:
-        if self.random.random() < 0.1:
-            self.kv.pins.remove(self.pinned)
-            self.pinned += 1
-            roots = [(r.tokens, r.root) for r in self.asked if r.id in self.kv.requests]
-            for tokens, root in self.random.sample(roots, min(1, len(roots))):
-                with suppress(ValueError):  # too many pages
-                    self.kv.pins.add(self.pinned, tokens, root, 32)
-        if self.random.random() < 0.005:
-            self.core.forget_prompts()
-        elif self.random.random() < 0.01:
-            self.core.end(self.core.scheduler.running[:1], "cancelled", None)
-        self.core.step()
-        for kv in (self.kv, self.small_kv):
-            kv.check_integrity()
-
-
-def plain(request: Request, size: int) -> list[int]:
-    """The first tokens of its answer, from the text alone."""
-    groups, text = ALL_GROUPS if request.groups is None else request.groups, NO_TEXT
-    tokens = request.tokens[: request.prompt_length]
-    for place in range(request.prompt_length + size - 1):
-        text = text.after((tokens[place], place, groups))
-        if place + 1 == len(tokens):
-            tokens.append(text.best)
-    return tokens[request.prompt_length :]
-
-
-@pytest.mark.parametrize("seeds", [4, pytest.param(40, marks=pytest.mark.slow)])
-def test_each_row_of_any_schedule_has_the_bits_of_plain_decoding(monkeypatch: pytest.MonkeyPatch, seeds: int) -> None:
-    """Trees, chunks, probes, rows that run again, prefix hits, preemption, pins and too few places."""
-    monkeypatch.setattr(running, "EVERY", 8)
-    probes = [SimpleNamespace(rows=[4] * n, sure=0, draft=[]) for n in (0, 1, 5)]
-    asks = property(lambda r: probes[len(r.tokens) % 3] if (r.id + len(r.tokens)) % 4 == 0 else None)
-    monkeypatch.setattr(Request, "answer_probe", asks)
-    rows = hits = preempted = accepted = 0
-    for seed in range(seeds):
-        engine = Engine(seed)
-        while len(engine.asked) < 15 or not engine.core.idle:
-            if len(engine.asked) < 15 and engine.random.random() < 0.6:
-                engine.add()
-            engine.step()
-        assert not (engine.model.wrong or engine.small.wrong), seed
-        for request in engine.asked:
-            got = answer(request)
-            assert request.error is None and got == plain(request, len(got)), (seed, request.id)
-        for kv in (engine.kv, engine.small_kv):
-            kv.clear_prefix()
-            places = kv._ranks[0].places
-            assert places is not None and not kv.requests and kv.empty_pages == kv.pages
-            assert (len(places.free), len(places.spare)) == (places.states.places, places.states.snapshots)
-        rows += engine.model.run + engine.small.run
-        hits += sum(r.spec_stats.cached for r in engine.asked)
-        preempted += sum(r.spec_stats.preemptions for r in engine.asked)
-        accepted += sum(r.spec_stats.accepted for r in engine.asked)
-    counts = rows, hits, preempted, accepted
-    assert all(count > least * seeds for count, least in zip(counts, (1600, 25, 1, 80), strict=True)), counts
 
 
 def test_a_prompt_begins_with_the_deepest_snapshot() -> None:
@@ -215,23 +102,29 @@ def test_drafts_copy_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(states, "move", counted(moved, lambda _, __, place, src, dst: len(src) * row, move))
     passed = counted(kept, lambda found, *_: state * len(found.snapshots), plan)
     monkeypatch.setattr(running.StatePlaces, "rows", passed)
-    engine = Engine(1)
-    for number in range(4):
-        tokens = [engine.random.randrange(3, VOCAB) for _ in range(30)]
-        stopper = Stopper(SamplingParams(max_tokens=40), frozenset({EOS}), 40, None)
-        engine.asked.append(new_request(
-            number, 30, 40, tokens=tokens, stopper=stopper, speculation=Speculation(drafter="self tree"),
-            policy=FixedLength(9), end_ids=frozenset({EOS}),
-        ))  # fmt: skip
-        engine.core.add(engine.asked[-1])
-    while not engine.core.idle:
-        engine.core.step()
-    spec = [request.spec_stats for request in engine.asked]
-    accepted, answered = sum(one.accepted for one in spec), sum(len(one.tokens) - 30 for one in engine.asked)
+    model: Any = RecurrentModel()
+    bench = Bench(model, {"tree": lambda kv: ModelDraft(model, BorrowedKV(kv), probs_at, 1, width=2)})
+    params, random = SamplingParams(max_tokens=40, ignore_eos=True), Random(1)
+    asked = bench.run([Ask(tuple(random.choices(range(3, VOCAB), k=30)), params, "tree", 9) for _ in range(4)])
+    assert not model.wrong
+    spec = [request.spec_stats for request in asked]
+    accepted, answered = sum(one.accepted for one in spec), sum(len(answer(one)) for one in asked)
     assert sum(one.drafted for one in spec) > 200 and accepted > 20
     assert begun[0] == state * (len(spec) + sum(one.preemptions for one in spec))
     assert 0 < moved[0] <= accepted * row and moved[0] % row == 0
     assert 0 < kept[0] <= state * ((30 * len(spec) + answered) // 4 + len(spec))
+
+
+def test_a_draft_models_states_are_those_of_plain_decoding() -> None:
+    """With few places, so that texts are read again."""
+    model, small, random = RecurrentModel(), RecurrentModel(), Random(2)
+    target: Any = model
+    own = OwnKV(hybrid(80, 3, 3))
+    bench = Bench(target, {"own": lambda kv: ModelDraft(small, own, probs_at, width=3)})  # type: ignore[arg-type]
+    params = SamplingParams(max_tokens=30, ignore_eos=True)
+    asked = bench.run([Ask(tuple(random.choices(range(3, VOCAB), k=9)), params, "own", 9) for _ in range(6)])
+    assert small.run > 300 and not (small.wrong or model.wrong)
+    assert sum(request.spec_stats.accepted for request in asked) > 20
 
 
 @pytest.mark.parametrize(
