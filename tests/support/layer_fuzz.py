@@ -112,6 +112,14 @@ class LayerFuzz:
         self._earlier: list[tuple[list[int], Wish]] = []  # texts, and who wished for them
         self._alone: dict[Wish, Request] = {}
 
+    @classmethod
+    def of(
+        cls, folder: Path, config: Mapping[str, Any], table: Mapping[str, Tensor], kernels: bool = False
+    ) -> LayerFuzz:
+        """For a checkpoint of these weights, in float32."""
+        both = {"own": table, "kin": near(table)}
+        return cls(*(load(folder / name, config, each, kernels=kernels) for name, each in both.items()))
+
     def check(self, requests: int, seed: int = 0) -> Counter[str]:
         """Run so many requests. Enough must happen on the way: FLOORS for 60 of them."""
         draws = Random(seed)

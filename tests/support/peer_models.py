@@ -258,14 +258,6 @@ def logprobs(model: Any, tokens: list[int]) -> Tensor:
     return logits.double().log_softmax(-1)
 
 
-def with_experts(model: Any, count: int) -> Any:
-    """The model with so many routed experts for a token."""
-    for module in model.modules():
-        if hasattr(module, "top_k"):
-            module.top_k = count
-    return model
-
-
 def write(folder: Path, model: Any) -> Path:
     """As transformers saves it."""
     model.save_pretrained(folder)

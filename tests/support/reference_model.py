@@ -134,6 +134,8 @@ class ReferenceModel:
         for row in self.unseen:
             later[row + 1 :, sinks + row] = True
         seen = torch.einsum("hqk,khd->qhd", scores.masked_fill(later, -torch.inf).softmax(-1), v).reshape(count, -1)
+        if f"{name}.gate.weight" in self.tensors:
+            seen = seen * self.linear(f"{name}.gate", x).sigmoid()
         return self.linear(f"{name}.o_proj", seen)
 
     def _turned(self, x: Tensor, max_len: int) -> Tensor:

@@ -11,7 +11,7 @@ import pytest
 import texts
 import torch
 from kernel_tools import compiled
-from layer_fuzz import FEW_AND_MANY, LayerFuzz, load, near
+from layer_fuzz import FEW_AND_MANY, LayerFuzz
 from pangu_2_reference import CONFIG, Pangu2
 from safetensors.torch import load_file
 
@@ -57,8 +57,7 @@ def test_logprobs_are_the_references(variant: dict[str, Any], tmp_path: Path) ->
 def fuzz(tmp_path_factory: pytest.TempPathFactory) -> LayerFuzz:
     folder, reference = tmp_path_factory.mktemp("openpangu"), Pangu2(**SMALL)
     weights = load_file(reference.write(folder / "own") / "model.safetensors")
-    tables = {"own": weights, "kin": near(weights)}
-    return LayerFuzz(*(load(folder / n, reference.c, table, kernels=True) for n, table in tables.items()))
+    return LayerFuzz.of(folder, reference.c, weights, True)
 
 
 @FEW_AND_MANY

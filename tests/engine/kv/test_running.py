@@ -117,10 +117,10 @@ def test_drafts_copy_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_draft_models_states_are_those_of_plain_decoding() -> None:
     """With few places, so that texts are read again."""
-    model, small, random = RecurrentModel(), RecurrentModel(), Random(2)
-    target: Any = model
-    own = OwnKV(hybrid(80, 3, 3))
-    bench = Bench(target, {"own": lambda kv: ModelDraft(small, own, probs_at, width=3)})  # type: ignore[arg-type]
+    model: Any = RecurrentModel()
+    small: Any = RecurrentModel()
+    random, own = Random(2), OwnKV(hybrid(80, 3, 3))
+    bench = Bench(model, {"own": lambda kv: ModelDraft(small, own, probs_at, width=3)})
     params = SamplingParams(max_tokens=30, ignore_eos=True)
     asked = bench.run([Ask(tuple(random.choices(range(3, VOCAB), k=9)), params, "own", 9) for _ in range(6)])
     assert small.run > 300 and not (small.wrong or model.wrong)

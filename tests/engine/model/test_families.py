@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import pangu_v2_tools
 import peer_models as peers
 import pytest
 import texts
 import torch
+from checkpoints import FAMILIES, tensors
 from family_tools import KERNELS, load
 from kernel_tools import compiled
+from layer_fuzz import FEW_AND_MANY, LayerFuzz
+from pangu_v2_tools import MOE
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -38,6 +43,29 @@ def test_logprobs_are_those_of_transformers(name: str, kernels: bool, tmp_path: 
     theirs, tokens = peers.build(name), texts.tokens_of(LENGTH)
     model = load(peers.write(tmp_path, theirs), kernels)
     assert_same(model, tokens, peers.logprobs(theirs, tokens))
+
+
+QUICK = ("qwen2", "gpt_oss", "pangu_v2")  # the others wait for the slow tests, as plain torch does
+FUZZED = [
+    pytest.param(
+        (family, kernels), marks=() if kernels and family in QUICK else pytest.mark.slow, id=f"{family}-{kernels}"
+    )
+    for family, kernels in product((*FAMILIES, "pangu_v2"), KERNELS)
+]
+SMALL: dict[str, Any] = {"vocab_size": 32, "num_hidden_layers": 3, "intermediate_size": 32}
+
+
+@pytest.fixture(scope="module", params=FUZZED)
+def fuzz(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LayerFuzz:
+    family, kernels = request.param
+    config, make = (MOE, pangu_v2_tools.tensors) if family == "pangu_v2" else (FAMILIES[family], tensors)
+    config = config | SMALL | ({"max_window_layers": 1} if family == "qwen2" else {})
+    return LayerFuzz.of(tmp_path_factory.mktemp(family), config, make(config), kernels)
+
+
+@FEW_AND_MANY
+def test_answers_are_those_of_plain_decoding(fuzz: LayerFuzz, count: int) -> None:
+    fuzz.check(count)
 
 
 # gpt-oss: experts that a file holds in one tensor, in MXFP4

@@ -18,7 +18,7 @@ from checkpoints import write
 from family_tools import KERNELS, LONG, check_however_cut, load
 from gguf import GGMLQuantizationType as Kind
 from gguf_gemma import write_gemma
-from layer_fuzz import LayerFuzz, near
+from layer_fuzz import FEW_AND_MANY, LayerFuzz
 from safetensors.torch import load_file
 
 from fastslow.engine.backends.loader import load_model
@@ -53,16 +53,12 @@ def fuzz(request: Any, tmp_path_factory: pytest.TempPathFactory) -> LayerFuzz:
     name, kernels = request.param
     folder = peers.write(tmp_path_factory.mktemp("gemma"), gemma.build(name, vocab_size=32))
     config, own = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
-    return LayerFuzz(load(folder, kernels), load(write(folder / "kin", config, near(own)), kernels))
+    return LayerFuzz.of(folder, config, own, kernels)
 
 
-def test_answers_are_those_of_plain_decoding(fuzz: LayerFuzz) -> None:
-    fuzz.check(20)
-
-
-@pytest.mark.slow
-def test_many_answers_are_those_of_plain_decoding(fuzz: LayerFuzz) -> None:
-    fuzz.check(1000, seed=1)
+@FEW_AND_MANY
+def test_answers_are_those_of_plain_decoding(fuzz: LayerFuzz, count: int) -> None:
+    fuzz.check(count)
 
 
 def test_rows_by_token_are_read_from_the_file(tmp_path: Path) -> None:

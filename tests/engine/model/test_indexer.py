@@ -12,7 +12,7 @@ import texts
 import torch
 from checkpoints import DENSE, tensors, write
 from family_tools import KERNELS, LONG, check_however_cut, load
-from layer_fuzz import LayerFuzz, near
+from layer_fuzz import LayerFuzz
 
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.mixers.latent import LatentAttention
@@ -37,9 +37,7 @@ def test_logprobs_are_those_of_transformers_however_a_text_is_cut(name: str, ker
 
 @pytest.fixture(scope="module", params=KERNELS)
 def fuzz(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LayerFuzz:
-    folder, own = tmp_path_factory.mktemp("indexed"), tensors(CONFIG)
-    both = {"own": own, "kin": near(own)}
-    return LayerFuzz(*(load(write(folder / n, CONFIG, table), request.param) for n, table in both.items()))
+    return LayerFuzz.of(tmp_path_factory.mktemp("indexed"), CONFIG, tensors(CONFIG), kernels=request.param)
 
 
 @pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.slow)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,14 +11,31 @@ import pytest
 import texts
 import torch
 from family_tools import KERNELS
-from hybrid_model import CONFIG, DV, NK, NV, table
-from layer_fuzz import FEW_AND_MANY, LayerFuzz, load, near
+from hybrid_model import CONFIG, DV, NK, NV, HybridReference, table
+from layer_fuzz import FEW_AND_MANY, LayerFuzz, load
 from torch import Tensor
 
 from fastslow.engine.core.request import Request
-from fastslow.engine.model.base import kv_cache_for
+from fastslow.engine.model.base import Model, kv_cache_for
 
 TOKENS = texts.tokens_of(140, vocab=32)  # longer than a block of attention
+
+
+def logprobs(model: Model, tokens: list[int], sizes: Sequence[int], groups: int | None = None) -> Tensor:
+    """[T, V] of a text alone, in chunks."""
+    found = texts.cached_logits(model, kv_cache_for(model, 10, 16), tokens, sizes, groups)
+    return found.double().log_softmax(-1)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "running", "kernels"),
+    [*(("float32", None, kernels) for kernels in KERNELS), *(("float64", n, False) for n in (None, 1, 0))],
+)
+def test_logprobs_are_the_references(dtype: str, running: int | None, kernels: bool, tmp_path: Path) -> None:
+    model = load(tmp_path, CONFIG, table(), dtype, kernels)
+    found = logprobs(model, TOKENS, [90, 1, 32, 4, 4, 1, 1, 7], running)
+    wanted = HybridReference(tmp_path).logits(TOKENS, running).log_softmax(-1)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4 if dtype == "float32" else 1e-9)
 
 
 def tiled(own: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -44,18 +62,13 @@ def test_heads_in_turn_and_applied_decays_are_the_same_model(tmp_path: Path) -> 
     own, fields = table(), {"value_heads_in_turn": True, "weights_applied": True}
     plain = load(tmp_path / "plain", CONFIG, own, "float64")
     turned = load(tmp_path / "tiled", CONFIG | fields, tiled(own), "float64")
-    found, wanted = (
-        texts.cached_logits(model, kv_cache_for(model, 10, 16), TOKENS, [90, 1, 32, 4, 13]).log_softmax(-1)
-        for model in (turned, plain)
-    )
+    found, wanted = (logprobs(model, TOKENS, [90, 1, 32, 4, 13]) for model in (turned, plain))
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
 
 
 @pytest.fixture(scope="module", params=KERNELS, ids=["torch", "kernels"])
 def fuzz(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LayerFuzz:
-    folder, own, kernels = tmp_path_factory.mktemp("delta"), table(), request.param
-    models = (load(folder / str(n), CONFIG, each, kernels=kernels) for n, each in enumerate((own, near(own))))
-    return LayerFuzz(*models)
+    return LayerFuzz.of(tmp_path_factory.mktemp("delta"), CONFIG, table(), request.param)
 
 
 def _probe(request: Request) -> Any:

@@ -10,7 +10,8 @@ import pytest
 import texts
 import torch
 from checkpoints import tensors
-from layer_fuzz import FEW_AND_MANY, LayerFuzz, load, near
+from latent_models import LATENT
+from layer_fuzz import FEW_AND_MANY, LayerFuzz, load
 from torch import Tensor
 
 from fastslow.engine.model.config import ModelConfig
@@ -18,14 +19,7 @@ from fastslow.engine.model.ffn.router import Router, choose_best
 from fastslow.engine.model.mixers.latent import LatentAttention
 from fastslow.engine.model.routed_units import RoutedUnits
 
-CONFIG: dict[str, Any] = {"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3"}
-CONFIG |= {"vocab_size": 32, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3}
-CONFIG |= {"num_attention_heads": 4, "num_key_value_heads": 4, "rope_theta": 10000.0}
-CONFIG |= {"q_lora_rank": 48, "kv_lora_rank": 32, "qk_nope_head_dim": 16, "qk_rope_head_dim": 16, "v_head_dim": 32}
-CONFIG |= {"n_routed_experts": 16, "n_shared_experts": 1, "num_experts_per_tok": 4, "moe_intermediate_size": 32}
-CONFIG |= {"n_group": 4, "topk_group": 2, "norm_topk_prob": True, "routed_scaling_factor": 2.5}
-CONFIG |= {"first_k_dense_replace": 1, "max_position_embeddings": 512, "rms_norm_eps": 1e-5}
-CONFIG |= {"bos_token_id": 1, "eos_token_id": 2, "tie_word_embeddings": False, "torch_dtype": "float32"}
+CONFIG = LATENT | {"architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3"}
 TOKENS = texts.tokens_of(140, vocab=32)  # longer than a block of attention
 
 
@@ -56,9 +50,7 @@ def test_a_bias_of_the_choice_is_added_to_probabilities() -> None:
 
 @pytest.fixture(scope="module", params=[pytest.param(False, marks=pytest.mark.slow), True], ids=["torch", "kernels"])
 def fuzz(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LayerFuzz:
-    folder, weights, kernels = tmp_path_factory.mktemp("latent"), table(CONFIG), request.param
-    one, other = (load(folder / name, CONFIG, w, kernels=kernels) for name, w in (("a", weights), ("b", near(weights))))
-    return LayerFuzz(one, other)
+    return LayerFuzz.of(tmp_path_factory.mktemp("latent"), CONFIG, table(CONFIG), request.param)
 
 
 @FEW_AND_MANY

@@ -15,7 +15,7 @@ import pytest
 import texts
 import torch
 from checkpoints import DENSE, tensors
-from layer_fuzz import FEW_AND_MANY, LayerFuzz, load, near
+from layer_fuzz import FEW_AND_MANY, LayerFuzz, load
 
 from fastslow.engine.families.reading import attending, decoder, feeding, norm_of
 from fastslow.engine.model.config_json import ConfigJson
@@ -79,8 +79,7 @@ def test_logprobs_are_those_of_transformers(name: str, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def fuzz(tmp_path_factory: pytest.TempPathFactory) -> LayerFuzz:
-    folder, table = tmp_path_factory.mktemp("norms"), tensors(CONFIG)
-    return LayerFuzz(load(folder / "own", CONFIG, table), load(folder / "kin", CONFIG, near(table)))
+    return LayerFuzz.of(tmp_path_factory.mktemp("norms"), CONFIG, tensors(CONFIG))
 
 
 @FEW_AND_MANY

@@ -8,9 +8,9 @@ from typing import Any
 
 import peer_models as peers
 import pytest
-from checkpoints import ROTATED, tensors, write
+from checkpoints import ROTATED, tensors
 from family_tools import KERNELS, LONG, check_however_cut, load
-from layer_fuzz import LayerFuzz, near
+from layer_fuzz import FEW_AND_MANY, LayerFuzz
 
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ffn.dense import DenseMlp
@@ -44,18 +44,12 @@ FUZZED = [  # plain torch takes long
 def fuzz(request: Any, tmp_path_factory: pytest.TempPathFactory) -> LayerFuzz:
     kind, kernels = request.param
     config = MOE if kind == "moe" else LFM2
-    folder, own = tmp_path_factory.mktemp("lfm2"), tensors(config)
-    both = {"own": own, "kin": near(own)}
-    return LayerFuzz(*(load(write(folder / name, config, table), kernels) for name, table in both.items()))
+    return LayerFuzz.of(tmp_path_factory.mktemp("lfm2"), config, tensors(config), kernels)
 
 
-def test_answers_are_those_of_plain_decoding(fuzz: LayerFuzz) -> None:
-    fuzz.check(20)
-
-
-@pytest.mark.slow
-def test_many_answers_are_those_of_plain_decoding(fuzz: LayerFuzz) -> None:
-    fuzz.check(2000, seed=1)
+@FEW_AND_MANY
+def test_answers_are_those_of_plain_decoding(fuzz: LayerFuzz, count: int) -> None:
+    fuzz.check(count)
 
 
 PUBLISHED: dict[str, Any] = {  # as files of LFM2-1.2B say it

@@ -20,7 +20,7 @@ from family_tools import KERNELS, LONG, check_however_cut, load
 from gguf import GGMLQuantizationType
 from gguf_tools import matrices
 from kernel_tools import check_error, compiled
-from layer_fuzz import LayerFuzz, near
+from layer_fuzz import FEW_AND_MANY, LayerFuzz
 from mtp_tools import SpiedMtp, on_accelerator
 from pairs import pairwise
 from safetensors.torch import load_file, save_file
@@ -157,18 +157,12 @@ def fuzz(request: Any, tmp_path_factory: pytest.TempPathFactory) -> LayerFuzz:
     config = files.MIXTURES[name.partition(" ")[0]] | {"vocab_size": 32}
     if "groups" in name:
         config |= {"n_group": 4, "topk_group": 2}
-    folder, own = tmp_path_factory.mktemp("mixture"), tensors(config)
-    both = {"own": own, "kin": near(own)}
-    return LayerFuzz(*(load(write(folder / n, config, table), kernels) for n, table in both.items()))
+    return LayerFuzz.of(tmp_path_factory.mktemp("mixture"), config, tensors(config), kernels)
 
 
-def test_answers_are_those_of_plain_decoding(fuzz: LayerFuzz) -> None:
-    fuzz.check(20)
-
-
-@pytest.mark.slow
-def test_many_answers_are_those_of_plain_decoding(fuzz: LayerFuzz) -> None:
-    fuzz.check(2000, seed=1)
+@FEW_AND_MANY
+def test_answers_are_those_of_plain_decoding(fuzz: LayerFuzz, count: int) -> None:
+    fuzz.check(count)
 
 
 @compiled

@@ -12,10 +12,9 @@ import peer_models as peers
 import pytest
 import texts
 import torch
-from checkpoints import tensors, write
+from checkpoints import tensors
 from family_tools import KERNELS, LONG, load
-from layer_fuzz import LayerFuzz
-from layer_fuzz import near as like
+from layer_fuzz import FEW_AND_MANY, LayerFuzz
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -84,18 +83,12 @@ EVERY = [
 def fuzz(request: Any, tmp_path_factory: pytest.TempPathFactory) -> LayerFuzz:
     name, kernels = request.param
     config = {**files.BASE, "vocab_size": 32, "architectures": [f"{name}ForCausalLM"], **KINDS[name]}
-    folder, own = tmp_path_factory.mktemp(name), tensors(config)
-    both = {"own": own, "kin": like(own)}
-    return LayerFuzz(*(load(write(folder / label, config, table), kernels) for label, table in both.items()))
+    return LayerFuzz.of(tmp_path_factory.mktemp(name), config, tensors(config), kernels)
 
 
-def test_answers_are_those_of_plain_decoding(fuzz: LayerFuzz) -> None:
-    fuzz.check(20)
-
-
-@pytest.mark.slow
-def test_many_answers_are_those_of_plain_decoding(fuzz: LayerFuzz) -> None:
-    fuzz.check(400, seed=1)
+@FEW_AND_MANY
+def test_answers_are_those_of_plain_decoding(fuzz: LayerFuzz, count: int) -> None:
+    fuzz.check(count)
 
 
 def test_the_text_part_of_a_model_for_images(tmp_path: Path) -> None:
