@@ -11,11 +11,11 @@ import pytest
 import texts
 import torch
 from engine_tools import Ask, Bench, RandomDraft, Setting, answer
-from family_tools import check_drafts
 from fastapi.testclient import TestClient
 from gguf import GGMLQuantizationType as Kind
 from gguf_hybrid import write_hybrid
 from gguf_tools import matrices, write_gguf
+from layer_fuzz import LayerFuzz
 from mtp_tools import BACKENDS, CONFIGS, VOCAB, ReferenceMtp, SpiedMtp
 from refusals import refused
 
@@ -210,7 +210,8 @@ def test_after_a_rest_rows_begin_anew(backend: str, opened: Callable[[str, str],
 
 
 def test_other_drafters_of_such_a_model(opened: Callable[[str, str], tuple[Path, Model]]) -> None:
-    check_drafts(opened("kernels", "apart")[1])
+    model = opened("kernels", "apart")[1]
+    LayerFuzz(model, model).check(20)
 
 
 def test_the_name_over_http_and_in_auto(tmp_path: Path) -> None:

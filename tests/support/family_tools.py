@@ -7,12 +7,8 @@ from random import Random
 import pytest
 import texts
 import torch
-from engine_tools import Ask, Bench, Make, RandomDraft, answer
 from torch import Tensor
 
-from fastslow.draft.model.draft import ModelDraft
-from fastslow.draft.model.kv import BorrowedKV
-from fastslow.draft.ngram import NgramDraft
 from fastslow.engine.backends import loader
 from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
@@ -22,8 +18,6 @@ from fastslow.engine.kv.state import running
 from fastslow.engine.kv.state.layout import UNFOLDED
 from fastslow.engine.model.base import Model, kv_cache_for
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.params import SamplingParams
-from fastslow.engine.sampling.probs import probs_at
 
 KERNELS = (False, True)  # what tests of families run on
 LONG = texts.tokens_of(600)
@@ -41,22 +35,6 @@ def load(folder: Path, kernels: bool, form: str = "float32") -> Model:
         model = loader.load_model(folder, form, "cpu", progress=False)
     assert isinstance(model, CpuDecoder) == kernels
     return model
-
-
-def check_drafts(model: Model) -> None:
-    """In one batch, chains and trees change no token of plain decoding."""
-    drafters: dict[str, Make] = {
-        "ngram": lambda kv: NgramDraft(2, 1),
-        "random": lambda kv: RandomDraft(),
-        "skip": lambda kv: ModelDraft(model.layer_subset([0, 1]), BorrowedKV(kv), probs_at),
-        "tree": lambda kv: ModelDraft(model.layer_subset([0, 1]), BorrowedKV(kv), probs_at, width=3),
-    }
-    bench, params = Bench(model, drafters), SamplingParams(max_tokens=24, ignore_eos=True)
-    prompts = [tuple(texts.tokens_of(n, n, model.config.vocab_size)) for n in (5, 21, 9, 131)]
-    asks = [Ask(prompt, params, kind) for prompt in prompts for kind in drafters]
-    requests = bench.run(asks)
-    assert [answer(r) for r in requests] == [answer(bench.alone(ask)) for ask in asks]
-    assert sum(r.spec_stats.accepted for r in requests) > 0
 
 
 def cuts(total: int, most: int) -> list[int]:

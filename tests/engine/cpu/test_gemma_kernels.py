@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import texts
 import torch
-from family_tools import check_drafts
 from gemma_layers import CONFIGS, LOCAL, on_kernels, on_torch
 from kernel_tools import compiled, made
+from layer_fuzz import LayerFuzz
 from refusals import refused
 
 from fastslow.engine.backends.cpu.compiled.structures import CMatrix
@@ -89,7 +89,7 @@ def test_bits_of_a_row_are_its_own(name: str, form: str) -> None:
     whole = texts.logits(model, TOKENS)
     for sizes in ([1] * 40 + [17, 120, 3, 120], [299, 1]):
         assert texts.logits(model, TOKENS, sizes).equal(whole)
-    check_drafts(model)
+    LayerFuzz(model, model).check(20)
 
 
 @pytest.mark.parametrize(("name", "changes", "sentence"), [
