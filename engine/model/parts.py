@@ -133,7 +133,7 @@ class FfnModule(Protocol):
         rows before the norm, of which some parts make more."""
 
 
-class Part(Protocol):
+class LayerPart(Protocol):
     """A part of a layer."""
 
     def tensors(self, prefix: str, hidden: int) -> Iterator[TensorSpec]:
@@ -146,7 +146,7 @@ class Part(Protocol):
         """Yield a sentence for each field that does not fit the others."""
 
 
-class Mixer(Part, Protocol):
+class Mixer(LayerPart, Protocol):
     """A part that lets rows of a text see each other: attention of any kind, or a recurrence."""
 
     @property
@@ -157,7 +157,7 @@ class Mixer(Part, Protocol):
         """The mixer on plain torch."""
 
 
-class FeedForward(Part, Protocol):
+class FeedForward(LayerPart, Protocol):
     """A part that makes something of each row alone."""
 
     def module(self, weights: Any, ops: Ops) -> FfnModule:
