@@ -120,6 +120,18 @@ static inline void hold(vi& x) {
 #endif
 }
 
+// Ask for a line once x is there: compilers ask for all lines of an unrolled block at its beginning, where they wait
+// for each other. TO_L2: lines that miss hold no place of L1, which formats that take long to unpack wait for.
+template <bool TO_L2> static inline void prefetch_after(vi& x, const uint8_t* at) {
+#if defined(FASTSLOW_AVX2)
+    if (TO_L2) asm("prefetcht1 %1" : "+x"(x) : "m"(*at));
+    else asm("prefetcht0 %1" : "+x"(x) : "m"(*at));
+#else
+    (void)x;
+    prefetch(at);
+#endif
+}
+
 // Where a prepared block keeps what: Q bytes for each quad of inputs, then two words.
 template <int Q> struct Block {
     static constexpr int QUAD = Q;

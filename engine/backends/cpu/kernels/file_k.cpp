@@ -48,12 +48,12 @@ struct Affine {
     }
 };
 
-struct Q4K : Affine, Planes<0> {
+struct Q4K : Affine, Halves {
     static constexpr int FILE_BYTES = 144;
     static void numbers(const uint8_t* from, int b, uint32_t* quads) { nibbles(from + 16, b, quads); }
 };
 
-struct Q5K : Affine, Planes<1> {
+struct Q5K : Affine, Planes<5> {
     static constexpr int FILE_BYTES = 176;
     static void numbers(const uint8_t* from, int b, uint32_t* quads) {
         nibbles(from + 48, b, quads);
@@ -63,7 +63,7 @@ struct Q5K : Affine, Planes<1> {
 };
 
 // A scale of 8 bits for each 16 weights, and d.
-struct Q6K : Planes<2> {
+struct Q6K : Planes<6> {
     static constexpr int BLOCKS = 8, PARTS = 2, FILE_BLOCKS = 8, ZERO = 5, FILE_BYTES = 210;
     static constexpr int SCALES = 2 * TILE + BLOCKS * PARTS * TILE;
     static constexpr bool MINIMA = false;

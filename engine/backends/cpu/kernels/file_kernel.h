@@ -3,8 +3,8 @@
 // A Form says how: a tile is a row of groups, a group is its scales and then its blocks, and has exactly as
 // many bytes as in the file. Numbers are unsigned, `1 << ZERO` above what they mean where there is a ZERO.
 //
-// A block's numbers come in planes of quads of inputs: [4 pairs of quads][32 outputs][4] bytes with a quad in
-// either half, then HIGH more bits of each number; or [8 quads][32 outputs][4] whole bytes.
+// A block's numbers come in planes of quads of inputs, [32 outputs][4] bytes each: 4 of half bytes with a quad in either
+// half, as many planes as bits for 5 or 6, 8 of whole bytes.
 #pragma once
 
 #include "byte_passes.h"
@@ -19,9 +19,9 @@ typedef uint8_t vb __attribute__((vector_size(4 * W)));
 constexpr int PAIRS = QUADS / 2;
 constexpr int PLANE = 4 * TILE;  // bytes of a quad of whole bytes, or of a pair of halves
 
-// Half bytes and HIGH bits more.
-template <int HIGH> struct Planes {
-    static constexpr int WEIGHTS = (PAIRS + HIGH) * PLANE, MOST = (16 << HIGH) - 1;  // the largest number
+// Half bytes.
+struct Halves {
+    static constexpr int WEIGHTS = PAIRS * PLANE, MOST = 15;  // the largest number
     static constexpr bool WIDE = false;
 
     // The quads 2p and 2p + 1 for a vector of outputs.
@@ -29,36 +29,81 @@ template <int HIGH> struct Planes {
         const vu both = load<vu>(block + PLANE * p + sizeof(vu) * v);
         low = both & 0x0f0f0f0fu;
         high = upper(both);
-        if constexpr (HIGH == 1) {
-            const vu bits = load<vu>(block + PLANE * PAIRS + sizeof(vu) * v) >> (2 * p);
-            low |= bits << 4 & 0x10101010u;
-            high |= bits << 3 & 0x10101010u;
-        } else if constexpr (HIGH == 2) {
-            const vu bits = load<vu>(block + PLANE * (PAIRS + p / 2) + sizeof(vu) * v) >> (p % 2 * 4);
-            low |= bits << 4 & 0x30303030u;
-            high |= bits << 2 & 0x30303030u;
-        }
     }
 
     // Put the quads of an output into a block that is clear.
     static void put(uint8_t* block, int o, const uint32_t* quads) {
-        uint32_t more[2] = {};
-        for (int q = 0; q < QUADS; q++) {
-            if (HIGH == 1) more[0] |= (quads[q] >> 4 & 0x01010101u) << q;
-            if (HIGH == 2) more[q / 4] |= (quads[q] >> 4 & 0x03030303u) << (2 * (q % 4));
-        }
         for (int p = 0; p < PAIRS; p++)
             store(block + PLANE * p + 4 * o,
                   (quads[2 * p] & 0x0f0f0f0fu) | (quads[2 * p + 1] & 0x0f0f0f0fu) << 4);
-        for (int h = 0; h < HIGH; h++) store(block + PLANE * (PAIRS + h) + 4 * o, more[h]);
     }
 
     // Number k of an output.
     static int at(const uint8_t* block, int o, int k) {
-        const int q = k / 4, place = 4 * o + k % 4;
-        int number = block[PLANE * (q / 2) + place] >> (4 * (q % 2)) & 15;
-        if (HIGH == 1) number |= (block[PLANE * PAIRS + place] >> q & 1) << 4;
-        if (HIGH == 2) number |= (block[PLANE * (PAIRS + q / 4) + place] >> (2 * (q % 4)) & 3) << 4;
+        const int q = k / 4;
+        return block[PLANE * (q / 2) + 4 * o + k % 4] >> (4 * (q % 2)) & 15;
+    }
+};
+
+// Some bits of the numbers of a quad: in the upper bits of a plane's bytes, so far to the left.
+struct Piece {
+    int plane, left;
+    uint32_t mask;
+};
+
+// Numbers of 5 or 6 bits: the first BITS quads lie in the lower bits of a plane each, the others in pieces above them.
+template <int BITS> struct Planes {
+    static constexpr int WEIGHTS = BITS * PLANE, MOST = (1 << BITS) - 1;
+    static constexpr bool WIDE = false;
+
+    // Piece i of 3 of a quad; without a mask it is none.
+    static constexpr Piece piece(int q, int i) {
+        constexpr Piece FIVE[] = {{0, 5, 0xe0}, {1, 2, 0x60}, {},           {2, 5, 0xe0}, {3, 2, 0x60},
+                                  {},           {4, 5, 0xe0}, {1, 4, 0x80}, {3, 3, 0x80}};
+        if (BITS == 5) return FIVE[3 * (q - BITS) + i];
+        return {3 * (q - BITS) + i, 6 - 2 * i, 0xc0};
+    }
+
+    template <int Q> INLINE static vu quad(const uint8_t* block) {
+        if constexpr (Q < BITS) return load<vu>(block + PLANE * Q) & MOST * 0x01010101u;
+        vu whole{};
+        UNROLL for (int i = 0; i < 3; i++) {
+            const Piece some = piece(Q, i);
+            if (some.mask) whole |= (load<vu>(block + PLANE * some.plane) & some.mask * 0x01010101u) >> some.left;
+        }
+        return whole;
+    }
+
+    INLINE static void pair(const uint8_t* block, int p, int v, vu& low, vu& high) {
+        block += sizeof(vu) * v;
+        switch (p) {
+            case 0: low = quad<0>(block), high = quad<1>(block); return;
+            case 1: low = quad<2>(block), high = quad<3>(block); return;
+            case 2: low = quad<4>(block), high = quad<5>(block); return;
+            default: low = quad<6>(block), high = quad<7>(block);
+        }
+    }
+
+    static void put(uint8_t* block, int o, const uint32_t* quads) {
+        uint32_t words[BITS];
+        std::memcpy(words, quads, sizeof words);
+        for (int q = BITS; q < QUADS; q++)
+            for (int i = 0; i < 3; i++) {
+                const Piece some = piece(q, i);
+                words[some.plane] |= quads[q] << some.left & some.mask * 0x01010101u;
+            }
+        for (int q = 0; q < BITS; q++) store(block + PLANE * q + 4 * o, words[q]);
+    }
+
+    static int at(const uint8_t* block, int o, int k) {
+        const uint8_t* bytes = block + 4 * o + k % 4;
+        const int q = k / 4;
+        if (q < BITS) return bytes[PLANE * q] & MOST;
+        int number = 0;
+        for (int i = 0; i < 3; i++) {
+            const Piece some = piece(q, i);
+            number |= (int)((bytes[PLANE * some.plane] & some.mask) >> some.left);
+        }
         return number;
     }
 };
@@ -93,6 +138,7 @@ template <class Form> struct FileKernel {
     static constexpr int STEP = BLOCKS * BLOCK;  // inputs of a group
     static constexpr int GROUP = Form::SCALES + BLOCKS * Form::WEIGHTS;
     static constexpr int EACH = GROUP / BLOCKS;  // bytes that a block stands for
+    static constexpr bool SLOW = BLOCKS == 8 && Form::MOST > 15;  // Q5_K and Q6_K
     static_assert(FileRow::STEP % STEP == 0 || STEP % FileRow::STEP == 0);
 
     static size_t weight_bytes(int inputs) { return (size_t)(padded(inputs, STEP) / STEP) * GROUP; }
@@ -126,7 +172,7 @@ template <class Form> struct FileKernel {
             UNROLL_QUADS for (int i = 0; i < PAIRS / PARTS; i++) {
                 const int p = part * (PAIRS / PARTS) + i;
                 for (int line = LINES * p / PAIRS; line < LINES * (p + 1) / PAIRS; line++)
-                    prefetch(soon + LINE * line);
+                    prefetch_after<SLOW>(dot[0][line % VECTORS], soon + LINE * line);
                 UNROLL for (int v = 0; v < VECTORS; v++) {
                     vu low, high;
                     Form::pair(w, p, v, low, high);

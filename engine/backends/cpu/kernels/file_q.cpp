@@ -26,13 +26,13 @@ void nibbles(const uint8_t* from, uint32_t* quads) {
     }
 }
 
-struct Q40 : HalfScales, Planes<0> {
+struct Q40 : HalfScales, Halves {
     static constexpr int ZERO = 3, FILE_BYTES = 18;
     static void numbers(const uint8_t* from, int, uint32_t* quads) { nibbles(from + 2, quads); }
 };
 
 // Its zero is a minimum of each block.
-struct Q41 : Planes<0> {
+struct Q41 : Halves {
     static constexpr int BLOCKS = 1, PARTS = 1, FILE_BLOCKS = 1, SCALES = 4 * TILE;
     static constexpr int ZERO = 0, FILE_BYTES = 20;
     static constexpr bool MINIMA = true;
@@ -48,7 +48,7 @@ struct Q41 : Planes<0> {
     static void numbers(const uint8_t* from, int, uint32_t* quads) { nibbles(from + 4, quads); }
 };
 
-struct Q50 : HalfScales, Planes<1> {
+struct Q50 : HalfScales, Planes<5> {
     static constexpr int ZERO = 4, FILE_BYTES = 22;
     static void numbers(const uint8_t* from, int, uint32_t* quads) {
         nibbles(from + 6, quads);
@@ -68,7 +68,7 @@ struct Q80 : HalfScales, ByteQuads {
 };
 
 // Sixteen numbers of 4 bits with signs, in halves, times a power of two. OCP Microscaling, arXiv 2310.10537.
-struct Mxfp4 : Planes<0> {
+struct Mxfp4 : Halves {
     static constexpr int BLOCKS = 2, PARTS = 1, FILE_BLOCKS = 1, SCALES = 2 * TILE;
     static constexpr int ZERO = 4, FILE_BYTES = 17, MOST = 28;
     static constexpr bool MINIMA = false;
@@ -91,11 +91,11 @@ struct Mxfp4 : Planes<0> {
 #endif
     }
     INLINE static void pair(const uint8_t* block, int p, int v, vu& low, vu& high) {
-        Planes<0>::pair(block, p, v, low, high);
+        Halves::pair(block, p, v, low, high);
         low = look_up(low);
         high = look_up(high);
     }
-    static int at(const uint8_t* block, int o, int k) { return TABLE[Planes<0>::at(block, o, k)]; }
+    static int at(const uint8_t* block, int o, int k) { return TABLE[Halves::at(block, o, k)]; }
     static void numbers(const uint8_t* from, int, uint32_t* quads) { nibbles(from + 1, quads); }
 
     // Half of 2^(e - 127), since the table is doubled; the two smallest are below normal numbers.

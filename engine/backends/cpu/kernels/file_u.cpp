@@ -37,8 +37,8 @@ template <int G, class Numbers> struct Zeroed : Numbers {
 
 }  // namespace
 
-extern const Format u4_32_format = FileKernel<Zeroed<1, Planes<0>>>::format();
-extern const Format u4_128_format = FileKernel<Zeroed<4, Planes<0>>>::format();
+extern const Format u4_32_format = FileKernel<Zeroed<1, Halves>>::format();
+extern const Format u4_128_format = FileKernel<Zeroed<4, Halves>>::format();
 extern const Format u8_32_format = FileKernel<Zeroed<1, ByteQuads>>::format();
 extern const Format u8_128_format = FileKernel<Zeroed<4, ByteQuads>>::format();
 
