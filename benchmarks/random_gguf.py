@@ -1,5 +1,6 @@
-"""A GGUF file of random weights in the shape of a Qwen3.5, Gemma 4, GLM or openPangu: what speed is measured with.
+"""A GGUF file of random weights in the shape of a Llama, Qwen3.5, Gemma 4, GLM or openPangu: what speed is measured with.
 
+    python benchmarks/random_gguf.py llama-1.2B --type Q4_K --out llama.gguf
     python benchmarks/random_gguf.py 0.8B --out q.gguf
     python benchmarks/random_gguf.py 35B-A3B --layers 8 --type Q4_K --out moe.gguf
     python benchmarks/random_gguf.py gemma4-E4B --type Q4_0 --out gemma.gguf
@@ -47,6 +48,16 @@ USUAL = {
     "vocab_size": 248_320, "max_position_embeddings": 262_144, "head_dim": 256,
     "linear_num_key_heads": 16, "linear_key_head_dim": 128, "linear_value_head_dim": 128,
     "linear_conv_kernel_dim": 4, "full_attention_interval": 4,
+}  # fmt: skip
+LLAMA: dict[str, dict[str, Any]] = {  # fields of config.json
+    "llama-135M": {
+        "vocab_size": 49_152, "max_position_embeddings": 8192, "hidden_size": 576, "num_hidden_layers": 30,
+        "num_attention_heads": 9, "num_key_value_heads": 3, "intermediate_size": 1536,
+    },
+    "llama-1.2B": {
+        "vocab_size": 128_256, "max_position_embeddings": 131_072, "hidden_size": 2048, "num_hidden_layers": 16,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 8192,
+    },
 }  # fmt: skip
 EXPERTS = {"num_experts": 256, "num_experts_per_tok": 8}
 EXPERTS |= dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 512)
@@ -147,9 +158,12 @@ def add_header(writer: GGUFWriter, raw: Mapping[str, Any], known: Mapping[str, s
             writer.add_uint32(f"{writer.arch}.{key}", raw[field])
     drafts = (raw.get(f"{kind}_layers", 0) for kind in ("mtp_num_hidden", "num_nextn_predict"))
     writer.add_block_count(raw["num_hidden_layers"] + sum(drafts))
-    {"gemma4": add_gemma, "deepseek2": add_latent, "openpangu": add_pangu}.get(
-        writer.arch, add_qwen
-    )(writer, raw)
+    {
+        "llama": add_llama,
+        "gemma4": add_gemma,
+        "deepseek2": add_latent,
+        "openpangu": add_pangu,
+    }.get(writer.arch, add_qwen)(writer, raw)
     writer.add_layer_norm_rms_eps(1e-6)
     tokens = [*MARKS, *sorted(ByteLevel.alphabet()), "he", "Ġt"]
     count = raw["vocab_size"] - len(tokens)
@@ -161,6 +175,11 @@ def add_header(writer: GGUFWriter, raw: Mapping[str, Any], known: Mapping[str, s
     writer.add_token_merges(["h e", "Ġ t"])
     writer.add_eos_token_id(2)
     writer.add_chat_template(TURNS + "<|im_start|>assistant\n")
+
+
+def add_llama(writer: GGUFWriter, raw: Mapping[str, Any]) -> None:
+    writer.add_head_count_kv(raw["num_key_value_heads"])
+    writer.add_rope_freq_base(5e5)
 
 
 def add_qwen(writer: GGUFWriter, raw: Mapping[str, Any]) -> None:
@@ -213,7 +232,7 @@ def add_pangu(writer: GGUFWriter, raw: Mapping[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("model", choices=[*SHAPES, *GEMMA, *GLM, *PANGU])
+    parser.add_argument("model", choices=[*LLAMA, *SHAPES, *GEMMA, *GLM, *PANGU])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--type", choices=sorted(SCALES), default="Q4_1")
     parser.add_argument("--head", choices=sorted(SCALES), default="Q6_K")
@@ -222,12 +241,15 @@ def main() -> None:
     args = parser.parse_args()
     mixed, gemma = "A3B" in args.model, args.model in GEMMA
     architecture = "Gemma4ForCausalLM" if gemma else f"Qwen3_5{'Moe' * mixed}ForCausalLM"
+    architecture = "LlamaForCausalLM" if args.model in LLAMA else architecture
     architecture = "DeepseekV3ForCausalLM" if args.model in GLM else architecture
     architecture = "OpenPanguV2ForCausalLM" if args.model in PANGU else architecture
     names = family_of(architecture).gguf
     assert names is not None
     if gemma:
         raw = EVERY_GEMMA | GEMMA[args.model]
+    elif args.model in LLAMA:
+        raw = LLAMA[args.model] | {"tie_word_embeddings": True}
     elif args.model in GLM | PANGU:
         raw = dict((GLM | PANGU)[args.model])
     else:
