@@ -202,9 +202,9 @@ class EngineCore:
         """Draft for every request that gets tokens, and cut the drafts to what pays over the whole batch."""
         nodes = [0 if request.known.ahead else size for request, size in zip(ready, sizes)]
         trees = self.drafter.propose(ready, nodes)
-        check_trees(trees, nodes, self.model.config.vocab_size)
-        rows = sum(chunk + r.rows_after(r.computed + chunk) for r, chunk in work)
-        trees = cut_drafts(ready, trees, nodes, rows, self.cost_model)
+        if check_trees(trees, nodes, self.model.config.vocab_size):
+            rows = sum(chunk + r.rows_after(r.computed + chunk) for r, chunk in work)
+            trees = cut_drafts(ready, trees, nodes, rows, self.cost_model)
         each = zip(ready, trees, sizes)
         return [r.known.draft(size) if r.known.ahead else tree for r, tree, size in each]
 

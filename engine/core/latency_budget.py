@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
@@ -43,11 +44,14 @@ class LatencyBudget:
     def begin(self, requests: Iterable[Request]) -> None:
         """Begin a step; `requests`: all that run or wait."""
         self._rows, self._groups, self._seconds, self._forced = 0, 0, None, set()
-        each = [(r.scheduling.latency_target, r.share) for r in requests]
-        aiming, now = [(target, share) for target, share in each if target], self._timer()
-        if aiming:
-            self._last = min(target for target, _ in aiming), now
-            self._shares = {share for _, share in aiming}
+        tightest, now = math.inf, self._timer()
+        shares: set[str | None] = set()
+        for request in requests:
+            if target := request.scheduling.latency_target:
+                tightest = min(tightest, target)
+                shares.add(request.share)
+        if shares:
+            self._last, self._shares = (tightest, now), shares
         if self._last is not None and now - self._last[1] < LATER:
             self._seconds = SHARE * self._last[0]
 

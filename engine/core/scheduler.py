@@ -41,29 +41,24 @@ class FairShares:
     more than `StepBudget.beside` has: so a share alone never makes steps much longer for others, or for one that was
     there lately. With one share there is nothing to deal out. Priorities and targets count within a share.
 
-    places: most requests in a step.
+    places: most requests in a step. `parts`: of the shares, none where there is one share.
     """
 
     def __init__(self, places: int, budget: StepBudget) -> None:
         self._places, self._budget = places, budget
-        self._parts: dict[str | None, int] = {}
+        self.parts: dict[str | None, int] = {}
         self._turns: dict[int, int] = {}  # of requests that run
         self._running: defaultdict[str | None, Counter[tuple[bool, int]]]  # by share and urgency
         self._starts = 0
         self._latest: dict[str | None, int] = {}  # start of each share
 
-    @property
-    def several(self) -> bool:
-        return bool(self._parts)
-
     def begin(self, running: Sequence[Request], waiting: Iterable[Request]) -> None:
         """Deal out the places of a step."""
-        self._parts, self._turns, self._running = {}, {}, defaultdict(Counter)
-        every = (*running, *waiting)
-        wants, masks = Counter(r.share for r in every), defaultdict[str | None, float](float)
+        self.parts, self._turns, self._running = {}, {}, defaultdict(Counter)
+        wants, masks = self._budget.there, defaultdict[str | None, float](float)
         if not wants or (len(wants) < 2 and self._budget.alone):
             return
-        for request in every:
+        for request in (*running, *waiting):
             masks[request.share] += request.mask_seconds
         newest = self._starts - 1  # before the share that started last, and after all others
         self._latest = {share: self._latest.get(share, newest) for share in wants}
@@ -72,16 +67,15 @@ class FairShares:
             part = max(1, left // (len(wants) - after))
             left -= min(want, part)
             others = max(1, wants.total() - want)
-            most = max(equal, others)
             each = masks[share] / want
             beside = 1 if want == 1 else self._budget.beside(min(others, self._places), each)
-            self._parts[share] = min(part, most, beside)
+            self.parts[share] = min(part, max(equal, others), beside)
         for request in sorted(running, key=_urgency):
             self._count(request)
 
     def start(self, request: Request) -> None:
         """A request that waited runs from now on."""
-        if self._parts:
+        if self.parts:
             self._starts += 1
             self._latest[request.share] = self._starts
             self._count(request)
@@ -93,7 +87,11 @@ class FairShares:
 
     def waits(self, request: Request) -> bool:
         """Tell whether its share has its part of the step without it."""
-        return bool(self._parts) and self.turn(request) >= self._parts[request.share]
+        return bool(self.parts) and self.turn(request) >= self.parts[request.share]
+
+    def within(self, requests: Iterable[Request]) -> list[Request]:
+        """Return those of them that are in the step: the others wait."""
+        return [r for r in requests if not self.waits(r)] if self.parts else [*requests]
 
     def latest(self, request: Request) -> int:
         """A number that is larger the later its share started an answer."""
@@ -183,19 +181,21 @@ class Scheduler:
         self.latency_budget.begin((*self.running, *self.waiting))
         self.budget.begin((*self.running, *self.waiting))
         self._shares.begin(self.running, self.waiting)
-        running = [r for r in self.running if not self._shares.waits(r)]
-        self.budget.place(running, [r for r in self.waiting if not self._shares.waits(r)])
-        self._serve([r for r in running if _goes_first(r)], work)
+        running = self._shares.within(self.running)
+        self.budget.place(running, self._shares.within(self.waiting))
+        self._serve(filter(_goes_first, running), work)
         self._take_in(work, _goes_first)
-        others = [r for r in self.running if r.id not in work and not _goes_first(r)]
-        others = [r for r in others if not self._shares.waits(r)]
-        self._serve([r for r in others if r.pending <= 1], work)
-        reading = sorted((r for r in others if r.pending > 1), key=self._rank)
-        for rank, alike in itertools.groupby(reading, key=self._rank):
+        others: tuple[list[Request], list[Request]] = [], []  # those that decode, and that read
+        for request in self._shares.within(self.running):
+            if request.id not in work and not _goes_first(request):
+                others[request.pending > 1].append(request)
+        self._serve(others[0], work)
+        others[1].sort(key=self._rank)
+        for rank, alike in itertools.groupby(others[1], key=self._rank):
             self._take_in(work, lambda r, than=rank: self._rank(r) < than)  # type: ignore[misc]
-            self._serve(list(alike), work)
+            self._serve(alike, work)
         self._take_in(work, lambda _: True)
-        self._count({item.request for item in work.values()})
+        self._count(work)
         for request, _ in work.values():
             if (kept := request.kept) is not None and request.computed >= kept.length:
                 self._kv.stop_publishing(request.id)
@@ -203,12 +203,12 @@ class Scheduler:
 
     def room(self, request: Request, nodes: int) -> int:
         """Return how many draft nodes the request may run, pages reserved; nobody is preempted for them."""
+        if nodes <= 0:
+            return 0
         probed = request.rows_after(len(request.tokens))
         length = len(request.tokens) + probed
         nodes = min(nodes, request.max_len - length, self._kv.unfolded - 1 - probed)
-        if nodes <= 0:
-            return 0
-        if not self._kv.reserve(request.id, length + nodes):
+        if nodes > 0 and not self._kv.reserve(request.id, length + nodes):
             nodes = min(nodes, self._kv.room(request.id) - length)
         return max(nodes, 0)
 
@@ -229,9 +229,11 @@ class Scheduler:
             return False
         return True
 
-    def _serve(self, requests: Sequence[Request], work: dict[int, ScheduledChunk]) -> None:
+    def _serve(self, requests: Iterable[Request], work: dict[int, ScheduledChunk]) -> None:
         """Give rows to running requests, but for those that were preempted and let in again in this step."""
-        for request in sorted((r for r in requests if r.id not in work), key=_running_rank):
+        for request in sorted(requests, key=_running_rank):
+            if request.id in work:
+                continue
             left = self._left
             if request.scheduling.skipped_steps >= PATIENCE and not self.latency_budget.limited:
                 # more urgent ones want some, too
@@ -257,7 +259,7 @@ class Scheduler:
     def _take_in(self, work: dict[int, ScheduledChunk], may: Callable[[Request], bool]) -> None:
         """Start waiting requests in their order, as long as they `may`."""
         while self.waiting and not self._blocked:
-            if len(self.running) >= self.max_running and not self._shares.several:
+            if len(self.running) >= self.max_running and not self._shares.parts:
                 return
             oldest = min(self.waiting, key=_age)
             if self._overtakes >= OVERTAKEN:
@@ -278,21 +280,19 @@ class Scheduler:
             if not chunk:
                 self._blocked = True
                 return
-            if request is oldest:
-                self._overtakes = 0
-            else:
-                self._overtakes += request.scheduling.priority < oldest.scheduling.priority
+            over = request.scheduling.priority < oldest.scheduling.priority
+            self._overtakes = 0 if request is oldest else self._overtakes + over
             self.waiting.remove(request)
             insort(self.running, request, key=_age)
             self._shares.start(request)
             self._run(request, chunk, work)
 
-    def _count(self, served: Collection[Request]) -> None:
-        """Count the steps in which requests were skipped for a latency target, or for more urgent prompts."""
+    def _count(self, served: Collection[int]) -> None:
+        """Count the steps in which requests that were not `served` waited for a target, or for more urgent prompts."""
         limited = self.latency_budget.limited
         contested = limited or len({r.scheduling.priority for r in self.running}) > 1
         for request in self.running:
-            skipped = contested and request not in served and request not in self._put_off
+            skipped = contested and request.id not in served and request not in self._put_off
             skipped = skipped and not self._shares.waits(request)
             own = request.scheduling
             own.skipped_steps = own.skipped_steps + 1 if skipped else 0
@@ -396,5 +396,5 @@ def _running_rank(request: Request) -> tuple[int, bool, int, int]:
     own = request.scheduling
     if own.skipped_steps >= PATIENCE:
         return -own.skipped_steps, False, 0, 0
-    aims, reads = own.latency_target is not None, request.pending > 1
-    return int(not aims), reads, own.priority, request.spec_stats.probe_rows
+    late, reads = own.latency_target is None, request.pending > 1
+    return int(late), reads, own.priority, request.spec_stats.probe_rows

@@ -262,12 +262,17 @@ class LoadMeter:
         self, work: Sequence[ScheduledChunk], ready: Sequence[Request], rows: int, seconds: float
     ) -> None:
         """A step ran `rows` rows, and gave tokens to the `ready` requests."""
-        prompt = sum(chunk for _, chunk in work if chunk > 1)
+        prompt = 0
+        modes: dict[str, None] = {}
+        for _, chunk in work:
+            prompt += chunk if chunk > 1 else 0
+        for request in ready:
+            modes[request.mode.name] = None
         if prompt:
             fade = 1.0 - 1.0 / MEMORY
             self._read = fade * self._read + prompt
             self._reading = fade * self._reading + seconds * prompt / rows  # its part of the step
-        for mode in dict.fromkeys(request.mode.name for request in ready):
+        for mode in modes:
             pace = _entry(self._paces, mode, _Pace)
             if not prompt or not pace.steps:  # else how long it took depends on the prompts
                 pace.add(seconds)

@@ -45,7 +45,7 @@ class StepBudget:
         self._cost_model = cost_model
         self._timer = timer
         self._seen: dict[str | None, float] = {}  # when a share was last there
-        self._there = Counter[str | None]()  # requests that run or wait
+        self.there = Counter[str | None]()  # requests that run or wait, by share
         self._groups: int | None = 0
         self._answers = Counter[str | None]()  # that are in this step
         self._readers = 1  # shares with prompts
@@ -61,21 +61,23 @@ class StepBudget:
         """Begin a step; `requests`: all that run or wait."""
         now = self._timer()
         paid = {} if self.alone else {one: self._adds(one) - self._free(one) for one in self._read}
-        self._there, self._groups = Counter(), 0
+        self.there.clear()
+        self._groups = 0
         for request in requests:
-            self._there[request.share] += 1
+            self.there[request.share] = self.there.get(request.share, 0) + 1
             self._groups = more(self._groups, request.current_groups)
-        self._seen |= dict.fromkeys(self._there, now)
-        self._seen = {share: at for share, at in self._seen.items() if now - at < LATER}
+        self._seen |= dict.fromkeys(self.there, now)
         earned, self._began = SAVED * (now - self._began), now
-        left = {
-            one: self._credit.get(one, ALONE) - max(0.0, paid.get(one, 0.0)) for one in self._seen
-        }
-        self._credit = {one: min(ALONE, max(0.0, some) + earned) for one, some in left.items()}
-        self._read = Counter()
-        self._saved = {share: self._saved.get(share, 0.0) for share in self._seen}
-        self._refused = Counter({share: self._refused[share] for share in self._seen})
-        self._probed, self._waited = Counter(), set()
+        for share, at in list(self._seen.items()):
+            if now - at >= LATER:
+                for known in (self._seen, self._credit, self._saved, self._refused):
+                    known.pop(share, None)
+                continue
+            left = self._credit.get(share, ALONE) - max(0.0, paid.get(share, 0.0))
+            self._credit[share] = min(ALONE, max(0.0, left) + earned)
+            self._saved.setdefault(share, 0.0)
+        for counts in (self._read, self._probed, self._waited):
+            counts.clear()
 
     @property
     def alone(self) -> bool:
@@ -89,8 +91,15 @@ class StepBudget:
 
     def place(self, running: Sequence[Request], able: Sequence[Request]) -> None:
         """Note who is in this step, of those that run, and who may start in it."""
-        self._readers = max(1, len({r.share for r in (*running, *able) if r.pending > 1}))
-        self._answers = Counter(r.share for r in running if r.pending <= 1)
+        readers: set[str | None] = set()
+        self._answers.clear()
+        for request in running:
+            if request.pending > 1:
+                readers.add(request.share)
+            else:
+                self._answers[request.share] = self._answers.get(request.share, 0) + 1
+        readers.update(r.share for r in able if r.pending > 1)
+        self._readers = max(1, len(readers))
 
     def rows(self, request: Request, rows: int, left: int) -> int:
         """Return how many of `rows` prompt rows a request reads in this step; at least 1 if its share has none. left:
@@ -129,8 +138,8 @@ class StepBudget:
         """Tell whether a request runs its probe in this step, in which so many answers run."""
         share, rows = request.share, request.rows_after(len(request.tokens))
         every, own = self._probed.total() + rows, self._probed[share] + rows
-        plain, alone = self._seconds(running), len(self._there) < 2
-        others = self._there.total() - self._there[share]
+        plain, alone = self._seconds(running), len(self.there) < 2
+        others = self.there.total() - self.there[share]
         whole = self._seconds(running + own) - plain
         fits = self._seconds(running + every) - plain <= self._most(plain)
         fits = fits and whole <= self._spare(plain, others)
@@ -205,7 +214,7 @@ class StepBudget:
 
     def _least(self) -> float:
         """Seconds that a step may always take."""
-        return 0.0 if len(self._there) > 1 else SOON
+        return 0.0 if len(self.there) > 1 else SOON
 
     def _seconds(self, rows: int) -> float:
         return self._cost_model.seconds(self._groups, rows)

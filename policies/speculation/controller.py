@@ -93,9 +93,9 @@ class SpeculationController:
 
     def note(self, batch: Sequence[RequestView], step: StepTiming) -> None:
         """Learn what a step took, and what it made; nothing where nobody asked yet what steps take."""
-        if not self._costs.asked(_most_groups(batch)):
+        if not self._costs.asked(groups := _most_groups(batch)):
             return
-        running, curve = len(batch), self._costs.curve(_most_groups(batch))
+        running, curve = len(batch), self._costs.curve(groups)
         plain, usual = curve.seconds(running), curve.seconds(step.rows)
         if step.pure:
             self._warm += 1
@@ -115,7 +115,7 @@ class SpeculationController:
             self._after_ask.add(min(step.seconds - plain, most))
             return
         seconds = step.seconds - asked * max(self._after_ask.value, 0.0)
-        self._costs.note(_most_groups(batch), step.rows, seconds, step.pure and single)
+        self._costs.note(groups, step.rows, seconds, step.pure and single)
 
 
 def _most_groups(batch: Sequence[RequestView]) -> int | None:

@@ -26,6 +26,7 @@ from fastslow.engine.backends.cpu.library import (
     INT64,
     UINT8,
     address,
+    addresses,
     tensor_address,
 )
 from fastslow.engine.backends.cpu.packed import Arena
@@ -171,8 +172,8 @@ class CpuDecoder:
             self._layout = kv.layout
         T, M, angles = len(rows.tokens), len(rows.outputs), self._rotary.width
         B, seen = len(rows.contexts), rows.feature_rows if features else rows.feature_rows[:0]
-        contexts = [np.ascontiguousarray(slots) for slots in rows.contexts]
-        sizes = [len(slots) for slots in contexts]
+        contexts = [*map(np.ascontiguousarray, rows.contexts)]
+        sizes = [*map(len, contexts)]
         each = [address("contexts", slots, INT64, n) for slots, n in zip(contexts, sizes)]
         texts = np.array([*each, *sizes], dtype=np.int64)
         at = address("contexts and their lengths", texts, INT64, 2 * B)
@@ -188,9 +189,27 @@ class CpuDecoder:
             token_rows = self._table[torch.from_numpy(rows.tokens)].float().contiguous()
             by_token = tensor_address("per-layer embeddings", token_rows, T * self._token_inputs)
         logits, width, inputs = step.logits, len(features) * c.hidden_size, rows.inputs
-        running, _alive = dict[str, int](), dict[str, Ints]()
+        running: dict[str, int] = {}
         if kv.running is not None and rows.running is not None:
             running, _alive = running_args(kv.running, self.layers, rows.running, rows.parents)
+        whole = addresses(
+            INT64,
+            {
+                "tokens": (rows.tokens, T),
+                "slots": (rows.slots, T),
+                "groups": (rows.groups, T),
+                "starts": (rows.starts, B + 1),
+                "tails": (tails.slots, len(tails.slots)),
+                "tail_starts": (tails.starts, T),
+                "tail_lengths": (tails.lengths, T),
+                "wanted": (rows.outputs, M),
+                "best": (step.best, M),
+                "seen": (seen, len(seen)),
+                "feature_layers": (wanted, len(features)),
+            },
+        )
+        floats = {"cos": (step.cos, T * angles), "sin": (step.sin, T * angles)}
+        floats["feature_values"] = step.features, len(seen) * width
         args = structures.StepArgs(
             threads=torch.get_num_threads(),
             rows=T,
@@ -201,31 +220,17 @@ class CpuDecoder:
             kv_format=KV_FORMATS[kv.memory_dtype],
             slot_count=kv.slots,
             tail_count=len(tails.slots),
-            tokens=address("tokens", rows.tokens, INT64, T),
-            slots=address("slots", rows.slots, INT64, T),
-            groups=address("groups", rows.groups, INT64, T),
-            cos=address("cos", step.cos, FLOAT32, T * angles),
-            sin=address("sin", step.sin, FLOAT32, T * angles),
             query_scale=0 if scale is None else address("query_scale", scale, FLOAT32, T),
-            starts=address("starts", rows.starts, INT64, B + 1),
             contexts=at,
             context_lengths=at + 8 * B,
             chains=address("chains", tails.chains, UINT8, B),
-            tails=address("tails", tails.slots, INT64, len(tails.slots)),
-            tail_starts=address("tail_starts", tails.starts, INT64, T),
-            tail_lengths=address("tail_lengths", tails.lengths, INT64, T),
             keys=keys,
             values=values,
-            wanted=address("outputs", rows.outputs, INT64, M),
             only_best=address("only_best", rows.only_best, BOOL, M),
-            best=address("best", step.best, INT64, M),
             logits=0 if logits is None else tensor_address("logits", logits, M * c.vocab_size),
-            seen=address("feature_rows", seen, INT64, len(seen)),
-            feature_layers=address("feature layers", wanted, INT64, len(features)),
-            feature_values=address("features", step.features, FLOAT32, len(seen) * width),
             hidden=0 if inputs is None else tensor_address("inputs", inputs, T * self._inputs),
             token_rows=by_token,
-            **(running | window_args(kv, self._owners)),
+            **(whole | addresses(FLOAT32, floats) | running | window_args(kv, self._owners)),
         )
         if failed := self._kernels.fs_step(self._handle, ctypes.byref(args)):
             library.check(failed, f"a step of {T} rows")

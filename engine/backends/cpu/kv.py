@@ -45,7 +45,7 @@ def paired(layout: StateLayout, name: str) -> None:
 
 def window_args(kv: KVStorage, layers: Sequence[int]) -> dict[str, int]:
     """Fields of `StepArgs`, where layers with windows have pages of their own, each a tile."""
-    if (windows := next(filter(None, map(kv.pages_of, layers)), None)) is None:
+    if (windows := kv.windows) is None or not any(map(kv.pages_of, layers)):
         return {}
     at = library.address("windows", windows.pages, library.INT64, kv.slots // LANES)
     return {"windows": at, "window_count": windows.count}

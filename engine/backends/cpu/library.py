@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ctypes import (
     POINTER,
     c_char_p,
@@ -160,20 +160,27 @@ def check(failed: int, action: str) -> None:
         raise MemoryError(f"{action}: there is no memory left, or no thread")
 
 
-def address(name: str, array: NDArray[Any], dtype: np.dtype[Any], size: int) -> int:
-    """Return the address of an array's memory, in a quarter of the time of `array.ctypes.data`; ValueError unless it
-    holds `size` elements of a dtype, one after the other."""
-    # numpy has one object for each of these dtypes, and comparing objects is quicker
-    same = array.dtype is dtype or array.dtype == dtype
-    if not same or array.size != size or not array.flags.c_contiguous:
-        how = "" if array.flags.c_contiguous else ", with gaps"
-        raise ValueError(
-            f"{name} must be {size} of {dtype}, not {array.size} of {array.dtype}{how}"
-        )
-    if not size:
-        return 0
-    found: int = array.__array_interface__["data"][0]
+def addresses(
+    dtype: np.dtype[Any], arrays: Mapping[str, tuple[NDArray[Any], int]]
+) -> dict[str, int]:
+    """Return the addresses of arrays' memory by name, in a quarter of the time of `array.ctypes.data`; ValueError unless
+    each holds its number of elements of a dtype, one after the other."""
+    found: dict[str, int] = {}
+    for name, (array, size) in arrays.items():
+        # numpy has one object for each of these dtypes, and comparing objects is quicker
+        same = array.dtype is dtype or array.dtype == dtype
+        if not same or array.size != size or not array.flags.c_contiguous:
+            how = "" if array.flags.c_contiguous else ", with gaps"
+            raise ValueError(
+                f"{name} must be {size} of {dtype}, not {array.size} of {array.dtype}{how}"
+            )
+        found[name] = array.__array_interface__["data"][0] if size else 0
     return found
+
+
+def address(name: str, array: NDArray[Any], dtype: np.dtype[Any], size: int) -> int:
+    """The same of one array."""
+    return addresses(dtype, {name: (array, size)})[name]
 
 
 def tensor_address(name: str, tensor: torch.Tensor, size: int) -> int:

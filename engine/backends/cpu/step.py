@@ -34,8 +34,8 @@ class Tails:
         """For every row, the slots from its request's context down to it."""
         if len(rows.tokens) == len(rows.starts) - 1:  # a row each, as in plain decoding
             count = len(rows.tokens)
-            ones = np.ones(count, dtype=np.int64)
-            return cls(rows.slots, rows.starts[:-1], ones, np.ones(count, dtype=np.uint8))
+            ones = np.array([1] * count, dtype=np.int64)
+            return cls(rows.slots, rows.starts[:-1], ones, ones.astype(np.uint8))
         given, parents = rows.slots.tolist(), rows.parents.tolist()
         starts, lengths, chains, extra = list[int](), list[int](), list[bool](), list[int]()
         for first, last in itertools.pairwise(rows.starts.tolist()):

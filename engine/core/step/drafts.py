@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from operator import gt
 
 from fastslow.engine.core.request import Request
 from fastslow.engine.core.scheduler import ScheduledChunk, Scheduler
@@ -23,7 +24,9 @@ def draft_sizes(
     That is what its policy plans, as far as latency targets, its share of the step and free pages allow. slow: tells
     whose masks take so long that it drafts nothing.
     """
-    running, found, rows = len(scheduler.running), list[tuple[int, int]](), Counter[str | None]()
+    running = len(scheduler.running)
+    plans: list[int] = []
+    dealt: list[int] = []
     for request in ready:
         request.enter_phase()
         planned = fits = 0
@@ -35,17 +38,19 @@ def draft_sizes(
             fits = scheduler.latency_budget.nodes(request, planned, len(ready))
         except Exception as error:  # noqa: BLE001 - its own settings: the others run
             request.fail(error)
-        found.append((planned, fits))
-    dealt = [fits for _, fits in found]
+        plans.append(planned)
+        dealt.append(fits)
+    fitting = dealt
     if any(dealt):
+        rows = Counter[str | None]()
         for request, chunk in work:
             rows[request.share] += chunk + request.rows_after(request.computed + chunk)
         dealt = scheduler.budget.nodes(ready, dealt, rows)
     sizes = list(map(scheduler.room, ready, dealt))
-    for request, plan, own, size in zip(ready, found, dealt, sizes):
+    for request, plan, fits, own, size in zip(ready, plans, fitting, dealt, sizes):
         if request.log.trace is not None:
             left = max(0, request.max_len - len(request.tokens))
-            request.log.trace.plan(*plan, own, left, size)
+            request.log.trace.plan(plan, fits, own, left, size)
     return sizes
 
 
@@ -80,8 +85,6 @@ def cut_drafts(
         rows: the step's other rows.
         cost_model: knows what pays.
     """
-    if not any(tree.tokens for tree in trees):
-        return list(trees)
     drawn = [_drawn(tree) for tree in trees]
     shapes = [
         tree if size is None else _chain(tree, max(most, size))
@@ -129,10 +132,11 @@ def _chain(tree: Tree, nodes: int) -> Tree:
     return Tree([0] * nodes, range(-1, nodes - 1), drafter_ids=[drafter] * nodes)
 
 
-def check_trees(trees: Sequence[Tree], nodes: Sequence[int], vocab_size: int) -> None:
-    """Anyone may write a drafter, so an unusable tree is stopped before the model sees it."""
+def check_trees(trees: Sequence[Tree], nodes: Sequence[int], vocab_size: int) -> int:
+    """Anyone may write a drafter, so an unusable tree is stopped before the model sees it. Returns how many nodes all
+    have."""
     drafted = [len(tree.tokens) for tree in trees]
-    if len(drafted) != len(nodes) or any(size > most for size, most in zip(drafted, nodes)):
+    if len(drafted) != len(nodes) or any(map(gt, drafted, nodes)):
         raise ValueError(f"the drafter proposed {drafted} nodes where {list(nodes)} fit")
     for tree in trees:
         if not tree.tokens:
@@ -150,3 +154,4 @@ def check_trees(trees: Sequence[Tree], nodes: Sequence[int], vocab_size: int) ->
             raise ValueError(
                 f"the drafter named {len(tree.drafter_names)} sources for {len(tree.tokens)} nodes"
             )
+    return sum(drafted)

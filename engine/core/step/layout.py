@@ -43,7 +43,10 @@ class StepLayout:
     @property
     def pure(self) -> bool:
         """True where the step reads no prompt, only last tokens of answers and drafts. Ask before it is committed."""
-        return all(chunk == 1 and r.computed >= r.prompt_length for r, chunk in self.work)
+        for request, chunk in self.work:
+            if chunk != 1 or request.computed < request.prompt_length:
+                return False
+        return True
 
     def accepted(self, result: AcceptResult, b: int) -> list[int]:
         """Return the rows of logits that gave the accepted tokens of request b."""
@@ -68,11 +71,12 @@ def lay_rows(
     for item, positions in zip(work, read, strict=True):
         request, chunk = item
         ready = item.ready
-        tree, branch, scored = trees[len(verify_logits)] if ready else Tree(), list[int](), False
-        predicted = _predicted(request, chunk)
-        outputs = [position - request.computed for position, _ in predicted]
-        prompt_logits.append((logits, [token for _, token in predicted]))
-        seen = [position - request.computed for position in positions]
+        tree, scored = trees[len(verify_logits)] if ready else Tree(), False
+        branch: Sequence[int] = ()
+        outputs, predicted = _predicted(request, chunk)
+        prompt_logits.append((logits, predicted))
+        before = request.computed
+        seen = [*range(positions.start - before, positions.stop - before)]
         text_features += range(features, features + len(seen))
         if ready:
             served.append(request)
@@ -145,10 +149,10 @@ def read_features(out: ModelOutput, layout: StepLayout) -> Features | None:
     return out.seen[layout.text_features]
 
 
-def _predicted(request: Request, chunk: int) -> list[tuple[int, int]]:
-    """Positions of this chunk whose next token needs a log-probability, with that token."""
+def _predicted(request: Request, chunk: int) -> tuple[list[int], list[int]]:
+    """Rows of this chunk whose next token needs a log-probability, and these tokens."""
     if request.params.prompt_logprobs is None and request.params.logprobs is None:
-        return []
+        return [], []
     before, begun = request.computed, request.prompt_length - 1
     found: list[int] = []
     if request.wants_prompt_logprobs:
@@ -157,7 +161,7 @@ def _predicted(request: Request, chunk: int) -> list[tuple[int, int]]:
     if request.wants_answered_logprobs:
         first = max(before, begun + len(request.log.logprobs))
         found += range(first, min(before + chunk, begun + len(request.known.answered) - 1))
-    return [(p, request.tokens[p + 1]) for p in found]
+    return [p - before for p in found], [request.tokens[p + 1] for p in found]
 
 
 def _segment(

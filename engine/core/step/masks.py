@@ -7,7 +7,7 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from operator import itemgetter
 from weakref import WeakKeyDictionary, WeakSet
@@ -16,11 +16,13 @@ from fastslow.engine.core.request import Request
 from fastslow.engine.core.scheduler import ScheduledChunk
 from fastslow.engine.core.step.target_probs import drafted_runs
 from fastslow.engine.host.machine import cores, stand_back
+from fastslow.engine.sampling.grammars.grammar import Grammar
 from fastslow.engine.types import AcceptResult, Tree
 
 MASK_THREADS = min(4, cores())
 PATIENCE = 0.005  # seconds after a forward
 LONGEST_WAIT = 0.05  # seconds of a step that has nothing to run
+NONE_LATE = nullcontext[Collection[Request]](())
 
 
 class MaskMaker:
@@ -50,10 +52,10 @@ class MaskMaker:
             return False
         return request in self._again or request.grammar.walks_slowly or request in self._long
 
-    def _slowest(self, requests: Sequence[Request]) -> set[Request]:
+    def _slowest(self, requests: Sequence[tuple[Request, Grammar]]) -> set[Request]:
         """Requests whose masks exceed the time that a step has for their share."""
         spent, found = defaultdict[str | None, float](float), set[Request]()
-        timed = [(r.grammar.seconds, r) for r in requests if r.grammar is not None]
+        timed = [(grammar.seconds, request) for request, grammar in requests]
         most = self._forward + self._patience
         for seconds, request in sorted(timed, key=itemgetter(0)):
             spent[request.share] += seconds
@@ -65,11 +67,18 @@ class MaskMaker:
         """A step's work without requests whose next mask is still being made. Where nothing else is left, it
         waits for one of them."""
         self._patience = PATIENCE if len(work) > 1 else LONGEST_WAIT
-        ready = [item.request for item in work if item.ready and item.request not in self._late]
+        ready = [
+            (item.request, item.request.grammar)
+            for item in work
+            if item.request.grammar is not None and item.ready and item.request not in self._late
+        ]
+        if not ready and not self._late:
+            self._long = set()
+            return work
         self._each = max(1, MASK_THREADS // max(1, len({item.request.share for item in work})))
         self._long = self._slowest(ready)
-        for request in ready:
-            made = request.grammar is None or request.grammar.knows(request.tokens)
+        for request, grammar in ready:
+            made = grammar.knows(request.tokens)
             if request in self._long and request not in self._again and not made:
                 self._late[request] = self._slow_lane.submit(_Job(request, Tree()))
         if not self._late:
@@ -85,18 +94,18 @@ class MaskMaker:
             del self._late[request]
         return [item for item in work if item.request not in self._late]
 
-    @contextmanager
     def beside(
         self, ready: Sequence[Request], trees: Sequence[Tree]
-    ) -> Iterator[Collection[Request]]:
+    ) -> AbstractContextManager[Collection[Request]]:
         """Make them while a block runs. The block must not ask these grammars. At its end the masks are made,
         but for those of the requests that it gives."""
         each = zip(ready, trees, strict=True)
         jobs = [_Job(request, tree) for request, tree in each if request.grammar is not None]
+        return self._making(jobs) if jobs else NONE_LATE
+
+    @contextmanager
+    def _making(self, jobs: Sequence[_Job]) -> Iterator[Collection[Request]]:
         late = set[Request]()
-        if not jobs:
-            yield late
-            return
         made = [self._lanes.submit(job, self._each) for job in jobs]
         self._again.difference_update(job.request for job in jobs)
         began = time.perf_counter()
@@ -119,7 +128,7 @@ class MaskMaker:
     ) -> Collection[Request]:
         """Requests with slow masks whose grammar has not followed their next token yet: it does so now, and
         the step does not count for them."""
-        late = set[Request]()
+        late: set[Request] = set()
         for request, tree, tokens in zip(ready, trees, result.tokens, strict=True):
             grammar = request.grammar
             sampled = tree.probs is not None  # its time must not decide whether its step counts

@@ -43,7 +43,7 @@ def see_prompts(
 def ask_probes(layout: StepLayout, out: ModelOutput) -> set[Request]:
     """Give probes of answers the likeliest tokens of their rows. Returns the requests whose probe is not done: they
     take no token in this step."""
-    waiting = set[Request]()
+    waiting: set[Request] = set()
     each = zip(layout.ready, layout.trees, layout.verify_logits, strict=True)
     for request, tree, verified in each:
         probe, thinking = request.answer_probe, request.thinking

@@ -28,7 +28,7 @@ def target_probs(layout: StepLayout, out: ModelOutput) -> list[list[Probs | Fail
     best, only_best = out.best.tolist(), layout.rows.only_best.tolist()
     each = zip(layout.ready, layout.trees, layout.verify_logits, strict=True)
     for request, tree, first in each:
-        rows = list[Probs | FailedRow]()
+        rows: list[Probs | FailedRow] = []
         for row, run in enumerate(drafted_runs(tree), first):
             try:
                 if not only_best[first]:

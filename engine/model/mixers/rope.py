@@ -233,9 +233,9 @@ class Rotary:
 
     def at(self, rows: Rows) -> tuple[Floats, Floats]:
         """float32 [T, width] each."""
+        if len(self._tables) == 1:
+            return self._tables[0].at(rows)
         each = [table.at(rows) for table in self._tables]
-        if len(each) == 1:
-            return each[0]
         none = np.empty((len(rows.tokens), 0), dtype=np.float32)
         cos, sin = (
             (np.concatenate((none, *some), 1) for some in zip(*each)) if each else (none, none)

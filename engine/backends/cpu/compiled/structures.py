@@ -6,6 +6,7 @@ ctypes cuts whole numbers that do not fit: these refuse them.
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable
 from ctypes import Structure, c_float, c_int32, c_int64, c_void_p
 from functools import cache
 from typing import Any
@@ -13,22 +14,25 @@ from typing import Any
 HALVES: dict[Any, int] = {c_int32: 1 << 31, c_int64: 1 << 63}
 
 
-def _check_range(name: str, number: int, half: int) -> int:
-    if not -half <= number < half:
-        raise ValueError(f"{name}={number} must be in {-half}..{half - 1}")
-    return number
+def _check_ranges(numbers: dict[str, int], halves: Iterable[tuple[str, int]]) -> None:
+    """ValueError for a number that is not in -half..half - 1; one that is missing is 0."""
+    for name, half in halves:
+        if not -half <= (number := numbers.get(name, 0)) < half:
+            raise ValueError(f"{name}={number} must be in {-half}..{half - 1}")
 
 
 class Int32(c_int32):
     @classmethod
     def from_param(cls, value: Any) -> c_int32:
-        return c_int32(_check_range("argument", operator.index(value), HALVES[c_int32]))
+        _check_ranges({"argument": operator.index(value)}, [("argument", HALVES[c_int32])])
+        return c_int32(value)
 
 
 class Int64(c_int64):
     @classmethod
     def from_param(cls, value: Any) -> c_int64:
-        return c_int64(_check_range("argument", operator.index(value), HALVES[c_int64]))
+        _check_ranges({"argument": operator.index(value)}, [("argument", HALVES[c_int64])])
+        return c_int64(value)
 
 
 class Checked(Structure):
@@ -37,8 +41,7 @@ class Checked(Structure):
     def __init__(self, *values: Any, **fields: Any) -> None:
         names, whole = _declared(type(self))
         fields.update(zip(names, values))
-        for name, half in whole:
-            _check_range(name, fields.get(name, 0), half)
+        _check_ranges(fields, whole)
         super().__init__(**fields)
 
 
