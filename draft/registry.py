@@ -128,9 +128,7 @@ def _mtp(settings: Speculation, deps: DrafterDeps) -> Drafter:
 
 def _check_mtp(settings: Speculation, units: RoutedUnits, own: Collection[str]) -> None:
     if "mtp" not in own:
-        raise ValueError(
-            "drafter='mtp' needs a model with a layer for multi-token prediction that runs on one rank"
-        )
+        raise ValueError("drafter='mtp' needs a model with a layer for multi-token prediction")
 
 
 def _self(settings: Speculation, deps: DrafterDeps) -> Drafter:

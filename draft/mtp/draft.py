@@ -164,7 +164,8 @@ class MtpDraft(LayerDraft[MtpText]):
         usual = target_probs, width, depth, only_best, marginal_value
         super().__init__(target.mtp, target, cache, *usual)
         # of each head the key of each slot's row
-        self._written = np.zeros((target.mtp.heads, cache.storage.slots), dtype=np.int64)
+        slots = cache.storage.slots * cache.storage.dp_ranks
+        self._written = np.zeros((target.mtp.heads, slots), dtype=np.int64)
         first = len(target.config.layers)
         self._running = [n for n in target.config.state_layout.running if n >= first]
 

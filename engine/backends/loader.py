@@ -131,20 +131,7 @@ class _Source:
     @classmethod
     def open(cls, folder: Path, config: ModelConfig) -> _Source:
         checkpoint = Checkpoint.own(folder, config)
-        heads = () if config.mtp is None else config.mtp.heads
-        for n, head in enumerate(heads):
-            own = [*mtp_shapes(replace(config, mtp=replace(head, later=())))]
-            absent = [name for name in own if name not in checkpoint.names]
-            if not absent:
-                continue
-            if len(absent) < len(own):
-                said = "{} has a part of a layer for multi-token prediction, which does not run: tensor {} is missing"
-                logger.warning(said, folder, absent[0])
-            else:
-                said = "{} has {} for multi-token prediction"
-                logger.info(said, folder, f"{n} layers of {len(heads)}" if n else "no layer")
-            config = config.drafting(n)
-            break
+        config = config.drafting(heads_there(folder, config, checkpoint))
         others = checkpoint.fused.values()
         method = next((x.reader.label for x in others if isinstance(x, Published)), None)
         shard = GgufShard(folder) if is_gguf(folder) else None
@@ -230,6 +217,25 @@ class _Source:
                 return None if found is None else found.numpy()
 
             yield array
+
+
+def heads_there(folder: Path, config: ModelConfig, checkpoint: Checkpoint) -> int:
+    """Count the layers for multi-token prediction whose tensors are there, and those before them. Where some are missing,
+    a log line says so."""
+    heads = () if config.mtp is None else config.mtp.heads
+    for n, head in enumerate(heads):
+        own = [*mtp_shapes(replace(config, mtp=replace(head, later=())))]
+        absent = [name for name in own if name not in checkpoint.names]
+        if not absent:
+            continue
+        if len(absent) < len(own):
+            said = "{} has a part of a layer for multi-token prediction, which does not run: tensor {} is missing"
+            logger.warning(said, folder, absent[0])
+        else:
+            said = "{} has {} for multi-token prediction"
+            logger.info(said, folder, f"{n} layers of {len(heads)}" if n else "no layer")
+        return n
+    return len(heads)
 
 
 def _tell_drafts(path: Path, shard: GgufShard, config: ModelConfig) -> None:

@@ -56,6 +56,7 @@ class CommandKind(IntEnum):
     CLEAR = 6  # number, (place, layers if not all)
     COPY = 7  # number, (source, target)
     SHIFT = 8  # number, place, sources, targets
+    DRAFT = 9  # number, layer for multi-token prediction, rows
 
 
 class Command(NamedTuple):

@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastslow.engine.backends.torch.weights import TorchReader, Weights
+from fastslow.engine.backends.torch.weights import LayerModule, TorchReader, Weights
 from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.base import best_tokens
@@ -25,7 +24,8 @@ from fastslow.engine.model.ffn.router import GroupRouter
 from fastslow.engine.model.mixers.grouped import GroupedModule
 from fastslow.engine.model.ops import ExpertMatrices, Linear, Ops, Read, soft_cap, wide
 from fastslow.engine.model.parts import Step
-from fastslow.engine.model.tensors import tensor_specs
+from fastslow.engine.model.tensor_spec import TensorSpec
+from fastslow.engine.model.tensors import mtp_specs, tensor_specs
 from fastslow.engine.parallel.collectives import Collectives
 from fastslow.engine.parallel.sharding import RankShard
 from fastslow.engine.rows import Rows
@@ -42,7 +42,7 @@ class ShardReader:
     def __init__(self, shard: RankShard, read: Callable[[str, tuple[slice, ...]], Tensor]) -> None:
         self._shard = shard
         self._read = read
-        self._specs = {spec.name: spec for spec in tensor_specs(shard.config)}
+        self._specs = {spec.name: spec for spec in specs_of(shard)}
 
     def __call__(self, name: str) -> Tensor:
         """A tensor by its local name, in which experts are counted from the first held."""
@@ -56,9 +56,14 @@ class ShardReader:
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
+def specs_of(shard: RankShard) -> list[TensorSpec]:
+    """All tensors of the whole model."""
+    return [*tensor_specs(shard.config), *mtp_specs(shard.config)]
+
+
 @contextmanager
 def shard_reader(checkpoint: Checkpoint, shard: RankShard, progress: bool) -> Iterator[ShardReader]:
-    held = sum(len(shard.parts(spec)) for spec in tensor_specs(shard.config))
+    held = sum(len(shard.parts(spec)) for spec in specs_of(shard))
     with checkpoint.reader(progress, held) as read:
         yield ShardReader(shard, read)
 
@@ -68,7 +73,7 @@ def shard_weights(
 ) -> Weights:
     """The weights of a rank's shard; `read` as `ShardReader` gives them."""
     weights = Weights(shard.local, TorchReader(ops, dtype, device, read))
-    for layer in weights.layers:
+    for layer in (*weights.layers, *(head.layer for head in weights.mtp)):
         mixer, ffn = layer.mixer, layer.ffn
         if shard.rank % shard.attention and isinstance(mixer, GroupedModule):
             mixer.weights.out = Linear(mixer.weights.out.weight)
@@ -171,41 +176,75 @@ class ShardDecoder:
         x_nH = self._embed(partition)
         if (streams := self.weights.config.streams) is not None:
             x_nH = x_nH.repeat(1, streams.count)
-        step = self._step(partition)
-        wanted, looked = partition.holders(rows.outputs), partition.holders(rows.feature_rows)
-        mine, mine_seen = (
-            torch.from_numpy(at[holders == self.shard.rank]).to(x_nH.device)
-            for holders, at in (wanted, looked)
-        )
-        taken: dict[int, Tensor] = {}
-        w = self.weights
-
-        def attend(fresh_nH: Tensor, n: int) -> Tensor:
-            fresh_PH = self.dp_group.all_gather(fresh_nH)
-            if step is None:
-                part_PH = torch.zeros_like(fresh_PH)  # no request of this rank runs
-            else:
-                padded_PH = _pad(fresh_PH, w.ops.rows)
-                part_PH = w.layers[n].mixer(padded_PH, kv, n, step)
-            return self.dp_group.reduce_scatter(part_PH[: len(fresh_PH)])
-
-        def mlp(fresh_nH: Tensor, n: int) -> Tensor:
-            fresh_PH = self.everyone.all_gather(fresh_nH)
-            padded_PH = _pad(fresh_PH, w.ops.rows)
-            groups = np.pad(partition.groups, (0, len(padded_PH) - len(fresh_PH)))
-            part_PH = w.layers[n].ffn(padded_PH, groups)[: len(fresh_PH)]
-            return self.everyone.reduce_scatter(part_PH)
-
+        step, w, taken = self._step(partition), self.weights, dict[int, Tensor]()
+        (wanted, mine), (looked, mine_seen) = self._mine(partition, rows)
         for n in layers:
-            x_nH = w.layers[n].connect(x_nH, "mixer", partial(attend, n=n))
-            x_nH = w.layers[n].whole_norm(w.layers[n].connect(x_nH, "ffn", partial(mlp, n=n)))
+            x_nH = self._run(w.layers[n], x_nH, kv, n, partition, step)
             if n in features:
                 taken[n] = w.one_stream(x_nH.index_select(0, mine_seen))
         known = None
         if features:
-            known = self._features(torch.cat([taken[n] for n in features], -1), looked[0])
-        last_mH = w.one_stream(x_nH.index_select(0, mine))
-        return self._output(last_mH, known, wanted[0], rows.only_best)
+            known = self._features(torch.cat([taken[n] for n in features], -1), looked)
+        last_mH = w.norm(w.one_stream(x_nH.index_select(0, mine)))
+        return self._output(last_mH, known, wanted, rows.only_best)
+
+    @torch.inference_mode()
+    def draft(
+        self, rows: Rows, inputs: Tensor | None, kv: KVStorage, head: int
+    ) -> ModelOutput | None:
+        """As `MtpModel.forward`, on all ranks at once; None but on rank 0, which alone has the inputs of rows."""
+        partition, w = RowPartition.of(rows, self.shard, kv.slots), self.weights
+        mtp, shape = w.mtp[head], w.config.mtp
+        assert shape is not None
+        embedded = self._embed(partition)
+        states = embedded.new_zeros(len(partition.tokens), embedded.shape[1])
+        if inputs is not None:
+            states[torch.from_numpy(partition.places).to(w.device)] = inputs.to(w.device, w.dtype)
+        pair = mtp.embedding_norm(embedded), mtp.hidden_norm(self.everyone.reduce_scatter(states))
+        x_nH = w.ops.linear(
+            torch.cat(pair if shape.embedding_first else pair[::-1], -1), *mtp.entry
+        )
+        n, step = len(w.config.layers) + head, self._step(partition)
+        last_nH = mtp.norm(self._run(mtp.layer, x_nH, kv, n, partition, step))
+        (wanted, mine), (looked, mine_seen) = self._mine(partition, rows)
+        seen = self._features(last_nH.index_select(0, mine_seen), looked)
+        return self._output(last_nH.index_select(0, mine), seen, wanted, rows.only_best)
+
+    def _mine(self, partition: RowPartition, rows: Rows) -> list[tuple[Ints, Tensor]]:
+        """Of outputs, and of rows whose features are wanted: the rank that keeps each, and this rank's own ones."""
+        both = (partition.holders(some) for some in (rows.outputs, rows.feature_rows))
+        rank, device = self.shard.rank, self.weights.device
+        return [(x, torch.from_numpy(at[x == rank]).to(device)) for x, at in both]
+
+    def _run(
+        self,
+        layer: LayerModule,
+        x_nH: Tensor,
+        kv: KVStorage,
+        n: int,
+        partition: RowPartition,
+        step: Step | None,
+    ) -> Tensor:
+        """This rank's rows after a layer, whose rows of keys are those of layer `n` of the storage."""
+        multiple = self.weights.ops.rows
+
+        def attend(fresh_nH: Tensor) -> Tensor:
+            fresh_PH = self.dp_group.all_gather(fresh_nH)
+            if step is None:
+                part_PH = torch.zeros_like(fresh_PH)  # no request of this rank runs
+            else:
+                part_PH = layer.mixer(_pad(fresh_PH, multiple), kv, n, step)
+            return self.dp_group.reduce_scatter(part_PH[: len(fresh_PH)])
+
+        def mlp(fresh_nH: Tensor) -> Tensor:
+            fresh_PH = self.everyone.all_gather(fresh_nH)
+            padded_PH = _pad(fresh_PH, multiple)
+            groups = np.pad(partition.groups, (0, len(padded_PH) - len(fresh_PH)))
+            part_PH = layer.ffn(padded_PH, groups)[: len(fresh_PH)]
+            return self.everyone.reduce_scatter(part_PH)
+
+        mixed_nH = layer.connect(x_nH, "mixer", attend)
+        return layer.whole_norm(layer.connect(mixed_nH, "ffn", mlp))
 
     def _embed(self, partition: RowPartition) -> Tensor:
         """[n, H]: every rank looks up the tokens of its vocabulary, the rest are zeros."""
@@ -231,16 +270,15 @@ class ShardDecoder:
         holders: Ints,
         only_best: NDArray[np.bool_],
     ) -> ModelOutput | None:
-        """On rank 0. mine_mH: wanted rows that this rank keeps. holders: of all M, the rank that keeps each."""
+        """On rank 0. mine_mH: wanted rows that this rank keeps, normed. holders: of all M, the rank that keeps each."""
         w = self.weights
         if not len(holders):
             none = np.empty(0, dtype=np.int64)
             first = self.shard.rank == 0
             return ModelOutput(self._no_logits(), features_SF, none) if first else None
         most, places = _laid(holders)
-        last = w.norm(mine_mH)
-        padded = F.pad(last, (0, 0, 0, most - len(last)))
-        last_MH = self.everyone.all_gather(padded)[torch.from_numpy(places).to(last.device)]
+        padded = F.pad(mine_mH, (0, 0, 0, most - len(mine_mH)))
+        last_MH = self.everyone.all_gather(padded)[torch.from_numpy(places).to(mine_mH.device)]
         if only_best.all():
             return self._best(last_MH, features_SF)
         logits_MV = self._logits(last_MH)

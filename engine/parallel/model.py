@@ -17,6 +17,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
+from functools import cached_property, partial
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -28,13 +29,14 @@ from torch._C._distributed_c10d import FileStore
 from torch.distributed.distributed_c10d import Store
 
 from fastslow.engine.backends.device import choose_device
-from fastslow.engine.backends.loader import pick_dtype
+from fastslow.engine.backends.loader import heads_there, pick_dtype
+from fastslow.engine.backends.torch.mtp import MtpDecoder
 from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.checkpoint.quantised import Scheme
 from fastslow.engine.kv.state.layout import StateLayout
 from fastslow.engine.kv.state.running import RunningStates
 from fastslow.engine.kv.state.storage import KVStorage
-from fastslow.engine.model.base import check_layers, check_step
+from fastslow.engine.model.base import check_layers, check_step, inputs_of
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.parallel.commands import Command, CommandKind, fields, pack, pack_rows
 from fastslow.engine.parallel.rank_group import RankError, RankGroup
@@ -145,7 +147,9 @@ class ParallelModel:
         self._turn = threading.Lock()  # all ranks must get the commands of two threads in one order
         self._shut = weakref.finalize(self, _shut, rank_group)
 
-    mtp = None
+    @cached_property
+    def mtp(self) -> ParallelMtp | None:
+        return ParallelMtp(self) if self.config.mtp is not None else None
 
     @property
     def pids(self) -> dict[int, int]:
@@ -156,12 +160,20 @@ class ParallelModel:
         """As `Decoder.forward`. RankError: a rank failed or is gone, and no later step will run."""
         check_step(rows, kv, self.storage, features, self.layers)
         assert isinstance(kv, ShardedStorage)
+        named = fields([kv.number], self.layers, features, pack_rows(rows))
+        decoder, command = self._worker.decoder, Command(CommandKind.FORWARD, named)
+        own = partial(decoder.forward, rows, kv, self.layers, features)
+        return self.run(rows, kv, command, own)
+
+    def run(
+        self, rows: Rows, kv: KVStorage, command: Command, own: Callable[[], ModelOutput | None]
+    ) -> ModelOutput:
+        """Run a step on all ranks: own, on this one; command, on the others. Errors are those of `forward`."""
         self._check_dp_ranks(rows, kv.slots)
-        named = ([kv.number], self.layers, features)
         with self._turn:
-            self._send(Command(CommandKind.FORWARD, fields(*named, pack_rows(rows))))
+            self._send(command)
             try:
-                output = self._worker.decoder.forward(rows, kv, self.layers, features)
+                output = own()
             except BaseException as error:
                 self._rank_group.explain(error)
                 raise
@@ -195,6 +207,23 @@ class ParallelModel:
         self._waiting.append(command)
         commands = [self._waiting.popleft() for _ in range(len(self._waiting))]
         self._rank_group.send(pack(commands))
+
+
+class ParallelMtp(MtpDecoder):
+    """`MtpModel` of a `ParallelModel`: its hidden states lie on rank 0, and every pass shares them out."""
+
+    def __init__(self, model: ParallelModel) -> None:
+        super().__init__(model._worker.decoder.weights)
+        self._model = model
+
+    def forward(self, rows: Rows, kv: KVStorage, head: int = -1) -> ModelOutput:
+        model = self._model
+        check_step(rows, kv, model.storage, (), ())
+        assert isinstance(kv, ShardedStorage)
+        n, inputs = head % self.heads, inputs_of(rows)
+        command = Command(CommandKind.DRAFT, fields([kv.number], [n], pack_rows(rows)))
+        own = partial(model._worker.decoder.draft, rows, inputs, kv, n)
+        return model.run(rows, kv, command, own)
 
 
 def _shut(rank_group: RankGroup) -> None:
@@ -234,16 +263,15 @@ def load_parallel(
             "this process is in a torch.distributed group already: close the LLM that runs in "
             "parallel, or leave the group"
         )
-    Checkpoint.open(folder, config)
+    heads = heads_there(folder, config, Checkpoint.open(folder, config))
     launched = Launched.from_environment()
     if launched is not None and launched.ranks != parallel.ranks:
         raise ValueError(
             f"parallel {parallel} takes {parallel.ranks} ranks, torchrun started {launched.ranks}"
         )
-    _say(shard, where)
-    job = RankJob(
-        str(folder.resolve()), parallel.model_dump(), str(picked).removeprefix("torch."), where.type
-    )
+    _say(shard, heads > 0, where)
+    named = str(picked).removeprefix("torch.")
+    job = RankJob(str(folder.resolve()), parallel.model_dump(), named, where.type, heads)
     if launched is None:
         rank_group, store = _started(parallel.ranks)
     else:  # processes of torchrun, which wait for this one's address
@@ -264,8 +292,10 @@ def load_parallel(
         raise
 
 
-def _say(shard: RankShard, device: torch.device) -> None:
+def _say(shard: RankShard, drafting: bool, device: torch.device) -> None:
     a, parallel = shard.alike.attention, shard.parallel
+    if drafting and shard.config.mtp is None:
+        logger.warning("several ranks do not run the layer for multi-token prediction")
     if shard.attention < parallel.ep * parallel.tp:
         logger.info(
             "{} heads over {} KV heads do not divide by ep * tp = {}: attention runs {} times side by "

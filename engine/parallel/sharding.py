@@ -81,10 +81,12 @@ class RankShard:
 
     @classmethod
     def all(cls, config: ModelConfig, parallel: Parallel) -> list[RankShard]:
-        """Every rank's. ValueError in one sentence if the model cannot be shared so."""
+        """Every rank's, without layers for multi-token prediction that differ in more than ranks know. ValueError in one
+        sentence if the model cannot be shared so."""
         _check(config, parallel)
-        config = replace(config, mtp=None)  # which one rank alone runs
-        alike = _alike(config)
+        if unlike(config.with_mtp, RANKS) is not None:
+            config = replace(config, mtp=None)
+        alike = _alike(config.with_mtp)
         return [cls(config, parallel, rank, alike) for rank in range(parallel.ranks)]
 
     @property
@@ -146,7 +148,7 @@ class RankShard:
             )
             return replace(layer, ffn=routed)
 
-        return self.config.each(cut)
+        return self.config.each(cut).each_head(cut)
 
     @property
     def inner(self) -> int:

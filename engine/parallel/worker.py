@@ -95,6 +95,9 @@ class ShardWorker:
         elif command.kind is CommandKind.FORWARD:
             rows, kv = unpack_rows(parts[3]), self.storages[number]
             self.decoder.forward(rows, kv, parts[1].tolist(), parts[2].tolist())
+        elif command.kind is CommandKind.DRAFT:
+            rows, kv = unpack_rows(parts[2]), self.storages[number]
+            self.decoder.draft(rows, None, kv, int(parts[1][0]))
 
     def _states(self, number: int) -> RunningStates:
         found = self.storages[number].running
@@ -117,12 +120,14 @@ BACKENDS = {"cpu": "gloo", "cuda": "nccl", "npu": "hccl"}
 
 @dataclass(frozen=True, slots=True)
 class RankJob:
-    """A model shared by ranks; all fields are JSON. parallel: fields of `Parallel`. dtype: a torch dtype's name."""
+    """A model shared by ranks; all fields are JSON. parallel: fields of `Parallel`. dtype: a torch dtype's name. heads:
+    layers for multi-token prediction that are there."""
 
     folder: str
     parallel: dict[str, Any]
     dtype: str
     device: str
+    heads: int
 
     @contextmanager
     def process_group(self, rank: int, local: int, store: Store) -> Iterator[None]:
@@ -144,7 +149,7 @@ class RankJob:
             raise
 
     def worker(self, rank: int, local: int, progress: bool) -> ShardWorker:
-        config = ModelConfig.from_folder(Path(self.folder))
+        config = ModelConfig.from_folder(Path(self.folder)).drafting(self.heads)
         shard = RankShard.all(config, Parallel(**self.parallel))[rank]
         device = torch.device("cpu" if self.device == "cpu" else f"{self.device}:{local}")
         return ShardWorker(shard, Path(self.folder), getattr(torch, self.dtype), device, progress)

@@ -269,6 +269,7 @@ def test_the_layer_is_packed_as_the_others_are(tmp_path: Path) -> None:
         assert len(own) >= 4 and {*own.values()} == {kind} == {found["2.qkv"], found["2.down"]}
 
 
-def test_ranks_have_no_layer() -> None:
-    for shard in RankShard.all(ModelConfig.from_json(CONFIGS["numbered"]), Parallel(tp=2)):
-        assert shard.config.mtp is None and shard.local.mtp is None
+def test_ranks_share_the_layer() -> None:
+    config = ModelConfig.from_json(CONFIGS["numbered"])
+    for shard in RankShard.all(config, Parallel(tp=2)):
+        assert shard.local.mtp is not None and shard.local.mtp.layer == shard.local.layers[0] != config.layers[0]

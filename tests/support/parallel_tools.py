@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fastslow import LLM
 from fastslow.engine.backends.torch.decoder import Decoder
+from fastslow.engine.backends.torch.weights import LayerModule
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.ffn.streams import StreamsModule
 from fastslow.engine.model.mixers.grouped import GroupedModule
@@ -116,7 +117,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         yield from (x for part in value for x in _tensors(part))
     elif is_dataclass(value) or isinstance(value, GroupedModule | LatentModule | StreamsModule):
         names = {field.name for field in fields(value)} if is_dataclass(value) else {"weights"}
-        names -= {"reader", "config", "ops", "layer"}
+        names -= {"reader", "config", "ops"} | ({"layer"} if isinstance(value, LayerModule) else set())
         yield from (x for name in names for x in _tensors(getattr(value, name)))
     elif isinstance(value, partial):
         yield from (x for part in value.args for x in _tensors(part))

@@ -12,7 +12,7 @@ from fastslow.engine.backends.device import choose_device
 from fastslow.engine.backends.torch.reference import packable
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ops import wide
-from fastslow.engine.model.tensors import tensor_specs
+from fastslow.engine.parallel.decoder import specs_of
 from fastslow.engine.parallel.sharding import Parallel, RankShard
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -47,11 +47,12 @@ class ShardPlan:
         """Place every tensor of the config. ValueError: the model cannot be shared so, or has a tensor that no rule
         cuts. device: that the ranks run on; "auto" is an accelerator where there is one, else the CPU. A CPU wants
         its matrices packed, so a tied head lies there beside the embedding."""
-        specs = list(tensor_specs(config))
+        places = RankShard.all(config, parallel)
+        specs = specs_of(places[0])
         kind = choose_device(device).kind if device == "auto" else device
         twice = config.tie_word_embeddings and kind == "cpu" and packable(dtype)
         shares = []
-        for place in RankShard.all(config, parallel):
+        for place in places:
             weights = elements = 0
             for spec in specs:
                 parts = place.parts(spec)

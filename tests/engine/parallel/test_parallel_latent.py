@@ -1,4 +1,5 @@
-"""Latent attention on several ranks: heads and experts are cut; latents, streams and convolutions are everywhere."""
+"""Latent attention on several ranks: heads and experts are cut; latents, streams and convolutions are everywhere. Layers
+that draft are divided as others are."""
 
 from itertools import product
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import texts
 import torch
 from checkpoints import tensors
-from latent_models import EVERY
+from latent_models import EVERY, OPENPANGU
 from layer_fuzz import LayerFuzz, load, near
 from pangu_2_reference import Pangu2
 from parallel_tools import ranks, weight_bytes
@@ -20,15 +21,12 @@ from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.parallel.sharding import Parallel, RankShard, usual
 from fastslow.tools.plan.shards import ShardPlan
 
-OPENPANGU: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 4, "n_routed_experts": 8}
-OPENPANGU |= {"vocab_size": 32, "num_hidden_layers": 3, "dsa_layers": [0], "swa_layers": [1, 2], "index_topk": 24}
-OPENPANGU |= {"sliding_window_list": [6, 30], "num_nextn_predict_layers": 0}
 SLOW, NAMES = pytest.mark.slow, (*EVERY, "openpangu")
 PLACES = [
-    ("v3", "ep=2", 0),
+    ("v3", "tp=2", 20),
     ("openpangu", "ep=2", 20),
     *(pytest.param(*x, 20, marks=SLOW) for x in product(("v2", "lite"), ("tp=2", "dp=2,ep=2", "ep=4"))),
-    *(pytest.param(*x, 100, marks=SLOW) for x in product(NAMES, ("ep=2", "ep=2,tp=2"))),
+    *(pytest.param(*x, 100, marks=SLOW) for x in product(NAMES, ("ep=2", "tp=2", "ep=2,tp=2"))),
 ]
 
 
@@ -53,7 +51,9 @@ def test_ranks_say_what_one_says(name: str, layout: str, requests: int, tmp_path
         plan = ShardPlan.of(model.config, model.parallel, torch.float32)
         assert weight_bytes(model._worker.decoder.weights) == plan.shares[0].weights
         assert texts.storage(model, 64 * model.storage.dp_ranks).nbytes == 64 * plan.shares[0].kv_per_token
-        LayerFuzz(model, kin, plain).check(requests)
+        heads = 0 if model.config.mtp is None else len(model.config.mtp.heads)
+        assert heads == (model.mtp.heads if model.mtp is not None else 0) == {"v3": 1, "openpangu": 3}.get(name, 0)
+        LayerFuzz(model, kin, plain).check(requests, 1)
 
 
 def test_running_states_are_of_one_copy_of_attention() -> None:
