@@ -52,7 +52,7 @@ def test_ranks_say_what_one_says(name: str, layout: str, requests: int, tmp_path
         assert weight_bytes(model._worker.decoder.weights) == plan.shares[0].weights
         assert texts.storage(model, 64 * model.storage.dp_ranks).nbytes == 64 * plan.shares[0].kv_per_token
         heads = 0 if model.config.mtp is None else len(model.config.mtp.heads)
-        assert heads == (model.mtp.heads if model.mtp is not None else 0) == {"v3": 1, "openpangu": 3}.get(name, 0)
+        assert heads == (model.mtp.heads if model.mtp is not None else 0) == {"v2": 0, "openpangu": 3}.get(name, 1)
         LayerFuzz(model, kin, plain).check(requests, 1)
 
 
