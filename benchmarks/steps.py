@@ -31,6 +31,7 @@ import torch
 from figures import numbers, options, show, write
 
 from fastslow import LLM, Output, SamplingParams, Speculation
+from fastslow.draft.base import BaseDrafter
 from fastslow.draft.mtp.assistant import AssistantDraft, AssistedText
 from fastslow.draft.mtp.draft import MtpDraft
 from fastslow.draft.registry import DRAFTERS, DrafterDeps, DrafterKind
@@ -38,11 +39,11 @@ from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.base import MtpModel
 from fastslow.engine.rows import Rows
 from fastslow.engine.sampling.probs import only_best, probs_at
-from fastslow.engine.types import Drafter, Features, ModelOutput
+from fastslow.engine.types import Drafter, Features, ModelOutput, RequestView, Tree
 from fastslow.tools.tune.candidates import PLAIN, is_plain
 from fastslow.tools.tune.runner import shuffled
 
-NAME = "table"
+NAME, SILENT = "table", "silent"
 
 
 @dataclass
@@ -118,6 +119,18 @@ class TableAssistant(AssistantDraft):
         return super().step(*args)
 
 
+class SilentDrafter(BaseDrafter):
+    """Stands for `suffix` in a text that repeats nothing: answers of random weights repeat themselves."""
+
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
+        return [Tree()] * len(batch)
+
+
+def silent_kind() -> DrafterKind:
+    cause = "it never drafts"
+    return DrafterKind(lambda settings, deps: SilentDrafter(), "nothing", cause)
+
+
 def table_kind(table: AcceptanceTable, head: str | None) -> DrafterKind:
     def make(settings: Speculation, deps: DrafterDeps) -> Drafter:
         config: Any = deps.target.config
@@ -177,10 +190,10 @@ def main() -> None:
     args = parser.parse_args()
     claim = args.accept if args.claim is None else args.claim
     table = AcceptanceTable(args.accept, claim)
-    DRAFTERS[NAME] = table_kind(table, args.head)
+    DRAFTERS[NAME], DRAFTERS[SILENT] = table_kind(table, args.head), silent_kind()
     free = args.rows == "adaptive"
     lengths = [None] if free else [rows - 1 for rows in numbers(args.rows) if rows > 1]
-    name, widths = (f"suffix|{NAME}", [1]) if free else (NAME, numbers(args.widths))
+    name, widths = (f"{SILENT}|{NAME}", [1]) if free else (NAME, numbers(args.widths))
     drafted = [Speculation(drafter=name, nodes=n, width=w) for w in widths for n in lengths]
     sampling = SamplingParams(max_tokens=args.tokens, temperature=0, ignore_eos=True)
     runs: dict[Speculation, list[Steps]] = {setting: [] for setting in (PLAIN, *drafted)}
@@ -197,7 +210,7 @@ def main() -> None:
             for setting in shuffled([PLAIN, *drafted], turn):
                 outputs = llm.generate(prompts, sampling, speculation=setting, progress=False)
                 runs[setting].append(steps_of(outputs, plain))
-    del DRAFTERS[NAME]
+    del DRAFTERS[NAME], DRAFTERS[SILENT]
     best = {
         setting: min(some, key=lambda run: run.step / run.tokens) for setting, some in runs.items()
     }
