@@ -112,7 +112,7 @@ def test_a_closing_phrase_that_continues_after_the_tag_gives_way(llm: LLM) -> No
     assert out.finish_reason == "stop" and out.text in ("yes", "no")
 
 
-@pytest.mark.drafts(8, 8)
+@pytest.mark.drafts(4, 4)
 @pytest.mark.parametrize("how", ["recompute", "keep", "restart"])
 def test_an_answer_that_escalates_keeps_its_grammar(llm: LLM, how: str) -> None:
     mode = {"base": "fast", "thinking": "off", "escalate": {"below": 1.0, "window": 2, "to": "fast", "how": how}}
