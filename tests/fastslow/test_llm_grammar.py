@@ -31,6 +31,14 @@ def asked(grammar: Any, **fields: Any) -> SamplingParams:
     return SamplingParams(**{"max_tokens": 90, "frequency_penalty": 1.0, "grammar": grammar, **fields})
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a mask comes late or a walk takes long nothing need be drafted: here every mask is waited for."""
+    for limit in ("PATIENCE", "LONGEST_WAIT"):
+        monkeypatch.setattr(masks, limit, SOON)
+    monkeypatch.setattr(grammar_module, "LONG_WALK", SOON)
+
+
 KINDS: list[dict[str, Any]] = [
     {"json_schema": POINT}, {"json_schema": json.dumps(POINT)}, {"regex": "[0-9]{3}-[a-c]{1,4}"},
     {"choice": ["yes", "no", "not now"]}, {"lark": 'start: "<" WORD ">"\nWORD: /[a-c]{2,5}/'},
@@ -76,12 +84,9 @@ def test_a_stream_gives_the_text_of_the_answer_alone(llm: LLM) -> None:
 
 @pytest.mark.parametrize("drafter", ["off", "ngram", "self", "suffix"])
 @pytest.mark.parametrize("regex", ["<think>(ab){12}c", "(ab){6}<think>(ab){6}</think>c"])
-def test_an_answer_may_spell_the_tags(llm: LLM, regex: str, drafter: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("patient")
+def test_an_answer_may_spell_the_tags(llm: LLM, regex: str, drafter: str) -> None:
     """No thought comes in fast mode, so what looks like one is the answer: for drafts and counts, too."""
-    # where a mask comes late, a walk takes long or rows are dear, nothing need be drafted
-    for limit in ("PATIENCE", "LONGEST_WAIT"):
-        monkeypatch.setattr(masks, limit, SOON)
-    monkeypatch.setattr(grammar_module, "LONG_WALK", SOON)
     wish = Speculation(drafter=drafter, nodes=9)
     params = asked({"regex": regex})
     for attempt in range(2):  # the second time "suffix" knows the answer
@@ -112,7 +117,8 @@ def test_a_closing_phrase_that_continues_after_the_tag_gives_way(llm: LLM) -> No
     assert out.finish_reason == "stop" and out.text in ("yes", "no")
 
 
-@pytest.mark.drafts(4, 4)
+@pytest.mark.drafts(8, 8)
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("how", ["recompute", "keep", "restart"])
 def test_an_answer_that_escalates_keeps_its_grammar(llm: LLM, how: str) -> None:
     mode = {"base": "fast", "thinking": "off", "escalate": {"below": 1.0, "window": 2, "to": "fast", "how": how}}
