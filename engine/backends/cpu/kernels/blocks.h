@@ -123,9 +123,9 @@ static inline void hold(vi& x) {
 // Ask for a line once x is there: compilers ask for all lines of an unrolled block at its beginning, where they wait
 // for each other. TO_L2: lines that miss hold no place of L1, which formats that take long to unpack wait for.
 template <bool TO_L2> static inline void prefetch_after(vi& x, const uint8_t* at) {
-#if defined(FASTSLOW_AVX2)
-    if (TO_L2) asm("prefetcht1 %1" : "+x"(x) : "m"(*at));
-    else asm("prefetcht0 %1" : "+x"(x) : "m"(*at));
+#if defined(FASTSLOW_AVX2) || defined(FASTSLOW_AVX512)
+    if (TO_L2) asm("prefetcht1 %1" : "+v"(x) : "m"(*at));
+    else asm("prefetcht0 %1" : "+v"(x) : "m"(*at));
 #else
     (void)x;
     prefetch(at);
