@@ -198,6 +198,7 @@ def main() -> None:
     sampling = SamplingParams(max_tokens=args.tokens, temperature=0, ignore_eos=True)
     runs: dict[Speculation, list[Steps]] = {setting: [] for setting in (PLAIN, *drafted)}
     load = {"dtype": args.dtype, "quantization": args.quantization, "max_running": args.batch}
+    load["max_model_len"] = args.context + args.tokens
     with LLM(args.model, remember=False, **load) as llm:
         draws = np.random.default_rng(0).integers(
             5, llm.model.config.vocab_size, (args.batch, args.context)

@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from fastslow.engine.checked import kept_as
 from fastslow.engine.host.files import cache_folder
-from fastslow.engine.kv.budget import page_budget, parse_bytes, too_much, window_ring
+from fastslow.engine.kv.budget import NoRoom, page_budget, parse_bytes, too_much, window_ring
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.page_file import PageFile
 from fastslow.engine.model.base import Model, kv_cache_for
@@ -22,6 +22,7 @@ from fastslow.policies.auto import checkpoint_selector, read_selector
 from fastslow.policies.mode_router import ModeRouter
 from fastslow.request.options import Presets, SpeculationLike
 
+SHORTEST = 2048  # tokens: a context that the engine chooses by itself is no shorter
 CHECKED = ConfigDict(strict=True, arbitrary_types_allowed=True)
 Given = str | Mapping[Any, Any] | None
 
@@ -45,7 +46,8 @@ class EngineArgs:
             what is free; None = a share of 0.3.
         kv_spill: cached prefixes that memory has no room for go to a file of at most this size, such
             as "2GiB", in the cache folder, and are read back when a prompt begins so. On the CPU.
-        max_model_len: most tokens of prompt plus answer; None = what the model can.
+        max_model_len: most tokens of prompt plus answer; None = what the model can, halved until one such request
+            fits kv_memory.
         prompt_rows: most rows of prompts read in one step (chunked prefill).
         max_running: most requests in one step.
         prefix_caching: share the KV of texts that start alike.
@@ -100,6 +102,25 @@ class EngineArgs:
         if not 2 <= context <= most:
             raise ValueError(f"max_model_len={shown(context)} is outside 2..{most}")
         return context
+
+    def own_pages(self, model: Model) -> tuple[KVCache, int]:
+        """KV pages of the model that answers, and its context: `max_model_len`, or what the model can and one request
+        has room for. ValueError: not even for SHORTEST tokens."""
+        context = whole = self.context(model.config.context)
+        while True:
+            try:
+                kv = self.pages(
+                    model, context, self.prefix_caching, self.kv_spill, self.prompt_rows
+                )
+            except NoRoom as error:
+                if self.max_model_len is not None or context < 2 * SHORTEST:
+                    raise ValueError(str(error)) from None
+                context //= 2
+                continue
+            if context < whole:
+                why = "one request of {} tokens has no room: texts have at most {} (max_model_len, kv_memory)"
+                logger.warning(why, whole, context)
+            return kv, context
 
     def router(self, folder: Path) -> ModeRouter:
         """Return the router of mode "auto": the one that was given, or the checkpoint's own."""

@@ -86,7 +86,7 @@ class LLM:
             self.model = open_model(folder, args.parallel, self._ranks, **load)
 
             units = RoutedUnits.of(self.model.config)
-            context = args.context(self.model.config.context)
+            self._kv, context = args.own_pages(self.model)
             modes, router = args.modes, args.router(folder)
             if modes is None and isinstance(args.auto, str | Path):
                 modes = args.auto  # the presets that it chooses between
@@ -96,9 +96,6 @@ class LLM:
             self.modes = load_modes(folder, units, modes, self.thinks)
 
         pages = partial(args.pages, context=context)
-        self._kv = args.pages(
-            self.model, context, args.prefix_caching, args.kv_spill, args.prompt_rows
-        )
         identity = f"{folder.resolve()} {args.quantization}{getattr(self.model, 'parallel', '')}"
         identity += f" {args.kv_dtype}" if args.kv_dtype != "auto" else ""
         controller = SpeculationController(partial(_curve_of, weakref.ref(self.model), identity))

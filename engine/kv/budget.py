@@ -23,6 +23,10 @@ _UNITS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
 
 
+class NoRoom(ValueError):
+    """The memory for pages cannot hold one request of the whole context."""
+
+
 class KVBudget(NamedTuple):
     """Pages, places of running states, and places of their snapshots."""
 
@@ -54,8 +58,8 @@ def page_budget(
     cut at what `max_requests` requests of `context` tokens can use, with two snapshots each; bytes are taken as they
     are, for more pages keep more prefixes cached.
     dp_ranks: data-parallel ranks that share the pages; a request's are all of one.
-    Raises ValueError for an amount that is not understood, that cannot hold one request of `context`
-    tokens, or that the device does not have.
+    Raises ValueError for an amount that is not understood or that the device does not have; NoRoom for one that
+    cannot hold one request of `context` tokens.
     """
     one, most = max(1, -(-context // page_size)), None
     if kv_memory is None or isinstance(kv_memory, float):
@@ -84,7 +88,7 @@ def page_budget(
         pages = one * (places + snapshots) if left >= 0 else 0
     if pages // dp_ranks < one:
         where = f" on each of {dp_ranks} data-parallel ranks" if dp_ranks > 1 else ""
-        raise ValueError(
+        raise NoRoom(
             f"kv_memory is {format_bytes(memory)}, but one request with a context of {context} "
             f"tokens{where} needs {format_bytes(needed + request_bytes)}"
         )

@@ -250,6 +250,16 @@ def test_arguments_of_the_engine(folder: Path, options: dict[str, Any], pattern:
     refused(pattern, LLM, **{"model": folder, "progress": False, **options})
 
 
+def test_a_context_without_room_is_halved(tmp_path: Path, logged: list[str]) -> None:
+    folder = write_moge(tmp_path, vocab=VOCAB, max_position_embeddings=20_000)
+    with LLM(folder, kv_memory=512 * 9_999, progress=False) as llm:
+        assert llm.max_model_len == 5_000
+        refused("has 5001 tokens.*the context of 5000", llm.generate, [5] * 5001)
+    assert sum("20000 tokens has no room: texts have at most 5000" in line for line in logged) == 1
+    for few in ({"max_model_len": 10_000}, {"kv_memory": 512 * 2_400}):
+        refused("kv_memory is .*, but one request", LLM, folder, **{"kv_memory": 512 * 9_999, "progress": False, **few})
+
+
 def test_every_argument_of_the_engine_refuses_another_type() -> None:
     names = [name for name in inspect.signature(LLM.__init__).parameters if name != "self"]
     assert len(names) > 10
