@@ -32,13 +32,13 @@ from figures import numbers, options, show, write
 
 from fastslow import LLM, Output, SamplingParams, Speculation
 from fastslow.draft.base import BaseDrafter
+from fastslow.draft.head.growing import Growth
 from fastslow.draft.mtp.assistant import AssistantDraft, AssistedText
 from fastslow.draft.mtp.draft import MtpDraft
 from fastslow.draft.registry import DRAFTERS, DrafterDeps, DrafterKind
 from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.base import MtpModel
 from fastslow.engine.rows import Rows
-from fastslow.engine.sampling.probs import only_best, probs_at
 from fastslow.engine.types import Drafter, Features, ModelOutput, RequestView, Tree
 from fastslow.tools.tune.candidates import PLAIN, is_plain
 from fastslow.tools.tune.runner import shuffled
@@ -137,11 +137,10 @@ def table_kind(table: AcceptanceTable, head: str | None) -> DrafterKind:
         own: Any = deps.target.mtp if head is None else deps.load_head(Path(head))
         layer = TableLayer(table, own, config.vocab_size)
         target: Any = SimpleNamespace(config=config, mtp=layer)
-        value = deps.marginal_value
+        growth = Growth(settings.width, deps.marginal_value, 16)
         if head is not None:
-            usual = deps.cache, probs_at, settings.width, 16, only_best, value
-            return TableAssistant(layer, deps.target, *usual)
-        return MtpDraft(target, deps.cache, probs_at, settings.width, 16, only_best, value)
+            return TableAssistant(layer, deps.target, deps.cache, growth)
+        return MtpDraft(target, deps.cache, growth)
 
     return DrafterKind(make, "the answers of a plain run", "the answers are others now")
 

@@ -96,16 +96,16 @@ def _ngram(settings: Speculation, deps: DrafterDeps) -> Drafter:
 
 def _head(settings: Speculation, deps: DrafterDeps) -> Drafter:
     from fastslow.draft.head.draft import HeadDraft
+    from fastslow.draft.head.growing import Growth
     from fastslow.draft.mtp.assistant import AssistantDraft
     from fastslow.engine.model.base import MtpModel
-    from fastslow.engine.sampling.probs import only_best, probs_at
 
     runner = deps.load_head(None if settings.head is None else Path(settings.head))
     width = AUTO_WIDTH if settings.drafter == "auto" else settings.width
-    value = deps.marginal_value
+    growth = Growth(width, deps.marginal_value)
     if isinstance(runner, MtpModel):
-        return AssistantDraft(runner, deps.target, deps.cache, probs_at, width, 6, only_best, value)
-    return HeadDraft(runner, probs_at, width, only_best=only_best, marginal_value=value)
+        return AssistantDraft(runner, deps.target, deps.cache, growth)
+    return HeadDraft(runner, growth)
 
 
 def _check_head(settings: Speculation, units: RoutedUnits, own: Collection[str]) -> None:
@@ -118,12 +118,11 @@ def _check_head(settings: Speculation, units: RoutedUnits, own: Collection[str])
 
 
 def _mtp(settings: Speculation, deps: DrafterDeps) -> Drafter:
+    from fastslow.draft.head.growing import Growth
     from fastslow.draft.mtp.draft import MtpDraft
-    from fastslow.engine.sampling.probs import only_best, probs_at
 
     width = 1 if settings.drafter == "auto" else settings.width
-    value = deps.marginal_value
-    return MtpDraft(deps.target, deps.cache, probs_at, width, 6, only_best, value)
+    return MtpDraft(deps.target, deps.cache, Growth(width, deps.marginal_value))
 
 
 def _check_mtp(settings: Speculation, units: RoutedUnits, own: Collection[str]) -> None:
@@ -135,7 +134,6 @@ def _self(settings: Speculation, deps: DrafterDeps) -> Drafter:
     from fastslow.draft.model.draft import ModelDraft
     from fastslow.draft.model.kv import BorrowedKV
     from fastslow.engine.model.routed_units import RoutedUnits
-    from fastslow.engine.sampling.probs import only_best, probs_at
 
     target, units = deps.target, RoutedUnits.of(deps.target.config)
     model = target if settings.layers is None else target.layer_subset(settings.layers)
@@ -144,8 +142,7 @@ def _self(settings: Speculation, deps: DrafterDeps) -> Drafter:
         routed = settings.groups
     elif units.most:
         routed = units.drafted if settings.experts is None else settings.experts
-    kv = BorrowedKV(deps.cache)
-    return ModelDraft(model, kv, probs_at, routed, settings.width, only_best=only_best)
+    return ModelDraft(model, BorrowedKV(deps.cache), routed)
 
 
 def _check_self(settings: Speculation, units: RoutedUnits, own: Collection[str]) -> None:
@@ -160,17 +157,16 @@ def _check_self(settings: Speculation, units: RoutedUnits, own: Collection[str])
 def _model(settings: Speculation, deps: DrafterDeps) -> Drafter:
     from fastslow.draft.model.draft import ModelDraft
     from fastslow.draft.model.kv import OwnKV
-    from fastslow.draft.model.retokenized import model_draft_across
-    from fastslow.draft.model.vocab import PaddedTokens
-    from fastslow.engine.sampling.probs import only_best, probs_at
+    from fastslow.draft.model.vocab import PaddedTokens, SharedTokens, VocabMap
 
-    loaded, width = deps.load_model(str(settings.model)), settings.width
-    model, kv = loaded.model, OwnKV(loaded.cache)
-    size, columns = model.config.vocab_size, deps.target.config.vocab_size
+    loaded = deps.load_model(str(settings.model))
+    size, columns = loaded.model.config.vocab_size, deps.target.config.vocab_size
+    vocab_map: VocabMap | None = None
     if loaded.tokenizers is not None:
-        return model_draft_across(model, kv, probs_at, *loaded.tokenizers, columns, width)
-    padded = None if size == columns else PaddedTokens(size, columns)
-    return ModelDraft(model, kv, probs_at, width=width, vocab_map=padded, only_best=only_best)
+        vocab_map = SharedTokens(*loaded.tokenizers, columns)
+    elif size != columns:
+        vocab_map = PaddedTokens(size, columns)
+    return ModelDraft(loaded.model, OwnKV(loaded.cache), vocab_map=vocab_map)
 
 
 def _check_model(settings: Speculation, units: RoutedUnits, own: Collection[str]) -> None:

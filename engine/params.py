@@ -164,7 +164,7 @@ class Speculation(Params):
         default=None, description="stored answers for drafter 'suffix', see `fastslow corpus`"
     )
     width: Annotated[StrictInt, Field(ge=1, le=8)] = Field(
-        default=1, description="children of a node, for drafters head, self and model; 1 = chains"
+        default=1, description="children of a node, for drafters head and mtp; 1 = chains"
     )
 
     def model_post_init(self, _context: object) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -324,7 +324,3 @@ class MarginalValue(NamedTuple):
 
     token: float  # gained by one more accepted token of one request
     row: float  # taken by one more row
-
-
-TargetProbs = Callable[[Any, RequestView, Sequence[int]], Probs]
-"""(logits f32 [V] tensor, request, tokens drafted after request.tokens) -> next token's probabilities"""

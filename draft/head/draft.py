@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
 
-from fastslow.draft.head.growing import GrowingDraft
+from fastslow.draft.head.growing import CHAINS, GrowingDraft, Growth
 from fastslow.draft.head.runner import HeadRunner
 from fastslow.draft.head.state import FinishedTexts, HeadState
 from fastslow.draft.head.tree import NO_MASS, HeadChain
 from fastslow.engine.backends.cpu.draft_head import NewRows, TreeLimits, as_floats
-from fastslow.engine.types import (
-    AcceptResult,
-    Features,
-    Floats,
-    MarginalValue,
-    RequestView,
-    TargetProbs,
-    Tree,
-)
+from fastslow.engine.types import AcceptResult, Features, Floats, RequestView, Tree
 
 MAX_WAITING = 256  # rows of a text without drafts; then the runner takes them in any case
 MAX_FINISHED_ROWS = 16384
@@ -34,20 +26,10 @@ class HeadDraft(GrowingDraft[HeadState]):
     trained on prompts gets their features as the target reads them, or reuses the rows of a text with
     the same beginning, as the target's prefix cache does. Rows without features are missing in the
     head's context, which costs acceptance and nothing else.
-
-    runner: of the head; the other arguments are those of `GrowingDraft`.
     """
 
-    def __init__(
-        self,
-        runner: HeadRunner,
-        target_probs: TargetProbs,
-        width: int = 1,
-        depth: int = 6,
-        only_best: Callable[[RequestView], bool] | None = None,
-        marginal_value: Callable[[Sequence[RequestView]], MarginalValue] | None = None,
-    ) -> None:
-        super().__init__(target_probs, width, depth, only_best, marginal_value)
+    def __init__(self, runner: HeadRunner, growth: Growth = CHAINS) -> None:
+        super().__init__(growth)
         self.features = runner.config.layers
         self._runner = runner
         self._prompt_rows = runner.config.prompt
@@ -179,7 +161,7 @@ class HeadDraft(GrowingDraft[HeadState]):
         logits = self._runner.logits(chain.state.text)
         ids = self._runner.vocab_ids(chain.state.text)
         self._logits[ids] = logits
-        chain.extend(self._logits_V, logits, self._target_probs)
+        chain.extend(self._logits_V, logits)
         self._logits[ids] = NO_MASS
 
     def _advance(self, states: Sequence[HeadState], tokens: Sequence[int]) -> None:

@@ -4,15 +4,33 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from fastslow.draft.base import BaseDrafter
 from fastslow.draft.head.tree import HeadChain
 from fastslow.engine.backends.cpu.draft_head import TreeLimits
-from fastslow.engine.types import MarginalValue, RequestView, TargetProbs, Tree
+from fastslow.engine.sampling.probs import only_best
+from fastslow.engine.types import MarginalValue, RequestView, Tree
 
 MIN_SCORE = 0.05  # a less likely node hardly pays for its row, even where rows cost next to nothing
 S = TypeVar("S")
+
+
+class Growth(NamedTuple):
+    """How far drafts grow.
+
+    width: 1 drafts chains: at temperature 0 chosen nodes, else sampled from the head's own probabilities under the
+    request's parameters. More: trees of chosen nodes; `width` nodes of a depth get children, and the likeliest within
+    the budget stay (EAGLE-2). marginal_value: of a token and of a row in the batch's step; None = rows cost nothing.
+    depth: of trees at most; a chain is as long as its budget.
+    """
+
+    width: int = 1
+    marginal_value: Callable[[Sequence[RequestView]], MarginalValue] | None = None
+    depth: int = 6
+
+
+CHAINS = Growth()
 
 
 class GrowingDraft(BaseDrafter, ABC, Generic[S]):
@@ -21,30 +39,10 @@ class GrowingDraft(BaseDrafter, ABC, Generic[S]):
 
     Where the engine chooses the length, a tree ends where its nodes become less likely than what
     their rows take: such nodes would be cut, and each level takes a pass over the head.
-
-    Args:
-        target_probs: logits -> probabilities under a request's parameters; it must not hold the logits.
-        width: 1 drafts chains: at temperature 0 chosen nodes, else sampled from the head's own
-            probabilities under the request's parameters. More: trees of chosen nodes; `width` nodes of
-            a depth get children, and the likeliest within the budget stay (EAGLE-2).
-        depth: of trees at most; a chain is as long as its budget.
-        only_best: whether the largest logit alone decides a request's tokens; None = for no request.
-        marginal_value: of a token and of a row in the batch's step; None = rows cost nothing.
     """
 
-    def __init__(
-        self,
-        target_probs: TargetProbs,
-        width: int = 1,
-        depth: int = 6,
-        only_best: Callable[[RequestView], bool] | None = None,
-        marginal_value: Callable[[Sequence[RequestView]], MarginalValue] | None = None,
-    ) -> None:
-        self._target_probs = target_probs
-        self._width = width
-        self._depth = depth
-        self._only_best = only_best or (lambda request: False)
-        self._marginal_value = marginal_value
+    def __init__(self, growth: Growth = CHAINS) -> None:
+        self._width, self._marginal_value, self._depth = growth
 
     def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
         trees = [Tree()] * len(batch)
@@ -56,8 +54,7 @@ class GrowingDraft(BaseDrafter, ABC, Generic[S]):
         if not known:
             return trees
         grown = [
-            nodes[b] if self._width > 1 or self._only_best(request) else 0
-            for b, request, _ in known
+            nodes[b] if self._width > 1 or only_best(request) else 0 for b, request, _ in known
         ]
         bar = self._min_score(batch)
         min_scores = [bar if r.speculation.nodes is None else 0.0 for _, r, _ in known]

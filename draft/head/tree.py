@@ -16,7 +16,8 @@ from fastslow.draft.base import DraftChain
 from fastslow.draft.head.state import RequestVocab
 from fastslow.draft.merge import likeliest_first
 from fastslow.engine.sampling.grammars.grammar import GrammarError
-from fastslow.engine.types import Floats, OneHot, RequestView, TargetProbs, Tree
+from fastslow.engine.sampling.probs import probs_at
+from fastslow.engine.types import Floats, OneHot, RequestView, Tree
 
 TWICE = math.log(2)
 NO_MASS = -1e30  # a logit: no probability at any temperature, and still a finite number
@@ -162,11 +163,11 @@ class HeadChain(Generic[T]):
         self.drafted = self._chain.tokens
         self._scores: list[float] = []  # of chosen tokens: the probability of the chain so far
 
-    def extend(self, logits_V: Tensor, known: Floats, target_probs: TargetProbs) -> None:
+    def extend(self, logits_V: Tensor, known: Floats) -> None:
         """Draft one more token, from f32 [V] with NO_MASS for tokens that cannot be drafted; `known` [D + E] are
         the other logits. The chain ends where no probabilities can be made."""
         try:
-            probs = target_probs(logits_V, self.request, self.drafted)
+            probs = probs_at(logits_V, self.request, self.drafted)
         except (FloatingPointError, GrammarError) as error:  # its neighbours draft on
             logger.warning("a draft of {} tokens ends: {}", len(self.drafted), error)
             self.nodes = len(self.drafted)

@@ -18,7 +18,7 @@ class DraftText:
 
     Attributes:
         tokens: of the draft model, a list that only this text has, and a chain appends to; at least one.
-        stable: how many tokens, without the last one, no later text of the request will change.
+        stable: how many tokens the text has without its last one.
         groups: routed groups to run; None = all.
         max_len: the longest text this may become, in the draft model's tokens.
         rope_length: see `ModelConfig.rope_length`.
@@ -110,9 +110,7 @@ class OwnKV(DraftKV):
 
     def prepare(self, text: DraftText, nodes: int) -> int:
         number, tokens = text.request.id, text.tokens
-        nodes = min(nodes, text.stable + self.cache.unfolded - len(tokens))
-        if nodes < 1:
-            return 0
+        nodes = min(nodes, self.cache.unfolded - 1)
         known = _common_prefix(self._written.get(number, ()), tokens[:-1])
         if number in self._written and known < self.cache.valid(number):
             self.release([number])  # it is another text now
@@ -123,10 +121,6 @@ class OwnKV(DraftKV):
             self._written[number] = tokens[:known]
         if not self.cache.reserve(number, len(tokens) + nodes):
             return 0
-        if text.stable > self.cache.valid(
-            number
-        ):  # rows are folded in where they run, so those that are final now
-            known = min(known, text.stable)  # run again
         text.valid, text.final = known, text.stable
         del self._written[number][known:]
         return nodes

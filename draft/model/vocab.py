@@ -2,77 +2,18 @@
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 
 import torch
 import torch.nn.functional as F
+from loguru import logger
 from torch import Tensor
 
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.engine.types import RequestView
 
 NO_MASS = -1e30  # a logit whose probability is 0, and with which sums stay finite
-
-
-class ByteVocab:
-    """A tokenizer's tokens by their bytes, and its encoding in the middle of a text."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
-        # The last of equal tokens: in SentencePiece a letter's own token comes after its byte's.
-        self.ids = {
-            data: number
-            for number in range(tokenizer.vocab_size)
-            if number not in tokenizer.special_ids and (data := tokenizer.token_bytes(number))
-        }
-        self._longest = max(map(len, self.ids), default=0)
-
-    def bos(self) -> list[int]:
-        """The bos before every text, or nothing."""
-        first = self.tokenizer.encode("")[:1]
-        return first if first == [self.tokenizer.bos_id] else []
-
-    def encode_bytes(self, data: bytes) -> list[int] | None:
-        """Tokens of a part of a character, the longest first; None if the tokenizer has none."""
-        found: list[int] = []
-        while data:
-            sizes = range(min(len(data), self._longest), 0, -1)
-            size = next((n for n in sizes if data[:n] in self.ids), None)
-            if size is None:
-                return None
-            found.append(self.ids[data[:size]])
-            data = data[size:]
-        return found
-
-
-def special_map(source: Tokenizer, other: Tokenizer) -> dict[int, int]:
-    """Special tokens of one vocabulary -> those of the other with the same piece, or else the same use."""
-    found: dict[int, int] = {}
-    for number in source.special_ids:
-        piece = source.piece(number)
-        same = None if piece is None else other.token_id(piece)
-        if same is not None and same in other.special_ids:
-            found[number] = same
-    if other.eos_ids:
-        for number in source.eos_ids:
-            found.setdefault(number, min(other.eos_ids))
-    if source.bos_id is not None and other.bos_id is not None:
-        found.setdefault(source.bos_id, other.bos_id)
-    return found
-
-
-def overlap(target: ByteVocab, own: ByteVocab) -> float:
-    """Tokens in both, as a share of the larger vocabulary."""
-    both = len(target.ids.keys() & own.ids.keys())
-    return both / max(len(target.ids), len(own.ids), 1)
-
-
-def split_utf8(data: bytes) -> tuple[str, bytes]:
-    """The text of bytes, and the bytes of a last character that is not whole."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    return decoder.decode(data), decoder.getstate()[0]
 
 
 class VocabMap:
@@ -124,12 +65,18 @@ class SharedTokens(VocabMap):
     that the draft model lacks is read as several; a special token that it lacks is left out.
     """
 
-    def __init__(self, target: ByteVocab, own: ByteVocab, columns: int) -> None:
+    def __init__(self, target: Tokenizer, own: Tokenizer, columns: int) -> None:
         self._target = target
         self._own = own
         self._columns = columns
-        special = special_map(target.tokenizer, own.tokenizer)
-        pairs = {target.ids[data]: own.ids[data] for data in target.ids.keys() & own.ids.keys()}
+        theirs, self._by_bytes = _by_bytes(target), _by_bytes(own)
+        self._longest = max(map(len, self._by_bytes), default=0)
+        special = special_map(target, own)
+        pairs = {
+            theirs[data]: self._by_bytes[data] for data in theirs.keys() & self._by_bytes.keys()
+        }
+        share = len(pairs) / max(len(theirs), len(self._by_bytes), 1)
+        logger.info("{:.0%} of the tokens are in common: these alone are drafted", share)
         # of several special tokens with one counterpart, the draft model drafts the first
         first = {theirs: ours for ours, theirs in sorted(special.items(), reverse=True)}
         pairs |= {ours: theirs for theirs, ours in first.items()}
@@ -142,9 +89,11 @@ class SharedTokens(VocabMap):
     def text(self, request: RequestView) -> Sequence[int]:
         ids, done = self._texts.get(request.id, ([], 0))
         if not done:
-            ids = self._own.bos()
+            ids = self._own.encode("")[:1]
+            if ids != [self._own.bos_id]:
+                ids = []
             # its own bos stands for the target's
-            done = int(bool(ids) and request.tokens[0] == self._target.tokenizer.bos_id)
+            done = int(bool(ids) and request.tokens[0] == self._target.bos_id)
         for token in request.tokens[done:]:
             ids += self._encode(token)
         self._texts[request.id] = ids, len(request.tokens)
@@ -170,9 +119,46 @@ class SharedTokens(VocabMap):
         if token in self._encoded:
             return self._encoded[token]
         found = None
-        if token not in self._target.tokenizer.special_ids:
-            data = self._target.tokenizer.token_bytes(token)
+        if token not in self._target.special_ids:
+            data = self._target.token_bytes(token)
             with suppress(UnicodeDecodeError):  # a part of a character
-                found = self._own.tokenizer.encode_exactly(data.decode())
-            found = found or self._own.encode_bytes(data)
+                found = self._own.encode_exactly(data.decode())
+            found = found or self._part_of_character(data)
         return self._encoded.setdefault(token, found or [])
+
+    def _part_of_character(self, data: bytes) -> list[int] | None:
+        """Its tokens, the longest first; None if there are none."""
+        found: list[int] = []
+        while data:
+            sizes = range(min(len(data), self._longest), 0, -1)
+            size = next((n for n in sizes if data[:n] in self._by_bytes), None)
+            if size is None:
+                return None
+            found.append(self._by_bytes[data[:size]])
+            data = data[size:]
+        return found
+
+
+def special_map(source: Tokenizer, other: Tokenizer) -> dict[int, int]:
+    """Special tokens of one vocabulary -> those of the other with the same piece, or else the same use."""
+    found: dict[int, int] = {}
+    for number in source.special_ids:
+        piece = source.piece(number)
+        same = None if piece is None else other.token_id(piece)
+        if same is not None and same in other.special_ids:
+            found[number] = same
+    if other.eos_ids:
+        for number in source.eos_ids:
+            found.setdefault(number, min(other.eos_ids))
+    if source.bos_id is not None and other.bos_id is not None:
+        found.setdefault(source.bos_id, other.bos_id)
+    return found
+
+
+def _by_bytes(tokenizer: Tokenizer) -> dict[bytes, int]:
+    """Tokens by their bytes. The last of equal ones: in SentencePiece a letter's own token comes after its byte's."""
+    return {
+        data: number
+        for number in range(tokenizer.vocab_size)
+        if number not in tokenizer.special_ids and (data := tokenizer.token_bytes(number))
+    }

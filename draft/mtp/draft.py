@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from fastslow.draft.head.growing import CHAINS, Growth
 from fastslow.draft.mtp.layer import DraftedText, LayerDraft
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.state.layout import UNFOLDED
 from fastslow.engine.model.base import Model
 from fastslow.engine.rows import RunningRows, Segment
-from fastslow.engine.types import (
-    AcceptResult,
-    Features,
-    Ints,
-    MarginalValue,
-    RequestView,
-    TargetProbs,
-)
+from fastslow.engine.types import AcceptResult, Features, Ints, RequestView
 
 MAX_WAITING = 64  # rows of a text that is not drafted for; then they run in any case
 
@@ -146,23 +140,13 @@ class MtpDraft(LayerDraft[MtpText]):
     Requests without this drafter write no such rows. So each slot is marked with the token and position of the row
     that was written to it last, its key, and a text's rows see those alone that have its own keys.
 
-    cache: of the target. The other arguments are those of `GrowingDraft`.
+    cache: of the target.
     """
 
-    def __init__(
-        self,
-        target: Model,
-        cache: KVCache,
-        target_probs: TargetProbs,
-        width: int = 1,
-        depth: int = 6,
-        only_best: Callable[[RequestView], bool] | None = None,
-        marginal_value: Callable[[Sequence[RequestView]], MarginalValue] | None = None,
-    ) -> None:
+    def __init__(self, target: Model, cache: KVCache, growth: Growth = CHAINS) -> None:
         if target.mtp is None:
             raise ValueError("the model runs no layer for multi-token prediction")
-        usual = target_probs, width, depth, only_best, marginal_value
-        super().__init__(target.mtp, target, cache, *usual)
+        super().__init__(target.mtp, target, cache, growth)
         # of each head the key of each slot's row
         slots = cache.storage.slots * cache.storage.dp_ranks
         self._written = np.zeros((target.mtp.heads, slots), dtype=np.int64)

@@ -5,29 +5,21 @@ from __future__ import annotations
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from fastslow.draft.head.growing import GrowingDraft
+from fastslow.draft.head.growing import CHAINS, GrowingDraft, Growth
 from fastslow.draft.head.state import DraftVocab, RequestVocab
 from fastslow.draft.head.tree import GrowingTree, HeadChain, grow_trees
 from fastslow.engine.backends.cpu.draft_head import TreeLimits
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model, MtpModel
 from fastslow.engine.rows import Rows, Segment
-from fastslow.engine.types import (
-    AcceptResult,
-    Features,
-    MarginalValue,
-    ModelOutput,
-    RequestView,
-    TargetProbs,
-    Tree,
-)
+from fastslow.engine.types import AcceptResult, Features, ModelOutput, RequestView, Tree
 
 HELD_UP = 4.0  # times the usual seconds, as which a pass counts at most
 PASSES = 8  # after which the seconds of older ones fade
@@ -64,21 +56,13 @@ T = TypeVar("T", bound=DraftedText)
 class LayerDraft(GrowingDraft[T]):
     """Drafts with layers that read the target's last hidden state, and rows in the target's pages.
 
-    cache: of the target. The other arguments are those of `GrowingDraft`.
+    cache: of the target.
     """
 
     def __init__(
-        self,
-        layer: MtpModel,
-        target: Model,
-        cache: KVCache,
-        target_probs: TargetProbs,
-        width: int = 1,
-        depth: int = 6,
-        only_best: Callable[[RequestView], bool] | None = None,
-        marginal_value: Callable[[Sequence[RequestView]], MarginalValue] | None = None,
+        self, layer: MtpModel, target: Model, cache: KVCache, growth: Growth = CHAINS
     ) -> None:
-        super().__init__(target_probs, width, depth, only_best, marginal_value)
+        super().__init__(growth)
         self._layer = layer
         self._cache = cache
         self._context = target.config.context
@@ -178,7 +162,7 @@ class LayerDraft(GrowingDraft[T]):
     def _append(self, chain: HeadChain[T]) -> None:
         text, logits = chain.state, chain.state.logits
         assert logits is not None
-        chain.extend(logits, logits.numpy(), self._target_probs)
+        chain.extend(logits, logits.numpy())
         if chain.request.speculation.nodes is None:  # it ends whatever its last token is
             text.likely += float(logits.log_softmax(-1).max())  # eight times faster than logsumexp
             size = len(chain.drafted)

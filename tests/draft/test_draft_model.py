@@ -1,4 +1,4 @@
-"""Drafting models on their own: trees, long prompts read in pieces, devices, broken logits."""
+"""Drafting models on their own: long prompts read in pieces, devices, broken logits."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,19 +7,16 @@ import numpy as np
 import pytest
 import torch
 from checkpoints import stub
-from distributions import plain_probs
 from engine_tools import cache_for
-from head_tools import View, likeliest, node_paths
+from head_tools import View
 
 from fastslow.draft.model.draft import READ_ROWS, ModelDraft
 from fastslow.draft.model.kv import OwnKV
-from fastslow.draft.model.runs import WARM
-from fastslow.draft.model.vocab import PaddedTokens
+from fastslow.draft.model.vocab import PaddedTokens, VocabMap
 from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.base import best_tokens
 from fastslow.engine.params import SamplingParams
 from fastslow.engine.rows import Rows
-from fastslow.engine.sampling.probs import probs_at
 from fastslow.engine.types import ModelOutput
 
 VOCAB = 7
@@ -81,100 +78,67 @@ def next_probs(text: Sequence[int], temperature: float = 1.0) -> list[float]:
     return torch.softmax(next_logits(text).double() / temperature, dim=-1).tolist()
 
 
-def paths_after(text: Sequence[int], nodes: int, width: int) -> set[tuple[int, ...]]:
-    """The likeliest ones, at the temperature of drafts."""
-
-    def probs(path: tuple[int, ...]) -> dict[int, float]:
-        return dict(enumerate(next_probs([*text, *path], WARM["temperature"])))
-
-    return likeliest(probs, nodes, width)
+def best_after(text: Sequence[int], count: int) -> list[int]:
+    found: list[int] = []
+    for _ in range(count):
+        found.append(int(next_logits([*text, *found]).argmax()))
+    return found
 
 
 def request(tokens: Sequence[int], number: int = 0, **params: Any) -> Any:
     return View(number, tokens, prompt_length=1, params=SamplingParams(**params), max_len=4000)
 
 
-@pytest.mark.parametrize(("nodes", "width"), [(1, 2), (2, 3), (5, 2), (5, 9), (16, 2), (16, 3), (16, 7)])
-def test_a_tree_holds_the_likeliest_paths(nodes: int, width: int) -> None:
+def test_chosen_and_sampled_chains_share_a_batch() -> None:
     model: Any = Digest()
-    drafter = ModelDraft(model, OwnKV(cache_for(model, 64, page_size=1)), probs_at, width=width)
-    batch = [request(TEXT, 0), request([4, *TEXT], 1), request([6, 6], 2)]
-    trees = drafter.propose(batch, [nodes] * 3)
-    for asked, tree in zip(batch, trees):
-        assert {*node_paths(tree)} == paths_after(asked.tokens, nodes, width) and tree.probs is None
-    assert len(model.forwards) <= nodes, "no more levels than a chain would have"
-    assert nodes < 5 or any(len(set(t.parents)) < nodes for t in trees), "no branch anywhere"
-
-
-def test_a_tree_goes_on_from_what_was_accepted() -> None:
-    model: Any = Digest()
-    kv = cache_for(model, 40, page_size=2)
-    drafter = ModelDraft(model, OwnKV(kv), probs_at, width=3)
-    text, fresh = list(TEXT), len(TEXT)
-    for turn in range(6):
-        before = len(model.forwards)
-        tree = drafter.propose([request(text)], [6])[0]
-        kv.check_integrity()
-        assert {*node_paths(tree)} == paths_after(text, 6, 3)
-        longest = max(node_paths(tree), key=len)
-        assert model.forwards[before] == fresh, "the text is not read again"
-        text += [*longest[: turn % 3], 3]
-        fresh = turn % 3 + 1
-    drafter.release([0])
-    assert not kv.requests
-
-
-def test_trees_and_sampled_chains_share_a_batch() -> None:
-    model: Any = Digest()
-    drafter = ModelDraft(model, OwnKV(cache_for(model, 64)), probs_at, width=3)
+    drafter = ModelDraft(model, OwnKV(cache_for(model, 64)))
     batch = [request(TEXT, 0), request(TEXT, 1, temperature=1.2), request(TEXT, 2)]
-    tree, chain, nothing = drafter.propose(batch, [5, 4, 0])
-    assert {*node_paths(tree)} == paths_after(TEXT, 5, 3)
+    chosen, chain, nothing = drafter.propose(batch, [5, 4, 0])
+    assert list(chosen.tokens) == best_after(TEXT, 5) and chosen.probs is None
     assert list(chain.parents) == [-1, 0, 1, 2] and chain.probs is not None
     for i, probs in enumerate(chain.probs):
         assert probs == pytest.approx(next_probs([*TEXT, *chain.tokens[:i]], 1.2), abs=1e-5)
     assert not nothing.tokens
 
 
-def test_a_penalty_counts_a_nodes_own_path() -> None:
-    fields: dict[str, Any] = {"presence_penalty": 1.0, "frequency_penalty": 1.5, "top_k": 1}
+def test_a_chain_goes_on_from_what_was_accepted() -> None:
     model: Any = Digest()
-    drafter = ModelDraft(model, OwnKV(cache_for(model, 64)), probs_at, width=3)
-    tree = drafter.propose([request(TEXT, **fields)], [12])[0]
-    warm = SamplingParams(**{**fields, **WARM})
+    kv = cache_for(model, 40, page_size=2)
+    drafter = ModelDraft(model, OwnKV(kv))
+    text = list(TEXT)
+    for turn in range(6):
+        before = len(model.forwards)
+        tree = drafter.propose([request(text)], [4])[0]
+        kv.check_integrity()
+        assert list(tree.tokens) == best_after(text, 4)
+        assert model.forwards[before] == (1 if turn else len(TEXT)), "the text is not read again"
+        text += [*tree.tokens[: turn % 3], 3]
+    drafter.release([0])
+    assert not kv.requests
 
-    def probs(path: tuple[int, ...]) -> dict[int, float]:
-        text = [*TEXT, *path]
-        return dict(enumerate(plain_probs(next_logits(text).tolist(), text, 1, warm).tolist()))
 
-    assert {*node_paths(tree)} == likeliest(probs, 12, 3) != paths_after(TEXT, 12, 3)
-
-
-@pytest.mark.parametrize("width", [1, 3])
-def test_broken_logits_end_one_draft_only(width: int) -> None:
+def test_broken_logits_end_one_draft_only() -> None:
     model: Any = Digest()
-    drafter = ModelDraft(model, OwnKV(cache_for(model, 64)), probs_at, width=width)
+    drafter = ModelDraft(model, OwnKV(cache_for(model, 64)))
     batch = [request(TEXT, 0), request([5, 5], 1)]
     whole = drafter.propose(batch, [5, 5])
     drafter.release([0, 1])
     model.broken = {len(model.forwards) + 1}
     cut = drafter.propose(batch, [5, 5])
-    assert {*node_paths(cut[1])} == {*node_paths(whole[1])}
-    first = {*node_paths(cut[0])}
-    assert 0 < len(first) <= width and first <= {(x,) for x in range(VOCAB)}
+    assert cut[1].tokens == whole[1].tokens and cut[0].tokens == whole[0].tokens[:1]
 
 
 def test_best_tokens_alone_make_the_same_chains() -> None:
     drafts = []
-    for only_best in (None, lambda asked: not asked.params.logit_bias):
+    for vocab_map in (VocabMap(), None):  # a map takes all logits
         model: Any = Digest()
-        drafter = ModelDraft(model, OwnKV(cache_for(model, 64)), probs_at, only_best=only_best)
+        drafter = ModelDraft(model, OwnKV(cache_for(model, 64)), vocab_map=vocab_map)
         batch = [request(TEXT, 0), request(TEXT, 1, logit_bias={1: -50.0}), request([6], 2)]
         drafts.append(drafter.propose(batch, [4, 4, 4]))
         model.broken = {len(model.forwards)}
         drafter.release([0, 1, 2])
         cut = drafter.propose(batch, [4, 4, 4])
-        assert not cut[0].tokens and len(cut[1].tokens) == 4 and model.wanted_less == (only_best is not None)
+        assert not cut[0].tokens and len(cut[1].tokens) == 4 and model.wanted_less == (vocab_map is None)
     plain, fast = drafts
     assert [tree.tokens for tree in plain] == [tree.tokens for tree in fast]
     assert plain[0].tokens != plain[1].tokens
@@ -184,27 +148,22 @@ def test_long_prompts_are_read_in_pieces() -> None:
     prompts = [np.random.default_rng(n).integers(0, VOCAB, n).tolist() for n in (1300, 3, 700)]
     model: Any = Digest()
     kv = cache_for(model, 200, page_size=16)
-    drafter = ModelDraft(model, OwnKV(kv), probs_at)
+    drafter = ModelDraft(model, OwnKV(kv))
     trees = drafter.propose([request(p, n) for n, p in enumerate(prompts)], [3, 3, 3])
     assert max(model.forwards) <= READ_ROWS == 512
     assert sum(model.forwards) == 1300 + 3 + 700 + 2 * 3, "every token once"
     for prompt, tree in zip(prompts, trees):
-        text = list(prompt)
-        for token in tree.tokens:
-            probs = next_probs(text)
-            assert token == probs.index(max(probs))
-            text.append(token)
+        assert list(tree.tokens) == best_after(prompt, 3)
     kv.check_integrity()
 
 
 @pytest.mark.parametrize("columns", [5, 12])
-@pytest.mark.parametrize("width", [1, 3])
-def test_a_vocabulary_of_other_padding_drafts_the_same_tokens(columns: int, width: int) -> None:
+def test_a_vocabulary_of_other_padding_drafts_the_same_tokens(columns: int) -> None:
     """Five tokens are in both; the model has VOCAB of them, the target `columns`."""
     model: Any = Digest()
     text = [3, 4, 1, 3]
     kv, padded = OwnKV(cache_for(model)), PaddedTokens(VOCAB, columns)
-    drafter = ModelDraft(model, kv, probs_at, width=width, vocab_map=padded, only_best=lambda request: True)
+    drafter = ModelDraft(model, kv, vocab_map=padded)
     wanted = [request(text), request([*text, columns - 1], 1)]
     chosen, unread, drawn = drafter.propose([*wanted, request(text, 2, temperature=1.0)], [4, 4, 4])
     assert len(chosen.tokens) == 4 and max(chosen.tokens) < min(columns, VOCAB)
@@ -220,10 +179,10 @@ def test_a_vocabulary_of_other_padding_drafts_the_same_tokens(columns: int, widt
 
 def test_a_full_context_is_not_drafted_for_and_a_batch_takes_one_forward_a_token() -> None:
     model: Any = Digest(context=8)
-    drafter = ModelDraft(model, OwnKV(cache_for(model, 64)), probs_at, width=2)
+    drafter = ModelDraft(model, OwnKV(cache_for(model, 64)))
     trees = drafter.propose([request(TEXT, 0), request(TEXT, 1)], [3, 4])
     assert len(trees[0].tokens) == 3 and not trees[1].tokens
     model = Digest()
-    drafter = ModelDraft(model, OwnKV(cache_for(model, 64)), probs_at)
+    drafter = ModelDraft(model, OwnKV(cache_for(model, 64)))
     drafter.propose([request(TEXT, n) for n in range(4)], [2, 3, 1, 3])
     assert model.forwards == [20, 3, 2]

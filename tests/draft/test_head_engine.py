@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +13,20 @@ from engine_tools import Ask, Bench, Make, Setting, answer
 from head_tools import PROMPTS, RUNNERS, View, check_sampled_answers, tiny_runner
 
 from fastslow.draft.head.draft import HeadDraft
-from fastslow.draft.head.growing import MIN_SCORE
+from fastslow.draft.head.growing import CHAINS, MIN_SCORE, Growth
 from fastslow.draft.head.runner import HeadRunner, TorchRunner, load_head
 from fastslow.draft.ngram import NgramDraft
 from fastslow.draft.several import AdaptiveDrafter, FallbackDrafter
 from fastslow.draft.suffix.draft import SuffixDraft
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.params import SamplingParams, Speculation
-from fastslow.engine.sampling.probs import only_best, probs_at
 from fastslow.engine.types import AcceptResult, MarginalValue, RequestView, Tree
 from fastslow.policies.speculation.selection import AdaptiveSelection
 
-HEADS = tuple(f"{runner} {way}" for runner in RUNNERS for way in ("chain", "best chain", "tree"))
+HEADS = tuple(f"{runner} {way}" for runner in RUNNERS for way in ("chain", "tree"))
 JOINED = tuple(f"{RUNNERS[-1]} {way}" for way in ("ngram+", "ngram|", "suffix|"))
 TIGHT = Setting(pages=32, max_running=4, prompt_rows=7)
-EAGLE = ("eagle chain", "speculators best chain", "narrow tree", "eagle torch tree")
+EAGLE = ("eagle chain", "speculators chain", "narrow tree", "eagle torch tree")
 KINDS = (*HEADS, *JOINED, *EAGLE, "blind tree", "other layers")
 
 
@@ -49,33 +48,31 @@ class Both(AdaptiveDrafter):
         return trees
 
 
-def head(runner: HeadRunner, **settings: Any) -> Make:
-    return lambda kv: HeadDraft(runner, probs_at, **settings)
+def head(runner: HeadRunner, growth: Growth = CHAINS) -> Make:
+    return lambda kv: HeadDraft(runner, growth)
 
 
 @pytest.fixture(scope="module")
 def bench(target: Path) -> Bench:
-    tree: dict[str, Any] = {"width": 3, "depth": 3}
-    best = {"only_best": only_best}
+    tree = Growth(3, depth=3)
     drafters: dict[str, Make] = {}
     for name in RUNNERS:
         own = tiny_runner(target, name, prompt=16)
         drafters[f"{name} chain"] = head(own)
-        drafters[f"{name} best chain"] = head(own, **best)
-        drafters[f"{name} tree"] = head(own, **tree)
-    drafters[JOINED[0]] = lambda kv: FallbackDrafter(NgramDraft(2, 1), HeadDraft(own, probs_at))
-    drafters[JOINED[1]] = lambda kv: AdaptiveDrafter([NgramDraft(2, 1), HeadDraft(own, probs_at)], AdaptiveSelection(2))
-    drafters[JOINED[2]] = lambda kv: Both([SuffixDraft(min_score=0.0), HeadDraft(own, probs_at, **tree)], AskAll(2))
+        drafters[f"{name} tree"] = head(own, tree)
+    drafters[JOINED[0]] = lambda kv: FallbackDrafter(NgramDraft(2, 1), HeadDraft(own))
+    drafters[JOINED[1]] = lambda kv: AdaptiveDrafter([NgramDraft(2, 1), HeadDraft(own)], AdaptiveSelection(2))
+    drafters[JOINED[2]] = lambda kv: Both([SuffixDraft(min_score=0.0), HeadDraft(own, tree)], AskAll(2))
     original = write_eagle(target.parent / "original", target)
     fields = {"norm_before_residual": True, "embedding": True}
     speculators = write_eagle(target.parent / "speculators", target, "speculators", **fields)
     narrow = write_eagle(target.parent / "narrow", target, draft=3, seed=1)
     drafters |= {
         "eagle chain": head(load_head(original, target)),
-        "speculators best chain": head(load_head(speculators, target), **best),
-        "narrow tree": head(load_head(narrow, target), **tree),
-        "eagle torch tree": head(TorchRunner(plain_head(original, target)), **tree),
-        "blind tree": head(tiny_runner(target), **tree),
+        "speculators chain": head(load_head(speculators, target)),
+        "narrow tree": head(load_head(narrow, target), tree),
+        "eagle torch tree": head(TorchRunner(plain_head(original, target)), tree),
+        "blind tree": head(tiny_runner(target), tree),
         "other layers": head(tiny_runner(target, "torch", (1,), prompt=5)),
     }
     return Bench(load_model(target, "float32", "cpu", progress=False), drafters)
@@ -121,9 +118,9 @@ def test_sampled_answers_have_the_targets_probabilities(bench: Bench, target: Pa
     check_sampled_answers(bench, target, kind, PROMPTS[4])
 
 
-def begun(target: Path, runner: str, **settings: Any) -> tuple[HeadDraft, View]:
+def begun(target: Path, runner: str, growth: Growth = CHAINS) -> tuple[HeadDraft, View]:
     """A drafter that was shown a row of a text."""
-    drafter = HeadDraft(tiny_runner(target, runner), probs_at, **settings)
+    drafter = HeadDraft(tiny_runner(target, runner), growth)
     view = View(7, list(PROMPTS[1]))
     drafter.commit([view], AcceptResult([[]], [[view.tokens[-1]]]), row(drafter))
     return drafter, view
@@ -134,11 +131,10 @@ def row(drafter: HeadDraft) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
-@pytest.mark.parametrize("best", [None, only_best], ids=["probs", "best"])
-def test_chosen_chains_say_how_sure_they_are(
-    target: Path, runner: str, best: Callable[[RequestView], bool] | None
-) -> None:
-    drafter, view = begun(target, runner, only_best=best)
+@pytest.mark.parametrize("bias", [None, {0: 0.0}], ids=["best", "probs"])
+def test_chosen_chains_say_how_sure_they_are(target: Path, runner: str, bias: dict[int, float] | None) -> None:
+    drafter, view = begun(target, runner)
+    view.params = SamplingParams(temperature=0.0, logit_bias=bias)
     tree = drafter.propose([view], [3])[0]
     drafter.propose([view], [1])
     logits = torch.from_numpy(drafter._runner.logits(drafter._states[7].text))
@@ -160,7 +156,7 @@ def above(tree: Tree, least: float) -> list[float]:
 
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_where_the_length_is_free_unlikely_paths_are_left_out(target: Path, runner: str) -> None:
-    drafter, view = begun(target, runner, width=3, depth=5)
+    drafter, view = begun(target, runner, Growth(3, depth=5))
     fixed = drafter.propose([view], [20])[0]
     view.speculation = Speculation()
     free = drafter.propose([view], [20])[0]

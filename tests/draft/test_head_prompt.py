@@ -15,6 +15,7 @@ from head_tools import PROMPTS, RUNNERS, View, tiny_runner, tiny_weights
 from fastslow.draft.base import BaseDrafter
 from fastslow.draft.head.config import read_ends
 from fastslow.draft.head.draft import MAX_WAITING, HeadDraft
+from fastslow.draft.head.growing import Growth
 from fastslow.draft.head.head import TrainedHead
 from fastslow.draft.head.runner import HeadRunner, TorchRunner
 from fastslow.draft.head.state import FinishedTexts
@@ -22,7 +23,6 @@ from fastslow.draft.several import AdaptiveDrafter, FallbackDrafter
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.model.base import Model
 from fastslow.engine.params import SamplingParams
-from fastslow.engine.sampling.probs import probs_at
 from fastslow.engine.types import AcceptResult, Features, MarginalValue, RequestView
 from fastslow.policies.speculation.selection import AdaptiveSelection
 from fastslow.policies.speculation.tuning import TUNING
@@ -70,9 +70,9 @@ class Watch(HeadDraft):
 def test_a_head_is_shown_the_last_rows_of_the_prompt_and_they_are_right(
     model: Model, target: Path, setting: Setting
 ) -> None:
-    one = Watch(tiny_runner(target, RUNNERS[-1], prompt=SHOWN), probs_at)
-    two = Watch(tiny_runner(target, "torch", (1,), prompt=5), probs_at)
-    none = Watch(tiny_runner(target), probs_at)
+    one = Watch(tiny_runner(target, RUNNERS[-1], prompt=SHOWN))
+    two = Watch(tiny_runner(target, "torch", (1,), prompt=5))
+    none = Watch(tiny_runner(target))
     own = Bench(model, {"one": lambda kv: one, "two": lambda kv: two, "none": lambda kv: none})
     names, params = ("one", "two", "off", "none"), SamplingParams(max_tokens=24, ignore_eos=True)
     some = [Ask(p, params, names[n % 4]) for n, p in enumerate((*PROMPTS, PROMPTS[3]))]
@@ -102,7 +102,7 @@ class Manual:
     """A drafter that gets a text by hand, whose features are those of a table."""
 
     def __init__(self, runner: HeadRunner, tokens: Sequence[int], width: int = 3) -> None:
-        self.drafter = HeadDraft(runner, probs_at, width=width)
+        self.drafter = HeadDraft(runner, Growth(width))
         self.view = View(7, tokens)
         self.table = torch.randn(600, 2 * runner.config.hidden, generator=torch.manual_seed(5))
 

@@ -12,6 +12,7 @@ import torch
 from engine_tools import Ask, Bench, cache_for
 from steps import AcceptanceTable, TableLayer
 
+from fastslow.draft.head.growing import Growth
 from fastslow.draft.mtp.assistant import AssistantDraft
 from fastslow.draft.mtp.draft import MtpDraft
 from fastslow.draft.router import DrafterRouter
@@ -23,7 +24,6 @@ from fastslow.engine.kv.state.layout import RowState, StateLayout
 from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.rows import Rows
-from fastslow.engine.sampling.probs import only_best, probs_at
 from fastslow.engine.types import Drafter, ModelOutput
 from fastslow.policies.speculation.controller import SpeculationController
 from fastslow.policies.speculation.step_cost import StepCostCurve
@@ -67,10 +67,10 @@ def answered(model: Any, drafter: str, running: int, turns: int) -> list[float]:
     """Speed of each turn of answers, times plain."""
     controller = SpeculationController(lambda _: StepCostCurve(ROWS, [model.seconds(n) for n in ROWS]))
     kv, found = cache_for(model, 1024, 16), []
-    usual = kv, probs_at, 1, 6, only_best, controller.value
-    made: Drafter = MtpDraft(model, *usual)
+    growth = Growth(1, controller.value)
+    made: Drafter = MtpDraft(model, kv, growth)
     if "assistant" in drafter:
-        made = AssistantDraft(model.mtp, model, *usual)
+        made = AssistantDraft(model.mtp, model, kv, growth)
     if "auto" in drafter:
         both = [SuffixDraft(), made]
         made = AdaptiveDrafter(both, controller.selection(2, SETTINGS), lambda: float(model.now))

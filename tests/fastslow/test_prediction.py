@@ -13,7 +13,7 @@ SEEDED = SamplingParams(max_tokens=48, ignore_eos=True, temperature=0.9, seed=11
 WISHES: list[Any] = [
     *("auto", "ngram", "self", "suffix+self", "ngram|self"),
     Speculation(drafter="ngram", nodes=6),
-    Speculation(drafter="self", nodes=6, width=2),
+    Speculation(drafter="self", nodes=6),
 ]
 FIXED = Speculation(drafter="ngram", nodes=7)
 PROMPT = [5, 6, 7, 8, 9]

@@ -8,10 +8,10 @@ import torch
 from engine_tools import Bench, Make, RandomDraft
 from family_tools import load
 
+from fastslow.draft.head.growing import Growth
 from fastslow.draft.mtp.assistant import AssistantDraft
 from fastslow.engine.backends.assistant import load_assistant
 from fastslow.engine.kv.cache import KVCache
-from fastslow.engine.sampling.probs import only_best, probs_at
 from fastslow.engine.types import RequestView, Tree
 
 VOCAB, WINDOW, TYPES = 64, 16, ["sliding_attention", "sliding_attention", "full_attention"]
@@ -88,7 +88,7 @@ def bench_of(target: Path, assistant: Path, kernels: bool) -> tuple[Bench, list[
     own = load_assistant(assistant, model)
 
     def make(kv: KVCache, width: int) -> AssistantDraft:
-        found = SpiedAssistant(own, model, kv, probs_at, width, only_best=only_best)
+        found = SpiedAssistant(own, model, kv, Growth(width))
         found.made = made if width == 1 else []
         return found
 

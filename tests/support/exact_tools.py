@@ -18,7 +18,6 @@ from engine_tools import (
     SampledDraft,
     Setting,
     cache_for,
-    dense_probs,
     outcome,
     write_kin,
 )
@@ -28,8 +27,7 @@ from tokenizers_tiny import write_bpe
 
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.model.kv import BorrowedKV, OwnKV
-from fastslow.draft.model.retokenized import RetokenizedDraft
-from fastslow.draft.model.vocab import ByteVocab, SharedTokens
+from fastslow.draft.model.vocab import SharedTokens
 from fastslow.draft.ngram import NgramDraft
 from fastslow.draft.registry import DRAFTERS, DrafterDeps, LoadedModel, build_drafter
 from fastslow.draft.several import FallbackDrafter
@@ -39,7 +37,6 @@ from fastslow.engine.core.request import Request
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
 from fastslow.engine.params import SamplingParams, Speculation
-from fastslow.engine.sampling.probs import only_best, probs_at
 from fastslow.engine.text.tokenizer import load_tokenizer
 from fastslow.engine.token_mask import TokenMask
 from fastslow.engine.types import Drafter, Floats
@@ -48,11 +45,11 @@ from fastslow.policies.speculation.selection import AdaptiveSelection
 VOCAB = 320
 ROUTED = 0.3
 PROMPTS = [tuple(np.random.default_rng(n).integers(5, VOCAB, n).tolist()) for n in (3, 21, 9, 14, 6)]
-CHAINS = ("ngram", "model", "self0", "self1", "ngram+self", "skip", "common", "retold")
-TREES = ("random", "sampled", "tree", "self tree")
+CHAINS = ("ngram", "model", "self0", "self1", "ngram+self", "skip", "common")
+TREES = ("random", "sampled")
 SPOKEN = np.random.default_rng(0).permutation(VOCAB)[:310].tolist()  # by the foreign draft model
 ORACLES = ("told", "erring", "forked")
-DENSE_DRAFTERS = (*("ngram", "model", "ngram+model", "skip", "common", "retold", "random", "sampled", "tree"), *ORACLES)
+DENSE_DRAFTERS = (*("ngram", "model", "ngram+model", "skip", "common", "random", "sampled"), *ORACLES)
 EVERY = (*CHAINS, *TREES, *ORACLES)
 KINDS = ("moge", "dense")
 THERE = [name for name in DRAFTERS if name != "mtp"]  # which these targets lack, see `test_mtp.py`
@@ -91,7 +88,7 @@ def make_bench(
     head = tiny_runner(target)
 
     def common() -> SharedTokens:
-        return SharedTokens(ByteVocab(ours), ByteVocab(theirs), VOCAB)
+        return SharedTokens(ours, theirs, VOCAB)
 
     def ngram() -> NgramDraft:
         return NgramDraft(longest=3, shortest=1)
@@ -113,22 +110,19 @@ def make_bench(
 
     drafters: dict[str, Make] = {
         "ngram": lambda kv: ngram(),
-        "model": lambda kv: ModelDraft(small, own(), probs_at, only_best=only_best),
+        "model": lambda kv: ModelDraft(small, own()),
         "random": lambda kv: RandomDraft(),
         "sampled": lambda kv: SampledDraft(_recent_probs, width=2),
-        "ngram+model": lambda kv: FallbackDrafter(ngram(), ModelDraft(small, own(), dense_probs)),
-        "tree": lambda kv: ModelDraft(small, own(), probs_at, width=3),
-        "skip": lambda kv: ModelDraft(shallow, BorrowedKV(kv), probs_at),
-        "retold": lambda kv: RetokenizedDraft(stranger, OwnKV(cache_for(stranger)), ours, theirs),
-        "common": lambda kv: ModelDraft(stranger, OwnKV(cache_for(stranger)), probs_at, width=2, vocab_map=common()),
+        "ngram+model": lambda kv: FallbackDrafter(ngram(), ModelDraft(small, own())),
+        "skip": lambda kv: ModelDraft(shallow, BorrowedKV(kv)),
+        "common": lambda kv: ModelDraft(stranger, OwnKV(cache_for(stranger)), vocab_map=common()),
     }
     drafters |= {f"named {name}": by_name(name) for name in NAMES}
     if kind == "moge":
         drafters |= {
-            "self0": lambda kv: ModelDraft(model, BorrowedKV(kv), probs_at, 0),
-            "self1": lambda kv: ModelDraft(model, BorrowedKV(kv), probs_at, 1),
-            "self tree": lambda kv: ModelDraft(model, BorrowedKV(kv), probs_at, 1, width=2),
-            "ngram+self": lambda kv: FallbackDrafter(ngram(), ModelDraft(model, BorrowedKV(kv), probs_at, 0)),
+            "self0": lambda kv: ModelDraft(model, BorrowedKV(kv), 0),
+            "self1": lambda kv: ModelDraft(model, BorrowedKV(kv), 1),
+            "ngram+self": lambda kv: FallbackDrafter(ngram(), ModelDraft(model, BorrowedKV(kv), 0)),
         }
     return Bench(model, drafters, load_tokenizer(target))
 
@@ -238,9 +232,8 @@ def mixed(bench: Bench) -> list[Ask]:
         Ask(PROMPTS[1], params(frequency_penalty=1.0), "ngram+self", groups=2),
         Ask(PROMPTS[1], params(max_tokens=17, presence_penalty=1.0), "random", groups=0),
         Ask(PROMPTS[3], params(min_tokens=9, ignore_eos=False), "self1", nodes=3),
-        Ask(PROMPTS[2], params(repetition_penalty=1.2), "tree", groups=1),
-        Ask(PROMPTS[0], params(frequency_penalty=0.5), "self tree", nodes=7),
+        Ask(PROMPTS[2], params(repetition_penalty=1.2), "sampled", groups=1),
+        Ask(PROMPTS[0], params(frequency_penalty=0.5), "self1", nodes=7),
         Ask(PROMPTS[4], params(max_tokens=21), "common", groups=2),
-        Ask(PROMPTS[2], params(max_tokens=19), "retold", nodes=4),
         Ask(PROMPTS[1], params(max_tokens=15), "skip", groups=0),
     ]

@@ -22,6 +22,7 @@ from checkpoints import write
 from engine_tools import Ask, Bench, Make, OracleDraft, RandomDraft, answer, cache_for
 from torch import Tensor
 
+from fastslow.draft.head.growing import Growth
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.model.kv import BorrowedKV, OwnKV
 from fastslow.draft.mtp.draft import MtpDraft
@@ -37,7 +38,6 @@ from fastslow.engine.kv.state.layout import UNFOLDED
 from fastslow.engine.model.base import Model, kv_cache_for
 from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
 from fastslow.engine.sampling.confidence import Confidence
-from fastslow.engine.sampling.probs import only_best, probs_at
 from fastslow.engine.types import Tree
 
 ROUND = 20  # requests of one engine
@@ -97,16 +97,14 @@ class LayerFuzz:
         drafters: dict[str, Make] = {
             "ngram": lambda kv: NgramDraft(2, 1),
             "suffix": lambda kv: SuffixDraft(memory=AnswerMemory(), min_score=0.0),
-            "model": lambda kv: ModelDraft(kin, OwnKV(cache_for(kin, 48)), probs_at, only_best=only_best),
-            "tree": lambda kv: ModelDraft(kin, OwnKV(cache_for(kin)), probs_at, width=3),
-            "self": lambda kv: ModelDraft(own, BorrowedKV(kv), probs_at, fewer),
-            "self tree": lambda kv: ModelDraft(own, BorrowedKV(kv), probs_at, fewer, width=2),
+            "model": lambda kv: ModelDraft(kin, OwnKV(cache_for(kin, 48))),
+            "self": lambda kv: ModelDraft(own, BorrowedKV(kv), fewer),
             "random": lambda kv: RandomDraft(),
             "forked": lambda kv: OracleDraft(self.known, lambda place: place % 7 == 5, forked=True),
         }
         if model.mtp is not None:
-            drafters["mtp"] = lambda kv: MtpDraft(model, kv, probs_at, only_best=only_best)
-            drafters["mtp tree"] = lambda kv: MtpDraft(model, kv, probs_at, width=3)
+            drafters["mtp"] = lambda kv: MtpDraft(model, kv)
+            drafters["mtp tree"] = lambda kv: MtpDraft(model, kv, Growth(3))
         self.bench = Bench(model, drafters)
         self.counts: Counter[str] = Counter()
         self._earlier: list[tuple[list[int], Wish]] = []  # texts, and who wished for them
@@ -146,7 +144,7 @@ class LayerFuzz:
         core._masks.unfollowed = partial(self._put_off, Random(slots))  # type: ignore[method-assign]
         self.known.clear()
         asked: list[tuple[Wish, Request]] = []
-        names = draws.sample(("off", *self.bench.drafters, *self.bench.drafters, "forked", "suffix", "suffix"), ROUND)
+        names = draws.sample(("off", *(3 * [*self.bench.drafters]), "forked", "suffix", "suffix"), ROUND)
         for number, name in enumerate(names):
             wish = self._wish(draws, name)
             alone = self._answered_alone(wish)

@@ -16,6 +16,7 @@ from family_tools import load
 from reference_model import ReferenceModel
 from torch import Tensor
 
+from fastslow.draft.head.growing import Growth
 from fastslow.draft.mtp.draft import MtpDraft
 from fastslow.engine.backends.accelerator.cuda import CudaOps
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
@@ -28,7 +29,6 @@ from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.config_json import ConfigJson
 from fastslow.engine.model.family import Family, register
 from fastslow.engine.model.shape import DecoderShape, MtpLayer
-from fastslow.engine.sampling.probs import only_best, probs_at
 from fastslow.engine.types import RequestView, Tree
 
 VOCAB = 24
@@ -128,7 +128,7 @@ class SpiedMtp(MtpDraft):
     """Notes each text that it drafts for, and the draft."""
 
     def __init__(self, model: Model, kv: KVCache, width: int = 1) -> None:
-        super().__init__(model, kv, probs_at, width, only_best=only_best)
+        super().__init__(model, kv, Growth(width))
         self.made: list[tuple[list[int], Tree]] = []
 
     def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:

@@ -17,7 +17,6 @@ from fastslow.draft.head.config import read_ends, read_head, read_metadata
 from fastslow.draft.head.draft import HeadDraft
 from fastslow.draft.head.runner import load_head
 from fastslow.engine.backends.loader import load_model
-from fastslow.engine.sampling.probs import probs_at
 from fastslow.tools.job_options import HeadOptions, TrainConfig
 from fastslow.tools.kept import KeptWork
 from fastslow.tools.train_head import trainer
@@ -78,7 +77,7 @@ def test_a_head_learns_and_drafts(bench: Bench, target: Path, tmp_path: Path) ->
     config, weights = read_head(made.out)
     assert weights["qkv"].dtype == torch.bfloat16 and config.layers == (0, 1)
     assert (config.prompt, config.window) == (1024, 1280)
-    own = Bench(bench.model, {"head": lambda kv: HeadDraft(load_head(made.out, target), probs_at)})
+    own = Bench(bench.model, {"head": lambda kv: HeadDraft(load_head(made.out, target))})
     asks = [Ask((first, 4, 5), drafter="head", nodes=3) for first in range(3, 7)]
     requests = own.run(asks)
     assert [answer(r) for r in requests] == [answer(own.alone(ask)) for ask in asks]

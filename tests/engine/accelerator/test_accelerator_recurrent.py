@@ -28,7 +28,6 @@ from fastslow.engine.model.base import kv_cache_for
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.parallel.sharding import Parallel, RankShard, usual
 from fastslow.engine.params import SamplingParams
-from fastslow.engine.sampling.probs import only_best, probs_at
 
 CPU, DEVICES = torch.device("cpu"), ("cuda", *CHIPS)
 TOKENS = texts.tokens_of(300, vocab=32)
@@ -124,7 +123,7 @@ def test_a_chat_goes_on_from_a_snapshot(place: tuple[str, PagedOps]) -> None:
     """In whole blocks of keys; the layer that drafts has some of its own beside them."""
     model, cpu = both(*place)
     params = SamplingParams(max_tokens=12, ignore_eos=True)
-    kinds: dict[str, Any] = {"mtp": lambda kv: MtpDraft(model, kv, probs_at, only_best=only_best)}
+    kinds: dict[str, Any] = {"mtp": lambda kv: MtpDraft(model, kv)}
     bench, drafter = Bench(model, kinds), "off" if model.mtp is None else "mtp"
     ask = Ask(tuple(TOKENS[:290]), params, drafter)
     (found,) = bench.run([ask], Setting(pages=8), [Ask(tuple(TOKENS[:270]), params, drafter)])

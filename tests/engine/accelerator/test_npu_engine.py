@@ -46,7 +46,7 @@ def test_a_mixed_batch(moge: Bench) -> None:
 
 def test_under_pressure(moge: Bench) -> None:
     """Prompts in small chunks, and too few pages, so that requests are preempted and computed again."""
-    drafters = {"self tree": None, "told": 0, "tree": 2}
+    drafters = {"self1": None, "told": 0, "common": 2}
     longer = params(max_tokens=20)
     asks = [Ask(PROMPTS[2], longer, name, 4, groups) for name, groups in drafters.items()]
     asks.append(Ask(PROMPTS[3], longer, "ngram", 4))

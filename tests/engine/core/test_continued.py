@@ -115,7 +115,7 @@ def test_cut_answers_and_their_logprobs_beside_others(moge: Bench, drafter: str,
     assert all(len(r.log.logprobs) == len(answer(r)) for r in requests)
 
 
-@pytest.mark.parametrize("drafter", ["off", "tree"])
+@pytest.mark.parametrize("drafter", ["off", "model"])
 def test_what_was_answered_stays_though_it_would_not_be_said_again(moge: Bench, drafter: str) -> None:
     """As of a sample without a seed: the rest is what the model says after it."""
     given = [77, 300, 12]

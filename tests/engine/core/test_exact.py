@@ -136,7 +136,7 @@ def test_an_answer_ends_inside_an_accepted_run(moge: Bench, drafter: str, at: in
 
 
 @pytest.mark.parametrize("kind", ["own", "borrowed"])
-def test_a_draft_models_keys_follow_what_was_accepted(moge: Bench, kind: str) -> None:
+def test_a_draft_models_keys_follow_what_was_accepted(moge: Bench, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The target drafts for itself and errs at known places only, so the steps can be counted.
 
     In between another drafter's runs are accepted, past what the model wrote before it erred.
@@ -147,11 +147,13 @@ def test_a_draft_models_keys_follow_what_was_accepted(moge: Bench, kind: str) ->
         place = len(request.tokens) + len(drafted)
         return np.roll(right_V, 1) if place % 5 == 3 else right_V
 
+    monkeypatch.setattr("fastslow.draft.model.chain.probs_at", erring)
+    monkeypatch.setattr("fastslow.draft.model.draft.only_best", lambda request: False)
     model = moge.model
     asks = [Ask(prompt, params(max_tokens=30), kind) for prompt in PROMPTS]
     known = {n: moge.alone(ask).tokens for n, ask in enumerate(asks)}
     moge.drafters[kind] = lambda kv: FallbackDrafter(
-        OddDraft(known), ModelDraft(model, OwnKV(cache_for(model)) if kind == "own" else BorrowedKV(kv), erring)
+        OddDraft(known), ModelDraft(model, OwnKV(cache_for(model)) if kind == "own" else BorrowedKV(kv))
     )
     check(moge, asks)
     for ask, request in zip(asks, moge.run(asks), strict=True):

@@ -63,7 +63,7 @@ def test_an_answer_that_comes_to_a_damaged_row_ends_there(
         assert str(one.error) == str(other.error) == "the model's logits are not finite numbers"
 
 
-@pytest.mark.parametrize("drafter", ["random", "sampled", "tree", "erring", "forked", "model"])
+@pytest.mark.parametrize("drafter", ["random", "sampled", "erring", "forked", "model"])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_draft_over_a_grammars_edge(
     moge: Bench, drafter: str, temperature: float, monkeypatch: pytest.MonkeyPatch

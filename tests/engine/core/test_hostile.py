@@ -95,7 +95,7 @@ MODES = [
     Mode(thinking="on", thinking_budget=MOST, thinking_soft=MOST, loop=Loop()),
     Mode(groups=1, escalate=Escalation(below=1.0, window=1, within=MOST, how="keep")),
     Mode(groups=1, escalate=Escalation(below=5e-324, window=65_536, how="restart")),
-    Mode(speculation=Speculation(drafter="self", nodes=64, width=8)),
+    Mode(speculation=Speculation(drafter="self", nodes=64)),
 ]
 
 

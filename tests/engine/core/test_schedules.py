@@ -26,7 +26,6 @@ from fastslow.engine.model.base import best_tokens
 from fastslow.engine.params import Escalation, Mode, SamplingParams, Speculation
 from fastslow.engine.rows import ALL_GROUPS, Rows
 from fastslow.engine.sampling.confidence import Confidence
-from fastslow.engine.sampling.probs import probs_at
 from fastslow.engine.sampling.stop import Stopper
 from fastslow.engine.types import Drafter, ModelOutput
 from fastslow.policies.speculation.planner import FixedLength
@@ -137,10 +136,10 @@ class Engine:
         small: Any = MarkerModel()
         self.kv = cache_for(model, pages, page_size=2)
         self.small_kv = cache_for(small, 20, page_size=2)
-        borrowed = ModelDraft(model, BorrowedKV(self.kv), probs_at, groups=0)
+        borrowed = ModelDraft(model, BorrowedKV(self.kv), groups=0)
         made: dict[str, Drafter] = {
             "ngram": NgramDraft(), "random": RandomDraft(), "self": borrowed,
-            "model": ModelDraft(small, OwnKV(self.small_kv), probs_at),
+            "model": ModelDraft(small, OwnKV(self.small_kv)),
             "ngram+self": FallbackDrafter(NgramDraft(), borrowed),
         }  # fmt: skip
         self.drafter = DrafterRouter({Speculation(drafter=name): d for name, d in made.items()})

@@ -68,7 +68,7 @@ def test_a_budget_holds_to_the_token_under_every_drafter(moge: Bench, drafter: s
     assert reached >= len(asks) - 1, "a model that closes its thoughts itself proves nothing"
 
 
-@pytest.mark.parametrize("drafter", ["common", "tree"])
+@pytest.mark.parametrize("drafter", ["common", "model"])
 def test_soft_budgets_and_circles_draft_alike(moge: Bench, drafter: str) -> None:
     bounds = [
         Bound(30, soft=20, opened=True), Bound(8, soft=8, closing=PHRASE, opened=True),
@@ -217,7 +217,7 @@ def test_a_thought_and_its_answer_may_have_other_drafters(moge: Bench, drafter: 
     ("setting", "warm"), [(Setting(pages=32, prompt_rows=5), False), (Setting(max_running=3), True)]
 )
 def test_budgets_hold_through_preemption_chunks_and_prefix_hits(moge: Bench, setting: Setting, warm: bool) -> None:
-    drafters = ("self0", "forked", "model", "ngram+self", "tree", "random", "erring", "off")
+    drafters = ("self0", "forked", "model", "ngram+self", "common", "random", "erring", "off")
     sums = check(moge, [replace(eight(d)[n], drafter=d) for n, d in enumerate(drafters)], setting, warm)
     assert 0 < sums["accepted"] < sums["drafted"]
     assert sums["cached"] > 0 if warm else sums["preempted"] > 0

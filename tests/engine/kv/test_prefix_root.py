@@ -16,7 +16,6 @@ from fastslow.engine.backends.loader import load_model
 from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.model.base import Model
 from fastslow.engine.params import SamplingParams
-from fastslow.engine.sampling.probs import probs_at
 
 ORIGINAL = 32  # tokens of context before it was stretched
 PROMPT = tuple(np.random.default_rng(0).integers(5, 96, 14).tolist())
@@ -68,14 +67,14 @@ def test_a_draft_models_pages_have_its_rotary_base(model: Model, longest: tuple[
     bench = Bench(model, {})
     wishes = [ask(size, temperature=1.0) for size in longest]
     kv = Opened(cache_for(model))
-    drafter = ModelDraft(model, kv, probs_at)
+    drafter = ModelDraft(model, kv)
     requests = [bench.request(n, wish) for n, wish in enumerate(wishes)]
     trees = []
     for request in requests:
         trees += drafter.propose([request], [4])
         drafter.release([request.id])
     assert kv.found == [0, cached]
-    fresh = ModelDraft(model, OwnKV(cache_for(model)), probs_at).propose(requests[1:], [4])
+    fresh = ModelDraft(model, OwnKV(cache_for(model))).propose(requests[1:], [4])
     assert trees[1].probs is not None and fresh[0].probs is not None
     assert np.array_equal(trees[1].probs, fresh[0].probs), "rows of another base were read"
 
@@ -89,7 +88,7 @@ def test_pages_are_shared_within_one_memory_key(model: Model) -> None:
         found.append(request.spec_stats.cached)
     assert found == [0, 0, 0, 12, 12, 12]
     kv = Opened(cache_for(model))
-    drafter = ModelDraft(model, kv, probs_at)
+    drafter = ModelDraft(model, kv)
     for n, key in enumerate(("a", "b", "a")):
         drafter.propose([bench.request(n, ask(20), memory_key=key)], [4])
         drafter.release([n])

@@ -68,7 +68,7 @@ PROMPTS = [
     (*STORY[:alike], *(RANDOM.randrange(5, 320) for _ in range(own)))
     for alike, own in ((0, 3), (40, 0), (64, 20), (32, 70), (120, 1), (96, 6))
 ]
-DRAFTERS = "off", "ngram", "skip", "sampled", "tree", "erring", "forked"
+DRAFTERS = "off", "ngram", "skip", "sampled", "model", "erring", "forked"
 
 
 def schedules(bench: WindowBench, seeds: Sequence[int], size: int) -> dict[str, int]:

@@ -11,19 +11,7 @@ import pytest
 from accept_tools import table
 from distributions import NextProbs, chi_square_fits, plain_probs, text_probs, transformed, uniform_fits
 from drafts import UntimedController
-from engine_tools import (
-    Ask,
-    Bench,
-    Make,
-    RandomDraft,
-    SampledDraft,
-    Setting,
-    answer,
-    cache_for,
-    dense_probs,
-    finish,
-    write_kin,
-)
+from engine_tools import Ask, Bench, Make, RandomDraft, SampledDraft, Setting, answer, cache_for, finish, write_kin
 from grammar_tools import GrammarKit
 from numpy.typing import NDArray
 from reference_model import ReferenceModel
@@ -32,8 +20,7 @@ from thoughts import Bound
 
 from fastslow.draft.model.draft import ModelDraft
 from fastslow.draft.model.kv import BorrowedKV, OwnKV
-from fastslow.draft.model.retokenized import RetokenizedDraft
-from fastslow.draft.model.vocab import ByteVocab, SharedTokens
+from fastslow.draft.model.vocab import SharedTokens
 from fastslow.draft.ngram import NgramDraft
 from fastslow.draft.router import DrafterRouter
 from fastslow.draft.several import FallbackDrafter
@@ -89,7 +76,6 @@ ENDS = params(temperature=2.0, ignore_eos=False)
 FIRM = Bound(2, opened=True, tags=TAGS, ends=frozenset({EOS}))
 CASES = {
     "ngram": Case("ngram", None, params(temperature=1.3)),
-    "told again": Case("retold", 2, params(temperature=1.3)),
     "top_p": Case("model", None, params(top_p=0.8, temperature=1.5)),
     "top_k": Case("sampled tree", None, params(top_k=4, temperature=1.5)),
     "min_p": Case("self", None, params(min_p=0.1, temperature=1.5)),
@@ -131,17 +117,16 @@ def bench(folder: Path) -> Bench:
         return OwnKV(cache_for(stranger, 1024))
 
     def common() -> SharedTokens:
-        return SharedTokens(ByteVocab(ours), ByteVocab(theirs), VOCAB)
+        return SharedTokens(ours, theirs, VOCAB)
 
     drafters: dict[str, Make] = {
         "ngram": lambda kv: NgramDraft(longest=2, shortest=1),
-        "model": lambda kv: ModelDraft(small, OwnKV(cache_for(small, 1024)), dense_probs),
-        "self": lambda kv: ModelDraft(model, BorrowedKV(kv), dense_probs, 0),
-        "common": lambda kv: ModelDraft(stranger, own(), dense_probs, width=3, vocab_map=common()),
-        "retold": lambda kv: RetokenizedDraft(stranger, own(), ours, theirs),
+        "model": lambda kv: ModelDraft(small, OwnKV(cache_for(small, 1024))),
+        "self": lambda kv: ModelDraft(model, BorrowedKV(kv), 0),
+        "common": lambda kv: ModelDraft(stranger, own(), vocab_map=common()),
         "chosen tree": lambda kv: RandomDraft(),
         "sampled tree": lambda kv: SampledDraft(_q, width=2),
-        "ngram+self": lambda kv: FallbackDrafter(NgramDraft(), ModelDraft(model, BorrowedKV(kv), dense_probs, 1)),
+        "ngram+self": lambda kv: FallbackDrafter(NgramDraft(), ModelDraft(model, BorrowedKV(kv), 1)),
     }
     bench = Bench(model, drafters)
     bench.kit = GrammarKit(Pieces("abcdefghijkl"), VOCAB, ThoughtTags("j", "k"))
@@ -253,7 +238,7 @@ def test_the_law_of_drafted_tokens(bench: Bench, logits: Logits, name: str) -> N
             assert r.thinking.outcome(r.tokens)[0] <= (case.bound.most or 0)
 
 
-DRAFTERS = ("model", "self", "sampled tree", "ngram+self", "common", "retold")
+DRAFTERS = ("model", "self", "sampled tree", "ngram+self", "common")
 FEW = [("model", "token", 200), ("sampled tree", "block", 200)]  # answers of seven tokens each
 ALL = [*product(DRAFTERS, ("token", "block"), [3000])]
 # a short draft does not pay, a long one does: then what follows a drawn token must not decide whether it runs
