@@ -6,10 +6,8 @@ import ctypes
 import hashlib
 import json
 from array import array
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from itertools import takewhile
-from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +29,8 @@ NO_MATCH = SuffixMatch()
 class Corpus:
     """Answers of the past and, for any end of a text, what came next in them.
 
-    A lookup is one binary search among places sorted by the tokens before them (a suffix array of the
-    reversed text; Manber and Myers 1993): it finds the longest match at once.
+    Places are sorted by the tokens before them (a suffix array of the reversed text; Manber and Myers 1993): the kernels
+    find the longest match at once, by binary search.
 
     path: a file that `save` wrote. vocab: the vocabulary of the model that will be drafted for, piece -> id.
     find: see `Source.find`; of more than MAX_PLACES places, some in equal steps are taken. For one thread at a time.
@@ -42,15 +40,13 @@ class Corpus:
     def __init__(self, path: str | Path, vocab: Mapping[str, int]) -> None:
         sealed = _load(Path(path), vocab)
         self.largest = int(sealed.arrays["tokens"].max())  # of its token ids
-        made = KernelSearch if library.available() else BisectSearch
+        made = KernelSearch if library.available() else ArraySearch
         self.find = made(sealed).find
 
 
-def save(
-    path: str | Path, documents: Documents, vocab: Mapping[str, int], rounds: Iterable[int]
-) -> None:
+def save(path: str | Path, documents: Documents, vocab: Mapping[str, int]) -> None:
     """Index answers and write them to `path`, whole or not at all; ValueError where there is no answer.
-    `vocab` is of the tokenizer that made the ids; `rounds` are its `depths`, perhaps with a bar around."""
+    `vocab` is of the tokenizer that made the ids."""
     if not len(documents):
         raise ValueError(f"{path} would hold no answer")
     facts = {
@@ -60,7 +56,7 @@ def save(
         "documents": str(len(documents)),
         "tokens": str(documents.tokens),
     }
-    write_sealed(Path(path), documents.index(vocab_size(vocab), rounds), facts)
+    write_sealed(Path(path), documents.index(vocab_size(vocab)), facts)
 
 
 def unpack(path: Path, vocab: Mapping[str, int]) -> Documents:
@@ -176,58 +172,35 @@ class KernelSearch:
         self._address = self._found.buffer_info()[0]
 
 
-class BisectSearch:
-    """Python's own bisection, which finds the same; the key of a place is the bytes of the tokens before it.
-    The file may be written over while it is mapped: as in the kernels, no number of it leads outside."""
+class ArraySearch:
+    """The same without kernels: of the places after the last token those are kept that match one token more, and one
+    more. The file may be written over while it is mapped: as in the kernels, no number of it leads outside."""
 
     def __init__(self, sealed: Sealed) -> None:
-        self._memory = sealed.memory
-        self._base = sealed.offsets["tokens"]
-        # Memoryviews give Python ints, several times faster than arrays give their scalars.
-        self._text = sealed.arrays["tokens"].data
-        self._order = sealed.arrays["order"].data
-        self._buckets = sealed.arrays["buckets"].data
-        self._ids = int(sealed.arrays["tokens"].max()) + 1
+        self._text, self._order = sealed.arrays["tokens"], sealed.arrays["order"]
+        self._buckets = sealed.arrays["buckets"]
+        self._ids = int(self._text.max()) + 1
 
     def find(self, recent: list[int], ahead: int) -> SuffixMatch:
-        last = recent[-1]
-        if not 0 <= last < self._ids:
+        if not 0 <= recent[-1] < self._ids:
             return NO_MATCH
-        low, high = (min(max(self._buckets[last, i], 0), len(self._order)) for i in range(2))
-        if low >= high:
-            return NO_MATCH
-        key = array("i", recent[: -MAX_MATCH - 1 : -1]).tobytes()
-        order = self._order
-        at = bisect_left(order, key, low, high, key=self._reader(len(key)))
-        near = [self._reader(len(key))(order[i]) for i in (at - 1, at) if low <= i < high]
-        length = max(len(commonprefix([key, found])) // WIDTH for found in near)
+        last = len(self._text) - 1
+        low, high = np.clip(self._buckets[recent[-1]], 0, len(self._order))
+        places, length = np.clip(self._order[low:high], 0, last), 0
+        for token in recent[: -MAX_MATCH - 1 : -1]:
+            more = places[self._text[np.minimum(places + length, last)] == token]
+            if not len(more):
+                break
+            places, length = more, length + 1
         if not length:
             return NO_MATCH
-        key = key[: length * WIDTH]
-        read = self._reader(len(key))
-        first = bisect_left(order, key, low, high, key=read)
-        count = bisect_right(order, key, low, high, key=read) - first
-        if count <= MAX_PLACES:
-            places = order[first : first + max(count, 0)].tolist()
-        else:
-            places = [order[first + i * count // MAX_PLACES] for i in range(MAX_PLACES)]
-        runs = [self._run(place, ahead) for place in places]
+        count = len(places)
+        if count > MAX_PLACES:
+            places = places[np.arange(MAX_PLACES) * count // MAX_PLACES]
+        runs = [self._run(place, ahead) for place in places.tolist()]
         return SuffixMatch(length, runs, count <= MAX_PLACES)
 
     def _run(self, place: int, ahead: int) -> array[int]:
         """Up to `ahead` tokens that came next at a place, until its text ends."""
-        place = min(max(place, 0), len(self._text))
-        run = self._text[max(0, place - ahead) : place].tolist()
-        run.reverse()
-        known = takewhile(lambda token: 0 <= token < self._ids, run)  # END is -1
-        return array("i", known)
-
-    def _reader(self, size: int) -> Callable[[int], bytes]:
-        """place -> the `size` bytes of the tokens before it."""
-        memory, base = self._memory, self._base
-
-        def read(place: int) -> bytes:
-            begin = base + WIDTH * max(place, 0)
-            return memory[begin : begin + size]
-
-        return read
+        run = self._text[max(0, place - ahead) : place][::-1].tolist()
+        return array("i", takewhile(lambda token: 0 <= token < self._ids, run))  # END is -1

@@ -30,8 +30,6 @@ class Sealed(NamedTuple):
 
     facts: dict[str, str]  # its metadata, without the seal
     arrays: dict[str, NDArray[Any]]  # views of the mapped file: nothing is copied
-    memory: mmap.mmap
-    offsets: dict[str, int]  # where in `memory` each array begins
 
 
 def write_sealed(path: Path, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, str]) -> None:
@@ -69,7 +67,6 @@ def _views(memory: mmap.mmap) -> Sealed:
     header = parse_object(memory[PREFIX:base], "it")
     facts = {str(name): str(value) for name, value in header.pop("__metadata__").items()}
     arrays: dict[str, NDArray[Any]] = {}
-    offsets: dict[str, int] = {}
     for name, entry in header.items():
         dtype = np.dtype(DTYPES[entry["dtype"]])
         begin, end = entry["data_offsets"]
@@ -80,10 +77,9 @@ def _views(memory: mmap.mmap) -> Sealed:
             raise ValueError(f"tensor {name} reaches outside the file")
         if (base + begin) % dtype.itemsize:
             raise ValueError(f"tensor {name} begins between two numbers")
-        offsets[name] = base + begin
         flat = np.frombuffer(memory, dtype, count, base + begin)
         arrays[name] = flat.reshape(entry["shape"])
-    return Sealed({k: v for k, v in facts.items() if k != "seal"}, arrays, memory, offsets)
+    return Sealed({k: v for k, v in facts.items() if k != "seal"}, arrays)
 
 
 def _header_length(memory: mmap.mmap | bytearray) -> int:

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from fastslow.draft.suffix import sealed
 from fastslow.draft.suffix.corpus import FORMAT, Corpus, describe, save, unpack, vocabulary_digest
-from fastslow.draft.suffix.documents import Documents, depths
+from fastslow.draft.suffix.documents import Documents
 from fastslow.draft.suffix.sealed import read_sealed, write_sealed
 
 VOCAB = {chr(97 + i): i for i in range(8)}
@@ -25,7 +25,7 @@ def store(path: Path, *texts: list[int]) -> Path:
     made = Documents()
     for text in texts:
         made.add(text)
-    save(path, made, VOCAB, depths(len(VOCAB)))
+    save(path, made, VOCAB)
     return path
 
 
@@ -106,11 +106,11 @@ def test_answers_are_added_and_the_oldest_go(path: Path) -> None:
     more = unpack(path, VOCAB)
     more.add([6, 1, 2, 7])
     assert more.trim(15) == 0 and more.trim(14) == 1
-    save(path, more, VOCAB, depths(len(VOCAB)))
+    save(path, more, VOCAB)
     assert describe(path)["documents"] == 2 and sorted(follows(Corpus(path, VOCAB), [7, 2])) == [[5], [7]]
     # The file that was open is still the old one, where it lay.
     assert sorted(follows(corpus, [7, 2])) == [[3], [5]] and more.trim(0) == 2
-    refused("would hold no answer$", save, path, more, VOCAB, depths(len(VOCAB)))
+    refused("would hold no answer$", save, path, more, VOCAB)
     assert describe(path)["documents"] == 2
 
 

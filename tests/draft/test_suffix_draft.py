@@ -8,7 +8,7 @@ import pytest
 from head_tools import View
 
 from fastslow.draft.suffix.corpus import Corpus, save
-from fastslow.draft.suffix.documents import Documents, depths
+from fastslow.draft.suffix.documents import Documents
 from fastslow.draft.suffix.draft import SuffixDraft
 from fastslow.draft.suffix.sources import AnswerMemory
 from fastslow.engine.params import SamplingParams
@@ -115,7 +115,7 @@ def test_what_is_forgotten_is_drafted_for_nobody(tmp_path: Path) -> None:
     assert heard(drafter, None, 5) == [8, 9], "later ones are remembered"
     documents = Documents()
     documents.add([1, 2, 3, 4, 5, 6])
-    save(tmp_path / "c", documents, IDS, depths(VOCAB))
+    save(tmp_path / "c", documents, IDS)
     stored = SuffixDraft(Corpus(tmp_path / "c", IDS), min_score=0.0)
     stored.forget()
     assert heard(stored, None) == [4, 5, 6], "a corpus stays"

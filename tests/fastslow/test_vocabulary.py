@@ -13,7 +13,7 @@ from tokenizers_tiny import write_bpe
 
 from fastslow import LLM, Mode, SamplingParams, Speculation
 from fastslow.draft.suffix.corpus import save
-from fastslow.draft.suffix.documents import Documents, depths
+from fastslow.draft.suffix.documents import Documents
 
 VOCAB = 320
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}{{ ending }}"
@@ -87,7 +87,7 @@ def test_a_corpus_with_such_tokens_is_refused(llm: LLM, tmp_path: Path) -> None:
     documents = Documents()
     documents.add([5, 6, 320, 7])
     assert llm.tokenizer is not None
-    save(tmp_path / "c", documents, llm.tokenizer.vocab(), depths(321))
+    save(tmp_path / "c", documents, llm.tokenizer.vocab())
     with pytest.raises(ValueError, match=r"c holds token id 320, outside the model's vocab_size"):
         llm.generate([5, 6], FEW, speculation=Speculation(drafter="suffix", corpus=tmp_path / "c"))
 

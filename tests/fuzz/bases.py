@@ -172,8 +172,7 @@ def _with_corpus(folder: Path) -> None:
     vocab, stored = load_tokenizer(folder).vocab(), documents.Documents()
     for some in np.random.default_rng(0).integers(5, 320, (3, 12)).tolist():
         stored.add(some[4:], some[:4])
-    rounds = documents.depths(corpus.vocab_size(vocab))
-    corpus.save(folder.with_name("corpus.safetensors"), stored, vocab, rounds)
+    corpus.save(folder.with_name("corpus.safetensors"), stored, vocab)
 
 
 def _with_settings(folder: Path) -> None:

@@ -153,9 +153,8 @@ def info(
 
 def _extend(old: Path | None, answers: Path, out: Path, model: ModelOptions, most: int) -> None:
     """Add the answers of a file to those of an old corpus, drop the oldest, index, write."""
-    from fastslow.draft.suffix.corpus import save, unpack, vocab_size
-    from fastslow.draft.suffix.documents import Documents, depths
-    from fastslow.engine.host.progress import bar
+    from fastslow.draft.suffix.corpus import save, unpack
+    from fastslow.draft.suffix.documents import Documents
     from fastslow.engine.model.config import ModelConfig
     from fastslow.engine.text.templates import load_template
     from fastslow.models.locate import find_tokenizer, resolve_model
@@ -173,7 +172,7 @@ def _extend(old: Path | None, answers: Path, out: Path, model: ModelOptions, mos
         documents.add(answer, prompt)
     added = len(documents) - before
     dropped = documents.trim(most)
-    save(out, documents, vocab, bar(depths(vocab_size(vocab)), "Sorting"))
+    save(out, documents, vocab)
     console().print(
         f"{added:,} answers added, {dropped:,} of the oldest dropped: {out} holds "
         f"{len(documents):,} answers, {documents.tokens:,} tokens"
