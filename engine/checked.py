@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -21,6 +21,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 SHOWN = 80  # characters of a value in a message
+OBJECT = "be a valid dictionary or object to extract fields from"  # as pydantic says it
+WORD = re.compile(r"\w{1,64}")
 KIND = re.compile(r"\[key\]|str|int|float|bool|constrained-\w+|[a-z-]+\[.*\]")  # of a value
 
 
@@ -95,29 +97,46 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def sentence(error: ValidationError, fields: Mapping[str, FieldInfo] = {}) -> str:
     """The first thing wrong, as one sentence; `fields`, or those inside of them, are offered for an unknown name."""
-    first, *others = error.errors()
-    where = _path(first)
+    return first_wrong(error.errors(), fields)[1]
+
+
+def first_wrong(
+    errors: Sequence[ErrorDetails], fields: Mapping[str, FieldInfo] = {}, whole: str = ""
+) -> tuple[str, str]:
+    """The place of the first thing wrong, and `sentence` about it. whole: what a value without a place is called."""
+    first = errors[0]
+    place = _path(first)
+    where = place or whole
     if first["type"] == "extra_forbidden":
         *outer, name = first["loc"]
         for part in outer:
             fields = _inside(fields[part].annotation) if part in fields else {}  # type: ignore[index]
-        return f"field {shown(where)} is unknown{nearest(str(name), fields) if fields else ''}"
+        hint = nearest(str(name), fields) if fields else ""
+        return place, f"field {shown(where)} is unknown{hint}"
     if first["type"] == "missing":
-        return f"field {where!r} is missing"
+        return place, f"field {where!r} is missing"
     said = str(first["msg"]).removeprefix("Value error, ")
-    if not where:
-        return said
-    same = [first, *(one for one in others if _path(one) == where)]  # one for each kind of value
-    limits = dict.fromkeys(one["msg"].partition(" should ")[2] for one in same)
+    same = [one for one in errors if _path(one) == place]  # one for each kind of value
+    limits = dict.fromkeys(_limit(str(one["msg"])) for one in same)
     limit = " or ".join(filter(None, limits)).replace(" or be ", " or ")
-    return f"{where[:60]}={shown(first['input'])} must {limit or f'be valid: {said}'}"
+    if not where or (not limit and said.startswith(place)):
+        return place, said
+    return place, f"{where[:60]}={shown(first['input'])} must {limit or f'be valid: {said}'}"
+
+
+def _limit(said: str) -> str:
+    """Return what a value should be, as "be an object"; "" where its own sentence says it."""
+    limit = said.partition(" should ")[2].partition(" after validation")[0]
+    return "be an object" if limit == OBJECT else limit
 
 
 def _path(error: ErrorDetails) -> str:
-    """Return the place of an error; parts that name a kind are pydantic's, not the user's."""
+    """Return the place of an error, "messages[0].content"; parts that name a kind are pydantic's, not the user's."""
+    own = {0, len(error["loc"]) - 1 if error["type"] == "extra_forbidden" else 0}
     each = enumerate(error["loc"])
-    kept = [part for place, part in each if not place or not KIND.fullmatch(str(part))]
-    return "".join(f"[{x}]" if isinstance(x, int) else f".{x}" for x in kept).lstrip(".")
+    kept = [part for place, part in each if place in own or not KIND.fullmatch(str(part))]
+    words = (f".{x}" if isinstance(x, str) and WORD.fullmatch(x) else f"[{shown(x)}]" for x in kept)
+    return "".join(words).lstrip(".")
 
 
 def _inside(kind: Any) -> Mapping[str, FieldInfo]:

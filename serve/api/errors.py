@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from math import ceil
 from typing import Any
@@ -14,14 +14,13 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
-from fastslow.engine.params import shown
+from fastslow.engine.checked import first_wrong
 from fastslow.output import GenerationError
 from fastslow.serve.api.engine import Busy, NotReady
 
 KINDS_OF_VALUE = 16  # errors that are looked at: each kind that a value might have had is one
 SOON = 1.0  # seconds until a client should try again, where nobody knows better
 KINDS = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
-OBJECT = "be a valid dictionary or object to extract fields from"  # as pydantic says it
 CODES = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}
 BODY: dict[str, Any] = {"content": {"application/json": {"schema": {"type": "object"}}}}
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -117,43 +116,8 @@ def _plain(error: HTTPException) -> ApiError:
 
 def _invalid(error: RequestValidationError) -> ApiError:
     """The first thing wrong in a body, path or query; what pydantic says of a value's kinds is said together."""
-    found = error.errors()[:KINDS_OF_VALUE]
-    path, value = _place(found[0]["loc"], error.body)
-    if found[0]["type"] == "missing":
-        said = f"field {path!r} is missing" if path else "the body is empty; it must be JSON"
-        return ApiError(400, said, param=path or None)
-    if found[0]["type"] == "extra_forbidden":
-        return ApiError(400, f"field {shown(path)} is unknown", param=path[:60])
-    same = [one for one in found if _place(one["loc"], error.body)[0] == path]
-    limits = [_limit(str(one["msg"])) for one in same]
-    if any(limit is None for limit in limits):
-        said = next(str(one["msg"]) for one, limit in zip(same, limits) if limit is None)
-        return ApiError(400, said.removeprefix("Value error, "), param=path or None)
-    name = path[:60] or "the body"
-    limit = " or ".join(dict.fromkeys(filter(None, limits))).replace(" or be ", " or ")
-    return ApiError(400, f"{name}={shown(value)} must {limit}", param=path or None)
-
-
-def _place(loc: Sequence[int | str], body: object) -> tuple[str, object]:
-    """Return the place of an error without parts that name a kind, "messages[0].content", and the value there."""
-    path, value = "", body
-    start = 1 if loc and loc[0] in ("body", "query", "path", "header") else 0
-    within = bool(loc) and loc[0] == "body"
-    for part in loc[start:]:
-        if isinstance(part, int):
-            if isinstance(value, list) and part < len(value):
-                path, value = f"{path}[{part}]", value[part]
-        elif not within or (isinstance(value, dict) and part in value):
-            named = f".{part}" if re.fullmatch(r"\w{1,64}", part) else f"[{shown(part)}]"
-            path, value = f"{path}{named}".lstrip("."), value[part] if within else part  # type: ignore[index]
-        elif part.isidentifier() and loc[-1] == part and isinstance(value, dict):
-            path = f"{path}.{part}".lstrip(".")  # what is missing
-    return path, value
-
-
-def _limit(said: str) -> str | None:
-    """Return what a value must be, as "be an object"; None: its own sentence says it."""
-    _, should, limit = said.partition(" should ")
-    if not should:
-        return None
-    return "be an object" if limit == OBJECT else limit.partition(" after validation")[0]
+    found: list[Any] = [{**e, "loc": e["loc"][1:]} for e in error.errors()[:KINDS_OF_VALUE]]
+    if found[0]["type"] == "missing" and not found[0]["loc"]:
+        return ApiError(400, "the body is empty; it must be JSON")
+    place, said = first_wrong(found, whole="the body")
+    return ApiError(400, said, param=place[:60] or None)
