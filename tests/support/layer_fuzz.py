@@ -144,7 +144,8 @@ class LayerFuzz:
         core._masks.unfollowed = partial(self._put_off, Random(slots))  # type: ignore[method-assign]
         self.known.clear()
         asked: list[tuple[Wish, Request]] = []
-        names = draws.sample(("off", *(3 * [*self.bench.drafters]), "forked", "suffix", "suffix"), ROUND)
+        often = [name for name in self.bench.drafters for _ in range(1 + (name in ("model", "self")))]
+        names = draws.sample(("off", *often, *often, "forked", "suffix", "suffix"), ROUND)
         for number, name in enumerate(names):
             wish = self._wish(draws, name)
             alone = self._answered_alone(wish)
