@@ -56,10 +56,8 @@ class DrafterRouter(SeveralDrafters):
             if self._drafted is not None:
                 most = max(len(tree.tokens) for tree in own)
                 keys = [batch[b].memory_key for b, n in zip(members, left) if n > 0]
-                settings, adaptive = (
-                    batch[members[0]].speculation,
-                    isinstance(drafter, AdaptiveDrafter),
-                )
+                settings = batch[members[0]].speculation
+                adaptive = isinstance(drafter, AdaptiveDrafter)
                 took = time.perf_counter() - started
                 self._drafted(DraftCall(settings, took, len(keys), most, {*keys}, adaptive))
         # Only this step's drafters: another thread may add one before `commit`.

@@ -183,10 +183,8 @@ class ChoiceState:
         logprobs = None
         if request.params.logprobs is not None:
             logprobs = request.log.logprobs[first - request.prompt_length :]
-        tokens, sources = (
-            request.tokens[first:],
-            request.log.sources[first - request.prompt_length :],
-        )
+        tokens = request.tokens[first:]
+        sources = request.log.sources[first - request.prompt_length :]
         stopped = None if request.thinking is None else request.thinking.stopped
         return Piece(
             text, reasoning, tokens, None, logprobs, self._index, sources, decided, stopped
@@ -195,9 +193,8 @@ class ChoiceState:
     def _decisions(self) -> Decided | None:
         """For another engine that continues the answer."""
         request = self.request
-        by_load = (
-            request.scheduling.latency_target is not None and request.scheduling.may_cut_groups
-        )
+        scheduling = request.scheduling
+        by_load = scheduling.latency_target is not None and scheduling.may_cut_groups
         left = None if self._turn is None else request.prompt.turn_left(self._answers_in)
         if self._decided is None and not by_load and left is None:
             return None

@@ -72,9 +72,8 @@ class ByKey(Generic[T]):
     others. Any thread may ask. make: gives the value that a key begins with."""
 
     def __init__(self, make: Callable[[], T]) -> None:
-        self._lock = (
-            threading.Lock()
-        )  # of a key that two threads ask for at once, one value is made
+        # of a key that two threads ask for at once, one value is made
+        self._lock = threading.Lock()
         self._known = lru_cache(MOST_KEYS)(lambda key: make())
 
     def of(self, key: Hashable) -> T:

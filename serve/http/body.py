@@ -59,10 +59,8 @@ class JsonRequest(Request):
         return self._body
 
     async def json(self) -> Any:
-        data, self._body = (
-            await self.body(),
-            b"",
-        )  # it is read once, and the answer may take minutes
+        data = await self.body()
+        self._body = b""  # it is read once, and the answer may take minutes
         value = read_json(data)
         if len(data) > PIECE:
             await asyncio.sleep(0)  # others have their turn before its fields are checked
