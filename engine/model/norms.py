@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
-
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -34,11 +32,22 @@ Norm = RmsNorm | LayerNorm
 USUAL_NORM = RmsNorm()
 
 
-class NormWeights(NamedTuple):
-    """Weights of a norm, the offset added, in the dtype that its kernel wants; [size] each."""
+@dataclass(frozen=True, slots=True)
+class NormModule:
+    """A norm with its weights, the offset added, in the dtype that its kernel wants; [size] each."""
 
+    ops: Ops
+    kind: Norm
     weight: Tensor
     bias: Tensor | None = None
+
+    def __call__(self, x_TH: Tensor) -> Tensor:
+        """Rows after the norm, in the dtype of x."""
+        if isinstance(self.kind, RmsNorm):
+            return self.ops.rms_norm(x_TH, self.weight, self.kind.eps)
+        x = x_TH.to(wide(x_TH.dtype))
+        weight, bias = (None if w is None else w.to(x.dtype) for w in (self.weight, self.bias))
+        return F.layer_norm(x, x.shape[-1:], weight, bias, self.kind.eps).to(x_TH.dtype)
 
 
 def norm_tensors(prefix: str, kind: Norm, size: int) -> Iterator[TensorSpec]:
@@ -46,15 +55,6 @@ def norm_tensors(prefix: str, kind: Norm, size: int) -> Iterator[TensorSpec]:
     yield TensorSpec(f"{prefix}.weight", (size,))
     if isinstance(kind, LayerNorm) and kind.bias:
         yield TensorSpec(f"{prefix}.bias", (size,))
-
-
-def normed(ops: Ops, kind: Norm, weights: NormWeights, x_TH: Tensor) -> Tensor:
-    """Rows after a norm, in the dtype of x."""
-    if isinstance(kind, RmsNorm):
-        return ops.rms_norm(x_TH, weights.weight, kind.eps)
-    x = x_TH.to(wide(x_TH.dtype))
-    bias = None if weights.bias is None else weights.bias.to(x.dtype)
-    return F.layer_norm(x, x.shape[-1:], weights.weight.to(x.dtype), bias, kind.eps).to(x_TH.dtype)
 
 
 def plain_norm(x_TH: Tensor, eps: float, weight_H: Tensor | None = None) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol, Self
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -99,24 +99,14 @@ def quantise_tokens(x_TI: Tensor) -> tuple[Tensor, Tensor]:
     return rounded.to(torch.int8), scale
 
 
-SCALE = 4  # bytes of a float32
-
-
-def pack_int8(matrix: QuantLinear) -> Tensor:
-    """int8 [O, I + 4]: each row followed by the bytes of its scale. It only serves `int8_product`."""
-    scale = matrix.scale_O.float().contiguous()
-    return torch.cat([matrix.weight_OI, scale[:, None].view(torch.int8)], 1)
-
-
-def int8_product(x_TI: Tensor, packed_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+def int8_product(x_TI: Tensor, matrix: QuantLinear, bias_O: Tensor | None) -> Tensor:
     """x @ weight.T + bias, [T, O], in the dtype of x, which is taken in int8 per token."""
-    weight, scale = packed_OI[:, :-SCALE], packed_OI[:, -SCALE:].contiguous().view(torch.float32)
     rows, steps = quantise_tokens(x_TI)
     if x_TI.device.type == "cpu":
-        whole = torch._int_mm(rows, weight.T)
+        whole = torch._int_mm(rows, matrix.weight_OI.T)
     else:  # float64 holds such sums exactly
-        whole = F.linear(rows.double(), weight.double())
-    sums = whole.float() * steps[:, None] * scale.flatten()
+        whole = F.linear(rows.double(), matrix.weight_OI.double())
+    sums = whole.float() * steps[:, None] * matrix.scale_O
     if bias_O is not None:
         sums += bias_O.float()
     return sums.to(x_TI.dtype)
@@ -134,53 +124,47 @@ class Sinks:
     bias: Tensor
 
     @classmethod
-    def of(cls, k_NKD: Tensor, v_NKD: Tensor, block: int, dtype: torch.dtype) -> Sinks:
-        """From N sinks, padded to whole blocks. dtype: of the scores."""
+    def of(cls, k_NKD: Tensor, v_NKD: Tensor, block: int) -> Sinks:
+        """From N sinks, padded to whole blocks."""
         count = len(k_NKD)
         size = count + -count % block
         k, v = (F.pad(x.transpose(0, 1), (0, 0, 0, size - count)) for x in (k_NKD, v_NKD))
-        bias = torch.zeros(size, dtype=dtype, device=k.device)
+        bias = torch.zeros(size, dtype=wide(k.dtype), device=k.device)
         bias[count:] = -torch.inf
         return cls(k.contiguous(), v.contiguous(), bias.view(1, 1, -1, 1, block))
 
 
 @dataclass(frozen=True, slots=True)
-class Keys:
-    """KV slots that L lines of attention read.
+class RowFront:
+    """What every row of a layer sees before its own keys. sink_logits: [heads] in the dtype of scores, without a value.
+    score_cap: of all scores, see `GroupedAttention`."""
 
-    slots: a slice where L is 1 and the slots are one run, else int64 [L * S], S a multiple of the attention
-    block. bias: [L, 1, blocks, P * G, block], 0 where a row sees the key and -inf where it does not; every
-    row sees at least one. P rows of a line, G query heads per KV head. sink_logits: [heads] in the dtype of
-    scores, what every row has beside its keys, without a value. score_cap: see `GroupedAttention`."""
-
-    slots: slice | Tensor
-    bias: Tensor
     sinks: Sinks | None = None
     sink_logits: Tensor | None = None
     score_cap: float = 0.0
 
 
+NO_FRONT = RowFront()
+
+
+class Keys(NamedTuple):
+    """KV slots that L lines of attention read.
+
+    slots: a slice where L is 1 and the slots are one run, else int64 [L * S], S a multiple of the attention
+    block. bias: [L, 1, blocks, P * G, block], 0 where a row sees the key and -inf where it does not; every
+    row sees at least one. P rows of a line, G query heads per KV head."""
+
+    slots: slice | Tensor
+    bias: Tensor
+
+
 class Linear(NamedTuple):
-    """A matrix [O, I] as `Ops.pack` gave it, and its bias [O]."""
+    """A matrix in a backend's own form, its bias [O], and where it is int8 the scale of each output, float32 [O]. On
+    accelerators also of all routed experts, with an axis of these in front."""
 
     weight: Tensor
     bias: Tensor | None = None
-
-
-class ExpertMatrices(NamedTuple):
-    """A matrix of each expert, as `Ops.pack` gave it, and their biases [E, O]."""
-
-    weights: Sequence[Tensor]
-    biases: Tensor | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Experts:
-    """Routed experts of a layer, gates and ups below each other."""
-
-    gate_up: ExpertMatrices
-    down: ExpertMatrices
-    activation: Activation = "silu"
+    scale: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,10 +191,16 @@ class Ops(Protocol):
     def pack(self, weight_OI: Tensor) -> Tensor:
         """The form of a weight that `linear` wants, in new memory or the same tensor."""
 
-    def pack_int8(self, matrix: QuantLinear) -> Tensor:
-        """The same of a matrix in int8, whose inputs `linear` takes in int8 per token."""
+    def linear(
+        self,
+        x_TI: Tensor,
+        weight_OI: Tensor,
+        bias_O: Tensor | None = None,
+        scale_O: Tensor | None = None,
+    ) -> Tensor: ...
 
-    def linear(self, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor: ...
+    def of_heads(self, x_TNI: Tensor, matrices: Any) -> Tensor:
+        """[T, N, O] of the rows of N heads, each by its own matrix, as `WeightReader.heads` gave them."""
 
     def rms_norm(self, x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor: ...
 
@@ -218,6 +208,15 @@ class Ops(Protocol):
 
     def rotate(self, x_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor: ...
 
-    def attend(self, q_LPHD: Tensor, k_SKD: Tensor, v_SKD: Tensor, keys: Keys) -> Tensor: ...
+    def attend(
+        self, q_LPHD: Tensor, k_SKD: Tensor, v_SKD: Tensor, keys: Keys, front: RowFront = NO_FRONT
+    ) -> Tensor: ...
 
-    def experts(self, x_TH: Tensor, experts: Experts, dispatch: Dispatch) -> Tensor: ...
+    def experts(
+        self,
+        x_TH: Tensor,
+        gate_up: Sequence[Linear],
+        down: Sequence[Linear],
+        activation: Activation,
+        dispatch: Dispatch,
+    ) -> Tensor: ...

@@ -16,15 +16,13 @@ from torch import Tensor
 from fastslow.engine.kv.state.layout import State
 from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.kv.state.windows import PageMap
-from fastslow.engine.model.norms import Norm, NormWeights
-from fastslow.engine.model.ops import Ops
+from fastslow.engine.model.norms import Norm, NormModule
+from fastslow.engine.model.ops import Linear, Ops
 from fastslow.engine.model.tensor_spec import TensorSpec
 from fastslow.engine.rows import Rows
 from fastslow.engine.types import Ints
 
 T = TypeVar("T")
-M_co = TypeVar("M_co", covariant=True)
-E_co = TypeVar("E_co", covariant=True)
 
 
 @dataclass(slots=True)
@@ -98,24 +96,30 @@ def too_small(**sizes: int) -> Iterator[str]:
     yield from (f"{name} {size} must be at least 1" for name, size in sizes.items() if size < 1)
 
 
-class WeightReader(Protocol[M_co, E_co]):
-    """Reads weights of a checkpoint in a backend's form: M is a matrix with its bias, E one of all routed experts."""
+class WeightReader(Protocol):
+    """Reads weights of a checkpoint in a backend's form. ops: with which the modules that it loads run."""
 
-    dtype: torch.dtype
+    @property
+    def ops(self) -> Ops: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
 
     def plain(self, *names: str, dtype: torch.dtype | None = None) -> Tensor:
         """The named tensors below each other."""
 
-    def norm(self, name: str, kind: Norm) -> NormWeights: ...
+    def norm(self, name: str, kind: Norm) -> NormModule: ...
 
-    def matrix(self, *names: str, bias: bool = False) -> M_co:
+    def matrix(self, *names: str, bias: bool = False) -> Linear:
         """The matrices `X.weight` below each other, and their biases."""
 
-    def packed(self, weight_OI: Tensor, bias_O: Tensor | None = None) -> M_co:
+    def packed(self, weight_OI: Tensor, bias_O: Tensor | None = None) -> Linear:
         """A matrix that was read with `plain`."""
 
-    def experts(self, prefixes: Sequence[str], sides: Sequence[str], bias: bool) -> E_co:
-        """The matrices `PREFIX.SIDE_proj` of each expert below each other."""
+    def heads(self, weight_NOI: Tensor) -> Any:
+        """Matrices of N heads that were read with `plain`, as `Ops.of_heads` takes them."""
+
+    def experts(self, prefixes: Sequence[str], sides: Sequence[str], bias: bool) -> Any:
+        """The matrices `PREFIX.SIDE_proj` of each expert below each other, one `Linear` for each expert, or of all."""
 
 
 class MixerModule(Protocol):
@@ -139,9 +143,6 @@ class LayerPart(Protocol):
     def tensors(self, prefix: str, hidden: int) -> Iterator[TensorSpec]:
         """The tensors below the layer's prefix, in file order."""
 
-    def load(self, prefix: str, reader: WeightReader[Any, Any]) -> Any:
-        """The weights, each matrix in the reader's form."""
-
     def misfits(self) -> Iterator[str]:
         """Yield a sentence for each field that does not fit the others."""
 
@@ -153,12 +154,12 @@ class Mixer(LayerPart, Protocol):
     def state(self) -> State:
         """The state that the layer keeps of a text."""
 
-    def module(self, weights: Any, ops: Ops) -> MixerModule:
-        """The mixer on plain torch."""
+    def load(self, prefix: str, reader: WeightReader) -> MixerModule:
+        """The mixer with its weights, each matrix in the reader's form."""
 
 
 class FeedForward(LayerPart, Protocol):
     """A part that makes something of each row alone."""
 
-    def module(self, weights: Any, ops: Ops) -> FfnModule:
-        """The part on plain torch."""
+    def load(self, prefix: str, reader: WeightReader) -> FfnModule:
+        """The part with its weights, each matrix in the reader's form."""

@@ -22,7 +22,7 @@ from fastslow.engine.model.ffn.dense import MlpModule
 from fastslow.engine.model.ffn.experts import ExpertsModule
 from fastslow.engine.model.ffn.router import GroupRouter
 from fastslow.engine.model.mixers.grouped import GroupedModule
-from fastslow.engine.model.ops import ExpertMatrices, Linear, Ops, Read, soft_cap, wide
+from fastslow.engine.model.ops import Ops, Read, soft_cap, wide
 from fastslow.engine.model.parts import Step
 from fastslow.engine.model.tensor_spec import TensorSpec
 from fastslow.engine.model.tensors import mtp_specs, tensor_specs
@@ -76,13 +76,13 @@ def shard_weights(
     for layer in (*weights.layers, *(head.layer for head in weights.mtp)):
         mixer, ffn = layer.mixer, layer.ffn
         if shard.rank % shard.attention and isinstance(mixer, GroupedModule):
-            mixer.weights.out = Linear(mixer.weights.out.weight)
+            mixer.out = mixer.out._replace(bias=None)
         if isinstance(ffn, MlpModule) and shard.rank:
-            ffn.weights.down = Linear(ffn.weights.down.weight)
+            ffn.down = ffn.down._replace(bias=None)
         if not isinstance(ffn, ExpertsModule):
             continue
         if shard.inner:
-            ffn.weights.down = ExpertMatrices(ffn.weights.down.weights)
+            ffn.down = [matrix._replace(bias=None) for matrix in ffn.down]
         if shard.parallel.ep > 1 and isinstance(ffn.ffn.router, GroupRouter):
             assert shard.alike.routed is not None
             ffn.ffn = replace(ffn.ffn, router=shard.alike.routed.router)
@@ -194,16 +194,12 @@ class ShardDecoder:
     ) -> ModelOutput | None:
         """As `MtpModel.forward`, on all ranks at once; None but on rank 0, which alone has the inputs of rows."""
         partition, w = RowPartition.of(rows, self.shard, kv.slots), self.weights
-        mtp, shape = w.mtp[head], w.config.mtp
-        assert shape is not None
-        embedded = self._embed(partition)
+        mtp, embedded = w.mtp[head], self._embed(partition)
         states = embedded.new_zeros(len(partition.tokens), embedded.shape[1])
         if inputs is not None:
             states[torch.from_numpy(partition.places).to(w.device)] = inputs.to(w.device, w.dtype)
-        pair = mtp.embedding_norm(embedded), mtp.hidden_norm(self.everyone.reduce_scatter(states))
-        x_nH = w.ops.linear(
-            torch.cat(pair if shape.embedding_first else pair[::-1], -1), *mtp.entry
-        )
+        states = mtp.hidden_norm(self.everyone.reduce_scatter(states))
+        x_nH = mtp.enter(mtp.embedding_norm(embedded), states)
         n, step = len(w.config.layers) + head, self._step(partition)
         last_nH = mtp.norm(self._run(mtp.layer, x_nH, kv, n, partition, step))
         (wanted, mine), (looked, mine_seen) = self._mine(partition, rows)
@@ -302,7 +298,7 @@ class ShardDecoder:
     def _logits(self, last_MH: Tensor) -> Tensor:
         """[M, share of V] in the model's dtype; the last share is padded."""
         size = self.shard.vocabulary_size
-        logits = self.weights.ops.linear(last_MH, self.weights.head)
+        logits = self.weights.ops.linear(last_MH, *self.weights.head)
         return F.pad(logits, (0, size - logits.shape[1]))
 
     def _best(self, last_MH: Tensor, features: Tensor | None) -> ModelOutput | None:

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +17,8 @@ from torch import Tensor
 
 from fastslow import LLM
 from fastslow.engine.backends.torch.decoder import Decoder
-from fastslow.engine.backends.torch.weights import LayerModule
+from fastslow.engine.backends.torch.weights import Weights
 from fastslow.engine.model.base import Model
-from fastslow.engine.model.ffn.streams import StreamsModule
-from fastslow.engine.model.mixers.grouped import GroupedModule
-from fastslow.engine.model.mixers.latent import LatentModule
 from fastslow.engine.parallel.collectives import Collectives
 from fastslow.engine.parallel.model import ParallelModel, load_parallel
 from fastslow.engine.parallel.sharding import Parallel
@@ -115,11 +111,8 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         yield value
     elif isinstance(value, list | tuple):
         yield from (x for part in value for x in _tensors(part))
-    elif is_dataclass(value) or isinstance(value, GroupedModule | LatentModule | StreamsModule):
-        names = {field.name for field in fields(value)} if is_dataclass(value) else {"weights"}
-        names -= {"reader", "config", "ops"} | ({"layer"} if isinstance(value, LayerModule) else set())
+    elif is_dataclass(value) or isinstance(value, Weights):
+        names = vars(value) if isinstance(value, Weights) else (field.name for field in fields(value))
         yield from (x for name in names for x in _tensors(getattr(value, name)))
-    elif isinstance(value, partial):
-        yield from (x for part in value.args for x in _tensors(part))
     elif isinstance(value, dict):
         yield from (x for part in value.values() for x in _tensors(part))

@@ -16,10 +16,9 @@ from fastslow import LLM, Output
 from fastslow.draft.registry import DRAFTERS
 from fastslow.engine.backends import device as device_module
 from fastslow.engine.backends.accelerator import cuda as cuda_module
-from fastslow.engine.backends.accelerator import decoder as decoder_module
 from fastslow.engine.backends.accelerator.step import PagedStep
 from fastslow.engine.families import FAMILIES
-from fastslow.engine.model.ffn.router import ExpertChoice, choose_best
+from fastslow.engine.model.ffn.router import ExpertChoice
 from fastslow.tools.check_device import __main__ as command
 from fastslow.tools.check_device import exactness as exactness_file
 from fastslow.tools.check_device import families as families_file
@@ -68,19 +67,22 @@ def test_answers_of_a_model_to_its_prompts(tmp_path: Path) -> None:
 def test_a_simulated_npu(chip: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It passes, and one that gives experts the wrong weights is found out."""
 
-    def halved(*asked: Any) -> ExpertChoice:
-        right = choose_best(*asked)
-        return right._replace(weights=right.weights / 2)
-
     path = tmp_path / "report.json"
     with simulated(chip, exact=False):
         code, text = check("npu", "--quick", "--json", str(path))
         assert code == 0, text
-        monkeypatch.setattr(decoder_module, "choose_best", halved)
+        ops: Any = type(device_module.paged_ops_for(device_module.choose_device("npu")))
+        right = ops.experts
+
+        def halved(own: Any, x: torch.Tensor, chosen: ExpertChoice, *rest: Any) -> torch.Tensor:
+            found: torch.Tensor = right(own, x, chosen._replace(weights=chosen.weights / 2), *rest)
+            return found
+
+        monkeypatch.setattr(ops, "experts", halved)
         wrong = families(plan_for(tmp_path / "wrong", "npu")).lines[1:-1]
     assert json.loads(path.read_text("utf-8"))["parts"][-1]["figures"]["replays"] > 0
     mixtures = {"PanguProMoEV2ForCausalLM", "Qwen3MoeForCausalLM", "GptOssForCausalLM", "Lfm2MoeForCausalLM"}
-    mixtures |= {"Qwen3_5MoeForCausalLM", "Qwen3NextForCausalLM"}
+    mixtures |= {"Qwen3_5MoeForCausalLM", "Qwen3NextForCausalLM", "PanguProMoEForCausalLM"}
     assert {x.split()[1] for x in wrong} == mixtures
 
 

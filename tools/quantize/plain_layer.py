@@ -18,7 +18,7 @@ from fastslow.engine.model.ffn.dense import DenseMlp
 from fastslow.engine.model.ffn.experts import RoutedExperts
 from fastslow.engine.model.ffn.router import GroupRouter, choose
 from fastslow.engine.model.mixers.grouped import GroupedAttention
-from fastslow.engine.model.norms import LayerNorms, NormWeights, RmsNorm, normed, residual, same
+from fastslow.engine.model.norms import LayerNorms, NormModule, RmsNorm, residual, same
 from fastslow.engine.model.shape import Layer
 
 ROUTER = "mlp.gate"
@@ -70,7 +70,7 @@ class PlainLayer:
         return residual(x_NH, before, lambda x: self._moge(x, routed, product), same)
 
     def _norm(self, name: str, x_NH: Tensor) -> Tensor:
-        return normed(OPS, self.config.norm, NormWeights(self.tensors[f"{name}.weight"]), x_NH)
+        return NormModule(OPS, self.config.norm, self.tensors[f"{name}.weight"])(x_NH)
 
     def _linear(self, name: str, x_NI: Tensor, product: Product) -> Tensor:
         y = product(name, x_NI)

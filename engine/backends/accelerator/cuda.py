@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from fastslow.engine.backends.accelerator.kv import BLOCK, BlockStorage, BlockTables
 from fastslow.engine.backends.accelerator.ops import (
-    DeviceMlp,
     DeviceTables,
     Event,
     Front,
@@ -25,6 +24,7 @@ from fastslow.engine.backends.accelerator.ops import (
     only_run,
 )
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.ffn.experts import ExpertsModule
 from fastslow.engine.model.ffn.router import ExpertChoice
 from fastslow.engine.model.ops import wide
 from fastslow.engine.types import Ints
@@ -79,7 +79,9 @@ class CudaOps(PagedOps):
         # other dtypes, odd widths and other chips read the sizes on the host
         return self._grouped_mm is not None and self._aligned and dtype == torch.bfloat16
 
-    def experts(self, x_TH: Tensor, chosen: ExpertChoice, mlp: DeviceMlp, y_TH: Tensor) -> Tensor:
+    def experts(
+        self, x_TH: Tensor, chosen: ExpertChoice, mlp: ExpertsModule, y_TH: Tensor
+    ) -> Tensor:
         count, groups = len(mlp.gate_up.weight), chosen.numbers.shape[1]
         flat = chosen.numbers.flatten()
         order = flat.argsort(stable=True)
@@ -87,7 +89,7 @@ class CudaOps(PagedOps):
         ends = torch.searchsorted(flat[order], known, right=True).to(torch.int32)
         sorted_RH, experts = x_TH.index_select(0, order // groups), flat[order]
         both_R2F = self._product(sorted_RH, mlp.gate_up.weight, ends)
-        inner_RF = self.gated(add_bias(both_R2F, mlp.gate_up.bias, experts))
+        inner_RF = self.gated(add_bias(both_R2F, mlp.gate_up.bias, experts), mlp.ffn.expert.activation)
         out_RH = self._product(inner_RF, mlp.down.weight, ends)
         out_RH = only_run(add_bias(out_RH, mlp.down.bias, experts), ends[-1])
         parts = torch.empty_like(out_RH).index_copy_(0, order, out_RH)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 
@@ -13,12 +13,7 @@ from torch.nn import functional as F
 
 from fastslow.engine.backends.accelerator.attention import PagedAttention
 from fastslow.engine.backends.accelerator.kv import BLOCK, BlockStorage
-from fastslow.engine.backends.accelerator.latent import PagedLatent
-from fastslow.engine.backends.accelerator.ops import (
-    DeviceMatrix,
-    DeviceMlp,
-    LayerKV,
-)
+from fastslow.engine.backends.accelerator.ops import LayerKV
 from fastslow.engine.backends.accelerator.recorded import Recorder
 from fastslow.engine.backends.accelerator.step import (
     DeviceLayout,
@@ -27,21 +22,22 @@ from fastslow.engine.backends.accelerator.step import (
     Staging,
     StepPlan,
 )
-from fastslow.engine.backends.accelerator.weights import Stacked, StackedLayer
+from fastslow.engine.backends.accelerator.weights import Stacked
+from fastslow.engine.backends.torch.weights import LayerModule
 from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.base import LayeredModel, check_step, inputs_of
-from fastslow.engine.model.ffn.dense import MlpWeights
-from fastslow.engine.model.ffn.experts import MixtureWeights
-from fastslow.engine.model.ffn.router import ExpertChoice, GroupRouter, choose, choose_best
-from fastslow.engine.model.mixers.grouped import GroupedWeights
+from fastslow.engine.model.ffn.dense import MlpModule
+from fastslow.engine.model.ffn.experts import ExpertsModule
+from fastslow.engine.model.mixers.grouped import GroupedModule
+from fastslow.engine.model.mixers.latent import LatentModule
 from fastslow.engine.model.mixers.rope import Rotary
-from fastslow.engine.model.norms import Sublayer
 from fastslow.engine.model.ops import sigmoid, soft_cap, wide
-from fastslow.engine.model.parts import Step
+from fastslow.engine.model.parts import FfnModule, MixerModule
 from fastslow.engine.rows import Rows
 from fastslow.engine.types import Features, Floats, ModelOutput
 
-Ffn = MlpWeights[DeviceMatrix] | MixtureWeights[DeviceMatrix, DeviceMatrix]
+
+Attend = Callable[[Tensor, LayerKV], Tensor]
 
 
 class PagedDecoder(LayeredModel[Stacked]):
@@ -53,9 +49,8 @@ class PagedDecoder(LayeredModel[Stacked]):
 
     def __init__(self, weights: Stacked, layers: Sequence[int] | None = None) -> None:
         super().__init__(weights, layers)
-        self.ops, self.storage = weights.ops, weights.storage
+        self.ops, self.storage = weights.kernels, weights.storage
         c = weights.config
-        self._attention, self._eps = weights.alike.attention, weights.alike.eps
         self._rotary = Rotary(weights.alike.rope)
         self._staging, self._attend = Staging(self.ops), PagedAttention(self.ops)
         self._plan = StepPlan.of(c, self.layers, self.ops)
@@ -82,8 +77,7 @@ class PagedDecoder(LayeredModel[Stacked]):
         layouts = self._plan.layouts(rows, self.ops.most_rows)
         step = PagedStep.of(rows, angles, layouts, self._plan).to(self.device, self._staging)
         if self._plan.plain:
-            plain = Step(rows, len(rows.tokens), self.weights.plain, self.dtype, self.device)
-            step = replace(step, plain=plain)
+            step = replace(step, plain=self.weights.step(rows))
         return step
 
     def _fetch(self, found: Result, rows: Rows, seen: bool) -> ModelOutput:
@@ -95,30 +89,31 @@ class PagedDecoder(LayeredModel[Stacked]):
         return ModelOutput(_fetched(logits), features, best)
 
     def _run(self, step: PagedStep, kv: BlockStorage, features: tuple[int, ...]) -> Result:
-        w, eps = self.weights, self._eps
+        w, eps = self.weights, self.weights.alike.eps
         x_TH = self._start(step)
         taken: dict[int, Tensor] = {}
         first, *others = (w.layers[n] for n in self.layers)
-        fresh_TH = self.ops.rms_norm(x_TH, first.norms["mixer"], eps)
+        fresh_TH = first.norms["mixer"](x_TH)
         if first.streams and w.merge is not None:  # each begins as the embedding
             x_TH = x_TH.repeat(1, w.merge.streams.count)
         norms = [*(layer.norms["mixer"] for layer in others), w.norm]
         for n, place, next_norm in zip(self.layers, self._plan.layers, norms, strict=True):
             layer = w.layers[n]
-            mix = partial(self._mix, layer=layer, kv=kv, n=n, place=place, step=step)
-            mlp = partial(self._mlp, layer=layer, step=step)
+            mix = partial(self._mix, mixer=layer.mixer, kv=kv, n=n, place=place, step=step)
+            ffn = partial(self._ffn, ffn=layer.ffn, step=step)
             if layer.streams:
-                for use, sublayer in (("mixer", mix), ("ffn", mlp)):
-                    normed = partial(self._prenormed, norm_H=layer.norms[use], sublayer=sublayer)
-                    x_TH = layer.streams[use](x_TH, normed)
-                x_TH = self._normed(x_TH, layer.whole_norm)
+                x_TH = layer.connect(x_TH, "mixer", mix)
+                x_TH = layer.whole_norm(layer.connect(x_TH, "ffn", ffn))
             else:
-                fresh_TH, x_TH = self.ops.add_rms_norm(mix(fresh_TH), x_TH, layer.norms["ffn"], eps)
-                fresh_TH, x_TH = self.ops.add_rms_norm(mlp(fresh_TH), x_TH, next_norm, eps)
+                own, last = layer.norms["ffn"].weight, next_norm.weight
+                mixed_TH = layer.added("mixer", mix(fresh_TH))
+                fresh_TH, x_TH = self.ops.add_rms_norm(mixed_TH, x_TH, own, eps)
+                made_TH = layer.added("ffn", ffn(fresh_TH))
+                fresh_TH, x_TH = self.ops.add_rms_norm(made_TH, x_TH, last, eps)
             if n in features:
                 taken[n] = self._one_stream(x_TH.index_select(0, step.feature_rows), layer)
         if first.streams:
-            fresh_TH = self.ops.rms_norm(self._one_stream(x_TH, first), w.norm, eps)
+            fresh_TH = w.norm(self._one_stream(x_TH, first))
         last_MH = fresh_TH.index_select(0, step.outputs)
         logits_MV = self.ops.linear(last_MH, w.head)
         logits_MV = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32))
@@ -134,128 +129,93 @@ class PagedDecoder(LayeredModel[Stacked]):
         """The features of a result. fresh_TH: the last norm's rows."""
         return torch.cat(list(features), -1) if features else fresh_TH[:0, :0]
 
-    def _one_stream(self, x_TH: Tensor, layer: StackedLayer) -> Tensor:
+    def _one_stream(self, x_TH: Tensor, layer: LayerModule) -> Tensor:
         """[T, H] of what a layer gave, which may be several residual streams."""
-        merge = self.weights.merge
-        return merge.merged(x_TH) if layer.streams and merge is not None else x_TH
-
-    def _prenormed(self, x_TH: Tensor, norm_H: Tensor, sublayer: Sublayer) -> Tensor:
-        return sublayer(self.ops.rms_norm(x_TH, norm_H, self._eps))
+        return self.weights.one_stream(x_TH) if layer.streams else x_TH
 
     def _mix(
         self,
         x_TH: Tensor,
-        layer: StackedLayer,
+        mixer: MixerModule,
         kv: BlockStorage,
         n: int,
         place: int | None,
         step: PagedStep,
     ) -> Tensor:
-        """What the mixer adds. place: of the layer's window; None: a module of plain torch runs."""
+        """[T, H] of normed rows. place: of the layer's window; None: a module of plain torch runs."""
         if place is None:
-            assert step.plain is not None and not isinstance(layer.mixer, GroupedWeights)
-            mixed_TH = layer.mixer(x_TH, kv, n, step.plain)
-        elif isinstance(layer.mixer, PagedLatent):
-            mixed_TH = self._mix_latent(x_TH, layer, kv, n, step.layouts[place], step)
-        else:
-            pair = LayerKV(kv.k[n], kv.v[n])
-            mixed_TH = self._mix_heads(x_TH, layer, pair, step.layouts[place], step)
-        return self._normed(mixed_TH, layer.norms.get("mixer_added"))
+            assert step.plain is not None
+            return mixer(x_TH, kv, n, step.plain)
+        attend = partial(self._attend, layout=step.layouts[place], front=self.weights.fronts[n])
+        if isinstance(mixer, LatentModule):
+            return self._mix_latent(x_TH, mixer, kv, n, attend, step)
+        assert isinstance(mixer, GroupedModule)
+        return self._mix_heads(x_TH, mixer, LayerKV(kv.k[n], kv.v[n]), attend, step)
 
     def _mix_latent(
         self,
         x_TH: Tensor,
-        layer: StackedLayer,
+        mixer: LatentModule,
         kv: BlockStorage,
         n: int,
-        layout: DeviceLayout,
+        attend: Attend,
         step: PagedStep,
     ) -> Tensor:
-        mixer = layer.mixer
-        assert isinstance(mixer, PagedLatent)
         added = partial(mixer.convolved, kv=kv, n=n, step=step.plain)
         turned = partial(self.ops.rotate, cos_T1D=step.cos, sin_T1D=step.sin)
         q_THD, kept, _ = mixer.project(x_TH, added, turned)
         kv.k[n].index_copy_(0, step.slots.long(), kept)
         pair = LayerKV(*(side.unflatten(0, (-1, BLOCK)) for side in (kv.k[n], kv.v[n])))
-        return mixer.out(self._attend(q_THD.to(x_TH.dtype), pair, layout, layer.front), added)
+        return mixer.output(attend(q_THD.to(x_TH.dtype), pair), added)
 
     def _mix_heads(
-        self,
-        x_TH: Tensor,
-        layer: StackedLayer,
-        pair: LayerKV,
-        layout: DeviceLayout,
-        step: PagedStep,
+        self, x_TH: Tensor, mixer: GroupedModule, pair: LayerKV, attend: Attend, step: PagedStep
     ) -> Tensor:
-        assert isinstance(layer.mixer, GroupedWeights)
-        q_THD, *fresh, gates_THD = self._project(x_TH, layer.mixer, layer.turns, step)
+        q_THD, *fresh, gates_THD = self._project(x_TH, mixer, step)
         k_TKD, v_TKD = map(self._widened, fresh)
         self.ops.store(k_TKD, v_TKD, pair, step.slots)
-        seen_THD = self._attend(self._widened(q_THD), pair, layout, layer.front)
-        seen_THD = seen_THD[..., : q_THD.shape[-1]]
-        if self._attention.out_gate:
+        seen_THD = attend(self._widened(q_THD), pair)[..., : q_THD.shape[-1]]
+        if mixer.mixer.out_gate:
             gates_THD = sigmoid(gates_THD.to(wide(x_TH.dtype)))
             seen_THD = (seen_THD * gates_THD).to(x_TH.dtype)
-        return self.ops.linear(seen_THD.reshape(len(x_TH), -1), layer.mixer.out)
+        return self.ops.linear(seen_THD.reshape(len(x_TH), -1), mixer.out)
 
     def _project(
-        self, x_TH: Tensor, w: GroupedWeights[DeviceMatrix], turns: bool, step: PagedStep
+        self, x_TH: Tensor, w: GroupedModule, step: PagedStep
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Queries, keys, values, and gates as queries where there are any."""
-        c = self._attention
+        c = w.mixer
         parts = c.heads, c.kv_heads, c.kv_heads, c.heads * c.out_gate
         mixed = self.ops.linear(x_TH, w.qkv).unflatten(1, (sum(parts), -1))
         sides = list(mixed.split(parts, 1))
         for i, norm in enumerate((w.query_norm, w.key_norm)):
             if norm is not None:
-                sides[i] = self.ops.rms_norm(sides[i].contiguous(), norm.weight, self._eps)
+                sides[i] = norm(sides[i].contiguous())
         q_THD, k_TKD, v_TKD, gates_THD = sides
-        if turns:
+        if c.rope is not None:
             normed = w.query_norm is not None or w.key_norm is not None
             both = torch.cat((q_THD, k_TKD), 1) if normed else mixed[:, : c.heads + c.kv_heads]
             turned = self.ops.rotate(both.to(step.cos.dtype), step.cos, step.sin).to(x_TH.dtype)
             q_THD, k_TKD = turned.split((c.heads, c.kv_heads), 1)
         return q_THD, k_TKD, v_TKD, gates_THD
 
-    def _normed(self, x_TH: Tensor, norm_H: Tensor | None) -> Tensor:
-        return x_TH if norm_H is None else self.ops.rms_norm(x_TH, norm_H, self._eps)
-
     def _widened(self, x_TND: Tensor) -> Tensor:
         """Filled up with zeros to the width of the cache; they add nothing to any product."""
         room = self.storage.width(x_TND.shape[-1]) - x_TND.shape[-1]
         return F.pad(x_TND, (0, room)) if room else x_TND
 
-    def _mlp(self, x_TH: Tensor, layer: StackedLayer, step: PagedStep) -> Tensor:
-        return self._normed(self._ffn(x_TH, layer.ffn, step), layer.norms.get("ffn_added"))
-
-    def _ffn(self, x_TH: Tensor, mlp: Ffn, step: PagedStep) -> Tensor:
-        shared = mlp.shared if isinstance(mlp, MixtureWeights) else mlp
-        if shared is None:
-            y_TH = torch.zeros_like(x_TH)
-        else:
-            inner_TF = self.ops.gated(self.ops.linear(x_TH, shared.gate_up))
-            y_TH = self.ops.linear(inner_TF, shared.down)
-        if isinstance(mlp, MixtureWeights) and mlp.shared_gate is not None:
-            y_TH = (y_TH * sigmoid((x_TH * mlp.shared_gate).sum(-1, keepdim=True))).to(x_TH.dtype)
-        if isinstance(mlp, MlpWeights) or not step.routed:
+    def _ffn(self, x_TH: Tensor, ffn: FfnModule, step: PagedStep) -> Tensor:
+        """[T, H] of normed rows."""
+        if isinstance(ffn, MlpModule):
+            return ffn(x_TH)
+        assert isinstance(ffn, ExpertsModule)
+        y_TH = ffn.shared_rows(x_TH)
+        if not step.routed:
             return y_TH
-        return self.ops.experts(
-            x_TH, self._choose(x_TH, mlp, step.groups), DeviceMlp(mlp.gate_up, mlp.down), y_TH
-        )
-
-    def _choose(
-        self, x_TH: Tensor, mlp: MixtureWeights[DeviceMatrix, DeviceMatrix], wanted_T: Tensor
-    ) -> ExpertChoice:
-        logits_TE = self.ops.route(x_TH, mlp.router)
-        if mlp.router_bias is not None:
-            logits_TE = logits_TE + mlp.router_bias
-        routed = self.weights.alike.routed
-        assert routed is not None
-        if not isinstance(routed.router, GroupRouter):
-            return choose_best(logits_TE, routed.router, mlp.choice_bias, wanted_T)
-        assert mlp.scale is not None
-        return choose(logits_TE, mlp.scale, routed.router.groups, wanted_T)
+        logits_TE = self.ops.route(x_TH, ffn.router.weight)
+        if ffn.router.bias is not None:
+            logits_TE = logits_TE + ffn.router.bias
+        return self.ops.experts(x_TH, ffn.choose(logits_TE, step.groups), ffn, y_TH)
 
 
 class MtpLayers(PagedDecoder):
@@ -279,10 +239,7 @@ class MtpLayers(PagedDecoder):
     def _start(self, step: PagedStep) -> Tensor:
         mtp = self._head
         assert step.inputs is not None
-        embedded = self.ops.rms_norm(super()._start(step), mtp.embedding_norm, self._eps)
-        pair = embedded, self.ops.rms_norm(step.inputs, mtp.hidden_norm, self._eps)
-        both = torch.cat(pair if mtp.shape.embedding_first else pair[::-1], -1)
-        return self.ops.linear(both, mtp.entry)
+        return mtp.enter(mtp.embedding_norm(super()._start(step)), mtp.hidden_norm(step.inputs))
 
     def _seen(self, features: Sequence[Tensor], fresh_TH: Tensor, step: PagedStep) -> Tensor:
         return fresh_TH.index_select(0, step.feature_rows)
@@ -301,9 +258,8 @@ class PagedMtp:
         states = torch.as_tensor(features)
         if not w.mtp[0].shape.after_norm:
             return states
-        with w.ops.active():
-            there = states.to(w.device, w.dtype)
-            return _fetched(w.ops.rms_norm(there, w.norm, w.alike.eps))
+        with w.kernels.active():
+            return _fetched(w.norm(states.to(w.device, w.dtype)))
 
     def forward(self, rows: Rows, kv: KVStorage, head: int = -1) -> ModelOutput:
         return self._layers[head].run(rows, kv)

@@ -55,14 +55,14 @@ class SideBySideDelta(DeltaModule):
     def _recur(
         self, projected: tuple[Tensor, Tensor, Tensor], kv: RunningStates, n: int, step: Step
     ) -> Tensor:
-        m, w, (mixed, a, b) = self.mixer, self.weights, projected
+        m, (mixed, a, b) = self.mixer, projected
         p = step.once(m, lambda: RowDepths(step.rows, m.kernel - 1, step.device))
         (windows, heads), rings = kv.state[n], [ring.flatten(0, 1) for ring in kv.rows[n]]
         earlier, gates, keys, given = (ring.index_select(0, p.before) for ring in rings)
         inputs = torch.cat((windows.index_select(0, p.places).flatten(0, 1), earlier, mixed))
         seen = inputs.index_select(0, p.seen).view(-1, m.kernel, m.channels)
-        query, key, value = self._heads((seen * w.conv).sum(1))
-        gate = torch.cat((gates, (w.decay * F.softplus(a + w.dt_bias)).exp()))
+        query, key, value = self._heads((seen * self.conv).sum(1))
+        gate = torch.cat((gates, (self.decay * F.softplus(a + self.dt_bias)).exp()))
         key = torch.cat((keys, key))
         # of earlier rows the delta alone is known, and of the step's all else
         new = m.of_values(query)[..., None], value[..., None], b.sigmoid()[..., None, None]

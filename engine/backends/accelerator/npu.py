@@ -18,8 +18,6 @@ from torch import Tensor
 
 from fastslow.engine.backends.accelerator.kv import BLOCK, BlockTables, WideStorage
 from fastslow.engine.backends.accelerator.ops import (
-    DeviceMatrix,
-    DeviceMlp,
     DeviceTables,
     Event,
     Front,
@@ -32,7 +30,9 @@ from fastslow.engine.backends.accelerator.ops import (
 )
 from fastslow.engine.backends.alike import ACCELERATORS, AlikeLayers
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.ffn.experts import ExpertsModule
 from fastslow.engine.model.ffn.router import ExpertChoice
+from fastslow.engine.model.ops import Linear
 from fastslow.engine.types import Ints
 
 MASK = 2048  # rows and columns of the mask that the causal kernels expand
@@ -125,7 +125,7 @@ class NpuOps(PagedOps):
             need(size <= MOST_INNER, f"{name} of at most {MOST_INNER}, not {size}")
             need(size % 16 == 0, f"{name} to be a multiple of 16, not {size}")
 
-    def linear(self, x_TI: Tensor, matrix: DeviceMatrix) -> Tensor:
+    def linear(self, x_TI: Tensor, matrix: Linear) -> Tensor:
         if matrix.scale is None:
             return super().linear(x_TI, matrix)
         x_q, step_T = self._quantised(x_TI)
@@ -171,7 +171,9 @@ class NpuOps(PagedOps):
         out: Tensor = torch_npu.npu_rotary_mul(x_TND, cos_T1D, sin_T1D, rotary_mode="half")
         return out
 
-    def experts(self, x_TH: Tensor, chosen: ExpertChoice, mlp: DeviceMlp, y_TH: Tensor) -> Tensor:
+    def experts(
+        self, x_TH: Tensor, chosen: ExpertChoice, mlp: ExpertsModule, y_TH: Tensor
+    ) -> Tensor:
         sorted_RH, places, counts_E = self._sorted(x_TH, chosen.numbers, len(mlp.gate_up.weight))
         experts_R = self._sorted_numbers(mlp, chosen.numbers, places)
         out_RH = self._grouped(sorted_RH, counts_E, mlp, 1, experts_R)
@@ -217,20 +219,20 @@ class NpuOps(PagedOps):
         return out[0], out[1], out[2][:count]
 
     def _grouped(
-        self, x_RH: Tensor, groups_E: Tensor, mlp: DeviceMlp, kind: int, experts_R: Tensor
+        self, x_RH: Tensor, groups_E: Tensor, mlp: ExpertsModule, kind: int, experts_R: Tensor
     ) -> Tensor:
         both_R2F = self._product(x_RH, mlp.gate_up, groups_E, kind)
-        inner_RF = self.gated(add_bias(both_R2F, mlp.gate_up.bias, experts_R))
+        inner_RF = self.gated(add_bias(both_R2F, mlp.gate_up.bias, experts_R), mlp.ffn.expert.activation)
         out_RH = self._product(inner_RF, mlp.down, groups_E, kind)
         return add_bias(out_RH, mlp.down.bias, experts_R)
 
-    def _sorted_numbers(self, mlp: DeviceMlp, numbers_TG: Tensor, places: Tensor) -> Tensor:
+    def _sorted_numbers(self, mlp: ExpertsModule, numbers_TG: Tensor, places: Tensor) -> Tensor:
         """The experts of sorted rows, which only biases need."""
         if mlp.down.bias is None:
             return places
         return torch.empty_like(places).index_copy_(0, places.long(), numbers_TG.flatten())
 
-    def _product(self, x_RI: Tensor, matrix: DeviceMatrix, groups_E: Tensor, kind: int) -> Tensor:
+    def _product(self, x_RI: Tensor, matrix: Linear, groups_E: Tensor, kind: int) -> Tensor:
         """Sorted rows by their experts' matrices. kind, of `groups_E`: 0 = where rows end, 1 = how many they are."""
         need(groups_E.dtype == torch.int64, "int64 group sizes")
         need(x_RI.is_contiguous(), "contiguous rows in a grouped product")

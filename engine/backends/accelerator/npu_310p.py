@@ -13,8 +13,6 @@ from torch.nn import functional as F
 from fastslow.engine.backends.accelerator.kv import BlockTables, FractalStorage
 from fastslow.engine.backends.accelerator.npu import MASK, NpuGraph, NpuOps, need
 from fastslow.engine.backends.accelerator.ops import (
-    DeviceMatrix,
-    DeviceMlp,
     DeviceTables,
     Front,
     LayerKV,
@@ -22,7 +20,9 @@ from fastslow.engine.backends.accelerator.ops import (
 )
 from fastslow.engine.backends.alike import ACCELERATORS, AlikeLayers
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.ffn.experts import ExpertsModule
 from fastslow.engine.model.ffn.router import ExpertChoice
+from fastslow.engine.model.ops import Linear
 from fastslow.engine.types import Ints
 
 FRACTAL_NZ = 29
@@ -73,7 +73,7 @@ class Npu310pOps(NpuOps):
         cast: Tensor = torch_npu.npu_format_cast(weight.contiguous(), FRACTAL_NZ)
         return cast
 
-    def linear(self, x_TI: Tensor, matrix: DeviceMatrix) -> Tensor:
+    def linear(self, x_TI: Tensor, matrix: Linear) -> Tensor:
         need(matrix.scale is None, "float16 weights on a 310P")
         return F.linear(x_TI, matrix.weight, matrix.bias)
 
@@ -93,7 +93,9 @@ class Npu310pOps(NpuOps):
         )
         return out[0]
 
-    def experts(self, x_TH: Tensor, chosen: ExpertChoice, mlp: DeviceMlp, y_TH: Tensor) -> Tensor:
+    def experts(
+        self, x_TH: Tensor, chosen: ExpertChoice, mlp: ExpertsModule, y_TH: Tensor
+    ) -> Tensor:
         need(mlp.gate_up.scale is None, "float16 experts on a 310P")
         need(x_TH.shape[-1] % 16 == 0, "hidden_size to be a multiple of 16")
         # this chip gives running totals, whatever is asked for

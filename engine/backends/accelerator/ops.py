@@ -16,18 +16,10 @@ from fastslow.engine.backends.accelerator.kv import BlockStorage, BlockTables
 from fastslow.engine.backends.alike import ACCELERATORS, AlikeLayers
 from fastslow.engine.backends.torch.reference import ReferenceOps
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.ffn.experts import ExpertsModule
 from fastslow.engine.model.ffn.router import ExpertChoice
-from fastslow.engine.model.ops import Activation, ClampedSwiglu, wide
+from fastslow.engine.model.ops import Activation, ClampedSwiglu, Linear, wide
 from fastslow.engine.types import Ints
-
-
-class DeviceMatrix(NamedTuple):
-    """A weight in the device's own form, as `PagedOps.pack` gives it. scale: float32 [O] of an int8 weight per output
-    channel, or [E, O] of experts; None: not int8."""
-
-    weight: Tensor
-    bias: Tensor | None = None
-    scale: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +30,6 @@ class DeviceTables:
     seq_lens: list[int]
     tensors: tuple[Tensor, ...]
     window: int = 0
-
-
-class DeviceMlp(NamedTuple):
-    """An MLP, gate and up in one matrix; or all routed experts of a layer, [E, H, 2F] and [E, F, H]."""
-
-    gate_up: DeviceMatrix
-    down: DeviceMatrix
 
 
 class Front(NamedTuple):
@@ -111,7 +96,6 @@ class PagedOps(ABC):
     windows: ClassVar[bool] = False
     latents: ClassVar[bool] = False
     shape: AttentionShape
-    activation: Activation = "silu"
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -143,7 +127,6 @@ class PagedOps(ABC):
         self.shape = AttentionShape(a.heads, a.kv_heads, a.scale)
         if (m := alike.latent) is not None:
             self.shape = AttentionShape(m.heads, 1, m.score_scale, latent=True)
-        self.activation = alike.activation
         if a.score_cap:
             raise ValueError(
                 "soft caps of attention scores do not run on an accelerator, whose attention kernels "
@@ -158,7 +141,7 @@ class PagedOps(ABC):
         """Matrices in the order that `experts` reads."""
         return weight_EIO
 
-    def linear(self, x_TI: Tensor, matrix: DeviceMatrix) -> Tensor:
+    def linear(self, x_TI: Tensor, matrix: Linear) -> Tensor:
         """x @ weight.T + bias. int8 weights [I, O] by int8 rows, one step size for each row."""
         return F.linear(x_TI, matrix.weight, matrix.bias)
 
@@ -173,19 +156,19 @@ class PagedOps(ABC):
         total = x_TH + residual_TH
         return self.rms_norm(total, weight_H, eps), total
 
-    def gated(self, gate_up_T2F: Tensor) -> Tensor:
-        """The inner rows of an MLP [T, F], by the model's activation."""
-        if self.activation == "silu":
+    def gated(self, gate_up_T2F: Tensor, activation: Activation) -> Tensor:
+        """The inner rows of an MLP [T, F]."""
+        if activation == "silu":
             return self.silu_product(gate_up_T2F)
         gate, up = gate_up_T2F.to(wide(gate_up_T2F.dtype)).chunk(2, -1)
-        if isinstance(self.activation, ClampedSwiglu):
-            limit, alpha = self.activation.limit, self.activation.alpha
+        if isinstance(activation, ClampedSwiglu):
+            limit, alpha = activation.limit, activation.alpha
             gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
             inner = gate * torch.sigmoid(gate * alpha) * (up + 1)
-        elif self.activation == "gelu_tanh":
+        elif activation == "gelu_tanh":
             inner = F.gelu(gate, approximate="tanh") * up
         else:
-            raise ValueError(f"activation={self.activation!r} does not run on accelerators")
+            raise ValueError(f"activation={activation!r} does not run on accelerators")
         return inner.to(gate_up_T2F.dtype)
 
     def silu_product(self, gate_up_T2F: Tensor) -> Tensor:
@@ -202,7 +185,9 @@ class PagedOps(ABC):
         return F.linear(x_TH.to(router_EH.dtype), router_EH)
 
     @abstractmethod
-    def experts(self, x_TH: Tensor, chosen: ExpertChoice, mlp: DeviceMlp, y_TH: Tensor) -> Tensor:
+    def experts(
+        self, x_TH: Tensor, chosen: ExpertChoice, mlp: ExpertsModule, y_TH: Tensor
+    ) -> Tensor:
         """y + sum of weight * expert(x), [T, H]. y: what the shared experts gave."""
 
     def store(self, k_TKD: Tensor, v_TKD: Tensor, kv: LayerKV, slots_T: Tensor) -> None:
@@ -285,7 +270,7 @@ def only_run(rows_RH: Tensor, count: Tensor) -> Tensor:
 
 
 class ModuleOps(ReferenceOps):
-    """The device's products and norms, for modules of plain torch whose matrices are `DeviceMatrix`."""
+    """The device's products and norms, for modules of plain torch."""
 
     rows = 1
 
@@ -299,12 +284,14 @@ class ModuleOps(ReferenceOps):
         bias_O: Tensor | None = None,
         scale_O: Tensor | None = None,
     ) -> Tensor:
-        return self._ops.linear(x_TI, DeviceMatrix(weight_OI, bias_O, scale_O))
+        return self._ops.linear(x_TI, Linear(weight_OI, bias_O, scale_O))
+
+    def of_heads(self, x_TNI: Tensor, matrices: Any) -> Tensor:
+        heads_NTO: Tensor = torch.bmm(x_TNI.transpose(0, 1), matrices)
+        return heads_NTO.transpose(0, 1)
 
     def rms_norm(self, x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
         return self._ops.rms_norm(x_TH, weight_H, eps)
 
     def gated(self, gate_up_T2F: Tensor, activation: Activation) -> Tensor:
-        if activation == "silu":
-            return self._ops.silu_product(gate_up_T2F)
-        return super().gated(gate_up_T2F, activation)
+        return self._ops.gated(gate_up_T2F, activation)

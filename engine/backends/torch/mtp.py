@@ -18,17 +18,13 @@ class MtpDecoder:
     """`MtpModel` of a `Decoder`."""
 
     def __init__(self, weights: Weights) -> None:
-        self._weights = weights
-        self.heads = len(weights.mtp)
-        config = weights.config.mtp
-        assert config is not None
-        self._config = config
+        self._weights, self.heads = weights, len(weights.mtp)
 
     @torch.inference_mode()
     def states(self, features: Features) -> Tensor:
         w = self._weights
         states = torch.as_tensor(features).to(w.device, w.dtype)
-        return w.norm(states) if self._config.after_norm else states
+        return w.norm(states) if w.mtp[0].shape.after_norm else states
 
     @torch.inference_mode()
     def forward(self, rows: Rows, kv: KVStorage, head: int = -1) -> ModelOutput:
@@ -37,9 +33,7 @@ class MtpDecoder:
         n = len(w.config.layers) + head % self.heads
         inputs = inputs_of(rows).to(w.device, w.dtype)
         states = F.pad(inputs, (0, 0, 0, step.padded - step.count))
-        pair = mtp.embedding_norm(w.embed(step.tokens)), mtp.hidden_norm(states)
-        both = torch.cat(pair if self._config.embedding_first else pair[::-1], -1)
-        x_PH = w.ops.linear(both, mtp.entry.weight, mtp.entry.bias)
+        x_PH = mtp.enter(mtp.embedding_norm(w.embed(step.tokens)), mtp.hidden_norm(states))
         if not len(rows.feature_rows):
             last_MH = mtp.layer.mix(x_PH, kv, n, step)[:0]
             return w.output(last_MH, rows, last_MH)

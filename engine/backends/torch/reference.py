@@ -3,7 +3,7 @@ which is about twice as fast to read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
@@ -12,15 +12,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastslow.engine.model.ops import (
+    NO_FRONT,
     Activation,
     ClampedSwiglu,
     Dispatch,
-    ExpertMatrices,
-    Experts,
     Keys,
+    Linear,
     QuantLinear,
+    RowFront,
     int8_product,
-    pack_int8,
     soft_cap,
     wide,
 )
@@ -51,20 +51,23 @@ class ReferenceOps:
     def pack(self, weight_OI: Tensor) -> Tensor:
         return weight_OI
 
-    def pack_int8(self, matrix: QuantLinear) -> Tensor:
-        """Rows of int8, each followed by its scale."""
-        return pack_int8(matrix)
-
-    def linear(self, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-        """x @ weight.T + bias, [T, O], in the dtype of x; the weight as `pack` gave it."""
+    def linear(
+        self,
+        x_TI: Tensor,
+        weight_OI: Tensor,
+        bias_O: Tensor | None = None,
+        scale_O: Tensor | None = None,
+    ) -> Tensor:
+        """x @ weight.T + bias, [T, O], in the dtype of x; the weight as `pack` gave it, or in int8 with its scales."""
         count = x_TI.shape[0]
         if missing := -count % self.rows:
             x_TI = F.pad(x_TI, (0, 0, 0, missing))
-        return self._product(x_TI, weight_OI, bias_O)[:count]
+        return self._product(x_TI, Linear(weight_OI, bias_O, scale_O))[:count]
 
-    def _product(self, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-        if weight_OI.dtype == torch.int8:
-            return int8_product(x_TI, weight_OI, bias_O)
+    def _product(self, x_TI: Tensor, matrix: Linear) -> Tensor:
+        weight_OI, bias_O, scale_O = matrix
+        if scale_O is not None:
+            return int8_product(x_TI, QuantLinear(weight_OI, scale_O), bias_O)
         if x_TI.device.type != "cpu" or x_TI.dtype not in DTYPES:
             return F.linear(x_TI, weight_OI, bias_O)
         return self._in_parts(x_TI, lambda part: F.linear(part, weight_OI, bias_O))
@@ -107,7 +110,14 @@ class ReferenceOps:
         """Half-split rotary embedding; the sines come with their first half negated."""
         return (x_TND * cos_T1D).add_(x_TND.roll(x_TND.shape[-1] // 2, -1).mul_(sin_T1D))
 
-    def attend(self, q_LPHD: Tensor, k_SKD: Tensor, v_SKD: Tensor, keys: Keys) -> Tensor:
+    def of_heads(self, x_TNI: Tensor, matrices: Sequence[Linear]) -> Tensor:
+        """[T, N, O]: one product for each head."""
+        each = zip(x_TNI.unbind(1), matrices, strict=True)
+        return torch.stack([self.linear(x.contiguous(), *matrix) for x, matrix in each], 1)
+
+    def attend(
+        self, q_LPHD: Tensor, k_SKD: Tensor, v_SKD: Tensor, keys: Keys, front: RowFront = NO_FRONT
+    ) -> Tensor:
         """Softmax attention of L lines of P rows, each line over its own keys: [L, P, H * width of values].
 
         q is float32 (float64 for float64) and already scaled; k and v are a layer's whole cache,
@@ -119,20 +129,20 @@ class ReferenceOps:
         bias = keys.bias
         k = self._gather(k_SKD, keys.slots, lines, bias.shape[2], q_LPHD.dtype)
         v = self._gather(v_SKD, keys.slots, lines, bias.shape[2], q_LPHD.dtype)
-        if keys.sinks is not None:
-            k, v = _after_sinks(keys.sinks.k, k), _after_sinks(keys.sinks.v, v)
-            front = keys.sinks.bias.expand(lines, -1, -1, group, -1)
-            bias = torch.cat((front, bias.expand(lines, -1, -1, -1, -1)), 2)
+        if (first := front.sinks) is not None:
+            k, v = _after_sinks(first.k, k), _after_sinks(first.v, v)
+            before = first.bias.expand(lines, -1, -1, group, -1)
+            bias = torch.cat((before, bias.expand(lines, -1, -1, -1, -1)), 2)
         blocks = bias.shape[2]
         k, v = k.view(-1, self.block, dim), v.view(-1, self.block, width)
         q = q_LPHD.view(lines, rows, kv_heads, -1, dim).transpose(1, 2)
         q = q.reshape(lines, kv_heads, 1, group, dim).expand(-1, -1, blocks, -1, -1)
         scores = torch.bmm(q.reshape(-1, group, dim), k.transpose(1, 2))
-        scores = soft_cap(scores, keys.score_cap)
+        scores = soft_cap(scores, front.score_cap)
         scores = scores.view(lines, kv_heads, blocks, group, self.block).add_(bias)
         top = scores.amax((2, 4), keepdim=True)
-        if keys.sink_logits is not None:
-            sinks = keys.sink_logits.view(kv_heads, 1, -1).expand(-1, rows, -1)
+        if front.sink_logits is not None:
+            sinks = front.sink_logits.view(kv_heads, 1, -1).expand(-1, rows, -1)
             sinks = sinks.reshape(1, kv_heads, 1, group, 1)
             top = torch.maximum(top, sinks)
         mass = scores.sub_(top).exp_()
@@ -143,7 +153,7 @@ class ReferenceOps:
         for i in range(1, blocks):
             out += parts[:, :, i]
             total += totals[:, :, i]
-        if keys.sink_logits is not None:
+        if front.sink_logits is not None:
             total = total + (sinks - top).exp_()[:, :, 0]
         out = (out / total).view(lines, kv_heads, rows, -1, width)
         return out.transpose(1, 2).reshape(lines, rows, heads * width)
@@ -164,18 +174,21 @@ class ReferenceOps:
             out.copy_(picked.transpose(1, 2))
         return out
 
-    def experts(self, x_TH: Tensor, experts: Experts, dispatch: Dispatch) -> Tensor:
+    def experts(
+        self,
+        x_TH: Tensor,
+        gate_up: Sequence[Linear],
+        down: Sequence[Linear],
+        activation: Activation,
+        dispatch: Dispatch,
+    ) -> Tensor:
         """Every sorted row through its own expert's gated MLP: [R, H], in the dtype of x."""
         x_RH = x_TH.index_select(0, dispatch.rows)
-        inner = self._grouped(x_RH, experts.gate_up, dispatch)
-        h_RF = self.gated(inner, experts.activation)
-        return self._grouped(h_RF, experts.down, dispatch)
+        h_RF = self.gated(self._grouped(x_RH, gate_up, dispatch), activation)
+        return self._grouped(h_RF, down, dispatch)
 
-    def _grouped(self, x_RI: Tensor, matrices: ExpertMatrices, dispatch: Dispatch) -> Tensor:
-        weights, bias_EO = matrices
-        biases = [None] * len(weights) if bias_EO is None else list(bias_EO)
-        runs = [self._product(x_RI[i:j], weights[e], biases[e]) for e, i, j in dispatch.runs]
-        return torch.cat(runs)
+    def _grouped(self, x_RI: Tensor, matrices: Sequence[Linear], dispatch: Dispatch) -> Tensor:
+        return torch.cat([self._product(x_RI[i:j], matrices[e]) for e, i, j in dispatch.runs])
 
 
 def _after_sinks(sinks_KFD: Tensor, own_LKSD: Tensor) -> Tensor:
@@ -205,9 +218,10 @@ class OneDnnOps(ReferenceOps):
         packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight_OI, self.rows)
         return packed
 
-    def _product(self, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+    def _product(self, x_TI: Tensor, matrix: Linear) -> Tensor:
+        weight_OI, bias_O, _ = matrix
         if not weight_OI.is_mkldnn:
-            return super()._product(x_TI, weight_OI, bias_O)
+            return super()._product(x_TI, matrix)
         product = torch.ops.mkldnn._linear_pointwise
         if x_TI.dtype != torch.bfloat16:
             out: Tensor = product(x_TI, weight_OI, bias_O, "none", [], "")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,16 +19,14 @@ from fastslow.engine.model.ffn.token_input import TABLE, PerLayerModule, Table, 
 from fastslow.engine.model.norms import (
     Connection,
     Norm,
-    NormWeights,
+    NormModule,
     RmsNorm,
     Sublayer,
-    normed,
     one_stream,
     residual,
     same,
 )
 from fastslow.engine.model.ops import (
-    ExpertMatrices,
     Linear,
     Ops,
     QuantLinear,
@@ -37,14 +36,14 @@ from fastslow.engine.model.ops import (
     soft_cap,
     wide,
 )
-from fastslow.engine.model.parts import FfnModule, MixerModule, Step
+from fastslow.engine.model.parts import FfnModule, Mixer, MixerModule, Step
 from fastslow.engine.model.shape import Layer, MtpLayer
 from fastslow.engine.model.tensors import EMBEDDING, HEAD
 from fastslow.engine.rows import Rows
 from fastslow.engine.types import Ints, ModelOutput
 
 
-@dataclass(slots=True)
+@dataclass
 class TorchReader:
     """A `WeightReader` for plain torch: tensors in `dtype` on `device`, matrices as `Ops.pack` makes them.
 
@@ -68,16 +67,14 @@ class TorchReader:
         whole = torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
         return _fill(whole, parts)
 
-    def norm(self, name: str, kind: Norm) -> NormWeights:
+    def norm(self, name: str, kind: Norm) -> NormModule:
         """With an offset in float32, since 1 + x has few bits left for x."""
-        if isinstance(kind, RmsNorm):
-            if not kind.offset:
-                return NormWeights(self.plain(f"{name}.weight"))
+        if isinstance(kind, RmsNorm) and kind.offset:
             weight = self.plain(f"{name}.weight", dtype=wide(self.dtype))
-            return NormWeights(weight.add_(kind.offset))
-        return NormWeights(
-            self.plain(f"{name}.weight"), self.plain(f"{name}.bias") if kind.bias else None
-        )
+            return NormModule(self.ops, kind, weight.add_(kind.offset))
+        biased = not isinstance(kind, RmsNorm) and kind.bias
+        bias = self.plain(f"{name}.bias") if biased else None
+        return NormModule(self.ops, kind, self.plain(f"{name}.weight"), bias)
 
     def table(self, name: str) -> Table:
         """A matrix of which single rows are read."""
@@ -85,26 +82,41 @@ class TorchReader:
         return self.plain(name).cpu() if found is None else found
 
     def matrix(self, *names: str, bias: bool = False) -> Linear:
-        weight = self.weight(*(f"{name}.weight" for name in names))
-        return Linear(weight, self.plain(*(f"{name}.bias" for name in names)) if bias else None)
+        added = self.plain(*(f"{name}.bias" for name in names)) if bias else None
+        weights = [f"{name}.weight" for name in names]
+        if (int8 := self.in_int8(weights)) is not None:
+            return int8._replace(bias=added)
+        return Linear(self._pack([self.read(name) for name in weights]), added)
+
+    def in_int8(self, names: Sequence[str]) -> Linear | None:
+        """The named matrices below each other, if they are all to run in int8."""
+        matrices = [m for name in names if (m := self.linear(name)) is not None]
+        if len(matrices) < len(names):
+            return None
+        whole = QuantLinear.stack(matrices)
+        scale = whole.scale_O.float().to(self.device)
+        return Linear(whole.weight_OI.to(self.device), None, scale)
 
     def packed(self, weight_OI: Tensor, bias_O: Tensor | None = None) -> Linear:
         return Linear(self._pack([weight_OI]), bias_O)
 
-    def experts(self, prefixes: Sequence[str], sides: Sequence[str], bias: bool) -> ExpertMatrices:
-        each = [[f"{prefix}.{side}_proj" for side in sides] for prefix in prefixes]
-        weights = [self.weight(*(f"{name}.weight" for name in names)) for names in each]
-        if not bias:
-            return ExpertMatrices(weights)
-        rows = [self.plain(*(f"{name}.bias" for name in names)) for names in each]
-        return ExpertMatrices(weights, torch.stack(rows))
+    def head(self, tied_VH: Tensor | None) -> Linear:
+        """The model's head. tied: the embedding, where that is it."""
+        name = HEAD if tied_VH is None else EMBEDDING
+        if tied_VH is None or self.linear(name) is not None:
+            return self.matrix(name.removesuffix(".weight"))
+        return Linear(self.ops.pack(tied_VH))
 
-    def weight(self, *names: str) -> Tensor:
-        """The named matrices below each other, packed."""
-        matrices = [m for name in names if (m := self.linear(name)) is not None]
-        if len(matrices) == len(names):
-            return self.ops.pack_int8(QuantLinear.stack(matrices)).to(self.device)
-        return self._pack([self.read(name) for name in names])
+    def mixer(self, mixer: Mixer, prefix: str) -> MixerModule:
+        """The module of a mixer."""
+        return mixer.load(prefix, self)
+
+    def heads(self, weight_NOI: Tensor) -> Any:
+        return [self.packed(head.contiguous()) for head in weight_NOI]
+
+    def experts(self, prefixes: Sequence[str], sides: Sequence[str], bias: bool) -> Any:
+        each = [[f"{prefix}.{side}_proj" for side in sides] for prefix in prefixes]
+        return [self.matrix(*names, bias=bias) for names in each]
 
     def _pack(self, parts: list[Tensor]) -> Tensor:
         """Out of one reused buffer: a buffer for each would leave holes between the packed ones."""
@@ -130,7 +142,7 @@ class LayerModule:
     layer: Layer
     mixer: MixerModule
     ffn: FfnModule
-    norms: dict[str, Sublayer]
+    norms: dict[str, NormModule]
     token_input: TokenInputModule | None = None
     scalar: Tensor | None = None
     streams: dict[str, Connection] = field(default_factory=dict)
@@ -138,23 +150,20 @@ class LayerModule:
 
     @classmethod
     def load(cls, layer: Layer, prefix: str, reader: TorchReader) -> LayerModule:
-        ops, kind = reader.ops, layer.norms.kind
-        norms: dict[str, Sublayer] = {
-            use: partial(normed, ops, kind, reader.norm(f"{prefix}.{name}", kind))
+        norms = {
+            use: reader.norm(f"{prefix}.{name}", layer.norms.kind)
             for use, name in layer.norms.names.items()
         }
-        mixer = layer.mixer.module(layer.mixer.load(prefix, reader), ops)
-        ffn, part = layer.ffn.module(layer.ffn.load(prefix, reader), ops), layer.token_input
-        found = cls(layer, mixer, ffn, norms)
-        if part is not None:
-            found.token_input = TokenInputModule(part, part.load(prefix, reader), ops)
+        mixer = reader.mixer(layer.mixer, prefix)
+        found = cls(layer, mixer, layer.ffn.load(prefix, reader), norms)
+        if layer.token_input is not None:
+            found.token_input = layer.token_input.load(prefix, reader)
         if layer.scaled:
             found.scalar = reader.plain(f"{prefix}.layer_scalar")
         if (own := layer.streams) is not None:
-            found.streams = own.modules(prefix, reader, ops)
-            if (whole := own.whole_norm) is not None:
-                weight = reader.norm(f"{prefix}.{WHOLE_NORM}", whole)
-                found.whole_norm = partial(normed, ops, whole, weight)
+            found.streams = own.load(prefix, reader)
+            if own.whole_norm is not None:
+                found.whole_norm = reader.norm(f"{prefix}.{WHOLE_NORM}", own.whole_norm)
         return found
 
     def __call__(self, x_PH: Tensor, kv: KVStorage, n: int, step: Step, wanted: Ints) -> Tensor:
@@ -173,75 +182,60 @@ class LayerModule:
 
     def connect(self, x_PH: Tensor, place: str, sublayer: Sublayer) -> Tensor:
         """The residual stream after a sublayer, "mixer" or "ffn"."""
-        before, after = self.norms.get(place, same), self.norms.get(f"{place}_added", same)
-        connected = self.streams.get(place, one_stream)
+        before = self.norms.get(place, same)
+        after, connected = partial(self.added, place), self.streams.get(place, one_stream)
         return residual(x_PH, before, sublayer, after, self.layer.residual_scale, connected)
+
+    def added(self, place: str, x_PH: Tensor) -> Tensor:
+        """What a sublayer adds, after its norm."""
+        return self.norms.get(f"{place}_added", same)(x_PH)
 
 
 @dataclass(slots=True)
 class MtpWeights:
     """An MTP layer with its weights, beside the embedding and the head of its model."""
 
+    shape: MtpLayer
     layer: LayerModule
-    embedding_norm: Sublayer
-    hidden_norm: Sublayer
+    embedding_norm: NormModule
+    hidden_norm: NormModule
     entry: Linear
-    norm: Sublayer
+    norm: NormModule
 
     @classmethod
     def load(cls, mtp: MtpLayer, reader: TorchReader) -> MtpWeights:
         names = mtp.embedding_norm, mtp.hidden_norm, mtp.norm
-        embedding, hidden, last = (
-            partial(normed, reader.ops, mtp.norms, reader.norm(name, mtp.norms)) for name in names
-        )
+        embedding, hidden, last = (reader.norm(name, mtp.norms) for name in names)
         layer = LayerModule.load(mtp.layer, mtp.prefix, reader)
-        return cls(layer, embedding, hidden, reader.matrix(mtp.entry), last)
+        return cls(mtp, layer, embedding, hidden, reader.matrix(mtp.entry), last)
+
+    def enter(self, embedded_TH: Tensor, states_TH: Tensor) -> Tensor:
+        """[T, H] as the layer takes it, of normed embeddings and normed hidden states."""
+        pair = embedded_TH, states_TH
+        both = torch.cat(pair if self.shape.embedding_first else pair[::-1], -1)
+        return self.norm.ops.linear(both, *self.entry)
 
 
-@dataclass(slots=True)
 class Weights:
-    """Weights of a config in `dtype` on `device`, read by the names of `tensors.tensor_specs`."""
+    """Weights of a config in the reader's dtype on its device, read by the names of `tensors.tensor_specs`."""
 
-    config: ModelConfig
-    reader: TorchReader
-    embedding: Tensor = field(init=False)
-    layers: list[LayerModule] = field(init=False)
-    norm: Sublayer = field(init=False)
-    merge: StreamsModule | None = field(init=False)
-    head: Tensor = field(init=False)
-    mtp: list[MtpWeights] = field(init=False)
-    per_layer: PerLayerModule | None = field(init=False)
-
-    def __post_init__(self) -> None:
-        c, reader = self.config, self.reader
+    def __init__(self, config: ModelConfig, reader: TorchReader) -> None:
+        self.config, self.ops, c = config, reader.ops, config
+        self.dtype, self.device = reader.dtype, reader.device
         self.embedding = reader.plain(EMBEDDING)
         self.layers = [
             LayerModule.load(layer, f"model.layers.{n}", reader) for n, layer in enumerate(c.layers)
         ]
-        self.norm = partial(normed, reader.ops, c.norm, reader.norm("model.norm", c.norm))
-        self.merge = self.per_layer = None
-        if (streams := c.streams) is not None:
-            self.merge = streams.merge(reader, reader.ops)
+        self.norm = reader.norm("model.norm", c.norm)
+        self.merge: StreamsModule | None = None
+        self.per_layer: PerLayerModule | None = None
+        if c.streams is not None:
+            self.merge = c.streams.merge(reader)
         if (part := c.per_layer_embedding) is not None:
-            weights = part.load(reader, reader.table(TABLE))
-            self.per_layer = PerLayerModule(part, weights, reader.ops)
+            self.per_layer = part.load(reader, reader.table(TABLE))
         heads = () if c.mtp is None else c.mtp.heads
         self.mtp = [MtpWeights.load(head, reader) for head in heads]
-        name = EMBEDDING if c.tie_word_embeddings else HEAD
-        plain = c.tie_word_embeddings and reader.linear(name) is None
-        self.head = reader.ops.pack(self.embedding) if plain else reader.weight(name)
-
-    @property
-    def ops(self) -> Ops:
-        return self.reader.ops
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.reader.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.reader.device
+        self.head = reader.head(self.embedding if c.tie_word_embeddings else None)
 
     def step(self, rows: Rows) -> Step:
         """The rows as modules see them."""
@@ -261,7 +255,7 @@ class Weights:
         """From normed hidden states of the rows' outputs."""
         dtype, cap = wide(self.dtype), self.config.logit_cap
         if len(last_MH):
-            logits_MV = self.ops.linear(last_MH, self.head).to(dtype)
+            logits_MV = self.ops.linear(last_MH, *self.head).to(dtype)
         else:
             logits_MV = torch.empty(0, self.config.vocab_size, dtype=dtype, device=self.device)
         if (scale := self.config.logit_scale) != 1:

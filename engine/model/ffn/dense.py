@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
@@ -13,7 +12,6 @@ from fastslow.engine.model.parts import WeightReader, too_small
 from fastslow.engine.model.tensor_spec import ShardAxis, ShardRule, TensorSpec, linear
 from fastslow.engine.types import Ints
 
-M = TypeVar("M")
 OUTS, INS = ShardRule(ShardAxis.ALL, 0), ShardRule(ShardAxis.ALL, 1)
 ONCE = ShardRule(ShardAxis.FIRST_OF_ALL)
 
@@ -41,40 +39,29 @@ class DenseMlp:
             yield from linear(f"{own}.{side}_proj", self.width, hidden, self.bias, OUTS)
         yield from linear(f"{own}.down_proj", hidden, self.width, self.bias, INS, ONCE)
 
-    def load(self, prefix: str, reader: WeightReader[M, Any]) -> MlpWeights[M]:
+    def load(self, prefix: str, reader: WeightReader) -> MlpModule:
         return self.read(f"{prefix}.mlp", reader)
 
-    def read(self, own: str, reader: WeightReader[M, Any]) -> MlpWeights[M]:
-        """The weights below an own prefix."""
-        both = f"{own}.gate_proj", f"{own}.up_proj"
-        return MlpWeights(
-            reader.matrix(*both, bias=self.bias),
-            reader.matrix(f"{own}.down_proj", bias=self.bias),
+    def read(self, own: str, reader: WeightReader) -> MlpModule:
+        """The module whose weights lie below an own prefix."""
+        gate_up = reader.matrix(f"{own}.gate_proj", f"{own}.up_proj", bias=self.bias)
+        return MlpModule(
+            self, reader.ops, gate_up, reader.matrix(f"{own}.down_proj", bias=self.bias)
         )
-
-    def module(self, weights: MlpWeights[Linear], ops: Ops) -> MlpModule:
-        return MlpModule(self, weights, ops)
-
-
-@dataclass(slots=True)
-class MlpWeights(Generic[M]):
-    """gate and up stacked into one matrix [2F, H]; down [H, F]."""
-
-    gate_up: M
-    down: M
 
 
 @dataclass(slots=True)
 class MlpModule:
-    """A dense MLP on plain torch."""
+    """A dense MLP on plain torch: gate and up stacked into one matrix [2F, H]; down [H, F]."""
 
     mlp: DenseMlp
-    weights: MlpWeights[Linear]
     ops: Ops
+    gate_up: Linear
+    down: Linear
 
     def __call__(
         self, x_PH: Tensor, wanted: Ints | None = None, stream_PH: Tensor | None = None
     ) -> Tensor:
-        both = self.ops.linear(x_PH, *self.weights.gate_up)
+        both = self.ops.linear(x_PH, *self.gate_up)
         inner = self.ops.gated(both, self.mlp.activation)
-        return self.ops.linear(inner, *self.weights.down)
+        return self.ops.linear(inner, *self.down)

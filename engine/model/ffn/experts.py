@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from fastslow.engine.model.ffn.dense import DenseMlp, MlpModule, MlpWeights
+from fastslow.engine.model.ffn.dense import DenseMlp, MlpModule
 from fastslow.engine.model.ffn.router import (
     ExpertChoice,
     GroupRouter,
@@ -18,13 +18,11 @@ from fastslow.engine.model.ffn.router import (
     choose,
     choose_best,
 )
-from fastslow.engine.model.ops import Dispatch, ExpertMatrices, Experts, Linear, Ops, sigmoid, wide
+from fastslow.engine.model.ops import Dispatch, Linear, Ops, sigmoid, wide
 from fastslow.engine.model.parts import WeightReader
 from fastslow.engine.model.tensor_spec import ShardAxis, ShardRule, TensorSpec, linear
 from fastslow.engine.types import Ints
 
-M = TypeVar("M")
-E = TypeVar("E")
 OUTS, INS = ShardRule(ShardAxis.EXPERTS, 0), ShardRule(ShardAxis.EXPERTS, 1)
 ONCE = ShardRule(ShardAxis.FIRST_OF_EXPERTS)
 
@@ -72,7 +70,7 @@ class RoutedExperts:
                 yield from linear(f"{name}.{side}_proj", inner, hidden, bias, OUTS, expert=e)
             yield from linear(f"{name}.down_proj", hidden, inner, bias, INS, ONCE, e)
 
-    def load(self, prefix: str, reader: WeightReader[M, E]) -> MixtureWeights[M, E]:
+    def load(self, prefix: str, reader: WeightReader) -> ExpertsModule:
         own, sums, r = f"{prefix}.mlp", wide(reader.dtype), self.router
         names = [f"{own}.experts.{e}" for e in range(self.experts)]
         scale = bias = choice = gate = inputs = None
@@ -89,84 +87,63 @@ class RoutedExperts:
                 inputs *= len(inputs) ** -0.5
             if r.per_expert_scale:
                 scale = reader.plain(f"{own}.gate.per_expert_scale", dtype=sums)
-        return MixtureWeights(
-            reader.plain(f"{own}.gate.weight", dtype=sums),
+        router = reader.ops.pack(reader.plain(f"{own}.gate.weight", dtype=sums))
+        return ExpertsModule(
+            self,
+            reader.ops,
+            Linear(router, bias),
             reader.experts(names, ("gate", "up"), self.expert.bias),
             reader.experts(names, ("down",), self.expert.bias),
             None if self.shared is None else self.shared.read(f"{own}.shared_expert", reader),
             scale,
-            bias,
             choice,
             gate,
             inputs,
         )
-
-    def module(self, weights: MixtureWeights[Linear, ExpertMatrices], ops: Ops) -> ExpertsModule:
-        return ExpertsModule(self, weights, ops)
-
-
-@dataclass(slots=True)
-class MixtureWeights(Generic[M, E]):
-    """gate_up, down: of all routed experts. router: [E, H]; router_bias is added to its logits, choice_bias to what an
-    expert is chosen by, and a MoGE's scale, or `per_expert_scale`, multiplies its weight; each [E]. shared_gate: [H].
-    router_input: [H], what the router's normed input is multiplied with, H^-0.5 in it. All of these are float32 (float64
-    for float64)."""
-
-    router: Tensor
-    gate_up: E
-    down: E
-    shared: MlpWeights[M] | None = None
-    scale: Tensor | None = None
-    router_bias: Tensor | None = None
-    choice_bias: Tensor | None = None
-    shared_gate: Tensor | None = None
-    router_input: Tensor | None = None
 
 
 @dataclass(slots=True)
 class ExpertsModule:
     """A mixture on plain torch. The router runs in float32 (float64 for a float64 model).
 
+    gate_up, down: of all routed experts. router: [E, H], with a bias of its logits; choice_bias is added to what an
+    expert is chosen by, and a MoGE's scale, or `per_expert_scale`, multiplies its weight; each [E]. shared_gate: [H].
+    router_input: [H], what the router's normed input is multiplied with, H^-0.5 in it. All of these are float32 (float64
+    for float64).
+
     held_groups, held_experts: what this rank holds of the groups of a MoGE, or of the experts, where others hold the
     rest; None = all."""
 
     ffn: RoutedExperts
-    weights: MixtureWeights[Linear, ExpertMatrices]
     ops: Ops
+    router: Linear
+    gate_up: Any
+    down: Any
+    shared: MlpModule | None = None
+    scale: Tensor | None = None
+    choice_bias: Tensor | None = None
+    shared_gate: Tensor | None = None
+    router_input: Tensor | None = None
     held_groups: range | None = field(default=None, kw_only=True)
     held_experts: range | None = field(default=None, kw_only=True)
-    router: Linear = field(init=False)
-    shared: MlpModule | None = field(init=False)
-
-    def __post_init__(self) -> None:
-        w = self.weights
-        w.router = self.ops.pack(w.router)
-        self.router = Linear(w.router, w.router_bias)
-        ffn = self.ffn.shared
-        self.shared = ffn.module(w.shared, self.ops) if ffn is not None and w.shared else None
 
     def __call__(self, x_PH: Tensor, wanted: Ints, stream_PH: Tensor | None = None) -> Tensor:
         """[P, H] in the dtype of x. wanted: int64 [P], groups or experts to run per row. stream_PH: see `FfnModule`; what
         a router with an input norm reads."""
-        y_PH, sums = torch.zeros_like(x_PH), wide(x_PH.dtype)
-        if self.shared is not None:
-            y_PH = self.shared(x_PH)
-        if (gate := self.weights.shared_gate) is not None:
-            y_PH = (y_PH * sigmoid((x_PH * gate).sum(-1, keepdim=True))).to(x_PH.dtype)
+        y_PH, sums = self.shared_rows(x_PH), wide(x_PH.dtype)
         if not wanted.any():
             return y_PH
         read_PH, router = x_PH.to(sums), self.ffn.router
         if isinstance(router, Router) and (norm := router.input_norm) is not None:
-            assert stream_PH is not None and self.weights.router_input is not None
-            read_PH = self.ops.rms_norm(stream_PH.to(sums), self.weights.router_input, norm.eps)
+            assert stream_PH is not None and self.router_input is not None
+            read_PH = self.ops.rms_norm(stream_PH.to(sums), self.router_input, norm.eps)
         logits_PE = self.ops.linear(read_PH, *self.router)
-        found = self._choose(logits_PE, torch.from_numpy(wanted).to(x_PH.device))
+        found = self.choose(logits_PE, torch.from_numpy(wanted).to(x_PH.device))
         numbers, weights = found.numbers.cpu().numpy(), found.weights
         if (held := self.held_groups) is not None:
             numbers = numbers[:, held.start : held.stop]
             weights = weights[:, held.start : held.stop]
-        gate_up, down = self.weights.gate_up, self.weights.down
-        first, count = self._first_held(logits_PE.shape[1]), len(gate_up.weights)
+        first, count = self._first_held(logits_PE.shape[1]), len(self.gate_up)
         runs = (numbers >= first) & (numbers < min(first + count, logits_PE.shape[1]))
         groups = runs.shape[1]
         entries = np.flatnonzero(runs)  # in [P * G], row by row
@@ -174,8 +151,8 @@ class ExpertsModule:
             return y_PH
         own = numbers.ravel()[entries].astype(np.int64) - first
         dispatch, places = _dispatch(own, entries // groups, count, self.ops.rows, x_PH.device)
-        experts = Experts(gate_up, down, self.ffn.expert.activation)
-        out_RH = self.ops.experts(x_PH, experts, dispatch)
+        act = self.ffn.expert.activation
+        out_RH = self.ops.experts(x_PH, self.gate_up, self.down, act, dispatch)
         parts = torch.zeros(runs.size, x_PH.shape[1], dtype=sums, device=x_PH.device)
         picked = out_RH.index_select(0, places).to(sums)
         parts.index_copy_(0, torch.from_numpy(entries).to(x_PH.device), picked)
@@ -191,16 +168,24 @@ class ExpertsModule:
             return self.held_groups.start * (experts // self.ffn.router.chosen)
         return 0 if self.held_experts is None else self.held_experts.start
 
-    def _choose(self, logits_PE: Tensor, wanted_P: Tensor) -> ExpertChoice:
-        router, w = self.ffn.router, self.weights
+    def shared_rows(self, x_PH: Tensor) -> Tensor:
+        """What the shared expert makes of rows; zeros where there is none."""
+        y_PH = torch.zeros_like(x_PH) if self.shared is None else self.shared(x_PH)
+        if (gate := self.shared_gate) is not None:
+            y_PH = (y_PH * sigmoid((x_PH * gate).sum(-1, keepdim=True))).to(x_PH.dtype)
+        return y_PH
+
+    def choose(self, logits_PE: Tensor, wanted_P: Tensor) -> ExpertChoice:
+        """The experts of rows. wanted: see `__call__`."""
+        router = self.ffn.router
         if isinstance(router, GroupRouter):
-            assert w.scale is not None
-            return choose(logits_PE, w.scale, router.groups, wanted_P)
-        found = choose_best(logits_PE, router, w.choice_bias, wanted_P)
-        if w.scale is None:
+            assert self.scale is not None
+            return choose(logits_PE, self.scale, router.groups, wanted_P)
+        found = choose_best(logits_PE, router, self.choice_bias, wanted_P)
+        if self.scale is None:
             return found
         experts = found.numbers.clamp(max=logits_PE.shape[1] - 1).flatten()
-        each = w.scale.index_select(0, experts).view(found.weights.shape)
+        each = self.scale.index_select(0, experts).view(found.weights.shape)
         return ExpertChoice(found.numbers, found.weights * each)
 
 

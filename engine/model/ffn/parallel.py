@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
 from torch import Tensor
 
-from fastslow.engine.model.ffn.dense import DenseMlp, MlpModule, MlpWeights
-from fastslow.engine.model.ffn.experts import ExpertsModule, MixtureWeights, RoutedExperts
-from fastslow.engine.model.norms import NormWeights, RmsNorm, norm_tensors, normed
-from fastslow.engine.model.ops import ExpertMatrices, Linear, Ops
+from fastslow.engine.model.ffn.dense import DenseMlp, MlpModule
+from fastslow.engine.model.ffn.experts import ExpertsModule, RoutedExperts
+from fastslow.engine.model.norms import NormModule, RmsNorm, norm_tensors
 from fastslow.engine.model.parts import WeightReader
 from fastslow.engine.model.tensor_spec import TensorSpec
 from fastslow.engine.types import Ints
-
-M = TypeVar("M")
-E = TypeVar("E")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,43 +41,25 @@ class ParallelFfn:
         ends = "post_feedforward_layernorm_1", "pre_feedforward_layernorm_2"
         return [f"{prefix}.{end}" for end in (*ends, "post_feedforward_layernorm_2")]
 
-    def load(self, prefix: str, reader: WeightReader[M, E]) -> ParallelWeights[M, E]:
-        return ParallelWeights(
+    def load(self, prefix: str, reader: WeightReader) -> ParallelModule:
+        return ParallelModule(
             self.dense.load(prefix, reader),
             self.routed.load(prefix, reader),
             *(reader.norm(name, self.norm) for name in self.norms(prefix)),
         )
 
-    def module(self, weights: ParallelWeights[Linear, ExpertMatrices], ops: Ops) -> ParallelModule:
-        dense = self.dense.module(weights.dense, ops)
-        return ParallelModule(self, weights, ops, dense, self.routed.module(weights.routed, ops))
-
-
-@dataclass(slots=True)
-class ParallelWeights(Generic[M, E]):
-    """Weights of both, and of the norms [H] in the order of `ParallelFfn.norms`."""
-
-    dense: MlpWeights[M]
-    routed: MixtureWeights[M, E]
-    dense_added: NormWeights
-    routed_before: NormWeights
-    routed_added: NormWeights
-
 
 @dataclass(slots=True)
 class ParallelModule:
-    """Both on plain torch."""
+    """Both on plain torch, and the norms in the order of `ParallelFfn.norms`."""
 
-    ffn: ParallelFfn
-    weights: ParallelWeights[Linear, ExpertMatrices]
-    ops: Ops
     dense: MlpModule
     routed: ExpertsModule
+    dense_added: NormModule
+    routed_before: NormModule
+    routed_added: NormModule
 
     def __call__(self, x_PH: Tensor, wanted: Ints, stream_PH: Tensor | None = None) -> Tensor:
         assert stream_PH is not None
-        w, kind = self.weights, self.ffn.norm
-        inner = normed(self.ops, kind, w.routed_before, stream_PH)
-        experts = self.routed(inner, wanted, stream_PH)
-        added = normed(self.ops, kind, w.dense_added, self.dense(x_PH))
-        return added + normed(self.ops, kind, w.routed_added, experts)
+        experts = self.routed(self.routed_before(stream_PH), wanted, stream_PH)
+        return self.dense_added(self.dense(x_PH)) + self.routed_added(experts)

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
-from fastslow.engine.model.norms import USUAL_NORM, Connection, RmsNorm, Sublayer
+from fastslow.engine.model.norms import USUAL_NORM, Connection, NormModule, RmsNorm, Sublayer
 from fastslow.engine.model.ops import Ops, sigmoid, wide
 from fastslow.engine.model.parts import WeightReader
 from fastslow.engine.model.tensor_spec import TensorSpec
@@ -64,65 +63,63 @@ class Streams:
         yield TensorSpec(f"{MERGE}.branch_beta_pre", (self.count,))
         yield TensorSpec(f"{MERGE}.norm_gamma", (width,))
 
-    def load(self, module: str, reader: WeightReader[Any, Any], last: str = "") -> StreamWeights:
-        """Of a sublayer's module, or of the decoder's end. last: what names of learned factors end with."""
-        names = "phi.weight", f"branch_alpha{last}", f"branch_beta{last}", "norm_gamma"
-        sums = wide(reader.dtype)
-        return StreamWeights(*(reader.plain(f"{module}.{x}", dtype=sums) for x in names))
-
-    def modules(
-        self, prefix: str, reader: WeightReader[Any, Any], ops: Ops
-    ) -> dict[str, Connection]:
+    def load(self, prefix: str, reader: WeightReader) -> dict[str, Connection]:
         """How each of a layer's sublayers stands in them."""
-        weights = {use: self.load(f"{prefix}.{name}", reader) for use, name in MODULES.items()}
-        return {use: StreamsModule(self, self.norm, own, ops) for use, own in weights.items()}
+        return {
+            use: self._module(f"{prefix}.{name}", reader, self.norm)
+            for use, name in MODULES.items()
+        }
 
-    def merge(self, reader: WeightReader[Any, Any], ops: Ops) -> StreamsModule:
+    def merge(self, reader: WeightReader) -> StreamsModule:
         """What makes one of them at the decoder's end."""
-        return StreamsModule(self, self.merge_norm, self.load(MERGE, reader, "_pre"), ops)
+        return self._module(MERGE, reader, self.merge_norm, "_pre")
+
+    def _module(
+        self, name: str, reader: WeightReader, kind: RmsNorm, last: str = ""
+    ) -> StreamsModule:
+        """last: what names of learned factors end with."""
+        names = "phi.weight", "norm_gamma", f"branch_alpha{last}", f"branch_beta{last}"
+        each = (reader.plain(f"{name}.{x}", dtype=wide(reader.dtype)) for x in names)
+        (phi, gamma, alpha, beta), ops = each, reader.ops
+        return StreamsModule(self, ops, NormModule(ops, kind, gamma), ops.pack(phi), alpha, beta)
 
 
 @dataclass(slots=True)
-class StreamWeights:
-    """phi: [S + S + S * S, S * H], for what is read of S streams, what they take, and how they are mixed, or its first S
-    rows alone. alpha: [3], or [1]. beta: of each row of phi. gamma: [S * H]. All in float32 (float64 for float64)."""
+class StreamsModule:
+    """Streams on plain torch, around one sublayer or at the decoder's end.
 
+    norm: [S * H]. phi: [S + S + S * S, S * H], for what is read of S streams, what they take, and how they are mixed, or
+    its first S rows alone. alpha: [3], or [1]. beta: of each row of phi. All in float32 (float64 for float64)."""
+
+    streams: Streams
+    ops: Ops
+    norm: NormModule
     phi: Tensor
     alpha: Tensor
     beta: Tensor
-    gamma: Tensor
-
-
-class StreamsModule:
-    """Streams on plain torch, around one sublayer or at the decoder's end."""
-
-    def __init__(self, streams: Streams, norm: RmsNorm, weights: StreamWeights, ops: Ops) -> None:
-        self.streams, self.norm, self.ops = streams, norm, ops
-        self.phi, self.weights = ops.pack(weights.phi), weights
 
     def __call__(self, x_PF: Tensor, sublayer: Sublayer) -> Tensor:
         """[P, S * H] after a sublayer [P, H] -> [P, H] that stands in the streams."""
         count = self.streams.count
-        made, w = self._made(x_PF), self.weights
+        made, alpha = self._made(x_PF), self.alpha
         read, taken, mixed = made.split((count, count, count * count), -1)
-        first, second, third = w.beta.split((count, count, count * count))
-        own = self._read(x_PF, read * w.alpha[0] + first)
+        first, second, third = self.beta.split((count, count, count * count))
+        own = self._read(x_PF, read * alpha[0] + first)
         fresh = sublayer(own).to(made.dtype)
-        taken = 2 * sigmoid(taken * w.alpha[1] + second)
+        taken = 2 * sigmoid(taken * alpha[1] + second)
         each = x_PF.to(made.dtype).unflatten(-1, (count, -1)).split(1, 1)
-        mixing = self._doubly((mixed * w.alpha[2] + third).unflatten(-1, (count, count)))
+        mixing = self._doubly((mixed * alpha[2] + third).unflatten(-1, (count, count)))
         mixed_in = [mixing[:, old, :, None] * stream for old, stream in enumerate(each)]
         found = _added([taken[..., None] * fresh[:, None], *mixed_in])
         return found.flatten(1).to(x_PF.dtype)
 
     def merged(self, x_PF: Tensor) -> Tensor:
         """[P, H] of all streams, at the end."""
-        return self._read(x_PF, self._made(x_PF) * self.weights.alpha + self.weights.beta)
+        return self._read(x_PF, self._made(x_PF) * self.alpha + self.beta)
 
     def _made(self, x_PF: Tensor) -> Tensor:
         """What weights are made of: [P, rows of phi]."""
-        flat = x_PF.to(wide(x_PF.dtype))
-        return self.ops.linear(self.ops.rms_norm(flat, self.weights.gamma, self.norm.eps), self.phi)
+        return self.ops.linear(self.norm(x_PF.to(wide(x_PF.dtype))), self.phi)
 
     def _read(self, x_PF: Tensor, fit_PS: Tensor) -> Tensor:
         """[P, H]: the streams by how well each fits."""

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from fastslow.engine.model.norms import NormWeights, RmsNorm, norm_tensors, normed
+from fastslow.engine.model.norms import NormModule, RmsNorm, norm_tensors
 from fastslow.engine.model.ops import Activation, Linear, Ops
 from fastslow.engine.model.parts import WeightReader, too_small
 from fastslow.engine.model.tensor_spec import TensorSpec, linear
 
-M = TypeVar("M")
 TABLE, PROJECTION = "model.embed_tokens_per_layer.weight", "model.per_layer_model_projection"
 PROJECTION_NORM = "model.per_layer_projection_norm"
 
@@ -49,35 +48,29 @@ class PerLayerEmbedding:
         yield from linear(PROJECTION, inside, hidden, False)
         yield from norm_tensors(PROJECTION_NORM, self.norm, self.width)
 
-    def load(self, reader: WeightReader[M, Any], table: Table) -> PerLayerWeights[M]:
+    def load(self, reader: WeightReader, table: Table) -> PerLayerModule:
         norm = reader.norm(PROJECTION_NORM, self.norm)
-        return PerLayerWeights(table, reader.matrix(PROJECTION), norm)
-
-
-@dataclass(slots=True)
-class PerLayerWeights(Generic[M]):
-    """table: in the memory of the file (`Checkpoint.table`), of which the rows of a step's tokens are read."""
-
-    table: Table
-    projection: M
-    norm: NormWeights
+        return PerLayerModule(self, reader.ops, table, reader.matrix(PROJECTION), norm)
 
 
 @dataclass(slots=True)
 class PerLayerModule:
-    """Per-layer embeddings of rows on plain torch."""
+    """Per-layer embeddings of rows on plain torch. table: in the memory of the file (`Checkpoint.table`), of which the
+    rows of a step's tokens are read."""
 
     part: PerLayerEmbedding
-    weights: PerLayerWeights[Linear]
     ops: Ops
+    table: Table
+    projection: Linear
+    norm: NormModule
 
     def __call__(self, tokens: Tensor, x_PH: Tensor) -> Tensor:
         """[P, layers, width] of tokens i64 [P] with the embeddings x."""
-        part, w = self.part, self.weights
-        rows = w.table[tokens.cpu()].to(x_PH.device, x_PH.dtype) * part.width**0.5
-        mixed = self.ops.linear(x_PH, *w.projection) * x_PH.shape[1] ** -0.5
+        part = self.part
+        rows = self.table[tokens.cpu()].to(x_PH.device, x_PH.dtype) * part.width**0.5
+        mixed = self.ops.linear(x_PH, *self.projection) * x_PH.shape[1] ** -0.5
         own, seen = (x.view(len(x), part.layers, part.width) for x in (rows, mixed))
-        inputs: Tensor = (normed(self.ops, part.norm, w.norm, seen) + own) * 2**-0.5
+        inputs: Tensor = (self.norm(seen) + own) * 2**-0.5
         return inputs
 
 
@@ -94,8 +87,10 @@ class TokenInput:
         yield from linear(f"{prefix}.per_layer_projection", hidden, self.width, False)
         yield from norm_tensors(f"{prefix}.post_per_layer_input_norm", self.norm, hidden)
 
-    def load(self, prefix: str, reader: WeightReader[M, Any]) -> TokenInputWeights[M]:
-        return TokenInputWeights(
+    def load(self, prefix: str, reader: WeightReader) -> TokenInputModule:
+        return TokenInputModule(
+            self,
+            reader.ops,
             reader.matrix(f"{prefix}.per_layer_input_gate"),
             reader.matrix(f"{prefix}.per_layer_projection"),
             reader.norm(f"{prefix}.post_per_layer_input_norm", self.norm),
@@ -103,25 +98,17 @@ class TokenInput:
 
 
 @dataclass(slots=True)
-class TokenInputWeights(Generic[M]):
-    """gate: [width, hidden]; up: [hidden, width]; norm: [hidden]."""
-
-    gate: M
-    up: M
-    norm: NormWeights
-
-
-@dataclass(slots=True)
 class TokenInputModule:
-    """A layer's part on plain torch."""
+    """A layer's part on plain torch. gate: [width, hidden]; up: [hidden, width]; norm: [hidden]."""
 
     part: TokenInput
-    weights: TokenInputWeights[Linear]
     ops: Ops
+    gate: Linear
+    up: Linear
+    norm: NormModule
 
     def __call__(self, x_PH: Tensor, inputs_PW: Tensor) -> Tensor:
         """[P, H], in the dtype of x."""
-        w = self.weights
-        both = torch.cat((self.ops.linear(x_PH, *w.gate), inputs_PW), -1)
-        up_PH = self.ops.linear(self.ops.gated(both, self.part.activation), *w.up)
-        return x_PH + normed(self.ops, self.part.norm, w.norm, up_PH)
+        both = torch.cat((self.ops.linear(x_PH, *self.gate), inputs_PW), -1)
+        up_PH = self.ops.linear(self.ops.gated(both, self.part.activation), *self.up)
+        return x_PH + self.norm(up_PH)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -17,13 +17,12 @@ from torch.nn import functional as F
 from fastslow.engine.kv.state.layout import RunningState
 from fastslow.engine.kv.state.running import RunningStates
 from fastslow.engine.kv.state.storage import KVStorage
-from fastslow.engine.model.norms import NormWeights, RmsNorm, normed
+from fastslow.engine.model.norms import NormModule, RmsNorm
 from fastslow.engine.model.ops import Linear, Ops, wide
 from fastslow.engine.model.parts import Step, WeightReader, too_small
 from fastslow.engine.model.tensor_spec import TensorSpec, linear
 from fastslow.engine.rows import RunningRows
 
-M = TypeVar("M")
 TINY = 1e-6  # beside sums of squares of queries and keys
 
 
@@ -92,44 +91,13 @@ class GatedDelta:
         """Name of what decays are made of in files."""
         return "decay" if self.decay_applied else "A_log"
 
-    def load(self, prefix: str, reader: WeightReader[M, Any]) -> DeltaWeights[M]:
-        own, sums = f"{prefix}.linear_attn", wide(reader.dtype)
-        conv = reader.plain(f"{own}.conv1d.weight", dtype=sums)[:, 0]
-        decay = reader.plain(f"{own}.{self.decay}", dtype=sums)
-        return DeltaWeights(
-            reader.matrix(f"{own}.in_proj_qkv"),
-            reader.matrix(f"{own}.in_proj_z"),
-            reader.matrix(f"{own}.in_proj_b"),
-            reader.matrix(f"{own}.in_proj_a"),
-            conv.T.contiguous(),
-            decay if self.decay_applied else decay_of(decay),
-            reader.plain(f"{own}.dt_bias", dtype=sums),
-            reader.plain(f"{own}.norm.weight"),
-            reader.matrix(f"{own}.out_proj"),
-        )
-
-    def module(self, weights: DeltaWeights[Linear], ops: Ops) -> DeltaModule:
-        return DeltaModule(self, weights, ops)
+    def load(self, prefix: str, reader: WeightReader) -> DeltaModule:
+        return DeltaModule.load(self, prefix, reader)
 
 
 def decay_of(a_log: Tensor) -> Tensor:
     """The rate of a gate's decay: -exp(A_log)."""
     return a_log.exp().neg()
-
-
-@dataclass(slots=True)
-class DeltaWeights(Generic[M]):
-    """conv: [kernel, channels]. decay: -exp(A_log) [value heads]. norm: [value_dim], without an offset."""
-
-    qkv: M
-    z: M
-    b: M
-    a: M
-    conv: Tensor
-    decay: Tensor
-    dt_bias: Tensor
-    norm: Tensor
-    out: M
 
 
 class State(NamedTuple):
@@ -148,21 +116,45 @@ class RowInputs(NamedTuple):
     delta: Tensor
 
 
+@dataclass
 class DeltaModule:
-    """A gated delta net on plain torch."""
+    """A gated delta net on plain torch. conv: [kernel, channels]. decay: -exp(A_log) [value heads]. norm: [value_dim]."""
 
-    def __init__(self, mixer: GatedDelta, weights: DeltaWeights[Linear], ops: Ops) -> None:
-        self.mixer, self.weights, self.ops = mixer, weights, ops
+    mixer: GatedDelta
+    ops: Ops
+    qkv: Linear
+    z: Linear
+    b: Linear
+    a: Linear
+    conv: Tensor
+    decay: Tensor
+    dt_bias: Tensor
+    norm: NormModule
+    out: Linear
+
+    @classmethod
+    def load(cls, mixer: GatedDelta, prefix: str, reader: WeightReader) -> Self:
+        own, sums = f"{prefix}.linear_attn", wide(reader.dtype)
+        decay = reader.plain(f"{own}.{mixer.decay}", dtype=sums)
+        return cls(
+            mixer,
+            reader.ops,
+            *(reader.matrix(f"{own}.in_proj_{name}") for name in ("qkv", "z", "b", "a")),
+            reader.plain(f"{own}.conv1d.weight", dtype=sums)[:, 0].T.contiguous(),
+            decay if mixer.decay_applied else decay_of(decay),
+            reader.plain(f"{own}.dt_bias", dtype=sums),
+            reader.norm(f"{own}.norm", RmsNorm(mixer.eps)),
+            reader.matrix(f"{own}.out_proj"),
+        )
 
     def __call__(self, x_PH: Tensor, kv: KVStorage, n: int, step: Step) -> Tensor:
         """[P, hidden]. Folds in what was accepted since the last step, then runs the rows."""
-        m, w, sums = self.mixer, self.weights, wide(x_PH.dtype)
-        mixed, b, a = (self.ops.linear(x_PH, *part).to(sums) for part in (w.qkv, w.b, w.a))
+        sums, linear = wide(x_PH.dtype), self.ops.linear
+        mixed, b, a = (linear(x_PH, *part).to(sums) for part in (self.qkv, self.b, self.a))
         assert kv.running is not None
         out = self._recur((mixed, a, b), kv.running, n, step).to(x_PH.dtype)
-        z = self.ops.linear(x_PH, *w.z)
-        seen = normed(self.ops, RmsNorm(m.eps), NormWeights(w.norm), out).flatten(1)
-        return self.ops.linear(self.ops.gated(torch.cat((z, seen), -1), "silu"), *w.out)
+        both = torch.cat((linear(x_PH, *self.z), self.norm(out).flatten(1)), -1)
+        return linear(self.ops.gated(both, "silu"), *self.out)
 
     def _recur(
         self, projected: tuple[Tensor, Tensor, Tensor], kv: RunningStates, n: int, step: Step
@@ -218,9 +210,9 @@ class DeltaModule:
         """Return the inputs of a row, its output [value heads, value_dim], and the state after it.
 
         Row by row, since the end of a vector may round otherwise than its middle."""
-        w, m = self.weights, self.mixer
-        gate, beta = (w.decay * F.softplus(a + w.dt_bias)).exp(), b.sigmoid()
-        q, k, v = self._heads((torch.cat((above.window, mixed[None])) * w.conv).sum(0))
+        m = self.mixer
+        gate, beta = (self.decay * F.softplus(a + self.dt_bias)).exp(), b.sigmoid()
+        q, k, v = self._heads((torch.cat((above.window, mixed[None])) * self.conv).sum(0))
         kept = above.heads * gate[:, None, None]
         read = (kept * m.of_values(k)[..., None]).sum(1)
         inputs = RowInputs(mixed, gate, k, (v - read) * beta[:, None])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -13,14 +13,13 @@ from torch.nn import functional as F
 
 from fastslow.engine.kv.state.layout import RowState, SharedState
 from fastslow.engine.kv.state.storage import KVStorage
-from fastslow.engine.model.mixers.lines import RowFront, attend
+from fastslow.engine.model.mixers.lines import attend
 from fastslow.engine.model.mixers.rope import Rope, rotation
-from fastslow.engine.model.norms import Norm, NormWeights, RmsNorm, norm_tensors, normed
-from fastslow.engine.model.ops import Linear, Ops, Sinks, sigmoid, wide
+from fastslow.engine.model.norms import Norm, NormModule, RmsNorm, norm_tensors
+from fastslow.engine.model.ops import Linear, Ops, RowFront, Sinks, sigmoid, wide
 from fastslow.engine.model.parts import Step, WeightReader, padded, too_small
 from fastslow.engine.model.tensor_spec import ShardAxis, ShardRule, TensorSpec, linear
 
-M = TypeVar("M")
 QUERIES, KEYS = ShardRule(ShardAxis.HEADS, 0), ShardRule(ShardAxis.KV_HEADS, 0)
 SINK_ROWS = ShardRule(ShardAxis.KV_HEADS, 1)
 CUTS = {"q": QUERIES, "k": KEYS, "v": KEYS, "qkv": ShardRule(ShardAxis.QKV, 0)}
@@ -168,39 +167,40 @@ class GroupedAttention:
             shape = self.sinks, self.kv_heads, self.value_width
             yield TensorSpec(f"{own}.param_sink_value", shape, SINK_ROWS)
 
-    def load(self, prefix: str, reader: WeightReader[M, Any]) -> GroupedWeights[M]:
+    def load(self, prefix: str, reader: WeightReader) -> GroupedModule:
         own, sums = f"{prefix}.self_attn", wide(reader.dtype)
-
-        def norm(side: str, kind: Norm | None) -> NormWeights | None:
-            return None if kind is None else self._ordered(reader.norm(f"{own}.{side}_norm", kind))
-
-        keys = values = None
+        query_norm, key_norm = (
+            None if kind is None else self._ordered(reader.norm(f"{own}.{side}_norm", kind))
+            for side, kind in (("q", self.query_norm), ("k", self.key_norm))
+        )
+        sinks = None
         if self.sinks:
             keys = reader.plain(f"{own}.param_sink_key")[..., self.order].contiguous()
             values = torch.zeros_like(keys)
-        if self.sinks and self.sink_values:
-            learned = reader.plain(f"{own}.param_sink_value")
-            values = F.pad(learned, (0, self.head_dim - self.value_width))
-        return GroupedWeights(
+            if self.sink_values:
+                learned = reader.plain(f"{own}.param_sink_value")
+                values = F.pad(learned, (0, self.head_dim - self.value_width))
+            sinks = keys if key_norm is None else key_norm(keys), values
+        return GroupedModule(
+            self,
+            reader.ops,
             self._qkv(own, reader),
             self._out(own, reader),
-            norm("q", self.query_norm),
-            norm("k", self.key_norm),
-            sink_logits=reader.plain(f"{own}.sinks", dtype=sums) if self.sink_logits else None,
-            sink_keys=keys,
-            sink_values=values,
+            query_norm,
+            key_norm,
+            reader.plain(f"{own}.sinks", dtype=sums) if self.sink_logits else None,
+            sinks,
         )
 
-    def module(self, weights: GroupedWeights[Linear], ops: Ops) -> GroupedModule:
-        return GroupedModule(self, weights, ops)
+    def _ordered(self, norm: NormModule) -> NormModule:
+        weight, bias = (
+            None if x is None else x.view(-1, self.head_dim)[:, self.order].flatten()
+            for x in (norm.weight, norm.bias)
+        )
+        assert weight is not None
+        return replace(norm, weight=weight, bias=bias)
 
-    def _ordered(self, norm: NormWeights) -> NormWeights:
-        def ordered(x: Tensor) -> Tensor:
-            return x.view(-1, self.head_dim)[:, self.order].flatten()
-
-        return NormWeights(ordered(norm.weight), None if norm.bias is None else ordered(norm.bias))
-
-    def _qkv(self, own: str, reader: WeightReader[M, Any]) -> M:
+    def _qkv(self, own: str, reader: WeightReader) -> Linear:
         names = [f"{own}.{side}_proj" for side in self.sides]
         if self.heads_as_stored:
             return reader.matrix(*names, bias=self.qkv_bias)
@@ -208,7 +208,7 @@ class GroupedAttention:
         bias = reader.plain(*(f"{name}.bias" for name in names)) if self.qkv_bias else None
         return reader.packed(self.run_heads(weight), None if bias is None else self.run_heads(bias))
 
-    def _out(self, own: str, reader: WeightReader[M, Any]) -> M:
+    def _out(self, own: str, reader: WeightReader) -> Linear:
         name = f"{own}.o_proj"
         if self.value_width == self.head_dim:
             return reader.matrix(name, bias=self.out_bias)
@@ -241,32 +241,28 @@ class GroupedAttention:
         return F.pad(whole, (0, self.head_dim - self.value_width)).flatten(1)
 
 
-@dataclass(slots=True)
-class GroupedWeights(Generic[M]):
-    """q, k, v and gates stacked into one matrix [(heads + 2 kv_heads + heads if gated) * head_dim, hidden], without v
-    where values are made of keys, and q alone where the layer shares keys; norms of heads, before rotation.
-
-    sink_logits: [heads], float32 (float64 for float64). sink_keys, sink_values: [sinks, kv_heads, head_dim]."""
-
-    qkv: M
-    out: M
-    query_norm: NormWeights | None = None
-    key_norm: NormWeights | None = None
-    sink_logits: Tensor | None = None
-    sink_keys: Tensor | None = None
-    sink_values: Tensor | None = None
-
-
+@dataclass
 class GroupedModule:
-    """Grouped attention on plain torch."""
+    """Grouped attention on plain torch.
 
-    def __init__(self, mixer: GroupedAttention, weights: GroupedWeights[Linear], ops: Ops) -> None:
-        self.mixer, self.weights, self.ops = mixer, weights, ops
-        sinks = None
-        if (keys := weights.sink_keys) is not None and weights.sink_values is not None:
-            keys = self._normed(keys, mixer.key_norm, weights.key_norm)
-            sinks = Sinks.of(keys, weights.sink_values, ops.block, wide(keys.dtype))
-        self.front = RowFront(sinks, weights.sink_logits, mixer.score_cap)
+    qkv: q, k, v and gates stacked into one matrix [(heads + 2 kv_heads + heads if gated) * head_dim, hidden], without v
+    where values are made of keys, and q alone where the layer shares keys. Norms of heads, before rotation. sink_logits:
+    [heads], float32 (float64 for float64). sinks: keys, normed, and values, [sinks, kv_heads, head_dim]."""
+
+    mixer: GroupedAttention
+    ops: Ops
+    qkv: Linear
+    out: Linear
+    query_norm: NormModule | None = None
+    key_norm: NormModule | None = None
+    sink_logits: Tensor | None = None
+    sinks: tuple[Tensor, Tensor] | None = None
+
+    @cached_property
+    def front(self) -> RowFront:
+        """What every row sees before its keys."""
+        sinks = None if self.sinks is None else Sinks.of(*self.sinks, self.ops.block)
+        return RowFront(sinks, self.sink_logits, self.mixer.score_cap)
 
     def __call__(self, x_PH: Tensor, kv: KVStorage, n: int, step: Step) -> Tensor:
         """[P, hidden]. Writes the rows' keys and values at their slots, then attends."""
@@ -284,13 +280,13 @@ class GroupedModule:
         seen = attend(q_PHD, k_SKD, v_SKD, step, self.mixer.window, self.front, where)
         if gates is not None:
             seen = seen * sigmoid(gates.flatten(1).to(seen.dtype))
-        return self.ops.linear(seen.to(x_PH.dtype), *self.weights.out)
+        return self.ops.linear(seen.to(x_PH.dtype), *self.out)
 
     def project(self, x_PH: Tensor, step: Step) -> Sequence[Tensor]:
         """Queries [P, heads, head_dim], and keys and values [P, kv_heads, head_dim] where the layer has its own; the
         first two rotated, where the layer does so, and in float32 (float64 for float64). Gates as queries come last."""
-        m, w = self.mixer, self.weights
-        mixed = self.ops.linear(x_PH, *w.qkv).view(len(x_PH), -1, m.head_dim)
+        m = self.mixer
+        mixed = self.ops.linear(x_PH, *self.qkv).view(len(x_PH), -1, m.head_dim)
         turning = m.heads if m.shares is not None else m.heads + m.kv_heads
         if m.keys_as_values and m.shares is None:
             mixed = torch.cat((mixed, mixed[:, m.heads :]), 1)
@@ -311,15 +307,10 @@ class GroupedModule:
 
     def _norm_heads(self, sides: Sequence[Tensor]) -> None:
         """Norm queries, and keys where there are some, in place."""
-        m, w = self.mixer, self.weights
-        kinds = (m.query_norm, w.query_norm), (m.key_norm, w.key_norm)
-        for side, (kind, norm) in zip(sides, kinds, strict=False):
-            if kind is not None and norm is not None:
-                rows = side.flatten(1) if m.norms_whole else side.contiguous()
-                side.copy_(normed(self.ops, kind, norm, rows).view(side.shape))
-
-    def _normed(self, x: Tensor, kind: Norm | None, weights: NormWeights | None) -> Tensor:
-        return x if kind is None or weights is None else normed(self.ops, kind, weights, x)
+        for side, norm in zip(sides, (self.query_norm, self.key_norm), strict=False):
+            if norm is not None:
+                rows = side.flatten(1) if self.mixer.norms_whole else side.contiguous()
+                side.copy_(norm(rows).view(side.shape))
 
 
 def position_scales(mixer: GroupedAttention, step: Step) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,12 +12,11 @@ from torch.nn import functional as F
 from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.mixers.lines import MAX_SCORES, Lines, lines_seen
 from fastslow.engine.model.mixers.rope import Rope, rotation
-from fastslow.engine.model.norms import LayerNorm, Norm, NormWeights, norm_tensors, normed
-from fastslow.engine.model.ops import Linear, Ops, wide
+from fastslow.engine.model.norms import LayerNorm, Norm, NormModule, norm_tensors
+from fastslow.engine.model.ops import Keys, Linear, Ops, wide
 from fastslow.engine.model.parts import Step, WeightReader, too_small
 from fastslow.engine.model.tensor_spec import TensorSpec, linear
 
-M = TypeVar("M")
 KEY_NORM = LayerNorm(1e-6)
 
 
@@ -63,65 +61,58 @@ class Indexer:
         yield from norm_tensors(f"{own}.k_norm", self.norm, self.dim)
         yield from linear(f"{own}.weights_proj", self.heads, hidden, False)
 
-    def load(self, prefix: str, reader: WeightReader[M, Any], rope: Rope) -> IndexerWeights[M]:
+    def load(self, prefix: str, reader: WeightReader, rope: Rope) -> IndexerModule:
         own, order = f"{prefix}.self_attn.indexer", self.order(rope)
         queries = reader.plain(f"{own}.wq_b.weight").unflatten(0, (self.heads, -1))[:, order]
-        weight, bias = reader.norm(f"{own}.k_norm", self.norm)
-        return IndexerWeights(
+        norm = reader.norm(f"{own}.k_norm", self.norm)
+        bias = None if norm.bias is None else norm.bias[order]
+        return IndexerModule(
+            self,
+            reader.ops,
+            rope,
             reader.packed(queries.flatten(0, 1).contiguous()),
             reader.packed(reader.plain(f"{own}.wk.weight")[order].contiguous()),
-            NormWeights(weight[order], None if bias is None else bias[order]),
+            replace(norm, weight=norm.weight[order], bias=bias),
             reader.plain(f"{own}.weights_proj.weight", dtype=wide(reader.dtype)),
         )
 
 
 @dataclass(slots=True)
-class IndexerWeights(Generic[M]):
-    """queries: of a query latent. head_weights: float32 [heads, hidden], float64 for a float64 model."""
-
-    queries: M
-    keys: M
-    key_norm: NormWeights
-    head_weights: Tensor
-
-
 class IndexerModule:
-    """The indexer on plain torch. rope: of the attention around it."""
+    """The indexer on plain torch. rope: of the attention around it. queries: of a query latent. head_weights: float32
+    [heads, hidden], float64 for a float64 model."""
 
-    def __init__(
-        self, indexer: Indexer, weights: IndexerWeights[Linear], rope: Rope, ops: Ops
-    ) -> None:
-        self._indexer, self._weights, self._rope, self._ops = indexer, weights, rope, ops
+    indexer: Indexer
+    ops: Ops
+    rope: Rope
+    queries: Linear
+    keys: Linear
+    key_norm: NormModule
+    head_weights: Tensor
 
     def __call__(
         self, x_PH: Tensor, queries_PI: Tensor, kv: KVStorage, n: int, step: Step, group: int
     ) -> Sequence[Lines]:
         """Write the keys of rows [P, hidden] at their slots; gives what rows see. queries_PI: their query latents."""
-        w, ops, most, k_SKD, where = (
-            self._weights,
-            self._ops,
-            self._indexer.most,
-            kv.v[n],
-            kv.pages_of(n),
-        )
-        keys = normed(ops, self._indexer.norm, w.key_norm, ops.linear(x_PH, *w.keys))
+        ops, most, k_SKD, where = self.ops, self.indexer.most, kv.v[n], kv.pages_of(n)
+        keys = self.key_norm(ops.linear(x_PH, *self.keys))
         step.store(k_SKD, self._turned(keys[:, None], step).to(x_PH.dtype), where)
         seen = lines_seen(step, group, 0, where)
         if all(lines.most <= most for lines in seen):
             return seen
-        queries = ops.linear(queries_PI, *w.queries).view(len(x_PH), self._indexer.heads, -1)
+        queries = ops.linear(queries_PI, *self.queries).view(len(x_PH), self.indexer.heads, -1)
         queries = self._turned(queries, step)
-        weights = ops.linear(x_PH.to(queries.dtype), w.head_weights)
+        weights = ops.linear(x_PH.to(queries.dtype), self.head_weights)
         return [x if x.most <= most else self._narrowed(x, queries, weights, k_SKD) for x in seen]
 
     def _turned(self, x_PND: Tensor, step: Step) -> Tensor:
-        first, rest = x_PND.to(wide(step.dtype)).tensor_split([self._rope.dim], -1)
-        return torch.cat((self._ops.rotate(first, *rotation(self._rope, step)), rest), -1)
+        first, rest = x_PND.to(wide(step.dtype)).tensor_split([self.rope.dim], -1)
+        return torch.cat((self.ops.rotate(first, *rotation(self.rope, step)), rest), -1)
 
     def _narrowed(
         self, lines: Lines, queries_PND: Tensor, weights_PN: Tensor, keys_SKD: Tensor
     ) -> Lines:
-        bias, block, most = lines.keys.bias, self._ops.block, self._indexer.most
+        bias, block, most = lines.keys.bias, self.ops.block, self.indexer.most
         blocks = bias.shape[2]
         q, w = queries_PND, weights_PN
         if lines.gather is not None:
@@ -137,8 +128,7 @@ class IndexerModule:
         unseen = torch.ones_like(hidden).scatter_(-1, best, False)
         unseen = unseen.unflatten(2, (blocks, block)).transpose(1, 2)
         unseen = unseen.repeat_interleave(group, dim=2)[:, None]
-        keys = replace(lines.keys, bias=bias.masked_fill(unseen, -torch.inf))
-        return replace(lines, keys=keys)
+        return replace(lines, keys=Keys(lines.keys.slots, bias.masked_fill(unseen, -torch.inf)))
 
     def _scores(self, q_LPND: Tensor, w_LPN: Tensor, keys_LBSD: Tensor) -> Tensor:
         """[L, P, keys]: whole blocks of keys at once, and heads added two by two, so that no bit depends on others."""

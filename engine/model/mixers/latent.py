@@ -6,9 +6,9 @@ DeepSeek-V2, arXiv 2405.04434. The absorbed form runs for prompts and steps alik
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Generic, TypeVar
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,16 +17,15 @@ from torch import Tensor
 from fastslow.engine.kv.state.layout import RowsAndRunning, RowState, RunningState
 from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.mixers.grouped import GroupedAttention
-from fastslow.engine.model.mixers.indexer import Indexer, IndexerModule, IndexerWeights
-from fastslow.engine.model.mixers.lines import NO_FRONT, RowFront, attend
+from fastslow.engine.model.mixers.indexer import Indexer, IndexerModule
+from fastslow.engine.model.mixers.lines import attend
 from fastslow.engine.model.mixers.rope import Rope, rotation
 from fastslow.engine.model.mixers.short_conv import convolved, read_taps
-from fastslow.engine.model.norms import USUAL_NORM, Norm, NormWeights, norm_tensors, normed
-from fastslow.engine.model.ops import Linear, Ops, Sinks, wide
+from fastslow.engine.model.norms import USUAL_NORM, Norm, NormModule, norm_tensors
+from fastslow.engine.model.ops import NO_FRONT, Linear, Ops, RowFront, Sinks, wide
 from fastslow.engine.model.parts import Step, WeightReader, padded, too_small
 from fastslow.engine.model.tensor_spec import WHOLE, ShardAxis, ShardRule, TensorSpec, linear
 
-M = TypeVar("M")
 MOST_SHARING = 16  # heads of a group
 OF_HEADS, TO_HIDDEN = ShardRule(ShardAxis.HEADS, 0), ShardRule(ShardAxis.HEADS, 1)
 CONVOLUTIONS = "qa_conv", "compresskv_conv", "o_conv"
@@ -143,7 +142,7 @@ class LatentAttention:
         if self.indexer is not None:
             yield from self.indexer.tensors(prefix, hidden, self.query_latent)
 
-    def load(self, prefix: str, reader: WeightReader[M, Any]) -> LatentWeights[M]:
+    def load(self, prefix: str, reader: WeightReader) -> LatentModule:
         own, order, indexer = f"{prefix}.self_attn", self.rope.order, self.indexer
         turned = [*range(self.nope), *(self.nope + d for d in order)]
         query_norm = compress = None
@@ -155,63 +154,55 @@ class LatentAttention:
         keys = reader.plain(f"{own}.kv_a_proj_with_mqa.weight")
         keys = torch.cat((keys[: self.latent], keys[self.latent :][order]))
         both = reader.plain(f"{own}.kv_b_proj.weight").unflatten(0, (self.heads, -1))
-        sinks = None
+        sinks, key_norm = None, reader.norm(f"{own}.kv_a_layernorm", self.norm)
         if self.sinks:
-            turned_keys = reader.plain(f"{own}.{SINK_KEYS}")[:, order].contiguous()
-            sinks = reader.plain(f"{own}.{SINK_LATENTS}"), turned_keys
-        return LatentWeights(
+            latents = key_norm(reader.plain(f"{own}.{SINK_LATENTS}"))
+            sinks = torch.cat((latents, reader.plain(f"{own}.{SINK_KEYS}")[:, order]), -1)[:, None]
+        return LatentModule(
+            self,
+            reader.ops,
             compress,
             query_norm,
             reader.packed(queries.flatten(0, 1).contiguous()),
             reader.packed(keys),
-            reader.norm(f"{own}.kv_a_layernorm", self.norm),
-            [reader.packed(head.T.contiguous()) for head in both[:, : self.nope]],
-            [reader.packed(head.contiguous()) for head in both[:, self.nope :]],
+            key_norm,
+            reader.heads(both[:, : self.nope].mT),
+            reader.heads(both[:, self.nope :]),
             reader.matrix(f"{own}.o_proj"),
             [read_taps(f"{own}.{name}.weight", reader) for name in self.convolved],
             sinks,
             indexer.load(prefix, reader, self.rope) if indexer and not indexer.shared else None,
         )
 
-    def module(self, weights: LatentWeights[Linear], ops: Ops) -> LatentModule:
-        return LatentModule(self, weights, ops)
 
-
-@dataclass(slots=True)
-class LatentWeights(Generic[M]):
-    """compress: hidden to the queries' latent, with its norm. queries: to all heads. keys: hidden to the latent and the
-    rotated dims. absorb, expand: of each head, [latent, nope] and [values, latent]. taps: of each convolution, as those
-    of `ConvWeights`. sinks: latents, not normed, and keys."""
-
-    compress: M | None
-    query_norm: NormWeights | None
-    queries: M
-    keys: M
-    key_norm: NormWeights
-    absorb: list[M]
-    expand: list[M]
-    out: M
-    taps: list[Tensor] = field(default_factory=list)
-    sinks: tuple[Tensor, Tensor] | None = None
-    indexer: IndexerWeights[M] | None = None
-
-
+@dataclass
 class LatentModule:
-    """Latent attention on plain torch. sinks: keys and values [N, 1, width] that every row sees, or none."""
+    """Latent attention on plain torch.
 
-    def __init__(self, mixer: LatentAttention, weights: LatentWeights[Linear], ops: Ops) -> None:
-        self.mixer, self.weights, self.ops = mixer, weights, ops
-        self.sinks: tuple[Tensor, Tensor] | None = None
-        self.front = NO_FRONT
-        if weights.sinks is not None:
-            latents, keys = weights.sinks
-            latents = normed(ops, mixer.norm, weights.key_norm, latents)
-            both = torch.cat((latents, keys), -1)[:, None]
-            self.sinks = both, both[..., : mixer.latent]
-            self.front = RowFront(Sinks.of(*self.sinks, ops.block, wide(both.dtype)))
-        self.indexer = None
-        if mixer.indexer is not None and weights.indexer is not None:
-            self.indexer = IndexerModule(mixer.indexer, weights.indexer, mixer.rope, ops)
+    compress: hidden to the queries' latent, with its norm. queries: to all heads. keys: hidden to the latent and the
+    rotated dims. absorb, expand: of each head, [latent, nope] and [values, latent]. taps: of each convolution, as those
+    of `ConvModule`. sinks: keys [N, 1, width] that every row sees, or none."""
+
+    mixer: LatentAttention
+    ops: Ops
+    compress: Linear | None
+    query_norm: NormModule | None
+    queries: Linear
+    keys: Linear
+    key_norm: NormModule
+    absorb: Any
+    expand: Any
+    out: Linear
+    taps: list[Tensor]
+    sinks: Tensor | None
+    indexer: IndexerModule | None
+
+    @cached_property
+    def front(self) -> RowFront:
+        """What every row sees before its keys."""
+        if (keys := self.sinks) is None:
+            return NO_FRONT
+        return RowFront(Sinks.of(keys, keys[..., : self.mixer.latent], self.ops.block))
 
     def __call__(self, x_PH: Tensor, kv: KVStorage, n: int, step: Step) -> Tensor:
         """[P, hidden]. Writes the rows' latents and rotated keys at their slots, then attends."""
@@ -228,38 +219,29 @@ class LatentModule:
             chosen = step.chosen
         q_PHD, values = q_PHD * m.score_scale, k_SKD[..., : m.latent]
         seen = attend(q_PHD, k_SKD, values, step, m.window, self.front, where, chosen)
-        return self.out(seen.to(x_PH.dtype).view(len(x_PH), m.heads, -1), added)
+        return self.output(seen.to(x_PH.dtype).view(len(x_PH), m.heads, -1), added)
 
     def project(
         self, x_PH: Tensor, added: Convolved, turned: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [P, heads, latent + rotated] in float32 (float64 for float64), what is kept of rows, [P, 1, the same],
         and the queries' latents. turned: rotates heads. added: see `convolved`."""
-        m, w, ops, sums = self.mixer, self.weights, self.ops, wide(x_PH.dtype)
-        latent, key = ops.linear(x_PH, *w.keys).split((m.latent, m.rope.dim), -1)
-        latent = normed(ops, m.norm, w.key_norm, added(1, latent.contiguous()))
+        m, ops, sums = self.mixer, self.ops, wide(x_PH.dtype)
+        latent, key = ops.linear(x_PH, *self.keys).split((m.latent, m.rope.dim), -1)
+        latent = self.key_norm(added(1, latent.contiguous()))
         kept = torch.cat((latent[:, None], turned(key[:, None].to(sums)).to(x_PH.dtype)), -1)
         x_PI = x_PH
-        if w.compress is not None and w.query_norm is not None:
-            x_PI = normed(ops, m.norm, w.query_norm, added(0, ops.linear(x_PH, *w.compress)))
-        queries = ops.linear(x_PI, *w.queries).view(len(x_PH), m.heads, -1)
+        if self.compress is not None and self.query_norm is not None:
+            x_PI = self.query_norm(added(0, ops.linear(x_PH, *self.compress)))
+        queries = ops.linear(x_PI, *self.queries).view(len(x_PH), m.heads, -1)
         plain, turning = queries.split((m.nope, m.rope.dim), -1)
-        parts = self._absorbed(plain).to(sums), turned(turning.to(sums))
+        parts = ops.of_heads(plain, self.absorb).to(sums), turned(turning.to(sums))
         return torch.cat(parts, -1), kept, x_PI
 
-    def out(self, seen_PHC: Tensor, added: Convolved) -> Tensor:
+    def output(self, seen_PHC: Tensor, added: Convolved) -> Tensor:
         """[P, hidden] of the latents that heads saw."""
-        return self.ops.linear(added(2, self._expanded(seen_PHC)), *self.weights.out)
-
-    def _absorbed(self, plain_PHD: Tensor) -> Tensor:
-        """[P, heads, latent] of the dims of queries that do not rotate."""
-        heads = zip(plain_PHD.unbind(1), self.weights.absorb, strict=True)
-        return torch.stack([self.ops.linear(x.contiguous(), *w) for x, w in heads], 1)
-
-    def _expanded(self, seen_PHC: Tensor) -> Tensor:
-        """[P, heads * values] of the latents that heads saw."""
-        heads = zip(seen_PHC.unbind(1), self.weights.expand, strict=True)
-        return torch.cat([self.ops.linear(x.contiguous(), *w) for x, w in heads], -1)
+        values_PV = self.ops.of_heads(seen_PHC, self.expand).flatten(1)
+        return self.ops.linear(added(2, values_PV), *self.out)
 
     def convolved(
         self, part: int, x_PC: Tensor, kv: KVStorage, n: int, step: Step | None
@@ -270,7 +252,7 @@ class LatentModule:
         assert step is not None
         first = sum([*self.mixer.convolved.values()][:part])
         inputs = x_PC.to(wide(x_PC.dtype))
-        added = convolved(inputs, self.weights.taps[part], kv, n, step, first)
+        added = convolved(inputs, self.taps[part], kv, n, step, first)
         filled = step.once(("filled", self.mixer.conv), lambda: self._filled(step))
         return (inputs + added.masked_fill(~filled, 0.0)).to(x_PC.dtype)
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastslow.engine.kv.state.windows import PageMap
-from fastslow.engine.model.ops import Keys, Ops, Sinks, wide
+from fastslow.engine.model.ops import NO_FRONT, Keys, Ops, RowFront, wide
 from fastslow.engine.model.parts import Step, as_run
 from fastslow.engine.rows import Rows
 from fastslow.engine.types import Ints
@@ -156,25 +156,6 @@ def _keys(
     return Keys(torch.from_numpy(np.concatenate(slots)).to(device), bias)
 
 
-@dataclass(frozen=True, slots=True)
-class RowFront:
-    """Keys and logits that every row of a layer sees before its own: see `Keys`."""
-
-    sinks: Sinks | None = None
-    sink_logits: Tensor | None = None
-    score_cap: float = 0.0
-
-    def before(self, keys: Keys) -> Keys:
-        if self == NO_FRONT:
-            return keys
-        return replace(
-            keys, sinks=self.sinks, sink_logits=self.sink_logits, score_cap=self.score_cap
-        )
-
-
-NO_FRONT = RowFront()
-
-
 def lines_seen(
     step: Step, group: int, window: int = 0, where: PageMap | None = None
 ) -> Sequence[Lines]:
@@ -202,12 +183,12 @@ def attend(
         several = lines_seen(step, q_PHD.shape[1] // k_SKD.shape[1], window, where)
     first = several[0]
     if first.gather is None:
-        return step.ops.attend(q_PHD[None], k_SKD, v_SKD, front.before(first.keys))[0]
+        return step.ops.attend(q_PHD[None], k_SKD, v_SKD, first.keys, front)[0]
     out = q_PHD.new_zeros(q_PHD.shape[0], q_PHD.shape[1] * v_SKD.shape[-1])
     for lines in several:
         assert lines.gather is not None and lines.rows is not None
         assert lines.scatter is not None
         q = q_PHD.index_select(0, lines.gather).view(lines.count, -1, *q_PHD.shape[1:])
-        part = step.ops.attend(q, k_SKD, v_SKD, front.before(lines.keys)).flatten(0, 1)
+        part = step.ops.attend(q, k_SKD, v_SKD, lines.keys, front).flatten(0, 1)
         out.index_copy_(0, lines.rows, part.index_select(0, lines.scatter))
     return out

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -20,8 +19,6 @@ from fastslow.engine.model.parts import Step, WeightReader, too_small
 from fastslow.engine.model.tensor_spec import TensorSpec, linear
 from fastslow.engine.rows import Rows
 from fastslow.engine.types import Ints
-
-M = TypeVar("M")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,49 +49,40 @@ class ShortConv:
             yield TensorSpec(f"{own}.conv.bias", (self.channels,))
         yield from linear(f"{own}.out_proj", hidden, self.channels, self.bias)
 
-    def load(self, prefix: str, reader: WeightReader[M, Any]) -> ConvWeights[M]:
+    def load(self, prefix: str, reader: WeightReader) -> ConvModule:
         own, sums = f"{prefix}.conv", wide(reader.dtype)
-        return ConvWeights(
+        return ConvModule(
+            reader.ops,
             reader.matrix(f"{own}.in_proj", bias=self.bias),
             read_taps(f"{own}.conv.weight", reader),
             reader.plain(f"{own}.conv.bias", dtype=sums) if self.bias else None,
             reader.matrix(f"{own}.out_proj", bias=self.bias),
         )
 
-    def module(self, weights: ConvWeights[Linear], ops: Ops) -> ConvModule:
-        return ConvModule(self, weights, ops)
 
-
-@dataclass(slots=True)
-class ConvWeights(Generic[M]):
-    """entry: b, c and x below each other. taps: [kernel, channels], of a row itself first. bias: [channels]."""
-
-    entry: M
-    taps: Tensor
-    bias: Tensor | None
-    out: M
-
-
-def read_taps(name: str, reader: WeightReader[Any, Any]) -> Tensor:
-    """See `ConvWeights`."""
+def read_taps(name: str, reader: WeightReader) -> Tensor:
+    """See `ConvModule`."""
     return reader.plain(name, dtype=wide(reader.dtype))[:, 0].T.flip(0).contiguous()
 
 
 @dataclass(slots=True)
 class ConvModule:
-    """A gated short convolution on plain torch."""
+    """A gated short convolution on plain torch. entry: b, c and x below each other. taps: [kernel, channels], of a row
+    itself first. bias: [channels]."""
 
-    mixer: ShortConv
-    weights: ConvWeights[Linear]
     ops: Ops
+    entry: Linear
+    taps: Tensor
+    bias: Tensor | None
+    out: Linear
 
     def __call__(self, x_PH: Tensor, kv: KVStorage, n: int, step: Step) -> Tensor:
         """[P, hidden]. Folds in what was accepted since the last step, and the rows that are final."""
-        b, c, x = self.ops.linear(x_PH, *self.weights.entry).to(wide(x_PH.dtype)).chunk(3, -1)
-        seen = convolved(b * x, self.weights.taps, kv, n, step)
-        if self.weights.bias is not None:
-            seen = seen + self.weights.bias
-        return self.ops.linear((c * seen).to(x_PH.dtype), *self.weights.out)
+        b, c, x = self.ops.linear(x_PH, *self.entry).to(wide(x_PH.dtype)).chunk(3, -1)
+        seen = convolved(b * x, self.taps, kv, n, step)
+        if self.bias is not None:
+            seen = seen + self.bias
+        return self.ops.linear((c * seen).to(x_PH.dtype), *self.out)
 
 
 class ConvInputs:
@@ -157,7 +145,7 @@ def on_device(parts: Sequence[Sequence[int] | Ints], device: torch.device) -> tu
 def convolved(
     inputs_PC: Tensor, taps: Tensor, kv: KVStorage, n: int, step: Step, first: int = 0
 ) -> Tensor:
-    """[P, C] of inputs that are channels `first` and on of the running state of layer `n`. taps: see `ConvWeights`."""
+    """[P, C] of inputs that are channels `first` and on of the running state of layer `n`. taps: see `ConvModule`."""
     assert kv.running is not None
     (states,), (rings,) = kv.running.state[n], kv.running.rows[n]
     tail, own = len(taps) - 1, slice(first, first + inputs_PC.shape[1])

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from fastslow import LLM, Prompt, SamplingParams, Speculation
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
-from fastslow.engine.backends.accelerator.ops import DeviceMatrix, DeviceMlp
+from fastslow.engine.backends.accelerator.ops import ModuleOps
 from fastslow.engine.backends.device import choose_device, paged_ops_for
 from fastslow.engine.backends.loader import DTYPES, load_model
 from fastslow.engine.backends.torch.decoder import Decoder
@@ -30,9 +30,11 @@ from fastslow.engine.backends.torch.reference import ReferenceOps
 from fastslow.engine.backends.torch.weights import TorchReader, Weights
 from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.ffn.experts import MixtureWeights
-from fastslow.engine.model.ffn.router import ExpertChoice
-from fastslow.engine.model.mixers.grouped import GroupedWeights
+from fastslow.engine.model.ffn.dense import DenseMlp
+from fastslow.engine.model.ffn.experts import ExpertsModule, RoutedExperts
+from fastslow.engine.model.ffn.router import ExpertChoice, GroupRouter
+from fastslow.engine.model.mixers.grouped import GroupedModule
+from fastslow.engine.model.ops import Linear
 
 ROOT = Path(__file__).parents[3]
 FILES = ("engine/backends/accelerator/npu.py", "engine/backends/accelerator/npu_310p.py")
@@ -146,7 +148,7 @@ def test_int8_errs_as_its_rounding_of_rows_does(w8a8: Path) -> None:
         plain = texts.logits(on_npu(w8a8, "bfloat16", "none"), TOKENS)
     layer = model.weights.layers[0]
     mixer, moge = layer.mixer, layer.ffn
-    assert isinstance(mixer, GroupedWeights) and isinstance(moge, MixtureWeights)
+    assert isinstance(mixer, GroupedModule) and isinstance(moge, ExpertsModule)
     assert mixer.qkv.weight.dtype == torch.int8
     assert moge.gate_up.weight.dtype == torch.int8
     assert npu_kernels.calls["npu_quant_matmul"] > 0 and model.recorder.replays == 9
@@ -158,7 +160,7 @@ def test_a_310p_multiplies_them_out(w8a8: Path) -> None:
     with simulated(CHIPS[1]):
         model = on_npu(w8a8, "float32")
         mixer = model.weights.layers[0].mixer
-        assert isinstance(mixer, GroupedWeights) and mixer.qkv.scale is None
+        assert isinstance(mixer, GroupedModule) and mixer.qkv.scale is None
         found = texts.logits(model, TOKENS)
     exact = texts.logits(load_model(w8a8, "float32", "cpu"), TOKENS)
     torch.testing.assert_close(found, exact, atol=1e-3, rtol=0)
@@ -193,10 +195,9 @@ def test_the_routers_weights_are_not_rounded(name: str) -> None:
         assert torch.equal(ops.route(x, router), F.linear(x.float(), router))
         up = torch.randn(1, 32, 32, generator=random).to(x.dtype)
         down = torch.randn(1, 16, 32, generator=random).to(x.dtype)
-        both = DeviceMlp(
-            DeviceMatrix(ops.pack_experts(torch.cat((up, up)))),
-            DeviceMatrix(ops.pack_experts(torch.cat((down, -down)))),
-        )
+        sides = (Linear(ops.pack_experts(x)) for x in (torch.cat((up, up)), torch.cat((down, -down))))
+        kind = RoutedExperts(GroupRouter(2), 2, DenseMlp(16))
+        both = ExpertsModule(kind, ModuleOps(ops), Linear(router), *sides)
         experts = torch.tensor([[0, 1]] * 3, dtype=torch.int32)
         weights = torch.tensor([[0.5001, 0.5]] * 3)
         none = torch.zeros_like(x)

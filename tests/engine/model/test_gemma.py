@@ -76,7 +76,7 @@ def test_rows_by_token_are_read_from_the_file(tmp_path: Path) -> None:
         whole = inside | {"model.language_model.embed_tokens_per_layer.weight": stored}
         model = load(write(tmp_path / dtype, config, whole), False)
         assert isinstance(model, Decoder) and model.weights.per_layer is not None
-        assert isinstance(model.weights.per_layer.weights.table, RowFile)
+        assert isinstance(model.weights.per_layer.table, RowFile)
         found = texts.logits(model, tokens)
         assert found.equal(wanted) if dtype == "float32" else not found.equal(wanted) and (found - wanted).std() < 0.02
 
