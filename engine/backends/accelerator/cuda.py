@@ -14,7 +14,6 @@ from torch.nn import functional as F
 
 from fastslow.engine.backends.accelerator.kv import BLOCK, BlockStorage, BlockTables
 from fastslow.engine.backends.accelerator.ops import (
-    DeviceTables,
     Event,
     Front,
     Graph,
@@ -89,7 +88,9 @@ class CudaOps(PagedOps):
         ends = torch.searchsorted(flat[order], known, right=True).to(torch.int32)
         sorted_RH, experts = x_TH.index_select(0, order // groups), flat[order]
         both_R2F = self._product(sorted_RH, mlp.gate_up.weight, ends)
-        inner_RF = self.gated(add_bias(both_R2F, mlp.gate_up.bias, experts), mlp.ffn.expert.activation)
+        inner_RF = self.gated(
+            add_bias(both_R2F, mlp.gate_up.bias, experts), mlp.ffn.expert.activation
+        )
         out_RH = self._product(inner_RF, mlp.down.weight, ends)
         out_RH = only_run(add_bias(out_RH, mlp.down.bias, experts), ends[-1])
         parts = torch.empty_like(out_RH).index_copy_(0, order, out_RH)
@@ -129,7 +130,7 @@ class CudaOps(PagedOps):
         return runs.tables, side, np.broadcast_to(lengths, side.shape).copy(), causal, place
 
     def attend(
-        self, q_THD: Tensor, kv: LayerKV, blocks: DeviceTables, front: Front | None = None
+        self, q_THD: Tensor, kv: LayerKV, blocks: BlockTables, front: Front | None = None
     ) -> Tensor:
         tables, side, whole, ends, place = blocks.tensors
         q = self._folded(q_THD, side)
@@ -224,7 +225,7 @@ class CudaOps(PagedOps):
         return texts.masked_fill_(beyond[:, :, None, None], 0).transpose(1, 2)
 
     def attend_in_part(
-        self, q_THD: Tensor, kv: LayerKV, blocks: DeviceTables
+        self, q_THD: Tensor, kv: LayerKV, blocks: BlockTables
     ) -> tuple[Tensor, Tensor]:
         tables, side, whole, _, place = blocks.tensors
         sums = wide(q_THD.dtype)

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastslow.engine.backends.accelerator.attention import PagedAttention
+from fastslow.engine.backends.accelerator.attention import attend
 from fastslow.engine.backends.accelerator.kv import BLOCK, BlockStorage
 from fastslow.engine.backends.accelerator.ops import LayerKV
 from fastslow.engine.backends.accelerator.recorded import Recorder
 from fastslow.engine.backends.accelerator.step import (
-    DeviceLayout,
     PagedStep,
     Result,
     Staging,
@@ -36,8 +35,7 @@ from fastslow.engine.model.parts import FfnModule, MixerModule
 from fastslow.engine.rows import Rows
 from fastslow.engine.types import Features, Floats, ModelOutput
 
-
-Attend = Callable[[Tensor, LayerKV], Tensor]
+Attended = Callable[[Tensor, LayerKV], Tensor]
 
 
 class PagedDecoder(LayeredModel[Stacked]):
@@ -52,7 +50,7 @@ class PagedDecoder(LayeredModel[Stacked]):
         self.ops, self.storage = weights.kernels, weights.storage
         c = weights.config
         self._rotary = Rotary(weights.alike.rope)
-        self._staging, self._attend = Staging(self.ops), PagedAttention(self.ops)
+        self._staging = Staging(self.ops)
         self._plan = StepPlan.of(c, self.layers, self.ops)
         self.recorder = Recorder(self._plan, self._staging, c.context)
 
@@ -146,11 +144,12 @@ class PagedDecoder(LayeredModel[Stacked]):
         if place is None:
             assert step.plain is not None
             return mixer(x_TH, kv, n, step.plain)
-        attend = partial(self._attend, layout=step.layouts[place], front=self.weights.fronts[n])
+        layout, front = step.layouts[place], self.weights.fronts[n]
+        attended = partial(attend, self.ops, layout=layout, front=front)
         if isinstance(mixer, LatentModule):
-            return self._mix_latent(x_TH, mixer, kv, n, attend, step)
+            return self._mix_latent(x_TH, mixer, kv, n, attended, step)
         assert isinstance(mixer, GroupedModule)
-        return self._mix_heads(x_TH, mixer, LayerKV(kv.k[n], kv.v[n]), attend, step)
+        return self._mix_heads(x_TH, mixer, LayerKV(kv.k[n], kv.v[n]), attended, step)
 
     def _mix_latent(
         self,
@@ -158,7 +157,7 @@ class PagedDecoder(LayeredModel[Stacked]):
         mixer: LatentModule,
         kv: BlockStorage,
         n: int,
-        attend: Attend,
+        attended: Attended,
         step: PagedStep,
     ) -> Tensor:
         added = partial(mixer.convolved, kv=kv, n=n, step=step.plain)
@@ -166,15 +165,15 @@ class PagedDecoder(LayeredModel[Stacked]):
         q_THD, kept, _ = mixer.project(x_TH, added, turned)
         kv.k[n].index_copy_(0, step.slots.long(), kept)
         pair = LayerKV(*(side.unflatten(0, (-1, BLOCK)) for side in (kv.k[n], kv.v[n])))
-        return mixer.output(attend(q_THD.to(x_TH.dtype), pair), added)
+        return mixer.output(attended(q_THD.to(x_TH.dtype), pair), added)
 
     def _mix_heads(
-        self, x_TH: Tensor, mixer: GroupedModule, pair: LayerKV, attend: Attend, step: PagedStep
+        self, x_TH: Tensor, mixer: GroupedModule, pair: LayerKV, attended: Attended, step: PagedStep
     ) -> Tensor:
         q_THD, *fresh, gates_THD = self._project(x_TH, mixer, step)
         k_TKD, v_TKD = map(self._widened, fresh)
         self.ops.store(k_TKD, v_TKD, pair, step.slots)
-        seen_THD = attend(self._widened(q_THD), pair)[..., : q_THD.shape[-1]]
+        seen_THD = attended(self._widened(q_THD), pair)[..., : q_THD.shape[-1]]
         if mixer.mixer.out_gate:
             gates_THD = sigmoid(gates_THD.to(wide(x_TH.dtype)))
             seen_THD = (seen_THD * gates_THD).to(x_TH.dtype)

@@ -7,9 +7,8 @@ few rows, and few keys that no block table can name.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -25,11 +24,6 @@ BLOCK = 128  # slots of a block
 SPARE = 256  # slots after the last page: rows that only fill up a step write there
 LINE = 128  # rows of a tail's line that are a chain
 _NONE = np.empty(0, dtype=np.int64)
-
-Array = TypeVar("Array")
-Tables = TypeVar("Tables")
-A = TypeVar("A")
-T = TypeVar("T")
 
 
 class BlockStorage(KVStorage):
@@ -139,13 +133,14 @@ class BlockTables:
 
     query_ends: rows up to and with each run's. seq_lens: keys that each run's last row sees. tables:
     int64 [n, W], the numbers of the blocks, filled up with 0. window: how many of these keys a row
-    sees, itself and those just before it; 0 = all.
+    sees, itself and those just before it; 0 = all. tensors: what `PagedOps.attention_metadata` gives of them.
     """
 
     query_ends: list[int]
     seq_lens: list[int]
     tables: Ints
     window: int = 0
+    tensors: tuple[Tensor, ...] = ()
 
     @classmethod
     def of(cls, runs: list[tuple[int, int, Ints]], window: int = 0) -> BlockTables:
@@ -158,52 +153,37 @@ class BlockTables:
 
 
 @dataclass(frozen=True, slots=True)
-class Tail(Generic[Array, Tables]):
+class Tail:
     """R rows that see single slots, maybe after a text in blocks which each of them sees whole.
 
-    rows: int64 [R] of the step. runs: over the texts; None: every key is among the slots. blind:
-    bool [R], no text in blocks: what the run gives does not count. gather: int64 [B, Q], which of
-    the R rows stand in each of B lines, filled up with any. places: int64 [R], the entry of [B * Q] that
-    is a row's. slots: int64 [B, W]. hidden: bool [B, Q, W], the slots that a row does not see.
+    rows: int64 [R] of the step. blind: bool [R], no text in blocks: what the run gives does not count. gather:
+    int64 [B, Q], which of the R rows stand in each of B lines, filled up with any. places: int64 [R], the entry of
+    [B * Q] that is a row's. slots: int64 [B, W]. hidden: bool [B, Q, W], the slots that a row does not see. runs: over
+    the texts; None: every key is among the slots.
     """
 
-    rows: Array
-    runs: Tables | None
-    blind: Array
-    gather: Array
-    places: Array
-    slots: Array
-    hidden: Array
+    rows: Tensor
+    blind: Tensor
+    gather: Tensor
+    places: Tensor
+    slots: Tensor
+    hidden: Tensor
+    runs: BlockTables | None
 
 
 @dataclass(frozen=True, slots=True)
-class AttentionLayout(Generic[Array, Tables]):
+class AttentionLayout:
     """All rows of a step: int64 `rows` in `chains` (None: every row, in order), others in `tail`."""
 
-    rows: Array | None
-    chains: Tables | None
-    tail: Tail[Array, Tables] | None
-
-    def mapped(
-        self, array: Callable[[Array], A], tables: Callable[[Tables], T]
-    ) -> AttentionLayout[A, T]:
-        """The same in another form, as tensors or on another device."""
-        rows = None if self.rows is None else array(self.rows)
-        chains = None if self.chains is None else tables(self.chains)
-        if (t := self.tail) is None:
-            return AttentionLayout(rows, chains, None)
-        runs = None if t.runs is None else tables(t.runs)
-        others = map(array, (t.blind, t.gather, t.places, t.slots, t.hidden))
-        return AttentionLayout(rows, chains, Tail(array(t.rows), runs, *others))
-
-
-HostLayout = AttentionLayout[NDArray[Any], BlockTables]
+    rows: Tensor | None
+    chains: BlockTables | None
+    tail: Tail | None
 
 
 def attention_layout(
     rows: Rows, block: int, most: int, merged: bool, window: int = 0, chained: bool = True
-) -> HostLayout:
-    """Lay out a step.
+) -> AttentionLayout:
+    """Lay out a step, on the host.
 
     block: slots of a block. most: rows of a run. merged: whether the device can merge what a
     tail's row sees in blocks and in single slots; else all is among the slots. window: how many
@@ -242,7 +222,7 @@ def attention_layout(
     if not lines:
         return AttentionLayout(None, laid, None)
     tail = _tail(lines, most, merged)
-    return AttentionLayout(np.concatenate([*chain_rows, _NONE]), laid, tail)
+    return AttentionLayout(torch.from_numpy(np.concatenate([*chain_rows, _NONE])), laid, tail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,7 +267,7 @@ class _Line:
     seen: NDArray[np.bool_]  # [rows, slots]
 
 
-def _tail(lines: list[_Line], most: int, merged: bool) -> Tail[NDArray[Any], BlockTables]:
+def _tail(lines: list[_Line], most: int, merged: bool) -> Tail:
     count, width = max(len(x.rows) for x in lines), max(len(x.slots) for x in lines)
     gather = np.zeros((len(lines), count), dtype=np.int64)
     slots = np.zeros((len(lines), width), dtype=np.int64)
@@ -308,15 +288,11 @@ def _tail(lines: list[_Line], most: int, merged: bool) -> Tail[NDArray[Any], Blo
             # a run over nothing reads one key, which `blind` takes back
             blocks = line.table if line.keys else np.zeros(1, dtype=np.int64)
             runs.append((min(most, size - i), max(line.keys, 1), blocks))
-    return Tail(
-        np.concatenate([x.rows for x in lines]),
-        BlockTables.of(runs) if merged and any(x.keys for x in lines) else None,
-        np.concatenate([np.full(len(x.rows), not x.keys) for x in lines]),
-        gather,
-        np.concatenate(places),
-        slots,
-        hidden,
-    )
+    rows = np.concatenate([x.rows for x in lines])
+    blind = np.concatenate([np.full(len(x.rows), not x.keys) for x in lines])
+    arrays = rows, blind, gather, np.concatenate(places), slots, hidden
+    texts = BlockTables.of(runs) if merged and any(x.keys for x in lines) else None
+    return Tail(*map(torch.from_numpy, arrays), texts)
 
 
 def _aligned(slots: Ints, block: int) -> int:

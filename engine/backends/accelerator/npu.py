@@ -18,7 +18,6 @@ from torch import Tensor
 
 from fastslow.engine.backends.accelerator.kv import BLOCK, BlockTables, WideStorage
 from fastslow.engine.backends.accelerator.ops import (
-    DeviceTables,
     Event,
     Front,
     Graph,
@@ -222,7 +221,9 @@ class NpuOps(PagedOps):
         self, x_RH: Tensor, groups_E: Tensor, mlp: ExpertsModule, kind: int, experts_R: Tensor
     ) -> Tensor:
         both_R2F = self._product(x_RH, mlp.gate_up, groups_E, kind)
-        inner_RF = self.gated(add_bias(both_R2F, mlp.gate_up.bias, experts_R), mlp.ffn.expert.activation)
+        inner_RF = self.gated(
+            add_bias(both_R2F, mlp.gate_up.bias, experts_R), mlp.ffn.expert.activation
+        )
         out_RH = self._product(inner_RF, mlp.down, groups_E, kind)
         return add_bias(out_RH, mlp.down.bias, experts_R)
 
@@ -265,7 +266,7 @@ class NpuOps(PagedOps):
         return (runs.tables.astype("int32"),)
 
     def attend(
-        self, q_THD: Tensor, kv: LayerKV, blocks: DeviceTables, front: Front | None = None
+        self, q_THD: Tensor, kv: LayerKV, blocks: BlockTables, front: Front | None = None
     ) -> Tensor:
         need(not blocks.window, "rows with windows in the tail")
         if front is None:
@@ -274,12 +275,12 @@ class NpuOps(PagedOps):
         return merged([text, self.attend_front(q_THD, front)], q_THD.dtype)
 
     def attend_in_part(
-        self, q_THD: Tensor, kv: LayerKV, blocks: DeviceTables
+        self, q_THD: Tensor, kv: LayerKV, blocks: BlockTables
     ) -> tuple[Tensor, Tensor]:
         return self._fused(q_THD, kv, blocks, causal=False, weighed=True)
 
     def _fused(
-        self, q_THD: Tensor, kv: LayerKV, blocks: DeviceTables, causal: bool, weighed: bool = False
+        self, q_THD: Tensor, kv: LayerKV, blocks: BlockTables, causal: bool, weighed: bool = False
     ) -> tuple[Tensor, Tensor]:
         (table,), width = blocks.tensors, q_THD.shape[-1]
         rows = [b - a for a, b in zip([0, *blocks.query_ends], blocks.query_ends)]

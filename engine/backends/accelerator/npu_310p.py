@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from fastslow.engine.backends.accelerator.kv import BlockTables, FractalStorage
 from fastslow.engine.backends.accelerator.npu import MASK, NpuGraph, NpuOps, need
 from fastslow.engine.backends.accelerator.ops import (
-    DeviceTables,
     Front,
     LayerKV,
     only_run,
@@ -127,7 +126,7 @@ class Npu310pOps(NpuOps):
         return (runs.tables.astype("int32"), np.array(runs.seq_lens, dtype=np.int32))
 
     def attend(
-        self, q_THD: Tensor, kv: LayerKV, blocks: DeviceTables, front: Front | None = None
+        self, q_THD: Tensor, kv: LayerKV, blocks: BlockTables, front: Front | None = None
     ) -> Tensor:
         need(front is None and not blocks.window, "such rows in the tail")
         table, lengths = blocks.tensors
@@ -167,6 +166,6 @@ class Npu310pOps(NpuOps):
         return out
 
     def attend_in_part(
-        self, q_THD: Tensor, kv: LayerKV, blocks: DeviceTables
+        self, q_THD: Tensor, kv: LayerKV, blocks: BlockTables
     ) -> tuple[Tensor, Tensor]:
         raise ValueError("a 310P's attention does not say what its keys weigh")

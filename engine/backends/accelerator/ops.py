@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -20,16 +19,6 @@ from fastslow.engine.model.ffn.experts import ExpertsModule
 from fastslow.engine.model.ffn.router import ExpertChoice
 from fastslow.engine.model.ops import Activation, ClampedSwiglu, Linear, wide
 from fastslow.engine.types import Ints
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceTables:
-    """`BlockTables` on the device: host integers, and the tensors that `PagedOps.attention_metadata` gave."""
-
-    query_ends: list[int]
-    seq_lens: list[int]
-    tensors: tuple[Tensor, ...]
-    window: int = 0
 
 
 class Front(NamedTuple):
@@ -210,7 +199,7 @@ class PagedOps(ABC):
 
     @abstractmethod
     def attend(
-        self, q_THD: Tensor, kv: LayerKV, blocks: DeviceTables, front: Front | None = None
+        self, q_THD: Tensor, kv: LayerKV, blocks: BlockTables, front: Front | None = None
     ) -> Tensor:
         """[T, heads, D]. Row i of a run's n sees all keys but the last n - 1 - i, and of these those in
         its window, which is only there where `windows`; and what is in front, only where `merges`."""
@@ -235,7 +224,7 @@ class PagedOps(ABC):
 
     @abstractmethod
     def attend_in_part(
-        self, q_THD: Tensor, kv: LayerKV, blocks: DeviceTables
+        self, q_THD: Tensor, kv: LayerKV, blocks: BlockTables
     ) -> tuple[Tensor, Tensor]:
         """As `attend`, but all rows of a run see all its keys; and the logarithm of the sum of
         exponentials, float32 [T, heads, 1]. Only where `merges`."""

@@ -26,7 +26,6 @@ from fastslow.engine.backends.accelerator.kv import (
     AttentionLayout,
     BlockStorage,
     BlockTables,
-    HostLayout,
 )
 from fastslow.engine.backends.accelerator.ops import Graph
 from fastslow.engine.backends.accelerator.step import PagedStep, Result, Staging, StepPlan
@@ -124,7 +123,7 @@ class Recorder:
         chains = [fill_runs(some, shape, width, kv.spare) for some, width in zip(runs, widths)]
         filled = fill_rows(rows, shape[1], kv.spare)
         angles = (_filled(angles[0], shape[1]), _filled(angles[1], shape[1]))
-        laid: list[HostLayout] = [AttentionLayout(None, some, None) for some in chains]
+        laid = [AttentionLayout(None, some, None) for some in chains]
         step = PagedStep.of(filled, angles, laid, self._plan)
         recording = size.recording or self._record(run, size, step, kv, features)
         if recording is None:

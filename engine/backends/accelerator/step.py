@@ -4,8 +4,8 @@ device: side by side in memory that it copies from by itself, in one copy."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -16,10 +16,9 @@ from fastslow.engine.backends.accelerator.kv import (
     BLOCK,
     AttentionLayout,
     BlockTables,
-    HostLayout,
     attention_layout,
 )
-from fastslow.engine.backends.accelerator.ops import DeviceTables, Event, PagedOps
+from fastslow.engine.backends.accelerator.ops import Event, PagedOps
 from fastslow.engine.backends.alike import ACCELERATORS, AlikeLayers
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.mixers.grouped import GroupedAttention
@@ -31,6 +30,7 @@ from fastslow.engine.types import Floats
 
 ALIGNMENT = 64  # bytes, of every tensor's first one
 LEAST = 1 << 16  # bytes that are taken at once
+T = TypeVar("T")
 
 
 class Staging:
@@ -114,12 +114,17 @@ class StepPlan:
         chosen, plain = RoutedUnits.of(config).most, unrecorded(config)
         return cls(ops, windows, places, chosen, chained, known and ops.merges, plain)
 
-    def layouts(self, rows: Rows, most: int) -> list[HostLayout]:
+    def layouts(self, rows: Rows, most: int) -> list[AttentionLayout]:
         """Of a step, for each window, in runs of at most `most` rows."""
         return [
             attention_layout(rows, BLOCK, most, self.merged, size, chained)
             for size, chained in zip(self.windows, self.chained)
         ]
+
+    def known(self, runs: BlockTables) -> BlockTables:
+        """Runs with what the device needs of them, on the host."""
+        laid = self.ops.attention_metadata(runs, runs.query_ends[-1])
+        return replace(runs, tensors=tuple(map(_tensor, laid)))
 
 
 def window_of(mixer: Mixer) -> int | None:
@@ -134,9 +139,6 @@ def unrecorded(config: ModelConfig) -> str:
     if config.state_layout.running:
         return "running states"
     return "indexers" if any(window_of(x.mixer) is None for x in config.layers) else ""
-
-
-DeviceLayout = AttentionLayout[Tensor, DeviceTables]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +158,7 @@ class PagedStep:
     sin: Tensor
     outputs: Tensor
     feature_rows: Tensor
-    layouts: tuple[DeviceLayout, ...]
+    layouts: tuple[AttentionLayout, ...]
     routed: bool
     memory: Tensor | None = None
     inputs: Tensor | None = None
@@ -167,7 +169,7 @@ class PagedStep:
         cls,
         rows: Rows,
         angles: tuple[Floats, Floats],
-        layouts: Sequence[HostLayout],
+        layouts: Sequence[AttentionLayout],
         plan: StepPlan,
     ) -> PagedStep:
         """On the CPU. angles: cosines and sines [T, D / 2]."""
@@ -181,7 +183,7 @@ class PagedStep:
             sin,
             _tensor(rows.outputs),
             _tensor(rows.feature_rows),
-            tuple(x.mapped(_tensor, lambda runs: device_tables(runs, plan.ops)) for x in layouts),
+            mapped(tuple(layouts), BlockTables, plan.known),
             bool(running.any()),
         )
 
@@ -190,7 +192,8 @@ class PagedStep:
         mine = self._tensors()
         memory = torch.empty(room(mine), dtype=torch.int8, device=device)
         there = iter(staging.send(mine, memory))
-        return replace(self._mapped(lambda _: next(there)), memory=memory)
+        moved: PagedStep = mapped(self, Tensor, lambda _: next(there))
+        return replace(moved, memory=memory)
 
     def fill(self, other: PagedStep, staging: Staging) -> None:
         """Take over the numbers of a step of the same shape that is on the CPU."""
@@ -198,31 +201,27 @@ class PagedStep:
         staging.send(other._tensors(), self.memory)
 
     def _tensors(self) -> list[Tensor]:
-        """All, in the order of `_mapped`."""
+        """All, in the order of `mapped`."""
         found: list[Tensor] = []
 
         def seen(tensor: Tensor) -> Tensor:
             found.append(tensor)
             return tensor
 
-        self._mapped(seen)
+        mapped(self, Tensor, seen)
         return found
 
-    def _mapped(self, moved: Callable[[Tensor], Tensor]) -> PagedStep:
-        def tables(some: DeviceTables) -> DeviceTables:
-            return replace(some, tensors=tuple(map(moved, some.tensors)))
 
-        plain: dict[str, Any] = {name: moved(getattr(self, name)) for name in PLAIN}
-        return replace(self, layouts=tuple(x.mapped(moved, tables) for x in self.layouts), **plain)
-
-
-PLAIN = ("tokens", "slots", "groups", "cos", "sin", "outputs", "feature_rows")
-
-
-def device_tables(runs: BlockTables, ops: PagedOps) -> DeviceTables:
-    """Runs as a device wants them, on the CPU."""
-    laid = ops.attention_metadata(runs, runs.query_ends[-1])
-    return DeviceTables(runs.query_ends, runs.seq_lens, tuple(map(_tensor, laid)), runs.window)
+def mapped(value: Any, kind: type[T], made: Callable[[T], T]) -> Any:
+    """The same with another in the place of each thing of a kind that lies in its tuples and dataclasses."""
+    if isinstance(value, kind):
+        return made(value)
+    if isinstance(value, tuple):
+        return tuple(mapped(part, kind, made) for part in value)
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    parts = {field.name: getattr(value, field.name) for field in fields(value)}
+    return replace(value, **{name: mapped(part, kind, made) for name, part in parts.items()})
 
 
 def _tensor(values: NDArray[np.generic]) -> Tensor:

@@ -6,13 +6,13 @@ from layout_cases import BLOCK, CASES, text
 from pairs import pairwise
 
 from fastslow.engine.backends.accelerator import kv as layout_file
-from fastslow.engine.backends.accelerator.kv import BlockTables, HostLayout, attention_layout
+from fastslow.engine.backends.accelerator.kv import AttentionLayout, BlockTables, attention_layout
 from fastslow.engine.backends.accelerator.recorded import SIZES, fill_runs, padded_size
 from fastslow.engine.rows import Rows
 from fastslow.engine.types import Ints
 
 
-def seen_slots(rows: Rows, layout: HostLayout) -> dict[int, list[int]]:
+def seen_slots(rows: Rows, layout: AttentionLayout) -> dict[int, list[int]]:
     """The slots that each row of the step sees, out of the layout alone."""
     found: dict[int, list[int]] = {}
 
@@ -28,13 +28,13 @@ def seen_slots(rows: Rows, layout: HostLayout) -> dict[int, list[int]]:
         assert first == len(places)
 
     if layout.chains is not None:
-        every = np.arange(len(rows.tokens)) if layout.rows is None else layout.rows
+        every = np.arange(len(rows.tokens)) if layout.rows is None else layout.rows.numpy()
         add(layout.chains, every, True)
     tail = layout.tail
     if tail is None:
         return found
     if tail.runs is not None:
-        add(tail.runs, tail.rows, False)
+        add(tail.runs, tail.rows.numpy(), False)
     for row, blind in zip(tail.rows, tail.blind):
         if blind:
             found[int(row)] = []
