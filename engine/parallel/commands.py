@@ -1,4 +1,4 @@
-"""Commands of rank 0 to the other ranks: small whole numbers as bytes, in frames over one TCP connection."""
+"""Commands of rank 0 to the other ranks, as JSON in frames over one TCP connection."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import socket
 import struct
 from collections.abc import Iterator, Sequence
-from enum import IntEnum
+from dataclasses import astuple
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,48 +47,22 @@ def _exactly(connection: socket.socket, size: int) -> bytes | None:
     return b"".join(parts)
 
 
-class CommandKind(IntEnum):
-    OPEN = 1  # a storage of keys and values: number, layers, slots of a data-parallel rank, dtype
-    FREE = 2  # number
-    MOVE = 3  # number, sources, targets
-    FORWARD = 4  # number, layers, features, rows
-    STATES = 5  # running states of a storage: number, (places, snapshots)
-    CLEAR = 6  # number, (place, layers if not all)
-    COPY = 7  # number, (source, target)
-    SHIFT = 8  # number, place, sources, targets
-    DRAFT = 9  # number, layer for multi-token prediction, rows
-
-
 class Command(NamedTuple):
-    kind: CommandKind
-    values: Ints
+    """The name of a method of `ShardWorker`, and what it is called with: JSON and arrays of whole numbers."""
+
+    method: str
+    arguments: tuple[Any, ...]
 
 
 def pack(commands: Sequence[Command]) -> bytes:
-    """All commands, in their order, as int64."""
-    return fields(*(np.append(kind, values) for kind, values in commands)).tobytes()
+    """All commands, in their order."""
+    return json.dumps(commands, default=lambda array: array.tolist()).encode()
 
 
 def unpack(message: bytes) -> Iterator[Command]:
     """Read the commands of a message that `pack` made."""
-    for values in split(np.frombuffer(message, dtype=np.int64)):
-        yield Command(CommandKind(int(values[0])), values[1:])
-
-
-def fields(*parts: Sequence[int] | Ints) -> Ints:
-    """Arrays of whole numbers, each with its length in front."""
-    both = [p for part in parts for p in (_ints([len(part)]), _ints(part))]
-    return np.concatenate(both) if both else np.empty(0, dtype=np.int64)
-
-
-def split(values: Ints) -> list[Ints]:
-    """The arrays that `fields` joined."""
-    parts, at = list[Ints](), 0
-    while at < len(values):
-        size = int(values[at])
-        parts.append(values[at + 1 : at + 1 + size])
-        at += 1 + size
-    return parts
+    for method, arguments in json.loads(message):
+        yield Command(method, tuple(arguments))
 
 
 ROWS = (
@@ -97,37 +71,23 @@ ROWS = (
 )  # the fields of `Rows` that are arrays
 
 
-def pack_rows(rows: Rows) -> Ints:
-    """Rows as numbers; contexts as the runs of slots that they are made of."""
-    runs = [part for context in rows.contexts for part in _runs(context)]
-    work = [part for running in rows.running or () for part in _work(running)]
-    return fields(*(getattr(rows, name) for name in ROWS), [len(work)], *work, *runs)
+def pack_rows(rows: Rows) -> dict[str, Any]:
+    """Rows as an argument of a command; contexts as the runs of slots that they are made of."""
+    arrays = {name: getattr(rows, name) for name in ROWS}
+    contexts = [_runs(context) for context in rows.contexts]
+    return {**arrays, "contexts": contexts, "running": [*map(astuple, rows.running or ())]}
 
 
-def unpack_rows(values: Ints) -> Rows:
+def unpack_rows(values: dict[str, Any]) -> Rows:
     """Return the rows that `pack_rows` packed."""
-    parts = split(values)
-    arrays: dict[str, Any] = dict(zip(ROWS, parts))
+    arrays: dict[str, Any] = {name: _ints(values[name]) for name in ROWS}
     arrays["only_best"] = arrays["only_best"].astype(np.bool_)
-    (count,), *parts = parts[len(ROWS) :]
-    each = zip(*(parts[i:count:3] for i in range(3)), strict=True)
-    running = tuple(_running(*work) for work in each)
-    firsts, sizes = parts[count::2], parts[count + 1 :: 2]
-    contexts = tuple(_slots(f, s) for f, s in zip(firsts, sizes, strict=True))
+    contexts = tuple(_slots(_ints(f), _ints(s)) for f, s in values["contexts"])
+    running = tuple(
+        RunningRows(place, _ints(before), folds, stable, _ints(at), tuple(map(tuple, snapshots)))
+        for place, before, folds, stable, at, snapshots in values["running"]
+    )
     return Rows(**arrays, contexts=contexts, running=running or None)
-
-
-def _work(running: RunningRows) -> tuple[Ints, Ints, Ints]:
-    """A request's work on its running states."""
-    places = [place for both in running.snapshots for place in both]
-    first = _ints([running.place, running.folds, running.stable, *places])
-    return first, running.before, running.at
-
-
-def _running(first: Ints, before: Ints, at: Ints) -> RunningRows:
-    place, folds, stable, *places = first.tolist()
-    snapshots = tuple(zip(places[::2], places[1::2], strict=True))
-    return RunningRows(place, before, folds, stable, at, snapshots)
 
 
 def _runs(slots: Ints) -> tuple[Ints, Ints]:
@@ -141,5 +101,5 @@ def _slots(firsts: Ints, sizes: Ints) -> Ints:
     return np.repeat(firsts - before, sizes) + np.arange(int(sizes.sum()))
 
 
-def _ints(values: Sequence[int] | Ints) -> Ints:
+def _ints(values: Sequence[int]) -> Ints:
     return np.asarray(values, dtype=np.int64)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -38,11 +38,11 @@ from fastslow.engine.kv.state.running import RunningStates
 from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.base import check_layers, check_step, inputs_of
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.parallel.commands import Command, CommandKind, fields, pack, pack_rows
+from fastslow.engine.parallel.commands import Command, pack, pack_rows
 from fastslow.engine.parallel.rank_group import RankError, RankGroup
 from fastslow.engine.parallel.sharding import Parallel, RankShard
 from fastslow.engine.parallel.torchrun import Launched
-from fastslow.engine.parallel.worker import DTYPES, RankJob, ShardWorker, move
+from fastslow.engine.parallel.worker import RankJob, ShardWorker, move
 from fastslow.engine.rows import Rows
 from fastslow.engine.types import Ints, ModelOutput
 
@@ -56,24 +56,20 @@ class ShardedStates(RunningStates):
     def __init__(self, whole: RunningStates, kv: ShardedStorage) -> None:
         sizes = whole.places, whole.snapshots
         super().__init__(kv.layout, *sizes, kv.dtype, kv.device)
-        self.bytes = whole.bytes
-        self._commands, self._number = kv.commands, kv.number
-        self._tell(CommandKind.STATES, sizes)
+        self.bytes, self._tell = whole.bytes, kv.tell
+        self._tell("states", *sizes)
 
     def clear(self, place: int, layers: Collection[int] | None = None) -> None:
         super().clear(place, layers)
-        self._tell(CommandKind.CLEAR, [place, *(layers or ())])
+        self._tell("change_states", "clear", place, [*layers] if layers else None)
 
     def copy(self, source: int, target: int) -> None:
         super().copy(source, target)
-        self._tell(CommandKind.COPY, [source, target])
+        self._tell("change_states", "copy", source, target)
 
     def move(self, place: int, src: Sequence[int], dst: Sequence[int]) -> None:
         super().move(place, src, dst)
-        self._tell(CommandKind.SHIFT, [place], src, dst)
-
-    def _tell(self, kind: CommandKind, *parts: Sequence[int]) -> None:
-        self._commands.append(Command(kind, fields([self._number], *parts)))
+        self._tell("change_states", "move", place, src, dst)
 
 
 class ShardedStorage(KVStorage):
@@ -94,9 +90,8 @@ class ShardedStorage(KVStorage):
         own = -(-slots // self.shard.dp_ranks)
         super().__init__(self.shard.local.state_layout, own, dtype, device)
         self.number = next(_numbers)
-        sizes = (own, DTYPES.index(self.dtype))
-        self.commands.append(Command(CommandKind.OPEN, fields([self.number], sizes)))
-        gone = Command(CommandKind.FREE, fields([self.number]))
+        self.tell("open", own, str(self.dtype).removeprefix("torch."))
+        gone = Command("free", (self.number,))
         weakref.finalize(self, self.commands.append, gone).atexit = False
 
     @property
@@ -112,7 +107,11 @@ class ShardedStorage(KVStorage):
 
     def move(self, src: Ints, dst: Ints) -> None:
         move(self.shard, self, src, dst)
-        self.commands.append(Command(CommandKind.MOVE, fields([self.number], src, dst)))
+        self.tell("move", src, dst)
+
+    def tell(self, method: str, *arguments: Any) -> None:
+        """Let the other ranks do something with their own."""
+        self.commands.append(Command(method, (self.number, *arguments)))
 
 
 def sharded_storage(own: RankShard, waiting: deque[Command], shared: bool) -> type[ShardedStorage]:
@@ -160,8 +159,8 @@ class ParallelModel:
         """As `Decoder.forward`. RankError: a rank failed or is gone, and no later step will run."""
         check_step(rows, kv, self.storage, features, self.layers)
         assert isinstance(kv, ShardedStorage)
-        named = fields([kv.number], self.layers, features, pack_rows(rows))
-        decoder, command = self._worker.decoder, Command(CommandKind.FORWARD, named)
+        named = kv.number, self.layers, features, pack_rows(rows)
+        decoder, command = self._worker.decoder, Command("forward", named)
         own = partial(decoder.forward, rows, kv, self.layers, features)
         return self.run(rows, kv, command, own)
 
@@ -221,7 +220,7 @@ class ParallelMtp(MtpDecoder):
         check_step(rows, kv, model.storage, (), ())
         assert isinstance(kv, ShardedStorage)
         n, inputs = head % self.heads, inputs_of(rows)
-        command = Command(CommandKind.DRAFT, fields([kv.number], [n], pack_rows(rows)))
+        command = Command("draft", (kv.number, n, pack_rows(rows)))
         own = partial(model._worker.decoder.draft, rows, inputs, kv, n)
         return model.run(rows, kv, command, own)
 

@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,6 +17,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from loguru import logger
@@ -29,20 +30,10 @@ from fastslow.engine.kv.state.running import RunningStates
 from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.parallel.collectives import Collectives
-from fastslow.engine.parallel.commands import (
-    Command,
-    CommandKind,
-    receive,
-    send_json,
-    split,
-    unpack,
-    unpack_rows,
-)
+from fastslow.engine.parallel.commands import receive, send_json, unpack, unpack_rows
 from fastslow.engine.parallel.decoder import ShardDecoder, shard_reader, shard_weights
 from fastslow.engine.parallel.sharding import Parallel, RankShard
 from fastslow.engine.types import Ints
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class ShardWorker:
@@ -70,39 +61,38 @@ class ShardWorker:
         )
         self.storages: dict[int, KVStorage] = {}
 
-    def run(self, command: Command) -> None:
-        parts = split(command.values)
-        number = int(parts[0][0])
-        if command.kind is CommandKind.OPEN:
-            slots, dtype = parts[1].tolist()
-            layout = self.shard.local.state_layout
-            self.storages[number] = KVStorage(layout, slots, DTYPES[dtype], self.device)
-        elif command.kind is CommandKind.FREE:
-            del self.storages[number]
-        elif command.kind is CommandKind.MOVE:
-            move(self.shard, self.storages[number], parts[1], parts[2])
-        elif command.kind is CommandKind.STATES:
-            kv = self.storages[number]
-            places, snapshots = parts[1].tolist()
-            kv.running = RunningStates(kv.layout, places, snapshots, kv.dtype, self.device)
-        elif command.kind is CommandKind.CLEAR:
-            place, *layers = parts[1].tolist()
-            self._states(number).clear(place, layers or None)
-        elif command.kind is CommandKind.COPY:
-            self._states(number).copy(*parts[1].tolist())
-        elif command.kind is CommandKind.SHIFT:
-            self._states(number).move(int(parts[1][0]), parts[2].tolist(), parts[3].tolist())
-        elif command.kind is CommandKind.FORWARD:
-            rows, kv = unpack_rows(parts[3]), self.storages[number]
-            self.decoder.forward(rows, kv, parts[1].tolist(), parts[2].tolist())
-        elif command.kind is CommandKind.DRAFT:
-            rows, kv = unpack_rows(parts[2]), self.storages[number]
-            self.decoder.draft(rows, None, kv, int(parts[1][0]))
+    def open(self, number: int, slots: int, dtype: str) -> None:
+        """Make the storage of keys and values that is known by a number."""
+        layout = self.shard.local.state_layout
+        self.storages[number] = KVStorage(layout, slots, getattr(torch, dtype), self.device)
 
-    def _states(self, number: int) -> RunningStates:
-        found = self.storages[number].running
-        assert found is not None
-        return found
+    def free(self, number: int) -> None:
+        """Let go of a storage."""
+        del self.storages[number]
+
+    def move(self, number: int, src: Sequence[int], dst: Sequence[int]) -> None:
+        """See `KVStorage.move`."""
+        ends = (np.asarray(slots, dtype=np.int64) for slots in (src, dst))
+        move(self.shard, self.storages[number], *ends)
+
+    def states(self, number: int, places: int, snapshots: int) -> None:
+        """Make the running states of a storage."""
+        kv = self.storages[number]
+        kv.running = RunningStates(kv.layout, places, snapshots, kv.dtype, self.device)
+
+    def change_states(self, number: int, method: str, *arguments: Any) -> None:
+        """Call a method of a storage's running states."""
+        getattr(self.storages[number].running, method)(*arguments)
+
+    def forward(
+        self, number: int, layers: Sequence[int], features: Sequence[int], rows: dict[str, Any]
+    ) -> None:
+        """This rank's part of a step."""
+        self.decoder.forward(unpack_rows(rows), self.storages[number], layers, features)
+
+    def draft(self, number: int, head: int, rows: dict[str, Any]) -> None:
+        """This rank's part of a step of a layer for multi-token prediction."""
+        self.decoder.draft(unpack_rows(rows), None, self.storages[number], head)
 
 
 def move(shard: RankShard, kv: KVStorage, src: Ints, dst: Ints) -> None:
@@ -183,8 +173,8 @@ def worker_loop(
             worker = job.worker(rank, local, progress=False)
             send_json(connection, {"loaded": rank})
             while frame := frames.get():
-                for command in unpack(frame):
-                    worker.run(command)
+                for method, arguments in unpack(frame):
+                    getattr(worker, method)(*arguments)
         dist.destroy_process_group()
     except Exception as error:  # noqa: BLE001 - whatever it is, rank 0 must know
         why = " ".join(f"{type(error).__name__}: {error}".split())

@@ -21,7 +21,7 @@ from tune_tools import TEMPLATE
 
 from fastslow import LLM, Parallel, SamplingParams
 from fastslow.engine.parallel import model as parallel_model
-from fastslow.engine.parallel.commands import Command, CommandKind, fields, pack
+from fastslow.engine.parallel.commands import Command, pack
 from fastslow.engine.parallel.model import ParallelModel
 from fastslow.output import GenerationError
 
@@ -67,7 +67,7 @@ def test_what_fails_inside_a_rank_is_told_and_closing_ends_all(tiny_moge: Path) 
     with open_llm(tiny_moge, "dp=2") as llm:
         model = shared(llm)
         pids = model.pids
-        model._rank_group.send(pack([Command(CommandKind.FREE, fields([999]))]))
+        model._rank_group.send(pack([Command("free", (999,))]))
         with pytest.raises(GenerationError, match="rank 1 failed: KeyError: 999"):
             llm.generate([5, 6, 7], FEW)
         assert gone(pids.values())
