@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -31,31 +30,80 @@ from fastslow.engine.text.vocabulary import TURN_CLOSE, TURN_OPEN, Tokenizer, is
 Variables = Mapping[str, object]  # of a template, by name
 
 
-class ChatTemplate(ABC):
-    """Renders a chat.
+LONGEST = 2**17  # characters of a template: several times the longest one so far
+GIVEN = {"messages", "add_generation_prompt", "bos_token", "eos_token"}  # a chat's own variables
+PROBE = "probe"  # a word that is looked for in what a template writes
+NO_THINK, AUTO_THINK = " /no_think", " /auto_think"
+# `User: ...` and `Assistant: ...`, one line to a turn
+PLAIN = (
+    "{% for m in messages %}{{ m.role | capitalize }}: {{ m.content }}"
+    "{{ '' if loop.last and not add_generation_prompt else '\\n' }}{% endfor %}"
+    "{{ 'Assistant:' if add_generation_prompt else '' }}"
+)
+# one turn after the other; a chat without a system turn gets an empty one
+PANGU_TURNS = (
+    "{% set names = {'system': '系统', 'user': '用户', 'assistant': '助手', 'tool': '工具'} %}"
+    f"{{% if messages[0].role != 'system' %}}{TURN_OPEN}系统：{TURN_CLOSE}{{% endif %}}"
+    "{% for m in messages %}"
+    f"{TURN_OPEN}{{{{ names[m.role] }}}}：{{{{ m.content }}}}{TURN_CLOSE}{{% endfor %}}"
+    f"{{% if add_generation_prompt %}}{TURN_OPEN}助手：{{% endif %}}"
+)
 
-    add_special: what `Tokenizer.encode` is to be given with the text: False if the template writes its own
-    bos. source: the text of a template file. names: variables that a caller may give it beside `tools`, which a
-    template that does not read them gets as text. tool_turns: it writes turns of the role "tool". found: what the
-    template itself offers to turn. words: by "off" and "auto", what is put at the end of the user's latest message,
-    with the space before it."""
 
-    add_special = True
-    source = ""
-    names: frozenset[str] = frozenset()
-    tool_turns = False
-    found = ThinkingSwitch()
-    words: Mapping[Thinking, str] = MappingProxyType({})
+class ChatTemplate:
+    """A template in transformers' dialect of Jinja, in a `Sandbox`, which renders chats.
+
+    source: its text. add_special: what `Tokenizer.encode` is to be given with a chat's text: False where the template
+    writes its own bos. words: by "off" and "auto", what is put at the end of the user's latest message, with the
+    space before it."""
+
+    def __init__(
+        self,
+        source: str,
+        name: str = "",
+        bos_token: str | None = None,
+        eos_token: str | None = None,
+        *,
+        add_special: bool = False,
+    ) -> None:
+        """`name`: where the source is from, for messages. ValueError if it is not Jinja, or too long."""
+        self.source, self.add_special = source, add_special
+        self.words: Mapping[Thinking, str] = {}
+        self._name = name
+        if len(source) > LONGEST:
+            raise ValueError(f"{name} has {len(source)} characters; at most {LONGEST} are taken")
+        self._given = {"bos_token": bos_token or "", "eos_token": eos_token or ""}
+        try:
+            with limited():
+                self._template = Sandbox().from_string(source)
+        except Exception as error:  # noqa: BLE001 - Python's compiler has its own for what is too deep
+            line = f" line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
+            raise ValueError(f"{name}{line}: {_said(error)}") from None
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Variables that a caller may give it beside `tools`, which a template that does not read them gets as text."""
+        sandbox = Sandbox()
+        read = meta.find_undeclared_variables(sandbox.parse(self.source))
+        return frozenset(read - GIVEN - sandbox.globals.keys())
+
+    @cached_property
+    def found(self) -> ThinkingSwitch:
+        """What the template itself offers to turn."""
+
+        def text(messages: Sequence[Turn], variables: Variables) -> str | None:
+            try:
+                return self._written(messages, True, {"strftime_now": str, **variables})
+            except Exception:  # noqa: BLE001 - it refuses some of what is tried
+                return None
+
+        with limited():  # once for all that is tried
+            return find_switch(text, self.source)
 
     @property
     def reads_tools(self) -> bool:
         """True where the template describes tools and writes calls itself."""
         return "tools" in self.names
-
-    @property
-    def calls(self) -> ToolFormat:
-        """The format that its model writes calls in."""
-        return GENERIC
 
     @property
     def switch(self) -> ThinkingSwitch:
@@ -88,7 +136,7 @@ class ChatTemplate(ABC):
             if not isinstance(tools, list | tuple):
                 raise ValueError(f"tools={shown(tools)} must be a list")
             if tools or any("tool_calls" in turn for turn in turns):
-                given = tools, self.calls, self.writes_system, self.tool_turns
+                given = tools, self.calls, self.writes_system, self.source == PANGU_TURNS
                 turns = plain_turns(turns, *given)
         turns = self._with_word(turns, thinking) if self.words else turns
         return self._render(turns, thinking, add_generation_prompt, variables)
@@ -103,62 +151,9 @@ class ChatTemplate(ABC):
                 turn["content"] += self.words.get(thinking, "")
         return [*changed]
 
-    @property
-    def writes_system(self) -> bool:
-        """A system's turn is in the text."""
-        return True
-
-    @abstractmethod
-    def _render(
-        self, messages: Sequence[Turn], thinking: Thinking, prompted: bool, variables: Variables
-    ) -> str: ...
-
-
-LONGEST = 2**17  # characters of a template: several times the longest one so far
-GIVEN = {"messages", "add_generation_prompt", "bos_token", "eos_token"}  # a chat's own variables
-PROBE = "probe"  # a word that is looked for in what a template writes
-
-
-class JinjaTemplate(ChatTemplate):
-    """A template in transformers' dialect of Jinja, in a `Sandbox`."""
-
-    add_special = False
-
-    def __init__(
-        self, source: str, name: str, bos_token: str | None, eos_token: str | None
-    ) -> None:
-        """`name`: where the source is from, for messages. ValueError if it is not Jinja, or too long."""
-        self.source = source
-        self._name = name
-        if len(source) > LONGEST:
-            raise ValueError(f"{name} has {len(source)} characters; at most {LONGEST} are taken")
-        self._given = {"bos_token": bos_token or "", "eos_token": eos_token or ""}
-        try:
-            with limited():
-                self._template = Sandbox().from_string(source)
-        except Exception as error:  # noqa: BLE001 - Python's compiler has its own for what is too deep
-            line = f" line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
-            raise ValueError(f"{name}{line}: {_said(error)}") from None
-
-    @cached_property
-    def names(self) -> frozenset[str]:  # type: ignore[override]
-        sandbox = Sandbox()
-        read = meta.find_undeclared_variables(sandbox.parse(self.source))
-        return frozenset(read - GIVEN - sandbox.globals.keys())
-
-    @cached_property
-    def found(self) -> ThinkingSwitch:  # type: ignore[override]
-        def text(messages: Sequence[Turn], variables: Variables) -> str | None:
-            try:
-                return self._written(messages, True, {"strftime_now": str, **variables})
-            except Exception:  # noqa: BLE001 - it refuses some of what is tried
-                return None
-
-        with limited():  # once for all that is tried
-            return find_switch(text, self.source)
-
     @cached_property
     def calls(self) -> ToolFormat:
+        """The format that its model writes calls in."""
         found = format_of(self.source)
         if not self.reads_tools:  # then the block says how, and a model may know openPangu's marks
             return found if found is PANGU else GENERIC
@@ -166,6 +161,7 @@ class JinjaTemplate(ChatTemplate):
 
     @cached_property
     def writes_system(self) -> bool:
+        """A system's turn is in the text."""
         turns = [{"role": "system", "content": PROBE}, {"role": "user", "content": ""}]
         return PROBE in (self._tried(turns) or "")
 
@@ -221,15 +217,14 @@ def load_template(folder: str | Path, tokenizer: Tokenizer, architecture: str = 
 
     folder = Path(folder)
     settings = settings_of(folder)
-    template: ChatTemplate
     if (found := _find(folder, settings)) is not None:
         source, name = found
-        template = JinjaTemplate(source, name, settings.bos_token, settings.eos_token)
+        template = ChatTemplate(source, name, settings.bos_token, settings.eos_token)
     elif is_pangu(tokenizer):
-        template = PanguTemplate()
+        template = ChatTemplate(PANGU_TURNS, add_special=True)
     else:
         logger.warning("{} has no chat template: messages become plain 'User: ...' lines", folder)
-        template = PlainTemplate()
+        template = ChatTemplate(PLAIN, add_special=True)
     # openPangu's published template leaves the switch to the user's turn.
     if is_pangu(tokenizer) and "no_think" not in template.source:
         knows_auto = architecture.startswith("PanguEmbedded")
@@ -263,36 +258,3 @@ def _find(folder: Path, settings: Settings) -> tuple[str, str] | None:
             return found, name
         case _:
             raise ValueError(f"{name} must be a string or a list of named ones")
-
-
-class PlainTemplate(ChatTemplate):
-    """`User: ...` and `Assistant: ...`, one line to a turn. It knows no way to ask for thinking."""
-
-    def _render(
-        self, messages: Sequence[Turn], thinking: Thinking, prompted: bool, variables: Variables
-    ) -> str:
-        lines = [f"{message['role'].capitalize()}: {message['content']}" for message in messages]
-        return "\n".join([*lines, "Assistant:"] if prompted else lines)
-
-
-NAMES = {"system": "系统", "user": "用户", "assistant": "助手", "tool": "工具"}
-NO_THINK, AUTO_THINK = " /no_think", " /auto_think"
-
-
-class PanguTemplate(ChatTemplate):
-    """`[unused9]用户：...[unused10]` for each turn; a chat without a system turn gets an empty one."""
-
-    tool_turns = True
-
-    @property
-    def calls(self) -> ToolFormat:
-        return PANGU
-
-    def _render(
-        self, messages: Sequence[Turn], thinking: Thinking, prompted: bool, variables: Variables
-    ) -> str:
-        turns = [(NAMES[message["role"]], message["content"]) for message in messages]
-        if messages[0]["role"] != "system":
-            turns.insert(0, (NAMES["system"], ""))
-        text = "".join(f"{TURN_OPEN}{name}：{content}{TURN_CLOSE}" for name, content in turns)
-        return text + (f"{TURN_OPEN}{NAMES['assistant']}：" if prompted else "")

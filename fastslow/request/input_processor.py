@@ -17,7 +17,7 @@ from fastslow.engine.params import Mode, SamplingParams, shown
 from fastslow.engine.text.chat_parts import Marks, ThoughtsLost, chat_parts, kept_thoughts
 from fastslow.engine.text.messages import Message, check_messages
 from fastslow.engine.text.switches import ThinkingSwitch, nearest_level
-from fastslow.engine.text.templates import ChatTemplate, PlainTemplate, load_template
+from fastslow.engine.text.templates import PLAIN, ChatTemplate, load_template
 from fastslow.engine.text.thought import (
     END,
     HARMONY,
@@ -103,7 +103,7 @@ class InputProcessor:
 
     def advice(self, prompt: EncodedPrompt, answer: Completion) -> str | None:
         """Name the call to use where a chat model was given a plain text and ended at once."""
-        chats = self._template is not None and not isinstance(self._template, PlainTemplate)
+        chats = self._template is not None and self._template.source != PLAIN
         plain = prompt.text is not None and not prompt.chat
         empty = len(answer.token_ids) == 1 and answer.finish_reason == "stop"
         if not (chats and plain and empty):

@@ -11,7 +11,7 @@ from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from fastslow.engine.text import sandbox
-from fastslow.engine.text.templates import LONGEST, JinjaTemplate
+from fastslow.engine.text.templates import LONGEST, ChatTemplate
 
 CHAT: list[dict[str, Any]] = [
     {"role": "system", "content": "S"},
@@ -55,7 +55,7 @@ HONEST = [
 def test_templates_say_what_they_say_to_everybody(source: str) -> None:
     plain = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     plain.filters["tojson"] = sandbox._tojson
-    ours = JinjaTemplate(source, "t", None, None).render(CHAT)
+    ours = ChatTemplate(source, "t", None, None).render(CHAT)
     assert ours == plain.from_string(source).render(messages=CHAT) != ""
 
 
@@ -128,7 +128,7 @@ def test_templates_that_take_too_much_are_stopped(source: str, monkeypatch: pyte
     monkeypatch.setattr(sandbox, "SECONDS", 0.05)
     begun = time.thread_time()
     with pytest.raises(ValueError, match=r"^t( line \d+|): .|^t has \d+ characters") as caught:
-        JinjaTemplate(source, "t", None, None).render([{"role": "user", "content": "hi"}])
+        ChatTemplate(source, "t", None, None).render([{"role": "user", "content": "hi"}])
     spent, begun = time.thread_time() - begun, time.thread_time()
     sum(range(10**6))  # how fast this machine is
     assert spent < 1 + 50 * (time.thread_time() - begun) and "\n" not in str(caught.value)
@@ -142,10 +142,10 @@ DEEP = (
 def test_what_a_template_raises_may_nest_and_namespaces_hide_what_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "CHARACTERS", 2**30)
     with pytest.raises(ValueError, match="^t: maximum recursion depth"):
-        JinjaTemplate(DEEP + "{{ raise_exception(ns.x) }}", "t", None, None).render(CHAT)
+        ChatTemplate(DEEP + "{{ raise_exception(ns.x) }}", "t", None, None).render(CHAT)
     made = "".join(f"{{% set a{i} = namespace() %}}" for i in range(60))
     held = "".join(f"{{% set a{i}.x = a{i + 1} %}}{{% set a{i}.y = a{i + 1} %}}" for i in range(59))
-    text = JinjaTemplate(made + held + "{{ a0 }}{{ a0.x.y | string }}", "t", None, None).render(CHAT)
+    text = ChatTemplate(made + held + "{{ a0 }}{{ a0.x.y | string }}", "t", None, None).render(CHAT)
     assert text == "<Namespace>" * 2
 
 
@@ -157,7 +157,7 @@ def test_no_template_takes_the_machines_memory() -> None:
         "resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))\n"
         "import test_text_sandbox as t\n"
         "for source in t.GREEDY[7:]:\n"
-        "    try: t.JinjaTemplate(source, 't', None, None).render(t.CHAT)\n"
+        "    try: t.ChatTemplate(source, 't', None, None).render(t.CHAT)\n"
         "    except ValueError as error: assert 'MemoryError' not in str(error), source\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -166,14 +166,14 @@ def test_no_template_takes_the_machines_memory() -> None:
 
 def test_long_chats_have_more_work() -> None:
     source = HONEST[0] + HONEST[3] + "{% for m in messages %}{% for x in messages %}{% endfor %}{% endfor %}"
-    template = JinjaTemplate(source, "t", None, None)
+    template = ChatTemplate(source, "t", None, None)
     assert len(template.render(CHAT * 75)) > 75 * 40
     long = [{"role": "user", "content": "x" * 3_000_000}] * 3
     assert len(template.render([*long, CHAT[2]])) > 9_000_000
 
 
 def test_what_is_stopped_in_one_thread_stops_in_no_other() -> None:
-    template = JinjaTemplate("{% for i in range(99999) %}{% endfor %}ok", "t", None, None)
+    template = ChatTemplate("{% for i in range(99999) %}{% endfor %}ok", "t", None, None)
     for _ in range(5):
         assert template.render(CHAT) == "ok"
     with pytest.raises(jinja2.TemplateError), sandbox.limited():

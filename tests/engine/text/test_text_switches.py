@@ -10,7 +10,7 @@ from tokenizers_tiny import write_spm
 from fastslow.engine.params import Thinking
 from fastslow.engine.text.chat_parts import Marks, chat_parts
 from fastslow.engine.text.switches import ThinkingSwitch
-from fastslow.engine.text.templates import JinjaTemplate, PlainTemplate, load_template
+from fastslow.engine.text.templates import PLAIN, ChatTemplate, load_template
 from fastslow.engine.text.thought import HARMONY as CHANNELS
 from fastslow.engine.text.thought import ThoughtTags, tags_for
 from fastslow.engine.text.tokenizer import load_tokenizer
@@ -23,8 +23,8 @@ CHATS = ([USER], [SYSTEM, USER], [USER, SAID, USER], [SYSTEM, USER, SAID, USER])
 MODES: tuple[Thinking, ...] = "off", "auto", "on"
 
 
-def jinja(source: str) -> JinjaTemplate:
-    return JinjaTemplate(source, "template", "<s>", "</s>")
+def jinja(source: str) -> ChatTemplate:
+    return ChatTemplate(source, "template", "<s>", "</s>")
 
 
 FLAG = ThinkingSwitch("flag", ("enable_thinking",))
@@ -131,7 +131,7 @@ def test_variables_of_the_callers_own_win() -> None:
     (jinja(TEMPLATES["qwen3"]), "reasoning_effort", "it reads enable_thinking$"),
     (jinja(TEMPLATES["qwen3"]), "messages", "reads no variable 'messages'"),
     (jinja(TEMPLATES["gpt-oss"]), "strftime_now", "reads no variable 'strftime_now'"),
-    (PlainTemplate(), "enable_thinking", "it reads none$"),
+    (ChatTemplate(PLAIN), "enable_thinking", "it reads none$"),
 ], ids=["qwen3", "messages", "function", "plain"])  # fmt: skip
 def test_variables_that_are_not_read_are_refused(template: Any, given: str, said: str) -> None:
     with pytest.raises(ValueError, match=f"^chat_template_kwargs: .*{said}"):
