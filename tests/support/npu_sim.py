@@ -124,19 +124,6 @@ class _Stream:
     def synchronize(self) -> None:
         """Nothing runs while the host does."""
 
-    def record_event(self, mark: Event) -> None:
-        mark.recorded = True
-
-
-class Event:
-    """An event that must have been recorded when `synchronize` waits for it."""
-
-    def __init__(self) -> None:
-        self.recorded = False
-
-    def synchronize(self) -> None:
-        assert self.recorded
-
 
 def torch_npu() -> ModuleType:
     """The module, and in it the part `npu` that is also `torch.npu`."""
@@ -147,7 +134,7 @@ def torch_npu() -> ModuleType:
     attributes: dict[str, Callable[..., Any]] = {
         "NPUGraph": NPUGraph, "graph": graph, "graph_pool_handle": lambda: (0, 0), "current_stream": _Stream,
         "set_stream": lambda stream: None, "device": lambda device: nullcontext(),
-        "Stream": lambda device: _Stream(), "Event": Event, "is_available": lambda: True, "device_count": lambda: 1,
+        "Stream": lambda device: _Stream(), "is_available": lambda: True, "device_count": lambda: 1,
         "get_device_name": lambda: npu_kernels.CHIP.name,
     }  # fmt: skip
     for name, value in attributes.items():

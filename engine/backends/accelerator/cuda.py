@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from torch.nn import functional as F
 
 from fastslow.engine.backends.accelerator.kv import BLOCK, BlockStorage, BlockTables
 from fastslow.engine.backends.accelerator.ops import (
-    Event,
     Front,
     Graph,
     LayerKV,
@@ -36,9 +34,35 @@ ALIGNMENT = 16  # bytes, of rows in a grouped product
 FAST = (9, 10)  # majors of compute capabilities whose grouped products read the sizes on the device
 
 
+class CudaGraph(Graph):
+    """A recorded step: all that changes lies in tensors."""
+
+    def __init__(self, run: Callable[[], None], pool: Any, stream: Any) -> None:
+        before = torch.cuda.current_stream()
+        try:
+            stream.wait_stream(before)
+            with torch.cuda.stream(stream):
+                run()  # kernels are loaded and workspaces made for these shapes, not while recording
+            before.wait_stream(stream)
+            self._graph = torch.cuda.CUDAGraph()
+            # other threads may load and free meanwhile
+            with torch.cuda.graph(
+                self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"
+            ):
+                run()
+        except RuntimeError:
+            torch.cuda.set_stream(before)  # torch leaves the other one where a capture fails
+            raise
+
+    def replay(self, runs: Sequence[BlockTables]) -> None:
+        self._graph.replay()
+
+
 class CudaOps(PagedOps):
     """Grouped products where torch has them for the dtype, one product per expert elsewhere."""
 
+    runtime = torch.cuda
+    graph = CudaGraph
     storage = BlockStorage
     most_rows = 128
     windows = True
@@ -49,16 +73,6 @@ class CudaOps(PagedOps):
         self._aligned = True
         self._grouped_mm, self._why = grouped_product(device)
         self.records = False
-
-    def active(self) -> AbstractContextManager[object]:
-        return torch.cuda.device(self._device) if self._on_device else nullcontext()
-
-    def event(self) -> Event | None:
-        if not self._on_device:
-            return None
-        mark = torch.cuda.Event()
-        mark.record()
-        return mark
 
     def check(self, config: ModelConfig, dtype: torch.dtype) -> None:
         """Everything runs; what cannot be recorded runs step by step."""
@@ -250,41 +264,6 @@ class CudaOps(PagedOps):
                     weight[at] = total
         parts = [self._unfolded(x, q_THD.shape).index_select(0, place) for x in (out, weight)]
         return parts[0].to(q_THD.dtype), parts[1]
-
-    def record(self, run: Callable[[], None]) -> Graph:
-        if self._stream is None:
-            self._stream = torch.cuda.Stream(self._device)
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
-        try:
-            return CudaGraph(run, self._pool, self._stream)
-        except RuntimeError:
-            self._pool = None  # one that a capture failed in takes no other
-            raise
-
-
-class CudaGraph(Graph):
-    """A recorded step: all that changes lies in tensors."""
-
-    def __init__(self, run: Callable[[], None], pool: Any, stream: Any) -> None:
-        before = torch.cuda.current_stream()
-        try:
-            stream.wait_stream(before)
-            with torch.cuda.stream(stream):
-                run()  # kernels are loaded and workspaces made for these shapes, not while recording
-            before.wait_stream(stream)
-            self._graph = torch.cuda.CUDAGraph()
-            # other threads may load and free meanwhile
-            with torch.cuda.graph(
-                self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"
-            ):
-                run()
-        except RuntimeError:
-            torch.cuda.set_stream(before)  # torch leaves the other one where a capture fails
-            raise
-
-    def replay(self, runs: Sequence[BlockTables]) -> None:
-        self._graph.replay()
 
 
 def grouped_product(device: torch.device) -> tuple[Any, str]:

@@ -156,19 +156,19 @@ class BlockTables:
 class Tail:
     """R rows that see single slots, maybe after a text in blocks which each of them sees whole.
 
-    rows: int64 [R] of the step. blind: bool [R], no text in blocks: what the run gives does not count. gather:
-    int64 [B, Q], which of the R rows stand in each of B lines, filled up with any. places: int64 [R], the entry of
-    [B * Q] that is a row's. slots: int64 [B, W]. hidden: bool [B, Q, W], the slots that a row does not see. runs: over
-    the texts; None: every key is among the slots.
+    runs: over the texts; None: every key is among the slots. rows: int64 [R] of the step. blind: bool [R], no text in
+    blocks: what the run gives does not count. gather: int64 [B, Q], which of the R rows stand in each of B lines,
+    filled up with any. places: int64 [R], the entry of [B * Q] that is a row's. slots: int64 [B, W]. hidden: bool
+    [B, Q, W], the slots that a row does not see.
     """
 
+    runs: BlockTables | None
     rows: Tensor
     blind: Tensor
     gather: Tensor
     places: Tensor
     slots: Tensor
     hidden: Tensor
-    runs: BlockTables | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,7 +292,7 @@ def _tail(lines: list[_Line], most: int, merged: bool) -> Tail:
     blind = np.concatenate([np.full(len(x.rows), not x.keys) for x in lines])
     arrays = rows, blind, gather, np.concatenate(places), slots, hidden
     texts = BlockTables.of(runs) if merged and any(x.keys for x in lines) else None
-    return Tail(*map(torch.from_numpy, arrays), texts)
+    return Tail(texts, *map(torch.from_numpy, arrays))
 
 
 def _aligned(slots: Ints, block: int) -> int:

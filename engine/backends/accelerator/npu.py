@@ -1,6 +1,6 @@
 """The building blocks on Ascend A2 and A3 (910B, 910_93).
 
-Every call of torch_npu is in this file or in `npu_310p.py`. Its operators take what they are given: what a
+Every operator of torch_npu is called in this file or in `npu_310p.py`. Its operators take what they are given: what a
 kernel does not support is found out by wrong results or a crash. So the limits of the operators'
 documentation are checked before the call, and arguments whose defaults differ between versions are
 always given.
@@ -9,8 +9,7 @@ always given.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch_npu
@@ -18,7 +17,6 @@ from torch import Tensor
 
 from fastslow.engine.backends.accelerator.kv import BLOCK, BlockTables, WideStorage
 from fastslow.engine.backends.accelerator.ops import (
-    Event,
     Front,
     Graph,
     LayerKV,
@@ -51,7 +49,7 @@ class NpuGraph(Graph):
 
     renewed = True
 
-    def __init__(self, run: Callable[[], None], pool: object, stream: object) -> None:
+    def __init__(self, run: Callable[[], None], pool: Any, stream: Any) -> None:
         run()  # sets up what the kernels keep for these shapes
         before = torch_npu.npu.current_stream()
         self._graph = torch_npu.npu.NPUGraph()
@@ -85,7 +83,8 @@ class NpuOps(PagedOps):
     dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16)
     most_rows = 16
     runs_int8 = True
-    graph: type[NpuGraph] = NpuGraph
+    runtime = torch_npu.npu
+    graph = NpuGraph
 
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
@@ -94,14 +93,6 @@ class NpuOps(PagedOps):
     def _triangle(self) -> Tensor:
         """1 = masked."""
         return torch.ones(MASK, MASK, dtype=torch.int8).triu_(1)
-
-    def active(self) -> AbstractContextManager[object]:
-        return torch_npu.npu.device(self._device) if self._on_device else nullcontext()
-
-    def event(self) -> Event:
-        mark: Event = torch_npu.npu.Event()
-        torch_npu.npu.current_stream().record_event(mark)
-        return mark
 
     def nearest(self, dtype: torch.dtype) -> torch.dtype:
         return dtype if dtype in self.dtypes else self.dtypes[0]
@@ -311,17 +302,6 @@ class NpuOps(PagedOps):
             softmax_lse_flag=weighed,
         )
         return out, weight
-
-    def record(self, run: Callable[[], None]) -> NpuGraph:
-        if self._pool is None:
-            self._pool = torch_npu.npu.graph_pool_handle()
-        if self._stream is None:
-            self._stream = torch_npu.npu.Stream(self._device)
-        try:
-            return self.graph(run, self._pool, self._stream)
-        except RuntimeError:
-            self._pool = None  # one that a capture failed in may take no other
-            raise
 
 
 def chip() -> str:

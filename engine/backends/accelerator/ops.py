@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
@@ -55,6 +55,9 @@ class Graph(Protocol):
 class Event(Protocol):
     """A mark among what the device has to do."""
 
+    def record(self) -> None:
+        """Set it after all that the device was given so far."""
+
     def synchronize(self) -> None:
         """Wait until the device has come to it."""
 
@@ -65,6 +68,7 @@ class PagedOps(ABC):
     What is not abstract runs by plain operators of torch. Only `attention_metadata`, `pack` and `record` may wait for the device or copy from the host.
 
     Attributes:
+        runtime: torch's module of the device, with its events, streams and graphs. graph: of a recorded step.
         most_rows, graph_rows: of a run, and of a run in a recorded step.
         merges: whether `attend` can say how much weight its keys have, so that parts can be merged.
         records: whether steps can be recorded.
@@ -75,6 +79,8 @@ class PagedOps(ABC):
         shape: of the model's attention, once `check` has read it.
     """
 
+    runtime: ClassVar[Any]
+    graph: ClassVar[type[Any]]
     storage: ClassVar[type[BlockStorage]]
     most_rows: ClassVar[int]
     graph_rows: ClassVar[int] = 16
@@ -92,18 +98,23 @@ class PagedOps(ABC):
         self._pool: Any = None
         self._stream: Any = None
 
-    @abstractmethod
     def active(self) -> AbstractContextManager[object]:
         """While a step runs: the device is the current one of the calling thread."""
+        found: AbstractContextManager[object] = nullcontext()
+        return self.runtime.device(self._device) if self._on_device else found
 
     def host_memory(self, size: int) -> Tensor:
         """int8 [size] on the host, pinned where the device can copy from it by itself."""
         memory = torch.zeros(size, dtype=torch.int8)
         return memory.pin_memory() if self._on_device else memory
 
-    @abstractmethod
     def event(self) -> Event | None:
         """A mark after all that the device was given so far; None: it has done all of it."""
+        if not self._on_device:
+            return None
+        mark: Event = self.runtime.Event()
+        mark.record()
+        return mark
 
     def nearest(self, dtype: torch.dtype) -> torch.dtype:
         """The dtype itself, or what a model of this dtype should run in on this device."""
@@ -229,10 +240,19 @@ class PagedOps(ABC):
         """As `attend`, but all rows of a run see all its keys; and the logarithm of the sum of
         exponentials, float32 [T, heads, 1]. Only where `merges`."""
 
-    @abstractmethod
     def record(self, run: Callable[[], None]) -> Graph:
         """Run it once, which sets up what the kernels keep for such shapes, then record what it does; RuntimeError
         where it cannot be recorded."""
+        if self._stream is None:
+            self._stream = self.runtime.Stream(self._device)
+        if self._pool is None:
+            self._pool = self.runtime.graph_pool_handle()
+        try:
+            graph: Graph = self.graph(run, self._pool, self._stream)
+        except RuntimeError:
+            self._pool = None  # one that a capture failed in may take no other
+            raise
+        return graph
 
 
 def merged(parts: Sequence[tuple[Tensor, Tensor]], dtype: torch.dtype) -> Tensor:

@@ -66,7 +66,9 @@ class DeviceReader(TorchReader):
                 one = one._replace(bias=self.plain(*(f"{name}.bias" for name in names)))
             if whole is None:
                 count = len(prefixes)
-                whole = Linear(*(x if x is None else x.new_empty(count, *x.shape) for x in one))
+                whole = Linear._make(
+                    None if x is None else x.new_empty(count, *x.shape) for x in one
+                )
             if (whole.scale is None) != (one.scale is None):
                 among = prefix.rpartition(".")[0]
                 raise ValueError(f"{among}: some experts are int8 and some are not")

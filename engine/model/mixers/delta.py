@@ -136,10 +136,14 @@ class DeltaModule:
     def load(cls, mixer: GatedDelta, prefix: str, reader: WeightReader) -> Self:
         own, sums = f"{prefix}.linear_attn", wide(reader.dtype)
         decay = reader.plain(f"{own}.{mixer.decay}", dtype=sums)
+        qkv, z, b, a = (reader.matrix(f"{own}.in_proj_{name}") for name in ("qkv", "z", "b", "a"))
         return cls(
             mixer,
             reader.ops,
-            *(reader.matrix(f"{own}.in_proj_{name}") for name in ("qkv", "z", "b", "a")),
+            qkv,
+            z,
+            b,
+            a,
             reader.plain(f"{own}.conv1d.weight", dtype=sums)[:, 0].T.contiguous(),
             decay if mixer.decay_applied else decay_of(decay),
             reader.plain(f"{own}.dt_bias", dtype=sums),
