@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from fastslow.engine.sampling.confidence import AnswerProbe
 from fastslow.engine.sampling.repeats import RepeatFinder, Repeats
-from fastslow.engine.sampling.thinking_limits import Ended, Ending, ThinkingLimits, Thought
+from fastslow.engine.sampling.thinking_limits import Ended, Ending, ThinkingLimits
 from fastslow.engine.text.thought import TagTokens
 from fastslow.engine.text.vocabulary import begun
 from fastslow.engine.types import LogitBoost, OneHot
@@ -337,11 +337,10 @@ class Thinking:
         if not closing or state.said or (room is not None and state.made + len(closing) >= room):
             closing = self._close
         paused = paused and bool(warning) and not state.warned and not state.tail
-        thought = Thought(state.spent, state.made, len(closing), state.repeats)
-        ending = state.cut
+        ending, made = state.cut, state.made + len(closing)
         if ending is None and self._policy is not None:
-            ending = self._policy.judge(thought)
-            if ending is None and paused and self._policy.warns(thought, len(warning)):
+            ending = self._policy.judge(state.spent, made, state.repeats)
+            if ending is None and paused and self._policy.warns(state.spent, made, len(warning)):
                 return state._replace(todo=warning, ending=None)
         if ending is None:
             return state

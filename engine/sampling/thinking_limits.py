@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from fastslow.engine.params import Loop
 from fastslow.engine.sampling.repeats import Repeats
@@ -14,15 +14,6 @@ SURE = 12.0  # added to the closing tag's logit at the last token of a soft budg
 Ending = Literal["budget", "turn", "room", "loop", "confident", "caller"]
 """Why a thought was closed for the model."""
 Ended = Literal["model", Ending]
-
-
-class Thought(NamedTuple):
-    """The thought that a text ends in, as far as a policy may know it."""
-
-    spent: int  # tokens that began between the tags, over all thoughts of the answer
-    made: int = 0  # tokens of the answer so far, tags and all that was put in included
-    closing: int = 1  # tokens that closing it takes, at most
-    repeats: Repeats = Repeats()  # of this thought
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,23 +44,26 @@ class ThinkingLimits:
         """True where the limits look at repeats."""
         return self.loop is not None
 
-    def judge(self, thought: Thought) -> Ending | None:
-        """Why the thought is to be closed now; None = it is not."""
-        if self.most is not None and thought.spent >= self.most:
-            return "budget"
-        if self.turn is not None and thought.spent >= self.turn:
-            return "turn"
-        if self.ends_at is not None and thought.made + thought.closing >= self.ends_at:
-            return "room"
-        return "loop" if self._circles(thought.repeats) else None
+    def judge(self, spent: int, made: int, repeats: Repeats) -> Ending | None:
+        """Why a thought is to be closed now; None = it is not.
 
-    def warns(self, thought: Thought, size: int) -> bool:
-        """Tell whether a warning of `size` tokens is put in now."""
-        if self.warn_at is None or thought.spent < self.warn_at:
+        spent: tokens that began between the tags, over all thoughts of the answer. made: tokens of the answer once it
+        is closed, tags and all that was put in included. repeats: of this thought."""
+        if self.most is not None and spent >= self.most:
+            return "budget"
+        if self.turn is not None and spent >= self.turn:
+            return "turn"
+        if self.ends_at is not None and made >= self.ends_at:
+            return "room"
+        return "loop" if self._circles(repeats) else None
+
+    def warns(self, spent: int, made: int, size: int) -> bool:
+        """Tell whether a warning of `size` tokens is put in now. spent, made: as in `judge`."""
+        if self.warn_at is None or spent < self.warn_at:
             return False
         left = min((n for n in (self.most, self.turn) if n is not None), default=math.inf)
-        fits = self.ends_at is None or thought.made + size + thought.closing < self.ends_at
-        return fits and thought.spent + size < left
+        fits = self.ends_at is None or made + size < self.ends_at
+        return fits and spent + size < left
 
     def circles(self, repeats: Repeats) -> bool:
         """Tell whether an answer goes round in circles."""

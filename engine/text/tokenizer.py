@@ -4,14 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fastslow.engine.host.files import is_file
+from fastslow.engine.host.files import about, is_file
 from fastslow.engine.host.gguf_file import is_gguf
 from fastslow.engine.host.machine import give_back
-from fastslow.engine.text.tokenizer_files.config import (
-    GgufVocabulary,
-    read_settings,
-    read_vocabulary,
-)
+from fastslow.engine.text.tokenizer_files.config import GgufVocabulary, read_settings
 from fastslow.engine.text.vocabulary import Tokenizer
 
 
@@ -26,8 +22,8 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 def _load(folder: Path) -> Tokenizer:
     # Imported late: a run needs one of the two libraries.
     if is_gguf(folder):
-        made: Tokenizer = read_vocabulary(folder, _of_gguf)
-        return made
+        with about(folder):
+            return _of_gguf(GgufVocabulary.read(folder))
     if is_file(path := folder / "tokenizer.json"):
         from fastslow.engine.text.tokenizer_files.hf import HfTokenizer
 

@@ -22,6 +22,7 @@ from fastslow.engine.backends.accelerator.step import (
     StepPlan,
 )
 from fastslow.engine.backends.accelerator.weights import Stacked
+from fastslow.engine.backends.torch.mtp import MtpDecoder
 from fastslow.engine.backends.torch.weights import LayerModule
 from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.base import LayeredModel, check_step, inputs_of
@@ -244,21 +245,16 @@ class MtpLayers(PagedDecoder):
         return fresh_TH.index_select(0, step.feature_rows)
 
 
-class PagedMtp:
+class PagedMtp(MtpDecoder):
     """`MtpModel` of a `PagedDecoder`."""
 
     def __init__(self, weights: Stacked) -> None:
-        self._weights, self.heads = weights, len(weights.mtp)
+        super().__init__(weights)
         self._layers = [MtpLayers(weights, head) for head in range(self.heads)]
 
-    @torch.inference_mode()
     def states(self, features: Features) -> Tensor:
-        w = self._weights
-        states = torch.as_tensor(features)
-        if not w.mtp[0].shape.after_norm:
-            return states
-        with w.kernels.active():
-            return _fetched(w.norm(states.to(w.device, w.dtype)))
+        with self._layers[0].ops.active():
+            return _fetched(super().states(features))
 
     def forward(self, rows: Rows, kv: KVStorage, head: int = -1) -> ModelOutput:
         return self._layers[head].run(rows, kv)

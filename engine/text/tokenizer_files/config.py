@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -196,18 +196,12 @@ class GgufVocabulary:
         )
 
 
-def read_vocabulary(path: Path, use: Callable[[GgufVocabulary], Any]) -> Any:
-    """Return what `use` makes of a file's vocabulary; the path stands before its error messages."""
-    with about(path):
-        return use(GgufVocabulary.read(path))
-
-
 def settings_of(path: Path) -> Settings:
     """Read what a checkpoint folder's JSON files, or a GGUF file's header, say of text."""
     if not is_gguf(path):
         return read_settings(path)
-    found: Settings = read_vocabulary(path, GgufVocabulary.settings)
-    return found
+    with about(path):
+        return GgufVocabulary.read(path).settings()
 
 
 def texts_of(fields: Mapping[str, Any], name: str) -> list[str]:

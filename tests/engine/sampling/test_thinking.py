@@ -11,7 +11,7 @@ from thoughts import THINK, Bound, told
 
 from fastslow.engine.params import Loop
 from fastslow.engine.sampling.repeats import RepeatFinder, Repeats
-from fastslow.engine.sampling.thinking_limits import ThinkingLimits, Thought
+from fastslow.engine.sampling.thinking_limits import ThinkingLimits
 from fastslow.engine.text.thought import TagTokens, ThoughtSplitter, ThoughtTags
 from fastslow.engine.text.vocabulary import Tokenizer
 from fastslow.engine.types import LogitBoost, OneHot
@@ -144,7 +144,7 @@ def judged(loop: Loop, tokens: Sequence[int]) -> str | None:
         repeats = finder.after(repeats, token, place)
         if place % 3 == 0:
             repeats = finder.commit(repeats)
-    return ThinkingLimits(loop=loop).judge(Thought(len(tokens), repeats=repeats))
+    return ThinkingLimits(loop=loop).judge(len(tokens), 1, repeats)
 
 
 def test_circles() -> None:
@@ -158,7 +158,7 @@ def test_circles() -> None:
     assert judged(Loop(times=3), [*range(30), *range(30)]) is None
     shuffled = random.Random(0).choices(range(30), k=900)
     assert all(judged(usual, shuffled[:i]) is None for i in range(0, 900, 7))
-    assert ThinkingLimits(5000).judge(Thought(900, repeats=Repeats(899, 1, 899))) is None
+    assert ThinkingLimits(5000).judge(900, 1, Repeats(899, 1, 899)) is None
 
 
 def test_nothing_new_over_many_tokens_is_a_circle() -> None:
