@@ -16,7 +16,6 @@ from fastslow.engine.backends.cpu.pieces.limits import unsupported
 from fastslow.engine.backends.torch.assistant import AssistantDecoder, ClusteredHead
 from fastslow.engine.backends.torch.decoder import Decoder
 from fastslow.engine.backends.torch.reference import ReferenceOps
-from fastslow.engine.backends.torch.weights import TorchReader
 from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.host.files import about, is_file, read_object
 from fastslow.engine.host.gguf_file import is_gguf
@@ -24,6 +23,7 @@ from fastslow.engine.model.base import Model, MtpModel
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.family import architecture_in
 from fastslow.engine.model.mixers.grouped import GroupedAttention
+from fastslow.engine.model.parts import WeightReader
 from fastslow.engine.model.shape import Layer
 from fastslow.engine.model.tensors import EMBEDDING, POST
 
@@ -51,7 +51,7 @@ def load_assistant(path: Path, target: Model) -> MtpModel:
     if isinstance(target, Decoder):
         weights = target.weights
         with checkpoint.quantised(progress=False) as tensors:
-            reader = TorchReader(weights.ops, weights.dtype, weights.device, tensors.read)
+            reader = WeightReader(weights.ops, weights.dtype, weights.device, tensors.read)
             return AssistantDecoder(config, reader, weights)
     if not isinstance(target, CpuDecoder):
         runs = "on plain torch or the CPU kernels, in one process"
@@ -76,7 +76,7 @@ def _on_kernels(
             memory = store.create(packed_path(), arena, sources, packed_path)
         kernels = AssistantKernels(config, formats, arena, memory, target)
         place = torch.device("cpu")
-        reader = TorchReader(ReferenceOps(), torch.float32, place, tensors.read)
+        reader = WeightReader(ReferenceOps(), torch.float32, place, tensors.read)
         head = None
         if config.assists is not None and config.assists.clusters:
             head = ClusteredHead(config, reader, tensors.read(EMBEDDING))

@@ -35,7 +35,7 @@ from fastslow.engine.backends.cpu.packed import Arena
 from fastslow.engine.backends.cpu.pieces.limits import unsupported
 from fastslow.engine.backends.device import DeviceChoice, choose_device, ops_for, paged_ops_for
 from fastslow.engine.backends.torch.decoder import Decoder
-from fastslow.engine.backends.torch.weights import TorchReader, Weights
+from fastslow.engine.backends.torch.weights import Weights
 from fastslow.engine.checkpoint.checkpoint import BLOCKS, Checkpoint, blocks
 from fastslow.engine.checkpoint.gguf_shard import GgufShard
 from fastslow.engine.checkpoint.published.layout import Published
@@ -47,6 +47,7 @@ from fastslow.engine.model.base import Model
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ffn.token_input import TABLE, Table
 from fastslow.engine.model.ops import no_int8
+from fastslow.engine.model.parts import WeightReader
 from fastslow.engine.model.tensors import mtp_shapes
 
 W8A8 = "w8a8"
@@ -113,7 +114,7 @@ def load_model(
             return PagedDecoder(Stacked(known, ops, picked, place.device, tensors.read, int8))
         where = place.device
         table = source.checkpoint.table
-        reader = TorchReader(ops_for(place.kind), picked, where, tensors.read, int8, table)
+        reader = WeightReader(ops_for(place.kind), picked, where, tensors.read, int8, table)
         return Decoder(Weights(config, reader))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Generic, Protocol, Self, TypeVar, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -110,33 +110,6 @@ def inputs_of(rows: Rows) -> Tensor:
         had = 0 if rows.inputs is None else len(rows.inputs)
         raise ValueError(f"{len(rows.tokens)} rows of an MTP layer have {had} hidden states")
     return rows.inputs
-
-
-class ModelWeights(Protocol):
-    """Weights of any form: what they say of themselves."""
-
-    config: ModelConfig
-
-    @property
-    def dtype(self) -> torch.dtype: ...
-
-    @property
-    def device(self) -> torch.device: ...
-
-
-W = TypeVar("W", bound=ModelWeights)
-
-
-class LayeredModel(Generic[W]):
-    """Base of decoders in torch: their weights, and which of the layers run (None = all)."""
-
-    def __init__(self, weights: W, layers: Sequence[int] | None = None) -> None:
-        self.weights = weights
-        self.config, self.dtype, self.device = weights.config, weights.dtype, weights.device
-        self.layers = check_layers(layers, range(len(weights.config.layers)))
-
-    def layer_subset(self, layers: Sequence[int]) -> Self:
-        return type(self)(self.weights, check_layers(layers, self.layers))
 
 
 def best_tokens(logits_MV: Tensor, only_best: NDArray[np.bool_]) -> Ints:

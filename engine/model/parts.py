@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from math import prod
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -16,11 +17,14 @@ from torch import Tensor
 from fastslow.engine.kv.state.layout import State
 from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.kv.state.windows import PageMap
-from fastslow.engine.model.norms import Norm, NormModule
-from fastslow.engine.model.ops import Linear, Ops
+from fastslow.engine.model.norms import Norm, NormModule, RmsNorm
+from fastslow.engine.model.ops import Linear, Ops, QuantLinear, Read, ReadQuant, no_int8, wide
 from fastslow.engine.model.tensor_spec import TensorSpec
 from fastslow.engine.rows import Rows
 from fastslow.engine.types import Ints
+
+if TYPE_CHECKING:
+    from fastslow.engine.model.ffn.token_input import Table
 
 T = TypeVar("T")
 
@@ -96,30 +100,100 @@ def too_small(**sizes: int) -> Iterator[str]:
     yield from (f"{name} {size} must be at least 1" for name, size in sizes.items() if size < 1)
 
 
-class WeightReader(Protocol):
-    """Reads weights of a checkpoint in a backend's form. ops: with which the modules that it loads run."""
+@dataclass
+class WeightReader:
+    """Reads weights of a checkpoint: tensors in `dtype` on `device`, matrices as `Ops.pack` makes them.
 
-    @property
-    def ops(self) -> Ops: ...
-    @property
-    def dtype(self) -> torch.dtype: ...
+    ops: with which the modules that are loaded run. linear: gives matrices that are to run in int8, None for the
+    others. rows: see `Checkpoint.table`. Matrices are stacked and packed one by one as they are read, so that beside
+    the finished ones no more than one lies in memory."""
+
+    ops: Ops
+    dtype: torch.dtype
+    device: torch.device
+    read: Read
+    linear: ReadQuant = no_int8
+    rows: Callable[[str], Table | None] | None = None
+    _buffer: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._buffer = torch.empty(0, dtype=self.dtype, device=self.device)
 
     def plain(self, *names: str, dtype: torch.dtype | None = None) -> Tensor:
         """The named tensors below each other."""
+        parts = [self.read(name) for name in names]
+        shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
+        whole = torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
+        return _fill(whole, parts)
 
-    def norm(self, name: str, kind: Norm) -> NormModule: ...
+    def norm(self, name: str, kind: Norm) -> NormModule:
+        """With an offset in float32, since 1 + x has few bits left for x."""
+        if isinstance(kind, RmsNorm) and kind.offset:
+            weight = self.plain(f"{name}.weight", dtype=wide(self.dtype))
+            return NormModule(self.ops, kind, weight.add_(kind.offset))
+        biased = not isinstance(kind, RmsNorm) and kind.bias
+        bias = self.plain(f"{name}.bias") if biased else None
+        return NormModule(self.ops, kind, self.plain(f"{name}.weight"), bias)
+
+    def table(self, name: str) -> Table:
+        """A matrix of which single rows are read."""
+        found = None if self.rows is None else self.rows(name)
+        return self.plain(name).cpu() if found is None else found
 
     def matrix(self, *names: str, bias: bool = False) -> Linear:
         """The matrices `X.weight` below each other, and their biases."""
+        added = self.plain(*(f"{name}.bias" for name in names)) if bias else None
+        weights = [f"{name}.weight" for name in names]
+        if (int8 := self.in_int8(weights)) is not None:
+            return int8._replace(bias=added)
+        return Linear(self._pack([self.read(name) for name in weights]), added)
+
+    def in_int8(self, names: Sequence[str]) -> Linear | None:
+        """The named matrices below each other, if they are all to run in int8."""
+        matrices = [m for name in names if (m := self.linear(name)) is not None]
+        if len(matrices) < len(names):
+            return None
+        whole = QuantLinear.stack(matrices)
+        scale = whole.scale_O.float().to(self.device)
+        return Linear(whole.weight_OI.to(self.device), None, scale)
 
     def packed(self, weight_OI: Tensor, bias_O: Tensor | None = None) -> Linear:
         """A matrix that was read with `plain`."""
+        return Linear(self._pack([weight_OI]), bias_O)
+
+    def head(self, name: str, tied_VH: Tensor | None) -> Linear:
+        """The model's head. tied: the embedding, where that is it."""
+        if tied_VH is None or self.linear(name) is not None:
+            return self.matrix(name.removesuffix(".weight"))
+        return Linear(self.ops.pack(tied_VH))
+
+    def mixer(self, mixer: Mixer, prefix: str) -> MixerModule:
+        """The module of a mixer."""
+        return mixer.load(prefix, self)
 
     def heads(self, weight_NOI: Tensor) -> Any:
         """Matrices of N heads that were read with `plain`, as `Ops.of_heads` takes them."""
+        return [self.packed(head.contiguous()) for head in weight_NOI]
 
     def experts(self, prefixes: Sequence[str], sides: Sequence[str], bias: bool) -> Any:
         """The matrices `PREFIX.SIDE_proj` of each expert below each other, one `Linear` for each expert, or of all."""
+        each = [[f"{prefix}.{side}_proj" for side in sides] for prefix in prefixes]
+        return [self.matrix(*names, bias=bias) for names in each]
+
+    def _pack(self, parts: list[Tensor]) -> Tensor:
+        """Out of one reused buffer: a buffer for each would leave holes between the packed ones."""
+        shape = (sum(len(part) for part in parts), parts[0].shape[1])
+        if self._buffer.numel() < prod(shape):
+            self._buffer = self._buffer.new_empty(prod(shape))
+        whole = _fill(self._buffer[: prod(shape)].view(shape), parts)
+        packed = self.ops.pack(whole)
+        return whole.clone() if packed is whole else packed
+
+
+def _fill(whole: Tensor, parts: list[Tensor]) -> Tensor:
+    for place, part in zip(torch.split(whole, [len(part) for part in parts]), parts, strict=True):
+        place.copy_(part)
+    return whole
 
 
 class MixerModule(Protocol):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastslow.engine.backends.torch.weights import LayerModule, TorchReader, Weights
+from fastslow.engine.backends.torch.weights import LayerModule, Weights
 from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.base import best_tokens
@@ -23,7 +23,7 @@ from fastslow.engine.model.ffn.experts import ExpertsModule
 from fastslow.engine.model.ffn.router import GroupRouter
 from fastslow.engine.model.mixers.grouped import GroupedModule
 from fastslow.engine.model.ops import Ops, Read, soft_cap, wide
-from fastslow.engine.model.parts import Step
+from fastslow.engine.model.parts import Step, WeightReader
 from fastslow.engine.model.tensor_spec import TensorSpec
 from fastslow.engine.model.tensors import mtp_specs, tensor_specs
 from fastslow.engine.parallel.collectives import Collectives
@@ -72,7 +72,7 @@ def shard_weights(
     shard: RankShard, ops: Ops, dtype: torch.dtype, device: torch.device, read: Read
 ) -> Weights:
     """The weights of a rank's shard; `read` as `ShardReader` gives them."""
-    weights = Weights(shard.local, TorchReader(ops, dtype, device, read))
+    weights = Weights(shard.local, WeightReader(ops, dtype, device, read))
     for layer in (*weights.layers, *(head.layer for head in weights.mtp)):
         mixer, ffn = layer.mixer, layer.ffn
         if shard.rank % shard.attention and isinstance(mixer, GroupedModule):

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import Tokenizer
 
 from fastslow.engine.backends.alike import AlikeLayers
 from fastslow.engine.checkpoint.checkpoint import BLOCKS, Checkpoint
 from fastslow.engine.checkpoint.gguf_shard import GgufShard
+from fastslow.engine.host.files import about
 from fastslow.engine.model.config import ModelConfig, header_config
-from fastslow.engine.text.tokenizer_files.config import GgufVocabulary, read_vocabulary
+from fastslow.engine.text.tokenizer_files.config import GgufVocabulary
 from fastslow.engine.text.tokenizer_files.hf import build_bpe
 from fastslow.models.folder import fresh_folder, require_vacant, write_json
 
@@ -47,7 +47,9 @@ def write_files(gguf: Path, folder: Path) -> None:
     """Write into a folder what `gguf_to_dense` does but the weights: the config and the tokenizer's files."""
     model = ModelConfig.from_folder(gguf)
     heads = AlikeLayers.of(model).attention
-    vocabulary, library = read_vocabulary(gguf, _tokenizer)
+    with about(gguf):
+        vocabulary = GgufVocabulary.read(gguf)
+        library = build_bpe(vocabulary)
     padding = vocabulary.id_of(PADDING) or 0
     config: dict[str, Any] = {**header_config(gguf), **USUAL, "head_dim": heads.head_dim}
     config |= {"num_key_value_heads": heads.kv_heads, "pad_token_id": padding}
@@ -58,10 +60,6 @@ def write_files(gguf: Path, folder: Path) -> None:
     ids = ("bos_token_id", "eos_token_id", "pad_token_id")
     said = {name: config.get(name) for name in ids} | {"do_sample": False}  # it answers best so
     write_json(folder / "generation_config.json", said)
-
-
-def _tokenizer(vocabulary: GgufVocabulary) -> tuple[GgufVocabulary, Tokenizer]:
-    return vocabulary, build_bpe(vocabulary)
 
 
 def _q4_1_blocks(gguf: Path) -> dict[str, torch.Tensor]:

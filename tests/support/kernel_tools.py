@@ -15,6 +15,7 @@ from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.backends.torch.reference import ReferenceOps
 from fastslow.engine.model.base import Model
+from fastslow.engine.model.ops import Linear
 
 # A router's near tie would change more than any rounding.
 ALL_CHOSEN = {family: {"num_experts_per_tok": 8} for family in ("qwen3_moe", "gpt_oss")}
@@ -41,9 +42,9 @@ def check_error(model: Model, plain: Path, tokens: Sequence[int], weights: bool,
     these, or the weights, were twice as coarse, it would be about twice that. weights: they are rounded, too."""
     exactly, product = load_model(plain, "float64", "cpu"), ReferenceOps._product
 
-    def rounded(ops: ReferenceOps, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-        weight_OI = _in_int8(weight_OI) if weights else weight_OI
-        return product(ops, _in_int8(x_TI), weight_OI, bias_O)
+    def rounded(ops: ReferenceOps, x_TI: Tensor, matrix: Linear) -> Tensor:
+        weight_OI = _in_int8(matrix.weight) if weights else matrix.weight
+        return product(ops, _in_int8(x_TI), matrix._replace(weight=weight_OI))
 
     exact = texts.logits(exactly, tokens).log_softmax(-1)
     found = texts.logits(model, tokens).double().log_softmax(-1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -61,7 +61,7 @@ class CudaGraph(Graph):
 class CudaOps(PagedOps):
     """Grouped products where torch has them for the dtype, one product per expert elsewhere."""
 
-    runtime = torch.cuda
+    runtime: ClassVar[Any] = torch.cuda
     graph = CudaGraph
     storage = BlockStorage
     most_rows = 128

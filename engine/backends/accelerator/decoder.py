@@ -15,17 +15,12 @@ from fastslow.engine.backends.accelerator.attention import attend
 from fastslow.engine.backends.accelerator.kv import BLOCK, BlockStorage
 from fastslow.engine.backends.accelerator.ops import LayerKV
 from fastslow.engine.backends.accelerator.recorded import Recorder
-from fastslow.engine.backends.accelerator.step import (
-    PagedStep,
-    Result,
-    Staging,
-    StepPlan,
-)
+from fastslow.engine.backends.accelerator.step import PagedStep, Result, Staging, StepPlan
 from fastslow.engine.backends.accelerator.weights import Stacked
 from fastslow.engine.backends.torch.mtp import MtpDecoder
-from fastslow.engine.backends.torch.weights import LayerModule
+from fastslow.engine.backends.torch.weights import LayeredModel, LayerModule
 from fastslow.engine.kv.state.storage import KVStorage
-from fastslow.engine.model.base import LayeredModel, check_step, inputs_of
+from fastslow.engine.model.base import check_step, inputs_of
 from fastslow.engine.model.ffn.dense import MlpModule
 from fastslow.engine.model.ffn.experts import ExpertsModule
 from fastslow.engine.model.mixers.grouped import GroupedModule

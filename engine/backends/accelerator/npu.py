@@ -83,7 +83,7 @@ class NpuOps(PagedOps):
     dtypes: tuple[torch.dtype, ...] = (torch.bfloat16, torch.float16)
     most_rows = 16
     runs_int8 = True
-    runtime = torch_npu.npu
+    runtime: ClassVar[Any] = torch_npu.npu
     graph = NpuGraph
 
     def __init__(self, device: torch.device) -> None:

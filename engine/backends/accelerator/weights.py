@@ -17,19 +17,19 @@ from fastslow.engine.backends.accelerator.kv import BlockStorage, LatentStorage
 from fastslow.engine.backends.accelerator.ops import Front, ModuleOps, PagedOps
 from fastslow.engine.backends.accelerator.step import unrecorded
 from fastslow.engine.backends.alike import ACCELERATORS, AlikeLayers
-from fastslow.engine.backends.torch.weights import TorchReader, Weights
+from fastslow.engine.backends.torch.weights import Weights
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.mixers.delta import GatedDelta
 from fastslow.engine.model.mixers.grouped import GroupedModule
 from fastslow.engine.model.mixers.latent import LatentModule
 from fastslow.engine.model.norms import Norm, NormModule
 from fastslow.engine.model.ops import Linear, Read, ReadQuant, no_int8
-from fastslow.engine.model.parts import Mixer, MixerModule
+from fastslow.engine.model.parts import Mixer, MixerModule, WeightReader
 
 
 @dataclass
-class DeviceReader(TorchReader):
-    """A `WeightReader` for accelerators: matrices as `PagedOps.pack` makes them, int8 ones [I, O], experts of a layer in
+class DeviceReader(WeightReader):
+    """For accelerators: matrices as `PagedOps.pack` makes them, int8 ones [I, O], experts of a layer in
     one tensor [E, I, O]."""
 
     kernels: PagedOps = field(kw_only=True)
@@ -39,8 +39,8 @@ class DeviceReader(TorchReader):
         found = super().norm(name, kind)
         return replace(found, weight=found.weight.to(self.dtype))
 
-    def head(self, tied_VH: Tensor | None) -> Linear:
-        return super().head(None) if tied_VH is None else Linear(self.kernels.pack(tied_VH))
+    def head(self, name: str, tied_VH: Tensor | None) -> Linear:
+        return super().head(name, None) if tied_VH is None else Linear(self.kernels.pack(tied_VH))
 
     def mixer(self, mixer: Mixer, prefix: str) -> MixerModule:
         if isinstance(mixer, GatedDelta):

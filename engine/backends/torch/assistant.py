@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastslow.engine.backends.torch.weights import TorchReader, Weights
+from fastslow.engine.backends.torch.weights import Weights
 from fastslow.engine.kv.state.layout import SharedState
 from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.base import check_step, inputs_of
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ops import wide
-from fastslow.engine.model.parts import padded
+from fastslow.engine.model.parts import WeightReader, padded
 from fastslow.engine.model.tensors import CENTROIDS, POST, PRE, TOKEN_ORDER
 from fastslow.engine.rows import Rows
 from fastslow.engine.types import Features, ModelOutput
@@ -24,7 +24,7 @@ NO_LOGIT = -1e30  # of tokens in other clusters: no probability, and a finite nu
 class ClusteredHead:
     """Logits of the tokens in the clusters whose centroids fit best; of all others NO_LOGIT."""
 
-    def __init__(self, config: ModelConfig, reader: TorchReader, embedding: Tensor) -> None:
+    def __init__(self, config: ModelConfig, reader: WeightReader, embedding: Tensor) -> None:
         assert config.assists is not None
         order = reader.read(TOKEN_ORDER).to(reader.device, torch.int64)
         if not torch.equal(order.sort().values, torch.arange(len(order), device=reader.device)):
@@ -48,7 +48,7 @@ class AssistantDecoder:
 
     heads = 1
 
-    def __init__(self, config: ModelConfig, reader: TorchReader, target: Weights) -> None:
+    def __init__(self, config: ModelConfig, reader: WeightReader, target: Weights) -> None:
         assert config.assists is not None
         self._own, self._target = Weights(config, reader), target
         self._pre, self._post = reader.matrix(PRE), reader.matrix(POST)

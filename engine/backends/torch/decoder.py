@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from fastslow.engine.backends.torch.mtp import MtpDecoder
-from fastslow.engine.backends.torch.weights import Weights
+from fastslow.engine.backends.torch.weights import LayeredModel, Weights
 from fastslow.engine.kv.state.storage import KVStorage
-from fastslow.engine.model.base import LayeredModel, check_step
+from fastslow.engine.model.base import check_step
 from fastslow.engine.model.parts import Step, padded
 from fastslow.engine.rows import Rows
 from fastslow.engine.types import ModelOutput

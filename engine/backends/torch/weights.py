@@ -2,136 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from math import prod
-from typing import Any
+from typing import Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from fastslow.engine.kv.state.storage import KVStorage
-from fastslow.engine.model.base import best_tokens
+from fastslow.engine.model.base import best_tokens, check_layers
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ffn.streams import WHOLE_NORM, StreamsModule
-from fastslow.engine.model.ffn.token_input import TABLE, PerLayerModule, Table, TokenInputModule
-from fastslow.engine.model.norms import (
-    Connection,
-    Norm,
-    NormModule,
-    RmsNorm,
-    Sublayer,
-    one_stream,
-    residual,
-    same,
-)
-from fastslow.engine.model.ops import (
-    Linear,
-    Ops,
-    QuantLinear,
-    Read,
-    ReadQuant,
-    no_int8,
-    soft_cap,
-    wide,
-)
-from fastslow.engine.model.parts import FfnModule, Mixer, MixerModule, Step
+from fastslow.engine.model.ffn.token_input import TABLE, PerLayerModule, TokenInputModule
+from fastslow.engine.model.norms import Connection, NormModule, Sublayer, one_stream, residual, same
+from fastslow.engine.model.ops import Linear, soft_cap, wide
+from fastslow.engine.model.parts import FfnModule, MixerModule, Step, WeightReader
 from fastslow.engine.model.shape import Layer, MtpLayer
 from fastslow.engine.model.tensors import EMBEDDING, HEAD
 from fastslow.engine.rows import Rows
 from fastslow.engine.types import Ints, ModelOutput
-
-
-@dataclass
-class TorchReader:
-    """A `WeightReader` for plain torch: tensors in `dtype` on `device`, matrices as `Ops.pack` makes them.
-
-    linear: gives matrices that are to run in int8, None for the others. rows: see `Checkpoint.table`. Matrices are
-    stacked and packed one by one as they are read, so that beside the finished ones no more than one lies in memory."""
-
-    ops: Ops
-    dtype: torch.dtype
-    device: torch.device
-    read: Read
-    linear: ReadQuant = no_int8
-    rows: Callable[[str], Table | None] | None = None
-    _buffer: Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._buffer = torch.empty(0, dtype=self.dtype, device=self.device)
-
-    def plain(self, *names: str, dtype: torch.dtype | None = None) -> Tensor:
-        parts = [self.read(name) for name in names]
-        shape = (sum(len(part) for part in parts), *parts[0].shape[1:])
-        whole = torch.empty(shape, dtype=dtype or self.dtype, device=self.device)
-        return _fill(whole, parts)
-
-    def norm(self, name: str, kind: Norm) -> NormModule:
-        """With an offset in float32, since 1 + x has few bits left for x."""
-        if isinstance(kind, RmsNorm) and kind.offset:
-            weight = self.plain(f"{name}.weight", dtype=wide(self.dtype))
-            return NormModule(self.ops, kind, weight.add_(kind.offset))
-        biased = not isinstance(kind, RmsNorm) and kind.bias
-        bias = self.plain(f"{name}.bias") if biased else None
-        return NormModule(self.ops, kind, self.plain(f"{name}.weight"), bias)
-
-    def table(self, name: str) -> Table:
-        """A matrix of which single rows are read."""
-        found = None if self.rows is None else self.rows(name)
-        return self.plain(name).cpu() if found is None else found
-
-    def matrix(self, *names: str, bias: bool = False) -> Linear:
-        added = self.plain(*(f"{name}.bias" for name in names)) if bias else None
-        weights = [f"{name}.weight" for name in names]
-        if (int8 := self.in_int8(weights)) is not None:
-            return int8._replace(bias=added)
-        return Linear(self._pack([self.read(name) for name in weights]), added)
-
-    def in_int8(self, names: Sequence[str]) -> Linear | None:
-        """The named matrices below each other, if they are all to run in int8."""
-        matrices = [m for name in names if (m := self.linear(name)) is not None]
-        if len(matrices) < len(names):
-            return None
-        whole = QuantLinear.stack(matrices)
-        scale = whole.scale_O.float().to(self.device)
-        return Linear(whole.weight_OI.to(self.device), None, scale)
-
-    def packed(self, weight_OI: Tensor, bias_O: Tensor | None = None) -> Linear:
-        return Linear(self._pack([weight_OI]), bias_O)
-
-    def head(self, tied_VH: Tensor | None) -> Linear:
-        """The model's head. tied: the embedding, where that is it."""
-        name = HEAD if tied_VH is None else EMBEDDING
-        if tied_VH is None or self.linear(name) is not None:
-            return self.matrix(name.removesuffix(".weight"))
-        return Linear(self.ops.pack(tied_VH))
-
-    def mixer(self, mixer: Mixer, prefix: str) -> MixerModule:
-        """The module of a mixer."""
-        return mixer.load(prefix, self)
-
-    def heads(self, weight_NOI: Tensor) -> Any:
-        return [self.packed(head.contiguous()) for head in weight_NOI]
-
-    def experts(self, prefixes: Sequence[str], sides: Sequence[str], bias: bool) -> Any:
-        each = [[f"{prefix}.{side}_proj" for side in sides] for prefix in prefixes]
-        return [self.matrix(*names, bias=bias) for names in each]
-
-    def _pack(self, parts: list[Tensor]) -> Tensor:
-        """Out of one reused buffer: a buffer for each would leave holes between the packed ones."""
-        shape = (sum(len(part) for part in parts), parts[0].shape[1])
-        if self._buffer.numel() < prod(shape):
-            self._buffer = self._buffer.new_empty(prod(shape))
-        whole = _fill(self._buffer[: prod(shape)].view(shape), parts)
-        packed = self.ops.pack(whole)
-        return whole.clone() if packed is whole else packed
-
-
-def _fill(whole: Tensor, parts: list[Tensor]) -> Tensor:
-    for place, part in zip(torch.split(whole, [len(part) for part in parts]), parts, strict=True):
-        place.copy_(part)
-    return whole
 
 
 @dataclass(slots=True)
@@ -149,7 +39,7 @@ class LayerModule:
     whole_norm: Sublayer = same
 
     @classmethod
-    def load(cls, layer: Layer, prefix: str, reader: TorchReader) -> LayerModule:
+    def load(cls, layer: Layer, prefix: str, reader: WeightReader) -> LayerModule:
         norms = {
             use: reader.norm(f"{prefix}.{name}", layer.norms.kind)
             for use, name in layer.norms.names.items()
@@ -203,7 +93,7 @@ class MtpWeights:
     norm: NormModule
 
     @classmethod
-    def load(cls, mtp: MtpLayer, reader: TorchReader) -> MtpWeights:
+    def load(cls, mtp: MtpLayer, reader: WeightReader) -> MtpWeights:
         names = mtp.embedding_norm, mtp.hidden_norm, mtp.norm
         embedding, hidden, last = (reader.norm(name, mtp.norms) for name in names)
         layer = LayerModule.load(mtp.layer, mtp.prefix, reader)
@@ -219,7 +109,7 @@ class MtpWeights:
 class Weights:
     """Weights of a config in the reader's dtype on its device, read by the names of `tensors.tensor_specs`."""
 
-    def __init__(self, config: ModelConfig, reader: TorchReader) -> None:
+    def __init__(self, config: ModelConfig, reader: WeightReader) -> None:
         self.config, self.ops, c = config, reader.ops, config
         self.dtype, self.device = reader.dtype, reader.device
         self.embedding = reader.plain(EMBEDDING)
@@ -235,7 +125,9 @@ class Weights:
             self.per_layer = part.load(reader, reader.table(TABLE))
         heads = () if c.mtp is None else c.mtp.heads
         self.mtp = [MtpWeights.load(head, reader) for head in heads]
-        self.head = reader.head(self.embedding if c.tie_word_embeddings else None)
+        self.head = reader.head(
+            *((EMBEDDING, self.embedding) if c.tie_word_embeddings else (HEAD, None))
+        )
 
     def step(self, rows: Rows) -> Step:
         """The rows as modules see them."""
@@ -262,3 +154,18 @@ class Weights:
             logits_MV *= scale
         best = best_tokens(logits_MV, rows.only_best | bool(cap))
         return ModelOutput(soft_cap(logits_MV, cap), seen, best)
+
+
+W = TypeVar("W", bound=Weights)
+
+
+class LayeredModel(Generic[W]):
+    """Base of decoders in torch: their weights, and which of the layers run (None = all)."""
+
+    def __init__(self, weights: W, layers: Sequence[int] | None = None) -> None:
+        self.weights = weights
+        self.config, self.dtype, self.device = weights.config, weights.dtype, weights.device
+        self.layers = check_layers(layers, range(len(weights.config.layers)))
+
+    def layer_subset(self, layers: Sequence[int]) -> Self:
+        return type(self)(self.weights, check_layers(layers, self.layers))

@@ -24,13 +24,14 @@ from fastslow.engine.backends.alike import grouped
 from fastslow.engine.backends.device import DeviceChoice, ops_for, paged_ops_for
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.backends.torch.decoder import Decoder
-from fastslow.engine.backends.torch.weights import TorchReader, Weights
+from fastslow.engine.backends.torch.weights import Weights
 from fastslow.engine.checkpoint.checkpoint import floats
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ffn.dense import DenseMlp
 from fastslow.engine.model.ffn.experts import RoutedExperts
 from fastslow.engine.model.ffn.router import Router
 from fastslow.engine.model.ops import ClampedSwiglu
+from fastslow.engine.model.parts import WeightReader
 from fastslow.engine.model.shape import Layer
 from fastslow.engine.rows import Rows, Segment
 
@@ -89,7 +90,7 @@ def ops(request: pytest.FixtureRequest) -> Iterator[PagedOps]:
 def load(config: ModelConfig, ops: PagedOps, dtype: torch.dtype = torch.float32) -> tuple[PagedDecoder, Decoder]:
     """The model, and plain torch in float64, which `test_families.py` holds against transformers."""
     read = random_table(config).__getitem__
-    plain = Decoder(Weights(config, TorchReader(ops_for("cpu"), torch.float64, CPU, read)))
+    plain = Decoder(Weights(config, WeightReader(ops_for("cpu"), torch.float64, CPU, read)))
     return PagedDecoder(Stacked(config, ops, dtype, CPU, read)), plain
 
 

@@ -26,8 +26,9 @@ from fastslow.engine.backends.accelerator.weights import Stacked
 from fastslow.engine.backends.device import DeviceChoice, ops_for, paged_ops_for
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.backends.torch.decoder import Decoder
-from fastslow.engine.backends.torch.weights import TorchReader, Weights
+from fastslow.engine.backends.torch.weights import Weights
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.parts import WeightReader
 
 CPU, DEVICES = torch.device("cpu"), ("cuda", *CHIPS)
 DENSE = {"first_k_dense_replace": 3, "num_nextn_predict_layers": 0}
@@ -46,7 +47,7 @@ def ops(request: pytest.FixtureRequest) -> Iterator[PagedOps]:
 
 
 def plain(config: ModelConfig, table: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> Decoder:
-    return Decoder(Weights(config, TorchReader(ops_for("cpu"), dtype, CPU, table.__getitem__)))
+    return Decoder(Weights(config, WeightReader(ops_for("cpu"), dtype, CPU, table.__getitem__)))
 
 
 @pytest.mark.parametrize(("name", "few", "ops"), pairwise([*CONFIGS], (False, True), DEVICES), indirect=["ops"])

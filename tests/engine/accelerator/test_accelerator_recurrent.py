@@ -23,9 +23,10 @@ from fastslow.engine.backends.accelerator.weights import Stacked
 from fastslow.engine.backends.device import DeviceChoice, ops_for, paged_ops_for
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.backends.torch.decoder import Decoder
-from fastslow.engine.backends.torch.weights import TorchReader, Weights
+from fastslow.engine.backends.torch.weights import Weights
 from fastslow.engine.model.base import kv_cache_for
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.parts import WeightReader
 from fastslow.engine.parallel.sharding import Parallel, RankShard, usual
 from fastslow.engine.params import SamplingParams
 
@@ -73,7 +74,7 @@ def read(name: str) -> tuple[ModelConfig, dict[str, Tensor]]:
 
 
 def plain(config: ModelConfig, table: dict[str, Tensor]) -> Decoder:
-    return Decoder(Weights(config, TorchReader(ops_for("cpu"), torch.float32, CPU, table.__getitem__)))
+    return Decoder(Weights(config, WeightReader(ops_for("cpu"), torch.float32, CPU, table.__getitem__)))
 
 
 def both(name: str, ops: PagedOps) -> tuple[PagedDecoder, Decoder]:

@@ -27,7 +27,7 @@ from fastslow.engine.backends.device import choose_device, paged_ops_for
 from fastslow.engine.backends.loader import DTYPES, load_model
 from fastslow.engine.backends.torch.decoder import Decoder
 from fastslow.engine.backends.torch.reference import ReferenceOps
-from fastslow.engine.backends.torch.weights import TorchReader, Weights
+from fastslow.engine.backends.torch.weights import Weights
 from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ffn.dense import DenseMlp
@@ -35,6 +35,7 @@ from fastslow.engine.model.ffn.experts import ExpertsModule, RoutedExperts
 from fastslow.engine.model.ffn.router import ExpertChoice, GroupRouter
 from fastslow.engine.model.mixers.grouped import GroupedModule
 from fastslow.engine.model.ops import Linear
+from fastslow.engine.model.parts import WeightReader
 
 ROOT = Path(__file__).parents[3]
 FILES = ("engine/backends/accelerator/npu.py", "engine/backends/accelerator/npu_310p.py")
@@ -111,7 +112,7 @@ def test_a_chips_own_dtype_errs_as_rounding_does(tmp_path: Path, chip: str, kind
     dtype = "float16" if chip == CHIPS[1] else "bfloat16"
     config = ModelConfig.from_folder(folder)
     with Checkpoint.open(folder, config).reader(progress=False) as read:
-        reader = TorchReader(ReferenceOps(), DTYPES[dtype], torch.device("cpu"), read)
+        reader = WeightReader(ReferenceOps(), DTYPES[dtype], torch.device("cpu"), read)
         weights = Weights(config, reader)
     plain = texts.logits(Decoder(weights), tokens)
     with simulated(chip, exact=False):
@@ -197,7 +198,7 @@ def test_the_routers_weights_are_not_rounded(name: str) -> None:
         down = torch.randn(1, 16, 32, generator=random).to(x.dtype)
         sides = (Linear(ops.pack_experts(x)) for x in (torch.cat((up, up)), torch.cat((down, -down))))
         kind = RoutedExperts(GroupRouter(2), 2, DenseMlp(16))
-        both = ExpertsModule(kind, ModuleOps(ops), Linear(router), *sides)
+        both = ExpertsModule(kind, ModuleOps(ops), Linear(router), next(sides), next(sides))
         experts = torch.tensor([[0, 1]] * 3, dtype=torch.int32)
         weights = torch.tensor([[0.5001, 0.5]] * 3)
         none = torch.zeros_like(x)
