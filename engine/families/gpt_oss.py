@@ -53,11 +53,8 @@ def read(raw: ConfigJson) -> DecoderShape:
     swiglu = ClampedSwiglu(raw.number("swiglu_alpha", 1.702), raw.number("swiglu_limit", 7.0))
     expert = DenseMlp(raw.width("intermediate_size"), swiglu, bias=True)
     ffn = RoutedExperts(Router("chosen", top_k, bias=True), raw.experts(experts), expert)
-
-    def one(n: int, layer: Layer) -> Layer:
-        return replace(layer, mixer=replace(mixer, window=windows[n], sink_logits=True))
-
-    shape = decoder(raw, Layer(mixer, ffn)).each(one)
+    each = (replace(mixer, window=window, sink_logits=True) for window in windows)
+    shape = decoder(raw, Layer(mixer, ffn)).mixing(each)
     return replace(shape, fused=("experts in turn",), renames=((".mlp.router.", ".mlp.gate."),))
 
 

@@ -45,13 +45,10 @@ def _smollm3(raw: ConfigJson) -> DecoderShape:
     usual = [FULL if turns[n] or not window else SLIDING for n in range(layers)]
     windows = windows_by_type(raw, window, usual)
     mixer = attending(raw, theta=2e6, bias="attention_bias")
-
-    def one(n: int, layer: Layer) -> Layer:
-        rope = mixer.rope if turns[n] else None
-        return replace(layer, mixer=replace(mixer, rope=rope, window=windows[n]))
-
+    ropes = [mixer.rope if turn else None for turn in turns]
+    each = (replace(mixer, rope=rope, window=window) for rope, window in zip(ropes, windows))
     ffn = feeding(raw, bias=raw.boolean("mlp_bias"))
-    return decoder(raw, Layer(mixer, ffn), tied=True).each(one)
+    return decoder(raw, Layer(mixer, ffn), tied=True).mixing(each)
 
 
 def _embedded(raw: ConfigJson) -> DecoderShape:

@@ -41,12 +41,8 @@ def _late_windows(raw: ConfigJson, mixer: GroupedAttention) -> DecoderShape:
     window = window_of(raw, 4096, switch=raw.boolean("use_sliding_window"))
     first = raw.count("max_window_layers", 28)
     usual = [SLIDING if window and n >= first else FULL for n in range(raw.layers)]
-    windows = windows_by_type(raw, window, usual)
-
-    def one(n: int, layer: Layer) -> Layer:
-        return replace(layer, mixer=replace(mixer, window=windows[n]))
-
-    return decoder(raw, Layer(mixer, feeding(raw))).each(one)
+    each = (replace(mixer, window=some) for some in windows_by_type(raw, window, usual))
+    return decoder(raw, Layer(mixer, feeding(raw))).mixing(each)
 
 
 def _qwen3(raw: ConfigJson) -> DecoderShape:

@@ -57,13 +57,10 @@ def _decoder(raw: ConfigJson, ffn: FeedForward, *fused: str) -> DecoderShape:
     every = raw.integer("full_attention_interval", 4)
     usual = [LINEAR if (n + 1) % every else FULL for n in range(raw.layers)]
     types = layer_types(raw, (LINEAR, FULL), usual)
-
-    def one(n: int, layer: Layer) -> Layer:
-        return replace(layer, mixer=delta if types[n] == LINEAR else attention)
-
+    each = (delta if kind == LINEAR else attention for kind in types)
     shape = decoder(raw, Layer(attention, ffn, LayerNorms(norm)), norm=norm)
     mtp = MtpLayer.apart(shape.layers[0], norm) if _drafts(raw) else None
-    return replace(shape.each(one), mtp=mtp, fused=fused, renames=RENAMES)
+    return replace(shape.mixing(each), mtp=mtp, fused=fused, renames=RENAMES)
 
 
 def _drafts(raw: ConfigJson) -> bool:

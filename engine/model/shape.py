@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -161,6 +161,11 @@ class DecoderShape:
     def each(self, change: Callable[[int, Layer], Layer]) -> Self:
         """The same with every layer changed by its number."""
         return replace(self, layers=tuple(map(change, range(len(self.layers)), self.layers)))
+
+    def mixing(self, mixers: Iterable[Mixer]) -> Self:
+        """The same with a mixer for each layer."""
+        each = zip(self.layers, mixers, strict=True)
+        return replace(self, layers=tuple(replace(layer, mixer=mixer) for layer, mixer in each))
 
     def each_head(self, change: Callable[[int, Layer], Layer]) -> Self:
         """The same with every MTP layer changed by its number, which goes on after the model's own."""

@@ -11,7 +11,7 @@ from fastslow.engine.backends.torch.mtp import MtpDecoder
 from fastslow.engine.backends.torch.weights import LayeredModel, Weights
 from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.base import check_step
-from fastslow.engine.model.parts import Step, padded
+from fastslow.engine.model.parts import padded
 from fastslow.engine.rows import Rows
 from fastslow.engine.types import ModelOutput
 
@@ -27,7 +27,7 @@ class Decoder(LayeredModel[Weights]):
     def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> ModelOutput:
         check_step(rows, kv, self.storage, features, self.layers)
         w, step = self.weights, self.weights.step(rows)
-        x_PH = self._start(step)
+        x_PH = w.embed(step.tokens)
         if w.per_layer is not None:
             step.token_inputs = w.per_layer(step.tokens, x_PH)
         if (streams := self.config.streams) is not None:  # each begins as the embedding
@@ -48,7 +48,3 @@ class Decoder(LayeredModel[Weights]):
     @cached_property
     def mtp(self) -> MtpDecoder | None:
         return MtpDecoder(self.weights) if self.weights.mtp else None
-
-    def _start(self, step: Step) -> Tensor:
-        """Embeddings [P, H]."""
-        return self.weights.embed(step.tokens)

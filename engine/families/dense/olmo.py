@@ -40,12 +40,8 @@ def _after(
     norm = norm_of(raw, 1e-5)
     mixer = replace(mixer, query_norm=norm, key_norm=norm)
     layer = Layer(mixer, feeding(raw), LayerNorms(norm, before=False, after=True))
-
-    def one(n: int, layer: Layer) -> Layer:
-        rope = ropes[windows[n] > 0]
-        return replace(layer, mixer=replace(mixer, window=windows[n], rope=rope))
-
-    return decoder(raw, layer, norm=norm).each(one)
+    each = (replace(mixer, window=window, rope=ropes[window > 0]) for window in windows)
+    return decoder(raw, layer, norm=norm).mixing(each)
 
 
 def _pattern(raw: ConfigJson, window: int) -> tuple[int, ...]:
