@@ -15,7 +15,6 @@ from fastslow.engine.backends.cpu.packed import Arena
 from fastslow.engine.backends.cpu.pieces.limits import unsupported
 from fastslow.engine.backends.torch.assistant import AssistantDecoder, ClusteredHead
 from fastslow.engine.backends.torch.decoder import Decoder
-from fastslow.engine.backends.torch.reference import ReferenceOps
 from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.host.files import about, is_file, read_object
 from fastslow.engine.host.gguf_file import is_gguf
@@ -23,6 +22,7 @@ from fastslow.engine.model.base import Model, MtpModel
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.family import architecture_in
 from fastslow.engine.model.mixers.grouped import GroupedAttention
+from fastslow.engine.model.ops import Ops
 from fastslow.engine.model.parts import WeightReader
 from fastslow.engine.model.shape import Layer
 from fastslow.engine.model.tensors import EMBEDDING, POST
@@ -76,7 +76,7 @@ def _on_kernels(
             memory = store.create(packed_path(), arena, sources, packed_path)
         kernels = AssistantKernels(config, formats, arena, memory, target)
         place = torch.device("cpu")
-        reader = WeightReader(ReferenceOps(), torch.float32, place, tensors.read)
+        reader = WeightReader(Ops(), torch.float32, place, tensors.read)
         head = None
         if config.assists is not None and config.assists.clusters:
             head = ClusteredHead(config, reader, tensors.read(EMBEDDING))

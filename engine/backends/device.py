@@ -71,9 +71,10 @@ def _named(device: str | torch.device) -> torch.device:
 
 def ops_for(kind: str) -> Ops:
     """The building blocks of `engine.backends.torch.decoder.Decoder` for a kind of device."""
-    from fastslow.engine.backends.torch.reference import OneDnnOps, ReferenceOps
+    from fastslow.engine.backends.torch.onednn import OneDnnOps
+    from fastslow.engine.model.ops import Ops
 
-    return OneDnnOps() if kind == "cpu" else ReferenceOps()
+    return OneDnnOps() if kind == "cpu" else Ops()
 
 
 def paged_ops_for(place: DeviceChoice) -> PagedOps:

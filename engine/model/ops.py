@@ -1,11 +1,11 @@
-"""Operations that a model needs of a device, which backends implement; and matrices in int8 with a scale per output,
+"""Operations of a model in plain torch, which backends make quicker; and matrices in int8 with a scale per output,
 rows with a scale per token, and their products in torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,12 @@ class ClampedSwiglu:
     limit: float = 7.0
 
 
+DTYPES = (
+    torch.float32,
+    torch.float64,
+    torch.bfloat16,
+)  # of products that libraries compute on the CPU
+GELU_SCALE, GELU_CUBE = 1.5957691216057308, 0.044715  # 2 * sqrt(2 / pi)
 ACTIVATIONS = "silu", "gelu_tanh"  # as kernels/model.h numbers them
 Activation = Literal["silu", "gelu_tanh"] | ClampedSwiglu
 """The inner rows of an MLP from gate and up: silu(gate) * up, gelu(gate) * up by tanh, or a clamped SwiGLU."""
@@ -177,19 +183,27 @@ class Dispatch:
     runs: Sequence[tuple[int, int, int]]
 
 
-class Ops(Protocol):
-    """The building blocks; `engine.backends.torch.reference` describes each. Letters: T rows, I in, O out.
+class Ops:
+    """The building blocks in plain torch, for any device and dtype: a row's bits never depend on the rows beside it.
+    Letters: T rows, I in, O out.
 
-    A row's bits never depend on the rows beside it."""
+    Three rules make it so. Matrix products see row counts that are multiples of `rows`, since
+    libraries switch to another kernel, and another rounding, for fewer. Sums over keys run inside
+    blocks of one fixed size and then block by block, so that keys a row does not see add exact
+    zeros. Elementwise functions whose rounding differs at the end of a vector are made
+    of functions that round alike everywhere. Plain products hold to this for sizes that are
+    multiples of 16, as those of real models are; odd ones were seen to differ in the last bit.
+    """
 
-    rows: int
+    rows = 4
     """Matrix products see row counts that are multiples of this."""
-
-    block: int
+    block = 128
     """Keys per attention block; one fixed number, since partial sums depend on it."""
+    at_once = 16  # rows of one product that MKL or oneDNN computes
 
     def pack(self, weight_OI: Tensor) -> Tensor:
         """The form of a weight that `linear` wants, in new memory or the same tensor."""
+        return weight_OI
 
     def linear(
         self,
@@ -197,20 +211,122 @@ class Ops(Protocol):
         weight_OI: Tensor,
         bias_O: Tensor | None = None,
         scale_O: Tensor | None = None,
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """x @ weight.T + bias, [T, O], in the dtype of x; the weight as `pack` gave it, or in int8 with its scales."""
+        count = x_TI.shape[0]
+        if missing := -count % self.rows:
+            x_TI = F.pad(x_TI, (0, 0, 0, missing))
+        return self._product(x_TI, Linear(weight_OI, bias_O, scale_O))[:count]
+
+    def _product(self, x_TI: Tensor, matrix: Linear) -> Tensor:
+        weight_OI, bias_O, scale_O = matrix
+        if scale_O is not None:
+            return int8_product(x_TI, QuantLinear(weight_OI, scale_O), bias_O)
+        if x_TI.device.type != "cpu" or x_TI.dtype not in DTYPES:
+            return F.linear(x_TI, weight_OI, bias_O)
+        return self._in_parts(x_TI, lambda part: F.linear(part, weight_OI, bias_O))
+
+    def _in_parts(self, x_TI: Tensor, product: Callable[[Tensor], Tensor]) -> Tensor:
+        """On Intel's chips MKL and oneDNN order sums by the number of rows: every product has the same number."""
+        count = x_TI.shape[0]
+        parts = F.pad(x_TI, (0, 0, 0, -count % self.at_once)).split(self.at_once)
+        return torch.cat([product(part) for part in parts])[:count]
+
+    def rms_norm(self, x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor:
+        """x / sqrt(mean(x^2) + eps), rounded to the dtype of x, then times weight.
+
+        Computed in float32 (float64 for float64). Zhang and Sennrich, arXiv 1910.07467.
+        """
+        x = x_TH.to(wide(x_TH.dtype))
+        scale = (x * x).mean(-1, keepdim=True).add_(eps).rsqrt_()
+        return (x * scale).to(x_TH.dtype).mul_(weight_H)
+
+    def gated(self, gate_up_T2F: Tensor, activation: Activation) -> Tensor:
+        """act(gate) * up for [T, 2F] = (gate | up), giving [T, F] in the same dtype.
+
+        Computed in float32 (float64 for float64) and rounded once. gelu by tanh is
+        x * sigmoid(2 * sqrt(2 / pi) * (x + 0.044715 x^3)).
+        """
+        gate, up = gate_up_T2F.to(wide(gate_up_T2F.dtype)).chunk(2, -1)
+        if isinstance(activation, ClampedSwiglu):
+            limit = activation.limit
+            gate, up = gate.clamp(max=limit), up.clamp(-limit, limit) + 1
+            inner = gate.mul(-activation.alpha)
+        elif activation == "gelu_tanh":
+            inner = (gate * gate).mul_(GELU_CUBE).add_(1).mul_(gate).mul_(-GELU_SCALE)
+        elif activation == "silu":
+            inner = gate.neg()
+        else:
+            raise ValueError(f"activation={activation!r} does not run in plain torch")
+        return inner.exp_().add_(1).reciprocal_().mul_(gate).mul_(up).to(gate_up_T2F.dtype)
+
+    def rotate(self, x_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor:
+        """Half-split rotary embedding; the sines come with their first half negated."""
+        return (x_TND * cos_T1D).add_(x_TND.roll(x_TND.shape[-1] // 2, -1).mul_(sin_T1D))
 
     def of_heads(self, x_TNI: Tensor, matrices: Any) -> Tensor:
         """[T, N, O] of the rows of N heads, each by its own matrix, as `WeightReader.heads` gave them."""
-
-    def rms_norm(self, x_TH: Tensor, weight_H: Tensor, eps: float) -> Tensor: ...
-
-    def gated(self, gate_up_T2F: Tensor, activation: Activation) -> Tensor: ...
-
-    def rotate(self, x_TND: Tensor, cos_T1D: Tensor, sin_T1D: Tensor) -> Tensor: ...
+        each = zip(x_TNI.unbind(1), matrices, strict=True)
+        return torch.stack([self.linear(x.contiguous(), *matrix) for x, matrix in each], 1)
 
     def attend(
         self, q_LPHD: Tensor, k_SKD: Tensor, v_SKD: Tensor, keys: Keys, front: RowFront = NO_FRONT
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """Softmax attention of L lines of P rows, each line over its own keys: [L, P, H * width of values].
+
+        q is float32 (float64 for float64) and already scaled; k and v are a layer's whole cache,
+        [slots, kv_heads, width] in the model's dtype. P is a multiple of `rows`.
+        """
+        lines, rows, heads, dim = q_LPHD.shape
+        kv_heads, width = v_SKD.shape[1:]
+        group = rows * (heads // kv_heads)
+        bias = keys.bias
+        k = self._gather(k_SKD, keys.slots, lines, bias.shape[2], q_LPHD.dtype)
+        v = self._gather(v_SKD, keys.slots, lines, bias.shape[2], q_LPHD.dtype)
+        if (first := front.sinks) is not None:
+            k, v = _after_sinks(first.k, k), _after_sinks(first.v, v)
+            before = first.bias.expand(lines, -1, -1, group, -1)
+            bias = torch.cat((before, bias.expand(lines, -1, -1, -1, -1)), 2)
+        blocks = bias.shape[2]
+        k, v = k.view(-1, self.block, dim), v.view(-1, self.block, width)
+        q = q_LPHD.view(lines, rows, kv_heads, -1, dim).transpose(1, 2)
+        q = q.reshape(lines, kv_heads, 1, group, dim).expand(-1, -1, blocks, -1, -1)
+        scores = torch.bmm(q.reshape(-1, group, dim), k.transpose(1, 2))
+        scores = soft_cap(scores, front.score_cap)
+        scores = scores.view(lines, kv_heads, blocks, group, self.block).add_(bias)
+        top = scores.amax((2, 4), keepdim=True)
+        if front.sink_logits is not None:
+            sinks = front.sink_logits.view(kv_heads, 1, -1).expand(-1, rows, -1)
+            sinks = sinks.reshape(1, kv_heads, 1, group, 1)
+            top = torch.maximum(top, sinks)
+        mass = scores.sub_(top).exp_()
+        totals = mass.sum(-1, keepdim=True)
+        parts = torch.bmm(mass.view(-1, group, self.block), v)
+        parts = parts.view(lines, kv_heads, blocks, group, width)
+        out, total = parts[:, :, 0], totals[:, :, 0]
+        for i in range(1, blocks):
+            out += parts[:, :, i]
+            total += totals[:, :, i]
+        if front.sink_logits is not None:
+            total = total + (sinks - top).exp_()[:, :, 0]
+        out = (out / total).view(lines, kv_heads, rows, -1, width)
+        return out.transpose(1, 2).reshape(lines, rows, heads * width)
+
+    def _gather(
+        self, cache_SKD: Tensor, slots: slice | Tensor, lines: int, blocks: int, dtype: torch.dtype
+    ) -> Tensor:
+        """The lines' keys or values, [lines, kv_heads, blocks * block, D]."""
+        _, kv_heads, dim = cache_SKD.shape
+        size = blocks * self.block
+        out = cache_SKD.new_empty(lines, kv_heads, size, dim, dtype=dtype)
+        if isinstance(slots, slice):
+            run = cache_SKD[slots].transpose(0, 1)
+            out[0, :, : run.shape[1]].copy_(run)
+            out[0, :, run.shape[1] :].zero_()
+        else:
+            picked = cache_SKD.index_select(0, slots).view(lines, size, kv_heads, dim)
+            out.copy_(picked.transpose(1, 2))
+        return out
 
     def experts(
         self,
@@ -219,4 +335,16 @@ class Ops(Protocol):
         down: Sequence[Linear],
         activation: Activation,
         dispatch: Dispatch,
-    ) -> Tensor: ...
+    ) -> Tensor:
+        """Every sorted row through its own expert's gated MLP: [R, H], in the dtype of x."""
+        x_RH = x_TH.index_select(0, dispatch.rows)
+        h_RF = self.gated(self._grouped(x_RH, gate_up, dispatch), activation)
+        return self._grouped(h_RF, down, dispatch)
+
+    def _grouped(self, x_RI: Tensor, matrices: Sequence[Linear], dispatch: Dispatch) -> Tensor:
+        return torch.cat([self._product(x_RI[i:j], matrices[e]) for e, i, j in dispatch.runs])
+
+
+def _after_sinks(sinks_KFD: Tensor, own_LKSD: Tensor) -> Tensor:
+    """[L, kv_heads, F + S, D]: the sinks, and then each line's own."""
+    return torch.cat((sinks_KFD.to(own_LKSD.dtype).expand(len(own_LKSD), -1, -1, -1), own_LKSD), 2)

@@ -13,7 +13,6 @@ from fastslow.engine.backends.cpu.formats import Formats, Sources
 from fastslow.engine.backends.cpu.kv import Int8Tiles, TiledStorage
 from fastslow.engine.backends.cpu.packed import Arena
 from fastslow.engine.backends.torch.decoder import Decoder
-from fastslow.engine.backends.torch.reference import ReferenceOps
 from fastslow.engine.backends.torch.weights import Weights
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ffn.dense import DenseMlp
@@ -24,7 +23,7 @@ from fastslow.engine.model.ffn.token_input import TABLE, PerLayerEmbedding, Toke
 from fastslow.engine.model.mixers.grouped import GroupedAttention
 from fastslow.engine.model.mixers.rope import Rope, RopeScaling
 from fastslow.engine.model.norms import LayerNorms, RmsNorm
-from fastslow.engine.model.ops import no_int8
+from fastslow.engine.model.ops import Ops, no_int8
 from fastslow.engine.model.parts import WeightReader
 from fastslow.engine.model.shape import Layer
 from fastslow.engine.model.tensors import tensor_specs
@@ -91,7 +90,7 @@ def weights(config: ModelConfig, seed: int = 0) -> dict[str, Tensor]:
 
 
 def on_torch(config: ModelConfig, table: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> Decoder:
-    reader = WeightReader(ReferenceOps(), dtype, torch.device("cpu"), table.__getitem__)
+    reader = WeightReader(Ops(), dtype, torch.device("cpu"), table.__getitem__)
     return Decoder(Weights(config, reader))
 
 

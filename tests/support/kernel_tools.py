@@ -13,9 +13,8 @@ from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.compiled import structures
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.backends.loader import load_model
-from fastslow.engine.backends.torch.reference import ReferenceOps
 from fastslow.engine.model.base import Model
-from fastslow.engine.model.ops import Linear
+from fastslow.engine.model.ops import Linear, Ops
 
 # A router's near tie would change more than any rounding.
 ALL_CHOSEN = {family: {"num_experts_per_tok": 8} for family in ("qwen3_moe", "gpt_oss")}
@@ -40,15 +39,15 @@ compiled = pytest.mark.skipif(not wanted(), reason="no compiler, or the kernels 
 def check_error(model: Model, plain: Path, tokens: Sequence[int], weights: bool, patch: pytest.MonkeyPatch) -> None:
     """A model's error is that of products of its weights, in float64, whose inputs are rounded to int8; where
     these, or the weights, were twice as coarse, it would be about twice that. weights: they are rounded, too."""
-    exactly, product = load_model(plain, "float64", "cpu"), ReferenceOps._product
+    exactly, product = load_model(plain, "float64", "cpu"), Ops._product
 
-    def rounded(ops: ReferenceOps, x_TI: Tensor, matrix: Linear) -> Tensor:
+    def rounded(ops: Ops, x_TI: Tensor, matrix: Linear) -> Tensor:
         weight_OI = _in_int8(matrix.weight) if weights else matrix.weight
         return product(ops, _in_int8(x_TI), matrix._replace(weight=weight_OI))
 
     exact = texts.logits(exactly, tokens).log_softmax(-1)
     found = texts.logits(model, tokens).double().log_softmax(-1)
-    patch.setattr(ReferenceOps, "_product", rounded)
+    patch.setattr(Ops, "_product", rounded)
     coarse = texts.logits(exactly, tokens).log_softmax(-1)
     error, usual = ((x - exact).square().mean().sqrt() for x in (found, coarse))
     assert 0 < error < 1.3 * usual, f"{error:.4f} where {usual:.4f} is usual"

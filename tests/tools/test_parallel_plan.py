@@ -15,8 +15,8 @@ from refusals import refused
 
 from fastslow.engine.backends.alike import AlikeLayers
 from fastslow.engine.backends.device import ops_for
-from fastslow.engine.backends.torch.reference import ReferenceOps
 from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.ops import Ops
 from fastslow.engine.model.tensor_spec import ShardAxis
 from fastslow.engine.model.tensors import parameters, tensor_specs
 from fastslow.engine.parallel.decoder import ShardReader, shard_weights
@@ -82,7 +82,7 @@ def part_on_meta(place: RankShard) -> tuple[int, int]:
         return found
 
     meta = torch.device("meta")
-    made = shard_weights(place, ReferenceOps(), torch.bfloat16, meta, ShardReader(place, read))
+    made = shard_weights(place, Ops(), torch.bfloat16, meta, ShardReader(place, read))
     return weight_bytes(made), sum(sizes)
 
 

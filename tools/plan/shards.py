@@ -9,7 +9,7 @@ from math import prod
 import torch
 
 from fastslow.engine.backends.device import choose_device
-from fastslow.engine.backends.torch.reference import packable
+from fastslow.engine.backends.torch.onednn import packable
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ops import wide
 from fastslow.engine.parallel.decoder import specs_of

@@ -12,17 +12,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastslow.engine.backends.alike import AlikeLayers
-from fastslow.engine.backends.torch.reference import ReferenceOps
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ffn.dense import DenseMlp
 from fastslow.engine.model.ffn.experts import RoutedExperts
 from fastslow.engine.model.ffn.router import GroupRouter, choose
 from fastslow.engine.model.mixers.grouped import GroupedAttention
 from fastslow.engine.model.norms import LayerNorms, NormModule, RmsNorm, residual, same
+from fastslow.engine.model.ops import Ops
 from fastslow.engine.model.shape import Layer
 
 ROUTER = "mlp.gate"
-OPS = ReferenceOps()
+OPS = Ops()
 Tensors = dict[str, Tensor]  # of a layer, names without "model.layers.N."
 # A matrix of a layer ("self_attn.q_proj") times rows [N, I], without the bias.
 Product = Callable[[str, Tensor], Tensor]

@@ -13,11 +13,10 @@ from torch.nn import functional as F
 
 from fastslow.engine.backends.accelerator.kv import BlockStorage, BlockTables
 from fastslow.engine.backends.alike import ACCELERATORS, AlikeLayers
-from fastslow.engine.backends.torch.reference import ReferenceOps
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ffn.experts import ExpertsModule
 from fastslow.engine.model.ffn.router import ExpertChoice
-from fastslow.engine.model.ops import Activation, ClampedSwiglu, Linear, wide
+from fastslow.engine.model.ops import Activation, ClampedSwiglu, Linear, Ops, wide
 from fastslow.engine.types import Ints
 
 
@@ -278,7 +277,7 @@ def only_run(rows_RH: Tensor, count: Tensor) -> Tensor:
     return rows_RH.masked_fill((place_R >= count)[:, None], 0)
 
 
-class ModuleOps(ReferenceOps):
+class ModuleOps(Ops):
     """The device's products and norms, for modules of plain torch."""
 
     rows = 1

@@ -26,7 +26,6 @@ from fastslow.engine.backends.accelerator.ops import ModuleOps
 from fastslow.engine.backends.device import choose_device, paged_ops_for
 from fastslow.engine.backends.loader import DTYPES, load_model
 from fastslow.engine.backends.torch.decoder import Decoder
-from fastslow.engine.backends.torch.reference import ReferenceOps
 from fastslow.engine.backends.torch.weights import Weights
 from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.model.config import ModelConfig
@@ -34,7 +33,7 @@ from fastslow.engine.model.ffn.dense import DenseMlp
 from fastslow.engine.model.ffn.experts import ExpertsModule, RoutedExperts
 from fastslow.engine.model.ffn.router import ExpertChoice, GroupRouter
 from fastslow.engine.model.mixers.grouped import GroupedModule
-from fastslow.engine.model.ops import Linear
+from fastslow.engine.model.ops import Linear, Ops
 from fastslow.engine.model.parts import WeightReader
 
 ROOT = Path(__file__).parents[3]
@@ -112,7 +111,7 @@ def test_a_chips_own_dtype_errs_as_rounding_does(tmp_path: Path, chip: str, kind
     dtype = "float16" if chip == CHIPS[1] else "bfloat16"
     config = ModelConfig.from_folder(folder)
     with Checkpoint.open(folder, config).reader(progress=False) as read:
-        reader = WeightReader(ReferenceOps(), DTYPES[dtype], torch.device("cpu"), read)
+        reader = WeightReader(Ops(), DTYPES[dtype], torch.device("cpu"), read)
         weights = Weights(config, reader)
     plain = texts.logits(Decoder(weights), tokens)
     with simulated(chip, exact=False):

@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastslow.engine.backends.torch import reference
-from fastslow.engine.backends.torch.reference import OneDnnOps, ReferenceOps
+from fastslow.engine.backends.torch.onednn import OneDnnOps
 from fastslow.engine.model.ops import Ops
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float64: 1e-12}
 
 
-@pytest.fixture(params=[OneDnnOps, ReferenceOps])
+@pytest.fixture(params=[OneDnnOps, Ops])
 def ops(request: pytest.FixtureRequest) -> Ops:
     made: Ops = request.param()
     return made

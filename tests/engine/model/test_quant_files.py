@@ -20,12 +20,11 @@ from fastslow.engine.backends.cpu import library
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.backends.torch.decoder import Decoder
-from fastslow.engine.backends.torch.reference import ReferenceOps
 from fastslow.engine.checkpoint.checkpoint import Checkpoint
 from fastslow.engine.checkpoint.quantised import QuantKind, Scheme
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.mixers.grouped import GroupedModule
-from fastslow.engine.model.ops import QuantLinear, int8_product, quantise_tokens
+from fastslow.engine.model.ops import Ops, QuantLinear, int8_product, quantise_tokens
 
 DESCRIPTION = "quant_model_description.json"
 
@@ -105,7 +104,7 @@ def test_torch_multiplies_whole_numbers(w8a8: Path, monkeypatch: pytest.MonkeyPa
     exact = whole.double() * steps[:, None] * matrix.scale_O + bias
     found = int8_product(x, matrix, bias)
     assert torch.allclose(found.double(), exact, rtol=1e-6, atol=1e-6)
-    ops = ReferenceOps()
+    ops = Ops()
     assert torch.equal(ops.linear(x[2:3], matrix.weight_OI, bias, matrix.scale_O), found[2:3])
     model = load_model(w8a8, quantization="auto")
     assert isinstance(model, Decoder)
