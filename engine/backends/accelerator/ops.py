@@ -51,16 +51,6 @@ class Graph(Protocol):
         call of `attend`, in order."""
 
 
-class Event(Protocol):
-    """A mark among what the device has to do."""
-
-    def record(self) -> None:
-        """Set it after all that the device was given so far."""
-
-    def synchronize(self) -> None:
-        """Wait until the device has come to it."""
-
-
 class PagedOps(ABC):
     """The kernels of a device. Letters: T rows, I in, O out, E experts, G groups, D width of a head.
 
@@ -107,11 +97,11 @@ class PagedOps(ABC):
         memory = torch.zeros(size, dtype=torch.int8)
         return memory.pin_memory() if self._on_device else memory
 
-    def event(self) -> Event | None:
+    def event(self) -> torch.Event | None:
         """A mark after all that the device was given so far; None: it has done all of it."""
         if not self._on_device:
             return None
-        mark: Event = self.runtime.Event()
+        mark: torch.Event = self.runtime.Event()
         mark.record()
         return mark
 

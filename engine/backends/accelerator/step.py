@@ -18,7 +18,7 @@ from fastslow.engine.backends.accelerator.kv import (
     BlockTables,
     attention_layout,
 )
-from fastslow.engine.backends.accelerator.ops import Event, PagedOps
+from fastslow.engine.backends.accelerator.ops import PagedOps
 from fastslow.engine.backends.alike import ACCELERATORS, AlikeLayers
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.mixers.grouped import GroupedAttention
@@ -40,7 +40,7 @@ class Staging:
     def __init__(self, ops: PagedOps) -> None:
         self._ops = ops
         self._host: Tensor | None = None
-        self._read: Event | None = None
+        self._read: torch.Event | None = None
 
     def send(self, tensors: Sequence[Tensor], memory: Tensor) -> list[Tensor]:
         """Copy tensors of the host into `memory`, int8 of at least `room` on the device; the same

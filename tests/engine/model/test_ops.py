@@ -10,7 +10,7 @@ from pairs import pairwise
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastslow.engine.backends.torch import reference
+from fastslow.engine.backends.torch import onednn
 from fastslow.engine.backends.torch.onednn import OneDnnOps
 from fastslow.engine.model.ops import Ops
 
@@ -69,7 +69,7 @@ def test_silu_of_large_values_does_not_overflow(ops: Ops) -> None:
 
 
 def test_without_onednn_plain_products_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reference, "packable", lambda dtype: False)
+    monkeypatch.setattr(onednn, "packable", lambda dtype: False)
     weight, x = torch.randn(8, 16), torch.randn(4, 16)
     assert OneDnnOps().pack(weight) is weight
     assert torch.equal(OneDnnOps().linear(x, weight), F.linear(x, weight))
