@@ -45,9 +45,9 @@ from fastslow.engine.host.gguf_file import drafts_beside, is_gguf
 from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.base import Model
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.ffn.token_input import TABLE, Table
+from fastslow.engine.model.ffn.token_input import TABLE
 from fastslow.engine.model.ops import no_int8
-from fastslow.engine.model.parts import WeightReader
+from fastslow.engine.model.parts import Table, WeightReader
 from fastslow.engine.model.tensors import mtp_shapes
 
 W8A8 = "w8a8"

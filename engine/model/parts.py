@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -22,9 +22,6 @@ from fastslow.engine.model.ops import Linear, Ops, QuantLinear, Read, ReadQuant,
 from fastslow.engine.model.tensor_spec import TensorSpec
 from fastslow.engine.rows import Rows
 from fastslow.engine.types import Ints
-
-if TYPE_CHECKING:
-    from fastslow.engine.model.ffn.token_input import Table
 
 T = TypeVar("T")
 
@@ -98,6 +95,13 @@ def as_run(slots: Ints) -> slice | None:
 def too_small(**sizes: int) -> Iterator[str]:
     """Yield a sentence for each size below 1."""
     yield from (f"{name} {size} must be at least 1" for name, size in sizes.items() if size < 1)
+
+
+class Table(Protocol):
+    """A matrix of which single rows are read."""
+
+    def __getitem__(self, rows: Tensor, /) -> Tensor:
+        """Rows i64 [n] as [n, elements], in the dtype of the file."""
 
 
 @dataclass

@@ -38,14 +38,13 @@ from fastslow.engine.checkpoint.row_file import OpenFile
 from fastslow.engine.model.base import MtpModel, check_layers, check_step
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ffn.streams import Streams
-from fastslow.engine.model.ffn.token_input import Table
 from fastslow.engine.model.mixers.delta import GatedDelta
 from fastslow.engine.model.mixers.grouped import GroupedAttention
 from fastslow.engine.model.mixers.latent import LatentAttention
 from fastslow.engine.model.mixers.rope import Rotary
 from fastslow.engine.model.mixers.short_conv import ShortConv
 from fastslow.engine.model.ops import ACTIVATIONS, Activation, ClampedSwiglu
-from fastslow.engine.model.parts import Mixer
+from fastslow.engine.model.parts import Mixer, Table
 from fastslow.engine.rows import Rows
 from fastslow.engine.types import Floats, Ints, ModelOutput
 

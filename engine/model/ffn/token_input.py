@@ -8,25 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fastslow.engine.model.norms import NormModule, RmsNorm, norm_tensors
 from fastslow.engine.model.ops import Activation, Linear, Ops
-from fastslow.engine.model.parts import WeightReader, too_small
+from fastslow.engine.model.parts import Table, WeightReader, too_small
 from fastslow.engine.model.tensor_spec import TensorSpec, linear
 
 TABLE, PROJECTION = "model.embed_tokens_per_layer.weight", "model.per_layer_model_projection"
 PROJECTION_NORM = "model.per_layer_projection_norm"
-
-
-class Table(Protocol):
-    """A matrix of which single rows are read."""
-
-    def __getitem__(self, rows: Tensor, /) -> Tensor:
-        """Rows i64 [n] as [n, elements], in the dtype of the file."""
 
 
 @dataclass(frozen=True, slots=True)
