@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from engine_tools import Ask, Bench, OracleDraft, answer
+from head_tools import View
 from recurrent_model import LAYOUT, VOCAB, RecurrentModel
 
 from fastslow.draft.model.draft import ModelDraft
@@ -127,6 +128,9 @@ def test_a_draft_models_states_are_those_of_plain_decoding() -> None:
     asked = bench.run([Ask(tuple(random.choices(range(3, VOCAB), k=9)), params, "own", 9) for _ in range(6)])
     assert small.run > 150 and not (small.wrong or model.wrong)
     assert sum(request.spec_stats.accepted for request in asked) > 20
+    drafter, text = ModelDraft(small, own), View(99, random.choices(range(3, VOCAB), k=9))
+    once, twice = (drafter.propose([text], [4])[0].tokens for _ in range(2))
+    assert len(once) == 4 and once == twice and not small.wrong, "the last token is not folded in: it runs again"
 
 
 @pytest.mark.parametrize(
