@@ -173,20 +173,17 @@ class KVCache:
         table = self._tables[request]
         return min(table.room, table.folded + self.unfolded)
 
-    def running(
-        self, request: int, rows: Sequence[int], fold_to: int, before: Sequence[int] | None = None
-    ) -> RunningRows | None:
+    def running(self, request: int, rows: Sequence[int], fold_to: int) -> RunningRows | None:
         """Plan a forward's work on the request's running states; None: the layout has none. It must run, once.
 
         rows: the positions that it writes, ascending. fold_to: rows of all positions below are final, as those of a
-        text that is read, and are folded in if they are these rows or come before them. before: of a draft that hangs
-        on a draft, the positions just before, in order; all before these count, too. Such rows fold nothing.
+        text that is read, and are folded in if they are these rows or come before them.
         Raises ValueError for rows that are folded in already, and for too many that are not.
         """
         table = self._tables[request]
         if (places := self._ranks[table.rank].places) is None:
             return None
-        return places.rows(table, rows, fold_to, before)
+        return places.rows(table, rows, fold_to)
 
     def place(self, request: int) -> int:
         """Where the request's running states are; -1: it has none."""

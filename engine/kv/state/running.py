@@ -190,15 +190,12 @@ class StatePlaces:
                     self.states.copy(place, self.snapshots[page])
                     self._give(place)
 
-    def rows(
-        self, table: PageTable, rows: Sequence[int], fold_to: int, before: Sequence[int] | None
-    ) -> RunningRows:
+    def rows(self, table: PageTable, rows: Sequence[int], fold_to: int) -> RunningRows:
         """See `KVCache.running`."""
         folded, first = table.folded, rows[0]
-        text = range(folded, before[0] if before else first)
-        earlier = [*text, *(before or ())]
+        earlier = range(folded, first)
         folds = stable = 0
-        if before is None and fold_to >= first:
+        if fold_to >= first:
             folds, stable = len(earlier), min(fold_to, rows[-1] + 1) - first
         after = folded + folds + stable
         if first < folded or rows[-1] - after >= UNFOLDED:
