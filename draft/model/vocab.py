@@ -81,8 +81,8 @@ class SharedTokens(VocabMap):
         first = {theirs: ours for ours, theirs in sorted(special.items(), reverse=True)}
         pairs |= {ours: theirs for theirs, ours in first.items()}
         self._ids = dict(sorted(pairs.items()))
-        self._targets = torch.tensor(list(self._ids))
-        self._sources = torch.tensor(list(self._ids.values()))
+        self._targets = torch.tensor(list(self._ids), dtype=torch.long)
+        self._sources = torch.tensor(list(self._ids.values()), dtype=torch.long)
         self._texts: dict[int, tuple[list[int], int]] = {}  # own tokens, target tokens read
         self._encoded: dict[int, list[int]] = {t: [o] for t, o in (self._ids | special).items()}
 

@@ -117,11 +117,12 @@ def test_tokens_in_common_are_drafted_end_to_end(texts: dict[str, Tokenizer]) ->
     assert not kv.requests
 
 
-def test_a_request_of_nothing_but_unknown_marks() -> None:
-    target, own = Pieces(["<x>", "a"], ["<x>"]), Pieces(["a", "b"])
-    model: Any = Speaker(own, [0, 1])
-    drafter = ModelDraft(model, OwnKV(cache_for(model)), vocab_map=SharedTokens(target, own, 2))
-    assert not drafter.propose([request([0, 0])], [3])[0].tokens
+def test_texts_that_the_draft_model_cannot_read_or_go_on_with() -> None:
+    target, own, strange = Pieces(["<x>", "a"], ["<x>"]), Pieces(["a", "b"]), Pieces(["b", "c"])
+    for theirs, text in ((own, [0, 0]), (strange, [1, 1])):
+        model: Any = Speaker(theirs, [0, 1])
+        drafter = ModelDraft(model, OwnKV(cache_for(model)), vocab_map=SharedTokens(target, theirs, 2))
+        assert not drafter.propose([request(text)], [3])[0].tokens
 
 
 def test_the_law_of_tokens_in_common() -> None:
