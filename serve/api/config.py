@@ -154,7 +154,7 @@ class ModelArguments(Params):
         MODEL, "file space for cached prefixes that memory has no room for, as 2GiB"
     )
     max_model_len: int | None = _option(
-        MODEL, "most tokens of prompt plus answer; default: all it can"
+        MODEL, "most tokens of prompt plus answer; default: all that it can and has room for"
     )
     prompt_rows: int = _option(MODEL, "most rows of prompts read in one step", 512, ge=1)
     prefix_caching: bool = _option(MODEL, "share keys and values of prompts that start alike", True)

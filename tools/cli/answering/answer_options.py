@@ -91,10 +91,6 @@ class AnswerOptions(ModelOptions):
         """Keyword arguments of `LLM`."""
         return {**super().arguments, "parallel": self.parallel}
 
-    def context(self, llm: LLM) -> int:
-        """Most tokens of a prompt and its answer."""
-        return self.options.max_model_len or llm.model.config.context
-
     def conversation(self) -> list[dict[str, str]]:
         """The start of a chat."""
         return [] if self.system is None else [{"role": "system", "content": self.system}]

@@ -179,7 +179,7 @@ class Chat:
             answer.add(piece)
             if piece.output is not None:
                 answer.end()
-                said = figures(piece.output, self._options.context(self._llm))
+                said = figures(piece.output, self._llm.max_model_len)
                 errors().print(said, style="dim")
                 if "cut by the context" in said:
                     self._drop(turns)  # which leaves the next answer more room

@@ -90,7 +90,7 @@ def _stream(llm: LLM, asked: Prompt, options: GenerateCommand) -> None:
         got = {name: getattr(answer, name) for name in ("text", "reasoning", "token_ids")}
         write_json({**got, "finish_reason": "cancelled"})
     elif output is not None:
-        errors().print(figures(output, options.context(llm)), style="dim")
+        errors().print(figures(output, llm.max_model_len), style="dim")
     if output is None:
         raise KeyboardInterrupt
 
@@ -109,7 +109,7 @@ def _answer_often(llm: LLM, asked: Prompt, options: GenerateCommand) -> None:
         answer.add(Piece(reasoning=choice.reasoning))
         answer.add(Piece(choice.text))
         answer.end()
-        errors().print(figures(choice, options.context(llm)), style="dim")
+        errors().print(figures(choice, llm.max_model_len), style="dim")
 
 
 def _answer_file(file: Path, options: GenerateCommand) -> None:
