@@ -23,7 +23,7 @@ from fastslow.engine.rows import Rows, Segment
 pytestmark = compiled
 ODD: dict[str, Any] = {
     "index_topk": 300,
-    "hidden_size": 542,
+    "hidden_size": 546,
     "mhc_recur_norm": 3,
     "router_sliding_window": 5,
     "param_sink_number": 270,

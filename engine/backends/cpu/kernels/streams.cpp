@@ -154,7 +154,7 @@ void write_streams(Step& step, int thread, const float* norm, int& phase, Stream
         const float* given = step.columns(step.model.space.moved, row, 0);
         const vf scale = splat(norm_scale(given, s.hidden, own.width, s.eps));
         for (int k = first; k < first + count; k += W) {
-            const vf y = load<vf>(given + k) * scale * load_some(norm + k, s.hidden - k);
+            const vf y = load<vf>(given + k) * scale * load_some(norm + k, std::max(s.hidden - k, 0));
             vf old[STREAMS];
             for (int r = 0; r < STREAMS; r++) old[r] = load<vf>(own.at(r, k));
             for (int c = 0; c < STREAMS; c++) {
