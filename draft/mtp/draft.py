@@ -15,7 +15,7 @@ from fastslow.engine.kv.cache import KVCache
 from fastslow.engine.kv.state.layout import UNFOLDED
 from fastslow.engine.model.base import Model
 from fastslow.engine.rows import RunningRows, Segment
-from fastslow.engine.types import AcceptResult, Features, Ints, RequestView
+from fastslow.engine.types import AcceptResult, Features, Ints, RequestView, Tree
 
 MAX_WAITING = 64  # rows of a text that is not drafted for; then they run in any case
 
@@ -85,6 +85,12 @@ class MtpText(DraftedText):
     def last(self) -> int:
         return len(self.paths) - 1
 
+    def heads(self, most: int) -> int:
+        """Count the heads, up to `most`, that have all rows which a draft needs; `most` where the last one has. After a
+        rest a later head lacks some at first: it reads what the head before made of earlier tokens."""
+        lacking = (n for n, rows in enumerate(self.rows[:most]) if rows.first > self.end)
+        return next(lacking, most)
+
     def add(self, states: Tensor) -> None:
         """States of the target's rows from `end` on."""
         self.rows[0].add(states)
@@ -131,7 +137,7 @@ class MtpDraft(LayerDraft[MtpText]):
     place: no page depends on a later token, so prefix cache and preemption hold for these rows as for others. The row
     of a draft is made of the layer's own hidden state; once the target has verified the token, the row runs again with
     the target's. A row whose state is not known is left out, as in training: a text's first, the first behind a prefix
-    hit, and those of tokens that came while the drafter rested.
+    hit, those of tokens that came while the drafter rested, and those that waited to run when it began to rest.
 
     Of several heads, each drafts one token, and the last one all after its own. A head's row reads what the head before
     made of the token before. So where a head drafts, it first runs the rows of the text that the heads before have run
@@ -161,6 +167,11 @@ class MtpDraft(LayerDraft[MtpText]):
         most = [max(len(rows.states) for rows in text.rows) for text in texts]
         self._flush([text for text, n in zip(texts, most) if n > MAX_WAITING])
 
+    def propose(self, batch: Sequence[RequestView], nodes: Sequence[int]) -> list[Tree]:
+        texts = (self._texts.get(request.id) for request in batch)
+        able = [n if text is None else text.heads(n) for text, n in zip(texts, nodes)]
+        return super().propose(batch, able)
+
     def wants(self, batch: Sequence[RequestView], rows: Sequence[range]) -> list[range]:
         return list(rows)
 
@@ -177,7 +188,7 @@ class MtpDraft(LayerDraft[MtpText]):
         text, size = self._texts.get(request.id), len(request.tokens)
         if text is None or text.end != size or request.computed != size - 1:
             return None
-        if size + nodes > self._context or any(rows.first > size for rows in text.rows):
+        if size + nodes > self._context or text.heads(nodes) < nodes:
             return None
         if self._width > 1:  # more rows may get children than nodes stay; where there is room
             self._cache.reserve(request.id, size + self._width * self._depth)
@@ -188,8 +199,6 @@ class MtpDraft(LayerDraft[MtpText]):
         text, states_of = self._texts.get(request.id), self._cache.storage.running
         place = self._cache.place(request.id) if self._running else -1
         if text is None or text.end != position + 1 or text.place != place:
-            if text is not None and text.place == place:
-                self._flush([text])
             heads = range(self._layer.heads)
             rows = [HeadRows(position + 1 + head, states[:0], place >= 0) for head in heads]
             text = self._texts[request.id] = MtpText(request, position + 1, rows, place)

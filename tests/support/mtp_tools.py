@@ -153,7 +153,7 @@ class ReferenceMtp:
 
     def chain(self, tokens: list[int], count: int, unknown: Sequence[int] = ()) -> list[int]:
         """The likeliest tokens after a text whose last token the target has not read. unknown: rows whose hidden state
-        is not known, besides the first."""
+        is not known, besides the first; a later head lacks those behind them, too."""
         text, most = list(tokens), len(self._heads) - 1
         self.plain.unseen = ()
         before = self.plain.hidden(text[:-1])
@@ -164,7 +164,7 @@ class ReferenceMtp:
             self.plain.unseen = [0, *unknown]
             states = before
             for k in range(min(n, most) + 1):  # each from what the one before made of the token before
-                self.plain.unseen = [*range(k + 1), *(row + k for row in unknown)]
+                self.plain.unseen = [*range(k + 1), *{row + j for row in unknown for j in range(k + 1)}]
                 while True:
                     out = self._run(k, text[: len(states)], states)
                     if k < most or len(states) == len(text):
