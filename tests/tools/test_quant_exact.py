@@ -41,9 +41,8 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
 def test_every_drafter_says_what_plain_decoding_says(bench: Bench, setting: Setting) -> None:
     """All in one batch, of unlike modes and lengths. Accepted rows of forked trees move, and keep their bits."""
     asks = [
-        Ask(prompt, SamplingParams(max_tokens=20), EVERY[n + shift], groups=(None, 2, 0)[n % 3])
-        for shift in range(0, len(EVERY), len(PROMPTS))
-        for n, prompt in enumerate(PROMPTS)
+        Ask(PROMPTS[n % len(PROMPTS)], SamplingParams(max_tokens=20), name, groups=(None, 2, 0)[n % 3])
+        for n, name in enumerate(EVERY)
     ]
     assert {ask.drafter for ask in asks} == set(EVERY) and check(bench, asks, setting)["accepted"] > 60
 
