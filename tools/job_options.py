@@ -1,4 +1,4 @@
-"""Options of the long jobs: a checkpoint is quantised or converted, a draft head is trained."""
+"""Options of the long jobs: a checkpoint is quantised, a draft head is trained."""
 
 from __future__ import annotations
 
@@ -33,24 +33,6 @@ class QuantizeOptions(Params):
         "embedding and head; auto: int8 where floats would keep the checkpoint above 0.52 of its size",
     )
     kv: bool = field(False, "also scales of keys and values in int8 (C8)")
-
-
-class ConvertOptions(Params):
-    """Options of dividing a dense model; also those of `fastslow convert`."""
-
-    groups: int = field(8, "routed groups", ge=1, le=256)
-    experts: int = field(8, "experts a group", ge=1, le=256)
-    shared: int | None = field(None, "FFN neurons of the shared expert; default: about 7/12")
-    width: int | None = field(
-        None, "FFN neurons of a routed expert; default: about 4/5 of its group's pool"
-    )
-    fast: int = field(2, "groups that the preset fast runs", ge=0)
-    tokens: int = field(24_576, "tokens to calibrate with", ge=1)
-    seed: int = field(0, "of all random choices")
-
-    def model_post_init(self, _context: object) -> None:
-        if self.fast > self.groups:
-            raise ValueError(f"fast={self.fast} must be at most groups={self.groups}")
 
 
 class TaughtOptions(Params):

@@ -1,4 +1,4 @@
-"""The dense checkpoint that a MoGE model is made from."""
+"""The dense model that `smollm2-moge` is made from."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastslow.engine.backends.alike import AlikeLayers
 from fastslow.engine.checkpoint.checkpoint import floats
-from fastslow.engine.families.llama import EMBEDDED, LLAMA
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.tensors import tensor_shapes
 
@@ -25,50 +23,17 @@ OFFICIAL = {
 }
 LINEARS = tuple(OFFICIAL)
 WORKERS = 2  # threads: most of the work is not torch's, which has threads of its own
-PLAIN = (*LLAMA.architectures, *EMBEDDED.architectures)
-
-
-def dense_config(folder: Path) -> ModelConfig:
-    """The config of a folder that can become a MoGE model. ValueError: another architecture than Llama and openPangu
-    Embedded, scaled rotary or MLP biases."""
-    config = ModelConfig.from_folder(folder)
-    path = folder / "config.json"
-    if config.architecture not in PLAIN:
-        raise ValueError(
-            f"{path}: architectures must be {' or '.join(PLAIN)}, got {config.architecture}"
-        )
-    alike = AlikeLayers.of(config)
-    if (scaling := alike.rope.scaling) is not None:
-        raise ValueError(f"{path}: rope_scaling must be absent, got {scaling.kind!r}")
-    if alike.dense is not None and alike.dense.bias:
-        raise ValueError(f"{path}: mlp_bias must be false, got true: MoGE experts have no biases")
-    return config
 
 
 class Dense:
-    """The weights of a dense Llama-like model in a Hugging Face folder, by layer and linear. weights: the GGUF
-    file that they are read from; None = the folder has them."""
+    """The weights of a Llama in a GGUF file, in bfloat16, by layer and linear."""
 
-    def __init__(
-        self, folder: Path, dtype: torch.dtype = torch.bfloat16, weights: Path | None = None
-    ) -> None:
-        self.config = dense_config(folder)
+    def __init__(self, gguf: Path) -> None:
+        self.config = ModelConfig.from_folder(gguf)
         names = [*tensor_shapes(self.config)]
-        with floats(weights or folder, self.config) as read, ThreadPoolExecutor(WORKERS) as pool:
-            read_each = pool.map(lambda name: read(name).to(dtype), names)
+        with floats(gguf, self.config) as read, ThreadPoolExecutor(WORKERS) as pool:
+            read_each = pool.map(lambda name: read(name).to(torch.bfloat16), names)
             self.tensors = dict(zip(names, read_each, strict=True))
 
     def weight(self, layer: int, linear: str) -> Tensor:
         return self.tensors[f"model.layers.{layer}.{OFFICIAL[linear]}.weight"]
-
-    def bias(self, layer: int, linear: str) -> Tensor | None:
-        return self.tensors.get(f"model.layers.{layer}.{OFFICIAL[linear]}.bias")
-
-    @property
-    def embedding(self) -> Tensor:
-        return self.tensors["model.embed_tokens.weight"]
-
-    @property
-    def head(self) -> Tensor:
-        tied = self.config.tie_word_embeddings
-        return self.embedding if tied else self.tensors["lm_head.weight"]

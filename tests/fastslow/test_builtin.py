@@ -24,23 +24,18 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 from fastslow import LLM, Mode, SamplingParams, Speculation
-from fastslow.engine.backends.alike import AlikeLayers
 from fastslow.models import gguf, locate, moge
-from fastslow.models.dense import LINEARS, Dense
 from fastslow.models.folder import fresh_folder
-from fastslow.models.gguf import gguf_to_dense, write_files
+from fastslow.models.gguf import gguf_to_dense
 from fastslow.models.moge import write_moge
-from fastslow.models.recipe import ExpertLayout, Recipe
 from fastslow.request.options import model_sampling
-
-HIDDEN = 64
 
 
 def write_gguf(path: Path, pre: str = "smollm", arch: str | None = None) -> Path:
     """A small llama with a byte-level tokenizer as a GGUF file; gives the checkpoint that it was made from."""
     vocabulary = partial(gguf_tools.add_byte_level, template="{{ messages[0]['content'] }}", pre=pre)
     folder = path.with_suffix(".dense")
-    write_dense(folder, vocab=len(BYTE_TOKENS), num_hidden_layers=1, hidden_size=HIDDEN)
+    write_dense(folder, vocab=len(BYTE_TOKENS), num_hidden_layers=1)
     gguf_tools.write_gguf(folder, path, change=vocabulary)
     if arch is not None:
         whole = path.read_bytes()
@@ -65,40 +60,15 @@ def test_gguf_becomes_a_dense_folder_with_its_tokenizer(tmp_path: Path) -> None:
     settings = json.loads((out / "tokenizer_config.json").read_text())
     assert (settings["bos_token"], settings["eos_token"]) == ("<|im_start|>", "<|im_end|>")
     assert settings["chat_template"] == (out / "chat_template.jinja").read_text()
-    assert Dense(out).embedding.shape[1] == HIDDEN
     library = Tokenizer.from_file(str(out / "tokenizer.json"))
     pieces = ["<|im_start|>", "he", "Ġ", "1", "2", "Ġt", "<|im_end|>"]  # digits are split
     assert library.encode("<|im_start|>he 12 t<|im_end|>").tokens == pieces
 
 
-def test_a_moge_model_of_the_file_is_that_of_its_dense_folder(tmp_path: Path) -> None:
-    write_gguf(gguf := tmp_path / "tiny.gguf")
-    (small := tmp_path / "small").mkdir()
-    write_files(gguf, small)
-    dense = Dense(folder := gguf_to_dense(gguf, tmp_path / "dense"))
-    torch.manual_seed(1)
-    inner = AlikeLayers.of(dense.config).widest
-    pool = inner // 8
-    order = torch.randperm(inner)
-    shared = order[4 * pool :].sort().values
-    experts = torch.stack([torch.randperm(pool)[: pool // 2].sort().values for _ in range(8)])
-    layout = ExpertLayout(
-        shared[None], order[: 4 * pool].view(1, 4, pool), experts.view(1, 4, 2, -1), torch.randn(1, 8, HIDDEN),
-        torch.rand(1, 8),
-    )  # fmt: skip
-    sizes = {name: dense.weight(0, name).shape for name in LINEARS}
-    recipe = Recipe(layout, {f"0_{n}": (torch.randn(2, i), torch.randn(o, 2)) for n, (o, i) in sizes.items()}, {})
-    first = write_moge(folder, recipe, tmp_path / "first", fast=1)
-    second = write_moge(small, recipe, tmp_path / "second", fast=1, weights=gguf)
-    names = {path.name for path in first.iterdir()}
-    assert names == {path.name for path in second.iterdir()} and "tokenizer.json" in names
-    assert all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
-
-
 def test_ctrl_c_does_not_wait_for_layers_in_the_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
 
-    def tensors(dense: Any, recipe: Any, layer: int, dtype: Any) -> list[Any]:
+    def tensors(dense: Any, recipe: Any, layer: int) -> list[Any]:
         made.append(layer)
         time.sleep(0.05)
         return []
@@ -106,15 +76,11 @@ def test_ctrl_c_does_not_wait_for_layers_in_the_queue(tmp_path: Path, monkeypatc
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    shape = SimpleNamespace(layers=(None,) * 200, tie_word_embeddings=True)
-    norm = {"model.norm.weight": torch.zeros(1)}
-    dense = SimpleNamespace(config=shape, embedding=torch.zeros(1), tensors=norm)
+    shape = SimpleNamespace(layers=(None,) * 200)
+    dense = SimpleNamespace(config=shape, tensors={"model.embed_tokens.weight": torch.zeros(1)})
     layout = SimpleNamespace(experts=torch.zeros(200, 4, 2, 1))
-    recipe: Any = SimpleNamespace(layout=layout, norms={}, check=lambda config: None)
-    for name, stub in (
-        *(("Dense", lambda *_: dense), ("read_object", lambda path: {})),
-        *(("layer_tensors", tensors), ("bar", interrupted)),
-    ):
+    recipe: Any = SimpleNamespace(layout=layout, norms={"norm": torch.zeros(1)})
+    for name, stub in (("Dense", lambda _: dense), ("layer_tensors", tensors), ("bar", interrupted)):
         monkeypatch.setattr(moge, name, stub)
     with pytest.raises(KeyboardInterrupt):
         write_moge(tmp_path, recipe, tmp_path / "out")

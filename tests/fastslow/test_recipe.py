@@ -1,46 +1,51 @@
-"""The recipe of a MoGE model: what is written by it, what of it is refused, and the one that is shipped."""
+"""The recipe of a MoGE model: what is written by it, and the one that is shipped."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from checkpoints import write_dense
+from gguf_tools import BYTE_TOKENS, add_byte_level, write_gguf
 from safetensors.torch import load_file, save_file
-from tokenizers_tiny import write_bpe
 
+from fastslow.engine.model.config import ModelConfig
+from fastslow.engine.model.tensors import tensor_shapes
 from fastslow.models.dense import LINEARS, OFFICIAL, Dense
 from fastslow.models.locate import RECIPE
 from fastslow.models.moge import write_moge
-from fastslow.models.recipe import NUMBERS, TEMPERATURE, ExpertLayout, Recipe, norm_names
-from fastslow.tools.convert import NeuronSplit, calibrate
+from fastslow.models.recipe import NORMS, NUMBERS, TEMPERATURE, ExpertLayout, Recipe
 
+LAYERS, HIDDEN, INNER = 2, 64, 96
 GROUPS, EXPERTS, SHARED, WIDTH = 4, 4, 56, 8
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("dense")
-    return write_dense(made, vocab=write_bpe(made))
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_dense(tmp_path_factory.mktemp("dense"), vocab=len(BYTE_TOKENS), tie_word_embeddings=True)
+    vocabulary = partial(add_byte_level, template="{{ messages[0]['content'] }}")
+    return write_gguf(folder, folder / "dense.gguf", change=vocabulary)
 
 
 @pytest.fixture(scope="module")
-def dense(folder: Path) -> Dense:
-    return Dense(folder, torch.float32)
-
-
-@pytest.fixture(scope="module")
-def recipe(dense: Dense) -> Recipe:
+def recipe(gguf: Path) -> Recipe:
     """A recipe whose deltas and norms all differ from the dense model's."""
-    random = torch.Generator().manual_seed(1)
-    rows = torch.randint(0, dense.config.vocab_size, (4, 40), generator=random)
-    layout = calibrate(dense, rows.tolist(), NeuronSplit(GROUPS, EXPERTS, SHARED, WIDTH))
-    layers, hidden = len(dense.config.layers), dense.config.hidden_size
-    sizes = {f"{n}_{name}": dense.weight(n, name).shape for n in range(layers) for name in LINEARS}
-    deltas = {n: (torch.randn(3, i, generator=random), torch.randn(o, 3)) for n, (o, i) in sizes.items()}
-    return Recipe(layout, deltas, {name: torch.randn(hidden) for name in norm_names(layers)})
+    torch.manual_seed(1)
+    orders = torch.stack([torch.randperm(INNER) for _ in range(LAYERS)])
+    pool = (INNER - SHARED) // GROUPS
+    experts = [torch.randperm(pool)[:WIDTH].sort().values for _ in range(LAYERS * GROUPS * EXPERTS)]
+    layout = ExpertLayout(
+        orders[:, :SHARED].sort().values, orders[:, SHARED:].view(LAYERS, GROUPS, pool),
+        torch.stack(experts).view(LAYERS, GROUPS, EXPERTS, WIDTH), torch.randn(LAYERS, GROUPS * EXPERTS, HIDDEN),
+        torch.rand(LAYERS, GROUPS * EXPERTS),
+    )  # fmt: skip
+    dense = Dense(gguf)
+    sizes = {f"{n}_{name}": dense.weight(n, name).shape for n in range(LAYERS) for name in LINEARS}
+    deltas = {n: (torch.randn(3, i), torch.randn(o, 3)) for n, (o, i) in sizes.items()}
+    norms = [f"{n}_{name}" for n in range(LAYERS) for name in NORMS]
+    return Recipe(layout, deltas, {name: torch.randn(HIDDEN) for name in (*norms, "norm")})
 
 
 def write_recipe(recipe: Recipe, path: Path) -> Path:
@@ -54,12 +59,15 @@ def write_recipe(recipe: Recipe, path: Path) -> Path:
     return path
 
 
-def test_each_expert_has_its_neurons_with_their_deltas(
-    folder: Path, dense: Dense, recipe: Recipe, tmp_path: Path
-) -> None:
-    out = write_moge(folder, recipe, tmp_path / "moge")
-    tensors = load_file(out / "model.safetensors")
-    for n in range(len(dense.config.layers)):
+def test_each_expert_has_its_neurons_with_their_deltas(gguf: Path, recipe: Recipe, tmp_path: Path) -> None:
+    write_moge(gguf, recipe, out := tmp_path / "moge")
+    assert [path.name for path in tmp_path.iterdir()] == ["moge"], "no temporary folder stays"
+    assert {path.name for path in out.iterdir()} > {"fastslow.json", "tokenizer.json", "chat_template.jinja"}
+    tensors, dense = load_file(out / "model.safetensors"), Dense(gguf)
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    assert shapes == tensor_shapes(ModelConfig.from_folder(out))
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.bfloat16}
+    for n in range(LAYERS):
         layout, mlp = recipe.layout, f"model.layers.{n}.mlp."
         order = layout.order(n)
         owners = {"shared_expert": layout.shared[n]}
@@ -85,30 +93,11 @@ def test_each_expert_has_its_neurons_with_their_deltas(
     assert torch.equal(tensors["model.norm.weight"], recipe.norms["norm"].bfloat16())
 
 
-def test_a_recipe_is_read_as_it_was_written(dense: Dense, recipe: Recipe, tmp_path: Path) -> None:
+def test_a_recipe_is_read_as_it_was_written(recipe: Recipe, tmp_path: Path) -> None:
     loaded = Recipe.load(write_recipe(recipe, tmp_path / "recipe.safetensors"))
-    loaded.check(dense.config)
     assert torch.equal(loaded.layout.experts, recipe.layout.experts)
     assert loaded.deltas.keys() == recipe.deltas.keys()
     torch.testing.assert_close(loaded.norms, recipe.norms, rtol=0.01, atol=0.01)
-
-
-def test_broken_recipes_are_refused(folder: Path, recipe: Recipe, tmp_path: Path) -> None:
-    path = tmp_path / "recipe.safetensors"
-    with pytest.raises(ValueError, match="must exist"):
-        Recipe.load(path)
-    path.write_bytes(write_recipe(recipe, path).read_bytes()[:-100])
-    with pytest.raises(ValueError, match="complete safetensors"):
-        Recipe.load(path)
-    fewer = ExpertLayout(*(tensor[:1] for tensor in vars(recipe.layout).values()))
-    for wrong, sentence in (
-        (replace(recipe, deltas={n: d for n, d in recipe.deltas.items() if n != "1_up"}), "1_up"),
-        (replace(recipe, norms={n: w for n, w in recipe.norms.items() if n != "norm"}), "norms"),
-        (Recipe(fewer, {}, {}), "2 layers"),
-    ):
-        with pytest.raises(ValueError, match=sentence):
-            write_moge(folder, wrong, tmp_path / "moge")
-    assert not (tmp_path / "moge").exists()
 
 
 def test_the_shipped_recipe() -> None:

@@ -130,7 +130,7 @@ def test_help_and_version_load_nothing_heavy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
-    assert all(name in done.stdout for name in ("generate", "chat", "inspect", "convert"))
+    assert all(name in done.stdout for name in ("generate", "chat", "inspect", "quantize"))
 
 
 def _hear_ctrl_c() -> None:

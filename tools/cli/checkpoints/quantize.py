@@ -1,4 +1,4 @@
-"""Commands that make a checkpoint of another: `fastslow quantize` (W8A8) and `fastslow convert` (MoGE)."""
+"""`fastslow quantize`: a W8A8 checkpoint is made of a float one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import typer
 
 from fastslow.tools.cli.options import expand_options
 from fastslow.tools.cli.screen import console, quiet_log, show
-from fastslow.tools.job_options import ConvertOptions, QuantizeOptions, field
+from fastslow.tools.job_options import QuantizeOptions, field
 
 
 class QuantizeCommand(QuantizeOptions):
@@ -80,27 +80,3 @@ def quantize(
     (out / FILE).write_text(json.dumps(facts, indent=1), "utf-8")
     show(table_of(facts))
     console().print(f'done: fastslow generate "Hello" --model {shlex.quote(str(out))}')
-
-
-@expand_options
-def convert(
-    source: Annotated[str, typer.Argument(help="Dense checkpoint folder, or smollm2.")],
-    out: Annotated[Path, typer.Argument(help="Folder to create.")],
-    options: ConvertOptions,
-) -> None:
-    """Turn a dense Llama-like checkpoint into a MoGE checkpoint, in the layout of openPangu.
-
-    Examples:
-      fastslow convert path/to/dense path/to/moge
-      fastslow convert path/to/dense path/to/moge --groups 4
-
-    The result is not trained: a rough copy with a clearly higher perplexity.
-    """
-    from fastslow.engine.host.progress import progress_bar
-    from fastslow.models.locate import resolve_model
-    from fastslow.tools import convert as job
-
-    quiet_log()
-    with progress_bar() as report:
-        folder = job.convert(resolve_model(source), out, options, report)
-    console().print(f'done: fastslow generate "Hello" --model {shlex.quote(str(folder))}')
