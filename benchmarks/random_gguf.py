@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, ExpertGatingFuncType, GGUFWriter, TokenType
+from gguf import GGML_QUANT_SIZES, ExpertGatingFuncType, GGUFValueType, GGUFWriter, TokenType
 from gguf import GGMLQuantizationType as Kind
 from gguf.quants import quant_shape_to_byte_shape
 from numpy.typing import NDArray
@@ -34,76 +34,90 @@ from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.family import GGUF_FIELDS, GGUF_TOP, family_of
 from fastslow.engine.model.mixers.latent import LatentAttention
 from fastslow.engine.model.tensors import mtp_shapes, tensor_shapes
+from fastslow.tools.plan.published import KNOWN
 
-FIELDS = (  # hidden, layers, heads, heads of keys, value heads of a delta net, ffn or expert
-    *("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
-    *("linear_num_value_heads", "intermediate_size"),
-)
-SHAPES = {
-    "0.8B": (1024, 24, 8, 2, 16, 3584),
-    "4B": (2560, 32, 16, 4, 32, 9216),
-    "35B-A3B": (2048, 40, 16, 2, 32, 512),
-}
-USUAL = {
-    "vocab_size": 248_320, "max_position_embeddings": 262_144, "head_dim": 256,
-    "linear_num_key_heads": 16, "linear_key_head_dim": 128, "linear_value_head_dim": 128,
-    "linear_conv_kernel_dim": 4, "full_attention_interval": 4,
+LLAMA = {"architectures": ["LlamaForCausalLM"], "rope_theta": 5e5, "tie_word_embeddings": True}
+QWEN = {
+    "architectures": ["Qwen3_5ForCausalLM"], "vocab_size": 248_320, "max_position_embeddings": 262_144,
+    "head_dim": 256, "linear_num_key_heads": 16, "linear_key_head_dim": 128, "linear_value_head_dim": 128,
+    "linear_conv_kernel_dim": 4, "full_attention_interval": 4, "rope_theta": 1e7, "mtp_num_hidden_layers": 1,
+    "tie_word_embeddings": True,
 }  # fmt: skip
-LLAMA: dict[str, dict[str, Any]] = {  # fields of config.json
+GEMMA = {
+    "architectures": ["Gemma4ForCausalLM"], "vocab_size": 262_144, "max_position_embeddings": 131_072,
+    "head_dim": 256, "global_head_dim": 512, "rope_theta": 1e6, "final_logit_softcapping": 30.0,
+}  # fmt: skip
+MODELS: dict[str, dict[str, Any]] = {  # fields of config.json
     "llama-135M": {
-        "vocab_size": 49_152, "max_position_embeddings": 8192, "hidden_size": 576, "num_hidden_layers": 30,
+        **LLAMA, "vocab_size": 49_152, "max_position_embeddings": 8192, "hidden_size": 576, "num_hidden_layers": 30,
         "num_attention_heads": 9, "num_key_value_heads": 3, "intermediate_size": 1536,
     },
     "llama-1.2B": {
-        "vocab_size": 128_256, "max_position_embeddings": 131_072, "hidden_size": 2048, "num_hidden_layers": 16,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 8192,
+        **LLAMA, "vocab_size": 128_256, "max_position_embeddings": 131_072, "hidden_size": 2048,
+        "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 8192,
     },
-}  # fmt: skip
-EXPERTS = {"num_experts": 256, "num_experts_per_tok": 8}
-EXPERTS |= dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 512)
-GEMMA: dict[str, dict[str, Any]] = {  # fields of config.json
+    "0.8B": {
+        **QWEN, "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 8, "num_key_value_heads": 2,
+        "linear_num_value_heads": 16, "intermediate_size": 3584,
+    },
+    "4B": {
+        **QWEN, "hidden_size": 2560, "num_hidden_layers": 32, "num_attention_heads": 16, "num_key_value_heads": 4,
+        "linear_num_value_heads": 32, "intermediate_size": 9216,
+    },
+    "35B-A3B": {
+        **QWEN, "architectures": ["Qwen3_5MoeForCausalLM"], "tie_word_embeddings": False, "hidden_size": 2048,
+        "num_hidden_layers": 40, "num_attention_heads": 16, "num_key_value_heads": 2, "linear_num_value_heads": 32,
+        "num_experts": 256, "num_experts_per_tok": 8, "intermediate_size": 512, "moe_intermediate_size": 512,
+        "shared_expert_intermediate_size": 512,
+    },
     "gemma4-E4B": {
-        "hidden_size": 2560, "num_hidden_layers": 42, "num_attention_heads": 8, "num_key_value_heads": 2,
+        **GEMMA, "hidden_size": 2560, "num_hidden_layers": 42, "num_attention_heads": 8, "num_key_value_heads": 2,
         "intermediate_size": 10240, "sliding_window": 512, "num_kv_shared_layers": 18,
         "hidden_size_per_layer_input": 256,
     },
     "gemma4-26B-A4B": {
-        "hidden_size": 2816, "num_hidden_layers": 30, "num_attention_heads": 16, "num_key_value_heads": 8,
+        **GEMMA, "hidden_size": 2816, "num_hidden_layers": 30, "num_attention_heads": 16, "num_key_value_heads": 8,
         "intermediate_size": 2112, "sliding_window": 1024, "hidden_size_per_layer_input": 0, "num_experts": 128,
         "top_k_experts": 8, "moe_intermediate_size": 704, "enable_moe_block": True, "attention_k_eq_v": True,
         "num_global_key_value_heads": 2,
     },
-}  # fmt: skip
-EVERY_GEMMA = {
-    "vocab_size": 262_144,
-    "max_position_embeddings": 131_072,
-    "head_dim": 256,
-    "global_head_dim": 512,
-}
-GLM: dict[str, dict[str, Any]] = {
     "GLM-4.7-Flash": {
-        "vocab_size": 154_880, "max_position_embeddings": 202_752, "hidden_size": 2048, "num_hidden_layers": 47,
-        "num_attention_heads": 20, "q_lora_rank": 768, "kv_lora_rank": 512, "qk_nope_head_dim": 192,
-        "qk_rope_head_dim": 64, "v_head_dim": 256, "intermediate_size": 10240, "n_routed_experts": 64,
-        "num_experts_per_tok": 4, "moe_intermediate_size": 1536, "n_shared_experts": 1, "first_k_dense_replace": 1,
-        "n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.8, "norm_topk_prob": True,
-        "num_nextn_predict_layers": 0,
+        "architectures": ["DeepseekV3ForCausalLM"], "vocab_size": 154_880, "max_position_embeddings": 202_752,
+        "hidden_size": 2048, "num_hidden_layers": 47, "num_attention_heads": 20, "q_lora_rank": 768,
+        "kv_lora_rank": 512, "qk_nope_head_dim": 192, "qk_rope_head_dim": 64, "v_head_dim": 256, "rope_theta": 1e6,
+        "intermediate_size": 10240, "n_routed_experts": 64, "num_experts_per_tok": 4, "moe_intermediate_size": 1536,
+        "n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1,
+        "routed_scaling_factor": 1.8, "norm_topk_prob": True, "num_nextn_predict_layers": 0,
     },
+    "openPangu-2.0-Flash": KNOWN["openpangu-2.0-flash"],
 }  # fmt: skip
-PANGU: dict[str, dict[str, Any]] = {
-    "openPangu-2.0-Flash": {
-        "vocab_size": 151_552, "max_position_embeddings": 524_288, "hidden_size": 2560, "num_hidden_layers": 46,
-        "num_attention_heads": 48, "q_lora_rank": 1024, "kv_lora_rank": 512, "qk_nope_head_dim": 128,
-        "qk_rope_head_dim": 64, "v_head_dim": 128, "intermediate_size": 9216, "n_routed_experts": 256,
-        "num_experts_per_tok": 8, "moe_intermediate_size": 1024, "n_shared_experts": 1, "first_k_dense_replace": 2,
-        "routed_scaling_factor": 2.5, "norm_topk_prob": True, "param_sink_number": 128, "router_sliding_window": 3,
-        "mhc_num_stream": 4, "mhc_recur_norm": 20, "block_post_layernorm_idx": [0, *range(4, 40, 5)],
-        "index_topk": 2048, "index_n_heads": 24, "index_head_dim": 128,
-    },
-}  # fmt: skip
+DRAFTING = "mtp_num_hidden_layers", "num_nextn_predict_layers"  # whichever a model has
+EXACT = "_conv", "ffn_gate_inp", "mhc", "param_sink"  # parts of names of tensors that stay in float32
+TYPES = {
+    int: GGUFValueType.UINT32,
+    float: GGUFValueType.FLOAT32,
+    bool: GGUFValueType.BOOL,
+    list: GGUFValueType.ARRAY,
+}
 MARKS = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 TURNS = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 Shapes = dict[str, tuple[int, ...]]
+
+
+def cut(raw: Mapping[str, Any], layers: int | None, drafts: bool) -> dict[str, Any]:
+    """The fields with fewer layers, and perhaps without those that draft, which come after the others."""
+    before = raw["num_hidden_layers"]
+    count = layers or before
+    found = {**raw, "num_hidden_layers": count}
+    found |= {name: raw[name] * drafts for name in DRAFTING if name in raw}
+    if "swa_layers" in raw:
+        later = range(found["num_nextn_predict_layers"])
+        places = {n: n for n in range(count)} | {before + n: count + n for n in later}
+        windows = dict(zip(raw["swa_layers"], raw["sliding_window_list"], strict=True))
+        found["sliding_window_list"] = [w for n, w in windows.items() if n in places]
+        for name in ("swa_layers", "dsa_layers", "block_post_layernorm_idx"):
+            found[name] = [places[n] for n in raw[name] if n in places]
+    return found
 
 
 def tensors(config: ModelConfig) -> Shapes:
@@ -152,19 +166,48 @@ def blocks(name: str, shape: tuple[int, ...], kind: Kind) -> NDArray[Any]:
     return np.resize(some, (*shape[:-1], shape[-1] // inputs * size))
 
 
+def own_fields(arch: str, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Header fields that stand for no single field of config.json."""
+    if arch == "gemma4":
+        windows, heads = [n % 6 != 5 for n in range(raw["num_hidden_layers"])], raw["num_key_value_heads"]
+        others = raw.get("num_global_key_value_heads", heads)
+        return {
+            "attention.sliding_window_pattern": windows,
+            "attention.head_count_kv": [heads if window else others for window in windows],
+            "attention.value_length": raw["global_head_dim"],
+            "attention.value_length_swa": raw["head_dim"],
+            "rope.dimension_count": raw["global_head_dim"],
+            "rope.dimension_count_swa": raw["head_dim"],
+            "rope.freq_base_swa": 1e4,
+        }
+    if arch in ("deepseek2", "openpangu"):
+        own = {"expert_gating_func": int(ExpertGatingFuncType.SIGMOID)}
+        nope, rope = raw["qk_nope_head_dim"], raw["qk_rope_head_dim"]
+        if arch == "openpangu":
+            return own | {"attention.key_length": nope + rope}
+        return own | {
+            "attention.head_count_kv": 1,
+            "attention.key_length": raw["kv_lora_rank"] + rope,
+            "attention.value_length": raw["kv_lora_rank"],
+            "attention.key_length_mla": nope + rope,
+            "attention.value_length_mla": raw["v_head_dim"],
+        }
+    if arch == "llama":
+        return {}
+    return {
+        "ssm.inner_size": raw["linear_num_value_heads"] * raw["linear_value_head_dim"],
+        "rope.dimension_count": 64,
+        "rope.dimension_sections": [11, 11, 10, 0],
+        "attention.value_length": raw["head_dim"],
+    }
+
+
 def add_header(writer: GGUFWriter, raw: Mapping[str, Any], known: Mapping[str, str]) -> None:
-    for key, field in known.items():
-        if type(raw.get(field)) is int and key not in ("block_count", "attention.head_count_kv"):
-            writer.add_uint32(f"{writer.arch}.{key}", raw[field])
-    drafts = (raw.get(f"{kind}_layers", 0) for kind in ("mtp_num_hidden", "num_nextn_predict"))
-    writer.add_block_count(raw["num_hidden_layers"] + sum(drafts))
-    {
-        "llama": add_llama,
-        "gemma4": add_gemma,
-        "deepseek2": add_latent,
-        "openpangu": add_pangu,
-    }.get(writer.arch, add_qwen)(writer, raw)
-    writer.add_layer_norm_rms_eps(1e-6)
+    fields = {key: raw[field] for key, field in known.items() if raw.get(field) is not None}
+    drafts = sum(raw.get(name, 0) for name in DRAFTING)
+    fields |= {"block_count": raw["num_hidden_layers"] + drafts} | own_fields(writer.arch, raw)
+    for key, value in {"attention.layer_norm_rms_epsilon": 1e-6, **fields}.items():
+        writer.add_key_value(f"{writer.arch}.{key}", value, TYPES[type(value)])
     tokens = [*MARKS, *sorted(ByteLevel.alphabet()), "he", "Ġt"]
     count = raw["vocab_size"] - len(tokens)
     writer.add_tokenizer_model("gpt2")
@@ -177,111 +220,27 @@ def add_header(writer: GGUFWriter, raw: Mapping[str, Any], known: Mapping[str, s
     writer.add_chat_template(TURNS + "<|im_start|>assistant\n")
 
 
-def add_llama(writer: GGUFWriter, raw: Mapping[str, Any]) -> None:
-    writer.add_head_count_kv(raw["num_key_value_heads"])
-    writer.add_rope_freq_base(5e5)
-
-
-def add_qwen(writer: GGUFWriter, raw: Mapping[str, Any]) -> None:
-    writer.add_head_count_kv(raw["num_key_value_heads"])
-    writer.add_ssm_inner_size(raw["linear_num_value_heads"] * raw["linear_value_head_dim"])
-    writer.add_rope_dimension_count(64)
-    writer.add_value_length(raw["head_dim"])
-    writer.add_rope_dimension_sections([11, 11, 10, 0])
-    writer.add_rope_freq_base(1e7)
-
-
-def add_gemma(writer: GGUFWriter, raw: Mapping[str, Any]) -> None:
-    windows, heads = (
-        [n % 6 != 5 for n in range(raw["num_hidden_layers"])],
-        raw["num_key_value_heads"],
-    )
-    others = raw.get("num_global_key_value_heads", heads)
-    writer.add_sliding_window_pattern(windows)
-    writer.add_head_count_kv([heads if window else others for window in windows])
-    for dim, ending in ((raw["global_head_dim"], ""), (raw["head_dim"], "_swa")):
-        writer.add_uint32(f"{writer.arch}.attention.value_length{ending}", dim)
-        writer.add_uint32(f"{writer.arch}.rope.dimension_count{ending}", dim)
-    writer.add_rope_freq_base(1e6)
-    writer.add_rope_freq_base_swa(1e4)
-    writer.add_final_logit_softcapping(30.0)
-
-
-def add_latent(writer: GGUFWriter, raw: Mapping[str, Any]) -> None:
-    writer.add_head_count_kv(1)
-    writer.add_key_length(raw["kv_lora_rank"] + raw["qk_rope_head_dim"])
-    writer.add_value_length(raw["kv_lora_rank"])
-    writer.add_key_length_mla(raw["qk_nope_head_dim"] + raw["qk_rope_head_dim"])
-    writer.add_value_length_mla(raw["v_head_dim"])
-    writer.add_expert_weights_scale(raw["routed_scaling_factor"])
-    writer.add_expert_weights_norm(raw["norm_topk_prob"])
-    writer.add_expert_gating_func(ExpertGatingFuncType.SIGMOID)
-    writer.add_rope_freq_base(1e6)
-
-
-def add_pangu(writer: GGUFWriter, raw: Mapping[str, Any]) -> None:
-    writer.add_head_count_kv(raw["num_attention_heads"])
-    writer.add_key_length(raw["qk_nope_head_dim"] + raw["qk_rope_head_dim"])
-    writer.add_expert_weights_scale(raw["routed_scaling_factor"])
-    writer.add_expert_weights_norm(raw["norm_topk_prob"])
-    writer.add_expert_gating_func(ExpertGatingFuncType.SIGMOID)
-    writer.add_rope_freq_base(6.4e6)
-    for name in ("swa_layers", "sliding_window_list"):
-        writer.add_array(f"{writer.arch}.{name}", raw[name])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("model", choices=[*LLAMA, *SHAPES, *GEMMA, *GLM, *PANGU])
+    parser.add_argument("model", choices=MODELS)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--type", choices=sorted(SCALES), default="Q4_1")
     parser.add_argument("--head", choices=sorted(SCALES), default="Q6_K")
     parser.add_argument("--layers", type=int, help="fewer than the model has")
     parser.add_argument("--no-mtp", action="store_true")
     args = parser.parse_args()
-    mixed, gemma = "A3B" in args.model, args.model in GEMMA
-    architecture = "Gemma4ForCausalLM" if gemma else f"Qwen3_5{'Moe' * mixed}ForCausalLM"
-    architecture = "LlamaForCausalLM" if args.model in LLAMA else architecture
-    architecture = "DeepseekV3ForCausalLM" if args.model in GLM else architecture
-    architecture = "OpenPanguV2ForCausalLM" if args.model in PANGU else architecture
-    names = family_of(architecture).gguf
+    raw = cut(MODELS[args.model], args.layers, not args.no_mtp)
+    names = family_of(raw["architectures"][0]).gguf
     assert names is not None
-    if gemma:
-        raw = EVERY_GEMMA | GEMMA[args.model]
-    elif args.model in LLAMA:
-        raw = LLAMA[args.model] | {"tie_word_embeddings": True}
-    elif args.model in GLM | PANGU:
-        raw = dict((GLM | PANGU)[args.model])
-    else:
-        raw = dict(zip(FIELDS, SHAPES[args.model])) | USUAL | (EXPERTS if mixed else {})
-        raw |= {
-            **names.given,
-            "mtp_num_hidden_layers": int(not args.no_mtp),
-            "tie_word_embeddings": not mixed,
-        }
-    raw["num_hidden_layers"] = args.layers or raw["num_hidden_layers"]
-    if args.model in PANGU:
-        count, drafts = raw["num_hidden_layers"], 0 if args.no_mtp else 3
-        seen = {n: 512 if n < count else 2048 for n in range(count + drafts) if n % 3 or n >= count}
-        normed = [n for n in raw["block_post_layernorm_idx"] if n < count]
-        raw |= {"swa_layers": [*seen], "sliding_window_list": [*seen.values()]}
-        raw |= {"block_post_layernorm_idx": normed, "num_nextn_predict_layers": drafts}
-    config = ModelConfig.from_json(raw | {"architectures": [architecture]})
+    config = ModelConfig.from_json({**names.given, **raw})
     writer = GGUFWriter(args.out, names.architecture)
     add_header(writer, raw, {**GGUF_FIELDS, **names.fields})
     every, known = dict[str, tuple[tuple[int, ...], Kind]](), tensors(config)
-    if gemma:
+    if "global_head_dim" in raw:
         known["rope_freqs.weight"] = (raw["global_head_dim"] // 2,)
     for name, whole in known.items():
         shape = tuple(n for n in whole if n > 1) or (1,)
-        exact = len(shape) < 2 or "ssm_conv1d" in name or "ffn_gate_inp" in name
-        exact |= (
-            "mhc" in name
-            or "a_conv" in name
-            or "o_conv" in name
-            or "kv_conv" in name
-            or "param_sink" in name
-        )
+        exact = len(shape) < 2 or any(part in name for part in EXACT)
         usual = Kind[args.head if shape[0] == config.vocab_size else args.type]
         if shape[-1] % GGML_QUANT_SIZES[usual][0]:
             usual = Kind.Q5_0  # as llama.cpp's own files have it

@@ -87,30 +87,31 @@ def test_drafts_of_a_table_are_accepted_and_change_no_token(place: Place) -> Non
     assert min(run["tokens"] for cell in found["cells"][1:] for run in cell["runs"]) > 1.2
 
 
-@pytest.mark.parametrize(("name", "kind"), [("0.8B", "Q4_1"), ("35B-A3B", "Q4_K")])
-def test_random_files_of_a_models_shape_run(name: str, kind: str, place: Place) -> None:
-    small = {"vocab_size": 512, "head_dim": 64, "linear_num_key_heads": 2}
-    small |= {"linear_key_head_dim": 32, "linear_value_head_dim": 32}
-    place.patch.setitem(random_gguf.SHAPES, name, (256, 8, 4, 2, 8, 256))
-    place.patch.setattr(random_gguf, "USUAL", random_gguf.USUAL | small)
-    for field in ("moe_intermediate_size", "shared_expert_intermediate_size"):
-        place.patch.setitem(random_gguf.EXPERTS, field, 256)
-    place.patch.setitem(random_gguf.EXPERTS, "num_experts", 16)
-    place.run("random_gguf", f"{name} --type {kind} --layers 4 --out {{folder}}/m.gguf")
+RANDOM = [
+    ("0.8B", "Q4_1", {"linear_num_key_heads": 2, "linear_num_value_heads": 8}),
+    ("35B-A3B", "Q4_K", {"linear_num_key_heads": 2, "linear_num_value_heads": 8, "num_experts": 16}),
+    ("GLM-4.7-Flash", "Q4_0", {"q_lora_rank": 64, "kv_lora_rank": 64, "qk_nope_head_dim": 64, "v_head_dim": 64}),
+    ("openPangu-2.0-Flash", "Q4_0", {"kv_lora_rank": 64, "n_routed_experts": 16, "num_key_value_heads": 4}),
+    ("gemma4-26B-A4B", "Q4_0", {"num_experts": 16, "global_head_dim": 64, "num_global_key_value_heads": 2}),
+    ("llama-135M", "Q8_0", {}),
+]
+SMALL = {"vocab_size": 512, "hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
+SMALL |= {"linear_key_head_dim": 32, "linear_value_head_dim": 32, "intermediate_size": 256}
+SMALL |= {"moe_intermediate_size": 256, "shared_expert_intermediate_size": 256}
+
+
+@pytest.mark.parametrize(("name", "kind", "own"), RANDOM, ids=[name for name, *_ in RANDOM])
+def test_random_files_of_a_models_shape_run(name: str, kind: str, own: dict[str, int], place: Place) -> None:
+    raw = random_gguf.MODELS[name]
+    small = {field: value for field, value in SMALL.items() if field in raw} | own
+    place.patch.setitem(random_gguf.MODELS, name, raw | small)
+    place.run("random_gguf", f"{name} --type {kind} --layers 6 --out {{folder}}/m.gguf")
     with LLM(place.out.with_name("m.gguf")) as llm:
-        assert len(llm.model.config.layers) == 4 and llm.model.mtp is not None
+        drafting = bool(raw.get("mtp_num_hidden_layers") or raw.get("num_nextn_predict_layers"))
+        assert len(llm.model.config.layers) == 6 and (llm.model.mtp is not None) == drafting
         ask = SamplingParams(max_tokens=8, ignore_eos=True)
-        plain, drafted = (llm.generate("the", ask, speculation=drafter) for drafter in ("off", "mtp"))
-    assert len(plain.token_ids) == 8 and plain.token_ids == drafted.token_ids
-
-
-def test_a_random_file_with_latents_runs(place: Place) -> None:
-    small = {"vocab_size": 512, "hidden_size": 64, "num_attention_heads": 2, "q_lora_rank": 32, "kv_lora_rank": 32}
-    small |= {"qk_nope_head_dim": 32, "v_head_dim": 32, "intermediate_size": 64, "moe_intermediate_size": 32}
-    place.patch.setitem(random_gguf.GLM, "GLM-4.7-Flash", random_gguf.GLM["GLM-4.7-Flash"] | small)
-    place.run("random_gguf", "GLM-4.7-Flash --type Q4_0 --head Q8_0 --layers 2 --out {folder}/m.gguf")
-    with LLM(place.out.with_name("m.gguf")) as llm:
-        assert len(llm.generate("the", SamplingParams(max_tokens=8, ignore_eos=True)).token_ids) == 8
+        plain = llm.generate("the", ask, speculation="off").token_ids
+        assert len(plain) == 8 and (not drafting or llm.generate("the", ask, speculation="mtp").token_ids == plain)
 
 
 @pytest.mark.slow
