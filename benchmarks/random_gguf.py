@@ -92,7 +92,7 @@ MODELS: dict[str, dict[str, Any]] = {  # fields of config.json
     "openPangu-2.0-Flash": KNOWN["openpangu-2.0-flash"],
 }  # fmt: skip
 DRAFTING = "mtp_num_hidden_layers", "num_nextn_predict_layers"  # whichever a model has
-EXACT = "_conv", "ffn_gate_inp", "mhc", "param_sink"  # parts of names of tensors that stay in float32
+EXACT = "_conv", "ffn_gate_inp", "mhc", "param_sink"  # in names of tensors in float32
 TYPES = {
     int: GGUFValueType.UINT32,
     float: GGUFValueType.FLOAT32,
@@ -169,7 +169,8 @@ def blocks(name: str, shape: tuple[int, ...], kind: Kind) -> NDArray[Any]:
 def own_fields(arch: str, raw: Mapping[str, Any]) -> dict[str, Any]:
     """Header fields that stand for no single field of config.json."""
     if arch == "gemma4":
-        windows, heads = [n % 6 != 5 for n in range(raw["num_hidden_layers"])], raw["num_key_value_heads"]
+        windows = [n % 6 != 5 for n in range(raw["num_hidden_layers"])]
+        heads = raw["num_key_value_heads"]
         others = raw.get("num_global_key_value_heads", heads)
         return {
             "attention.sliding_window_pattern": windows,

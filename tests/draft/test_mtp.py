@@ -14,7 +14,8 @@ from engine_tools import Ask, Bench, RandomDraft, Setting, answer
 from fastapi.testclient import TestClient
 from gguf import GGMLQuantizationType as Kind
 from gguf_hybrid import write_hybrid
-from gguf_tools import matrices, write_gguf
+from gguf_tools import write_gguf
+from gguf_writer import matrices
 from layer_fuzz import LayerFuzz
 from mtp_tools import BACKENDS, CONFIGS, VOCAB, ReferenceMtp, SpiedMtp
 from refusals import refused

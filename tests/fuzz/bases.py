@@ -27,6 +27,7 @@ import gemma_models
 import gguf_hybrid
 import gguf_openpangu
 import gguf_tools
+import gguf_writer
 import head_tools
 import pangu_2_reference
 import pangu_v2_tools
@@ -195,7 +196,7 @@ def _gguf(folder: Path) -> None:
     """A one-layer llama; its projections of 32 inputs are in Q4_1."""
     vocab = len(gguf_tools.BYTE_TOKENS)
     source = _dense(folder.with_name("source"), vocab=vocab, num_hidden_layers=1)
-    kind = gguf_tools.matrices(gguf.GGMLQuantizationType.Q4_1)
+    kind = gguf_writer.matrices(gguf.GGMLQuantizationType.Q4_1)
     vocabulary = partial(gguf_tools.add_byte_level, template=MARKS)
     gguf_tools.write_gguf(source, folder.with_name("m.gguf"), kind, vocabulary)
     shutil.rmtree(source)
@@ -219,7 +220,7 @@ def _gguf_mixture(folder: Path) -> None:
         writer.add_token_types([next((k for k, of in kinds.items() if of(n)), 1) for n in every])
         gguf_tools.add_marks(writer, MARKS)
 
-    kind = gguf_tools.matrices(gguf.GGMLQuantizationType.Q8_0)
+    kind = gguf_writer.matrices(gguf.GGMLQuantizationType.Q8_0)
     gguf_tools.write_gguf(source, folder.with_name("m.gguf"), kind, vocabulary)
     for name in ("text", "source"):
         shutil.rmtree(folder.with_name(name))
@@ -231,7 +232,7 @@ def _gguf_hybrid(folder: Path) -> None:
     wide: dict[str, Any] = {**SMALL, "moe_intermediate_size": 32, "linear_key_head_dim": 8, "linear_value_head_dim": 16}
     wide |= {"layer_types": [gguf_hybrid.LINEAR, gguf_hybrid.FULL], "vocab_size": vocab}
     source = gguf_hybrid.write_hybrid(folder.with_name("source"), "qwen35moe", **wide)
-    kind = gguf_tools.matrices(gguf.GGMLQuantizationType.Q8_0)
+    kind = gguf_writer.matrices(gguf.GGMLQuantizationType.Q8_0)
     vocabulary = partial(gguf_tools.add_byte_level, template=MARKS, pre="qwen35")
     gguf_tools.write_apart(source, folder.with_name("m.gguf"), kind, vocabulary)
     shutil.rmtree(source)
@@ -255,7 +256,7 @@ def _gguf_peer(folder: Path, name: str) -> None:
     config |= {"vocab_size": vocab, "max_position_embeddings": 128, "num_hidden_layers": 2, "torch_dtype": "bfloat16"}
     checkpoints.write(source, config, checkpoints.tensors(config))
     vocabulary = partial(gguf_tools.add_byte_level, template=MARKS)
-    pick = gguf_tools.matrices(gguf.GGMLQuantizationType.Q8_0)
+    pick = gguf_writer.matrices(gguf.GGMLQuantizationType.Q8_0)
     gguf_tools.write_gguf(source, folder.with_name("m.gguf"), pick, vocabulary)
     shutil.rmtree(source)
 
@@ -272,7 +273,7 @@ def _gguf_openpangu(folder: Path) -> None:
     source = folder.with_name("source")
     _openpangu(source, len(gguf_tools.BYTE_TOKENS))
     vocabulary = partial(gguf_tools.add_byte_level, template=MARKS, pre="openpangu")
-    pick = gguf_tools.matrices(gguf.GGMLQuantizationType.Q8_0)
+    pick = gguf_writer.matrices(gguf.GGMLQuantizationType.Q8_0)
     gguf_openpangu.write_openpangu(source, folder.with_name("m.gguf"), pick, change=vocabulary)
     shutil.rmtree(source)
 

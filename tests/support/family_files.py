@@ -6,7 +6,8 @@ from typing import Any
 
 import peer_models as peers
 from checkpoints import DENSE, tensors, write
-from gguf_tools import Pick, f32, write_gguf
+from gguf_tools import write_gguf
+from gguf_writer import Pick, f32
 
 BASE: dict[str, Any] = {**DENSE, "num_hidden_layers": 4}
 LONGROPE: dict[str, Any] = {

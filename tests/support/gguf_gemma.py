@@ -8,12 +8,19 @@ from typing import Any
 import gguf
 import numpy as np
 from gguf import MODEL_ARCH
-from gguf import GGMLQuantizationType as Kind
-from gguf_tools import Change, Pick, f32
+from gguf_writer import Change, Pick, add_fields, f32, finish
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 ARCHES = {"Gemma3ForCausalLM": MODEL_ARCH.GEMMA3, "Gemma4ForCausalLM": MODEL_ARCH.GEMMA4}
 ARCHES |= {"Gemma4AssistantForCausalLM": MODEL_ARCH.GEMMA4}
+FIELDS = {  # of config.json, and what writes them
+    "max_position_embeddings": "context_length", "hidden_size": "embedding_length", "sliding_window": "sliding_window",
+    "num_attention_heads": "head_count", "rms_norm_eps": "layer_norm_rms_eps",
+    "final_logit_softcapping": "final_logit_softcapping",
+}  # fmt: skip
+EXPERTS = {"num_experts": "expert_count", "top_k_experts": "expert_used_count"}
+EXPERTS |= {"moe_intermediate_size": "expert_feed_forward_length"}
 FULL, STILL = "full_attention", 1e30
 
 
@@ -37,6 +44,7 @@ def write_gemma(
         pairs = _sizes(config)["global"] // 2
         turning = int(pairs * rope["partial_rotary_factor"])
         table["rope_freqs.weight"] = np.array([1.0] * turning + [STILL] * (pairs - turning), np.float32)
+    named = list[tuple[str, NDArray[np.float32]]]()
     for name, values in table.items():
         if name.endswith("norm.weight") and arch is MODEL_ARCH.GEMMA3:
             values = values + 1
@@ -53,13 +61,8 @@ def write_gemma(
             else names.get_name(name, try_suffixes=(".weight", ".bias"))
         )
         assert own is not None, name
-        kind, before = (x(own, values.shape) if values.ndim > 1 else Kind.F32 for x in (pick, rounded))
-        values = gguf.quants.dequantize(gguf.quants.quantize(values, before), before)
-        writer.add_tensor(own, gguf.quants.quantize(values, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+        named.append((own, values))
+    finish(writer, named, pick, rounded)
     return path
 
 
@@ -74,17 +77,11 @@ def _add_header(writer: gguf.GGUFWriter, config: Mapping[str, Any], arch: MODEL_
     sizes, windows = _sizes(config), [kind != FULL for kind in config["layer_types"]]
     ropes, layers = config["rope_parameters"], config["num_hidden_layers"]
     writer.add_block_count(layers)
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    add_fields(writer, config, FIELDS)
     writer.add_rope_freq_base(ropes[FULL]["rope_theta"])
     writer.add_rope_freq_base_swa(ropes["sliding_attention"]["rope_theta"])
     writer.add_key_length(sizes["global"])
     writer.add_value_length(sizes["global"])
-    writer.add_sliding_window(config["sliding_window"])
-    if (cap := config["final_logit_softcapping"]) is not None:
-        writer.add_final_logit_softcapping(cap)
     if arch is MODEL_ARCH.GEMMA3:
         writer.add_head_count_kv(sizes["heads"])
         writer.add_feed_forward_length(config["intermediate_size"])
@@ -106,6 +103,4 @@ def _add_header(writer: gguf.GGUFWriter, config: Mapping[str, Any], arch: MODEL_
     writer.add_shared_kv_layers(shared)
     writer.add_embedding_length_per_layer_input(config["hidden_size_per_layer_input"])
     if config["enable_moe_block"]:
-        writer.add_expert_count(config["num_experts"])
-        writer.add_expert_used_count(config["top_k_experts"])
-        writer.add_expert_feed_forward_length(config["moe_intermediate_size"])
+        add_fields(writer, config, EXPERTS)

@@ -11,6 +11,7 @@ import gguf
 import torch
 from checkpoints import DENSE, tensors, write
 from gguf import MODEL_ARCH
+from gguf_writer import add_fields
 from torch import Tensor
 
 LINEAR, FULL = "linear_attention", "full_attention"
@@ -27,6 +28,11 @@ HYBRID: dict[str, dict[str, Any]] = {
     "qwen35moe": SMALL | MIXTURE | {"architectures": ["Qwen3_5MoeForCausalLM"]},
     "qwen3next": SMALL | MIXTURE | {"architectures": ["Qwen3NextForCausalLM"]},
 }
+DELTA = {
+    "linear_conv_kernel_dim": "ssm_conv_kernel", "linear_key_head_dim": "ssm_state_size",
+    "linear_num_key_heads": "ssm_group_count", "linear_num_value_heads": "ssm_time_step_rank",
+    "shared_expert_intermediate_size": "expert_shared_feed_forward_length",
+}  # fmt: skip
 DRAFTING = {
     "mtp.fc.weight": "eh_proj", "mtp.pre_fc_norm_embedding.weight": "enorm",
     "mtp.pre_fc_norm_hidden.weight": "hnorm", "mtp.norm.weight": "shared_head_norm",
@@ -86,17 +92,12 @@ def in_turn(name: str, weight: Tensor, config: Mapping[str, Any], keys: int, wid
 
 def add_hybrid(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
     """Header keys that these architectures have beside the usual ones."""
-    writer.add_ssm_conv_kernel(config["linear_conv_kernel_dim"])
-    writer.add_ssm_state_size(config["linear_key_head_dim"])
-    writer.add_ssm_group_count(config["linear_num_key_heads"])
-    writer.add_ssm_time_step_rank(config["linear_num_value_heads"])
+    add_fields(writer, config, DELTA)
     writer.add_ssm_inner_size(config["linear_value_head_dim"] * config["linear_num_value_heads"])
     writer.add_full_attention_interval(4)
     writer.add_array(f"{writer.arch}.attention.recurrent_layers", [kind == LINEAR for kind in blocks(config)])
     if drafts := config.get("mtp_num_hidden_layers"):
         writer.add_nextn_predict_layers(drafts)
-    if "shared_expert_intermediate_size" in config:
-        writer.add_expert_shared_feed_forward_length(config["shared_expert_intermediate_size"])
 
 
 def blocks(config: Mapping[str, Any]) -> list[str]:

@@ -6,10 +6,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import gguf
+from gguf_writer import add_fields
 from torch import Tensor
 
 CLASSES = ("DeepseekV2ForCausalLM", "DeepseekV3ForCausalLM", "Glm4MoeLiteForCausalLM")
 SPARSE = "GlmMoeDsaForCausalLM"
+RANKS = {
+    "qk_rope_head_dim": "rope_dimension_count", "kv_lora_rank": "kv_lora_rank", "q_lora_rank": "q_lora_rank",
+    "index_n_heads": "indexer_head_count", "index_head_dim": "indexer_key_length", "index_topk": "indexer_top_k",
+}  # fmt: skip
 NEXTN = {"shared_head.norm": "shared_head_norm", "shared_head.head": "shared_head_head"}
 NEXTN |= {name: name for name in ("enorm", "hnorm", "eh_proj", "embed_tokens")}
 
@@ -41,14 +46,7 @@ def add_latent(writer: gguf.GGUFWriter, config: Mapping[str, Any]) -> None:
         writer.kv_data[0][f"{writer.arch}.attention.head_count_kv"].value = 1
         writer.add_key_length_mla(key)
         writer.add_value_length_mla(value)
-    writer.add_rope_dimension_count(turning)
-    writer.add_kv_lora_rank(rank)
-    if config["q_lora_rank"] is not None:
-        writer.add_q_lora_rank(config["q_lora_rank"])
-    if "index_topk" in config:
-        writer.add_indexer_head_count(config["index_n_heads"])
-        writer.add_indexer_key_length(config["index_head_dim"])
-        writer.add_indexer_top_k(config["index_topk"])
+    add_fields(writer, config, RANKS)
     if "types" in config:  # newer files say them
         writer.add_array(f"{writer.arch}.attention.indexer.types", config["types"])
     if "scoring_func" in config:

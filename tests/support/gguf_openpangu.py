@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import gguf
-from gguf_tools import EXPERT, Change, Pick, f32
+from gguf_writer import Change, Pick, add_fields, f32, finish, joined
 from safetensors.torch import load_file
-from torch import Tensor, stack
+from torch import Tensor
 
 ARCH = "openpangu"
 WHOLE = {
@@ -39,18 +39,15 @@ BLOCK = {
     )},
     **{name: f"nextn.{name}" for name in ("enorm", "hnorm", "eh_proj")},
 }  # fmt: skip
-KEYS: Mapping[str, Callable[[gguf.GGUFWriter], Callable[[Any], None]]] = {
-    "max_position_embeddings": lambda w: w.add_context_length, "hidden_size": lambda w: w.add_embedding_length,
-    "intermediate_size": lambda w: w.add_feed_forward_length, "num_attention_heads": lambda w: w.add_head_count,
-    "num_key_value_heads": lambda w: w.add_head_count_kv, "rope_theta": lambda w: w.add_rope_freq_base,
-    "rms_norm_eps": lambda w: w.add_layer_norm_rms_eps, "num_experts_per_tok": lambda w: w.add_expert_used_count,
-    "first_k_dense_replace": lambda w: w.add_leading_dense_block_count, "vocab_size": lambda w: w.add_vocab_size,
-    "q_lora_rank": lambda w: w.add_q_lora_rank, "kv_lora_rank": lambda w: w.add_kv_lora_rank,
-    "v_head_dim": lambda w: w.add_value_length, "n_routed_experts": lambda w: w.add_expert_count,
-    "moe_intermediate_size": lambda w: w.add_expert_feed_forward_length,
-    "n_shared_experts": lambda w: w.add_expert_shared_count, "norm_topk_prob": lambda w: w.add_expert_weights_norm,
-    "routed_scaling_factor": lambda w: w.add_expert_weights_scale,
-    "qk_rope_head_dim": lambda w: w.add_rope_dimension_count,
+KEYS = {  # fields of config.json, and what writes them
+    "max_position_embeddings": "context_length", "hidden_size": "embedding_length", "vocab_size": "vocab_size",
+    "intermediate_size": "feed_forward_length", "num_attention_heads": "head_count",
+    "num_key_value_heads": "head_count_kv", "rope_theta": "rope_freq_base", "rms_norm_eps": "layer_norm_rms_eps",
+    "num_experts_per_tok": "expert_used_count", "first_k_dense_replace": "leading_dense_block_count",
+    "q_lora_rank": "q_lora_rank", "kv_lora_rank": "kv_lora_rank", "v_head_dim": "value_length",
+    "n_routed_experts": "expert_count", "moe_intermediate_size": "expert_feed_forward_length",
+    "n_shared_experts": "expert_shared_count", "norm_topk_prob": "expert_weights_norm",
+    "routed_scaling_factor": "expert_weights_scale", "qk_rope_head_dim": "rope_dimension_count",
 }  # fmt: skip
 OWN = {
     "num_nextn_predict_layers": "nextn_predict_layers", "index_n_heads": "attention.indexer.head_count",
@@ -65,8 +62,7 @@ def write_openpangu(
     """The checkpoint in a folder as a GGUF file. older: keys' and values' matrices lie in one, too."""
     config, writer = json.loads((folder / "config.json").read_text()), gguf.GGUFWriter(path, ARCH)
     writer.add_block_count(config["num_hidden_layers"] + config["num_nextn_predict_layers"])
-    for name, add in KEYS.items():
-        add(writer)(config[name])
+    add_fields(writer, config, KEYS)
     writer.add_key_length(config["qk_nope_head_dim"] + config["qk_rope_head_dim"])
     writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
     for name, key in OWN.items():
@@ -74,23 +70,14 @@ def write_openpangu(
     for name in ("swa_layers", "sliding_window_list"):
         writer.add_array(f"{ARCH}.{name}", config[name])
     change(writer)
-    for name, tensor in _arranged(load_file(folder / "model.safetensors"), config, older):
-        values = tensor.float().numpy()
-        kind = pick(name, values.shape)
-        writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    arranged = _arranged(load_file(folder / "model.safetensors"), config, older)
+    finish(writer, ((name, tensor.float().numpy()) for name, tensor in arranged), pick)
     return path
 
 
 def _arranged(tensors: Mapping[str, Tensor], config: Mapping[str, Any], older: bool) -> Iterator[tuple[str, Tensor]]:
-    experts: dict[str, dict[int, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if (part := EXPERT.fullmatch(name)) is not None:
-            experts.setdefault(f"{part[1]}.{part[3]}", {})[int(part[2])] = tensor
-        elif name.endswith("kv_b_proj.weight"):
+    for name, tensor in joined(tensors):
+        if name.endswith("kv_b_proj.weight"):
             each = tensor.unflatten(0, (config["num_attention_heads"], -1))
             keys, values = each.split((config["qk_nope_head_dim"], config["v_head_dim"]), 1)
             yield _block(name).replace("kv_b", "k_b"), keys.mT.flatten(0, 1)
@@ -99,8 +86,6 @@ def _arranged(tensors: Mapping[str, Tensor], config: Mapping[str, Any], older: b
                 yield _block(name), tensor
         else:
             yield WHOLE.get(name) or _block(name), tensor[:, 0] if "conv" in name else tensor
-    for name, some in experts.items():
-        yield _block(name), stack([some[e] for e in range(len(some))])
 
 
 def _block(name: str) -> str:

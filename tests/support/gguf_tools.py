@@ -15,7 +15,7 @@ import gguf_latent
 import numpy as np
 import torch
 from gguf import MODEL_ARCH
-from gguf import GGMLQuantizationType as Kind
+from gguf_writer import Change, Pick, add_fields, f32, finish, joined
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from tokenizers.pre_tokenizers import ByteLevel
@@ -46,6 +46,11 @@ GATES: dict[MODEL_ARCH, gguf.ExpertGatingFuncType | None] = {
 GATES |= dict.fromkeys((MODEL_ARCH.GRANITE_MOE, MODEL_ARCH.HUNYUAN_MOE, MODEL_ARCH.GRANITE))
 LATENT = MODEL_ARCH.DEEPSEEK2, MODEL_ARCH.GLM_DSA
 GATES |= dict.fromkeys(LATENT)  # not said, or none
+USUAL = {  # fields of config.json, and what writes them
+    "max_position_embeddings": "context_length", "hidden_size": "embedding_length", "vocab_size": "vocab_size",
+    "num_attention_heads": "head_count", "intermediate_size": "feed_forward_length",
+    "conv_L_cache": "shortconv_l_cache",
+}  # fmt: skip
 MIXTURE = {  # of their config.json, and what writes it
     "n_routed_experts": "expert_count", "moe_num_experts": "expert_count", "moe_k": "expert_used_count",
     "moe_topk": "expert_used_count", "num_shared_expert": "expert_shared_count",
@@ -60,26 +65,8 @@ MIXTURE = {  # of their config.json, and what writes it
 }  # fmt: skip
 HYBRID = (MODEL_ARCH.QWEN35, MODEL_ARCH.QWEN35MOE, MODEL_ARCH.QWEN3NEXT)
 INTERLEAVED = (MODEL_ARCH.LLAMA, MODEL_ARCH.SMOLLM3, MODEL_ARCH.GRANITE_MOE, MODEL_ARCH.GRANITE, MODEL_ARCH.MISTRAL3)
-EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(.*)")
 MARKS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 BYTE_TOKENS = [*MARKS, *sorted(ByteLevel.alphabet()), "he", "Ġt"]
-Pick = Callable[[str, tuple[int, ...]], Kind]
-Change = Callable[[gguf.GGUFWriter], object]
-
-
-def f32(name: str, shape: tuple[int, ...]) -> Kind:
-    return Kind.F32
-
-
-def matrices(kind: Kind) -> Pick:
-    """Matrices with rows of whole blocks in a type; the rest, and routers, in F32."""
-
-    def pick(name: str, shape: tuple[int, ...]) -> Kind:
-        block = gguf.GGML_QUANT_SIZES[kind][0]
-        plain = len(shape) < 2 or shape[-1] % block or "ffn_gate_inp" in name or "bias" in name
-        return Kind.F32 if plain else kind
-
-    return pick
 
 
 def write_gguf(
@@ -108,14 +95,7 @@ def write_gguf(
             writer.add_uint16("split.no", n)
             writer.add_uint16("split.count", parts)
             writer.add_int32("split.tensors.count", len(every))
-        for name, values in every[n::parts]:
-            kind, before = pick(name, values.shape), rounded(name, values.shape)
-            values = gguf.quants.dequantize(gguf.quants.quantize(values, before), before)
-            writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        finish(writer, every[n::parts], pick, rounded)
     return part_path(path, 0, parts)
 
 
@@ -153,21 +133,15 @@ def arranged(
         kept = {n: x for n, x in tensors.items() if ".gate_proj." not in n}
         tensors = {n: torch.cat((gates[n], x)) if n in gates else x for n, x in kept.items()}
     found: dict[str, NDArray[np.float32]] = {}
-    experts: dict[str, dict[int, NDArray[np.float32]]] = {}
     heads = {"q": config["num_attention_heads"], "k": config["num_key_value_heads"]}
-    for name, tensor in tensors.items():
+    for name, tensor in joined(tensors):
         values = tensor.float().numpy()
         if name.endswith(".conv.conv.weight"):
             values = values[:, 0]
-        if (part := EXPERT.fullmatch(name)) is not None:
-            experts.setdefault(f"{part[1]}.{part[3]}", {})[int(part[2])] = values
-            continue
         if arch in INTERLEAVED and (side := re.search(r"self_attn\.([qk])_proj", name)):
             values = values.reshape(heads[side[1]], 2, -1, *values.shape[1:]).swapaxes(1, 2)
             values = np.ascontiguousarray(values).reshape(tensor.shape)
         found[_named(names, name, arch)] = values
-    for name, each in experts.items():
-        found[_named(names, name, arch)] = np.stack([each[e] for e in range(len(each))])
     return found
 
 
@@ -189,9 +163,7 @@ def _named(names: gguf.TensorNameMap, name: str, arch: MODEL_ARCH) -> str:
 def add_header(writer: gguf.GGUFWriter, config: Mapping[str, Any], arch: MODEL_ARCH) -> None:
     drafts = config.get("mtp_num_hidden_layers", 0) + config.get("num_nextn_predict_layers", 0)
     writer.add_block_count(config["num_hidden_layers"] + drafts)
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_head_count(config["num_attention_heads"])
+    add_fields(writer, config, USUAL)
     kinds, heads = config.get("layer_types") or [], config["num_key_value_heads"]
     writer.add_head_count_kv([heads * (kind != "conv") for kind in kinds] if "conv" in kinds else heads)
     rope = config.get("rope_parameters", config)
@@ -201,24 +173,18 @@ def add_header(writer: gguf.GGUFWriter, config: Mapping[str, Any], arch: MODEL_A
         writer.add_key_length(config["head_dim"])
         writer.add_value_length(config["head_dim"])
         writer.add_rope_dimension_count(int(config["head_dim"] * rope.get("partial_rotary_factor", 1)))
-    writer.add_vocab_size(config["vocab_size"])
     writer.add_file_type(7)
     writer.add_quantization_version(2)
-    writer.add_feed_forward_length(config["intermediate_size"])
     if arch in LATENT:
         gguf_latent.add_latent(writer, config)
     if arch in HYBRID:
         gguf_hybrid.add_hybrid(writer, config)
-    if "conv_L_cache" in config:
-        writer.add_shortconv_l_cache(config["conv_L_cache"])
     if "num_dense_layers" in config:
         writer.add_leading_dense_block_count(config["num_dense_layers"])
         writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
         writer.add_expert_weights_scale(config.get("routed_scaling_factor", 1.0))
     if arch in GATES:
-        for name, key in MIXTURE.items():
-            if config.get(name) is not None:
-                getattr(writer, f"add_{key}")(config[name])
+        add_fields(writer, config, MIXTURE)
         if (gate := GATES[arch]) is not None:
             writer.add_expert_gating_func(gate)
     if {"num_experts_per_tok", "moe_k", "moe_topk"} & config.keys():

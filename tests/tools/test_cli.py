@@ -15,7 +15,8 @@ import pytest
 from checkpoints import write_dense, write_family, write_moge
 from cli_tools import call, printed, record, refusal
 from gguf import GGMLQuantizationType
-from gguf_tools import matrices, write_gguf
+from gguf_tools import write_gguf
+from gguf_writer import matrices
 from tokenizers_tiny import write_bpe
 from tune_tools import TEMPLATE, VOCAB
 

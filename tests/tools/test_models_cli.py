@@ -9,6 +9,7 @@ import gguf
 import numpy as np
 import pytest
 from cli_tools import run
+from gguf_writer import finish
 from huggingface_hub import constants
 
 from fastslow.engine.host import machine
@@ -30,11 +31,7 @@ def found(
     shutil.copytree(tiny_chat, folders["tiny/chat"])
     folders["some/gguf"].mkdir(parents=True)
     writer = gguf.GGUFWriter(folders["some/gguf"] / "some-Q8_0.gguf", "qwen3")
-    writer.add_tensor("output_norm.weight", np.ones(8, np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer, [("output_norm.weight", np.ones(8, np.float32))])
     shutil.copytree(tiny_chat, folders["odd/family"])
     (folders["odd/family"] / "config.json").write_text('{"architectures": ["OddForCausalLM"]}')
     for name, file in (("a/head", "draft.head"), ("an/eagle", "model.safetensors")):

@@ -7,7 +7,6 @@ update where a chip has no instructions for it.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -21,8 +20,8 @@ STEP = 0.2  # root mean square of an update at rate 1, about that of AdamW
 
 
 class Muon(torch.optim.Optimizer):
-    """For parameters [n, m], or stacks of them [N, n, m]; Nesterov's momentum, decoupled weight decay. lr: rate
-    of AdamW that the steps' size is matched to. dtype: of the products."""
+    """For parameters [n, m]; Nesterov's momentum, decoupled weight decay. lr: rate of AdamW that the steps' size is
+    matched to. dtype: of the products."""
 
     def __init__(
         self, parameters: Iterable[Tensor], lr: float, decay: float, dtype: torch.dtype
@@ -38,19 +37,12 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 closure()
         for group in self.param_groups:
-            alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = defaultdict(list)
             for p in group["params"]:
                 if p.grad is not None:
-                    shape = p.shape[-2:]
-                    alike[shape].append((p, self._ahead(p, p.grad).view(-1, *shape)))
-            for shape, members in alike.items():
-                turned = orthogonal(torch.cat([ahead for _, ahead in members]), self._dtype)
-                # whatever the form, entries move alike
-                size = group["lr"] * STEP * max(shape) ** 0.5
-                parts = torch.split(turned, [len(ahead) for _, ahead in members])
-                for (p, _), part in zip(members, parts, strict=True):
+                    turned = orthogonal(self._ahead(p, p.grad), self._dtype)
                     p.mul_(1 - group["lr"] * self._decay)
-                    p.add_(part.view_as(p), alpha=-size)
+                    # whatever the form, entries move alike
+                    p.add_(turned, alpha=-group["lr"] * STEP * max(p.shape) ** 0.5)
 
     def _ahead(self, p: Tensor, grad: Tensor) -> Tensor:
         state = self.state[p]
@@ -60,14 +52,14 @@ class Muon(torch.optim.Optimizer):
         return grad.lerp(momentum, MOMENTUM)
 
 
-def orthogonal(matrices: Tensor, dtype: torch.dtype) -> Tensor:
-    """About U V^T of each matrix U S V^T of a stack [N, n, m], by Newton and Schulz: singular values
-    between 0.5 and 1.3. dtype: of the products; matrices and result are float32."""
-    tall = matrices.shape[1] > matrices.shape[2]
-    x = (matrices.mT if tall else matrices).to(dtype)
-    x = x / x.float().norm(dim=(1, 2), keepdim=True).clamp(min=1e-7).to(dtype)
+def orthogonal(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """About U V^T of a matrix U S V^T, [n, m], by Newton and Schulz: singular values between 0.5 and 1.3. dtype: of
+    the products; matrix and result are float32."""
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = (matrix.T if tall else matrix).to(dtype)
+    x = x / x.float().norm().clamp(min=1e-7).to(dtype)
     a, b, c = NEWTON
     for _ in range(ROUNDS):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return (x.mT if tall else x).float()
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.T if tall else x).float()

@@ -16,7 +16,7 @@ import texts
 from gguf import GGMLQuantizationType as Kind
 from gguf_gemma import write_gemma
 from gguf_openpangu import write_openpangu
-from gguf_tools import matrices
+from gguf_writer import matrices
 from kernel_tools import compiled
 from layer_fuzz import LayerFuzz
 from pangu_2_reference import Pangu2

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import gemma_models as gemma
-import gguf_tools
 import peer_models as peers
 import pytest
 import texts
@@ -18,6 +17,7 @@ from checkpoints import write
 from family_tools import KERNELS, LONG, check_however_cut, load
 from gguf import GGMLQuantizationType as Kind
 from gguf_gemma import write_gemma
+from gguf_writer import matrices
 from layer_fuzz import FEW_AND_MANY, LayerFuzz
 from safetensors.torch import load_file
 
@@ -136,7 +136,7 @@ def test_configs_that_do_not_fit(fields: dict[str, Any], said: str) -> None:
 
 
 GGUF = ("gemma3 stretched", "gemma4", "gemma4 mixture")
-WHOLE = gguf_tools.matrices(Kind.Q8_0)
+WHOLE = matrices(Kind.Q8_0)
 
 
 @pytest.mark.parametrize("kernels", KERNELS)

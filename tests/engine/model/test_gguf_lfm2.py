@@ -15,7 +15,8 @@ import texts
 import torch
 from checkpoints import ROTATED, tensors, write
 from gguf import GGMLQuantizationType as Kind
-from gguf_tools import f32, matrices, write_gguf
+from gguf_tools import write_gguf
+from gguf_writer import f32, finish, matrices
 from kernel_tools import check_error, compiled
 
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
@@ -124,10 +125,6 @@ def test_files_that_do_not_fit(tmp_path: Path, change: Callable[[gguf.GGUFWriter
 def test_known_architectures_that_do_not_run_are_refused_with_the_reason(
     tmp_path: Path, name: str, nearest: str
 ) -> None:
-    writer = gguf.GGUFWriter(tmp_path / "m.gguf", name)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(gguf.GGUFWriter(tmp_path / "m.gguf", name), ())
     with pytest.raises(ValueError, match=f"architecture '{name}' does not run here: it has .*; the .* is {nearest};"):
         ModelConfig.from_folder(tmp_path / "m.gguf")

@@ -17,7 +17,8 @@ import texts
 import torch
 from gguf import GGML_QUANT_SIZES
 from gguf import GGMLQuantizationType as Kind
-from gguf_tools import matrices, write_gguf
+from gguf_tools import write_gguf
+from gguf_writer import matrices
 from kernel_tools import ALL_CHOSEN, check_error, compiled
 
 from fastslow.engine.backends.cpu import store

@@ -18,7 +18,7 @@ from checkpoints import DENSE, random_table, tensors, write
 from engine_tools import Ask, Bench, answer
 from family_tools import KERNELS, LONG, check_however_cut, load
 from gguf import GGMLQuantizationType
-from gguf_tools import matrices
+from gguf_writer import matrices
 from kernel_tools import check_error, compiled
 from layer_fuzz import FEW_AND_MANY, LayerFuzz
 from mtp_tools import SpiedMtp, on_accelerator

@@ -12,6 +12,7 @@ import gguf
 import pytest
 import sentencepiece
 from gguf import TokenType
+from gguf_writer import finish
 from refusals import refused
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, processors
 from tokenizers import pre_tokenizers as pre
@@ -118,9 +119,7 @@ def trained(kind: str) -> Tokenizer:
 def write(path: Path, add: Callable[[gguf.GGUFWriter], object]) -> Path:
     writer = gguf.GGUFWriter(path, "llama")
     add(writer)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
+    finish(writer, ())
     return path
 
 
