@@ -1,6 +1,6 @@
 """Families in the accelerator's decoder: on the GPU's building blocks, and on simulated NPUs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,34 +10,28 @@ import pangu_v2_tools
 import pytest
 import texts
 import torch
+from accelerator_tools import CPU, DEVICES, paged, plain
 from checkpoints import DENSE, MOGE, random_table
 from fake_cuda import RecordingOps
-from npu_tools import CHIPS, simulated
 from pairs import pairwise
 from torch import Tensor
 
 from fastslow.engine.backends.accelerator import cuda
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.accelerator.ops import PagedOps
-from fastslow.engine.backends.accelerator.weights import Stacked
 from fastslow.engine.backends.alike import grouped
-from fastslow.engine.backends.device import DeviceChoice, ops_for, paged_ops_for
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.backends.torch.decoder import Decoder
-from fastslow.engine.backends.torch.weights import Weights
 from fastslow.engine.checkpoint.checkpoint import floats
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ffn.dense import DenseMlp
 from fastslow.engine.model.ffn.experts import RoutedExperts
 from fastslow.engine.model.ffn.router import Router
 from fastslow.engine.model.ops import ClampedSwiglu
-from fastslow.engine.model.parts import WeightReader
 from fastslow.engine.model.shape import Layer
 from fastslow.engine.rows import Rows, Segment
 
-CPU = torch.device("cpu")
 TOKENS = texts.tokens_of(170)
-DEVICES = ("cuda", *CHIPS)
 BASE = ModelConfig.from_json({**DENSE, "num_hidden_layers": 3})
 NORM, EXPERT = BASE.norm, DenseMlp(32)
 SOFTMAX, CHOSEN = Router("softmax", 3), Router("chosen", 3, bias=True)
@@ -78,20 +72,10 @@ FAMILIES: dict[str, ModelConfig] = {
 ROUTED_NAMES = [name for name, config in FAMILIES.items() if config.chosen]
 
 
-@pytest.fixture(params=DEVICES)
-def ops(request: pytest.FixtureRequest) -> Iterator[PagedOps]:
-    if request.param == "cuda":
-        yield RecordingOps(CPU)
-        return
-    with simulated(request.param):
-        yield paged_ops_for(DeviceChoice("npu", CPU))
-
-
 def load(config: ModelConfig, ops: PagedOps, dtype: torch.dtype = torch.float32) -> tuple[PagedDecoder, Decoder]:
     """The model, and plain torch in float64, which `test_families.py` holds against transformers."""
     read = random_table(config).__getitem__
-    plain = Decoder(Weights(config, WeightReader(ops_for("cpu"), torch.float64, CPU, read)))
-    return PagedDecoder(Stacked(config, ops, dtype, CPU, read)), plain
+    return paged(config, ops, read, dtype), plain(config, read, torch.float64)
 
 
 def near(found: Tensor, wanted: Tensor) -> None:
@@ -185,8 +169,8 @@ def test_pangu_v2(name: str, ops: PagedOps, tmp_path: Path) -> None:
             ops.check(config, torch.float32)
         return
     with floats(folder, config) as read:
-        model = PagedDecoder(Stacked(config, ops, torch.float32, CPU, read))
-    plain = load_model(folder, "float64", "cpu")
+        model = paged(config, ops, read)
+    cpu = load_model(folder, "float64", "cpu")
     for wanted in (None, 1, 0):
         found = texts.logits(model, tokens, [40, *[1] * 4, 6], groups=wanted)
-        near(found, texts.logits(plain, tokens, groups=wanted).double())
+        near(found, texts.logits(cpu, tokens, groups=wanted).double())

@@ -1,53 +1,31 @@
 """Latent attention in the accelerator's decoder, on a GPU's building blocks and on simulated NPUs: what plain torch says
 on the CPU."""
 
-from collections.abc import Iterator
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import texts
 import torch
+from accelerator_tools import DEVICES, ops_of, paged, plain
 from checkpoints import random_table
-from fake_cuda import RecordingOps
 from family_tools import load
 from latent_models import CHOOSING, EVERY, LITE, OPENPANGU
 from layer_fuzz import LayerFuzz, near
 from npu_tools import CHIPS, simulated
 from pairs import pairwise
 from pangu_2_reference import Pangu2
-from torch import Tensor
 
 from fastslow.engine.backends.accelerator import attention, cuda
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.accelerator.ops import PagedOps
-from fastslow.engine.backends.accelerator.weights import Stacked
-from fastslow.engine.backends.device import DeviceChoice, ops_for, paged_ops_for
 from fastslow.engine.backends.loader import load_model
-from fastslow.engine.backends.torch.decoder import Decoder
-from fastslow.engine.backends.torch.weights import Weights
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.parts import WeightReader
 
-CPU, DEVICES = torch.device("cpu"), ("cuda", *CHIPS)
 DENSE = {"first_k_dense_replace": 3, "num_nextn_predict_layers": 0}
 STREAMS = OPENPANGU | DENSE | {"use_mome": False, "router_sliding_window": None, "dsa_layers": []}
 STREAMS |= {"swa_layers": [1, 2], "sliding_window_list": [6, 30]}
 CONFIGS = EVERY | CHOOSING | {"dense": LITE | DENSE, "dense streams": STREAMS}
-
-
-@pytest.fixture(params=DEVICES)
-def ops(request: pytest.FixtureRequest) -> Iterator[PagedOps]:
-    if request.param == "cuda":
-        yield RecordingOps(CPU)
-        return
-    with simulated(request.param):
-        yield paged_ops_for(DeviceChoice("npu", CPU))
-
-
-def plain(config: ModelConfig, table: dict[str, Tensor], dtype: torch.dtype = torch.float32) -> Decoder:
-    return Decoder(Weights(config, WeightReader(ops_for("cpu"), dtype, CPU, table.__getitem__)))
 
 
 @pytest.mark.parametrize(("name", "few", "ops"), pairwise([*CONFIGS], (False, True), DEVICES), indirect=["ops"])
@@ -56,8 +34,8 @@ def test_logprobs(name: str, few: bool, ops: PagedOps, monkeypatch: pytest.Monke
     for module in (attention, cuda) if few else ():
         monkeypatch.setattr(module, "SCORES", 2048)
     config, tokens = ModelConfig.from_json(CONFIGS[name]), texts.tokens_of(170, vocab=32)
-    table, slots = random_table(config), np.random.default_rng(1).permutation(400)[:170] if few else None
-    model, cpu = PagedDecoder(Stacked(config, ops, torch.float32, CPU, table.__getitem__)), plain(config, table)
+    read, slots = random_table(config).__getitem__, np.random.default_rng(1).permutation(400)[:170] if few else None
+    model, cpu = paged(config, ops, read), plain(config, read)
     for wanted in (None, 1):
         sizes = [140, *[1] * 3, 10, *[1] * 2, 15]
         found = texts.logits(model, tokens, sizes, wanted, slots=slots).log_softmax(-1)
@@ -70,13 +48,10 @@ def test_logprobs(name: str, few: bool, ops: PagedOps, monkeypatch: pytest.Monke
 def test_numbers_of_16_bits(device: str) -> None:
     """Of openPangu 2.0, in which rounding changes what late rows choose: as far off as plain torch is."""
     config, tokens = ModelConfig.from_json(OPENPANGU), texts.tokens_of(120, vocab=32)
-    table, dtype = random_table(config), torch.float16 if device == CHIPS[1] else torch.bfloat16
-    expected, off = texts.logits(plain(config, table), tokens).log_softmax(-1), list[float]()
-    with nullcontext() if device == "cuda" else simulated(device, exact=False):
-        ops = RecordingOps(CPU) if device == "cuda" else paged_ops_for(DeviceChoice("npu", CPU))
-        for model in (
-            PagedDecoder(Stacked(config, ops, dtype, CPU, table.__getitem__)), plain(config, table, dtype)
-        ):  # fmt: skip
+    read, dtype = random_table(config).__getitem__, torch.float16 if device == CHIPS[1] else torch.bfloat16
+    expected, off = texts.logits(plain(config, read), tokens).log_softmax(-1), list[float]()
+    with ops_of(device, exact=False) as ops:
+        for model in (paged(config, ops, read, dtype), plain(config, read, dtype)):
             found = texts.logits(model, tokens, [100, *[1] * 5, 15]).log_softmax(-1)
             off.append((found - expected).square().mean().sqrt().item())
     assert 0 < off[0] < 1.5 * off[1], off
@@ -92,9 +67,10 @@ def test_answers(name: str, ops: PagedOps, count: int) -> None:
     """Drafted rows, trees, the layers that draft."""
     config = ModelConfig.from_json(CONFIGS[name])
     table = random_table(config)
-    model = PagedDecoder(Stacked(config, ops, torch.float32, CPU, table.__getitem__))
+    model = paged(config, ops, table.__getitem__)
     assert model.mtp is not None
-    LayerFuzz(model, plain(config, near(table)), plain(config, table)).check(count, 1)
+    kin, cpu = (plain(config, some.__getitem__) for some in (near(table), table))
+    LayerFuzz(model, kin, cpu).check(count, 1)
 
 
 def test_openpangu_of_a_folder(tmp_path: Path, logged: list[str]) -> None:

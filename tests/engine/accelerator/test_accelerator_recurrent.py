@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import texts
 import torch
+from accelerator_tools import DEVICES, ops_of, paged, plain
 from checkpoints import ROTATED, random_table, tensors, write
 from engine_tools import Ask, Bench, Setting, answer
-from fake_cuda import RecordingOps
 from layer_fuzz import LayerFuzz, near
 from npu_tools import CHIPS, simulated
 from peer_models import conv_or_full
@@ -19,18 +19,13 @@ from torch import Tensor
 from fastslow.draft.mtp.draft import MtpDraft
 from fastslow.engine.backends.accelerator.decoder import PagedDecoder
 from fastslow.engine.backends.accelerator.ops import PagedOps
-from fastslow.engine.backends.accelerator.weights import Stacked
-from fastslow.engine.backends.device import DeviceChoice, ops_for, paged_ops_for
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.backends.torch.decoder import Decoder
-from fastslow.engine.backends.torch.weights import Weights
 from fastslow.engine.model.base import kv_cache_for
 from fastslow.engine.model.config import ModelConfig
-from fastslow.engine.model.parts import WeightReader
 from fastslow.engine.parallel.sharding import Parallel, RankShard, usual
 from fastslow.engine.params import SamplingParams
 
-CPU, DEVICES = torch.device("cpu"), ("cuda", *CHIPS)
 TOKENS = texts.tokens_of(300, vocab=32)
 SIZES = [130, 1, 32, 4, 4, 1, 1, 40, 44, 43]  # odd ones are folded in a step later
 QWEN: dict[str, Any] = ROTATED | {"vocab_size": 32, "head_dim": 32, "linear_num_key_heads": 2}
@@ -58,11 +53,8 @@ PLACES = [
 @pytest.fixture(params=PLACES)
 def place(request: pytest.FixtureRequest) -> Iterator[tuple[str, PagedOps]]:
     name, device = request.param
-    if device == "cuda":
-        yield name, RecordingOps(CPU)
-        return
-    with simulated(device):
-        yield name, paged_ops_for(DeviceChoice("npu", CPU))
+    with ops_of(device) as ops:
+        yield name, ops
 
 
 def read(name: str) -> tuple[ModelConfig, dict[str, Tensor]]:
@@ -73,13 +65,9 @@ def read(name: str) -> tuple[ModelConfig, dict[str, Tensor]]:
     return config, table
 
 
-def plain(config: ModelConfig, table: dict[str, Tensor]) -> Decoder:
-    return Decoder(Weights(config, WeightReader(ops_for("cpu"), torch.float32, CPU, table.__getitem__)))
-
-
 def both(name: str, ops: PagedOps) -> tuple[PagedDecoder, Decoder]:
     config, table = read(name)
-    return PagedDecoder(Stacked(config, ops, torch.float32, CPU, table.__getitem__)), plain(config, table)
+    return paged(config, ops, table.__getitem__), plain(config, table.__getitem__)
 
 
 def test_logprobs_are_those_of_plain_torch(place: tuple[str, PagedOps], logged: list[str]) -> None:
@@ -117,7 +105,8 @@ def test_several_ranks_refuse_it() -> None:
 
 def check(name: str, ops: PagedOps, requests: int) -> None:
     config, table = read(name)
-    LayerFuzz(*both(name, ops)[:1], plain(config, near(table)), plain(config, table)).check(requests)
+    model, cpu = both(name, ops)
+    LayerFuzz(model, plain(config, near(table).__getitem__), cpu).check(requests)
 
 
 def test_a_chat_goes_on_from_a_snapshot(place: tuple[str, PagedOps]) -> None:
