@@ -17,15 +17,15 @@ from fastslow.tools.job_options import QuantizeOptions
 from fastslow.tools.plan.published import KNOWN
 from fastslow.tools.quantize.calibration import prompts_of
 from fastslow.tools.quantize.comparison import compare
-from fastslow.tools.quantize.plain_layer import ROUTER, PlainLayer, Tensors, plain, watched
 from fastslow.tools.quantize.quantize import int8_embedding, quantize
 from fastslow.tools.quantize.quantize_layer import kv_scales, quantize_layer
 from fastslow.tools.quantize.smooth import ChannelStats, Site, error, sites_of, smooth_site, vector
+from fastslow.tools.quantize.watched import ROUTER, Tensors, WatchedLayer
 
 MOGE = {**checkpoints.MOGE, "bias": True}
 PANGU_72B = KNOWN["openpangu-pro-moe-72b"]
 CONFIG = ModelConfig.from_json(MOGE)
-LENGTHS = [30, 17]
+LAYER = WatchedLayer(CONFIG, 0, LENGTHS := [30, 17])
 
 
 def layer_of(n: int = 0, seed: int = 0) -> Tensors:
@@ -44,8 +44,8 @@ def rows(count: int = 47, seed: int = 0) -> torch.Tensor:
 
 def test_smoothing_changes_no_bit_of_a_float_model() -> None:
     tensors, x = layer_of(), rows()
-    layer, seen = PlainLayer(CONFIG, 0, tensors, LENGTHS), ChannelStats()
-    before = layer(x, watched(plain(tensors), seen))
+    seen = ChannelStats()
+    before, _ = LAYER(x, tensors, seen)
     old = dict(tensors)
     folded = 0
     for site in sites_of(CONFIG, 0, tensors):
@@ -56,13 +56,13 @@ def test_smoothing_changes_no_bit_of_a_float_model() -> None:
         site.fold(tensors, smooth)
         folded += 1
     assert folded > 4 and sum(not torch.equal(old[name], tensors[name]) for name in old) > 20
-    assert torch.equal(layer(x, plain(tensors)), before)
+    assert torch.equal(LAYER(x, tensors)[0], before)
 
 
 def test_smoothing_makes_int8_better_where_channels_differ() -> None:
     tensors, x = layer_of(), rows()
     seen = ChannelStats()
-    PlainLayer(CONFIG, 0, tensors, LENGTHS)(x, watched(plain(tensors), seen))
+    LAYER(x, tensors, seen)
     site = next(iter(sites_of(CONFIG, 0, tensors)))
     none = torch.ones(CONFIG.hidden_size)
     before = error(site, tensors, seen, none)
@@ -94,7 +94,7 @@ def test_the_router_and_every_expert_can_demand() -> None:
 
 def test_a_layer_in_int8_is_near_the_float_one() -> None:
     tensors, x = layer_of(), rows()
-    exact = PlainLayer(CONFIG, 0, dict(tensors), LENGTHS)(x, plain(tensors))
+    exact, _ = LAYER(x, tensors)
     made, float_NH, int8_NH = quantize_layer(CONFIG, 0, tensors, LENGTHS, x, x)
     assert torch.equal(float_NH, exact)
     assert 0 < made.drift == pytest.approx(float((int8_NH - exact).norm() / exact.norm())) and made.drift < 0.1

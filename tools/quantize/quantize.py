@@ -20,8 +20,8 @@ from fastslow.engine.model.tensors import layer_names, tensor_shapes
 from fastslow.models.folder import fresh_folder, require_vacant
 from fastslow.tools.job_options import QuantizeOptions
 from fastslow.tools.kept import KeptWork
-from fastslow.tools.quantize.plain_layer import ROUTER, Tensors, as_plain
 from fastslow.tools.quantize.quantize_layer import kv_scales, quantize_layer
+from fastslow.tools.quantize.watched import ROUTER, Tensors, is_known
 from fastslow.tools.quantize.writer import CheckpointWriter, described
 
 EMBEDDING, NORM, HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
@@ -55,9 +55,9 @@ class QuantizedCheckpoint:
 
 
 def check_known(source: Path) -> ModelConfig:
-    """The config of a checkpoint. ValueError if its layers are not those of `PlainLayer`."""
+    """The config of a checkpoint. ValueError if its layers have parts that smoothing does not know."""
     config = ModelConfig.from_folder(source)
-    if not all(map(as_plain, config.layers)):
+    if not all(map(is_known, config.layers)):
         raise ValueError(f"{config.architecture} cannot be quantised, only run as exported")
     return config
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ops import LARGEST, QuantLinear
-from fastslow.tools.quantize.plain_layer import ROUTER, PlainLayer, Tensors, plain, watched
-from fastslow.tools.quantize.smooth import ChannelStats, in_tokens, sites_of, smooth_site
+from fastslow.tools.quantize.smooth import ChannelStats, sites_of, smooth_site
+from fastslow.tools.quantize.watched import ROUTER, Tensors, WatchedLayer
 
 
 @dataclass(slots=True)
@@ -39,28 +37,19 @@ def quantize_layer(
     """Layer `n` in W8A8, and its outputs in the float model and in the quantised one, [N, H]. tensors: float32,
     changed in place. float, int8: the rows that the layers before it made."""
     sites = list(sites_of(config, n, tensors))
-    seen, kv = ChannelStats(), list[Tensor]()
-    layer = PlainLayer(config, n, tensors, lengths)
-    float_NH = layer(float_NH, watched(plain(tensors), seen))
+    seen, layer = ChannelStats(), WatchedLayer(config, n, lengths)
+    float_NH, _ = layer(float_NH, tensors, seen)
     for place, site in enumerate(sites, 1):  # all are folded before one is rounded
         smooth_site(site, tensors, seen)
         done(place / len(sites))
     names = [name for site in sites for name in site.consumers if name != ROUTER]
     matrices = {name: QuantLinear.of(tensors[f"{name}.weight"]) for name in names}
-
-    def product(name: str, x_NI: Tensor) -> Tensor:
-        """In W8A8 as floats: inputs per token, weights per output. The gate stays in float."""
-        if name == ROUTER:
-            return F.linear(x_NI, tensors[f"{ROUTER}.weight"])
-        return F.linear(in_tokens(x_NI), matrices[name].dequantised())
-
-    int8_NH = layer(int8_NH, product, kept=lambda k, v: kv.extend((k, v)))
+    int8_NH, kv_2NC = layer(int8_NH, tensors, matrices=matrices)
     others = {
         name: t for name, t in tensors.items() if name.removesuffix(".weight") not in matrices
     }
-    largest = torch.stack([x.abs().amax(0) for x in kv])
     drift = float((int8_NH - float_NH).norm() / float_NH.norm().clamp_min(1e-30))
-    return Quantised(matrices, others, largest, drift), float_NH, int8_NH
+    return Quantised(matrices, others, kv_2NC.abs().amax(1), drift), float_NH, int8_NH
 
 
 def kv_scales(kv_2C: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fastslow.engine.backends.alike import AlikeLayers
 from fastslow.engine.model.config import ModelConfig
 from fastslow.engine.model.ops import QuantLinear, quantise_tokens
-from fastslow.tools.quantize.plain_layer import ROUTER, Tensors
+from fastslow.tools.quantize.watched import ROUTER, Tensors
 
 STRENGTHS = (0.25, 0.35, 0.5, 0.65)  # exponents that are tried, besides no smoothing at all
 BLOCK = 32
