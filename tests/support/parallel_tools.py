@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from engine_tools import Bench
 from exact_tools import make_bench
 from torch import Tensor
@@ -18,10 +19,13 @@ from torch import Tensor
 from fastslow import LLM
 from fastslow.engine.backends.torch.decoder import Decoder
 from fastslow.engine.backends.torch.weights import Weights
+from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.base import Model
+from fastslow.engine.model.ops import Ops
 from fastslow.engine.parallel.collectives import Collectives
+from fastslow.engine.parallel.decoder import ShardReader, shard_weights
 from fastslow.engine.parallel.model import ParallelModel, load_parallel
-from fastslow.engine.parallel.sharding import Parallel
+from fastslow.engine.parallel.sharding import Parallel, RankShard
 
 SOON = 60.0  # seconds: other tests may run beside it
 
@@ -99,6 +103,33 @@ def counted(model: ParallelModel) -> Counter[str]:
     decoder.dp_group = Counting(decoder.dp_group, "attention", ranks, sent)
     decoder.everyone = Counting(decoder.everyone, "all", ranks, sent)
     return sent
+
+
+def traffic(model: ParallelModel, rows: int, bytes_each: int) -> dict[str, int]:
+    """Bytes that all ranks send in a layer, by collective. rows: with padding."""
+    row, place = rows * model.config.hidden_size * bytes_each, RankShard.all(model.config, model.parallel)[0]
+    sides = ("attention", row * (place.attention - 1)), ("all", row * (model.parallel.ranks - 1))
+    return {f"{side} {kind}": size for side, size in sides for kind in ("all-gather", "reduce-scatter")}
+
+
+def part_bytes(place: RankShard, dtype: torch.dtype) -> tuple[int, int]:
+    """Bytes of weights that a rank holds, and of those that it reads; nothing is allocated."""
+    sizes = []
+
+    def read(name: str, part: Sequence[slice]) -> Tensor:
+        found = torch.empty([s.stop - s.start for s in part], dtype=dtype, device="meta")
+        sizes.append(found.nbytes)
+        return found
+
+    made = shard_weights(place, Ops(), dtype, torch.device("meta"), ShardReader(place, read))
+    return weight_bytes(made), sum(sizes)
+
+
+def check_memory(model: ParallelModel, kv: KVStorage, dtype: torch.dtype) -> None:
+    """Rank 0 holds its part alone of weights, and of keys and values of its slots."""
+    place = RankShard.all(model.config, model.parallel)[0]
+    assert weight_bytes(model._worker.decoder.weights) == part_bytes(place, dtype)[0]
+    assert kv.nbytes == kv.slots * place.local.state_layout.token_bytes(dtype)
 
 
 def weight_bytes(weights: Any) -> int:

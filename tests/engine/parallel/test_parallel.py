@@ -16,12 +16,12 @@ import torch
 from checkpoints import FAMILIES, write_family, write_moge
 from engine_tools import Setting
 from exact_tools import SETTINGS, check, mixed, shorter
-from parallel_tools import bench_on, counted, ranks, weight_bytes
+from parallel_tools import bench_on, check_memory, counted, ranks, traffic
 
 from fastslow.engine.backends.loader import load_model
 from fastslow.engine.parallel.model import ParallelModel
+from fastslow.engine.parallel.sharding import RankShard
 from fastslow.engine.rows import Rows
-from fastslow.tools.plan.shards import ShardPlan
 
 SIZES = (30, *[1] * 4, 6)
 MIXTURES = ("qwen3_moe", "gpt_oss", "pangu_v2")
@@ -52,25 +52,24 @@ def test_every_setting_says_what_one_rank_says(tmp_path: Path, layout: str) -> N
             assert sums["cached"] > 0 or not warm
 
 
-def rows_padded(plan: ShardPlan, most: int) -> int:
+def rows_padded(model: ParallelModel, most: int) -> int:
     """Rows of a step with padding: every rank keeps as many as the one with most needs."""
-    return -(-most // plan.shares[0].place.attention) * plan.parallel.ranks
+    return -(-most // RankShard.all(model.config, model.parallel)[0].attention) * model.parallel.ranks
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", MIXES)
-def test_bytes_are_those_of_the_plan(tiny_moge: Path, layout: str) -> None:
+def test_bytes_sent_are_those_of_the_guide(tiny_moge: Path, layout: str) -> None:
     with ranks(tiny_moge, layout, "bfloat16") as model:
-        plan = ShardPlan.of(model.config, model.parallel, torch.bfloat16)
-        assert weight_bytes(model._worker.decoder.weights) == plan.shares[0].weights
         kv, sent = texts.storage(model, 32 * model.storage.dp_ranks), counted(model)
         rows = Rows.of([texts.chunk(texts.tokens_of(13), 0, 13, np.arange(13))])
         rows.outputs, rows.only_best = rows.outputs[:0], rows.only_best[:0]
         model.forward(rows, kv)
-        padded = rows_padded(plan, 13)
+        check_memory(model, kv, torch.bfloat16)
+        padded = rows_padded(model, 13)
         sent["all reduce-scatter"] -= 64 * 2 * (model.parallel.ranks - 1) * padded  # the embedding
-        for name, expected in plan.layer_traffic(padded).items():
-            assert sent[name.replace("mlp", "all")] == expected * len(model.config.layers), name
+        for name, expected in traffic(model, padded, 2).items():
+            assert sent[name] == expected * len(model.config.layers), name
 
 
 @pytest.mark.parametrize(
@@ -173,28 +172,24 @@ def test_a_request_stays_on_one_dp_rank(model: ParallelModel) -> None:
     dp_logits(model, tokens, 0, [20])  # nothing else was disturbed
 
 
-def test_bytes_held_and_sent_are_those_of_the_plan(model: ParallelModel) -> None:
-    plan = ShardPlan.of(model.config, model.parallel, torch.float32)
-    held = weight_bytes(model._worker.decoder.weights)
-    assert held == plan.shares[0].weights
+def test_bytes_held_and_sent_are_those_of_the_guide(model: ParallelModel) -> None:
     kv = texts.storage(model, 128)
+    check_memory(model, kv, torch.float32)
     segments = [(9, 70), (30, 0), (1, 64)]
     rows = Rows.of([texts.chunk(texts.tokens_of(n), 0, n, np.arange(f, f + n)) for n, f in segments])
-    padded, sent = rows_padded(plan, 30), counted(model)
+    padded, sent = rows_padded(model, 30), counted(model)
     assert padded == 60
     model.forward(rows, kv, (2, 0))
-    layers, traffic = len(model.config.layers), plan.layer_traffic(padded)
+    layers, inside = len(model.config.layers), traffic(model, padded, 4)
     ends = {  # the embedding, features and logits of wanted rows, half of 97 token ids
         "all reduce-scatter": 64 * 4 * (2 - 1) * padded,
         "all all-gather": 64 * 4 * 2 * (2 - 1) * 30,
         "all gather": 4 * 49 * (2 - 1) * 40 + 4 * 128 * (2 - 1) * 30,
     }
     for name, bytes_sent in sent.items():
-        own = traffic.get(name.replace("all ", "mlp ", 1), 0)
-        assert bytes_sent == own * layers + ends.get(name, 0), name
-    assert sum(traffic.values()) == 2 * 64 * 4 * (1 + 2 - 2) * padded
+        assert bytes_sent == inside.get(name, 0) * layers + ends.get(name, 0), name
+    assert sum(inside.values()) == 2 * 64 * 4 * (1 + 2 - 2) * padded
     sent.clear()
     rows.only_best[:] = True
     assert model.forward(rows, kv).logits.shape == (0, 97)
     assert sent["all gather"] == 24 * (2 - 1) * 40
-    assert kv.nbytes == 64 * plan.shares[0].kv_per_token

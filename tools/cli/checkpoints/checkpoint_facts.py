@@ -19,7 +19,6 @@ from fastslow.engine.model.mixers.grouped import GroupedAttention
 from fastslow.engine.model.mixers.latent import LatentAttention
 from fastslow.engine.model.routed_units import RoutedUnits
 from fastslow.engine.model.tensors import active_parameters, parameters
-from fastslow.engine.parallel.sharding import Parallel
 from fastslow.engine.params import Mode
 from fastslow.engine.text.switches import ThinkingSwitch
 from fastslow.engine.text.templates import load_template
@@ -28,7 +27,6 @@ from fastslow.models.hub.about import billions
 from fastslow.models.locate import called, find_tokenizer, resolve_model
 from fastslow.policies.meaning import THINKING, meaning
 from fastslow.policies.modes import load_modes
-from fastslow.tools.plan.shards import ShardPlan
 
 FILE = "gguf"
 SHOWN = ("float32", "bfloat16", "float16")
@@ -182,42 +180,3 @@ def _experts(routed: RoutedExperts, dense: int) -> str:
     others = f"; dense layers: {dense}" if dense else ""
     inside = f" in {router.kept_groups} of {router.groups} groups" if router.groups else ""
     return f"best {router.chosen} of {routed.experts}{inside}, each of {each}; {shared}{others}"
-
-
-def shards_record(config: ModelConfig, layout: str) -> dict[str, Any]:
-    """Return the bytes that each rank of "ep=8,tp=1" would hold and send, in the checkpoint's own dtype. ValueError if
-    the layout does not fit."""
-    parallel, dtype = Parallel.parse(layout), config.dtype or "float32"
-    plan = ShardPlan.of(config, parallel, DTYPES[dtype])
-    counts = ("rank", "dp_rank", "heads", "kv_heads")
-    return {
-        **{name: getattr(parallel, name) for name in ("ep", "tp", "dp")},
-        "dtype": dtype,
-        "sent_per_row_and_layer": sum(plan.layer_traffic(1).values()),
-        "ranks": [
-            {
-                **{name: getattr(share.place, name) for name in counts},
-                "groups": list(share.place.groups),
-                "experts": list(share.place.experts),
-                "weights": share.weights,
-                "kv_per_token": share.kv_per_token,
-            }
-            for share in plan.shares
-        ],
-    }
-
-
-def shards_table(shards: dict[str, Any]) -> Table:
-    """Return the facts of `shards_record` as a table, a line a rank."""
-    layout = ",".join(f"{name}={shards[name]}" for name in ("ep", "tp", "dp"))
-    sent = format_bytes(shards["sent_per_row_and_layer"])
-    title = f"{layout} in {shards['dtype']}; a row of a layer sends {sent} between ranks"
-    routed = "groups" if shards["ranks"][0]["groups"] else "experts"
-    counts = ("rank", "dp_rank", "heads", "kv_heads")
-    table = Table(*counts, routed, "weights", "KV per token", title=title)
-    for rank in shards["ranks"]:
-        held = rank[routed]
-        sizes = map(format_bytes, (rank["weights"], rank["kv_per_token"]))
-        shown = f"{held[0]}-{held[-1]}" if held else "-"
-        table.add_row(*(str(rank[name]) for name in counts), shown, *sizes)
-    return table

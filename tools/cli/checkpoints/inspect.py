@@ -23,30 +23,23 @@ SIDES, COLUMN = 20, 20  # characters: of the first column, and of a preset's at 
 def inspect(
     model: Annotated[str, typer.Argument(help="Checkpoint folder, GGUF file or built-in name.")],
     as_json: AsJson = False,
-    parallel: Annotated[
-        str | None, typer.Option(help="Ranks that would share it, such as ep=8,tp=1,dp=1.")
-    ] = None,
 ) -> None:
     """Show a checkpoint: parameters, memory, context, tokenizer and modes. Reads no weights.
 
     Examples:
       fastslow inspect path/to/checkpoint
       fastslow inspect smollm2-moge --json
-      fastslow inspect path/to/checkpoint --parallel ep=8
     """
-    from fastslow.tools.cli.checkpoints import checkpoint_facts
+    from fastslow.tools.cli.checkpoints.checkpoint_facts import CheckpointFacts
 
     quiet_log()
-    facts = checkpoint_facts.CheckpointFacts.of(model)
-    shards = None if parallel is None else checkpoint_facts.shards_record(facts.config, parallel)
+    facts = CheckpointFacts.of(model)
     if as_json:
-        write_json(facts.record() | ({} if shards is None else {"parallel": shards}))
+        write_json(facts.record())
         return
     for table in facts.tables():
         show(table)
     _show_modes(facts, short=True)
-    if shards is not None:
-        show(checkpoint_facts.shards_table(shards))
 
 
 @expand_options
