@@ -30,7 +30,7 @@ from fastslow.tools.forward import forward_texts
 from fastslow.tools.train_head.answers import TrainText
 from fastslow.tools.train_head.batches import BatchCut, batch_of
 from fastslow.tools.train_head.features import look
-from fastslow.tools.train_head.unroll import Prefix, unroll
+from fastslow.tools.train_head.unroll import unroll
 
 SHOWN = 16
 
@@ -264,10 +264,7 @@ def test_drafting_computes_what_training_computed(target: Path, model: Model, wi
     def embedded(ids: torch.Tensor) -> torch.Tensor:
         return ends.embedding[ids].float()
 
-    before = batch.before
-    prefix = Prefix(before.features.float(), embedded(before.after), before.places, before.visible)
-    features, after = batch.features.float(), embedded(batch.after)
-    steps = [x[0] for x in unroll(head._layer, features, after, batch.visible, 3, prefix)]
+    steps = [x[0] for x in unroll(head._layer, batch, embedded, 3)]
     runner = TorchRunner(head)
     manual = Manual(runner, PROMPTS[3])
     manual.table = seen.features.float()

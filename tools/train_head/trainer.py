@@ -22,10 +22,10 @@ from fastslow.draft.head.config import MATRICES, NORMS, Ends, HeadConfig, opened
 from fastslow.draft.head.layer import HeadLayer
 from fastslow.engine.model.norms import plain_norm
 from fastslow.tools.job_options import TrainConfig
-from fastslow.tools.train_head.batches import Batch, Before, Shown, batches
+from fastslow.tools.train_head.batches import Batch, Shown, batches
 from fastslow.tools.train_head.features import HiddenStates
 from fastslow.tools.train_head.muon import Muon
-from fastslow.tools.train_head.unroll import Prefix, unroll
+from fastslow.tools.train_head.unroll import unroll
 
 SHAPE = (256, 512, 1024)  # of the products that are timed
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -109,18 +109,10 @@ class Trainer:
         head_DH = self._head_VH[ids].to(self._dtype)
         target_RD, goals = self._target_probs(batch, head_DH, lift), place[batch.best.flatten()]
         layer = HeadLayer(self.config, self.weights, self._linear())
-        embedded = F.embedding(batch.after, self._embedding).float()
-        chain = unroll(
-            layer,
-            batch.features.float(),
-            embedded,
-            batch.visible,
-            self.train_config.steps,
-            self._prefix(batch.before),
-        )
+        embed = lambda ids: F.embedding(ids, self._embedding).float()
         total = torch.zeros(())
         hits: list[Tensor] = []
-        for step, hidden in enumerate(chain):
+        for step, hidden in enumerate(unroll(layer, batch, embed, self.train_config.steps)):
             counted = batch.counts(step)
             at = counted.flatten().nonzero()[:, 0]
             weight = torch.full((len(at),), self.train_config.fade**step)
@@ -242,12 +234,6 @@ class Trainer:
         lift[len(own) :] = -math.log(sampled)
         place[ids] = torch.arange(len(ids))
         return ids, lift, place
-
-    def _prefix(self, before: Before) -> Prefix | None:
-        if not before.after.shape[1]:
-            return None
-        embedded = F.embedding(before.after, self._embedding).float()
-        return Prefix(before.features.float(), embedded, before.places, before.visible)
 
     @torch.no_grad()
     def _target_probs(self, batch: Batch, head_DH: Tensor, lift_D: Tensor) -> Tensor:

@@ -6,68 +6,52 @@ step k-1 put out one row before, and attends to the true rows up to k-1 back and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastslow.draft.head.layer import HeadLayer, rotation
-
-
-class Prefix(NamedTuple):
-    """P rows before the others, which no chain starts from."""
-
-    features: Tensor  # [B, P, F]
-    embedded: Tensor  # [B, P, H]
-    places: Tensor  # int64 [B, P], positions; those of the others begin at 0
-    visible: Tensor  # bool [B, P]
+from fastslow.tools.train_head.batches import Batch, Before
 
 
 def unroll(
-    layer: HeadLayer,
-    features: Tensor,
-    embedded: Tensor,
-    visible: Tensor,
-    steps: int,
-    prefix: Prefix | None = None,
+    layer: HeadLayer, batch: Batch, embed: Callable[[Tensor], Tensor], steps: int
 ) -> Iterator[Tensor]:
     """The head's hidden states of step 1, 2, ..., each [B, T, H].
 
-    Row t of any step guesses what follows the token after row t; the first k-1 rows of step k mean nothing.
-    features, embedded: [B, T, F] of the rows, and [B, T, H] of the token after each row. visible: bool
-    [B, T], rows that are no padding. prefix: rows that every step sees before these.
+    Row t of any step guesses what follows the token after row t; the first k-1 rows of step k mean nothing. The rows of
+    prompts are seen by every step. embed: float32 [..., H] of token ids.
     """
-    T = features.shape[1]
+    before = batch.before
+    T, P = batch.features.shape[1], before.features.shape[1]
     cos, sin = rotation(layer.config, torch.arange(T))
-    hidden = layer.fuse(features)
+    embedded, hidden = embed(batch.after), layer.fuse(batch.features.float())
     chain: list[tuple[Tensor, Tensor]] = []  # keys and values of each step
-    P = 0
-    if prefix is not None:
-        P = prefix.features.shape[1]
-        visible = torch.cat((prefix.visible, visible), 1)
+    visible = torch.cat((before.visible, batch.visible), 1)
     distance = torch.arange(P, P + T)[:, None] - torch.arange(P + T)
     alone = F.pad(torch.eye(T, dtype=torch.bool), (P, 0))
     for step in range(steps):
         x = layer.input(embedded, hidden)
         q, k, v = layer.project(x, cos, sin)
-        if not step and prefix is not None:
-            k, v = (torch.cat(pair, 1) for pair in zip(_seen(layer, prefix), (k, v)))
+        if not step and P:
+            seen = _seen(layer, before, embed(before.after))
+            k, v = (torch.cat(pair, 1) for pair in zip(seen, (k, v)))
         chain.append((k, v))
-        seen = (distance >= step) & (distance < layer.config.window)
+        near = (distance >= step) & (distance < layer.config.window)
         # A row that may see nothing, such as padding, looks at itself: no 0 / 0.
-        mask = seen & visible[:, None, :]
+        mask = near & visible[:, None, :]
         mask |= alone & ~mask.any(-1, keepdim=True)
         hidden = layer.output(x, _attend(q, chain, mask, step))
         yield hidden
         hidden = F.pad(hidden, (0, 0, 1, 0))[:, :-1]
 
 
-def _seen(layer: HeadLayer, prefix: Prefix) -> tuple[Tensor, Tensor]:
-    """Keys and values [B, P, kv_heads, D] of a prefix."""
-    x = layer.input(prefix.embedded, layer.fuse(prefix.features))
-    _, k, v = layer.project(x, *rotation(layer.config, prefix.places))
+def _seen(layer: HeadLayer, before: Before, embedded: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values [B, P, kv_heads, D] of prompts. embedded: [B, P, H] of the tokens after their rows."""
+    x = layer.input(embedded, layer.fuse(before.features.float()))
+    _, k, v = layer.project(x, *rotation(layer.config, before.places))
     return k, v
 
 
