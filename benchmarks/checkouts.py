@@ -57,43 +57,23 @@ JOBS: dict[str, Job] = {
 }
 
 
-class CheckoutProcess:
-    """A process in one checkout that does one job at a time. `starts`: seconds of the import, and until the first
-    token."""
-
-    def __init__(self, checkout: Path, *asked: str) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", WORKER, *asked],
-            cwd=checkout, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        self.starts = [self._read(), self._read()]
-
-    def _read(self) -> float:
-        assert self._process.stdout is not None
-        return float(self._process.stdout.readline())
-
-    def rate(self, job: Job) -> float:
-        """Tokens a second."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(job) + "\n")
-        self._process.stdin.flush()
-        return self._read()
-
-    def close(self) -> None:
-        self._process.communicate()
-
-
 def measured(folder: Path, args: argparse.Namespace, quantization: str) -> dict[str, list[float]]:
     """Measure one process that has the machine to itself: seconds of its start, tokens a second of each job."""
-    side = CheckoutProcess(folder, args.model, quantization)
-    found = {"import, s": side.starts[:1], f"{quantization} first token, s": side.starts[1:]}
-    for name, job in JOBS.items():
-        found[f"{quantization} {name}"] = [side.rate(job) for _ in range(args.repeat + 1)][1:]
+    jobs = [(name, job) for name, job in JOBS.items() for _ in range(args.repeat + 1)]
     for path in args.prompts:
-        talks = read_prompts(path, args.limit)
-        jobs = [{**JOBS["batch 1"], "messages": talk, "tokens": 128} for talk in talks]
-        found[f"{quantization} auto {path.stem}"] = [side.rate(job) for job in jobs]
-    side.close()
+        for talk in read_prompts(path, args.limit):
+            jobs.append((f"auto {path.stem}", {**JOBS["batch 1"], "messages": talk, "tokens": 128}))
+    done = subprocess.run(
+        [sys.executable, "-c", WORKER, args.model, quantization],
+        cwd=folder, input="".join(f"{json.dumps(job)}\n" for _, job in jobs), stdout=subprocess.PIPE,
+        text=True, check=True,
+    )  # fmt: skip
+    imported, first, *rates = map(float, done.stdout.split())
+    found = {"import, s": [imported], f"{quantization} first token, s": [first]}
+    for (name, _), rate in zip(jobs, rates, strict=True):
+        found.setdefault(f"{quantization} {name}", []).append(rate)
+    for name in JOBS:
+        del found[f"{quantization} {name}"][0]  # it warmed up
     return found
 
 
