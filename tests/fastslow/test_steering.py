@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from checkpoints import write_chat
 from gate import open_llm
-from recurrent_model import LAYOUT
+from hybrid_model import LAYOUT
 from refusals import refused
 
 from fastslow import LLM, Loop, Mode, Output, Phase, ResumeState, SamplingParams, Speculation

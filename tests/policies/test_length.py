@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 from checkpoints import write_dense
 from engine_tools import Ask, Bench, RandomDraft
-from recurrent_model import RecurrentModel
+from hybrid_model import CONFIG, table
+from layer_fuzz import load
 
 from fastslow.engine.backends.cpu.compiled import kernel_cache
 from fastslow.engine.backends.loader import load_model
+from fastslow.engine.backends.torch.decoder import Decoder
 from fastslow.engine.host.machine import Watch
 from fastslow.engine.kv.state.layout import UNFOLDED
-from fastslow.engine.kv.state.storage import KVStorage
 from fastslow.engine.model.base import Model
 from fastslow.engine.params import SamplingParams, Speculation
 from fastslow.engine.rows import Rows, RunningRows
@@ -334,29 +335,26 @@ def test_a_short_context_measures_what_fits(tmp_path: Path, kept: Path) -> None:
     assert step_seconds(model, None, "short")[0] == (1, 2)
 
 
-class StatesRead(RecurrentModel):
-    """Notes the size of each step, and its work on the state."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.steps: list[tuple[int, RunningRows]] = []
-
-    def forward(self, rows: Rows, kv: KVStorage, features: tuple[int, ...] = ()) -> ModelOutput:
-        assert rows.running is not None
-        self.steps.append((len(rows.tokens), rows.running[0]))
-        return super().forward(rows, kv, features)
-
-
-def test_a_measured_step_folds_what_was_accepted_before_and_none_of_its_own_rows(kept: Path) -> None:
+def test_a_measured_step_folds_what_was_accepted_before_and_none_of_its_own_rows(
+    kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As steps with drafts do. More rows than fit beside the state are read as text is."""
-    model: Any = StatesRead()
+    steps, forward = list[tuple[int, RunningRows]](), Decoder.forward
+
+    def noted(model: Decoder, rows: Rows, *given: Any) -> ModelOutput:
+        assert rows.running is not None
+        steps.append((len(rows.tokens), rows.running[0]))
+        return forward(model, rows, *given)
+
+    monkeypatch.setattr(Decoder, "forward", noted)
+    model = load(tmp_path / "model", CONFIG, table())
     rows, _ = step_seconds(model, None, "recurrent")
-    measured = model.steps[1:]  # after the context
-    model.steps = []
+    measured = steps[1:]  # after the context
+    steps.clear()
     params = SamplingParams(max_tokens=60, ignore_eos=True)
     Bench(model, {"random": lambda kv: RandomDraft()}).run([Ask((3, 5, 4), params, "random", 9)])
-    assert len(model.steps) > 9 and {n for n, _ in measured} == {*rows}
-    for n, r in [*measured, *model.steps[1:]]:
+    assert len(steps) > 9 and {n for n, _ in measured} == {*rows}
+    for n, r in [*measured, *steps[1:]]:
         assert r.folds == len(r.before) > 0 and len(r.at) == n
         assert r.stable == max(0, n - cost_curve.DRAFTED) and len(r.before) + n - r.stable <= UNFOLDED
         assert not {*r.before.tolist()} & {*r.at[r.stable :].tolist()}

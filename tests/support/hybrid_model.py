@@ -12,6 +12,8 @@ from reference_model import ReferenceModel, Weighted
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastslow.engine.model.config import ModelConfig
+
 LINEAR, FULL = "linear_attention", "full_attention"
 CONFIG: dict[str, Any] = DENSE | {"architectures": ["Qwen3NextForCausalLM"], "model_type": "qwen3_next"}
 CONFIG |= {"vocab_size": 32, "num_hidden_layers": 4, "layer_types": [LINEAR, LINEAR, LINEAR, FULL], "head_dim": 32}
@@ -21,6 +23,9 @@ CONFIG |= {"num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert
 NK, NV, DK, DV = (
     CONFIG[f"linear_{name}"] for name in ("num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim")
 )
+
+
+LAYOUT = ModelConfig.from_json(CONFIG).state_layout
 
 
 def table(config: dict[str, Any] = CONFIG, seed: int = 0) -> dict[str, Tensor]:
