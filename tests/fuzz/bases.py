@@ -29,6 +29,7 @@ import gguf_openpangu
 import gguf_tools
 import gguf_writer
 import head_tools
+import hybrid_model
 import pangu_2_reference
 import pangu_v2_tools
 import peer_models
@@ -230,7 +231,7 @@ def _gguf_hybrid(folder: Path) -> None:
     """Gated delta nets with experts in Q8_0, and a file beside with the layer that drafts."""
     vocab = len(gguf_tools.BYTE_TOKENS)
     wide: dict[str, Any] = {**SMALL, "moe_intermediate_size": 32, "linear_key_head_dim": 8, "linear_value_head_dim": 16}
-    wide |= {"layer_types": [gguf_hybrid.LINEAR, gguf_hybrid.FULL], "vocab_size": vocab}
+    wide |= {"layer_types": [hybrid_model.LINEAR, hybrid_model.FULL], "vocab_size": vocab}
     source = gguf_hybrid.write_hybrid(folder.with_name("source"), "qwen35moe", **wide)
     kind = gguf_writer.matrices(gguf.GGMLQuantizationType.Q8_0)
     vocabulary = partial(gguf_tools.add_byte_level, template=MARKS, pre="qwen35")

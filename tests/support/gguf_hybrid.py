@@ -9,12 +9,12 @@ from typing import Any
 
 import gguf
 import torch
-from checkpoints import DENSE, tensors, write
+from checkpoints import DENSE, write
 from gguf import MODEL_ARCH
 from gguf_writer import add_fields
+from hybrid_model import FULL, LINEAR, table
 from torch import Tensor
 
-LINEAR, FULL = "linear_attention", "full_attention"
 TYPES = [LINEAR, LINEAR, FULL, LINEAR]
 SMALL = DENSE | {"vocab_size": 96, "num_hidden_layers": 4, "layer_types": TYPES, "rms_norm_eps": 1e-6}
 SMALL |= {"linear_num_key_heads": 2, "linear_num_value_heads": 6, "linear_conv_kernel_dim": 4}
@@ -40,23 +40,22 @@ DRAFTING = {
 
 
 def write_hybrid(folder: Path, name: str, seed: int = 0, **fields: Any) -> Path:
-    """A checkpoint of an architecture of HYBRID, with a layer that drafts; norms but those of deltas are less one."""
+    """A checkpoint of an architecture of HYBRID, with a layer that drafts; see `hybrid_model.table`."""
     config = {k: v for k, v in {**HYBRID[name], **fields}.items() if v is not None}
-    table = tensors(config, seed)
-    for label, weight in table.items():
-        if "norm" in label and "linear_attn" not in label:
-            weight -= 1
-        elif label in ("lm_head.weight", "model.embed_tokens.weight"):
-            weight /= 4  # log-probabilities spread less, and so do errors
-    return write(folder, config, table)
+    made = table(config, seed)
+    for label in made.keys() & {"lm_head.weight", "model.embed_tokens.weight"}:
+        made[label] /= 2  # log-probabilities spread still less
+    return write(folder, config, made)
 
 
-def converted(table: Mapping[str, Tensor], config: Mapping[str, Any], arch: MODEL_ARCH) -> Iterator[tuple[str, Tensor]]:
+def converted(
+    tensors: Mapping[str, Tensor], config: Mapping[str, Any], arch: MODEL_ARCH
+) -> Iterator[tuple[str, Tensor]]:
     """Names that the library's map knows, or GGUF's own, with weights as files have them."""
     keys, layers = config["linear_num_key_heads"], config["num_hidden_layers"]
     width = config["linear_value_head_dim"]
-    rest = dict(table)
-    for name in table:
+    rest = dict(tensors)
+    for name in tensors:
         if arch is MODEL_ARCH.QWEN3NEXT and name.endswith("in_proj_b.weight"):  # all of a key head together
             beside = rest.pop(other := name.replace("in_proj_b", "in_proj_a"))
             both = [side.unflatten(0, (keys, -1)) for side in (rest.pop(name), beside)]

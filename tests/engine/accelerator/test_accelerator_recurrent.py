@@ -5,11 +5,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import hybrid_model
 import pytest
 import texts
 import torch
 from accelerator_tools import DEVICES, ops_of, paged, plain
-from checkpoints import ROTATED, random_table, tensors, write
+from checkpoints import ROTATED, tensors, write
 from engine_tools import Ask, Bench, Setting, answer
 from layer_fuzz import LayerFuzz, near
 from npu_tools import CHIPS, simulated
@@ -28,16 +29,15 @@ from fastslow.engine.params import SamplingParams
 
 TOKENS = texts.tokens_of(300, vocab=32)
 SIZES = [130, 1, 32, 4, 4, 1, 1, 40, 44, 43]  # odd ones are folded in a step later
-QWEN: dict[str, Any] = ROTATED | {"vocab_size": 32, "head_dim": 32, "linear_num_key_heads": 2}
-QWEN |= {"linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 32}
 EXPERTS: dict[str, Any] = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
 LFM = {name: value for name, value in ROTATED.items() if name != "rms_norm_eps"}
 LFM |= {"vocab_size": 32, "block_multiple_of": 32, "layer_types": conv_or_full("cfcc"), "norm_eps": 1e-5}
 CONFIGS = {
-    "qwen": {**QWEN, "architectures": ["Qwen3_5ForCausalLM"]},
-    "qwen moe": {
-        **QWEN, **EXPERTS, "architectures": ["Qwen3NextForCausalLM"], "shared_expert_intermediate_size": 32
+    "qwen": {
+        **hybrid_model.CONFIG, "architectures": ["Qwen3_5ForCausalLM"],
+        **dict.fromkeys((*EXPERTS, "shared_expert_intermediate_size")),
     },
+    "qwen moe": hybrid_model.CONFIG,
     "lfm": {**LFM, "architectures": ["Lfm2ForCausalLM"]},
     "lfm moe": {**LFM, **EXPERTS, "architectures": ["Lfm2MoeForCausalLM"], "num_dense_layers": 1},
 }  # fmt: skip
@@ -58,11 +58,8 @@ def place(request: pytest.FixtureRequest) -> Iterator[tuple[str, PagedOps]]:
 
 
 def read(name: str) -> tuple[ModelConfig, dict[str, Tensor]]:
-    config = ModelConfig.from_json(CONFIGS[name])
-    table = random_table(config)
-    for weight in (w for n, w in table.items() if "norm" in n and "qwen" in name and "linear_attn" not in n):
-        weight -= 1
-    return config, table
+    raw = CONFIGS[name]
+    return ModelConfig.from_json(raw), (hybrid_model.table if "qwen" in name else tensors)(raw)
 
 
 def both(name: str, ops: PagedOps) -> tuple[PagedDecoder, Decoder]:

@@ -13,9 +13,10 @@ import torch
 from engine_tools import Ask, Bench, Setting
 from family_tools import KERNELS, load
 from gguf import GGMLQuantizationType as Kind
-from gguf_hybrid import FULL, HYBRID, LINEAR, write_hybrid
+from gguf_hybrid import HYBRID, write_hybrid
 from gguf_tools import arranged, setting, write_apart, write_gguf
 from gguf_writer import f32, matrices
+from hybrid_model import FULL, LINEAR
 from kernel_tools import check_error, compiled
 from loguru import logger
 from mtp_tools import SpiedMtp
