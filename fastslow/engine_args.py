@@ -106,7 +106,7 @@ class EngineArgs:
     def own_pages(self, model: Model) -> tuple[KVCache, int]:
         """KV pages of the model that answers, and its context: `max_model_len`, or what the model can and one request
         has room for. ValueError: not even for SHORTEST tokens."""
-        context = whole = self.context(model.config.context)
+        context = self.context(model.config.context)
         while True:
             try:
                 kv = self.pages(
@@ -116,11 +116,8 @@ class EngineArgs:
                 if self.max_model_len is not None or context < 2 * SHORTEST:
                     raise ValueError(str(error)) from None
                 context //= 2
-                continue
-            if context < whole:
-                why = "one request of {} tokens has no room: texts have at most {} (max_model_len, kv_memory)"
-                logger.warning(why, whole, context)
-            return kv, context
+            else:
+                return kv, context
 
     def router(self, folder: Path) -> ModeRouter:
         """Return the router of mode "auto": the one that was given, or the checkpoint's own."""

@@ -94,6 +94,11 @@ class LLM:
                 folder, self.model.config, self.tokenizer, context, args.thinking_tags
             )
             self.modes = load_modes(folder, units, modes, self.thinks)
+        if context < (whole := args.context(self.model.config.context)):
+            inputs.said.warn(
+                f"one request of {whole} tokens has no room: texts have at most {context}"
+                " (max_model_len, kv_memory)"
+            )
 
         pages = partial(args.pages, context=context)
         identity = f"{folder.resolve()} {args.quantization}{getattr(self.model, 'parallel', '')}"
