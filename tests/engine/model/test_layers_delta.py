@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import texts
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from fastslow.engine.core.request import Request
 from fastslow.engine.model.base import Model, kv_cache_for
+from fastslow.engine.rows import Rows, RunningRows, Segment
 
 TOKENS = texts.tokens_of(140, vocab=32)  # longer than a block of attention
 
@@ -25,6 +27,35 @@ def logprobs(model: Model, tokens: list[int], sizes: Sequence[int], groups: int 
     """[T, V] of a text alone, in chunks."""
     found = texts.cached_logits(model, kv_cache_for(model, 10, 16), tokens, sizes, groups)
     return found.double().log_softmax(-1)
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_rows_of_a_tree_are_those_of_their_chains(kernels: bool, tmp_path: Path) -> None:
+    """Three rows of a text, then drafted ones in any order of parents: siblings read what their parent left, whatever
+    its first child has made of it."""
+    model, none = load(tmp_path, CONFIG, table(), "float32", kernels), np.empty(0, dtype=np.int64)
+
+    def found(parents: Sequence[int], tokens: Sequence[int]) -> Tensor:
+        depths = list[int]()
+        for parent in parents:
+            depths.append(depths[parent] + 1 if parent >= 0 else 0)
+        running = RunningRows(0, none, 0, 3, np.arange(len(tokens)))
+        slots = np.arange(len(tokens))
+        rows = Segment(tokens, depths, parents, slots, none, outputs=range(len(tokens)), running=running)
+        return model.forward(Rows.of([rows]), kv_cache_for(model, 4, 16).storage).logits
+
+    for seed in range(6):
+        draws = np.random.default_rng(seed)
+        parents = [-1, 0, 1, *(int(draws.integers(2, n)) for n in range(3, 20))]
+        parents[3:7] = [2, 3, 3, 4]  # the first child has a child, behind its sibling
+        tokens = draws.integers(0, 32, 20).tolist()
+        tree = found(parents, tokens)
+        for row in range(3, 20):
+            path = [row]
+            while path[0]:
+                path.insert(0, parents[path[0]])
+            chain = found(range(-1, len(path) - 1), [tokens[n] for n in path])
+            assert torch.equal(tree[row], chain[-1]), (seed, row, parents)
 
 
 @pytest.mark.parametrize(
