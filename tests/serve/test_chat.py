@@ -99,6 +99,7 @@ def _ascii(text: str) -> str:
     return "".join(character for character in text if character.isascii())
 
 
+@pytest.mark.drafts(8, 4, None)
 def test_an_answer_has_mode_drafts_and_what_was_predicted(http: httpx.Client) -> None:
     mode = {"base": "deep", "thinking": "off"}
     fields = {**GREEDY, "mode": mode, "messages": [{"role": "user", "content": "Seven sheep."}]}
