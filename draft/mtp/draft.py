@@ -188,7 +188,7 @@ class MtpDraft(LayerDraft[MtpText]):
         text, size = self._texts.get(request.id), len(request.tokens)
         if text is None or text.end != size or request.computed != size - 1:
             return None
-        if size + nodes > self._context or text.heads(nodes) < nodes:
+        if size + nodes > self._context:
             return None
         if self._width > 1:  # more rows may get children than nodes stay; where there is room
             self._cache.reserve(request.id, size + self._width * self._depth)
