@@ -138,10 +138,8 @@ class EngineArgs:
         config, kind = model.config, model.storage
         layout, longest = config.state_layout, min(context, config.context)
         ring = window_ring(layout, kind.page_size, longest, rows)
-        if ring and (spill is not None or not kind.has_windows):
-            why = "kv_spill needs" if kind.has_windows else "this device or number of ranks needs"
-            logger.info("layers with windows keep all their pages: {} them", why)
-            ring = 0
+        whole = ring and (spill is not None or not kind.has_windows)
+        ring = 0 if whole else ring
         page_bytes = kind.page_size * kind.token_bytes(layout, model.dtype)
         window_bytes = 0
         if ring:
@@ -159,6 +157,9 @@ class EngineArgs:
             request_bytes=layout.request_bytes(model.dtype) + ring * window_bytes,
             snapshot_bytes=snapshot_bytes if prefix_caching else 0,
         )
+        if whole:
+            why = "kv_spill needs" if kind.has_windows else "this device or number of ranks needs"
+            logger.info("layers with windows keep all their pages: {} them", why)
         try:
             pages, places, snapshots = budget
             kv = kv_cache_for(model, pages, kind.page_size, prefix_caching, places, snapshots, ring)
