@@ -15,6 +15,7 @@ from fastslow.engine.rows import Rows, RunningRows
 from fastslow.engine.types import Ints
 
 _LENGTH = struct.Struct("<Q")
+METHODS = "open", "free", "move", "states", "change_states", "forward", "draft"  # that rank 0 calls
 
 
 def send(connection: socket.socket, frame: bytes) -> None:
@@ -60,8 +61,10 @@ def pack(commands: Sequence[Command]) -> bytes:
 
 
 def unpack(message: bytes) -> Iterator[Command]:
-    """Read the commands of a message that `pack` made."""
+    """Read the commands of a message that `pack` made. ValueError: a method that is none of METHODS."""
     for method, arguments in json.loads(message):
+        if method not in METHODS:
+            raise ValueError(f"rank 0 calls {method!r:.60}, and may call {', '.join(METHODS)}")
         yield Command(method, tuple(arguments))
 
 

@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -81,8 +81,12 @@ class ShardWorker:
         kv.running = RunningStates(kv.layout, places, snapshots, kv.dtype, self.device)
 
     def change_states(self, number: int, method: str, *arguments: Any) -> None:
-        """Call a method of a storage's running states."""
-        getattr(self.storages[number].running, method)(*arguments)
+        """Clear, copy or move a storage's running states."""
+        states = self.storages[number].running
+        assert states is not None
+        known: dict[str, Callable[..., None]]
+        known = {"clear": states.clear, "copy": states.copy, "move": states.move}
+        known[method](*arguments)
 
     def forward(
         self, number: int, layers: Sequence[int], features: Sequence[int], rows: dict[str, Any]

@@ -21,7 +21,7 @@ from tune_tools import TEMPLATE
 
 from fastslow import LLM, Parallel, SamplingParams
 from fastslow.engine.parallel import model as parallel_model
-from fastslow.engine.parallel.commands import Command, pack
+from fastslow.engine.parallel.commands import Command, pack, unpack
 from fastslow.engine.parallel.model import ParallelModel
 from fastslow.output import GenerationError
 
@@ -60,6 +60,12 @@ def test_a_killed_rank_ends_the_job_with_one_sentence(tiny_moge: Path) -> None:
         with pytest.raises(GenerationError, match="was killed by signal 9"):
             llm.generate([5, 6, 7], FEW)
     assert not dist.is_initialized()
+
+
+def test_rank_0_calls_nothing_else() -> None:
+    for method in ("__init__", "decoder", "eval"):
+        with pytest.raises(ValueError, match=f"rank 0 calls '{method}', and may call open, free"):
+            list(unpack(pack([Command("forward", ()), Command(method, ())])))
 
 
 @pytest.mark.slow
