@@ -32,6 +32,7 @@ class DraftedText:
     Attributes:
         end: the position after the last row whose hidden state is known.
         tip, logits, likely: [H] and [V] at the end of the chain; log-probability of the likeliest tokens up to there.
+        tokens: that a step with the chain makes, as far as its likeliest tokens are right.
     """
 
     request: RequestView
@@ -39,6 +40,7 @@ class DraftedText:
     tip: Tensor | None = field(default=None, kw_only=True)
     logits: Tensor | None = field(default=None, kw_only=True)
     likely: float = field(default=0.0, kw_only=True)
+    tokens: float = field(default=1.0, kw_only=True)
 
     @property
     def last(self) -> int:
@@ -148,7 +150,7 @@ class LayerDraft(GrowingDraft[T]):
         each = zip(states, hidden, self._latest, limits.nodes, limits.min_scores)
         for b, (text, row, logits, nodes, least) in enumerate(each):
             room = self._room(text)
-            text.tip, text.logits, text.likely = row, logits, 0.0
+            text.tip, text.logits, text.likely, text.tokens = row, logits, 0.0, 1.0
             if nodes > 0:
                 child = self._min_child if least > 0 else 0.0
                 growing[b] = GrowingTree(text, self._vocab, row, nodes, least, room, child)
@@ -165,8 +167,11 @@ class LayerDraft(GrowingDraft[T]):
         chain.extend(logits, logits.numpy())
         if chain.request.speculation.nodes is None:  # it ends whatever its last token is
             text.likely += float(logits.log_softmax(-1).max())  # eight times faster than logsumexp
+            text.tokens += math.exp(text.likely)
             size = len(chain.drafted)
-            if text.likely * (size + 1) < math.log(self._min_child or 1e-9) * size:
+            # one more pays where it makes more tokens a second than those before
+            more, price = math.exp(text.likely * (size + 1) / size), self._min_child
+            if more * (1 + size * price) < price * text.tokens:
                 chain.nodes = size
 
     def _advance(self, states: Sequence[T], tokens: Sequence[int]) -> None:

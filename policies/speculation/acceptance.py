@@ -38,8 +38,11 @@ class AcceptanceModel:
 
     def chance(self, depth: int, score: float | None, by: int = 0) -> float:
         """In 0..1, of a node at a depth (1 = next token) if its parent is accepted, from the score that
-        its drafter `by` gave it, if any."""
-        prior = self.tuning.prior_chance if score is None else score
+        its drafter `by` gave it, if any; else from nodes of the depth before, until more is known."""
+        prior = score
+        if prior is None:
+            depth = min(depth, self.tuning.deepest)
+            prior = self.chance(depth - 1, None, by) if depth > 1 else self.tuning.prior_chance
         seen = self._seen.get(self._kind(depth, score, by))
         if seen is None:
             return prior
@@ -47,10 +50,10 @@ class AcceptanceModel:
         return (seen.value * seen.count + weight * prior) / (seen.count + weight)
 
     def learn(self, depth: int, score: float | None, accepted: bool, by: int = 0) -> None:
-        kind = self._kind(depth, score, by)
-        if (seen := self._seen.get(kind)) is None:
-            seen = self._seen[kind] = RunningMean(0.0, self.tuning.node_memory)
-        seen.add(accepted)
+        for kind in {self._kind(depth, score, by), self._kind(depth, None, by)}:
+            if (seen := self._seen.get(kind)) is None:
+                seen = self._seen[kind] = RunningMean(0.0, self.tuning.node_memory)
+            seen.add(accepted)
 
     def _kind(self, depth: int, score: float | None, by: int) -> tuple[int, int, int]:
         bins = self.tuning.score_bins

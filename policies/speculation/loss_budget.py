@@ -50,7 +50,9 @@ class RequestLossBudget:
     def charge(self, cost: float) -> None:
         """A step is over that took the request so many plain steps longer than a plain one."""
         tuning, shared, gained = self.tuning, self.shared, self.accepted - cost
-        self.left = min(self.left + shared.level * tuning.loss_refill + gained, tuning.most_loss)
+        # what was gained is kept, so that a few dear drafts which fail do not stop those that pay
+        most = max(tuning.most_loss, tuning.kept_drafts * cost, self.left)
+        self.left = min(self.left + shared.level * tuning.loss_refill + gained, most)
         if shared.level < 1:
             shared.left += tuning.shared_refill
         shared.left = min(max(shared.left + gained, 0.0), shared.most)

@@ -29,9 +29,13 @@ class _Gain(NamedTuple):
 
     tokens: RunningMean  # accepted, less the cost of the rows in tokens
     calibration: RunningMean  # tokens accepted over tokens promised, where there are scores
+    chance: RunningMean  # of a node whose parent is right
 
-    def learn(self, held: int, proposal: _Proposal, most_calibration: float) -> None:
+    def learn(self, held: int, right: int, proposal: _Proposal, most_calibration: float) -> None:
+        """held: nodes that were accepted. right: with the one that the target's own token shows to be."""
         self.tokens.add(held - proposal.rows)
+        for depth in range(min(right + 1, max(proposal.tree.depths))):
+            self.chance.add(depth < right)
         if proposal.total > 0:
             self.calibration.add(
                 min(held / proposal.total * self.calibration.value, most_calibration)
@@ -44,6 +48,9 @@ class _Gain(NamedTuple):
         return _Gain(
             RunningMean(self.tokens.value, memory, count),
             RunningMean(self.calibration.value, memory, memory),
+            RunningMean(
+                self.chance.value, tuning.own_chance_memory, min(self.chance.count, memory)
+            ),
         )
 
 
@@ -56,10 +63,12 @@ class _Drafter:
             lambda: _Gain(
                 RunningMean(tuning.prior_gain, memory, 1.0),
                 RunningMean(1.0, memory, tuning.own_gain_memory),
+                RunningMean(tuning.prior_chance, tuning.node_memory, tuning.prior_nodes),
             )
         )
         # of asking, by request: soon after another proposal, and after a rest, when its weights left the caches
         self.seconds, self.cold = (RunningMean(0.0, tuning.ask_memory) for _ in range(2))
+        self.node = RunningMean(0.0, tuning.draft_memory)  # seconds of one
         self.rested = tuning.waking + 1  # steps since it was asked
         # proposals from one rest to the next
         length, runs = tuning.prior_run
@@ -88,9 +97,24 @@ class _Drafter:
         self.rested = 0
         return warm
 
-    def took(self, seconds: float, warm: bool) -> None:
+    def took(self, seconds: float, warm: bool, asked: Sequence[int], trees: Sequence[Tree]) -> None:
         kind = self.seconds if warm else self.cold
-        kind.add_time(seconds, self._tuning.held_up)
+        kind.add_time(seconds / sum(most > 0 for most in asked), self._tuning.held_up)
+        if nodes := max(len(tree.tokens) for tree in trees):
+            self.node.add_time(seconds / nodes, self._tuning.held_up)
+
+    def paying(self, chance: float, value: MarginalValue, asked: int) -> int:
+        """Nodes of a chain that give most tokens a second, at least one; all where drafting them is nearly free."""
+        tuning, node = self._tuning, self.node.value / (asked * value.token)
+        if node < tuning.free_node:
+            return tuning.most_nodes
+        price, likely, tokens = node + value.row / value.token, 1.0, 1.0
+        for nodes in range(tuning.most_nodes):
+            likely *= chance
+            if likely * (1 + nodes * price) < price * tokens:
+                return max(nodes, 1)
+            tokens += likely
+        return tuning.most_nodes
 
 
 @dataclass(slots=True)
@@ -121,7 +145,8 @@ class AdaptiveSelection:
     promise in this step, exceeds the cost of its time and rows. A drafter that pays for no request is
     retried for one request in two steps, at growing intervals; until shortly before, its features are not gathered.
     A promise is the sum of a tree's scores, corrected by how such promises came true in this request.
-    Choices depend on accepted tokens and on scores alone, never on sampled tokens. `value` is of a token
+    Where a node takes long to draft, no more are asked for than should pay, by how often the request's were right.
+    Choices depend on earlier steps and on scores alone, never on tokens sampled in this one. `value` is of a token
     and a row in the batch's step; None: drafters and rows cost nothing.
     """
 
@@ -152,7 +177,7 @@ class AdaptiveSelection:
                 unsure = not any(tree.tokens for tree in trees)
                 took = seconds > self._tuning.free_node * value.token * len(batch)
                 if not unsure or took:  # else it rested, and had nothing to say
-                    known.took(seconds / sum(most > 0 for most in asked), warm)
+                    known.took(seconds, warm, asked, trees)
                 for view, request, tree, most in zip(batch, requests, trees, asked, strict=True):
                     if tree.tokens:
                         request.add(drafter, tree, value.row / value.token)
@@ -184,10 +209,11 @@ class AdaptiveSelection:
                     own, usual = request.gains[n].tokens, known.gains.of(view.memory_key).tokens
                     own.value += (usual.value - own.value) / memory
             for made in request.proposals:
-                held = len(made.tree.match(tokens[:-1]))  # the last one is the target's
+                right = len(made.tree.match(tokens))
+                held = min(right, len(tokens) - 1)  # the last one is the target's
                 every = self._drafters[made.drafter].gains.of(view.memory_key)
                 for gain in (request.gains[made.drafter], every):
-                    gain.learn(held, made, self._tuning.most_calibration)
+                    gain.learn(held, right, made, self._tuning.most_calibration)
             request.proposals = []
 
     def release(self, requests: Collection[int]) -> None:
@@ -223,6 +249,12 @@ class AdaptiveSelection:
             asked[known.turn] = nodes[known.turn]
             if warm:
                 known.backoff.again(2)
+        if self._value is not None and (several := sum(most > 0 for most in asked)):
+            chances = (request.gains[drafter].chance.value for request in requests)
+            asked = [
+                min(most, known.paying(chance, value, several))
+                for most, chance in zip(asked, chances)
+            ]
         return asked
 
     def _with_overhead(self, seconds: float, step: float) -> float:

@@ -68,9 +68,10 @@ class SpeculationTuning:
 
     # Loss budget, in plain steps
     # of a new request where the shared budget is half full: a draft or two that fail
-    first_loss: float = 1.0
+    first_loss: float = 0.5
     # that a request may lose after its drafts saved much: a text that turns is noticed
     most_loss: float = 6.0
+    kept_drafts: float = 4.0  # as many drafts at least, where one takes more
     loss_refill: float = 0.015  # of its time, that drafts may lose in the long run
     # left before drafting goes on after a pause; more where the last draft took more
     resume_loss: float = 0.5
@@ -82,6 +83,7 @@ class SpeculationTuning:
     # Selection among several drafters
     prior_gain: float = 1.0  # tokens that a drafter is assumed to gain: so every one is tried
     own_gain_memory: float = 10.0  # proposals of a request's own
+    own_chance_memory: float = 64.0  # nodes
     gain_memory: float = 50.0  # of all requests, with which a new request begins
     gain_begun: float = 3.0  # own proposals; the gain of all requests counts as this many then
     most_calibration: float = 1.5  # limit to which scores that promise too little are scaled up

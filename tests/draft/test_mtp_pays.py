@@ -28,7 +28,7 @@ from fastslow.engine.types import Drafter, ModelOutput
 from fastslow.policies.speculation.controller import SpeculationController
 from fastslow.policies.speculation.step_cost import StepCostCurve
 
-VOCAB, PROMPT, TOKENS = 1000, 20, 240
+VOCAB, PROMPT, TOKENS = 1000, 20, 96
 TEXT = np.random.default_rng(0).integers(0, VOCAB, 400).tolist()
 SETTINGS, ROWS = Speculation(), (1, 2, 4, 8, 16, 32, 64, 256)
 
@@ -104,7 +104,7 @@ def test_what_is_never_accepted_costs_little_in_every_answer(
     monkeypatch.setattr(time, "perf_counter", lambda: model.now)
     assert min(answered(model, drafter, running, 3)) > 0.97
     if drafter == "auto":
-        assert model.watched < 0.1 * model.steps and model.passed < 0.3 * model.steps
+        assert model.watched < 0.12 * model.steps and model.passed < 0.3 * model.steps
 
 
 @pytest.mark.parametrize("claim", [0.0, 0.9])
@@ -115,14 +115,17 @@ def test_an_assistant_that_is_never_right_costs_little(claim: float, monkeypatch
     assert 0 < model.passed < 0.3 * model.steps
 
 
-@pytest.mark.parametrize(("running", "price", "passes", "least"), [
-    (1, 0.02, 0.1, 2.0), (1, 0.05, 0.4, 1.15), (1, 0.1, 0.2, 1.4), (8, 0.02, 0.1, 1.5),
+@pytest.mark.parametrize("drafter", ["auto", "mtp"])
+@pytest.mark.parametrize(("running", "share", "price", "passes", "least"), [
+    (1, 0.8, 0.02, 0.1, 2.0), (1, 0.8, 0.05, 0.4, 1.15), (1, 0.8, 0.1, 0.2, 1.4), (8, 0.8, 0.02, 0.1, 1.5),
+    (1, 0.95, 0.1, 0.1, 2.25), (1, 0.95, 0.25, 0.25, 1.25), (1, 0.9, 0.1, 0.3, 1.45),
 ])  # fmt: skip
 def test_what_is_accepted_pays_as_far_as_passes_do(
-    running: int, price: float, passes: float, least: float, monkeypatch: pytest.MonkeyPatch
+    drafter: str, running: int, share: float, price: float, passes: float, least: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = AcceptanceTable(0.8, 0.8)
+    """The last three are 0.8 to 0.95 times what the best fixed length gives in the long run."""
+    table = AcceptanceTable(share, share)
     table.learn(SimpleNamespace(prompt_token_ids=TEXT, token_ids=()))  # type: ignore[arg-type]
     model = TimedModel(price, passes, table)
     monkeypatch.setattr(time, "perf_counter", lambda: model.now)
-    assert answered(model, "auto", running, 3)[-1] > least
+    assert answered(model, drafter, running, 3)[-1] > least
