@@ -1,5 +1,6 @@
 """A server with one route of its own, for tests that send it signals: serve_program.py FOLDER DRAIN."""
 
+import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -33,6 +34,7 @@ async def _texts(engine: Engine, tokens: int) -> AsyncIterator[str]:
 
 
 async def main() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup, under which tests may run, has ignored
     logger.enable("fastslow")
     with listen("127.0.0.1", 0) as listener:
         engine = EngineClient(settings_of(Path(sys.argv[1])))
