@@ -19,6 +19,7 @@ from fastslow.engine.model.shape import DecoderShape, Layer
 
 PROPORTIONAL = {"rope_type": "proportional", "partial_rotary_factor": 0.25}
 PER_LAYER, HEADS = "hidden_size_per_layer_input", ("head_dim", "num_key_value_heads")
+SIZES = "per_layer_config"  # of heads; saved models that have it lack `global_head_dim`
 
 
 def _read(raw: ConfigJson, width: int = 256, window: int = 512, end: int = 1 << 17) -> DecoderShape:
@@ -36,7 +37,7 @@ def _read(raw: ConfigJson, width: int = 256, window: int = 512, end: int = 1 << 
     full = {"head_dim": raw.integer("global_head_dim", 512)}
     if (heads := raw.get("num_global_key_value_heads")) is not None and made:
         full["num_key_value_heads"] = heads
-    sizes = raw.inside("per_layer_config")
+    sizes = raw.inside(SIZES)
     each = [sizes.inside(str(n)) for n in range(layers)]
     sizes.check_rest()
     dense, wide = feeding(raw), 1 + raw.boolean("use_double_wide_mlp")
@@ -47,7 +48,7 @@ def _read(raw: ConfigJson, width: int = 256, window: int = 512, end: int = 1 << 
 
     def one(n: int, layer: Layer) -> Layer:
         kind, shares = types[n], last[types[n]] if n >= own else None
-        said = each[n] if sizes else full if kind == FULL else {}
+        said = each[n] if SIZES in raw else full if kind == FULL else {}
         sized = {name: said[name] for name in HEADS if name in said}
         each[n].check_rest()
         own_fields = of_type(raw, kind, PROPORTIONAL).changed(**sized)

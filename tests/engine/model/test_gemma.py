@@ -104,6 +104,8 @@ def test_published_configs() -> None:
     ]  # fmt: skip
     assert {layer.ffn for layer in e2b.layers[15:]} == {DenseMlp(12288, "gelu_tanh")}
     assert e2b.per_layer_embedding is not None and e2b.per_layer_embedding.width == 256
+    alike = ModelConfig.from_json(E2B | {"per_layer_config": {}})  # as transformers saves heads of one size
+    assert alike.layers[14].mixer.state == RowState(1, 256, 256)
 
 
 E2B: dict[str, Any] = {
