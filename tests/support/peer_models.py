@@ -124,7 +124,7 @@ MIXTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "glm": ("Glm4Moe", {**GLM, **BIASED, "use_qk_norm": True, "routed_scaling_factor": 2.5}),
     "glm groups": ("Glm4Moe", {**GLM, **BIASED, "n_routed_experts": 16, "n_group": 4, "topk_group": 2}),
     "glm sparse": ("Glm4Moe", {**GLM, **TIED, "norm_topk_prob": False, "first_k_dense_replace": 0, "n_shared_experts": 2}),
-    "ernie": ("Ernie4_5_Moe", {**ERNIE, "moe_layer_start_index": 1}),
+    "ernie": ("Ernie4_5_Moe", {**ERNIE, "moe_layer_start_index": 1, "moe_layer_end_index": 2**31 - 1}),
     "ernie interval": ("Ernie4_5_Moe", {**ERNIE, **UNTIED, "moe_layer_interval": 2, "moe_num_shared_experts": 1}),
     "deepseek_v2": ("DeepseekV2", {**LATENT, **NARROW, **yarn(20.0, **SAME_SCALES)}),
     "deepseek_v2 groups": ("DeepseekV2", {**LATENT, **LIMITED, "first_k_dense_replace": 0}),

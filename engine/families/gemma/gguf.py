@@ -34,9 +34,10 @@ def _by_type(raw: dict[str, Any]) -> None:
 
 def _gemma3(raw: dict[str, Any]) -> None:
     _by_type(raw)
-    hidden, heads = raw["hidden_size"], raw.get("num_attention_heads")
-    largest = raw["num_hidden_layers"] == LARGEST and heads
-    raw["query_pre_attn_scalar"] = hidden // heads if largest else raw.get("head_dim", 256)
+    said, scale = ConfigJson(raw), raw.get("head_dim", 256)
+    if said.layers == LARGEST:
+        scale = said.width("hidden_size") // said.heads("num_attention_heads")
+    raw["query_pre_attn_scalar"] = scale
     if "sliding_window" not in raw:
         raw[PATTERN] = 1
 
@@ -44,7 +45,7 @@ def _gemma3(raw: dict[str, Any]) -> None:
 def _gemma4(raw: dict[str, Any]) -> None:
     """Sizes of heads by layer, widths of MLPs, and the share of a head that turns, which factors say."""
     _by_type(raw)
-    layers, types = raw["num_hidden_layers"], raw.get("layer_types", [])
+    layers, types = ConfigJson(raw).layers, raw.get("layer_types", [])
     dims = {FULL: raw.pop("global_head_dim", None), SLIDING: raw.get("head_dim")}
     for name in OWN.values():
         dim = dims[SLIDING if name.startswith("window") else FULL]

@@ -41,8 +41,8 @@ def _read(raw: ConfigJson) -> DecoderShape:
     first, last = raw.count("moe_layer_start_index", 1), raw.layers
     if (end := raw.integer("moe_layer_end_index", -1, least=-1)) >= 0:
         last = end + 1
-    step, every = raw.integer("moe_layer_interval", 1), set(range(raw.layers))
-    dense = every - {n for n in range(first, last) if (n + 1) % step == 0}
+    step, every = raw.integer("moe_layer_interval", 1), range(raw.layers)
+    dense = {n for n in every if not first <= n < last or (n + 1) % step}
     shape = with_dense(raw, decoder(raw, Layer(mixer, ffn), tied=True), dense, bias)
     return replace(
         shape,

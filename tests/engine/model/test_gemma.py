@@ -17,8 +17,10 @@ from checkpoints import write
 from family_tools import KERNELS, LONG, check_however_cut, load
 from gguf import GGMLQuantizationType as Kind
 from gguf_gemma import write_gemma
+from gguf_tools import setting
 from gguf_writer import matrices
 from layer_fuzz import FEW_AND_MANY, LayerFuzz
+from refusals import refused
 from safetensors.torch import load_file
 
 from fastslow.engine.backends.loader import load_model
@@ -156,6 +158,8 @@ def test_a_gguf_file_says_what_its_folder_says(name: str, kernels: bool, tmp_pat
     if kernels:
         own = texts.logits(load_model(file, "auto", "cpu", False, "auto"), tokens)
         assert (own - found).std() < 0.3 * found.std()  # int8 inputs choose other experts at times
+    lacking = write_gemma(folder, file, change=setting(f"{name[:6]}.block_count", None))
+    refused("num_hidden_layers is missing", ModelConfig.from_folder, lacking)
     if name != GGUF[0]:  # whose norms are not less one in the file
         same: dict[str, Any] = {"dtype": None, "eos_ids": (), "bos_id": None}
         assert replace(model.config, **same) == replace(ModelConfig.from_folder(folder), **same)
