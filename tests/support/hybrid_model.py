@@ -20,6 +20,7 @@ CONFIG |= {"vocab_size": 32, "num_hidden_layers": 4, "layer_types": [LINEAR, LIN
 CONFIG |= {"partial_rotary_factor": 0.5, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
 CONFIG |= {"linear_conv_kernel_dim": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 32, "num_experts": 8}
 CONFIG |= {"num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
+SHORT = CONFIG | {"num_hidden_layers": 3, "layer_types": [LINEAR, LINEAR, FULL]}
 NK, NV, DK, DV = (
     CONFIG[f"linear_{name}"] for name in ("num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim")
 )

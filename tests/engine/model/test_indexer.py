@@ -23,8 +23,7 @@ CONFIG: dict[str, Any] = {
     **DENSE, **LATENT, "architectures": ["GlmMoeDsaForCausalLM"], "num_hidden_layers": 4, "vocab_size": 32,
     "first_k_dense_replace": 4, "index_topk": 8, "index_n_heads": 5, "index_head_dim": 24, "indexer_types": SHARING, "num_nextn_predict_layers": 1,
 }  # fmt: skip
-
-
+THREE = CONFIG | {"num_hidden_layers": 3, "first_k_dense_replace": 3, "indexer_types": SHARING[:3]}
 EACH = pytest.mark.parametrize("kernels", KERNELS)
 
 
@@ -37,7 +36,7 @@ def test_logprobs_are_those_of_transformers_however_a_text_is_cut(name: str, ker
 
 @pytest.fixture(scope="module", params=KERNELS)
 def fuzz(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LayerFuzz:
-    return LayerFuzz.of(tmp_path_factory.mktemp("indexed"), CONFIG, tensors(CONFIG), kernels=request.param)
+    return LayerFuzz.of(tmp_path_factory.mktemp("indexed"), THREE, tensors(THREE), kernels=request.param)
 
 
 @pytest.mark.parametrize("count", [20, pytest.param(1000, marks=pytest.mark.slow)])

@@ -12,7 +12,7 @@ import pytest
 import texts
 import torch
 from family_tools import KERNELS
-from hybrid_model import CONFIG, DV, NK, NV, HybridReference, table
+from hybrid_model import CONFIG, DV, NK, NV, SHORT, HybridReference, table
 from layer_fuzz import FEW_AND_MANY, LayerFuzz, load
 from torch import Tensor
 
@@ -99,7 +99,7 @@ def test_heads_in_turn_and_applied_decays_are_the_same_model(tmp_path: Path) -> 
 
 @pytest.fixture(scope="module", params=KERNELS, ids=["torch", "kernels"])
 def fuzz(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LayerFuzz:
-    return LayerFuzz.of(tmp_path_factory.mktemp("delta"), CONFIG, table(), request.param)
+    return LayerFuzz.of(tmp_path_factory.mktemp("delta"), SHORT, table(SHORT), request.param)
 
 
 def _probe(request: Request) -> Any:
