@@ -173,6 +173,7 @@ def test_forgetting_and_closing_let_go_of_it(folder: Path) -> None:
 def test_what_has_no_room_goes_to_a_file_and_comes_back(
     folder: Path, kv_dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    open_llm(folder, kv_dtype=kv_dtype).close()  # with the kernels of the usual cache
     monkeypatch.setenv("FASTSLOW_CACHE", str(tmp_path))
     ask = [*PREFIX, 80, 81]
     small: dict[str, Any] = {"kv_dtype": kv_dtype, "kv_memory": 60 * 16 * {"model": 512, "int8": 160}[kv_dtype]}

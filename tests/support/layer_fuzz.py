@@ -122,14 +122,14 @@ class LayerFuzz:
         """Run so many requests. Enough must happen on the way: FLOORS for 60 of them."""
         draws = Random(seed)
         for n in range(0, requests, ROUND):
-            self._round(draws, SLOTS[n // ROUND % len(SLOTS)])
+            self._round(draws, SLOTS[n // ROUND % len(SLOTS)], min(ROUND, requests - n))
         floors = dict.fromkeys((f"drafted by {name}" for name in self.bench.drafters), 2)
         floors |= FLOORS | ({"fewer": 10 if self.most > 2 else 5, "restarted": 2} if self.most > 1 else {})
         few = {n: self.counts[n] for n, least in floors.items() if self.counts[n] < least * requests // 60}
         assert not few, f"too little happened: {few} of {self.counts}"
         return self.counts
 
-    def _round(self, draws: Random, slots: int) -> None:
+    def _round(self, draws: Random, slots: int, requests: int) -> None:
         size, slots = draws.choice((1, 4, 4, 16)), slots * self.model.storage.dp_ranks  # of which a request is on one
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(running, "EVERY", draws.choice((8, 256)))
@@ -145,7 +145,7 @@ class LayerFuzz:
         self.known.clear()
         asked: list[tuple[Wish, Request]] = []
         often = [name for name in self.bench.drafters for _ in range(1 + (name in ("model", "self")))]
-        names = draws.sample(("off", *often, *often, "forked", "suffix", "suffix"), ROUND)
+        names = draws.sample(("off", *often, *often, "forked", "suffix", "suffix"), ROUND)[:requests]
         for number, name in enumerate(names):
             wish = self._wish(draws, name)
             alone = self._answered_alone(wish)

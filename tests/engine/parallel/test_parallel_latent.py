@@ -22,7 +22,7 @@ from fastslow.engine.parallel.sharding import Parallel, RankShard, usual
 
 SLOW, NAMES = pytest.mark.slow, (*EVERY, "openpangu")
 PLACES = [
-    ("v3", "tp=2", 20),
+    ("v3", "tp=2", 10),  # of ranks and of drafts the next one says more
     ("openpangu", "ep=2", 20),
     *(pytest.param(*x, 20, marks=SLOW) for x in product(("v2", "lite"), ("tp=2", "dp=2,ep=2", "ep=4"))),
     *(pytest.param(*x, 100, marks=SLOW) for x in product(NAMES, ("ep=2", "tp=2", "ep=2,tp=2"))),
