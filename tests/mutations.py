@@ -110,7 +110,7 @@ def main(wanted: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder).resolve() / "repo"
         copy.mkdir()
-        ignored = shutil.ignore_patterns("__pycache__", "data")
+        ignored = shutil.ignore_patterns("__pycache__")
         for name in COPIED:
             if (ROOT / name).is_dir():
                 shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=ignored)
