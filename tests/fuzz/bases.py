@@ -382,7 +382,7 @@ KINDS: dict[str, Kind] = {
     "gguf-hybrid": Kind(_gguf_hybrid, target="m.gguf", drafters=({"drafter": "mtp", "nodes": 3},)),
     **{
         name: Kind(partial(_peer, name=name))
-        for name in ("phi3 long", "deepseek_v32", "olmo3", "ministral3", "gemma4", "gemma4 mixture")
+        for name in ("phi3 long", "deepseek_v32", "olmo3", "ministral3", "gemma4", "gemma4 mixture", "ernie")
     },
     **{
         f"gguf {name}": Kind(partial(_gguf_peer, name=name), target="m.gguf")
