@@ -53,6 +53,11 @@ GGUF_LAYER_POST = {  # the same where the norm before the MLP is named by what i
     **{name: place for name, place in GGUF_LAYER.items() if name != "ffn_norm"},
     "post_attention_norm": "post_attention_layernorm",
 }
+GGUF_LAYER_AROUND = {  # the same with norms before and after both sublayers
+    **GGUF_LAYER_POST,
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
 GGUF_HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
 GGUF_SHARED = {  # of the expert that every token runs
     "ffn_gate_inp_shexp": "mlp.shared_expert_gate",

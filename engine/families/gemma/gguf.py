@@ -9,9 +9,10 @@ from fastslow.engine.families.reading import FULL, SLIDING, halves
 from fastslow.engine.host.files import shown
 from fastslow.engine.model.config_json import ConfigJson
 from fastslow.engine.model.family import (
+    GGUF_EXPERT_FIELDS,
     GGUF_EXPERTS,
     GGUF_HEAD_NORMS,
-    GGUF_LAYER,
+    GGUF_LAYER_AROUND,
     GgufNames,
 )
 
@@ -20,9 +21,8 @@ APPLIED = "weights_applied"  # norms have the one that checkpoints leave out
 OWN = {"attention.value_length": "value_dim", "attention.value_length_swa": "window_value_dim"}
 OWN |= {"rope.dimension_count": "turning", "rope.dimension_count_swa": "window_turning"}
 PATTERN = "sliding_window_pattern"
-LARGEST = (
-    62  # layers of the one Gemma 3 whose scores are divided by the root of hidden_size / heads
-)
+# Layers of the one Gemma 3 whose scores are divided by the root of hidden_size / heads.
+LARGEST = 62
 
 
 def _by_type(raw: dict[str, Any]) -> None:
@@ -82,13 +82,7 @@ def _gemma4(raw: dict[str, Any]) -> None:
 
 GEMMA3 = GgufNames(
     "gemma3",
-    {
-        **GGUF_LAYER,
-        **GGUF_HEAD_NORMS,
-        "post_attention_norm": "post_attention_layernorm",
-        "ffn_norm": "pre_feedforward_layernorm",
-        "post_ffw_norm": "post_feedforward_layernorm",
-    },
+    GGUF_LAYER_AROUND | GGUF_HEAD_NORMS,
     fields={
         "attention.sliding_window": "sliding_window",
         f"attention.{PATTERN}": PATTERN,
@@ -122,9 +116,8 @@ GEMMA4 = replace(
         "attention.key_length_swa": "head_dim",
         "attention.shared_kv_layers": "num_kv_shared_layers",
         "embedding_length_per_layer_input": "hidden_size_per_layer_input",
-        "expert_count": "num_experts",
+        **GGUF_EXPERT_FIELDS,
         "expert_used_count": "top_k_experts",
-        "expert_feed_forward_length": "moe_intermediate_size",
     },
     given={"hidden_size_per_layer_input": 0},
     finish=_gemma4,

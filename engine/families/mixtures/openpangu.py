@@ -26,7 +26,7 @@ from fastslow.engine.families.pangu import MOST_SINKS, RENAMES
 from fastslow.engine.families.reading import SLIDING, listed_layers, norm_of
 from fastslow.engine.host.files import shown
 from fastslow.engine.model.config_json import ConfigJson
-from fastslow.engine.model.family import GGUF_LAYER_POST, Family, GgufNames
+from fastslow.engine.model.family import GGUF_LAYER_AROUND, Family, GgufNames
 from fastslow.engine.model.ffn.streams import (
     MERGE,
     MOST_ROUNDS,
@@ -135,13 +135,11 @@ OPENPANGU = Family(
     GgufNames(
         "openpangu",
         {
-            **GGUF_LAYER_POST,
+            **GGUF_LAYER_AROUND,
             **TENSORS,
             **NEXTN,
             **LATENT,
             "attn_kv_b": COPY,
-            "ffn_norm": "pre_feedforward_layernorm",
-            "post_ffw_norm": "post_feedforward_layernorm",
             "block_post_norm": WHOLE_NORM,
             "attn_qa_conv": "self_attn.qa_conv",
             "attn_compresskv_conv": "self_attn.compresskv_conv",
