@@ -110,10 +110,9 @@ def main(wanted: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder).resolve() / "repo"
         copy.mkdir()
-        ignored = shutil.ignore_patterns("__pycache__")
         for name in COPIED:
             if (ROOT / name).is_dir():
-                shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=ignored)
+                shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copy(ROOT / name, copy / name)
         if not own_package(copy).is_relative_to(copy):

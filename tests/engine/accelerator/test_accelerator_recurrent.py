@@ -30,9 +30,8 @@ from fastslow.engine.params import SamplingParams
 TOKENS = texts.tokens_of(300, vocab=32)
 SIZES = [130, 1, 32, 4, 4, 1, 1, 40, 44, 43]  # odd ones are folded in a step later
 EXPERTS: dict[str, Any] = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
-LFM = {name: value for name, value in ROTATED.items() if name != "rms_norm_eps"}
-LFM |= {"vocab_size": 32, "block_multiple_of": 32, "norm_eps": 1e-5}
-LFM |= {"num_hidden_layers": 3, "layer_types": conv_or_full("cfc")}
+LFM = {name: value for name, value in ROTATED.items() if name != "rms_norm_eps"} | {"num_hidden_layers": 3}
+LFM |= {"vocab_size": 32, "block_multiple_of": 32, "layer_types": conv_or_full("cfc"), "norm_eps": 1e-5}
 CONFIGS = {
     "qwen": {
         **hybrid_model.SHORT, "architectures": ["Qwen3_5ForCausalLM"],

@@ -99,7 +99,8 @@ def test_heads_in_turn_and_applied_decays_are_the_same_model(tmp_path: Path) -> 
 
 @pytest.fixture(scope="module", params=KERNELS, ids=["torch", "kernels"])
 def fuzz(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> LayerFuzz:
-    return LayerFuzz.of(tmp_path_factory.mktemp("delta"), SHORT, table(SHORT), request.param)
+    config = CONFIG if request.param else SHORT  # plain torch takes long
+    return LayerFuzz.of(tmp_path_factory.mktemp("delta"), config, table(config), request.param)
 
 
 def _probe(request: Request) -> Any:
