@@ -51,7 +51,7 @@ def _read(raw: ConfigJson) -> DecoderShape:
 
 def _header(raw: dict[str, Any]) -> None:
     check_gate(raw, SIGMOID)
-    raw["rotary_dim"] = raw.pop(ROTATED)
+    raw["rotary_dim"] = raw.pop(ROTATED, None)
 
 
 MINIMAX_M2 = Family(
