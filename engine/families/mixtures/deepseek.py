@@ -190,7 +190,8 @@ def _sparse_header(raw: dict[str, Any]) -> None:
     own = raw.pop(CHOOSING)
     usual = [n in own for n in range(raw["num_hidden_layers"])]
     kinds = raw.get("indexer_types") or usual
-    raw["indexer_types"] = [FULL if chooses is True else SHARED for chooses in kinds]
+    if isinstance(kinds, list):  # else the reader refuses it
+        raw["indexer_types"] = [FULL if chooses is True else SHARED for chooses in kinds]
 
 
 LATENT = {  # tensors of GGUF files

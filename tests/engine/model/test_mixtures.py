@@ -24,6 +24,7 @@ from kernel_tools import check_error, compiled
 from layer_fuzz import FEW_AND_MANY, LayerFuzz
 from mtp_tools import SpiedMtp, on_accelerator
 from pairs import pairwise
+from refusals import refused
 from safetensors.torch import load_file, save_file
 
 from fastslow.engine.backends.cpu.decoder import CpuDecoder
@@ -147,6 +148,9 @@ def test_a_gguf_file_is_the_folder_that_it_was_made_from(tmp_path: Path, name: s
     if name == "minimax":  # whole heads turn where nothing is said
         bare = write_gguf(folder, file, change=setting("minimax-m2.rope.dimension_count", None))
         assert (ours.ropes[0].width, ModelConfig.from_folder(bare).ropes[0].width) == (8, 0)
+    if name == "latent sparse said":
+        wrong = write_gguf(folder, file, change=setting("glm-dsa.attention.indexer.types", True))
+        refused("indexer_types True must be a list of 3 types", ModelConfig.from_folder, wrong)
 
 
 FUZZED = [  # plain torch takes long
@@ -196,13 +200,8 @@ def _published(name: str, sizes: str, **fields: Any) -> dict[str, Any]:
 
 
 SIZES = [
-    "num_hidden_layers",
-    "hidden_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "vocab_size",
-    "intermediate_size",
-]
+    "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "vocab_size", "intermediate_size"
+]  # fmt: skip
 # As files of GLM-4.5-Air, ERNIE-4.5-21B-A3B, Granite 3 3B-A800M, Hunyuan-A13B and MiniMax-M2 say it, and how many
 # weights each has, and uses for a token.
 PUBLISHED: dict[str, tuple[dict[str, Any], float, float]] = {
