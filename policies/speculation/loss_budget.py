@@ -20,7 +20,7 @@ class SharedLossBudget:
 
     @property
     def level(self) -> float:
-        """From 0 to 2. Time alone refills it to 1, and drafts that save time to 2."""
+        """From 0 to 2. Time alone refills it to `first_level`, and drafts that save time to 2."""
         return 2 * self.left / self.most
 
 
@@ -53,7 +53,7 @@ class RequestLossBudget:
         # what was gained is kept, so that a few dear drafts which fail do not stop those that pay
         most = max(tuning.most_loss, tuning.kept_drafts * cost, self.left)
         self.left = min(self.left + shared.level * tuning.loss_refill + gained, most)
-        if shared.level < 1:
+        if shared.level < tuning.first_level:
             shared.left += tuning.shared_refill
         shared.left = min(max(shared.left + gained, 0.0), shared.most)
         # half of what the step took: another one like it would overspend by far
@@ -88,7 +88,9 @@ class LossBudgets:
         of_key = self._shared.of(key)
         if (shared := of_key.get(running.bit_length())) is None:
             most = running * self._tuning.most_shared_loss
-            shared = of_key[running.bit_length()] = SharedLossBudget(most / 2, most)
+            shared = of_key[running.bit_length()] = SharedLossBudget(
+                most / 2 * self._tuning.first_level, most
+            )
         return RequestLossBudget(shared, self._tuning, shared.level * self._tuning.first_loss)
 
     @property

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
-from operator import mul
 
 from fastslow.engine.types import RequestView, Tree
 from fastslow.policies.speculation.acceptance import AcceptanceModel, DraftYield, RequestBias
@@ -109,7 +107,9 @@ class AdaptiveLength:
         self._tuning = tuning
         self._bias = RequestBias(acceptance)
         known = acceptance.brought
-        self._brought = DraftYield(known.accepted.value, known.ran.value, tuning.own_yield_memory)
+        self._brought = DraftYield(
+            known.accepted.value, known.ran.value, tuning.own_yield_memory, tuning.yield_begun
+        )
         self._asking = Backoff(*tuning.ask_wait, wait=tuning.ask_wait[0])
         self._probe = Backoff(*tuning.probe_wait, wait=tuning.probe_wait[0])
         self._asked = self._probing = False  # in this step
@@ -127,15 +127,7 @@ class AdaptiveLength:
         step = curve.seconds(running)
         # one more token saves a request's share of a step
         gain = self._brought.gain(curve.row_price(running, 1)) * step / running
-        pays = gain > self._costs.ask_seconds(self._drafter, key)
-        node = self._costs.node_seconds(self._drafter, key)
-        if node is not None and node >= tuning.free_node * step:
-            each = (self._bias.chance(depth, None) for depth in range(1, tuning.most_nodes + 1))
-            best = best_length(list(accumulate(each, mul)), running, node, curve)
-            nodes = best or int(pays or self._probing)
-            self._asked = nodes > 0
-            return nodes
-        self._asked = pays or self._asking.due
+        self._asked = gain > self._costs.ask_seconds(self._drafter, key) or self._asking.due
         if not self._asked:
             self._asking.skip()
             return 0
@@ -143,6 +135,10 @@ class AdaptiveLength:
             self._asking.skip()  # asked twice: a drafter that rested has nothing to say at first
         else:
             self._asking.again(1)
+        node = self._costs.node_seconds(self._drafter, key)
+        if node is not None and node >= tuning.free_node * step:
+            sure = self._bias.surest(tuning.most_nodes)
+            return best_length(sure, running, node, curve) or int(self._probing)
         return min(tuning.most_nodes, tuning.least_budget + 2 * self._ran)
 
     def survival(self, tree: Tree) -> list[float]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from fastslow.engine.types import AcceptResult, MarginalValue, RequestView, Tree
+from fastslow.policies.speculation.acceptance import node_score
 from fastslow.policies.speculation.backoff import Backoff, ByKey, RunningMean, common_key
 from fastslow.policies.speculation.tuning import TUNING, SpeculationTuning
 
@@ -29,16 +30,22 @@ class _Gain(NamedTuple):
 
     tokens: RunningMean  # accepted, less the cost of the rows in tokens
     calibration: RunningMean  # tokens accepted over tokens promised, where there are scores
-    chance: RunningMean  # of a node whose parent is right
+    chance: RunningMean  # of a node that the drafter was sure of, if its parent is right
 
-    def learn(self, held: int, right: int, proposal: _Proposal, most_calibration: float) -> None:
-        """held: nodes that were accepted. right: with the one that the target's own token shows to be."""
+    def learn(self, tokens: Sequence[int], proposal: _Proposal, tuning: SpeculationTuning) -> None:
+        """tokens: of the step, the last one the target's."""
+        tree = proposal.tree
+        right = tree.match(tokens)
+        held, leaf = min(len(right), len(tokens) - 1), right[-1] if right else -1
         self.tokens.add(held - proposal.rows)
-        for depth in range(min(right + 1, max(proposal.tree.depths))):
-            self.chance.add(depth < right)
+        missed = [node for node, parent in enumerate(tree.parents) if parent == leaf][:1]
+        for node in [*right, *missed]:
+            sure = node_score(tree, node)
+            if sure is None or sure >= tuning.sure:
+                self.chance.add(node in right)
         if proposal.total > 0:
             self.calibration.add(
-                min(held / proposal.total * self.calibration.value, most_calibration)
+                min(held / proposal.total * self.calibration.value, tuning.most_calibration)
             )
 
     def begun(self, tuning: SpeculationTuning) -> _Gain:
@@ -209,11 +216,9 @@ class AdaptiveSelection:
                     own, usual = request.gains[n].tokens, known.gains.of(view.memory_key).tokens
                     own.value += (usual.value - own.value) / memory
             for made in request.proposals:
-                right = len(made.tree.match(tokens))
-                held = min(right, len(tokens) - 1)  # the last one is the target's
                 every = self._drafters[made.drafter].gains.of(view.memory_key)
                 for gain in (request.gains[made.drafter], every):
-                    gain.learn(held, right, made, self._tuning.most_calibration)
+                    gain.learn(tokens, made, self._tuning)
             request.proposals = []
 
     def release(self, requests: Collection[int]) -> None:

@@ -35,6 +35,7 @@ class SpeculationTuning:
     score_bins: int = 5  # fine enough to correct scores, coarse enough to fill soon
     prior_yield: tuple[float, float] = (0.4, 0.5)  # nodes accepted and run for each proposal
     yield_memory: float = 200.0  # proposals of all requests, with which a new request begins
+    yield_begun: float = 4.0  # proposals as which that counts then
     own_yield_memory: float = 24.0  # of a request's own: its text may soon change
     bias_rate: float = 0.25  # of a logit, by which one node moves a request: a few must be enough
     bias_limit: float = 3.0  # of a logit: from further off it would take long to come back
@@ -67,15 +68,16 @@ class SpeculationTuning:
     cold_steps: int = 6
 
     # Loss budget, in plain steps
-    # of a new request where the shared budget is half full: a draft or two that fail
-    first_loss: float = 0.5
+    # of a new request where the shared budget is half full; less before anything is known
+    first_loss: float = 1.0
+    first_level: float = 0.7  # of the shared budget to begin with; 2 where drafts save much
     # that a request may lose after its drafts saved much: a text that turns is noticed
     most_loss: float = 6.0
     kept_drafts: float = 4.0  # as many drafts at least, where one takes more
     loss_refill: float = 0.015  # of its time, that drafts may lose in the long run
     # left before drafting goes on after a pause; more where the last draft took more
     resume_loss: float = 0.5
-    # shared by new requests, for each place of a batch; half of it to begin with
+    # shared by new requests, for each place of a batch
     most_shared_loss: float = 12.0
     shared_refill: float = 0.015  # of all time, for new requests
     step_slack: float = 2.0  # a step counts as at most this many times as fast or slow as usual
@@ -84,6 +86,7 @@ class SpeculationTuning:
     prior_gain: float = 1.0  # tokens that a drafter is assumed to gain: so every one is tried
     own_gain_memory: float = 10.0  # proposals of a request's own
     own_chance_memory: float = 64.0  # nodes
+    sure: float = 0.8  # a node's score from which its drafter is sure of it
     gain_memory: float = 50.0  # of all requests, with which a new request begins
     gain_begun: float = 3.0  # own proposals; the gain of all requests counts as this many then
     most_calibration: float = 1.5  # limit to which scores that promise too little are scaled up
