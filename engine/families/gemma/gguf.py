@@ -1,50 +1,24 @@
-"""GGUF files of Gemma 3 and 4: the names of their tensors and header keys."""
+"""GGUF files of Gemma 4 and its assistant: the names of their tensors and header keys."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
+from fastslow.engine.families.gemma.gemma3 import GEMMA3, by_type
 from fastslow.engine.families.reading import FULL, SLIDING, halves
 from fastslow.engine.host.files import shown
 from fastslow.engine.model.config_json import ConfigJson
-from fastslow.engine.model.family import (
-    GGUF_EXPERT_FIELDS,
-    GGUF_EXPERTS,
-    GGUF_HEAD_NORMS,
-    GGUF_LAYER_AROUND,
-    GgufNames,
-)
+from fastslow.engine.model.family import GGUF_EXPERT_FIELDS, GGUF_EXPERTS
 
-# Fields that these files stand for, and no config.json has.
-APPLIED = "weights_applied"  # norms have the one that checkpoints leave out
+# Sizes of heads that no config.json has beside the others.
 OWN = {"attention.value_length": "value_dim", "attention.value_length_swa": "window_value_dim"}
 OWN |= {"rope.dimension_count": "turning", "rope.dimension_count_swa": "window_turning"}
-PATTERN = "sliding_window_pattern"
-# Layers of the one Gemma 3 whose scores are divided by the root of hidden_size / heads.
-LARGEST = 62
 
 
-def _by_type(raw: dict[str, Any]) -> None:
-    """Types of layers are marks of those that see a window."""
-    marks = raw.get(PATTERN)
-    if isinstance(marks, list):
-        raw["layer_types"] = [SLIDING if mark else FULL for mark in raw.pop(PATTERN)]
-
-
-def _gemma3(raw: dict[str, Any]) -> None:
-    _by_type(raw)
-    said, scale = ConfigJson(raw), raw.get("head_dim", 256)
-    if said.layers == LARGEST:
-        scale = said.width("hidden_size") // said.heads("num_attention_heads")
-    raw["query_pre_attn_scalar"] = scale
-    if "sliding_window" not in raw:
-        raw[PATTERN] = 1
-
-
-def _gemma4(raw: dict[str, Any]) -> None:
+def _from_gguf(raw: dict[str, Any]) -> None:
     """Sizes of heads by layer, widths of MLPs, and the share of a head that turns, which factors say."""
-    _by_type(raw)
+    by_type(raw)
     layers, types = ConfigJson(raw).layers, raw.get("layer_types", [])
     dims = {FULL: raw.pop("global_head_dim", None), SLIDING: raw.get("head_dim")}
     for name in OWN.values():
@@ -80,18 +54,6 @@ def _gemma4(raw: dict[str, Any]) -> None:
         raw["rope_scaling"] = {"rope_type": "proportional", "partial_rotary_factor": share}
 
 
-GEMMA3 = GgufNames(
-    "gemma3",
-    GGUF_LAYER_AROUND | GGUF_HEAD_NORMS,
-    fields={
-        "attention.sliding_window": "sliding_window",
-        f"attention.{PATTERN}": PATTERN,
-        "rope.freq_base_swa": "rope_local_base_freq",
-        "final_logit_softcapping": "final_logit_softcapping",
-    },
-    given={APPLIED: True},
-    finish=_gemma3,
-)
 GEMMA4 = replace(
     GEMMA3,
     architecture="gemma4",
@@ -120,7 +82,7 @@ GEMMA4 = replace(
         "expert_used_count": "top_k_experts",
     },
     given={"hidden_size_per_layer_input": 0},
-    finish=_gemma4,
+    finish=_from_gguf,
     parts={"ffn_gate_up_exps": halves},
     top={
         "per_layer_token_embd": "model.embed_tokens_per_layer",
