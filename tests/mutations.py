@@ -25,7 +25,7 @@ from rich.table import Table
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("fastslow", "engine", "draft", "policies", "serve", "tools")
-COPIED = (*ROOMS, "tests", "pyproject.toml")
+COPIED = (*ROOMS, "benchmarks", "tests", "pyproject.toml")
 PATIENCE = 600  # seconds for the tests of one mutation
 EDIT = re.compile(r"((?:^-.*\n)+)((?:^\+.*\n)+)", re.MULTILINE)
 
